@@ -1,0 +1,49 @@
+"""What the tests share: the place of the real data, pictures with targets, and a fixed random state."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT / "tests"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import sample_pictures  # noqa: E402  (found through the lines above)
+
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def find_shared_data() -> Path | None:
+    """The folder of real data: $MASKRCNN_DATA, else ../shared/data beside the project; None when missing."""
+    given = os.environ.get("MASKRCNN_DATA")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    return folder.resolve() if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data; tests that need it are skipped only when it is not there."""
+    folder = find_shared_data()
+    if folder is None:
+        pytest.skip("no real data: set MASKRCNN_DATA, or put it into ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[tuple[torch.Tensor, dict]]:
+    """Six (image uint8 [3, H, W], target), all of different sizes: COCO photos, else drawn ones."""
+    folder = find_shared_data()
+    if folder is not None and (folder / "coco_mini").is_dir():
+        return sample_pictures.coco_photos(folder / "coco_mini", 6)
+    return sample_pictures.drawn_pictures(6)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Each test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
