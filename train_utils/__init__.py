@@ -1,0 +1,1 @@
+"""What the scripts share: data sets, the training loop, evaluation, checkpoints and logs."""

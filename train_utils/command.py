@@ -1,0 +1,231 @@
+"""What every command shares: how flags are spelled, the model's flags, the device, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from backbone.errors import InputError
+from network_files import MaskRCNNConfig
+
+EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+NONE = "none"  # how a flag says "off" for a field that may be None; an absent flag is Python's None
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser in which `--batch_size` is `--batch-size`, and an error is one line, exit status 2.
+
+    Flags are added with `-`. Abbreviated flags are refused: `--min` must not become `--min-size`.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        return super().parse_known_args([_dashed(a) for a in (sys.argv[1:] if args is None else args)], namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(EXIT_WRONG_INPUT, f"error: {message} (python {self.prog} --help lists the flags)\n")
+
+
+def _dashed(word: str) -> str:
+    """`--min_size=1_0` -> `--min-size=1_0`; what is not a flag stays as it is."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def parse_bool(text: str) -> bool:
+    """`True` / `False` in any case, and yes/no, on/off, 1/0; raises argparse.ArgumentTypeError otherwise."""
+    word = text.lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def add_flag(parser, name: str, default: bool | None = False, help: str = "") -> None:
+    """Add a boolean flag: `--amp`, `--amp True` and `--amp False` all mean what they say."""
+    parser.add_argument(name, nargs="?", const=True, default=default, type=parse_bool, metavar="True|False",
+                        help=help)
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1; the type of `--batch-size` and its like."""
+    return _bounded(text, int, lambda v: v >= 1, "a whole number of at least 1")
+
+
+def non_negative_int(text: str) -> int:
+    """A whole number of at least 0; the type of `--workers` and its like."""
+    return _bounded(text, int, lambda v: v >= 0, "a whole number of at least 0")
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0; the type of `--lr` and its like."""
+    return _bounded(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+
+
+def fraction(text: str) -> float:
+    """A number in 0..1; the type of thresholds."""
+    return _bounded(text, float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
+
+
+def _bounded(text: str, kind: type, accepts: Callable[[float], bool], wanted: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not accepts(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+# --- the model's flags -------------------------------------------------------------------------------------
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag per field of MaskRCNNConfig (`num_classes` apart), all with None as default.
+
+    Type and number of values follow from the field's annotation, the help text from its metadata
+    ("help", and "choices" where the field has them).
+    """
+    group = parser.add_argument_group("model (fields of MaskRCNNConfig)")
+    hints = typing.get_type_hints(MaskRCNNConfig)
+    for field in _config_fields():
+        kind, count, optional = _value_type(hints[field.name])
+        help_text = _help_text(field, optional)
+        name = "--" + field.name.replace("_", "-")
+        if kind is bool:
+            add_flag(group, name, default=None, help=help_text)
+            continue
+        group.add_argument(name, nargs=count, type=_none_or(kind) if optional else kind, default=None,
+                           choices=_choices(field, optional), metavar=None if "choices" in field.metadata else
+                           kind.__name__.upper(), help=help_text)
+
+
+def config_from_args(args: argparse.Namespace) -> dict:
+    """The config fields whose flags were given, as keyword arguments for `create_model`."""
+    given = {f.name: getattr(args, f.name, None) for f in _config_fields()}
+    return {name: _field_value(value) for name, value in given.items() if value is not None}
+
+
+def _config_fields() -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(MaskRCNNConfig) if f.init and f.name != "num_classes"]
+
+
+def _field_value(value):
+    if isinstance(value, list):
+        return tuple(value)
+    return None if value == NONE else value
+
+
+def _value_type(hint) -> tuple[type, int | str | None, bool]:
+    """An annotation -> (type of one value, argparse's nargs, whether None is allowed)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [m for m in typing.get_args(hint) if m is not type(None)]
+        optional = len(members) < len(typing.get_args(hint))
+        # `int | tuple[int, ...]`: the tuple holds both
+        widest = next((m for m in members if typing.get_origin(m) is tuple), members[0])
+        return (*_value_type(widest)[:2], optional)
+    if typing.get_origin(hint) is tuple:
+        members = typing.get_args(hint)
+        count = "+" if members[-1] is Ellipsis else len(members)
+        return _value_type(members[0])[0], count, False
+    return hint, None, False
+
+
+def _none_or(kind: type) -> Callable[[str], object]:
+    def convert(text: str):
+        return NONE if text.lower() == NONE else kind(text)
+
+    convert.__name__ = kind.__name__  # argparse names it in "invalid float value"
+    return convert
+
+
+def _choices(field: dataclasses.Field, optional: bool) -> list | None:
+    choices = field.metadata.get("choices")
+    if choices is None:
+        return None
+    return [c for c in choices if c is not None] + [NONE] * optional
+
+
+def _help_text(field: dataclasses.Field, optional: bool) -> str:
+    text = field.metadata.get("help", "")
+    default = field.default
+    if default is None or default is dataclasses.MISSING:
+        shown = ""
+    else:
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        shown = f" (default: {shown})"
+    off = " ('none' switches it off)" if optional and default is not None else ""
+    return (text + off + shown).replace("%", "%%")
+
+
+# --- running a command -------------------------------------------------------------------------------------
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:i` -> the device; InputError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in name and not (kind == "cuda" and index.isdecimal())):
+        raise InputError(f"--device {name}: give auto, cpu, cuda or cuda:0, cuda:1, ...")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(f"--device {name}: torch sees no CUDA GPU here; give --device cpu")
+        if index and int(index) >= count:
+            raise InputError(f"--device {name}: torch sees {count} GPU(s), cuda:0 to cuda:{count - 1}")
+    return torch.device(name)
+
+
+def plain_args(args: argparse.Namespace) -> dict:
+    """The arguments as a dict of plain values (str, int, float, bool, None, lists), for files."""
+    return {name: _plain(value) for name, value in sorted(vars(args).items())}
+
+
+def _plain(value):
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Run a script's `main` and return its exit status; scripts end with `sys.exit(run_command(main))`.
+
+    0 when `main` returns None, what it returns otherwise; an InputError becomes one `error: ...` line on
+    stderr and 2; Ctrl-C 130. Any other exception is a fault of the program and keeps its traceback.
+    """
+    try:
+        return main() or EXIT_OK
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return EXIT_WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of a pipe (`| head`) has gone; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SOME_UNUSABLE
+
+
+def existing_path(path: str | Path, flag: str) -> Path:
+    """`path` if it exists, with `~` expanded; InputError naming the flag otherwise."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"{flag} {path}: no such file or folder")
+    return path

@@ -1,0 +1,82 @@
+"""Writing files so that a fault or a kill leaves either the old content or the new, and one clear line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from backbone.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an OSError raised while `path` is written into an InputError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: {_advice(error)}") from error
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in FULL:
+        return (f"no room left to write it ({os.strerror(error.errno)}); free some space or give another "
+                "--output-dir (a training run goes on with --resume auto)")
+    if error.errno in FORBIDDEN:
+        return f"may not be written ({os.strerror(error.errno)}); give an --output-dir that you may write to"
+    return f"could not be written: {error.strerror or error}"
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, and rename it to `path` when the block ends without an error.
+
+    The content reaches the disk (fsync) before the name does; after an error the temporary file is
+    removed and `path` is untouched.
+
+    Raises:
+        InputError: the file cannot be written (full disk, read-only folder, ...).
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace the content of `path` by `text` (UTF-8) atomically; raises InputError as `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create a folder and its parents where they are missing; raises InputError when that fails."""
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the folder itself, so that a rename survives a power cut (POSIX only)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
