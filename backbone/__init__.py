@@ -1,0 +1,58 @@
+"""Pictures -> feature pyramid. `BACKBONES` names the bodies; a new one is one more entry."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from backbone.errors import InputError
+from backbone.feature_pyramid_network import FeaturePyramidNetwork
+from backbone.norm import NORMS, FrozenBatchNorm2d, conv_norm, norm_layer
+from backbone.resnet import RESNETS, ResNet
+
+__all__ = ["BACKBONES", "NORMS", "Backbone", "FrozenBatchNorm2d", "InputError", "build_backbone", "conv_norm",
+           "norm_layer"]
+
+# name -> builder(norm) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    name: partial(ResNet, block, depths) for name, (block, depths) in RESNETS.items()
+}
+
+
+class Backbone(nn.Module):
+    """A body and its FPN: pictures [N, 3, H, W] -> [P2 .. P6], each [N, out_channels, H / stride, W / stride].
+
+    H and W are multiples of 32. Maps are channels-last in memory, which is what the convolutions are
+    fastest with and what RoIAlign reads without a copy.
+    """
+
+    strides = (4, 8, 16, 32, 64)
+
+    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int):
+        super().__init__()
+        self.body, self.fpn, self.out_channels = body, fpn, out_channels
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        return self.fpn(self.body(pictures.contiguous(memory_format=torch.channels_last)))
+
+
+def build_backbone(
+    name: str, norm: str, trainable_layers: int, fpn_channels: int = 256, fpn_norm: bool = False,
+    frozen_eps: float = 1e-5,
+) -> Backbone:
+    """Build a body by name on an FPN.
+
+    norm: of the body (and of the FPN with `fpn_norm`): frozen, batch, sync or group.
+    trainable_layers: 0 (none) .. 5 (all) stages of the body that train, counted from the top.
+    Raises InputError for an unknown name, norm, or a count outside 0..5.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"backbone {name!r} is not known: choose one of {', '.join(BACKBONES)}")
+    if trainable_layers not in range(6):
+        raise InputError(f"trainable_layers is {trainable_layers}: it must be 0 to 5")
+    layer = norm_layer(norm, frozen_eps)
+    body = BACKBONES[name](layer)
+    body.freeze(trainable_layers)
+    fpn = FeaturePyramidNetwork(body.out_channels, fpn_channels, layer if fpn_norm else None)
+    return Backbone(body, fpn, fpn_channels)

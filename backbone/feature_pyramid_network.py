@@ -1,0 +1,45 @@
+"""Feature Pyramid Network (Lin et al. 2017) on any body, with torchvision's parameter names."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.norm import conv_norm
+
+
+def fpn_conv(c_in: int, c_out: int, kernel: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
+    """A convolution, with its norm where there is one (then without a bias)."""
+    conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=norm is None)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv) if norm is None else nn.Sequential(conv, norm(c_out))
+
+
+def run(block: nn.Sequential, x: Tensor) -> Tensor:
+    return conv_norm(x, block[0], block[1] if len(block) > 1 else None)
+
+
+class FeaturePyramidNetwork(nn.Module):
+    """[C2, C3, C4, C5] -> [P2, P3, P4, P5, P6], all of `out_channels`, at strides 4, 8, 16, 32, 64.
+
+    Each map gets a 1x1 convolution, the coarser map is added to it (nearest neighbour), and a 3x3
+    convolution smooths the sum. P6 takes every other cell of P5 (a max-pool of size 1 and stride 2).
+    """
+
+    def __init__(
+        self, in_channels: list[int], out_channels: int, norm: Callable[[int], nn.Module] | None = None
+    ):
+        super().__init__()
+        self.inner_blocks = nn.ModuleList(fpn_conv(c, out_channels, 1, norm) for c in in_channels)
+        self.layer_blocks = nn.ModuleList(fpn_conv(out_channels, out_channels, 3, norm) for _ in in_channels)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        inner = run(self.inner_blocks[-1], maps[-1])
+        pyramid = [run(self.layer_blocks[-1], inner)]
+        for i in range(len(maps) - 2, -1, -1):
+            lateral = run(self.inner_blocks[i], maps[i])
+            inner = lateral + F.interpolate(inner, size=lateral.shape[-2:], mode="nearest")
+            pyramid.insert(0, run(self.layer_blocks[i], inner))
+        return [*pyramid, F.max_pool2d(pyramid[-1], 1, 2)]

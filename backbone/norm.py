@@ -1,0 +1,77 @@
+"""Normalisation layers, and a frozen one folded into the convolution before it.
+
+Shapes: N pictures, C channels, H x W cells.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.errors import InputError
+
+NORMS = ("frozen", "batch", "sync", "group")
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and affine parameters are constants: y = x * scale + shift, per channel.
+
+    Its state has BatchNorm2d's names (weight, bias, running_mean, running_var), as torchvision's has;
+    `num_batches_tracked` in a loaded state is ignored. All four are buffers, so that no optimiser sees them.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return scale [C] and shift [C]."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        scale, shift = self.scale_and_shift()
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
+    """norm(conv(x)); a frozen norm is folded into the convolution.
+
+    Folding multiplies the small weight instead of the large activation, and saves the activation that
+    autograd would otherwise keep between the two.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        x = conv(x)
+        return x if norm is None else norm(x)
+    scale, shift = norm.scale_and_shift()
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def norm_layer(kind: str, frozen_eps: float = 1e-5) -> Callable[[int], nn.Module]:
+    """Return a function from a channel count to a norm layer of this kind: frozen, batch, sync or group.
+
+    Group norm takes 32 groups (Wu & He 2018), or the largest number of groups that divides both 32 and
+    the channels. Raises InputError for another kind.
+    """
+    layers = {
+        "frozen": lambda channels: FrozenBatchNorm2d(channels, frozen_eps),
+        "batch": nn.BatchNorm2d,
+        "sync": nn.SyncBatchNorm,
+        "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+    }
+    if kind not in layers:
+        raise InputError(f"norm {kind!r} is not known: choose one of {', '.join(NORMS)}")
+    return layers[kind]

@@ -1,0 +1,47 @@
+"""Anchors: reference boxes on the cells of each pyramid level. A levels' anchors are [H W R, 4]."""
+
+import torch
+from torch import Tensor
+
+
+def cell_anchors(size: int, aspect_ratios: tuple[float, ...]) -> Tensor:
+    """Anchors of `size`^2 pixels around the origin, one per aspect ratio (height / width): [R, 4].
+
+    Corners are rounded to whole pixels, as in the published models.
+    """
+    heights = torch.sqrt(torch.tensor(aspect_ratios, dtype=torch.float32))
+    half_w, half_h = (1 / heights) * size / 2, heights * size / 2
+    return torch.stack((-half_w, -half_h, half_w, half_h), 1).round()
+
+
+class AnchorGrid:
+    """Anchors of every level for pictures of one padded shape, kept from the last call.
+
+    sizes: one anchor size in pixels per level; aspect_ratios: the same for every level.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], aspect_ratios: tuple[float, ...]):
+        self.cells = [cell_anchors(size, aspect_ratios) for size in sizes]
+        self.per_cell = len(aspect_ratios)
+        self._key: tuple | None = None
+        self._anchors: list[Tensor] = []
+
+    def __call__(self, maps: list[Tensor], padded: tuple[int, int]) -> list[Tensor]:
+        """maps: [N, C, H, W] per level, of pictures padded to (height, width).
+
+        Returns one [H W R, 4] per level, cell by cell along rows, in pixels, of the maps' device and type.
+        """
+        key = (maps[0].device, maps[0].dtype, padded, *(m.shape[-2:] for m in maps))
+        if key != self._key:
+            self._anchors = [self._level(cell.to(m), m.shape[-2:], padded)
+                             for cell, m in zip(self.cells, maps, strict=True)]
+            self._key = key
+        return self._anchors
+
+    @staticmethod
+    def _level(cell: Tensor, grid: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+        y = torch.arange(grid[0], device=cell.device, dtype=cell.dtype) * (padded[0] // grid[0])
+        x = torch.arange(grid[1], device=cell.device, dtype=cell.dtype) * (padded[1] // grid[1])
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        corner = torch.stack((x, y, x, y), -1)  # [H, W, 4]
+        return (corner[:, :, None] + cell).reshape(-1, 4)  # [H W R, 4]

@@ -1,0 +1,83 @@
+"""Box geometry. Boxes are `x1 y1 x2 y2` in pixels, [..., 4]; N and M count boxes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# exp() of a predicted log-size is capped here, so that one wild value makes no infinite box: a picture of
+# 1000 pixels is 1000 / 16 times the smallest stride-16 anchor step (value as in Detectron and torchvision)
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """boxes [..., 4] -> area [...]."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def box_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Areas shared by each box of a [N, 4] and each of b [M, 4] -> [N, M]."""
+    width = torch.min(a[:, None, 2], b[:, 2]).sub_(torch.max(a[:, None, 0], b[:, 0])).clamp_(min=0)  # [N, M]
+    height = torch.min(a[:, None, 3], b[:, 3]).sub_(torch.max(a[:, None, 1], b[:, 1])).clamp_(min=0)
+    return width.mul_(height)
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of a [N, 4] with b [M, 4] -> [N, M], in 0..1 (nan for two empty boxes)."""
+    inter = box_intersection(a, b)
+    return inter / (box_area(a)[:, None] + box_area(b) - inter)
+
+
+def box_ioa(a: Tensor, b: Tensor) -> Tensor:
+    """Share of each b [M, 4] that lies inside each a [N, 4] -> [N, M], in 0..1 (0 for an empty b)."""
+    return box_intersection(a, b) / box_area(b).clamp(min=torch.finfo(b.dtype).tiny)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clip boxes [..., 4] to a picture of size (height, width)."""
+    height, width = size
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), -1)
+
+
+def at_least(boxes: Tensor, side: float) -> Tensor:
+    """Which boxes [N, 4] have both sides >= `side` pixels -> bool [N]."""
+    return (boxes[:, 2] - boxes[:, 0] >= side) & (boxes[:, 3] - boxes[:, 1] >= side)
+
+
+def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Move boxes [N, 4] from a picture of (height, width) `from_size` to its resized copy.
+
+    The two ratios are rounded to float32 first, as torchvision's `resize_boxes` does.
+    """
+    ratio_y, ratio_x = (torch.tensor(t, dtype=torch.float32) / torch.tensor(f, dtype=torch.float32)
+                        for t, f in zip(to_size, from_size, strict=True))
+    ratios = [ratio_x.item(), ratio_y.item()] * 2
+    return boxes * boxes.new_tensor(ratios)
+
+
+class BoxCoder:
+    """Boxes as offsets from reference boxes (Faster R-CNN, Girshick 2014, appendix C), and back.
+
+    Law: decode(encode(boxes, reference), reference) == boxes. `weights` multiply (dx, dy, dw, dh), so that
+    the offsets have a spread near one.
+    """
+
+    def __init__(self, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)):
+        self.weights = weights
+
+    def encode(self, boxes: Tensor, reference: Tensor) -> Tensor:
+        """boxes [N, 4] seen from reference [N, 4] -> deltas [N, 4]."""
+        size = boxes[:, 2:] - boxes[:, :2]  # [N, 2] width, height
+        ref_size = reference[:, 2:] - reference[:, :2]
+        shift = (boxes[:, :2] + 0.5 * size - reference[:, :2] - 0.5 * ref_size) / ref_size
+        deltas = torch.cat((shift, torch.log(size / ref_size)), dim=1)  # [N, 4]
+        return deltas * deltas.new_tensor(self.weights)
+
+    def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
+        """deltas [N, 4] from reference [N, 4] -> boxes [N, 4]; growth is capped at 62.5-fold a side."""
+        deltas = deltas / deltas.new_tensor(self.weights)
+        ref_size = reference[:, 2:] - reference[:, :2]
+        centre = deltas[:, :2] * ref_size + reference[:, :2] + 0.5 * ref_size
+        half = 0.5 * ref_size * deltas[:, 2:].clamp(max=MAX_LOG_SCALE).exp()
+        return torch.cat((centre - half, centre + half), dim=1)  # [N, 4]

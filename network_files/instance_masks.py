@@ -1,0 +1,302 @@
+"""Instance masks without full-size float pictures: crops, training targets, pasting, run-length codes.
+
+Shapes: N masks of one H x W picture, P RoIs, D detections, M = 28 cells a side.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from network_files.roi_align import bilinear_taps
+
+CHUNK = 4_000_000  # padded mask pixels that `mask_targets` holds at once
+
+
+class CroppedMasks:
+    """N binary masks of one H x W picture, each kept as the pixels inside the tight box of its set pixels.
+
+    pixels: uint8 [T], 0 or 1: the crops one after another, each row by row.
+    boxes:  int64 [N, 4], x1 y1 x2 y2 of each crop, ends exclusive; 0 0 0 0 for a mask without pixels.
+    size:   (H, W).
+    """
+
+    def __init__(self, pixels: Tensor, boxes: Tensor, size: tuple[int, int]):
+        self.pixels, self.boxes, self.size = pixels, boxes, (int(size[0]), int(size[1]))
+
+    @classmethod
+    def empty(cls, size: tuple[int, int]) -> "CroppedMasks":
+        """No masks of a picture of `size` (H, W)."""
+        return cls(torch.zeros(0, dtype=torch.uint8), torch.zeros(0, 4, dtype=torch.int64), size)
+
+    @classmethod
+    def from_masks(cls, masks: Tensor) -> "CroppedMasks":
+        """Crop full-size masks, [N, H, W], uint8 or bool (not 0 = set)."""
+        corner = torch.zeros(len(masks), 4, dtype=torch.int64)
+        return cls.from_crops(list(masks), corner, masks.shape[-2:])
+
+    @classmethod
+    def from_crops(cls, crops: list[Tensor], boxes: Tensor, size: tuple[int, int]) -> "CroppedMasks":
+        """Tighten crops (each [h, w], not 0 = set) whose left upper corners are the first two of boxes [N, 4]."""
+        tight, flat = [], [torch.zeros(0, dtype=torch.uint8)]
+        for crop, (x, y, _, _) in zip(crops, boxes.tolist(), strict=True):
+            crop = crop != 0
+            rows, columns = crop.any(1).nonzero()[:, 0], crop.any(0).nonzero()[:, 0]
+            if not len(rows):
+                tight.append((0, 0, 0, 0))
+                continue
+            y1, y2, x1, x2 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+            tight.append((x + x1, y + y1, x + x2, y + y2))
+            flat.append(crop[y1:y2, x1:x2].reshape(-1).to(torch.uint8))
+        device = crops[0].device if crops else flat[0].device
+        pixels = torch.cat([part.to(device) for part in flat])
+        return cls(pixels, torch.tensor(tight, dtype=torch.int64, device=device).reshape(-1, 4), size)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __repr__(self) -> str:
+        return f"CroppedMasks({len(self)} of {self.size[0]}x{self.size[1]}, {len(self.pixels)} pixels)"
+
+    def areas(self) -> Tensor:
+        """Set pixels of each mask, int64 [N]."""
+        return torch.stack([crop.sum() for crop in self.crops()]) if len(self) else self.boxes.new_zeros(0)
+
+    def offsets(self) -> Tensor:
+        """Where each crop begins in `pixels`, int64 [N + 1]."""
+        sizes = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
+        return F.pad(sizes.cumsum(0), (1, 0))
+
+    def crops(self) -> list[Tensor]:
+        """Every crop, uint8 [h, w]: views."""
+        boxes = self.boxes.tolist()
+        parts = self.pixels.split([(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes])
+        return [part.view(y2 - y1, x2 - x1) for part, (x1, y1, x2, y2) in zip(parts, boxes, strict=True)]
+
+    def crop(self, i: int) -> Tensor:
+        """The i-th crop, uint8 [h, w]: a view."""
+        return self.crops()[i]
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> "CroppedMasks":
+        """The masks at these indices (or where a bool tensor is set), in that order."""
+        chosen = torch.arange(len(self), device=self.boxes.device)[index].tolist()
+        crops = self.crops()
+        pixels = [crops[i].reshape(-1) for i in chosen]
+        return CroppedMasks(torch.cat(pixels) if pixels else self.pixels[:0], self.boxes[chosen], self.size)
+
+    def to_masks(self) -> Tensor:
+        """Full-size masks, uint8 [N, H, W]."""
+        masks = self.pixels.new_zeros(len(self), *self.size)
+        for mask, crop, (x1, y1, x2, y2) in zip(masks, self.crops(), self.boxes.tolist(), strict=True):
+            mask[y1:y2, x1:x2] = crop
+        return masks
+
+    def _replace(self, crops: list[Tensor], boxes: Tensor) -> "CroppedMasks":
+        pixels = torch.cat([crop.reshape(-1) for crop in crops]) if crops else self.pixels
+        return CroppedMasks(pixels, boxes, self.size)
+
+    def hflip(self) -> "CroppedMasks":
+        """Mirrored left to right."""
+        x1, y1, x2, y2 = self.boxes.unbind(1)
+        boxes = torch.stack((self.size[1] - x2, y1, self.size[1] - x1, y2), 1)
+        return self._replace([crop.flip(1) for crop in self.crops()], boxes * (x2 > x1)[:, None])
+
+    def vflip(self) -> "CroppedMasks":
+        """Mirrored top to bottom."""
+        x1, y1, x2, y2 = self.boxes.unbind(1)
+        boxes = torch.stack((x1, self.size[0] - y2, x2, self.size[0] - y1), 1)
+        return self._replace([crop.flip(0) for crop in self.crops()], boxes * (x2 > x1)[:, None])
+
+    def resize(self, size: tuple[int, int]) -> "CroppedMasks":
+        """Resized to (height, width) by nearest neighbour, as F.interpolate does to full-size masks."""
+        rows = nearest_index(self.size[0], size[0], self.boxes.device)  # [height] source row of each row
+        columns = nearest_index(self.size[1], size[1], self.boxes.device)
+        # the resized pixels whose source lies in a crop: a half-open range, as both maps are monotone
+        x1, y1, x2, y2 = self.boxes.unbind(1)
+        lo = torch.stack((torch.searchsorted(columns, x1), torch.searchsorted(rows, y1)), 1)
+        hi = torch.stack((torch.searchsorted(columns, x2), torch.searchsorted(rows, y2)), 1)
+        boxes = torch.cat((lo, hi), 1)
+        crops = [
+            crop[rows[b[1] : b[3]] - a[1]][:, columns[b[0] : b[2]] - a[0]]
+            for crop, a, b in zip(self.crops(), self.boxes.tolist(), boxes.tolist(), strict=True)
+        ]
+        return CroppedMasks.from_crops(crops, boxes, size)
+
+    def window(self, x: int, y: int, width: int, height: int) -> "CroppedMasks":
+        """What is seen through a window of width x height whose left upper corner is at (x, y).
+
+        The window may reach outside the picture: nothing is set there.
+        """
+        crops, corners = [], []
+        for crop, (x1, y1, x2, y2) in zip(self.crops(), self.boxes.tolist(), strict=True):
+            left, top = max(x1, x), max(y1, y)
+            right, bottom = max(min(x2, x + width), left), max(min(y2, y + height), top)
+            crops.append(crop[top - y1 : bottom - y1, left - x1 : right - x1])
+            corners.append((left - x, top - y, 0, 0))
+        return CroppedMasks.from_crops(crops, torch.tensor(corners).reshape(-1, 4), (height, width))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CroppedMasks":
+        """Moved to a device."""
+        return CroppedMasks(self.pixels.to(device, non_blocking=non_blocking),
+                            self.boxes.to(device, non_blocking=non_blocking), self.size)
+
+    def pin_memory(self) -> "CroppedMasks":
+        return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size)
+
+
+def nearest_index(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
+    """For each of `target` cells, the one of `source` cells that F.interpolate(mode="nearest") reads: int64 [target].
+
+    The ratio is rounded to float32 before it multiplies, as torch does.
+    """
+    ratio = torch.tensor(source, dtype=torch.float32) / target
+    index = (torch.arange(target, dtype=torch.float32, device=device) * ratio.to(device)).long()
+    return index.clamp_(max=source - 1)
+
+
+def mask_targets(
+    masks: CroppedMasks, rois: Tensor, matched: Tensor, resized: tuple[int, int], cells: int
+) -> Tensor:
+    """What the mask branch should predict for each RoI: the share of set pixels in each of its cells.
+
+    masks: N of a picture; rois [P, 4] in the picture resized to (height, width) `resized`; matched int64
+    [P], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type.
+
+    Matches torchvision, which resizes the full-size masks (nearest) and RoIAligns them with adaptive
+    sampling. That average is separable: rows @ crop @ columns^T, with two small matrices per RoI.
+    """
+    boxes = masks.boxes[matched]  # [P, 4]
+    offsets = masks.offsets()[matched]  # [P]
+    rows = _axis_weights(rois[:, 1], rois[:, 3], boxes[:, 1], boxes[:, 3], masks.size[0], resized[0], cells)
+    columns = _axis_weights(rois[:, 0], rois[:, 2], boxes[:, 0], boxes[:, 2], masks.size[1], resized[1], cells)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).tolist()
+    order = sorted(range(len(sizes)), key=lambda i: -max(sizes[i]))  # similar ones together: little padding
+    targets = rois.new_zeros(len(rois), cells, cells)
+    start = 0
+    while start < len(order):
+        width, height = sizes[order[start]]
+        stop = start + 1
+        while stop < len(order):
+            width, height = max(width, sizes[order[stop]][0]), max(height, sizes[order[stop]][1])
+            if (stop + 1 - start) * width * height > CHUNK:
+                break
+            stop += 1
+        some = torch.tensor(order[start:stop], device=rois.device)
+        width, height = boxes[some, 2] - boxes[some, 0], boxes[some, 3] - boxes[some, 1]
+        crops = _padded_crops(masks.pixels, offsets[some], width, height).to(rois.dtype)  # [p, h, w]
+        w_rows, w_columns = rows(some, crops.shape[1]), columns(some, crops.shape[2])
+        targets[some] = w_rows @ crops @ w_columns.transpose(1, 2)
+        start = stop
+    return targets
+
+
+def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor) -> Tensor:
+    """Crops of different sizes, padded with zeros to the largest: uint8 [p, h, w]."""
+    if not len(pixels):
+        return pixels.new_zeros(len(offsets), 1, 1)
+    y = torch.arange(max(int(height.max()), 1), device=pixels.device)
+    x = torch.arange(max(int(width.max()), 1), device=pixels.device)
+    index = offsets[:, None, None] + y[:, None] * width[:, None, None] + x  # [p, h, w]
+    inside = (y < height[:, None])[:, :, None] & (x < width[:, None])[:, None, :]
+    return pixels[index.clamp_(max=len(pixels) - 1)] * inside
+
+
+def _axis_weights(start, end, crop_start, crop_end, source: int, resized: int, cells: int):
+    """One axis of `mask_targets`: a function (which RoIs, crop length) -> weights [p, cells, length].
+
+    Each cell averages ceil(RoI length / cells) bilinear samples; each sample reads two resized pixels;
+    each of these is one source pixel, which counts if it lies in the crop.
+    """
+    index = nearest_index(source, resized, start.device)  # [resized]
+
+    def weights(some: Tensor, length: int) -> Tensor:
+        lo, extent = start[some], (end - start)[some].clamp(min=1)  # [p]
+        samples = torch.ceil(extent / cells)  # per cell
+        k = torch.arange(max(int(samples.max()), 1), device=start.device)
+        cell = torch.arange(cells, device=start.device)[:, None]
+        position = lo[:, None, None] + (extent / cells)[:, None, None] * (
+            cell + (k + 0.5) / samples[:, None, None])  # [p, cells, k]
+        pixel, weight = bilinear_taps(position, resized)  # [p, cells, k, 2]
+        weight = weight * (k < samples[:, None, None])[..., None] / samples[:, None, None, None]
+        row = index[pixel] - crop_start[some][:, None, None, None]
+        weight = weight * ((row >= 0) & (row < (crop_end - crop_start)[some][:, None, None, None]))
+        out = weight.new_zeros(len(some), cells, length)
+        return out.scatter_add_(2, row.clamp(0, length - 1).flatten(2), weight.flatten(2))
+
+    return weights
+
+
+def _pasted_crops(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+    """For each detection, its mask at the picture's resolution: x, y and probabilities [h, w] from there on.
+
+    probs [D, m, m], boxes [D, 4]. The mask is padded by a cell, its box grown with it and truncated to
+    whole pixels, and resized to that box (bilinear), as torchvision's `paste_masks_in_image` does.
+    """
+    cells = probs.shape[-1] + 2
+    probs = F.pad(probs, (1, 1, 1, 1))  # [D, m + 2, m + 2]
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
+    half = half * (cells / (cells - 2))
+    grown = torch.cat((centre - half, centre + half), 1).to(torch.int64).tolist()
+    for prob, (x1, y1, x2, y2) in zip(probs, grown, strict=True):
+        rows, y = _resize_weights(y1, y2, size[0], cells, prob)
+        columns, x = _resize_weights(x1, x2, size[1], cells, prob)
+        yield x, y, rows @ prob @ columns.T  # [h, w]
+
+
+def _resize_weights(start: int, last: int, limit: int, cells: int, like: Tensor) -> tuple[Tensor, int]:
+    """Bilinear weights [visible pixels, cells] of pixels start..last inside 0..limit, and the first of them."""
+    length = max(last - start + 1, 1)
+    first = min(max(start, 0), limit)
+    pixel = torch.arange(first, max(min(last + 1, limit), first), dtype=like.dtype, device=like.device)
+    position = ((pixel - start + 0.5) * (cells / length) - 0.5).clamp(min=0)
+    cell, weight = bilinear_taps(position, cells)  # [pixels, 2]
+    return like.new_zeros(len(pixel), cells).scatter_add_(1, cell, weight), first
+
+
+def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks probs [D, m, m] in 0..1 pasted into their boxes [D, 4] of a (H, W) picture -> [D, 1, H, W]."""
+    out = probs.new_zeros(len(probs), 1, *size)
+    for mask, (x, y, crop) in zip(out, _pasted_crops(probs, boxes, size), strict=True):
+        mask[0, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+    return out
+
+
+def mask_probs_to_bool(
+    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> CroppedMasks:
+    """Masks probs [D, m, m] pasted into boxes [D, 4] and set where > threshold, as crops."""
+    crops, corners = [], []
+    for x, y, crop in _pasted_crops(probs, boxes, size):
+        crops.append(crop > threshold)
+        corners.append((x, y, 0, 0))
+    return CroppedMasks.from_crops(crops, torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), size)
+
+
+def encode_masks(
+    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> list[dict]:
+    """Masks probs [D, m, m] pasted into boxes [D, 4] of a (H, W) picture, set where > threshold, as COCO RLE.
+
+    Returns D dicts {"size": [H, W], "counts": str}; equal to pycocotools' encoding of the full-size masks.
+    """
+    return [encode_crop((crop > threshold).cpu(), x, y, size) for x, y, crop in _pasted_crops(probs, boxes, size)]
+
+
+def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:
+    """COCO RLE of a mask whose set pixels are crop [h, w] (bool) at (x, y) of a (H, W) picture."""
+    import numpy as np
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    columns = np.ascontiguousarray(crop.numpy().T)  # [w, h]: RLE runs down the columns
+    if 0 < columns.shape[1] < height:  # a column ends before the next begins: part them by an unset pixel
+        columns = np.pad(columns, ((0, 0), (0, 1)))
+    flat = columns.reshape(-1)
+    change = np.flatnonzero(np.diff(flat, prepend=False, append=False))  # where runs begin and end, by turns
+    stride = max(columns.shape[1], 1)
+    # the end of a run may be the parting pixel below the picture's last row: same place as the next column's top
+    position = (x + change // stride) * height + y + change % stride
+    counts = np.diff(position, prepend=0, append=height * width)
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}

@@ -1,0 +1,43 @@
+"""The five losses, as pure functions. Each is a scalar, and defined (zero) when nothing is positive.
+
+Shapes: S sampled anchors or RoIs of the whole batch, K of them positive, C classes with background.
+Box losses are Huber losses with the knee at 1/9 (Detectron's smooth L1), summed and divided by S.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HUBER_KNEE = 1 / 9
+
+
+def _box_loss(deltas: Tensor, targets: Tensor, sampled: int) -> Tensor:
+    return F.smooth_l1_loss(deltas, targets, beta=HUBER_KNEE, reduction="sum") / max(sampled, 1)
+
+
+def rpn_losses(objectness: Tensor, labels: Tensor, deltas: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """objectness logits [S] against labels [S] in {0, 1}; deltas [K, 4] of the positives against targets [K, 4]."""
+    loss = F.binary_cross_entropy_with_logits(objectness, labels.to(objectness.dtype), reduction="sum")
+    return {
+        "loss_objectness": loss / max(len(labels), 1),
+        "loss_rpn_box_reg": _box_loss(deltas, targets, len(labels)),
+    }
+
+
+def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Class logits [S, C] against labels [S] (0 = background); deltas [S, 4 C], of which a positive RoI's own
+    class counts, against targets [S, 4]."""
+    positive = (labels > 0).nonzero()[:, 0]  # [K]
+    own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]  # [K, 4]
+    return {
+        "loss_classifier": F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1),
+        "loss_box_reg": _box_loss(own, targets[positive], len(labels)),
+    }
+
+
+def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Mask logits [K, C, M, M], of which a RoI's own class counts, against targets [K, M, M] in 0..1."""
+    own = logits[torch.arange(len(labels), device=labels.device), labels]  # [K, M, M]
+    loss = F.binary_cross_entropy_with_logits(own, targets, reduction="sum")
+    # without positives the sum over nothing still ties the mask branch into the graph
+    return {"loss_mask": loss / max(targets.numel(), 1)}

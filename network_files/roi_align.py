@@ -1,0 +1,78 @@
+"""RoIAlign (Mask R-CNN, section 3) over all levels and pictures in one weighted gather.
+
+Shapes: N pictures, K RoIs, C channels, S = output_size, R = sampling_ratio. RoIs are `x1 y1 x2 y2` in
+pixels of the resized pictures. Each of the S x S bins of a RoI is the mean of R x R points, each point a
+bilinear mix of 4 cells: a weighted sum of 4 R^2 rows of a table that holds the pyramid's cells as rows.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bilinear_taps(position: Tensor, length: Tensor | int) -> tuple[Tensor, Tensor]:
+    """The two cells that a point on an axis of `length` cells reads, and their weights.
+
+    position [...], in cells, cell i at i. Returns indices int64 [..., 2] and weights [..., 2]. Points less
+    than one cell outside are moved to the border; farther ones weigh nothing (torchvision's rule).
+    """
+    inside = (position >= -1) & (position <= length)
+    length = torch.as_tensor(length, device=position.device)
+    position = torch.minimum(position.clamp(min=0), (length - 1).to(position.dtype))
+    low = position.floor()
+    fraction = position - low
+    low = low.long()
+    high = torch.minimum(low + 1, length - 1)
+    weights = torch.stack((1 - fraction, fraction), -1) * inside[..., None]
+    return torch.stack((low, high), -1), weights
+
+
+def roi_levels(boxes: Tensor, levels: int, canonical_scale: int = 224, canonical_level: int = 4) -> Tensor:
+    """The pyramid level of each RoI, 0 = stride 4: FPN's equation 1, clipped to 0..levels - 1.
+
+    boxes [K, 4] -> int64 [K]. A RoI of canonical_scale^2 pixels goes to level 4 (stride 16).
+    """
+    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    # 1e-6: a side of exactly 224 must not fall to the level below by rounding (as torchvision)
+    level = torch.floor(canonical_level + torch.log2(side / canonical_scale) + 1e-6)
+    return level.clamp(2, levels + 1).long() - 2
+
+
+def roi_align(
+    features: list[Tensor], rois: Tensor, picture: Tensor, level: Tensor, strides: tuple[int, ...],
+    output_size: int, sampling_ratio: int = 2,
+) -> Tensor:
+    """Sample a fixed-size feature for each RoI.
+
+    features: one [N, C, H, W] per level, best channels-last. rois [K, 4]; picture int64 [K] in 0..N-1;
+    level int64 [K]; strides of the levels in pixels. Returns [K, C, S, S], channels-last.
+    Matches torchvision.ops.roi_align(aligned=False) with spatial_scale = 1 / stride.
+    """
+    channels = features[0].shape[1]
+    table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])  # [sum N H W, C]
+    sizes = [f.shape for f in features]
+    device = rois.device
+    height = torch.tensor([s[2] for s in sizes], device=device)[level]  # [K]
+    width = torch.tensor([s[3] for s in sizes], device=device)[level]
+    starts = [0]
+    for n, _, h, w in sizes:
+        starts.append(starts[-1] + n * h * w)
+    first = torch.tensor(starts, device=device)[level] + picture * height * width  # [K] row of the map's cell 0
+
+    scaled = rois / torch.tensor(strides, device=device, dtype=rois.dtype)[level][:, None]
+    size = (scaled[:, 2:] - scaled[:, :2]).clamp(min=1)  # [K, 2]
+    step = torch.arange(output_size * sampling_ratio, device=device, dtype=rois.dtype)
+    # point p of S * R along an axis: the centre of the p-th of S * R equal parts
+    points = (step + 0.5) / (output_size * sampling_ratio)  # [S R]
+    xs = scaled[:, 0, None] + points * size[:, 0, None]  # [K, S R]
+    ys = scaled[:, 1, None] + points * size[:, 1, None]
+    x_cell, x_weight = (t.view(len(rois), output_size, -1) for t in bilinear_taps(xs, width[:, None]))
+    y_cell, y_weight = (t.view(len(rois), output_size, -1) for t in bilinear_taps(ys, height[:, None]))
+
+    rows = first[:, None, None] + y_cell * width[:, None, None]  # [K, S, 2 R]
+    index = rows[:, :, None, :, None] + x_cell[:, None, :, None, :]  # [K, S, S, 2 R, 2 R]
+    weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :] / sampling_ratio**2
+    taps = (2 * sampling_ratio) ** 2
+    pooled = F.embedding_bag(index.view(-1, taps), table, per_sample_weights=weight.view(-1, taps).to(table.dtype),
+                             mode="sum")  # [K S S, C]
+    return pooled.view(len(rois), output_size, output_size, channels).permute(0, 3, 1, 2)
