@@ -1,0 +1,69 @@
+"""Exponential moving average (EMA) of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from backbone.errors import InputError
+
+
+class EMA:
+    """Averages a model's parameters, and copies its buffers (batch-norm statistics average themselves).
+
+    At the optimiser step `step` (0-based): `average = d * average + (1 - d) * weight`, where
+    `d = min(decay, (1 + step) / (10 + step))`: the average follows quickly while it still holds the initial
+    weights (the warm-up of TensorFlow's ExponentialMovingAverage). The average is a function of the steps
+    alone, so `state_dict` is all that a resumed run needs.
+
+    Args:
+        model: the model itself, not wrapped for data-parallel training.
+        decay: in 0..1; 0.999 averages over about the last thousand steps.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise InputError(f"the decay of the averaged weights must be at least 0 and below 1, not {decay}")
+        self.decay = decay
+        self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after optimiser step `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weights = model.state_dict()
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        torch._foreach_lerp_([self.average[n] for n in trained], [weights[n] for n in trained], 1 - decay)
+        for name in weights.keys() - set(trained):
+            self.average[name].copy_(weights[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights under the model's own keys: what a checkpoint holds as "ema"."""
+        return dict(self.average)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over averaged weights, bit for bit; raises InputError when they are another model's."""
+        wrong = state.keys() ^ self.average.keys()
+        wrong |= {k for k in state.keys() & self.average.keys() if state[k].shape != self.average[k].shape}
+        if wrong:
+            raise InputError(f"the averaged weights are of another model: {len(wrong)} tensors differ, "
+                             f"such as {min(wrong)}")
+        for name, value in state.items():
+            self.average[name].copy_(value)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Let `model` hold the averaged weights inside the block, and its own again, bit for bit, after it."""
+        tensors = model.state_dict()  # shares memory with the model
+        own = {name: tensor.clone() for name, tensor in tensors.items()}
+        try:
+            for name, tensor in tensors.items():
+                tensor.copy_(self.average[name])
+            yield model
+        finally:
+            for name, tensor in tensors.items():
+                tensor.copy_(own[name])
