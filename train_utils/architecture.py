@@ -46,7 +46,8 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
         found[name] = _rows(state, key)
     fc6 = "roi_heads.box_head.fc6.weight"  # v2: four convolutions, then the linear layer at index 5
     found["box_head_channels"] = _rows(state, fc6 if fc6 in state else "roi_heads.box_head.5.weight", origin)
-    found["mask_head_layers"] = len(_matches(r"roi_heads\.mask_head\.(?:mask_fcn)?(\d+)(?:\.0)?\.weight", state))
+    mask_convs = _matches(r"roi_heads\.mask_head\.(?:(\d+)\.0|mask_fcn(\d+))\.weight", state)
+    found["mask_head_layers"] = len(mask_convs)
     return found
 
 

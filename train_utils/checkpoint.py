@@ -27,13 +27,14 @@ import torch
 from backbone.errors import InputError
 from network_files import MaskRCNN, MaskRCNNConfig, create_model, load_weights
 from train_utils.architecture import infer_architecture
-from train_utils.data_sets import LabelMap
 from train_utils.files import atomic_file, make_folder, write_text
+from train_utils.label_map import LabelMap, coco_names
 
 FORMAT_VERSION = 1
 STAMP = re.compile(rb"sha256=([0-9a-f]{64}) saved=(\d+)\Z")
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best)\.pth")
 CHUNK = 1 << 20
+COCO_LABELS = 91  # background, and ids 1..90
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError,
               pickle.UnpicklingError)
 
@@ -292,8 +293,9 @@ def _has_results(folder: Path) -> bool:
 # --- a model for validation and prediction -----------------------------------------------------------------
 
 
-def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu", num_classes: int | None = None,
-                          label_map: LabelMap | None = None, **config) -> tuple[MaskRCNN, LabelMap]:
+def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu",
+                          num_classes: int | None = None, label_map: LabelMap | None = None,
+                          **config) -> tuple[MaskRCNN, LabelMap]:
     """A model in eval mode on `device`, and the label map, from a checkpoint or a bare state dict.
 
     A checkpoint tells everything; its averaged weights ("ema") are preferred to the raw ones. For a bare
@@ -326,5 +328,12 @@ def _check_classes(path, of_file: int, given: int | None, label_map: LabelMap) -
         raise InputError(f"{path}: made for {of_file - 1} classes (without background), not {given - 1}; "
                          f"leave --num-classes out or give {of_file - 1}")
     if label_map.num_labels != of_file:
-        raise InputError(f"{path}: made for {of_file - 1} classes (without background), the list of names has "
-                         f"{label_map.num_labels - 1}; give the list that the weights were trained with")
+        raise InputError(f"{path}: made for {of_file - 1} classes (without background), the list of names "
+                         f"has {label_map.num_labels - 1}; give the list that it was trained with")
+
+
+def default_label_map(num_classes: int) -> LabelMap:
+    """COCO's names for its 91 labels; "class 1", "class 2", ... for any other number."""
+    if num_classes == COCO_LABELS:
+        return LabelMap.from_categories(coco_names())
+    return LabelMap.from_categories({i: f"class {i}" for i in range(1, num_classes)})

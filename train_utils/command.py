@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
-        return super().parse_known_args([_dashed(a) for a in (sys.argv[1:] if args is None else args)], namespace)
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_dashed(word) for word in words], namespace)
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(EXIT_WRONG_INPUT, f"error: {message} (python {self.prog} --help lists the flags)\n")
