@@ -1,0 +1,62 @@
+"""Which pictures a prediction is about, and what their drawn copies are called."""
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from backbone.errors import InputError
+
+
+def find_pictures(img_paths: Iterable[str]) -> list[Path]:
+    """The files that --img-path names: a file itself, a folder's pictures, a glob's matches; each file once.
+
+    A folder's files without a picture's suffix are left out and named. InputError where nothing is found.
+    """
+    found = []
+    for name in img_paths:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            found += _pictures_in(path)
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+            matches = [match for match in matches if match.is_file()]
+            if not matches:
+                raise InputError(f"--img-path {name}: no such file or folder; as a glob it matches no file")
+            found += matches
+    return list(dict.fromkeys(found))
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    known = Image.registered_extensions()
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    pictures = [path for path in files if path.suffix.lower() in known]
+    others = [path.name for path in files if path.suffix.lower() not in known]
+    if not pictures:
+        raise InputError(f"--img-path {folder}: no pictures in this folder (sub-folders are not searched; "
+                         f"'{folder}/**/*.jpg' in quotes finds theirs)")
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        print(f"{folder}: left out {len(others)} file(s) without a picture's suffix: {shown}")
+    return pictures
+
+
+def output_names(pictures: list[Path]) -> list[str]:
+    """A .jpg file name for each picture, none twice (on some disks capitals do not tell names apart).
+
+    The stem where no other picture has it, else the whole name; a number is added where that is taken too.
+    """
+    stems = [path.stem.lower() for path in pictures]
+    taken, names = set(), []
+    for path, stem in zip(pictures, stems, strict=True):
+        base = path.stem if stems.count(stem) == 1 else path.name.replace(".", "_")
+        name, number = base, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name.lower())
+        names.append(f"{name}.jpg")
+    return names
