@@ -1,0 +1,185 @@
+"""The built-in data set: rectangles, ellipses and triangles, drawn once into a folder in COCO's layout.
+
+    FOLDER/annotations/instances_train2017.json   instances_val2017.json
+    FOLDER/train2017/000000000001.png ...         FOLDER/val2017/...
+
+It is read back like any COCO data set, so that a first run exercises the whole real path. A picture is a
+function of (seed, split, number) alone. It shows 1 to 5 shapes of random colours, later ones over earlier
+ones, on a noisy ground; masks and boxes are those of the visible part (modal). One picture in twenty is
+empty, and one in twenty holds a crowd: many small shapes of one class, annotated as a single region with
+iscrowd 1. Objects carry compressed RLE, crowds uncompressed RLE, as both occur in the wild.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from backbone.errors import InputError
+
+CLASSES = ("rectangle", "ellipse", "triangle")  # category ids 1, 2, 3
+EVERY, EMPTY, CROWD = 20, 7, 13  # picture n is empty where n % 20 == 7, has a crowd where n % 20 == 13
+MIN_VISIBLE = 0.25  # the part of each shape that later ones must leave uncovered
+MIN_CONTRAST = 40  # of 255, in the channel where a shape differs most from the ground
+NOISE = 16.0  # standard deviation of the ground, of 255
+
+
+def make_shapes(folder, train=400, val=60, size=128, seed=0):
+    """Draw the data set into `folder`, unless it is there already, and return the folder as a Path.
+
+    `train` and `val` count pictures, of size x size pixels. The folder appears only when complete: it is
+    drawn under a temporary name beside it and then renamed, so an interrupted draw leaves nothing that could
+    be mistaken for a data set, and of two processes drawing at once the first to finish wins. Raises
+    InputError when the folder holds something else, or shapes drawn with other settings.
+    """
+    folder = Path(folder)
+    info = {"description": "drawn shapes", "version": "1",
+            "train": train, "val": val, "size": size, "seed": seed}
+    if size < 32:
+        raise InputError(f"shapes need pictures of at least 32 x 32 pixels, not {size}")
+    if _is_drawn(folder, info):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"cannot draw the shapes data set into {folder}: {error.strerror}") from error
+    try:
+        _draw_split(unfinished, "train2017", train, (seed, 0), info)
+        _draw_split(unfinished, "val2017", val, (seed, 1), info)
+        unfinished.chmod(0o755)  # mkdtemp makes it private
+        try:
+            os.rename(unfinished, folder)  # onto an empty or missing folder only
+        except OSError:
+            if not _is_drawn(folder, info):  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # a no-op after the rename
+    return folder
+
+
+def _is_drawn(folder, info):
+    """True when `folder` holds this very data set, False when it is missing or empty; else InputError."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        found = json.loads((folder / "annotations" / "instances_val2017.json").read_text())["info"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} exists and is not a shapes data set: remove it, or draw elsewhere"
+                         ) from error
+    if found != info:
+        raise InputError(f"{folder} holds a data set with other settings ({found}, wanted {info}): "
+                         "remove it, or draw elsewhere")
+    return True
+
+
+def _draw_split(root, split, count, seed, info):
+    (root / split).mkdir()
+    (root / "annotations").mkdir(exist_ok=True)
+    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, 1)]
+    data = {"info": info, "licenses": [], "images": [], "annotations": [], "categories": categories}
+    side = info["size"]
+    for number in range(1, count + 1):
+        rng = np.random.default_rng([*seed, number])
+        crowded, empty = number % EVERY == CROWD, number % EVERY == EMPTY
+        picture, objects = draw_picture(rng, side, 0 if empty else int(rng.integers(1, 6)), crowded)
+        file_name = f"{number:012d}.png"
+        Image.fromarray(picture).save(root / split / file_name)
+        data["images"].append({"id": number, "file_name": file_name, "width": side, "height": side})
+        for category, mask, iscrowd in objects:
+            annotation = {"id": len(data["annotations"]) + 1, "image_id": number, "category_id": category}
+            data["annotations"].append(annotation | _describe(mask, iscrowd))
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
+
+
+def draw_picture(rng, size, count, crowded):
+    """One picture with `count` shapes, and a crowd beneath them if asked for.
+
+    Returns uint8 [size, size, 3] and a list of (category id, visible mask bool [size, size], iscrowd 0 or 1).
+    """
+    ground = rng.uniform(40, 216, 3)
+    picture = ground + rng.normal(0, NOISE, (size, size, 3))
+    crowds = [_draw_crowd(rng, picture, ground)] if crowded else []  # (category, whole mask, iscrowd)
+    while True:  # until every shape can be seen: a few tries at most
+        shapes = [(int(rng.integers(len(CLASSES))), *_random_box(rng, size, size / 8, size / 2.5))
+                  for _ in range(count)]
+        drawn = crowds + [(kind + 1, _shape_mask(size, kind, *box), 0) for kind, *box in shapes]
+        visible = _visible_parts([mask for _, mask, _ in drawn])
+        whole_areas = np.array([mask.sum() for _, mask, _ in drawn])
+        if (np.array([mask.sum() for mask in visible]) >= MIN_VISIBLE * whole_areas).all():
+            break
+    for _, mask, _ in drawn[len(crowds):]:
+        picture[mask] = _random_colour(rng, ground)
+    picture = picture.round().clip(0, 255).astype(np.uint8)
+    return picture, [(category, mask, iscrowd)
+                     for (category, _, iscrowd), mask in zip(drawn, visible, strict=True)]
+
+
+def _draw_crowd(rng, picture, ground):
+    """Draw 12 to 20 small shapes of one class within one part of the picture; the region is their union."""
+    size = len(picture)
+    kind = int(rng.integers(len(CLASSES)))
+    left, top = rng.uniform(0, size / 2, 2)
+    region = np.zeros((size, size), dtype=bool)
+    for _ in range(int(rng.integers(12, 21))):
+        x, y, width, height, point_up = _random_box(rng, size / 2, size / 20, size / 10)
+        mask = _shape_mask(size, kind, left + x, top + y, width, height, point_up)
+        picture[mask] = _random_colour(rng, ground)
+        region |= mask
+    return kind + 1, region, 1
+
+
+def _random_box(rng, room, low, high):
+    """x1, y1, width, height (sides from [low, high), inside room x room), and which way a triangle points."""
+    width, height = rng.uniform(low, high, 2)
+    return (rng.uniform(0, room - width), rng.uniform(0, room - height), width, height, bool(rng.integers(2)))
+
+
+def _random_colour(rng, ground):
+    while True:
+        colour = rng.uniform(0, 255, 3)
+        if np.abs(colour - ground).max() >= MIN_CONTRAST:
+            return colour
+
+
+def _shape_mask(size, kind, x1, y1, width, height, point_up):
+    """bool [size, size]: the pixels whose centre lies in the shape that fills the given box."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    u, v = (x - x1) / width, (y - y1) / height  # 0..1 across the box
+    inside = (u >= 0) & (u < 1) & (v >= 0) & (v < 1)
+    if kind == 1:
+        inside &= (2 * u - 1) ** 2 + (2 * v - 1) ** 2 <= 1
+    elif kind == 2:
+        inside &= np.abs(2 * u - 1) <= (v if point_up else 1 - v)
+    return inside
+
+
+def _visible_parts(masks):
+    """What of each mask is left after the later ones are painted over it."""
+    parts, covered = [], np.zeros_like(masks[0]) if masks else None
+    for mask in reversed(masks):
+        parts.append(mask & ~covered)
+        covered = covered | mask
+    return parts[::-1]
+
+
+def _describe(mask, iscrowd):
+    """The shape-dependent fields of a COCO annotation."""
+    ys, xs = np.nonzero(mask)
+    x, y = int(xs.min()), int(ys.min())
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = _run_lengths(mask) if iscrowd else rle["counts"].decode()
+    return {"bbox": [x, y, int(xs.max()) + 1 - x, int(ys.max()) + 1 - y], "area": int(mask.sum()),
+            "iscrowd": iscrowd, "segmentation": {"size": list(mask.shape), "counts": counts}}
+
+
+def _run_lengths(mask):
+    """Uncompressed RLE: lengths of the alternating runs of 0 and 1 in column order, starting with 0."""
+    column_order = np.concatenate(([0], mask.ravel(order="F"), [2]))  # 2 ends the last run, whatever it holds
+    changes = np.flatnonzero(np.diff(column_order))
+    return np.diff(np.concatenate(([0], changes))).tolist()
