@@ -113,7 +113,7 @@ class CroppedMasks:
         rows = nearest_index(self.size[0], size[0], self.boxes.device)  # [height] source row of each row
         columns = nearest_index(self.size[1], size[1], self.boxes.device)
         # the resized pixels whose source lies in a crop: a half-open range, as both maps are monotone
-        x1, y1, x2, y2 = self.boxes.unbind(1)
+        x1, y1, x2, y2 = (edge.contiguous() for edge in self.boxes.unbind(1))
         lo = torch.stack((torch.searchsorted(columns, x1), torch.searchsorted(rows, y1)), 1)
         hi = torch.stack((torch.searchsorted(columns, x2), torch.searchsorted(rows, y2)), 1)
         boxes = torch.cat((lo, hi), 1)
@@ -215,8 +215,9 @@ def _axis_weights(start, end, crop_start, crop_end, source: int, resized: int, c
         samples = torch.ceil(extent / cells)  # per cell
         k = torch.arange(max(int(samples.max()), 1), device=start.device)
         cell = torch.arange(cells, device=start.device)[:, None]
-        position = lo[:, None, None] + (extent / cells)[:, None, None] * (
-            cell + (k + 0.5) / samples[:, None, None])  # [p, cells, k]
+        size = (extent / cells)[:, None, None]
+        # in torchvision's order of operations, so that float32 rounds alike
+        position = lo[:, None, None] + cell * size + (k + 0.5) * size / samples[:, None, None]  # [p, cells, k]
         pixel, weight = bilinear_taps(position, resized)  # [p, cells, k, 2]
         weight = weight * (k < samples[:, None, None])[..., None] / samples[:, None, None, None]
         row = index[pixel] - crop_start[some][:, None, None, None]
@@ -298,5 +299,7 @@ def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:
     # the end of a run may be the parting pixel below the picture's last row: same place as the next column's top
     position = (x + change // stride) * height + y + change % stride
     counts = np.diff(position, prepend=0, append=height * width)
+    if len(counts) > 1 and counts[-1] == 0:  # the mask ends in a set pixel: no empty run after it
+        counts = counts[:-1]
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode()}

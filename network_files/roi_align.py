@@ -61,13 +61,16 @@ def roi_align(
 
     scaled = rois / torch.tensor(strides, device=device, dtype=rois.dtype)[level][:, None]
     size = (scaled[:, 2:] - scaled[:, :2]).clamp(min=1)  # [K, 2]
-    step = torch.arange(output_size * sampling_ratio, device=device, dtype=rois.dtype)
-    # point p of S * R along an axis: the centre of the p-th of S * R equal parts
-    points = (step + 0.5) / (output_size * sampling_ratio)  # [S R]
-    xs = scaled[:, 0, None] + points * size[:, 0, None]  # [K, S R]
-    ys = scaled[:, 1, None] + points * size[:, 1, None]
-    x_cell, x_weight = (t.view(len(rois), output_size, -1) for t in bilinear_taps(xs, width[:, None]))
-    y_cell, y_weight = (t.view(len(rois), output_size, -1) for t in bilinear_taps(ys, height[:, None]))
+    bin_size = size / output_size
+    bins = torch.arange(output_size, device=device, dtype=rois.dtype)[:, None]
+    parts = torch.arange(sampling_ratio, device=device, dtype=rois.dtype) + 0.5
+
+    def points(axis: int) -> Tensor:  # the centres of R equal parts of each bin
+        step = bin_size[:, axis, None, None]
+        return (scaled[:, axis, None, None] + bins * step + parts * step / sampling_ratio).flatten(1)  # [K, S R]
+
+    x_cell, x_weight = (t.view(len(rois), output_size, -1) for t in bilinear_taps(points(0), width[:, None]))
+    y_cell, y_weight = (t.view(len(rois), output_size, -1) for t in bilinear_taps(points(1), height[:, None]))
 
     rows = first[:, None, None] + y_cell * width[:, None, None]  # [K, S, 2 R]
     index = rows[:, :, None, :, None] + x_cell[:, None, :, None, :]  # [K, S, S, 2 R, 2 R]

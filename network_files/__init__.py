@@ -1,0 +1,7 @@
+"""Feature pyramid -> boxes and masks; the whole network and its weights."""
+
+from backbone.errors import InputError
+from network_files.instance_masks import CroppedMasks
+from network_files.mask_rcnn import MaskRCNN, MaskRCNNConfig, create_model
+
+__all__ = ["CroppedMasks", "InputError", "MaskRCNN", "MaskRCNNConfig", "create_model"]

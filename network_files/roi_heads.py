@@ -1,0 +1,223 @@
+"""RoI heads: proposals -> classes, boxes and masks, or their three losses.
+
+Shapes: N pictures, P proposals of one picture, K RoIs over all pictures, D detections, C classes with
+background, M = 28 mask cells a side.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone import conv_norm, norm_layer
+from network_files import matching
+from network_files.boxes import BoxCoder, at_least, clip_boxes
+from network_files.instance_masks import mask_targets
+from network_files.losses import box_losses, mask_loss
+from network_files.nms import batched_nms
+from network_files.roi_align import roi_align, roi_levels
+from network_files.transform import Objects, PictureBatch
+
+MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
+
+
+def conv3x3(c_in: int, c_out: int, norm) -> nn.Sequential:
+    """A 3x3 convolution, with its norm where there is one (then without a bias)."""
+    conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=norm is None)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv) if norm is None else nn.Sequential(conv, norm(c_out))
+
+
+def run_conv(block: nn.Sequential, x: Tensor) -> Tensor:
+    return F.relu(conv_norm(x, block[0], block[1] if len(block) > 1 else None), inplace=True)
+
+
+class TwoMLPHead(nn.Module):
+    """v1's box head: two fully connected layers, [K, c, S, S] -> [K, width]."""
+
+    def __init__(self, channels: int, roi_size: int, width: int, dropout: float):
+        super().__init__()
+        self.fc6 = nn.Linear(channels * roi_size**2, width)
+        self.fc7 = nn.Linear(width, width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.fc6, self.fc7):
+            x = F.dropout(F.relu(layer(x.flatten(1))), self.dropout, self.training)
+        return x
+
+
+class ConvFCHead(nn.Sequential):
+    """v2's box head: four normalised 3x3 convolutions and one fully connected layer, [K, c, S, S] -> [K, width]."""
+
+    def __init__(self, channels: int, roi_size: int, width: int, convs: int, norm, dropout: float):
+        super().__init__(
+            *(conv3x3(channels, channels, norm) for _ in range(convs)),
+            nn.Flatten(), nn.Linear(channels * roi_size**2, width),  # in torchvision's places, for its names
+        )
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        *convs, flatten, linear = self
+        for conv in convs:
+            x = run_conv(conv, x)
+        return F.dropout(F.relu(linear(flatten(x))), self.dropout, self.training)
+
+
+class BoxPredictor(nn.Module):
+    """[K, width] -> class logits [K, C] and deltas [K, 4 C]."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.cls_score = nn.Linear(width, num_classes)
+        self.bbox_pred = nn.Linear(width, num_classes * 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class MaskHead(nn.Sequential):
+    """3x3 convolutions, [K, c, 14, 14] -> [K, width, 14, 14]."""
+
+    def __init__(self, channels: int, width: int, layers: int, norm, dropout: float):
+        super().__init__(*(conv3x3(channels if i == 0 else width, width, norm) for i in range(layers)))
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = F.dropout(run_conv(block, x), self.dropout, self.training)
+        return x
+
+
+class MaskPredictor(nn.Module):
+    """Twice the resolution, then one mask logit per class: [K, c, 14, 14] -> [K, C, 28, 28]."""
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
+        self.mask_fcn_logits = nn.Conv2d(channels, num_classes, 1)
+        for layer in (self.conv5_mask, self.mask_fcn_logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
+
+    def of_class(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Logits of one class a RoI only: [K, c, 14, 14], labels [K] -> [K, 28, 28]."""
+        x = F.relu(self.conv5_mask(x), inplace=True)  # [K, c, 28, 28]
+        weight = self.mask_fcn_logits.weight[labels, :, 0, 0]  # [K, c]
+        own = torch.einsum("kcyx,kc->kyx", x, weight.to(x.dtype))
+        return own + self.mask_fcn_logits.bias[labels, None, None].to(x.dtype)
+
+
+@dataclass
+class Samples:
+    """RoIs that train: boxes [K, 4], their picture, label (0 = background) and matched object, each int64 [K]."""
+
+    rois: list[Tensor]
+    labels: list[Tensor]
+    matched: list[Tensor]
+
+
+class RoIHeads(nn.Module):
+    """Box and mask branches. All numbers come from the config."""
+
+    def __init__(self, config, channels: int):
+        super().__init__()
+        self.config = config
+        v2 = config.variant == "v2"
+        norm = norm_layer(config.norm, config.frozen_bn_eps) if v2 else None
+        box_width, dropout = config.box_head_channels, config.dropout
+        self.box_head = (
+            ConvFCHead(channels, config.box_roi_size, box_width, config.box_head_convs, norm, dropout) if v2
+            else TwoMLPHead(channels, config.box_roi_size, box_width, dropout))
+        self.box_predictor = BoxPredictor(box_width, config.num_classes)
+        mask_width = config.mask_head_channels
+        self.mask_head = MaskHead(channels, mask_width, config.mask_head_layers, norm, dropout)
+        self.mask_predictor = MaskPredictor(mask_width, config.num_classes)
+        self.coder = BoxCoder(config.bbox_reg_weights)
+
+    def pool(self, maps: list[Tensor], boxes: list[Tensor], size: int) -> Tensor:
+        """RoIAlign of boxes [P, 4] of each picture on P2..P5 -> [K, c, size, size]."""
+        rois = torch.cat(boxes)
+        counts = torch.tensor([len(b) for b in boxes], device=rois.device)
+        picture = torch.repeat_interleave(torch.arange(len(boxes), device=rois.device), counts,
+                                          output_size=len(rois))
+        maps = [m.to(rois.dtype) for m in maps[:4]]
+        return roi_align(maps, rois, picture, roi_levels(rois, len(maps)), (4, 8, 16, 32), size,
+                         self.config.roi_sampling_ratio)
+
+    def boxes(self, maps: list[Tensor], rois: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits [K, C] and deltas [K, 4 C] of the RoIs, at least float32."""
+        logits, deltas = self.box_predictor(self.box_head(self.pool(maps, rois, self.config.box_roi_size)))
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return logits.to(dtype), deltas.to(dtype)
+
+    def losses(self, maps: list[Tensor], proposals: list[Tensor], objects: list[Objects]) -> dict[str, Tensor]:
+        """The three losses over sampled proposals; the mask's over the positive ones."""
+        samples = self.sample(proposals, objects)
+        logits, deltas = self.boxes(maps, samples.rois)
+        reference = torch.cat(samples.rois)
+        own = [o.boxes.to(reference.dtype)[m] if len(o.boxes) else r  # a background RoI's own box: delta 0, unused
+               for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)]
+        targets = self.coder.encode(torch.cat(own), reference)
+        losses = box_losses(logits, deltas, torch.cat(samples.labels), targets)
+        return losses | self._mask_loss(maps, samples, objects)
+
+    @torch.no_grad()
+    def sample(self, proposals: list[Tensor], objects: list[Objects]) -> Samples:
+        """Label the proposals and the objects' own boxes, and draw a balanced part of each picture's."""
+        cfg, samples = self.config, Samples([], [], [])
+        for boxes, obj in zip(proposals, objects, strict=True):
+            boxes = torch.cat((boxes, obj.boxes.to(boxes.dtype)))
+            matched = matching.match_boxes(obj.boxes.to(boxes.dtype), obj.crowds.to(boxes.dtype), boxes,
+                                           cfg.box_fg_iou_thresh, cfg.box_bg_iou_thresh, False,
+                                           cfg.crowd_ioa_thresh)  # [P + G]
+            label = torch.where(matched == matching.BELOW, 0, -1)
+            if len(obj.labels):
+                label = torch.where(matched >= 0, obj.labels[matched.clamp(min=0)], label)
+            positive, negative = matching.sample_balanced(
+                label, cfg.box_batch_size_per_image, cfg.box_positive_fraction, obj.generators[1])
+            chosen = torch.cat((positive, negative))
+            samples.rois.append(boxes[chosen])
+            samples.labels.append(label[chosen])
+            samples.matched.append(matched[chosen].clamp(min=0))
+        return samples
+
+    def _mask_loss(self, maps: list[Tensor], samples: Samples, objects: list[Objects]) -> dict[str, Tensor]:
+        positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
+        rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
+        cells = 2 * self.config.mask_roi_size
+        targets = [mask_targets(obj.masks, roi, matched[p], obj.size, cells)
+                   for obj, roi, matched, p in zip(objects, rois, samples.matched, positive, strict=True)]
+        logits = self.mask_predictor(self.mask_head(self.pool(maps, rois, self.config.mask_roi_size)))
+        labels = torch.cat([label[p] for label, p in zip(samples.labels, positive, strict=True)])
+        return mask_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, torch.cat(targets))
+
+    def detect(self, batch: PictureBatch, maps: list[Tensor], proposals: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Per picture: boxes [D, 4] in the resized picture, scores, labels, and mask_probs [D, M, M]."""
+        # picture by picture, so that a picture's numbers do not depend on the others in its batch
+        detections = []
+        for i, rois in enumerate(proposals):
+            own = [m[i : i + 1] for m in maps]
+            detection = self._detect_boxes(*self.boxes(own, [rois]), rois, batch.sizes[i])
+            features = self.mask_head(self.pool(own, [detection["boxes"]], self.config.mask_roi_size))
+            logits = self.mask_predictor.of_class(features, detection["labels"])
+            detections.append(detection | {"mask_probs": logits.to(rois.dtype).sigmoid()})
+        return detections
+
+    def _detect_boxes(self, logits: Tensor, deltas: Tensor, rois: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """logits [P, C], deltas [P, 4 C], rois [P, 4] -> the best boxes after NMS within each class."""
+        cfg = self.config
+        scores = logits.softmax(1)
+        roi, label = (scores[:, 1:] > cfg.box_score_thresh).nonzero().unbind(1)  # every (RoI, class) worth a look
+        label = label + 1
+        score = scores[roi, label]
+        boxes = clip_boxes(self.coder.decode(deltas.view(len(rois), -1, 4)[roi, label], rois[roi]), size)
+        good = at_least(boxes, MIN_SIDE)
+        boxes, score, label = boxes[good], score[good], label[good]
+        keep = batched_nms(boxes, score, label, cfg.box_nms_thresh)[: cfg.box_detections_per_img]
+        return {"boxes": boxes[keep], "labels": label[keep], "scores": score[keep]}

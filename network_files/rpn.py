@@ -1,0 +1,102 @@
+"""Region Proposal Network (Faster R-CNN): feature pyramid -> proposals, and its two losses.
+
+Shapes: N pictures, L levels, A anchors of a picture over all levels, R anchors per cell, P proposals.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from network_files import matching
+from network_files.anchors import AnchorGrid
+from network_files.boxes import BoxCoder, at_least, clip_boxes
+from network_files.losses import rpn_losses
+from network_files.nms import batched_nms
+from network_files.transform import Objects, PictureBatch
+
+MIN_SIDE = 1e-3  # pixels; smaller proposals are dropped (torchvision)
+
+
+class RPNHead(nn.Module):
+    """`depth` 3x3 convolutions, then objectness and box deltas of each anchor, by 1x1 convolutions."""
+
+    def __init__(self, channels: int, anchors_per_cell: int, depth: int):
+        super().__init__()
+        self.conv = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(depth))
+        )
+        self.cls_logits = nn.Conv2d(channels, anchors_per_cell, 1)
+        self.bbox_pred = nn.Conv2d(channels, anchors_per_cell * 4, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level: objectness logits [N, H W R] and deltas [N, H W R, 4], cell by cell along rows."""
+        logits, deltas = [], []
+        for x in map(self.conv, maps):
+            logits.append(self.cls_logits(x).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        return logits, deltas
+
+
+class RegionProposalNetwork(nn.Module):
+    """Proposals per picture, and losses where objects are given. All numbers come from the config."""
+
+    def __init__(self, config, channels: int, depth: int):
+        super().__init__()
+        self.config = config
+        self.anchors = AnchorGrid(config.anchor_sizes, config.aspect_ratios)
+        self.head = RPNHead(channels, self.anchors.per_cell, depth)
+        self.coder = BoxCoder()
+
+    def forward(
+        self, batch: PictureBatch, maps: list[Tensor], objects: list[Objects] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return proposals, one [P, 4] per picture by falling objectness, and losses ({} without objects)."""
+        logits, deltas = self.head(maps)
+        # under autocast the head speaks bf16; boxes and losses want at least float32
+        dtype = torch.promote_types(logits[0].dtype, torch.float32)
+        logits, deltas = [t.to(dtype) for t in logits], [t.to(dtype) for t in deltas]
+        anchors = [a.to(dtype) for a in self.anchors(maps, batch.padded)]
+        proposals = self._propose(batch, logits, deltas, anchors)
+        if objects is None:
+            return proposals, {}
+        return proposals, self._losses(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), objects)
+
+    @torch.no_grad()
+    def _propose(self, batch, logits, deltas, anchors) -> list[Tensor]:
+        """The best anchors of each level, decoded, clipped, cleared of near-duplicates within the level."""
+        cfg = self.config
+        before = cfg.rpn_pre_nms_top_n_train if self.training else cfg.rpn_pre_nms_top_n_test
+        after = cfg.rpn_post_nms_top_n_train if self.training else cfg.rpn_post_nms_top_n_test
+        proposals = []
+        for i, size in enumerate(batch.sizes):
+            boxes, scores, levels = [], [], []
+            for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+                score, top = logit[i].topk(min(before, logit.shape[1]))
+                boxes.append(self.coder.decode(delta[i][top], anchor[top]))
+                scores.append(score.sigmoid())
+                levels.append(torch.full_like(top, level))
+            box, score, level = clip_boxes(torch.cat(boxes), size), torch.cat(scores), torch.cat(levels)
+            good = at_least(box, MIN_SIDE) & (score >= cfg.rpn_score_thresh)
+            box, score, level = box[good], score[good], level[good]
+            proposals.append(box[batched_nms(box, score, level, cfg.rpn_nms_thresh)[:after]])
+        return proposals
+
+    def _losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, objects: list[Objects]):
+        """logits [N, A], deltas [N, A, 4], anchors [A, 4] -> the two losses over the sampled anchors."""
+        cfg = self.config
+        picked_logits, labels, picked_deltas, targets = [], [], [], []
+        for logit, delta, obj in zip(logits, deltas, objects, strict=True):
+            matched = matching.match_boxes(obj.boxes, obj.crowds, anchors, cfg.rpn_fg_iou_thresh,
+                                           cfg.rpn_bg_iou_thresh, True, cfg.crowd_ioa_thresh)  # [A]
+            label = torch.where(matched >= 0, 1, torch.where(matched == matching.BELOW, 0, -1))
+            positive, negative = matching.sample_balanced(
+                label, cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction, obj.generators[0])
+            sampled = torch.cat((positive, negative))
+            picked_logits.append(logit[sampled])
+            labels.append(label[sampled])
+            picked_deltas.append(delta[positive])
+            targets.append(self.coder.encode(obj.boxes.to(anchors.dtype)[matched[positive]], anchors[positive]))
+        return rpn_losses(torch.cat(picked_logits), torch.cat(labels), torch.cat(picked_deltas), torch.cat(targets))

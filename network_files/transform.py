@@ -1,0 +1,128 @@
+"""Pictures of any size -> one normalised, resized, padded batch; and boxes back again.
+
+Shapes: N pictures; H x W the original, h x w the resized picture, ph x pw the padded batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from network_files.boxes import scale_boxes
+from network_files.instance_masks import CroppedMasks
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """The size (h, w) after resizing: shorter side to min_size, unless the longer would exceed max_size."""
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
+
+
+def padded_size(
+    height: int, width: int, min_size: int, max_size: int, divisor: int = 32
+) -> tuple[int, int]:
+    """The size (ph, pw) that a picture alone is padded to: the resized size, rounded up to the divisor."""
+    h, w = resized_size(height, width, min_size, max_size)
+    return math.ceil(h / divisor) * divisor, math.ceil(w / divisor) * divisor
+
+
+@dataclass
+class PictureBatch:
+    """pictures [N, 3, ph, pw]; sizes: (h, w) of each; original_sizes: (H, W) of each."""
+
+    pictures: Tensor
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        return tuple(self.pictures.shape[-2:])
+
+
+@dataclass
+class Objects:
+    """What one picture holds, in the resized picture's frame.
+
+    boxes [G, 4], labels int64 [G], masks: G crops at the original resolution, crowds [K, 4]; size (h, w);
+    generators: for the draws of the RPN and of the RoI heads (None: torch's global one).
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: CroppedMasks
+    crowds: Tensor
+    size: tuple[int, int]
+    generators: tuple[torch.Generator | None, torch.Generator | None]
+
+
+class Transform:
+    """Normalise, resize, pad, as torchvision's GeneralizedRCNNTransform.
+
+    min_sizes: in training one is drawn for each picture, in evaluation the last one counts.
+    """
+
+    def __init__(self, min_sizes, max_size, mean, std, divisor):
+        self.min_sizes, self.max_size = min_sizes, max_size
+        self.mean, self.std, self.divisor = mean, std, divisor
+
+    def batch(
+        self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype
+    ) -> PictureBatch:
+        """images: uint8 0..255 or float 0..1, [3, H, W] each -> a batch of `dtype`, in channels-last memory."""
+        resized = []
+        for i, image in enumerate(images):
+            if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+                raise ValueError(f"picture {i} has shape {list(image.shape)}: it must be [3, H, W]")
+            min_size = self.min_sizes[-1]
+            if training and len(self.min_sizes) > 1:
+                seed = targets[i].get("sample_seed") if targets else None
+                generator = None if seed is None else seeded(seed, 2)
+                min_size = self.min_sizes[int(torch.randint(len(self.min_sizes), (), generator=generator))]
+            size = resized_size(*image.shape[-2:], min_size, self.max_size)
+            resized.append(F.interpolate(self._normalise(image, dtype)[None], size=size, mode="bilinear")[0])
+        sizes = [tuple(image.shape[-2:]) for image in resized]
+        padded = [math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)]
+        pictures = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
+        for slot, image in zip(pictures, resized, strict=True):
+            slot[:, : image.shape[1], : image.shape[2]] = image
+        return PictureBatch(pictures, sizes, [tuple(image.shape[-2:]) for image in images])
+
+    def _normalise(self, image: Tensor, dtype: torch.dtype) -> Tensor:
+        image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / 255
+        mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
+        return (image - mean[:, None, None]) / std[:, None, None]
+
+
+def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
+    """A generator for one of several independent uses of a sample's seed."""
+    # the multiplier spreads neighbouring (seed, stream) pairs over 64 bits (Knuth's)
+    return torch.Generator().manual_seed((int(seed) * 6364136223846793005 + stream) % 2**63)
+
+
+def prepare_objects(target: dict, batch: PictureBatch, i: int) -> Objects:
+    """One target dict of picture i (boxes, labels, masks, and maybe iscrowd, sample_seed) -> Objects."""
+    boxes = target["boxes"].to(batch.pictures.dtype)
+    check_boxes(boxes, target)
+    boxes = scale_boxes(boxes, batch.original_sizes[i], batch.sizes[i])
+    masks = target["masks"]
+    if isinstance(masks, Tensor):
+        masks = CroppedMasks.from_masks(masks)
+    labels, crowds = target["labels"], boxes[:0]
+    if "iscrowd" in target and bool(target["iscrowd"].any()):
+        crowd = target["iscrowd"].bool()
+        boxes, labels, masks, crowds = boxes[~crowd], labels[~crowd], masks[~crowd], boxes[crowd]
+    seed = target.get("sample_seed")
+    generators = (None, None) if seed is None else (seeded(seed, 0), seeded(seed, 1))
+    return Objects(boxes, labels, masks, crowds, batch.sizes[i], generators)
+
+
+def check_boxes(boxes: Tensor, target: dict) -> None:
+    """Raise ValueError for a box without area: its size has no logarithm, and the loss would be inf or nan."""
+    if not len(boxes):
+        return
+    bad = ~((boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1))
+    if bool(bad.any()):
+        box = boxes[bad][0].tolist()
+        raise ValueError(f"picture {target.get('image_id', '?')}: box {box} (x1 y1 x2 y2) has no area or is not finite")
