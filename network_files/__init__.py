@@ -3,5 +3,6 @@
 from backbone.errors import InputError
 from network_files.instance_masks import CroppedMasks
 from network_files.mask_rcnn import MaskRCNN, MaskRCNNConfig, create_model
+from network_files.weights import load_weights
 
-__all__ = ["CroppedMasks", "InputError", "MaskRCNN", "MaskRCNNConfig", "create_model"]
+__all__ = ["CroppedMasks", "InputError", "MaskRCNN", "MaskRCNNConfig", "create_model", "load_weights"]
