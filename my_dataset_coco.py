@@ -1,0 +1,194 @@
+"""COCO-format data: one json and a folder of pictures -> (image, target) pairs.
+
+N objects of one picture of H x W pixels. Boxes in the json are x y w h, in targets x1 y1 x2 y2. What is read
+from the json is checked once, when it is opened, and kept in flat arrays (`coco_annotations.py`).
+"""
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from backbone.errors import InputError
+from network_files.instance_masks import CroppedMasks
+from train_utils.coco_annotations import CocoAnnotations, read_annotations
+from train_utils.label_map import LabelMap
+from train_utils.pictures import picture_size, read_picture
+
+
+class CocoDataset:
+    """Pictures and instances of one COCO json; `ds[i]` is (image, target) as they are, not augmented.
+
+    image uint8 [3, H, W]; target: boxes float32 [N, 4] (clipped to the picture), labels int64 [N],
+    masks CroppedMasks of N, image_id int, area float32 [N], iscrowd uint8 [N]. N may be 0.
+
+    annotations: a CocoAnnotations, or the path of a json. image_dir: where its file names begin.
+    root: the folder that no file name may leave (default: image_dir). label_map: default made from the json's
+    categories. rows: which pictures of the json belong to this data set (default: all).
+
+    `ds[i]` raises PictureError for an unreadable picture, InputError for one of another size than the json
+    says. A picture stored sideways with an EXIF orientation may be annotated upright or as stored.
+    """
+
+    def __init__(self, annotations, image_dir, root=None, label_map: LabelMap | None = None, rows=None):
+        self.image_dir, self.root = Path(image_dir), Path(root or image_dir)
+        if not isinstance(annotations, CocoAnnotations):
+            annotations = read_annotations(annotations, size_of=size_reader(self.image_dir, self.root))
+        self.annotations = annotations
+        self.label_map = label_map or LabelMap.from_categories(annotations.categories)
+        self.rows = np.arange(len(annotations)) if rows is None else np.asarray(rows, dtype=np.int64)
+        self.sizes = torch.from_numpy(annotations.sizes[self.rows])  # [len, 2], height and width
+        self._check_categories()
+        paths = [self._checked_path(i) for i in range(len(self))]
+        self.missing = np.array([not os.path.isfile(path) for path in paths], dtype=bool)  # [len]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int):
+        image = self._read(i)
+        return image, self.target(i)
+
+    def subset(self, positions) -> "CocoDataset":
+        """The pictures at these positions, sharing the annotations."""
+        positions = np.asarray(positions, dtype=np.int64)
+        part = copy.copy(self)
+        part.rows, part.missing = self.rows[positions], self.missing[positions]
+        part.sizes = self.sizes[torch.from_numpy(positions)]
+        return part
+
+    def target(self, i: int) -> dict:
+        """The target of `ds[i]`, without reading the picture."""
+        packed, row = self.annotations, self.rows[i]
+        objects = packed.objects(row)
+        size = tuple(packed.sizes[row].tolist())
+        masks = cropped_masks([packed.rle(k, size) for k in range(objects.start, objects.stop)], size)
+        area = torch.from_numpy(packed.areas[objects].astype(np.float32))  # [N]
+        return {
+            "boxes": torch.from_numpy(packed.clipped_boxes(objects, size)),  # [N, 4]
+            "labels": torch.tensor(
+                [self.label_map.to_label(c) for c in packed.category_ids[objects].tolist()], dtype=torch.int64
+            ),  # [N]
+            "masks": masks,
+            "image_id": self.image_id(i),
+            "area": torch.where(area.isnan(), masks.areas().float(), area),
+            "iscrowd": torch.from_numpy(packed.iscrowd[objects].copy()),  # [N]
+        }
+
+    def image_id(self, i: int) -> int:
+        """The json's id of picture i."""
+        return int(self.annotations.image_ids[self.rows[i]])
+
+    def file_name(self, i: int) -> str:
+        """The path of picture i."""
+        return str(self.image_dir / self.annotations.file_name(self.rows[i]))
+
+    def object_counts(self, crowd: bool = False) -> np.ndarray:
+        """Objects that are not crowds, or crowd regions, per picture: int64 [len]."""
+        running = np.concatenate([[0], np.cumsum(self.annotations.iscrowd == crowd)])  # [A + 1]
+        return np.diff(running[self.annotations.first])[self.rows]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Why and how many annotations of the json were skipped."""
+        return dict(self.annotations.skipped)
+
+    def describe(self) -> str:
+        """One line: pictures, objects, classes, what was skipped in the json, and missing picture files."""
+        objects = self.object_counts()
+        line = (
+            f"{self.annotations.path}: {len(self)} pictures ({int((objects == 0).sum())} without objects), "
+            f"{int(objects.sum())} objects of {len(self.label_map)} classes, "
+            f"{int(self.object_counts(crowd=True).sum())} crowd regions"
+        )
+        if self.skipped:
+            line += "; skipped " + ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        if self.missing.any():
+            first = self.file_name(int(self.missing.argmax()))
+            line += f"; {int(self.missing.sum())} picture files are missing, such as {first}"
+        return line
+
+    def ground_truth(self) -> dict:
+        """A COCO dict of these pictures for evaluation: ids, boxes, areas and segmentations as in the json.
+
+        What was skipped in training is absent. Annotation ids are the json's where they are positive and
+        unique, else 1..n: pycocotools takes an id of 0 for "not matched".
+        """
+        packed, annotations = self.annotations, []
+        ids = packed.annotation_ids
+        if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
+            ids = np.arange(1, len(ids) + 1)
+        images = []
+        for row in self.rows:
+            size, image_id = tuple(packed.sizes[row].tolist()), int(packed.image_ids[row])
+            name = packed.file_name(row)
+            images.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
+            for k in range(packed.objects(row).start, packed.objects(row).stop):
+                area = float(packed.areas[k])
+                annotations.append({
+                    "id": int(ids[k]),
+                    "image_id": image_id,
+                    "category_id": int(packed.category_ids[k]),
+                    "bbox": packed.boxes[k].tolist(),
+                    "area": float(coco_mask.area(packed.rle(k, size))) if np.isnan(area) else area,
+                    "iscrowd": int(packed.iscrowd[k]),
+                    "segmentation": packed.segmentation(k, size),
+                })
+        categories = [{"id": i, "name": name} for i, name in packed.categories.items()]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+    def _read(self, i: int) -> torch.Tensor:
+        """Picture i in the frame of its annotations, uint8 [3, H, W]."""
+        path, size = self.file_name(i), tuple(self.sizes[i].tolist())
+        image = read_picture(path)
+        if tuple(image.shape[1:]) != size and tuple(image.shape[:0:-1]) == size:
+            image = read_picture(path, rotate=False)  # annotated as stored, before the EXIF rotation
+        if tuple(image.shape[1:]) != size:
+            raise InputError(
+                f"{path}: the picture is {image.shape[2]}x{image.shape[1]} (width x height), but "
+                f"{self.annotations.path} says {size[1]}x{size[0]} for image id {self.image_id(i)}; "
+                f"correct the json or put back the original picture"
+            )
+        return image
+
+    def _check_categories(self):
+        packed = self.annotations
+        for category in np.unique(packed.category_ids).tolist():
+            if not self.label_map.has_category(category):
+                raise InputError(
+                    f"{packed.path}: category {category} ({packed.categories[category]}) is not one of the "
+                    f"{len(self.label_map)} categories of the label map; use data with the same categories"
+                )
+
+    def _checked_path(self, i: int) -> str:
+        try:
+            return picture_path(self.image_dir, self.annotations.file_name(self.rows[i]), self.root)
+        except InputError as error:
+            raise InputError(f"{self.annotations.path}: image id {self.image_id(i)}: {error}") from error
+
+
+def picture_path(image_dir, name: str, root) -> str:
+    """The path of `name` in `image_dir`; InputError if it leaves `root`."""
+    path, root = os.path.abspath(os.path.join(image_dir, name)), os.path.abspath(root)
+    if os.path.commonpath([root, path]) != root:
+        raise InputError(f"file_name {name!r} leaves the data folder {root}; use names inside it")
+    return path
+
+
+def size_reader(image_dir, root):
+    """A function from file name to (H, W), for images whose json does not give their size."""
+    return lambda name: picture_size(picture_path(image_dir, name, root))
+
+
+def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
+    """Compressed RLEs of one picture of `size` (H, W) -> CroppedMasks, one full-size mask alive at a time."""
+    crops, corners = [], []
+    for rle in rles:
+        x, y, width, height = (int(v) for v in coco_mask.toBbox(rle))
+        crop = coco_mask.decode(rle)[y : y + height, x : x + width]
+        crops.append(torch.from_numpy(np.ascontiguousarray(crop)))  # [h, w]
+        corners.append([x, y, x + width, y + height])
+    return CroppedMasks.from_crops(crops, torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), size)

@@ -1,0 +1,156 @@
+"""Folder -> data sets. The one way in which every command opens data."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from backbone.errors import InputError
+from train_utils.coco_annotations import check_is_coco, read_annotations
+from train_utils.coco_layout import LOOKED_FOR, data_root, find_image_dir, find_jsons, role_of
+from train_utils.label_map import LabelMap, read_json
+from train_utils.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
+from train_utils.pictures import PictureError, read_picture
+
+__all__ = [
+    "Batch", "DataSplits", "EvalLoader", "LabelMap", "PictureError", "TrainLoader",
+    "open_data_set", "read_picture", "sample_rng", "sample_seed",
+]
+SHAPES_FOLDER = "data/shapes"
+
+
+class DataSplits(NamedTuple):
+    """Data sets of one label map. `train` is None when only "val" was asked for, and the other way round."""
+
+    train: Any
+    val: Any
+    label_map: LabelMap
+
+
+def open_data_set(
+    path=None, dataset="auto", image_dir=None, val_fraction=0.2, seed=0, drop_empty=False, year=None,
+    split=None, label_map=None, shapes_dir=SHAPES_FOLDER,
+) -> DataSplits:
+    """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
+
+    dataset: "auto", "coco" or "voc". image_dir: where the json's file names begin (default: found by itself).
+    val_fraction, seed: share and choice of validation pictures where the data has a single json.
+    drop_empty: leave training pictures without objects out. year: of several in the folder.
+    split: open "train" or "val" alone. label_map: take these labels (a checkpoint's), not the data's own.
+    Raises InputError that names the file for everything that cannot be used.
+    """
+    if path is None:
+        from my_dataset_shapes import make_shapes
+
+        path, dataset = make_shapes(shapes_dir), "coco"
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check --data-path")
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"{path}: the folder is empty; {LOOKED_FOR}")
+    if dataset == "auto":
+        dataset = "voc" if is_voc(path) else "coco"
+    if dataset == "voc":
+        splits = _open_voc(path, year, split, label_map)
+    elif dataset == "coco":
+        splits = _open_coco(path, image_dir, val_fraction, seed, year, split, label_map)
+    else:
+        raise InputError(f"--dataset {dataset}: auto, coco and voc can be opened")
+    if drop_empty and splits.train is not None:
+        kept = np.flatnonzero(splits.train.object_counts())
+        splits = splits._replace(train=splits.train.subset(kept))
+    for part, use in ((splits.train, "training"), (splits.val, "validation")):
+        if part is not None and not len(part):
+            raise InputError(f"{path}: no picture is left for {use}; check --val-fraction and --drop-empty")
+    return splits
+
+
+def is_voc(path: Path) -> bool:
+    """Whether a folder is a VOCdevkit, holds one, or is a year's folder of one."""
+    folder = "ImageSets/Segmentation"
+    places = (folder, f"VOC*/{folder}", f"VOCdevkit/VOC*/{folder}")
+    return any(match.is_dir() for place in places for match in path.glob(place))
+
+
+def _open_voc(path, year, split, label_map) -> DataSplits:
+    from my_dataset_voc import VocDataset
+
+    names = [name if split in (None, name) else None for name in ("train", "val")]
+    train, val = (VocDataset(path, year, name) if name else None for name in names)
+    own = (train or val).label_map
+    if label_map is not None and label_map != own:
+        raise InputError(f"{path}: its {len(own)} classes are not those of the label map given")
+    return DataSplits(train, val, own)
+
+
+def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map) -> DataSplits:
+    if path.is_file():
+        root = data_root(path)
+        as_val = split == "val" and role_of(path) in ("val", "test")
+        jsons = {"val" if as_val else "all": path}
+    else:
+        root = path.parent if path.name == "annotations" else path
+        jsons = find_jsons(root, year)
+    if "val" not in jsons:  # a single json
+        (json_path,) = jsons.values()
+        whole = _read_coco(json_path, root, image_dir, label_map)
+        train, val = (whole.subset(rows) for rows in split_positions(whole, val_fraction, seed))
+        train, val = train if split != "val" else None, val if split != "train" else None
+        return DataSplits(train, val, whole.label_map)
+    if split != "val" and "train" not in jsons:
+        raise InputError(f"{path}: no training json beside {jsons['val'].name}; {LOOKED_FOR}")
+    wanted = [role for role in ("train", "val") if split in (None, role)]
+    parts = {role: _read_coco(jsons[role], root, image_dir, label_map) for role in wanted}
+    if len(parts) == 2 and label_map is None:
+        label_map = LabelMap.from_categories(_merged_categories(parts["train"], parts["val"]))
+        for part in parts.values():
+            part.label_map = label_map
+    label_map = label_map or parts[wanted[0]].label_map
+    return DataSplits(parts.get("train"), parts.get("val"), label_map)
+
+
+def _read_coco(json_path, root, image_dir, label_map):
+    from my_dataset_coco import CocoDataset, size_reader
+
+    raw = read_json(json_path)
+    check_is_coco(raw, json_path)
+    if image_dir is not None:
+        image_dir = root = Path(image_dir)
+        if not image_dir.is_dir():
+            raise InputError(f"{image_dir}: no such folder; check --image-dir")
+    else:
+        names = [image.get("file_name") for image in raw["images"] if isinstance(image, dict)]
+        names = [name for name in names if isinstance(name, str) and name]
+        if not names:
+            raise InputError(f"{json_path}: its list of images holds no file_name")
+        image_dir = find_image_dir(root, json_path, names)
+    annotations = read_annotations(json_path, raw, size_reader(image_dir, root))
+    return CocoDataset(annotations, image_dir, root, label_map)
+
+
+def _merged_categories(train, val) -> dict[int, str]:
+    """Categories of both jsons, which may not contradict one another."""
+    merged = dict(train.annotations.categories)
+    for category, name in val.annotations.categories.items():
+        if merged.setdefault(category, name) != name:
+            raise InputError(f"category {category} is {merged[category]!r} in {train.annotations.path} but "
+                             f"{name!r} in {val.annotations.path}; make them agree")
+    return dict(sorted(merged.items()))
+
+
+def split_positions(data_set, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted positions of training and of validation pictures, chosen by a hash of seed and image id.
+
+    So the choice depends neither on the json's order nor on library versions. At least one picture is on each
+    side where there are two and 0 < val_fraction < 1.
+    """
+    if not 0 <= val_fraction <= 1:
+        raise InputError(f"--val-fraction {val_fraction}: a share from 0 to 1 is needed")
+    count = len(data_set)
+    hashes = [hashlib.sha256(f"{seed} {data_set.image_id(i)}".encode()).digest() for i in range(count)]
+    order = np.array(sorted(range(count), key=hashes.__getitem__), dtype=np.int64)
+    held_out = round(count * val_fraction)
+    if 0 < val_fraction < 1 and count > 1:
+        held_out = min(max(held_out, 1), count - 1)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -1,0 +1,113 @@
+"""Reading picture files, of any mode Pillow knows, as uint8 [3, H, W] RGB: for data sets and prediction."""
+
+import os
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+
+from backbone.errors import InputError
+
+EXIF_ORIENTATION = 0x0112
+# Exif 2.3, tag Orientation: what brings the stored pixels upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(InputError):
+    """A picture file that cannot be used. `path` and `reason` (str) say which and why."""
+
+    def __init__(self, path, reason: str):
+        self.path, self.reason = str(path), str(reason)
+        super().__init__(self.path, self.reason)
+
+    def __str__(self):
+        return f"{self.path}: {self.reason}"
+
+
+def read_picture(path, rotate: bool = True) -> torch.Tensor:
+    """Read a picture as uint8 [3, H, W] RGB; the first frame of an animation.
+
+    rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none).
+    Alpha is dropped, palette, grey, CMYK, Lab become RGB, 16-bit grey is scaled to 8 bits.
+    Raises PictureError if the file is missing, truncated, not a picture, or a decompression bomb.
+    """
+    try:
+        # Pillow warns about oversized pictures and damaged metadata; what matters of it raises.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                transpose = UPRIGHT.get(_orientation(image)) if rotate else None
+                rgb = _to_rgb(image)
+                if transpose is not None:
+                    rgb = rgb.transpose(transpose)
+                pixels = np.array(rgb)  # [H, W, 3]
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise PictureError(path, _reason(path, error)) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
+
+
+def picture_size(path) -> tuple[int, int]:
+    """(height, width) of a picture as `read_picture` returns it, from its header where the format allows."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                if image.format == "TIFF":  # Pillow turns TIFFs itself, while decoding
+                    image.load()
+                width, height = image.size
+                turned = _orientation(image) in (5, 6, 7, 8)
+    except Exception as error:  # as in read_picture
+        raise PictureError(path, _reason(path, error)) from error
+    return (width, height) if turned else (height, width)
+
+
+def _orientation(image) -> int:
+    """EXIF orientation 1..8. Damaged EXIF is common and says nothing about the pixels: 1."""
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF parser raises nearly anything on damaged tags
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image):
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":  # Image.convert has no Lab
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    return image.convert("RGB")
+
+
+def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
+    """Grey [H, W] of more than 8 bits -> uint8, by its type's range: integers 0..65535, floats 0..1."""
+    if not np.isfinite(grey).all():
+        raise ValueError("grey values are not finite")
+    top = 1.0 if grey.dtype.kind == "f" else 65535
+    if grey.size and (grey.min() < 0 or grey.max() > top):
+        raise ValueError(f"grey values {grey.min():g}..{grey.max():g} exceed 0..{top:g}; convert to 8 bits")
+    return np.rint(grey.astype(np.float64) * (255 / top)).astype(np.uint8)
+
+
+def _reason(path, error: Exception) -> str:
+    """One line that says what is wrong with the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "the file is empty"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a known format"
+    return " ".join(f"cannot be decoded: {error or type(error).__name__}".split())
