@@ -69,8 +69,9 @@ def roi_align(
         step = bin_size[:, axis, None, None]
         return (scaled[:, axis, None, None] + bins * step + parts * step / sampling_ratio).flatten(1)  # [K, S R]
 
-    x_cell, x_weight = (t.view(len(rois), output_size, 2 * sampling_ratio) for t in bilinear_taps(points(0), width[:, None]))
-    y_cell, y_weight = (t.view(len(rois), output_size, 2 * sampling_ratio) for t in bilinear_taps(points(1), height[:, None]))
+    shape = (len(rois), output_size, 2 * sampling_ratio)
+    x_cell, x_weight = (t.view(shape) for t in bilinear_taps(points(0), width[:, None]))
+    y_cell, y_weight = (t.view(shape) for t in bilinear_taps(points(1), height[:, None]))
 
     rows = first[:, None, None] + y_cell * width[:, None, None]  # [K, S, 2 R]
     index = rows[:, :, None, :, None] + x_cell[:, None, :, None, :]  # [K, S, S, 2 R, 2 R]
