@@ -1,0 +1,28 @@
+"""Train Mask R-CNN in one process, on a GPU where there is one, else on the CPU.
+
+    python train.py                                    the built-in shapes: a few minutes on two CPU cores
+    python train.py --data-path DATA                   COCO or VOC data; ResNet-50 with COCO weights
+    python train.py --data-path DATA --amp             the same in mixed precision
+    python train.py --data-path DATA --resume auto     go on where the run in ./save_weights was cut
+    python train.py --data-path DATA --test-only       evaluate the COCO weights, do not train
+
+Writes checkpoints, results, curves and TensorBoard files to ./save_weights (--output-dir) and ends by naming
+them. SIGTERM and Ctrl-C finish the step, save, and leave with exit status 143 and 130. All flags: --help.
+"""
+
+import sys
+
+from train_utils.command import Parser, pick_device, run_command
+from train_utils.distributed import World
+from train_utils.train_loop import add_arguments, run
+
+
+def main():
+    parser = Parser(description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args()
+    run(args, World.single(pick_device(args.device)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,31 @@
+"""Train Mask R-CNN in several processes, one per GPU (or on the CPU with --device cpu), started by torchrun.
+
+    torchrun --nproc_per_node=8 train_multi_GPU.py --data-path DATA --batch-size 2 --amp
+    torchrun --nproc_per_node=8 train_multi_GPU.py --batch-size 8 --lr 0.08 --pretrain False --amp True
+    torchrun --nproc_per_node=2 train_multi_GPU.py --device cpu
+    torchrun --nproc_per_node=8 train_multi_GPU.py --data-path DATA --resume auto
+
+The flags are train.py's. --batch-size is per process; N processes equal one with --accumulate-steps N.
+Writes to ./multi_train (--output-dir). `python train_multi_GPU.py --help` lists all flags.
+"""
+
+import sys
+
+from train_utils.command import Parser, run_command
+from train_utils.distributed import World
+from train_utils.train_loop import add_arguments, run
+
+
+def main():
+    parser = Parser(description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args()
+    world = World.from_environment(args.device)
+    try:
+        run(args, world, output_dir="./multi_train")
+    finally:
+        world.close()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,81 @@
+"""What a training run leaves for people to look at, beside its numbers."""
+
+import torch
+
+from network_files.instance_masks import mask_probs_to_bool
+from train_utils.drawing import draw_detections, plot_average_precision, plot_loss_and_lr
+from train_utils.engine import LOSS_NAMES
+
+SHOWN_SCORE = 0.5  # detections below it would hide the picture
+
+
+def picture_rows(samples, label_map):
+    """(ground truth, prediction) PIL pictures of each (image, target, detection) of an evaluation."""
+    rows = []
+    for image, target, detection in samples:
+        shown = detection["scores"] > SHOWN_SCORE
+        boxes, labels, scores = (detection[key][shown] for key in ("boxes", "labels", "scores"))
+        masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, tuple(image.shape[-2:]))
+        truth = draw_detections(
+            image, target["boxes"], target["labels"], None, target["masks"], label_map.name
+        )
+        rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name)))
+    return rows
+
+
+def write_curves(folder, writer, curve):
+    """The two PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter."""
+    losses, rates = zip(*curve, strict=True)
+    plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates)
+    box_ap, mask_ap = ([record["AP"] for record in writer.history(t)] for t in ("bbox", "segm"))
+    plot_average_precision(folder / f"mAP{writer.stamp}.png", box_ap, mask_ap)
+
+
+def save_for_replay(folder, error, model, data_set):
+    """Save the batch behind a NonFiniteLoss and the weights that met it; returns the error, more telling."""
+    if error.batch is None:
+        error.args = (f"step {error.step}: another process met a loss that is not finite; see its message",)
+        return error
+    path = folder / f"non_finite_step{error.step}.pth"
+    names = [data_set.file_name(i) for i in error.batch.indices]
+    losses = dict(zip(LOSS_NAMES, error.losses.tolist(), strict=True))
+    targets = [
+        {key: plain_masks(value) if key == "masks" else value for key, value in target.items()}
+        for target in error.batch.targets
+    ]
+    torch.save(
+        {
+            "images": error.batch.images,
+            "targets": targets,
+            "files": names,
+            "losses": losses,
+            "model": model.state_dict(),
+            "config": model.config.to_dict(),
+        },
+        path,
+    )
+    bad = ", ".join(f"{name} {value}" for name, value in losses.items() if value - value != 0)
+    error.args = (
+        f"step {error.step}: {bad} on {', '.join(names)}; try a lower --lr, --clip-grad-norm, or look at the "
+        f"pictures' annotations; batch and weights are in {path} (python: model(images, targets))",
+    )
+    return error
+
+
+def plain_masks(masks):
+    """Target masks as uint8 [N, H, W]."""
+    return masks if isinstance(masks, torch.Tensor) else masks.to_masks()
+
+
+def say_what_is_where(folder, best_ap, val_set):
+    """The last lines of a run, and what to do next."""
+    best = folder / "model_best.pth"
+    weights = (
+        best if best.exists() else max(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
+    )
+    print(f"\ndone: best mask AP {best_ap:.4f}. In {folder}:")
+    print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; every epoch's, to resume")
+    print("  det_results*, seg_results*          COCO numbers per epoch, for boxes and masks (.txt, .json)")
+    print("  loss_and_lr*.png, mAP*.png          curves")
+    print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
+    print(f"next: python predict.py --weights-path {weights} --img-path {val_set.file_name(0)}")

@@ -1,0 +1,299 @@
+"""The training run that train.py and train_multi_GPU.py share.
+
+`run` reads as the run goes: open the data, build the model, resume, then train and evaluate epoch by epoch.
+One step is in engine.train_one_epoch, one evaluation in engine.evaluate, the flags in arguments.py.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from backbone.errors import InputError
+from network_files import MaskRCNNConfig, create_model, load_weights
+from train_utils import checkpoint as checkpoints
+from train_utils.arguments import add_arguments, global_batch, resolve
+from train_utils.command import config_from_args, plain_args
+from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set
+from train_utils.ema import EMA
+from train_utils.engine import Learner, NonFiniteLoss, evaluate, train_one_epoch
+from train_utils.logger import MetricLogger, ResultsWriter, TensorBoard
+from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule
+from train_utils.reports import picture_rows, save_for_replay, say_what_is_where, write_curves
+from train_utils.run_state import Progress, from_checkpoint, to_checkpoint
+from train_utils.stop_signal import StopSignal
+from transforms import build_augment
+
+__all__ = ["add_arguments", "run"]
+SAMPLES = 4  # validation pictures in TensorBoard's grid
+
+
+def run(args, world, output_dir="./save_weights"):
+    """Train (with --test-only: evaluate) as the flags say. output_dir: used where --output-dir is absent.
+
+    Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
+    """
+    say = print if world.is_main else lambda *_, **__: None
+    given = config_from_args(args)
+    resolve(args, world)
+    with world.main_first():
+        splits = open_splits(args)
+    say(f"train: {splits.train.describe()}\nval: {splits.val.describe()}")
+    check_num_classes(args.num_classes, splits.label_map)
+
+    folder, path = None, None
+    if args.resume or not args.test_only:
+        folder, path = world.on_main(checkpoints.prepare_run_folder, args.output_dir, args.resume, output_dir)
+    checkpoint = checkpoints.load_checkpoint(path) if path else None
+    with world.main_first():
+        model, lines = build_model(args, given, splits.label_map, checkpoint)
+    say("\n".join(lines))
+    model.to(world.device)
+
+    if args.test_only:
+        test(args, world, splits.val, model, checkpoint, say)
+        return
+    with StopSignal() as stop:
+        Trainer(args, world, splits, model, Path(folder), checkpoint, stop, say).fit()
+
+
+def open_splits(args):
+    return open_data_set(
+        args.data_path,
+        args.dataset,
+        image_dir=args.image_dir,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+        drop_empty=args.drop_empty,
+        year=args.year,
+    )
+
+
+def check_num_classes(given, label_map):
+    """--num-classes is the data's count of classes, or its highest label (COCO's 80 reach up to 90)."""
+    possible = sorted({len(label_map.names), label_map.num_labels - 1})
+    if given is not None and given not in possible:
+        raise InputError(
+            f"--num-classes {given}: the data has {' or '.join(map(str, possible))} (without background); "
+            "leave the flag out, it is read from the data"
+        )
+
+
+def build_model(args, given, label_map, checkpoint):
+    """(model, lines to print). given: config fields whose flags were given: they precede the checkpoint's."""
+    torch.manual_seed(args.seed)
+    if checkpoint is None:
+        model = create_model(label_map.num_labels, **config_from_args(args))
+        lines = ["weights: none, random initialisation"]
+        if args.weights != "none":
+            lines = load_weights(model, args.weights, replace_predictors=True)
+    else:
+        if checkpoint["label_map"] != label_map.to_dict():
+            raise InputError(
+                "--resume: the checkpoint has other classes; start from it with --weights instead"
+            )
+        config = MaskRCNNConfig.from_dict({**checkpoint["config"], **given})
+        model = create_model(**config.to_dict())
+        lines = []
+        load_weights(model, checkpoint["model"])
+    config, parameters = model.config, list(model.parameters())
+    total, trained = (
+        sum(p.numel() for p in parameters if p.requires_grad or all_) / 1e6 for all_ in (True, False)
+    )
+    about = (
+        f"model: Mask R-CNN {config.variant}, {config.backbone}, {len(label_map.names)} classes, "
+        f"{total:.1f} M parameters, {trained:.1f} M of them trained"
+    )
+    return model, [about, *lines]
+
+
+def val_loader(args, world, data_set, config):
+    return EvalLoader(
+        data_set,
+        world,
+        args.batch_size,
+        args.workers,
+        config.min_size,
+        config.max_size,
+        config.size_divisible,
+    )
+
+
+def test(args, world, data_set, model, checkpoint, say):
+    """--test-only: print the COCO numbers, of the averaged weights where the checkpoint has them."""
+    if checkpoint and "ema" in checkpoint:
+        model.load_state_dict(checkpoint["ema"])
+    result = evaluate(model, val_loader(args, world, data_set, model.config), data_set, world)
+    for iou_type, numbers in result.stats.items():
+        say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
+
+
+def warmup_steps(args, steps_per_epoch):
+    return min(1000, steps_per_epoch) if args.warmup_iters is None else args.warmup_iters
+
+
+def build_learner(args, world, model, steps_per_epoch):
+    optimizer = build_optimizer(model, args.optimizer, args.lr, args.momentum, args.weight_decay)
+    schedule = build_schedule(
+        optimizer,
+        total_steps=args.epochs * steps_per_epoch,
+        warmup_steps=warmup_steps(args, steps_per_epoch),
+        schedule=args.lr_schedule,
+        milestones=[round(epoch * steps_per_epoch) for epoch in args.lr_steps],
+        gamma=args.lr_gamma,
+    )
+    return Learner(
+        model,
+        world.wrap(model),
+        optimizer,
+        schedule,
+        Precision(world.device, amp_dtype(world.device) if args.amp else None),
+        EMA(model, args.ema_decay) if args.ema else None,
+        args.clip_grad_norm,
+        args.seed,
+    )
+
+
+class Trainer:
+    """The loop over epochs. Each ends with an evaluation, its numbers written, and a checkpoint."""
+
+    def __init__(self, args, world, splits, model, folder, checkpoint, stop, say):
+        self.args, self.world, self.splits, self.folder = args, world, splits, folder
+        self.stop, self.say = stop, say
+        augment = build_augment(
+            args.horizontal_flip,
+            args.vertical_flip,
+            args.photometric,
+            args.large_scale_jitter,
+            args.jitter_scale,
+        )
+        self.loader = TrainLoader(
+            splits.train,
+            augment,
+            world,
+            args.batch_size,
+            args.accumulate_steps,
+            args.seed,
+            args.workers,
+            args.aspect_ratio_group_factor,
+            args.strict,
+        )
+        self.val_loader = val_loader(args, world, splits.val, model.config)
+        steps = self.loader.steps_per_epoch
+        self.learner = build_learner(args, world, model, steps)
+        self.progress = from_checkpoint(checkpoint, self.learner, steps) if checkpoint else Progress(steps)
+        self.board = TensorBoard(folder, self.progress.step, world.is_main)
+        self.writer = ResultsWriter(folder, self.progress.epochs_done) if world.is_main else None
+
+    def fit(self):
+        """Train and evaluate the epochs that are left."""
+        args, progress = self.args, self.progress
+        self.say_start()
+        if self.world.is_main:
+            checkpoints.write_args(self.folder, plain_args(args))
+        for epoch in range(progress.epochs_done, args.epochs):
+            if args.early_stop and progress.epochs_since_best >= args.early_stop:
+                self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
+                break
+            averages = self.train_epoch(epoch)
+            result = self.evaluate()
+            better = progress.end_epoch(epoch, result.mask_ap)
+            # Written before the checkpoint: where a kill comes between, the resumed run replaces the lines.
+            self.world.on_main(self.report, epoch, averages, result)
+            self.save(epoch, best=better)
+        self.board.close()
+        if self.world.is_main:
+            say_what_is_where(self.folder, progress.best_ap, self.splits.val)
+
+    def say_start(self):
+        args, dtype, steps = (
+            self.args,
+            self.learner.precision.dtype or torch.float32,
+            self.loader.steps_per_epoch,
+        )
+        self.say(
+            f"{args.optimizer}: learning rate {args.lr:g}, global batch {global_batch(args, self.world)}, "
+            f"{steps} steps x {args.epochs} epochs, {warmup_steps(args, steps)} steps of warm-up, "
+            f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
+        )
+        if args.amp and dtype == torch.float32:
+            self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
+        self.say(f"run folder: {self.folder}")
+
+    def train_epoch(self, epoch):
+        """The steps of an epoch that are left; returns the mean losses of the whole epoch."""
+        progress, every = self.progress, self.args.save_every_steps
+        first, total = progress.step - epoch * self.loader.steps_per_epoch, self.loader.steps_per_epoch
+        header = f"Epoch: [{epoch}]"
+        log = MetricLogger(header, total, first, self.args.print_freq, self.world.device, self.world.is_main)
+        if progress.meters:
+            log.load_state_dict(progress.meters)
+        steps = train_one_epoch(self.learner, self.loader, self.world, epoch, first, self.stop.requested)
+        try:
+            for record in steps:
+                log.step(record.seconds, record.data_seconds, record.losses, record.lr)
+                self.board.step(record.step, record.losses, record.lr)
+                progress.take_in(record)
+                # The last step is saved before the evaluation, so that a kill within that loses nothing.
+                if log.done == total or record.stop or (every and progress.step % every == 0):
+                    progress.meters = log.state_dict()
+                    self.save(epoch)
+                if record.stop:
+                    self.say(f"stopped after step {progress.step}, saved; --resume auto goes on from here")
+                    self.stop.leave()
+        except NonFiniteLoss as error:
+            raise save_for_replay(self.folder, error, self.learner.model, self.splits.train) from error
+        finally:
+            log.close()
+        if not log.averages():
+            raise InputError("no training picture could be read; see the lines above")
+        return log.averages()
+
+    def evaluate(self):
+        """The validation pictures through the averaged weights where there are any."""
+        model, ema = self.learner.model, self.learner.ema
+        with ema.applied(model) if ema else nullcontext():
+            self.world.broadcast_buffers(model)
+            return evaluate(
+                model,
+                self.val_loader,
+                self.splits.val,
+                self.world,
+                keep_samples=SAMPLES,
+                on_batch=lambda _: self.stop.leave_if_requested(),
+            )
+
+    def report(self, epoch, averages, result):
+        """Tell and write an epoch's numbers."""
+        stats = {iou_type: numbers.stats for iou_type, numbers in result.stats.items()}
+        box, mask, val_loss = stats["bbox"], stats["segm"], sum(result.losses.values())
+        self.say(
+            f"Test: [{epoch}]  box AP: {box[0]:.4f}  AP50: {box[1]:.4f}  mask AP: {mask[0]:.4f}  "
+            f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
+        )
+        skipped = self.progress.skipped, len(result.skipped)
+        if any(skipped):
+            self.say(
+                f"unreadable pictures left out: {skipped[0]} in training so far, {skipped[1]} in validation"
+            )
+        loss, lr = averages["loss"], self.progress.curve[-1][1]
+        self.writer.write(epoch, stats, loss, lr, val_losses=result.losses, seconds=result.seconds)
+        self.board.epoch(self.progress.step, stats, result.losses)
+        self.board.pictures(self.progress.step, picture_rows(result.samples, self.splits.label_map))
+        write_curves(self.folder, self.writer, self.progress.curve)
+
+    def save(self, epoch, best=False):
+        """model_{epoch}.pth, and model_best.pth where this epoch is the best so far."""
+        self.world.broadcast_buffers(self.learner.model)
+        self.world.on_main(self._write_checkpoint, epoch, best)
+
+    def _write_checkpoint(self, epoch, best):
+        path = checkpoints.checkpoint_path(self.folder, epoch)
+        state = to_checkpoint(
+            self.learner, self.progress, epoch, self.splits.label_map, plain_args(self.args)
+        )
+        if best:  # first, so that a kill between the two leaves the best one, which is also the newest
+            checkpoints.save_checkpoint(checkpoints.checkpoint_path(self.folder, "best"), state)
+            checkpoints.copy_checkpoint(checkpoints.checkpoint_path(self.folder, "best"), path)
+        else:
+            checkpoints.save_checkpoint(path, state)
