@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
-
 from backbone.errors import InputError
+from network_files.weights import state_of
 
 # blocks in layer1..layer4, and whether they are bottlenecks (ResNet paper, table 1)
 RESNETS = {
@@ -18,48 +17,41 @@ RESNETS = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
-OLD_OR_NEW = {  # what is asked for -> its key in the newer spelling, or in the older one
-    "fpn_channels": ("backbone.fpn.inner_blocks.0.0.weight", "backbone.fpn.inner_blocks.0.weight"),
-    "mask_head_channels": ("roi_heads.mask_head.0.0.weight", "roi_heads.mask_head.mask_fcn1.weight"),
-}
+FPN = "backbone.fpn.inner_blocks.0.0.weight"
+MASK_HEAD = "roi_heads.mask_head.0.0.weight"
 
 
 def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict:
     """Arguments for `create_model` that make a model into which the state dict fits.
 
     Found: num_classes (counts background), backbone, variant, norm, and the widths and depth of FPN and
-    heads. Keys may be torchvision's (both spellings) or DDP's ("module." in front), the dict may lie under
-    "model" as training scripts write it.
+    heads. Read as `load_weights` reads it: older spellings of keys, DDP's "module." in front, and a state
+    dict under "model" will do.
 
     Raises:
         InputError: not the weights of a Mask R-CNN on a ResNet-FPN.
     """
-    state = bare_state(content)
-    if CLASSES not in state:
-        raise InputError(f"{origin}: not the weights of a Mask R-CNN (no {CLASSES})")
-    found = {"num_classes": _rows(state, CLASSES), "backbone": _backbone(state, origin), "norm": _norm(state)}
+    try:
+        state = state_of(dict(content))
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from error
+    found = {"num_classes": _rows(state, CLASSES, origin), "backbone": _backbone(state, origin)}
     found["variant"] = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
-    for name, keys in OLD_OR_NEW.items():
-        key = next((k for k in keys if k in state), None)
-        if key is None:
-            raise InputError(f"{origin}: not the weights of a Mask R-CNN with FPN (no {keys[0]})")
-        found[name] = _rows(state, key)
-    fc6 = "roi_heads.box_head.fc6.weight"  # v2: four convolutions, then the linear layer at index 5
-    found["box_head_channels"] = _rows(state, fc6 if fc6 in state else "roi_heads.box_head.5.weight", origin)
-    mask_convs = _matches(r"roi_heads\.mask_head\.(?:(\d+)\.0|mask_fcn(\d+))\.weight", state)
-    found["mask_head_layers"] = len(mask_convs)
+    found["norm"] = _norm(state)
+    found["fpn_channels"] = _rows(state, FPN, origin)
+    fc6 = "roi_heads.box_head.fc6.weight"
+    if found["variant"] == "v2":  # convolutions at 0..n-1, flatten at n, the linear layer at n + 1
+        found["box_head_convs"] = len(_matches(r"roi_heads\.box_head\.(\d+)\.0\.weight", state))
+        fc6 = f"roi_heads.box_head.{found['box_head_convs'] + 1}.weight"
+    found["box_head_channels"] = _rows(state, fc6, origin)
+    found["mask_head_channels"] = _rows(state, MASK_HEAD, origin)
+    found["mask_head_layers"] = len(_matches(r"roi_heads\.mask_head\.(\d+)\.0\.weight", state))
     return found
 
 
-def bare_state(content: Mapping) -> dict[str, torch.Tensor]:
-    """The state dict in a loaded file: taken out of "model", without DDP's "module." prefix."""
-    state = content.get("model", content)
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _rows(state: Mapping, key: str, origin: str = "") -> int:
+def _rows(state: Mapping, key: str, origin: str) -> int:
     if key not in state:
-        raise InputError(f"{origin}: not the weights of a Mask R-CNN of variant v1 or v2 (no {key})")
+        raise InputError(f"{origin}: not the weights of a Mask R-CNN with FPN (no {key})")
     return int(state[key].shape[0])
 
 

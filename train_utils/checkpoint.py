@@ -25,13 +25,14 @@ from typing import BinaryIO, NamedTuple
 import torch
 
 from backbone.errors import InputError
-from network_files import MaskRCNN, MaskRCNNConfig, create_model, load_weights
+from network_files import MaskRCNN, create_model, load_weights
 from train_utils.architecture import infer_architecture
 from train_utils.files import atomic_file, make_folder, write_text
 from train_utils.label_map import LabelMap, coco_names
 
 FORMAT_VERSION = 1
-STAMP = re.compile(rb"sha256=([0-9a-f]{64}) saved=(\d+)\Z")
+STAMP = re.compile(rb"sha256=([0-9a-f]{64}) saved=(\d+)")
+ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22  # the record that ends a zip, before its comment
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best)\.pth")
 CHUNK = 1 << 20
 COCO_LABELS = 91  # background, and ids 1..90
@@ -134,10 +135,14 @@ def load_checkpoint(path: str | Path) -> dict:
     checkpoint = load_file(path)
     if not is_checkpoint(checkpoint):
         raise InputError(f"{path}: holds weights but no training state; start from it with --weights {path}")
+    _check_version(checkpoint, path)
+    return checkpoint
+
+
+def _check_version(checkpoint: dict, path: str | Path) -> None:
     if checkpoint["format_version"] > FORMAT_VERSION:
         raise InputError(f"{path}: written by a newer version (format {checkpoint['format_version']}, known "
                          f"up to {FORMAT_VERSION}); update this program")
-    return checkpoint
 
 
 def is_checkpoint(content: dict) -> bool:
@@ -149,10 +154,13 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a stamped file's bytes, or None (also for a file without a stamp)."""
     try:
         with open(path, "rb") as file:
-            stamp = _read_stamp(file)
+            size, comment = _read_comment(file)
+            stamp = STAMP.fullmatch(comment or b"")
+            if comment is None or size == 0:
+                return "it is empty" if size == 0 else "it was cut off"
             if stamp is None:
-                return "it is empty" if path.stat().st_size == 0 else None
-            left = file.seek(0, os.SEEK_END) - len(stamp[0]) - 2
+                return None
+            left = size - len(comment) - 2
             file.seek(0)
             sha256 = hashlib.sha256()
             while left > 0:
@@ -161,15 +169,20 @@ def find_damage(path: Path) -> str | None:
                 left -= len(chunk)
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    return None if sha256.hexdigest() == stamp[1] else "its SHA-256 does not match its content"
+    return None if sha256.hexdigest() == stamp[1].decode() else "its SHA-256 does not match its content"
 
 
-def _read_stamp(file: BinaryIO) -> tuple[bytes, str, int] | None:
-    """(stamp, its SHA-256, its time of saving) from the end of a file, None where there is none."""
+def _read_comment(file: BinaryIO) -> tuple[int, bytes | None]:
+    """(size of the file, its zip comment): b"" where it is no zip, None where the comment was cut off."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 128))
-    match = STAMP.search(file.read())
-    return match and (match[0], match[1].decode(), int(match[2]))
+    file.seek(max(0, size - 256))
+    tail = file.read()
+    start = tail.rfind(ZIP_END)
+    if start < 0:
+        return size, b""
+    comment = tail[start + ZIP_END_SIZE:]
+    length = int.from_bytes(tail[start + ZIP_END_SIZE - 2:start + ZIP_END_SIZE], "little")
+    return size, comment if len(comment) == length else None
 
 
 # --- the folder of a run -----------------------------------------------------------------------------------
@@ -210,8 +223,8 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 def _age_key(path: Path) -> tuple[int, bool, str]:
     """Sorts by time of saving; between two names of one file the numbered one comes last (is preferred)."""
     with open(path, "rb") as file:
-        stamp = _read_stamp(file)
-    return (stamp[2] if stamp else path.stat().st_mtime_ns, path.name != "model_best.pth", path.name)
+        stamp = STAMP.fullmatch(_read_comment(file)[1] or b"")
+    return (int(stamp[2]) if stamp else path.stat().st_mtime_ns, path.name != "model_best.pth", path.name)
 
 
 def prepare_run_folder(output_dir: str | Path | None, resume: str | Path | None = None,
@@ -310,16 +323,23 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu",
         InputError: not such a file, or `num_classes` or `label_map` do not fit it.
     """
     content = load_file(path)
-    if is_checkpoint(content):
-        content = load_checkpoint(path)
-        settings = MaskRCNNConfig.from_dict({**content["config"], **config}).to_dict()
-        label_map = label_map or LabelMap.from_dict(content["label_map"])
-    else:
+    if not is_checkpoint(content):
         settings = {**infer_architecture(content, str(path)), **config}
         label_map = label_map or default_label_map(settings["num_classes"])
+        _check_classes(path, settings["num_classes"], num_classes, label_map)
+        model = create_model(**settings)
+        load_weights(model, str(path))
+        return model.to(device).eval(), label_map
+    _check_version(content, path)
+    settings = {**content["config"], **config}
+    label_map = label_map or LabelMap.from_dict(content["label_map"])
     _check_classes(path, settings["num_classes"], num_classes, label_map)
     model = create_model(**settings)
-    load_weights(model, content if is_checkpoint(content) else str(path))
+    try:
+        model.load_state_dict(content.get("ema", content["model"]))
+    except RuntimeError as error:  # its message has a line per tensor
+        first = str(error).splitlines()[1].strip()
+        raise InputError(f"{path}: does not fit the model flags that were given ({first})") from error
     return model.to(device).eval(), label_map
 
 

@@ -56,6 +56,7 @@ class EMA:
                              f"such as {min(wrong)}")
         for name, value in state.items():
             self.average[name].copy_(value)
+        self.steps = steps
 
     @contextmanager
     @torch.no_grad()

@@ -217,7 +217,8 @@ class ResultsWriter:
 
     def _find_stamp(self) -> str | None:
         """The date in the name of the latest text file that the folder holds."""
-        found = (re.fullmatch(r"(?:det|seg)_results(\d{8}-\d{6})\.txt", p.name) for p in self.folder.iterdir())
+        name = re.compile(r"(?:det|seg)_results(\d{8}-\d{6})\.txt")
+        found = (name.fullmatch(path.name) for path in self.folder.iterdir())
         return max((m[1] for m in found if m), default=None)
 
     def _read_lines(self, iou_type: str) -> dict[int, str]:
@@ -262,17 +263,17 @@ def _finite(value):
 class TensorBoard:
     """Losses and lr per step, COCO numbers and pictures per epoch, under `folder`/tensorboard.
 
-    The x axis of all of them is the number of optimiser steps done before, so that one `step` tells
-    TensorBoard what a resumed run writes anew: a number logged at `step` or later is taken out there.
+    The x axis of all of them is the optimiser step (0-based; an evaluation stands at the last step before
+    it), so that TensorBoard leaves out what a run writes anew that is resumed with `steps_done`.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0, enabled: bool = True) -> None:
+    def __init__(self, folder: str | Path, steps_done: int = 0, enabled: bool = True) -> None:
         self.writer = None
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
             self.path = make_folder(Path(folder) / "tensorboard")
             with writing(self.path):
-                self.writer = SummaryWriter(str(self.path), purge_step=step, flush_secs=30)
+                self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)
 
     def step(self, step: int, losses: Mapping[str, float] | None, lr: float) -> None:
         """Log the optimiser step `step` (0-based)."""
@@ -281,26 +282,26 @@ class TensorBoard:
             scalars["train/loss"] = sum(losses.values())
         self._scalars({**scalars, "train/lr": lr}, step)
 
-    def epoch(self, step: int, stats: Mapping[str, Sequence[float]],
+    def epoch(self, steps_done: int, stats: Mapping[str, Sequence[float]],
               val_losses: Mapping[str, float] | None = None) -> None:
-        """Log the evaluation after optimiser step `step`: 12 COCO numbers per IoU type, and losses."""
+        """Log the evaluation after `steps_done` steps: 12 COCO numbers per IoU type, and losses."""
         scalars = {f"{iou_type}/{name}": value for iou_type, numbers in stats.items()
                    for name, value in zip(COCO_NUMBERS, numbers, strict=True)}
         if val_losses:
             scalars.update({f"val/{name}": value for name, value in val_losses.items()})
             scalars["val/loss"] = sum(val_losses.values())
-        self._scalars(scalars, step)
+        self._scalars(scalars, steps_done - 1)
         if self.writer:
             with writing(self.path):
                 self.writer.flush()
 
-    def pictures(self, step: int, rows: Sequence[Sequence],
+    def pictures(self, steps_done: int, rows: Sequence[Sequence],
                  tag: str = "val/ground truth | prediction") -> None:
         """Log a grid of PIL pictures: one row per sequence, ground truth left, prediction right."""
         if self.writer and rows:
             import numpy as np
             with writing(self.path):
-                self.writer.add_image(tag, np.asarray(picture_grid(rows)), step, dataformats="HWC")
+                self.writer.add_image(tag, np.asarray(picture_grid(rows)), steps_done - 1, dataformats="HWC")
 
     def close(self) -> None:
         if self.writer:

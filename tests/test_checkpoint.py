@@ -1,0 +1,390 @@
+"""Checkpoints survive kills, damage and full disks; runs go on where they should; models come back whole."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbone.errors import InputError
+from network_files import create_model
+from train_utils.architecture import infer_architecture
+from train_utils.checkpoint import (
+    FORMAT_VERSION,
+    checkpoint_path,
+    copy_checkpoint,
+    default_label_map,
+    load_checkpoint,
+    load_file,
+    model_from_checkpoint,
+    newest_checkpoint,
+    prepare_run_folder,
+    save_checkpoint,
+    write_args,
+)
+from train_utils.files import write_text
+from train_utils.label_map import LabelMap
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+SMALL = dict(backbone="resnet18", fpn_channels=16, box_head_channels=24, mask_head_channels=8,
+             mask_head_layers=2, min_size=(64,), max_size=64)
+
+
+def content(value=1.0, **more):
+    return {"format_version": FORMAT_VERSION, "model": {"w": torch.full((300, 7), value)}, "config": {},
+            "epoch": 2, "step": 30, "label_map": {}, "progress": {"meters": [1.5, None, "x"]}, **more}
+
+
+def flip_byte(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+# --- one file ----------------------------------------------------------------------------------------------
+
+
+def test_round_trip_and_plain_torch_load(tmp_path):
+    path = tmp_path / "model_2.pth"
+    save_checkpoint(path, content())
+    for loaded in (load_checkpoint(path), torch.load(path, weights_only=True)):
+        assert torch.equal(loaded["model"]["w"], torch.ones(300, 7))
+        assert loaded["progress"] == {"meters": [1.5, None, "x"]} and loaded["step"] == 30
+    assert [p.name for p in tmp_path.iterdir()] == ["model_2.pth"]
+    assert zipfile.ZipFile(path).comment.startswith(b"sha256=")
+
+
+def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
+    path = tmp_path / "model_0.pth"
+    save_checkpoint(path, content())
+    whole = path.read_bytes()
+    comment = len(zipfile.ZipFile(path).comment)
+    for at in [*range(0, len(whole) - comment - 2, 97), len(whole) - comment - 3, len(whole) - comment + 10]:
+        path.write_bytes(whole)
+        flip_byte(path, at)
+        with pytest.raises(InputError, match="model_0.pth"):
+            load_file(path)
+    near_the_end = range(len(whole) - comment - 30, len(whole), 7)
+    for size in (0, 1, 100, len(whole) // 2, *near_the_end, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="model_0.pth"):
+            load_file(path)
+
+
+@pytest.mark.parametrize("write, reason", [
+    (lambda p: p.write_text("epoch:0 0.1"), "not a checkpoint"),
+    (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "not a checkpoint"),
+    (lambda p: p.write_bytes(b""), "empty"),
+    (lambda p: torch.save([1, 2], p), "holds a list"),
+    (lambda p: torch.save({"a": Path("x")}, p), "not a checkpoint"),  # more than plain values
+    (lambda p: p.mkdir(), "no such checkpoint file"),
+    (lambda p: None, "no such checkpoint file"),
+    (lambda p: torch.save({"w": torch.ones(1)}, p), "--weights"),
+    (lambda p: save_checkpoint(p, content(format_version=FORMAT_VERSION + 1)), "newer version"),
+])
+def test_wrong_file_is_one_clear_line(tmp_path, write, reason):
+    path = tmp_path / "model_1.pth"
+    write(path)
+    with pytest.raises(InputError, match=reason) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from train_utils.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
+torch.set_num_threads(1)
+path, within = Path(sys.argv[1]), 0
+
+def save(value):
+    big = torch.full((2000, 300), float(value))
+    save_checkpoint(path, {"format_version": FORMAT_VERSION, "model": big, "config": {}})
+
+def save_without_end():
+    for i in range(10**6):
+        save(i)
+
+save(-1)
+for kill in range(8):
+    child = os.fork()
+    if child == 0:
+        save_without_end()
+    time.sleep(0.02 + 0.013 * kill)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    within += path.with_name(path.name + ".tmp").exists()
+    model = load_checkpoint(path)["model"]
+    assert bool((model == model[0, 0]).all()), "two saves are mixed"
+print(within)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
+def test_kill_while_saving_leaves_the_old_file_whole(tmp_path):
+    """The process is killed again and again within save_checkpoint; the file is always one of those saved."""
+    path = tmp_path / "model_0.pth"
+    script = [sys.executable, "-B", "-c", KILLED_WHILE_SAVING, str(path)]
+    result = subprocess.run(script, text=True, capture_output=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 0  # kills that came while a file was being written
+
+
+FILE_LIMIT = """
+import resource, signal, sys, torch
+from train_utils.checkpoint import save_checkpoint
+from train_utils.command import run_command
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+sys.exit(run_command(lambda: save_checkpoint(sys.argv[1], {"w": torch.ones(100_000)})))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="file size limits are POSIX")
+def test_no_room_is_one_line_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "model_0.pth"
+    save_checkpoint(path, content())
+    script = [sys.executable, "-B", "-c", FILE_LIMIT, str(path)]
+    result = subprocess.run(script, text=True, capture_output=True, env=ENVIRONMENT)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {path}: no room left to write it")
+    assert "--resume" in result.stderr and result.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["model_0.pth"]
+    load_checkpoint(path)
+
+
+@pytest.mark.parametrize("save", [lambda p: save_checkpoint(p, content()), lambda p: write_text(p, "x")])
+def test_folder_that_may_not_be_written_is_named(tmp_path, save, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(InputError, match=r"a.pth: may not be written .*--output-dir"):
+        save(tmp_path / "a.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_copy_is_independent_of_the_original(tmp_path, hard_links, monkeypatch):
+    if not hard_links:
+        def refuse(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    last, best = checkpoint_path(tmp_path, 3), checkpoint_path(tmp_path, "best")
+    save_checkpoint(last, content(1.0))
+    copy_checkpoint(last, best)
+    copy_checkpoint(last, best)  # again, while both may be one file
+    save_checkpoint(last, content(2.0))
+    assert load_checkpoint(best)["model"]["w"][0, 0] == 1 and load_checkpoint(last)["model"]["w"][0, 0] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model_3.pth", "model_best.pth"]
+
+
+# --- run folders -------------------------------------------------------------------------------------------
+
+
+def test_newest_checkpoint_is_the_one_saved_last(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for epoch in (8, 9, 10):
+        save_checkpoint(checkpoint_path(tmp_path, epoch), content())
+    copy_checkpoint(checkpoint_path(tmp_path, 10), checkpoint_path(tmp_path, "best"))
+    (tmp_path / "model_final_of_mine.pth").write_text("x")
+    assert newest_checkpoint(tmp_path).name == "model_10.pth"
+    save_checkpoint(checkpoint_path(tmp_path, 9), content())  # the run was taken back to epoch 9
+    assert newest_checkpoint(tmp_path).name == "model_9.pth"
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for name in ("model_9.pth", "model_10.pth"):  # file dates say otherwise
+        shutil.copyfile(tmp_path / name, copied / name)
+    assert newest_checkpoint(copied).name == "model_9.pth"
+
+
+def test_damaged_checkpoints_are_named_and_passed_over(tmp_path, capsys):
+    for epoch in range(3):
+        save_checkpoint(checkpoint_path(tmp_path, epoch), content())
+    flip_byte(tmp_path / "model_2.pth", 3000)
+    cut = tmp_path / "model_1.pth"
+    cut.write_bytes(cut.read_bytes()[:3000])
+    os.utime(cut, (2**33, 2**33))
+    assert newest_checkpoint(tmp_path).name == "model_0.pth"
+    warned = capsys.readouterr().err
+    assert "model_2.pth is damaged" in warned and "model_1.pth is damaged" in warned
+    flip_byte(tmp_path / "model_0.pth", 3000)
+    with pytest.raises(InputError, match="all 3 checkpoint"):
+        prepare_run_folder(tmp_path, "auto")
+
+
+def test_run_folder_without_resume_is_never_used_twice(tmp_path, capsys):
+    folder = tmp_path / "deep" / "run"
+    for name in ("run", "run-2", "run-3"):
+        found = prepare_run_folder(folder)
+        assert found == (folder.with_name(name), None) and found.path.is_dir()
+        write_args(found.path, {"lr": 0.1})
+    assert json.loads((folder / "args.json").read_text()) == {"lr": 0.1}
+    assert str(folder.with_name("run-3")) in capsys.readouterr().out
+
+
+def test_resume_auto(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert prepare_run_folder(folder, "auto") == (folder, None)
+    assert "starting fresh" in capsys.readouterr().out
+    write_args(folder, {})  # killed before the first checkpoint
+    assert prepare_run_folder(folder, "auto") == (folder, None)
+    save_checkpoint(checkpoint_path(folder, 0), content())
+    (folder / "model_1.pth.tmp").write_text("killed while saving")
+    assert prepare_run_folder(folder, "auto") == (folder, folder / "model_0.pth")
+    assert "resuming from" in capsys.readouterr().out
+    assert not (folder / "model_1.pth.tmp").exists()
+
+
+def test_resume_auto_spares_results_without_checkpoints(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "det_results20240101-000000.txt").write_text("epoch:0 ...\n")
+    assert prepare_run_folder(tmp_path / "run", "auto") == (tmp_path / "run-2", None)
+
+
+def test_resume_from_a_path(tmp_path):
+    old, other = tmp_path / "old", tmp_path / "other"
+    old.mkdir()
+    for epoch in range(2):
+        save_checkpoint(checkpoint_path(old, epoch), content())
+    first, last = old / "model_0.pth", old / "model_1.pth"
+    assert prepare_run_folder(None, first) == (old, first)
+    assert prepare_run_folder(old, str(first)) == (old, first)
+    assert prepare_run_folder(old, old) == (old, last)
+    assert prepare_run_folder(other, old) == (other, last)
+    write_args(other, {})
+    assert prepare_run_folder(other, first) == (tmp_path / "other-2", first)
+    for wrong in (tmp_path / "missing", other):
+        with pytest.raises(InputError, match="--resume"):
+            prepare_run_folder(None, wrong)
+
+
+def test_output_dir_that_is_a_file(tmp_path):
+    (tmp_path / "f").write_text("")
+    for folder in (tmp_path / "f", tmp_path / "f" / "g"):
+        with pytest.raises(InputError, match="f"):
+            prepare_run_folder(folder)
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def small_model(num_classes=4, **config):
+    return create_model(num_classes, **{**SMALL, **config})
+
+
+SAVED = functools.cache(small_model)
+
+
+def saved_model(path, **more):
+    model = SAVED()
+    names = LabelMap.from_categories({3: "cat", 7: "dog", 90: "hat"})
+    save_checkpoint(path, content(model=model.state_dict(), config=model.config.to_dict(),
+                                  label_map=names.to_dict(), **more))
+    return model, names
+
+
+def equal_weights(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_checkpoint_tells_model_and_names(tmp_path):
+    path = tmp_path / "model_0.pth"
+    saved, names = saved_model(path)
+    model, label_map = model_from_checkpoint(path, box_score_thresh=0.7)
+    assert equal_weights(model.state_dict(), saved.state_dict()) and not model.training
+    assert label_map == names and model.config.box_score_thresh == 0.7
+    assert model.config.fpn_channels == 16 and model.config.min_size == (64,)
+
+
+def test_averaged_weights_are_preferred(tmp_path):
+    path = tmp_path / "model_0.pth"
+    average = {k: v + 1 for k, v in SAVED().state_dict().items()}
+    saved_model(path, ema=average)
+    assert equal_weights(model_from_checkpoint(path)[0].state_dict(), average)
+
+
+def test_model_flags_and_names_that_do_not_fit(tmp_path):
+    path = tmp_path / "model_0.pth"
+    saved_model(path)
+    assert model_from_checkpoint(path, num_classes=4)[1].name(1) == "cat"
+    for flags, reason in ((dict(fpn_channels=8), "does not fit the model flags .*fpn"),
+                          (dict(num_classes=3), "made for 3 classes .* not 2"),
+                          (dict(label_map=LabelMap.from_names({1: "a"})), "list of names has 1")):
+        with pytest.raises(InputError, match=reason) as caught:
+            model_from_checkpoint(path, **flags)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [
+    {"norm": "group"}, {"variant": "v2", "box_head_convs": 1, "num_classes": 91},
+    {"backbone": "resnet34", "mask_head_layers": 4},
+])
+def test_bare_state_dict_tells_the_architecture(config, tmp_path):
+    model = small_model(**config)
+    path = tmp_path / "bare.pth"
+    torch.save(model.state_dict(), path)
+    loaded, label_map = model_from_checkpoint(path, min_size=(64,), max_size=64)
+    assert loaded.config == model.config
+    assert equal_weights(loaded.state_dict(), model.state_dict())
+    expected = "person" if config.get("num_classes") == 91 else "class 1"
+    assert label_map.name(1) == expected and label_map.num_labels == model.config.num_classes
+
+
+@pytest.mark.parametrize("depth, blocks", [(101, (3, 4, 23, 3)), (152, (3, 8, 36, 3))])
+def test_deep_resnets_are_told_apart(depth, blocks):
+    with torch.device("meta"):
+        state = small_model(backbone=f"resnet{depth}").state_dict()
+    assert infer_architecture(state)["backbone"] == f"resnet{depth}"
+
+
+def test_torchvision_state_dicts_tell_their_architecture():
+    from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+
+    for build, variant in ((maskrcnn_resnet50_fpn, "v1"), (maskrcnn_resnet50_fpn_v2, "v2")):
+        with torch.device("meta"):
+            state = build(weights=None, weights_backbone=None, num_classes=5).state_dict()
+        uncounted = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+        wrapped = {"model": {"module." + key: value for key, value in uncounted.items()}, "epoch": 3}
+        for content, norm in ((state, "batch"), (uncounted, "frozen"), (wrapped, "frozen")):
+            assert infer_architecture(content) == {
+                "num_classes": 5, "backbone": "resnet50", "variant": variant, "norm": norm,
+                "fpn_channels": 256, "box_head_channels": 1024, "mask_head_channels": 256, "mask_head_layers": 4,
+                **({"box_head_convs": 4} if variant == "v2" else {})}
+
+
+def test_older_spelling_of_keys_is_understood():
+    state = {"module." + _older(key): value for key, value in SAVED().state_dict().items()}
+    assert "module.roi_heads.mask_head.mask_fcn1.weight" in state
+    found = infer_architecture(state)
+    assert [found[f"{part}_channels"] for part in ("fpn", "box_head", "mask_head")] == [16, 24, 8]
+    assert found["mask_head_layers"] == 2
+
+
+def _older(key):
+    for i in range(2):
+        key = key.replace(f"mask_head.{i}.0.", f"mask_head.mask_fcn{i + 1}.")
+    return key.replace("_blocks.0.0.", "_blocks.0.").replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+
+
+def test_other_state_dict_is_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"fc.weight": torch.ones(3, 3)}, path)
+    with pytest.raises(InputError, match="x.pth: not the weights of a Mask R-CNN"):
+        model_from_checkpoint(path)
+
+
+def test_default_names():
+    coco = default_label_map(91)
+    assert (coco.num_labels, len(coco), coco.name(90), coco.name(12)) == (91, 80, "toothbrush", "N/A")
+    assert default_label_map(3).names == ("class 1", "class 2")

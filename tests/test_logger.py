@@ -1,0 +1,227 @@
+"""Console lines, results files and TensorBoard, read back."""
+
+import io
+import json
+import math
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from backbone.errors import InputError
+from train_utils.logger import (
+    COCO_NUMBERS,
+    MetricLogger,
+    ResultsWriter,
+    SmoothedValue,
+    TensorBoard,
+    picture_grid,
+)
+
+LOSSES = {"loss_classifier": 0.5, "loss_box_reg": 0.25, "loss_mask": 0.125, "loss_objectness": 0.0625,
+          "loss_rpn_box_reg": 0.03125}
+STATS = {"bbox": [0.1 * i for i in range(11)] + [-1], "segm": [0.05 * i for i in range(12)]}
+
+
+# --- console -----------------------------------------------------------------------------------------------
+
+
+def test_smoothed_value_median_of_the_last_20_and_average_of_all():
+    meter = SmoothedValue()
+    values = [float(v * v) for v in range(50)]
+    for value in values:
+        meter.update(value)
+    assert meter.value == 49.0**2
+    assert meter.median == torch.tensor(values[-20:]).median().item()
+    assert meter.average == pytest.approx(sum(values[-20:]) / 20)
+    assert meter.global_average == pytest.approx(sum(values) / 50)
+
+
+def test_console_line_to_the_letter():
+    out = io.StringIO()
+    logger = MetricLogger("Epoch: [0]", total=1924, first=199, print_freq=200, stream=out)
+    logger.step(1.0, 0.5, {"loss_mask": 0.5, "loss_box_reg": 1.0}, lr=0.001)
+    logger.step(0.5, 0.25, {"loss_mask": 0.25, "loss_box_reg": 0.5}, lr=0.0010089)
+    assert out.getvalue() == (
+        "Epoch: [0]  [ 200/1924]  eta: 0:21:32  lr: 0.001009  loss: 0.7500 (1.1250)  "
+        "loss_mask: 0.2500 (0.3750)  loss_box_reg: 0.5000 (0.7500)  time: 0.7500  data: 0.3750\n")
+
+
+def test_lines_come_every_print_freq_and_at_the_end():
+    out = io.StringIO()
+    logger = MetricLogger("Test:", total=12, print_freq=5, stream=out)
+    for _ in range(12):
+        logger.step()
+    logger.close()
+    assert re.findall(r"\[ *(\d+)/12\]", out.getvalue()) == ["0", "5", "10", "11"]
+    assert "loss" not in out.getvalue() and "lr" not in out.getvalue()
+    assert re.fullmatch(r"Test:  total time: 0:00:00 \(0\.\d{4} s / it\)", out.getvalue().splitlines()[-1])
+
+
+def test_disabled_logger_averages_in_silence():
+    out = io.StringIO()
+    logger = MetricLogger("Test:", total=1, enabled=False, stream=out)
+    logger.step(1.0, losses=LOSSES)
+    logger.close()
+    assert out.getvalue() == "" and logger.averages()["loss"] == sum(LOSSES.values())
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_terminal_gets_a_bar_and_keeps_the_last_line():
+    out = Terminal()
+    logger = MetricLogger("Epoch: [0]", total=3, print_freq=1, stream=out)
+    for _ in range(3):
+        logger.step(0.1, 0.0, LOSSES, 0.1)
+    assert "\r" in out.getvalue() and "\n" not in out.getvalue()
+    logger.close()
+    lines = out.getvalue().rsplit("\r", 1)[1].splitlines()
+    assert len(lines) == 2
+    assert "Epoch: [0]  [2/3]  eta: 0:00:00" in lines[0] and "loss_mask: 0.1250" in lines[0]
+
+
+def test_steps_without_losses_are_not_averaged():
+    logger = MetricLogger("Epoch: [0]", total=3, enabled=False)
+    assert logger.averages() == {}
+    logger.step(0.1, 0.0, None, 0.1)
+    logger.step(0.1, 0.0, LOSSES, 0.1)
+    assert logger.averages() == {"loss": 0.96875, **LOSSES}
+
+
+def test_resumed_epoch_ends_with_the_same_line():
+    def run(logger, steps):
+        for step in steps:
+            logger.step(0.1, 0.0, {k: v * math.sin(step) for k, v in LOSSES.items()}, 0.1 / (step + 1))
+
+    whole = MetricLogger("Epoch: [0]", total=40, enabled=False)
+    run(whole, range(40))
+    first = MetricLogger("Epoch: [0]", total=40, enabled=False)
+    run(first, range(27))
+    state = json.loads(json.dumps(first.state_dict()))  # plain values
+    second = MetricLogger("Epoch: [0]", total=40, first=27, enabled=False)
+    second.load_state_dict(state)
+    run(second, range(27, 40))
+    assert second.line(39) == whole.line(39)
+    assert second.state_dict() == whole.state_dict()
+
+
+# --- results files -----------------------------------------------------------------------------------------
+
+
+def result_lines(folder, name="det"):
+    (path,) = folder.glob(f"{name}_results*.txt")
+    assert re.fullmatch(rf"{name}_results\d{{8}}-\d{{6}}\.txt", path.name)
+    return path.read_text().splitlines()
+
+
+def test_results_line_to_the_letter(tmp_path):
+    writer = ResultsWriter(tmp_path)
+    writer.write(3, STATS, loss=1.23456, lr=0.0012345678, val_losses=LOSSES)
+    assert result_lines(tmp_path) == [
+        "epoch:3 0.0000  0.1000  0.2000  0.3000  0.4000  0.5000  0.6000  0.7000  0.8000  0.9000  1.0000  "
+        "-1.0000  1.2346  0.001235"]
+    (record,) = json.loads((tmp_path / "det_results.json").read_text())
+    assert record == {"epoch": 3, **dict(zip(COCO_NUMBERS, STATS["bbox"], strict=True)), "loss": 1.23456,
+                      "lr": 0.0012345678, "val_losses": LOSSES}
+    assert json.loads((tmp_path / "seg_results.json").read_text())[0]["AP_medium"] == STATS["segm"][4]
+    assert len(list(tmp_path.iterdir())) == 4  # nothing temporary stays
+
+
+def test_resume_neither_loses_nor_repeats_lines(tmp_path):
+    first = ResultsWriter(tmp_path)
+    for epoch in range(5):
+        first.write(epoch, STATS, loss=float(epoch), lr=0.1)
+    text = first.path("bbox")
+    with open(text, "a") as file:
+        file.write("epoch:5 0.1  0.")  # torn by a power cut
+    second = ResultsWriter(tmp_path, first_epoch=3)
+    assert second.path("bbox") == text
+    assert [line.split()[0] for line in result_lines(tmp_path)] == ["epoch:0", "epoch:1", "epoch:2"]
+    for epoch in (3, 3, 4):
+        second.write(epoch, STATS, loss=100.0 + epoch, lr=0.1)
+    lines = result_lines(tmp_path)
+    assert [line.split()[0] for line in lines] == [f"epoch:{e}" for e in range(5)]
+    assert [float(line.split()[-2]) for line in lines] == [0, 1, 2, 103, 104]
+    assert [r["loss"] for r in second.history("segm")] == [0, 1, 2, 103, 104]
+    assert [r["loss"] for r in json.loads((tmp_path / "seg_results.json").read_text())] == [0, 1, 2, 103, 104]
+
+
+def test_epoch_without_losses_is_nan_in_the_line_and_null_in_the_json(tmp_path):
+    ResultsWriter(tmp_path).write(0, STATS, loss=None, lr=0.1, val_losses={"loss_mask": math.inf})
+    assert result_lines(tmp_path)[0].split()[-2] == "nan"
+    (record,) = json.loads((tmp_path / "det_results.json").read_text())
+    assert record["loss"] is None and record["val_losses"] == {"loss_mask": None}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"a": 1}]', '{"a": 1}'])
+def test_foreign_json_is_named_and_left_alone(tmp_path, text):
+    path = tmp_path / "det_results.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="det_results.json: not a results file"):
+        ResultsWriter(tmp_path)
+    assert path.read_text() == text
+
+
+# --- TensorBoard -------------------------------------------------------------------------------------------
+
+
+def events(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def test_tensorboard_holds_losses_lr_coco_numbers_and_pictures(tmp_path):
+    board = TensorBoard(tmp_path)
+    board.step(0, LOSSES, 0.1)
+    board.step(1, None, 0.2)
+    board.epoch(2, STATS, val_losses=LOSSES)
+    board.pictures(2, [[Image.new("RGB", (30, 20)), Image.new("L", (10, 20))]])
+    board.close()
+    read = events(tmp_path)
+    tags = read.Tags()
+    expected = {f"{t}/{n}" for t in STATS for n in COCO_NUMBERS} | {"train/lr"}
+    expected |= {f"{part}/{n}" for part in ("train", "val") for n in (*LOSSES, "loss")}
+    assert set(tags["scalars"]) == expected
+    assert [(e.step, round(e.value, 6)) for e in read.Scalars("train/lr")] == [(0, 0.1), (1, 0.2)]
+    assert [e.step for e in read.Scalars("train/loss")] == [0]
+    assert read.Scalars("segm/AP50")[0].value == pytest.approx(0.05)
+    (picture,) = read.Images(tags["images"][0])
+    assert (picture.height, picture.width) == (256, 384 + 4 + 128)
+
+
+def test_tensorboard_resumes_without_doubled_steps(tmp_path):
+    first = TensorBoard(tmp_path)
+    for step in range(5):
+        first.step(step, LOSSES, 1.0)
+        if step == 2:
+            first.epoch(3, STATS)
+    first.close()
+    second = TensorBoard(tmp_path, steps_done=3)
+    for step in range(3, 6):
+        second.step(step, LOSSES, 2.0)
+    second.close()
+    points = [(e.step, e.value) for e in events(tmp_path).Scalars("train/lr")]
+    assert points == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+    assert [e.step for e in events(tmp_path).Scalars("segm/AP")] == [2]  # of the epoch that had ended
+
+
+def test_disabled_tensorboard_writes_nothing(tmp_path):
+    board = TensorBoard(tmp_path, enabled=False)
+    board.step(0, LOSSES, 0.1)
+    board.epoch(1, STATS)
+    board.pictures(1, [[Image.new("RGB", (3, 2))]])
+    board.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_picture_grid_places_rows_below_each_other():
+    red, blue = Image.new("RGB", (8, 4), "red"), Image.new("RGB", (2, 4), "blue")
+    grid = picture_grid([[red, blue], [blue]], height=8, gap=2)
+    assert grid.size == (16 + 2 + 4, 8 + 2 + 8)
+    at = [grid.getpixel(xy) for xy in ((15, 7), (16, 0), (18, 0), (0, 10), (4, 10))]
+    assert at == [(255, 0, 0), (255,) * 3, (0, 0, 255), (0, 0, 255), (255,) * 3]
