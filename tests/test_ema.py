@@ -29,7 +29,7 @@ def test_average_follows_the_formula_and_buffers_are_copied():
     ema = EMA(model, decay=0.3)
     for step in range(6):
         change(model, step + 1.0)
-        ema.update(model)
+        ema.update(model, step)
         decay = min(0.3, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[2].weight.detach()
     average = ema.state_dict()
@@ -57,7 +57,7 @@ def test_resumed_average_is_bit_identical():
     def run(model, ema, steps):
         for step in steps:
             change(model, 0.37 * step)
-            ema.update(model)
+            ema.update(model, step)
 
     whole_model = small_model()
     whole = EMA(whole_model, 0.9)
@@ -67,7 +67,7 @@ def test_resumed_average_is_bit_identical():
     first = EMA(model, 0.9)
     run(model, first, range(3))
     second = EMA(model, 0.9)
-    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()}, steps=3)
+    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     run(model, second, range(3, 7))
     assert all(torch.equal(v, whole.average[k]) for k, v in second.average.items())
 
@@ -75,7 +75,7 @@ def test_resumed_average_is_bit_identical():
 def test_wrong_state_and_decay_are_refused():
     ema = EMA(small_model())
     with pytest.raises(InputError, match="of another model"):
-        ema.load_state_dict({**ema.state_dict(), "2.weight": torch.zeros(2, 2)}, steps=1)
+        ema.load_state_dict({**ema.state_dict(), "2.weight": torch.zeros(2, 2)})
     for decay in (-0.1, 1.0, float("nan")):
         with pytest.raises(InputError, match="decay"):
             EMA(small_model(), decay)

@@ -16,7 +16,8 @@ class EMA:
 
     After optimiser step `step` (0-based): `average = d * average + (1 - d) * weight`, where
     `d = min(decay, (1 + step) / (10 + step))`: the average follows quickly while it still holds the initial
-    weights (the warm-up of TensorFlow's ExponentialMovingAverage).
+    weights (the warm-up of TensorFlow's ExponentialMovingAverage). It depends on the steps alone, so
+    `state_dict` is all that a resumed run needs.
 
     Args:
         model: the model itself, not wrapped for data-parallel training.
@@ -26,14 +27,13 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise InputError(f"the decay of the averaged weights must be at least 0 and below 1, not {decay}")
-        self.decay, self.steps = decay, 0
+        self.decay = decay
         self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimiser step."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        self.steps += 1
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after optimiser step `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         weights = model.state_dict()
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         torch._foreach_lerp_([self.average[n] for n in trained], [weights[n] for n in trained], 1 - decay)
@@ -44,11 +44,8 @@ class EMA:
         """The averaged weights under the model's own keys: what a checkpoint holds as "ema"."""
         return dict(self.average)
 
-    def load_state_dict(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Take over averaged weights, bit for bit, and the number of optimiser steps that they average.
-
-        Raises InputError when they are another model's.
-        """
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over averaged weights, bit for bit; raises InputError when they are another model's."""
         wrong = state.keys() ^ self.average.keys()
         wrong |= {k for k in state.keys() & self.average.keys() if state[k].shape != self.average[k].shape}
         if wrong:
@@ -56,7 +53,6 @@ class EMA:
                              f"such as {min(wrong)}")
         for name, value in state.items():
             self.average[name].copy_(value)
-        self.steps = steps
 
     @contextmanager
     @torch.no_grad()

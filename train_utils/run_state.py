@@ -85,8 +85,7 @@ def from_checkpoint(checkpoint, learner, steps_per_epoch):
         ) from error
     learner.schedule.load_state_dict(checkpoint["lr_scheduler"])
     if learner.ema:
-        averaged = progress.step if "ema" in checkpoint else 0
-        learner.ema.load_state_dict(checkpoint.get("ema", checkpoint["model"]), averaged)
+        learner.ema.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
     if learner.precision.scaler and "scaler" in checkpoint:
         learner.precision.scaler.load_state_dict(checkpoint["scaler"])
     return progress
