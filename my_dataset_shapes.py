@@ -12,7 +12,6 @@ iscrowd 1. Objects carry compressed RLE, crowds uncompressed RLE, as both occur 
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -46,20 +45,14 @@ def make_shapes(folder, train=400, val=60, size=128, seed=0):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"cannot draw the shapes data set into {folder}: {error.strerror}") from error
-    try:
-        _draw_split(unfinished, "train2017", train, (seed, 0), info)
-        _draw_split(unfinished, "val2017", val, (seed, 1), info)
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-unfinished-", dir=folder.parent) as room:
+            unfinished = Path(room) / "shapes"
+            _draw_split(unfinished, "train2017", train, (seed, 0), info)
+            _draw_split(unfinished, "val2017", val, (seed, 1), info)
             os.rename(unfinished, folder)  # onto an empty or missing folder only
-        except OSError:
-            if not _is_drawn(folder, info):  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # a no-op after the rename
+    except OSError as error:
+        if not _is_drawn(folder, info):  # else another process was faster
+            raise InputError(f"{folder}: the shapes cannot be drawn here ({error.strerror})") from error
     return folder
 
 
@@ -79,7 +72,7 @@ def _is_drawn(folder, info):
 
 
 def _draw_split(root, split, count, seed, info):
-    (root / split).mkdir()
+    (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, 1)]
     data = {"info": info, "licenses": [], "images": [], "annotations": [], "categories": categories}

@@ -142,7 +142,7 @@ class PhotometricJitter:
 def colour_matrix(saturation, hue):
     """The [3, 3] matrix on RGB that scales saturation and turns the hue by `hue` turns at constant luma."""
     cos, sin = (saturation * f(2 * math.pi * hue) for f in (math.cos, math.sin))
-    turn = torch.tensor([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    turn = torch.tensor([[1.0, 0.0, 0.0], [0.0, cos, sin], [0.0, -sin, cos]])  # red to green, as in HSV
     return YIQ_TO_RGB @ turn @ RGB_TO_YIQ
 
 
