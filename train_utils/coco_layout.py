@@ -91,7 +91,7 @@ def _mentions(path: Path, key: bytes) -> bool:
 
 def data_root(json_path: Path) -> Path:
     """The data folder of a json that was given by its own path."""
-    return json_path.parent.parent if json_path.parent.name == "annotations" else json_path.parent
+    return json_path.parent.parent if json_path.parent.name in ("annotations", "labels") else json_path.parent
 
 
 def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:

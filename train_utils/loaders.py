@@ -4,6 +4,7 @@ Everything random is a function of (seed, epoch, index), so workers carry no sta
 any number of ranks, give the same samples, and an epoch can be entered at any step.
 """
 
+import gc
 import hashlib
 import io
 import pickle
@@ -190,7 +191,10 @@ class _Loader:
         for batch in self._loader:
             batch = pickle.loads(batch) if self._workers else batch
             if isinstance(batch, InputError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # the traceback holds this frame: a cycle would keep the workers alive
             if self._pin:
                 batch = batch._replace(images=[image.pin_memory() for image in batch.images])
             yield batch
@@ -198,6 +202,9 @@ class _Loader:
 
 def _start_worker(_):
     torch.set_num_threads(1)  # the workers together already use the cores
+    # What came with the fork is not this process's to collect: that would copy the shared pages, and other
+    # loaders found there would try to stop workers that are not their own.
+    gc.freeze()
 
 
 def _as_it_is(batch):

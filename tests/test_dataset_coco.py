@@ -1,0 +1,355 @@
+"""CocoDataset: what each form of annotation becomes, and what a wrong one says."""
+
+import json
+import math
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from coco_folders import annotation, coco, square, write
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from backbone.errors import InputError
+from my_dataset_coco import CocoDataset
+from train_utils.coco_annotations import decode_counts, read_annotations
+from train_utils.label_map import LabelMap, coco_names
+from train_utils.pictures import PictureError
+
+SIZE = (20, 30)
+RING = [[2, 3, 12, 3, 12, 13, 2, 13], [15.5, 5, 25, 5, 25, 10.25, 15.5, 10.25]]  # two parts
+
+
+def open_one(folder, *annotations, **content):
+    path = write(folder, coco(annotations=list(annotations), **content))
+    return CocoDataset(path, folder / "images", folder)
+
+
+def mask_of(*ones):
+    """bool [20, 30] with the given (rows, columns) slices set."""
+    mask = np.zeros(SIZE, dtype=np.uint8, order="F")
+    for rows, columns in ones:
+        mask[rows, columns] = 1
+    return mask
+
+
+def compressed(mask):
+    return {"size": list(mask.shape), "counts": coco_mask.encode(np.asfortranarray(mask))["counts"].decode()}
+
+
+def uncompressed(mask):
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    return {"size": list(mask.shape), "counts": counts if flat[0] == 0 else [0, *counts]}
+
+
+def test_target_of_a_plain_annotation(tmp_path):
+    image, target = open_one(tmp_path, annotation())[0]
+    assert image.shape == (3, *SIZE) and image.dtype == torch.uint8
+    assert target["boxes"].tolist() == [[2, 3, 12, 13]] and target["boxes"].dtype == torch.float32
+    assert target["labels"].tolist() == [1] and target["labels"].dtype == torch.int64
+    assert target["area"].tolist() == [100] and target["area"].dtype == torch.float32
+    assert target["iscrowd"].tolist() == [0] and target["iscrowd"].dtype == torch.uint8
+    assert target["image_id"] == 1
+    mask = target["masks"].to_masks()
+    assert mask.shape == (1, *SIZE) and mask.sum() == 100 and mask[0, 3:13, 2:12].all()
+
+
+def test_each_form_of_segmentation(tmp_path):
+    mask = mask_of((slice(3, 13), slice(2, 12)), (slice(5, 10), slice(15, 25)))
+    mask[6:8, 4:6] = 0  # a hole
+    ds = open_one(
+        tmp_path,
+        annotation(1, segmentation=RING),
+        annotation(2, segmentation=square()[0]),  # one polygon, not in a list
+        annotation(3, segmentation=compressed(mask)),
+        annotation(4, segmentation=uncompressed(mask), iscrowd=1),
+    )
+    masks = ds[0][1]["masks"].to_masks().numpy()
+    parts = coco_mask.frPyObjects(RING, *SIZE)
+    assert (masks[0] == coco_mask.decode(coco_mask.merge(parts))).all() and masks[0].sum() > 130
+    assert masks[1].sum() == 100
+    assert (masks[2] == mask).all() and (masks[3] == mask).all()
+    assert ds[0][1]["iscrowd"].tolist() == [0, 0, 0, 1]
+
+
+def test_what_is_missing_is_computed(tmp_path):
+    mask = mask_of((slice(4, 9), slice(10, 17)))
+    ds = open_one(
+        tmp_path,
+        annotation(1, bbox=None, area=None, iscrowd=None),
+        annotation(2, bbox=[], area=None, segmentation=compressed(mask)),
+    )
+    target = ds[0][1]
+    assert target["boxes"].tolist() == [[2, 3, 12, 13], [10, 4, 17, 9]]
+    assert target["area"].tolist() == [100, 35] and target["iscrowd"].tolist() == [0, 0]
+    assert [a["area"] for a in ds.ground_truth()["annotations"]] == [100, 35]
+
+
+def test_missing_picture_size_is_read_from_the_file(tmp_path):
+    ds = open_one(tmp_path, annotation(), images=[{"id": 1, "file_name": "a.png"}])
+    assert ds.sizes.tolist() == [[20, 30]]
+
+
+def test_boxes_are_clipped_in_targets_alone(tmp_path):
+    ds = open_one(tmp_path, annotation(bbox=[-5, 3, 50, 10.5]))
+    assert ds[0][1]["boxes"].tolist() == [[0, 3, 30, 13.5]]
+    assert ds.ground_truth()["annotations"][0]["bbox"] == [-5, 3, 50, 10.5]
+
+
+def test_what_has_no_area_is_skipped_and_counted(tmp_path):
+    ds = open_one(
+        tmp_path,
+        annotation(1, bbox=[2, 3, 0, 10]),
+        annotation(2, bbox=[2, 3, 10, -1]),
+        annotation(3, bbox=[31, 3, 10, 10]),
+        annotation(4, bbox=[29.9999999, 3, 1e-9, 10]),
+        annotation(5, segmentation=[[1, 1, 5, 5]]),
+        annotation(6, segmentation=[]),
+        annotation(7, segmentation=None),
+        annotation(8, segmentation=compressed(mask_of())),
+        annotation(9, image_id=7),
+        annotation(10),
+    )
+    assert len(ds[0][1]["boxes"]) == 1
+    assert sorted(ds.skipped.values()) == [1, 1, 1, 2, 4] and sum(ds.skipped.values()) == 9
+    for reason, count in ds.skipped.items():
+        assert f"{count} {reason}" in ds.describe()
+    assert [a["id"] for a in ds.ground_truth()["annotations"]] == [10]
+
+
+def test_polygon_parts_of_two_points_are_left_out(tmp_path):
+    target = open_one(tmp_path, annotation(segmentation=[[1, 1, 5, 5], *square()]))[0][1]
+    assert target["masks"].areas().tolist() == [100]
+
+
+def test_pictures_without_objects_have_empty_targets(tmp_path):
+    images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (1, 2, 3)]
+    ds = open_one(tmp_path, annotation(1, 2), annotation(2, 3, iscrowd=1), images=images)
+    target = ds[0][1]
+    assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,) and target["area"].shape == (0,)
+    assert len(target["masks"]) == 0 and target["masks"].size == SIZE
+    assert ds.object_counts().tolist() == [0, 1, 0]
+    assert ds.object_counts(crowd=True).tolist() == [0, 0, 1]
+
+
+def test_sparse_and_float_ids(tmp_path):
+    ds = open_one(
+        tmp_path,
+        annotation(5.0, 70.0, category_id=30.0),
+        annotation(9, 70, category_id=10),
+        images=[{"id": 70.0, "file_name": "a.png", "height": 20.0, "width": 30.0}],
+        categories=[{"id": 30.0, "name": "late"}, {"id": 10, "name": "early"}],
+    )
+    target = ds[0][1]
+    assert target["labels"].tolist() == [2, 1] and target["image_id"] == 70
+    assert ds.label_map.category_ids == (10, 30) and ds.label_map.names == ("early", "late")
+    truth = ds.ground_truth()
+    assert [a["category_id"] for a in truth["annotations"]] == [30, 10]
+    assert [a["id"] for a in truth["annotations"]] == [5, 9] and truth["images"][0]["id"] == 70
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (4, 4), (None, 3)])
+def test_ground_truth_ids_are_positive_and_unique(tmp_path, ids):
+    ds = open_one(tmp_path, *(annotation(i) for i in ids))
+    assert [a["id"] for a in ds.ground_truth()["annotations"]] == [1, 2]
+
+
+def test_subset_shares_the_annotations(tmp_path):
+    images = [{"id": i, "file_name": f"{i}.png", "height": 20 + i, "width": 30} for i in range(1, 5)]
+    ds = open_one(tmp_path, *(annotation(i, i) for i in range(1, 5)), images=images)
+    part = ds.subset([3, 1])
+    assert [part.image_id(i) for i in range(2)] == [4, 2] and part.sizes.tolist() == [[24, 30], [22, 30]]
+    assert part.annotations is ds.annotations
+    assert [a["image_id"] for a in part.ground_truth()["annotations"]] == [4, 2]
+    assert [c["id"] for c in part.ground_truth()["categories"]] == [1]
+
+
+def test_annotations_are_packed(tmp_path):
+    """What grows with the data is numpy or torch: nothing with a reference count per annotation."""
+    count = 300
+    images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in range(count)]
+    ds = open_one(tmp_path, *(annotation(i, i) for i in range(count)), images=images)
+    for owner in (ds, ds.annotations, ds.annotations.parts, ds.annotations.names):
+        for name, value in vars(owner).items():
+            assert not isinstance(value, (list, tuple, dict)) or len(value) < 10, name
+    assert (pickle.loads(pickle.dumps(ds))[7][0] == ds[7][0]).all()
+
+
+def wrong(**fields):
+    return {"annotations": [annotation(5, **fields)]}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (wrong(category_id=9), "category_id 9 is not in"),
+        (wrong(category_id="x"), "category_id 'x' is not an integer"),
+        (wrong(category_id=1.5), "category_id 1.5 is not an integer"),
+        (wrong(category_id=None), "category_id' is missing"),
+        (wrong(bbox=[1, 2, 3]), "bbox has 3 numbers"),
+        (wrong(bbox=[1, 2, 3, math.nan]), "bbox holds a number that is not finite"),
+        (wrong(bbox=[1, 2, 3, "x"]), "bbox is not a list of numbers"),
+        (wrong(bbox=[1, 2, 3, 10**400]), "bbox holds a number that is not finite"),
+        (wrong(area=math.inf), "area holds a number that is not finite"),
+        (wrong(segmentation=[[1, 1, math.inf, 5, 5, 5]]), "polygon holds a number that is not finite"),
+        (wrong(segmentation=[[1, 1, 5, 5, 9]]), "polygon has 5 numbers"),
+        (wrong(segmentation=[[[1, 1], [5, 5], [9, 1]]]), "polygon is not a flat list"),
+        (wrong(segmentation=[[1, 1, 1e9, 5, 5, 5]]), "polygon reaches 1e"),
+        (wrong(segmentation="x"), "neither a list of polygons nor an RLE"),
+        (wrong(segmentation={"size": [30, 20], "counts": [600]}), r"RLE is for a size of \[30, 20\]"),
+        (wrong(segmentation={"size": [20, 30], "counts": [10, 5, 3]}), "RLE does not fit its size"),
+        (wrong(segmentation={"size": [20, 30], "counts": [10, -5, 595]}), "RLE does not fit its size"),
+        (wrong(segmentation={"size": [20, 30], "counts": "0"}), "RLE does not fit its size"),
+        (wrong(segmentation={"size": [20, 30], "counts": "\x01"}), "RLE counts are damaged"),
+        (wrong(segmentation={"size": [20, 30], "counts": "P"}), "RLE counts are damaged"),
+        (wrong(segmentation={"size": [20, 30]}), "RLE has no counts"),
+    ],
+)
+def test_a_wrong_annotation_is_named(tmp_path, content, told):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(**content)))
+    with pytest.raises(InputError, match=told) as error:
+        read_annotations(path)
+    assert str(error.value).startswith(f"{path}: annotation 5: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (coco(annotations=[annotation(segmentation=None)]), "no annotation has a segmentation"),
+        (coco(images=[{"id": 1, "file_name": "a.png", "height": 0, "width": 3}]), "id 1: a size of 3x0"),
+        (coco(images=[{"id": "x", "file_name": "a.png", "height": 9, "width": 3}]), "image id x: id 'x'"),
+        (coco(images=[{"id": 1, "height": 9, "width": 3}]), "image id 1: file_name None"),
+        (coco(images=[{"id": 1, "file_name": "a", "height": 9, "width": 3}] * 2), "1 image ids stand twice"),
+        (coco(categories=[]), "list of categories is empty"),
+        (coco(categories=[{"id": 1, "name": "a"}] * 2), "category id 1 stands twice"),
+        (coco(categories=[{"name": "a"}]), "has no id"),
+        ({"images": []}, "no list of annotations, categories"),
+        ([1, 2], "no list of images"),
+    ],
+)
+def test_a_wrong_json_is_named(tmp_path, content, told):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=told) as error:
+        read_annotations(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_broken_json_is_named(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco())[:50])
+    with pytest.raises(InputError, match="instances.json: not valid json"):
+        read_annotations(path)
+
+
+@pytest.mark.parametrize("name", ["../../a.png", "/etc/passwd", "x/../../../a.png"])
+def test_file_names_stay_in_the_data_folder(tmp_path, name):
+    content = coco(images=[{"id": 8, "file_name": name, "height": 20, "width": 30}], annotations=[])
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="instances.json: image id 8: file_name .* leaves the data folder"):
+        CocoDataset(tmp_path / "instances.json", tmp_path / "images", tmp_path)
+
+
+def test_file_names_may_leave_the_picture_folder(tmp_path):
+    write(tmp_path, coco(images=[{"id": 1, "file_name": "../other/a.png", "height": 20, "width": 30}]))
+    assert CocoDataset(tmp_path / "instances.json", tmp_path / "images", tmp_path)[0][0].shape == (3, 20, 30)
+
+
+def test_another_size_than_the_json_says(tmp_path):
+    ds = open_one(tmp_path, annotation())
+    Image.new("RGB", (31, 20)).save(tmp_path / "images" / "a.png")
+    with pytest.raises(InputError, match=r"a.png: the picture is 31x20 .*s.json says 30x20 for image id 1"):
+        ds[0]
+
+
+@pytest.mark.parametrize(("size", "corner"), [((20, 30), (0, 0)), ((30, 20), (0, 19))])
+def test_exif_rotation_follows_the_annotations(tmp_path, size, corner):
+    """A picture stored 20 x 30 that EXIF turns by 90 degrees is used in the frame that the json gives."""
+    image = {"id": 1, "file_name": "a.png", "height": size[0], "width": size[1]}
+    ds = open_one(tmp_path, annotation(), images=[image])
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored upper left corner is at the upper right when upright
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png", exif=exif)
+    picture = ds[0][0]
+    assert tuple(picture.shape[1:]) == size and picture[0][corner] == 255
+
+
+def test_missing_and_broken_pictures_are_picture_errors(tmp_path):
+    ds = open_one(tmp_path, annotation())
+    (tmp_path / "images" / "a.png").write_bytes(b"")
+    with pytest.raises(PictureError, match="a.png: the file is empty"):
+        ds[0]
+    (tmp_path / "images" / "a.png").unlink()
+    with pytest.raises(PictureError, match="a.png: no such file"):
+        ds[0]
+    ds = CocoDataset(tmp_path / "instances.json", tmp_path / "images")
+    assert "1 picture files are missing" in ds.describe()
+
+
+def test_categories_outside_a_given_label_map(tmp_path):
+    path = write(tmp_path, coco())
+    with pytest.raises(InputError, match=r"category 1 \(thing\) is not one of the 1 categories"):
+        CocoDataset(path, tmp_path / "images", label_map=LabelMap.from_categories({4: "other"}))
+    ds = CocoDataset(path, tmp_path / "images", label_map=LabelMap([7], [1], ["thing"]))
+    assert ds[0][1]["labels"].tolist() == [7]
+
+
+def test_coco_categories_keep_their_ids(tmp_path):
+    categories = [{"id": i, "name": name} for i, name in coco_names().items()]
+    ds = open_one(tmp_path, annotation(category_id=90), categories=categories)
+    assert ds.label_map.num_labels == 91 and ds[0][1]["labels"].tolist() == [90]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32))
+def test_counts_of_compressed_rle(height, width, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < 0.4
+    rle = compressed(mask.astype(np.uint8))
+    assert decode_counts(rle["counts"]).tolist() == uncompressed(mask.astype(np.uint8))["counts"]
+
+
+def test_long_runs_of_compressed_rle():
+    mask = np.zeros((900, 1200), dtype=np.uint8)
+    mask[100:800, 300:303] = 1
+    mask[5, 5] = mask[899, 1199] = 1
+    assert decode_counts(compressed(mask)["counts"]).tolist() == uncompressed(mask)["counts"]
+
+
+@pytest.mark.parametrize(
+    ("json_name", "pictures"),
+    [("coco_mini/annotations/instances_val2017.json", "coco_mini/val2017"),
+     ("nuclei/instances_val.json", "nuclei/images")],
+)
+def test_real_data_equals_pycocotools(shared_data, json_name, pictures):
+    ds = CocoDataset(shared_data / json_name, shared_data / pictures)
+    reference = COCO(str(shared_data / json_name))
+    originals = {a["id"]: a for a in reference.dataset["annotations"]}
+    truth = ds.ground_truth()
+    assert len(truth["annotations"]) == len(originals) and not ds.skipped
+    for found in truth["annotations"]:
+        keys = found.keys() - ({"segmentation"} if found["iscrowd"] else set())
+        assert all(found[key] == originals[found["id"]][key] for key in keys)
+    for i in range(0, len(ds), 7):
+        target = ds.target(i)
+        masks = [reference.annToMask(a) for a in reference.imgToAnns[ds.image_id(i)]]
+        assert (target["masks"].to_masks().numpy() == np.stack(masks)).all()
+
+
+def test_a_real_photo_of_another_size(shared_data, tmp_path):
+    content = json.loads((shared_data / "coco_mini/annotations/instances_val2017.json").read_text())
+    first, other = content["images"][0], content["images"][1]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    shutil.copy(shared_data / "coco_mini/val2017" / other["file_name"], tmp_path / first["file_name"])
+    ds = CocoDataset(path, tmp_path)
+    with pytest.raises(InputError, match=f"image id {first['id']}"):
+        ds[0]

@@ -1,0 +1,125 @@
+"""read_picture: every mode becomes RGB uint8, upright; what cannot be read is a PictureError of one line."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbone.errors import InputError
+from train_utils.pictures import UPRIGHT, PictureError, picture_size, read_picture
+
+GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50  # [2, 3]
+# What Pillow's own pictures hold that cannot be decoded in full.
+UNREADABLE = {
+    "badwidth.bmp", "broken.png", "broken_data_stream.png", "decompression_bomb.gif", "derived_empty.jpg",
+    "derived_text.jpg", "derived_truncated.jpg", "derived_truncated_flower.jpg", "truncated_end_chunk.png",
+    "truncated_image.png", "unbound_variable.jp2",
+}
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(GREY), GREY),
+        (Image.fromarray(GREY).convert("P"), GREY),
+        (Image.fromarray(np.stack([GREY, 255 - GREY], 2), "LA"), GREY),
+        (Image.fromarray(np.stack([GREY] * 3 + [255 - GREY], 2), "RGBA"), GREY),
+        (Image.fromarray(GREY > 120), np.where(GREY > 120, 255, 0)),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), GREY),
+    ],
+    ids=["grey", "palette", "grey with alpha", "RGBA", "1 bit", "16 bit"],
+)
+def test_modes(tmp_path, image, expected):
+    found = read_picture(save(image, tmp_path / "a.png"))
+    assert found.dtype == torch.uint8 and found.shape == (3, 2, 3) and found.is_contiguous()
+    assert (found.numpy() == expected).all()
+
+
+def test_floats_and_cmyk(tmp_path):
+    found = read_picture(save(Image.fromarray(GREY.astype(np.float32) / 255), tmp_path / "a.tif"))
+    assert (found.numpy() == GREY).all()
+    cmyk = Image.new("CMYK", (3, 2), (0, 255, 255, 0))
+    assert read_picture(save(cmyk, tmp_path / "b.tif"))[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_values_without_a_known_scale(tmp_path):
+    path = save(Image.fromarray(GREY.astype(np.int32) * 1000), tmp_path / "a.tif")
+    with pytest.raises(PictureError, match="exceed 0..65535"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("orientation", [1, *UPRIGHT])
+def test_exif_orientation(tmp_path, orientation):
+    """The eight pictures that a camera stores of the same scene come out the same."""
+    upright = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = Image.fromarray(upright)
+    if orientation != 1:
+        stored = stored.transpose(undo.get(orientation, UPRIGHT[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(stored, tmp_path / "a.png", exif=exif)
+    assert (read_picture(path)[0].numpy() == upright).all()
+    assert picture_size(path) == (3, 4)
+    assert (read_picture(path, rotate=False)[0].numpy() == np.asarray(stored)).all()
+
+
+def jpeg(size=(64, 48)):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "the file is empty"), (b"hi", "not a picture"), (jpeg()[:-500], "truncated"), (None, "no such file")],
+)
+def test_unreadable_files_are_named(tmp_path, content, reason):
+    path = tmp_path / "a.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    for read in (read_picture,) if content and len(content) > 9 else (read_picture, picture_size):
+        with pytest.raises(PictureError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ") and reason in str(error.value)
+        assert "\n" not in str(error.value) and error.value.path == str(path)
+        assert isinstance(error.value, InputError)
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(PictureError, match="is a directory"):
+        read_picture(tmp_path)
+
+
+def test_odd_pictures(shared_data):
+    folder = shared_data / "odd_images" / "pillow"
+    unreadable = set()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".tsv", ".Pillow"):
+            continue
+        try:
+            image = read_picture(path)
+        except PictureError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+            unreadable.add(path.name)
+            continue
+        assert image.dtype == torch.uint8 and image.shape[0] == 3
+        assert picture_size(path) == tuple(image.shape[1:]), path.name
+    assert unreadable == UNREADABLE
+
+
+def test_turned_hoppers_are_alike(shared_data):
+    """Pillow's portrait, stored in seven orientations, is the same picture within JPEG's loss."""
+    folder = shared_data / "odd_images" / "pillow"
+    upright = read_picture(folder / "hopper.jpg").float()
+    for orientation in range(2, 9):
+        turned = read_picture(folder / f"hopper_orientation_{orientation}.jpg").float()
+        assert (turned - upright).abs().mean() < 8, orientation
