@@ -135,10 +135,13 @@ def test_what_does_not_fit_is_counted(maker):
 
 
 def test_agreement_on_the_class_decides_between_overlapping_objects():
-    """A person on a sofa: the sofa's box is the nearer one to both masks, the class tells them apart."""
-    boxes = np.array([[10, 10, 50, 50], [0, 8, 60, 56]])
-    xml_boxes = np.array([[2.0, 8, 58, 54], [14, 4, 56, 58]])
+    """A person on a sofa: each mask is nearest to the other's box, the class tells them apart."""
+    boxes = np.array([[10, 10, 50, 50], [12, 8, 60, 50]])
+    xml_boxes = np.array([[10.0, 10, 51, 51], [12, 8, 60, 52]])
     assert match_objects(boxes, np.array([PERSON, 18]), xml_boxes, np.array([18, PERSON])).tolist() == [1, 0]
+    assert match_objects(boxes, np.array([0, 0]), xml_boxes, np.array([18, PERSON])).tolist() == [0, 1]
+    # an object is given once
+    assert match_objects(boxes, np.array([18, 18]), xml_boxes[:1], np.array([18])).tolist() == [0, -1]
     # a small object within its void border still finds its own, but nothing else does
     small, around = np.array([[10, 10, 16, 16]]), np.array([[6.0, 6, 20, 20]])
     assert match_objects(small, np.array([5]), around, np.array([5])).tolist() == [0]
@@ -177,6 +180,22 @@ def test_difficult_trains_normally_and_is_a_crowd_in_the_ground_truth(maker):
     assert truth["annotations"][1]["bbox"] == [30, 30, 20, 20]
     image, target = data[1]
     assert target["boxes"].shape == (0, 4) and len(target["masks"]) == len(target["labels"]) == 0
+
+
+def test_void_and_background_do_not_vote_for_a_class(maker):
+    maker.add("a", [(1, 255, (0, 0, 20, 20))], [])
+    classes = np.full(SIZE, 255, dtype=np.uint8)
+    classes[0:7, 0:20] = 0
+    classes[0:2, 0:20] = DOG
+    classes[2, 0:20] = CAT
+    Image.fromarray(classes).save(maker.path("SegmentationClass", "a"))
+    assert VocDataset(maker.root)[0][1]["labels"].tolist() == [DOG]
+
+
+def test_xml_coordinates_start_at_one_and_include_the_last_pixel(tmp_path):
+    (tmp_path / "a.xml").write_text(f"<annotation>{object_xml('dog', (1, 2.5, 10, 20))}</annotation>")
+    xml = read_xml(tmp_path / "a.xml", {"dog": 3})
+    assert xml.boxes.tolist() == [[0, 1.5, 10, 20]] and xml.classes.tolist() == [3] and xml.size is None
 
 
 def test_masks_are_not_kept(maker):

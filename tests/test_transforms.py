@@ -200,6 +200,19 @@ def test_large_scale_jitter_drops_what_vanishes():
     assert new["boxes"].tolist() == [[4, 4, 18, 18]] and new["area"].tolist() == [14 * 14]
 
 
+def test_large_scale_jitter_drops_a_box_without_its_pixels():
+    """The box spans the picture, the pixels are at its left end: a cut may hold the one without the other."""
+    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[0, 20:40, 0:3] = 1
+    target = {"boxes": torch.tensor([[0.0, 20, 64, 40]]), "labels": torch.tensor([1]), "masks": masks}
+    left = []
+    for seed in range(20):
+        _, new = LargeScaleJitter(64, scale=(2, 2))(torch.zeros(3, 64, 64), target, generator(seed))
+        left.append(len(new["boxes"]))
+        assert len(new["labels"]) == len(new["masks"]) == left[-1] and new["masks"].flatten(1).any(1).all()
+    assert set(left) == {0, 1}
+
+
 def test_photometric_jitter_changes_colours_only():
     image, target = sample(11)
     new_image, new = PhotometricJitter(p=1)(image, target, generator(2))
