@@ -5,6 +5,7 @@ import os
 import torch
 
 from backbone.errors import InputError
+from network_files.weights import COCO, IMAGENET
 from train_utils.command import (
     add_config_arguments,
     add_flag,
@@ -235,10 +236,9 @@ def global_batch(args, world):
 
 def default_weights(backbone, variant):
     """What --weights is when it is not given: the most that is published for this backbone."""
-    if backbone == "resnet50":
+    if (backbone, variant or "v1") in COCO:
         return "coco"
-    published = backbone.startswith("resnet") or backbone == "mobilenet_v2"
-    return "imagenet" if published else "none"
+    return "imagenet" if backbone in IMAGENET else "none"
 
 
 def default_workers(world):

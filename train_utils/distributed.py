@@ -4,6 +4,7 @@ Everything else asks the world (to sum, to gather, to wrap the model), never whe
 values and Python objects travel over gloo on the CPU, gradients over the device's own backend.
 """
 
+import inspect
 import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -66,9 +67,12 @@ class World:
         if self.size == 1:
             return model
         # Buffers are not synchronised at each step: broadcast_buffers() does it where they are read.
-        return torch.nn.parallel.DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        parallel = torch.nn.parallel.DistributedDataParallel
+        names = inspect.signature(parallel).parameters
+        sync = (
+            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        )  # older torch
+        return parallel(model, gradient_as_bucket_view=True, **{sync: False})
 
     def no_sync(self, model, last):
         """Context of one micro-batch: gradients are exchanged in the last one of a step only."""

@@ -51,15 +51,14 @@ class Learner:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished step, the same on every rank but for the times."""
+    """One finished step; the last three are this rank's own, the others the same on every rank."""
 
     step: int
-    losses: (
-        dict[str, float] | None
-    )  # mean over the micro-batches of all ranks; None: no picture could be read
+    losses: dict[str, float] | None  # mean over all micro-batches; None: no picture could be read
     lr: float
     skipped: int  # pictures that could not be read
     stop: bool  # some rank was asked to stop
+    skipped_files: list[str]
     seconds: float
     data_seconds: float
 
@@ -86,8 +85,8 @@ def train_one_epoch(
         torch.manual_seed(sample_seed(learner.seed, step, world.rank, stream=DROPOUT_STREAM))
         losses = accumulate_gradients(learner, batches, world)  # [accumulate_steps, 5]
         used = [len(batch.images) > 0 for batch in batches]
-        skipped = sum(len(batch.skipped) for batch in batches)
-        counts = torch.tensor([sum(used), skipped, stop_requested()], dtype=torch.float64)
+        skipped = [name for batch in batches for name in batch.skipped]
+        counts = torch.tensor([sum(used), len(skipped), stop_requested()], dtype=torch.float64)
         total = world.sum(torch.cat([losses[used].sum(dim=0), counts]))  # [5 + 3]
         if not total.isfinite().all():
             bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -95,9 +94,10 @@ def train_one_epoch(
 
         lr = learner.schedule.get_last_lr()[0]
         learner.step(step)
-        *sums, used, skipped, stop = total.tolist()
+        *sums, used, skips, stop = total.tolist()
         means = {name: value / used for name, value in zip(LOSS_NAMES, sums, strict=True)} if used else None
-        yield StepRecord(step, means, lr, int(skipped), stop > 0, time.perf_counter() - start, data_seconds)
+        seconds = time.perf_counter() - start
+        yield StepRecord(step, means, lr, int(skips), stop > 0, skipped, seconds, data_seconds)
 
 
 def accumulate_gradients(learner, batches, world):
@@ -195,9 +195,9 @@ def evaluate(
 ) -> EvalResult:
     """Losses, detections and COCO numbers of `model` on a data set, from one pass shared among the ranks.
 
-    loader: EvalLoader of data_set; precision: a Precision, default float32; keep_samples: how many pictures to
-    hand back with their detections; on_batch: called after each batch. The numbers depend neither on the batch
-    size nor on the number of ranks. Raises InputError where no picture could be read.
+    loader: EvalLoader of data_set; precision: a Precision, default float32; keep_samples: how many pictures
+    to hand back with their detections; on_batch: called after each batch. The numbers depend neither on the
+    batch size nor on the number of ranks. Raises InputError where no picture could be read.
     """
     start, precision = time.perf_counter(), precision or Precision(world.device)
     model.eval()
@@ -228,16 +228,18 @@ def evaluate_batch(model, batch, label_map, device, precision, mask_threshold):
     if not batch.images:
         return BatchOutcome([], [], [0.0] * len(LOSS_NAMES), batch.skipped), [], []
     images, targets = to_device(batch, device)
-    # The anchors and RoIs of the validation loss are sampled the same way every time.
-    targets = [{"sample_seed": index, **t} for index, t in zip(batch.indices, targets, strict=True)]
-    with precision.autocast():
-        losses, detections = model(images, targets, paste_masks=False)
+    # A CPU takes them one by one: its kernels round differently for another number of pictures.
+    at_once, sums, detections = 1 if device.type == "cpu" else len(images), [0.0] * len(LOSS_NAMES), []
+    for i in range(0, len(images), at_once):
+        with precision.autocast():
+            losses, found = model(images[i : i + at_once], targets[i : i + at_once], paste_masks=False)
+        sums = [so_far + float(losses[n]) * len(found) for so_far, n in zip(sums, LOSS_NAMES, strict=True)]
+        detections += found
     image_ids = [int(target["image_id"]) for target in batch.targets]
     sizes = [tuple(image.shape[-2:]) for image in batch.images]
     detections = [{key: value.cpu() for key, value in d.items()} for d in detections]
     results = to_coco_results(detections, image_ids, sizes, label_map, mask_threshold)
-    losses = [float(losses[name]) * len(images) for name in LOSS_NAMES]
-    return BatchOutcome(image_ids, results, losses, batch.skipped), detections, batch.targets
+    return BatchOutcome(image_ids, results, sums, batch.skipped), detections, batch.targets
 
 
 def summarize(outcomes, data_set):

@@ -4,6 +4,7 @@
 One step is in engine.train_one_epoch, one evaluation in engine.evaluate, the flags in arguments.py.
 """
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -159,7 +160,7 @@ class Trainer:
 
     def __init__(self, args, world, splits, model, folder, checkpoint, stop, say):
         self.args, self.world, self.splits, self.folder = args, world, splits, folder
-        self.stop, self.say = stop, say
+        self.stop, self.say, self.told = stop, say, set()
         augment = build_augment(
             args.horizontal_flip,
             args.vertical_flip,
@@ -234,6 +235,7 @@ class Trainer:
                 log.step(record.seconds, record.data_seconds, record.losses, record.lr)
                 self.board.step(record.step, record.losses, record.lr)
                 progress.take_in(record)
+                self.tell_skipped(record.skipped_files)
                 # The last step is saved before the evaluation, so that a kill within that loses nothing.
                 if log.done == total or record.stop or (every and progress.step % every == 0):
                     progress.meters = log.state_dict()
@@ -273,6 +275,7 @@ class Trainer:
         )
         skipped = self.progress.skipped, len(result.skipped)
         if any(skipped):
+            self.tell_skipped(result.skipped)
             self.say(
                 f"unreadable pictures left out: {skipped[0]} in training so far, {skipped[1]} in validation"
             )
@@ -281,6 +284,13 @@ class Trainer:
         self.board.epoch(self.progress.step, stats, result.losses)
         self.board.pictures(self.progress.step, picture_rows(result.samples, self.splits.label_map))
         write_curves(self.folder, self.writer, self.progress.curve)
+
+    def tell_skipped(self, files):
+        """Name each unreadable picture once."""
+        for name in files:
+            if name not in self.told:
+                print(f"skipped: {name}", file=sys.stderr, flush=True)
+        self.told.update(files)
 
     def save(self, epoch, best=False):
         """model_{epoch}.pth, and model_best.pth where this epoch is the best so far."""

@@ -1,0 +1,106 @@
+"""What test_distributed.py runs as one process, and as several: some steps and an evaluation, in float64.
+
+    python rank_program.py DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
+
+Rank 0 writes OUT: the evaluation before training, the losses of each step, the parameters after them.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from backbone.errors import InputError  # noqa: E402
+from network_files import create_model  # noqa: E402
+from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set  # noqa: E402
+from train_utils.distributed import World  # noqa: E402
+from train_utils.engine import Learner, evaluate, train_one_epoch  # noqa: E402
+from train_utils.optimization import Precision, build_optimizer, build_schedule  # noqa: E402
+
+STEPS = 20
+
+
+def small_model(num_classes):
+    torch.manual_seed(0)
+    model = create_model(
+        num_classes, backbone="resnet18", trainable_layers=5, fpn_channels=8, min_size=32, max_size=32,
+        anchor_sizes=(4, 8, 16, 32, 64), rpn_pre_nms_top_n_train=40, rpn_post_nms_top_n_train=20,
+        rpn_pre_nms_top_n_test=40, rpn_post_nms_top_n_test=20, rpn_batch_size_per_image=32,
+        box_batch_size_per_image=8, box_head_channels=16, mask_head_channels=8, mask_head_layers=1,
+        box_detections_per_img=10,
+    )  # fmt: skip
+    for name, buffer in model.named_buffers():
+        if name.endswith("bn2.weight"):
+            buffer.fill_(0.2)  # else activations grow from block to block under a frozen identity
+    return model.double()
+
+
+def program(world, data, accumulate):
+    splits = open_data_set(data)
+    model = small_model(splits.label_map.num_labels)
+    val_loader = EvalLoader(splits.val, world, 2, 0, 32, 32, 32)
+    evaluation = evaluate(model, val_loader, splits.val, world, keep_samples=1)
+
+    optimizer = build_optimizer(model, "sgd", 0.01)
+    schedule = build_schedule(optimizer, total_steps=STEPS, warmup_steps=5)
+    learner = Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+    loader = TrainLoader(splits.train, None, world, batch_size=1, accumulate_steps=accumulate)
+    losses = []
+    for epoch in range(-(-STEPS // loader.steps_per_epoch)):
+        losses += [record.losses for record in train_one_epoch(learner, loader, world, epoch)]
+    return {
+        "losses": losses[:STEPS],
+        "parameters": {name: p.detach() for name, p in model.named_parameters()},
+        "stats": {iou_type: numbers.stats for iou_type, numbers in evaluation.stats.items()},
+        "val_losses": evaluation.losses,
+        "results": evaluation.results,
+    }
+
+
+def check_world(world, marker):
+    """The world's own promises, which need several ranks: raises AssertionError."""
+    rank, size = world.rank, world.size
+    assert world.gather(rank) == list(range(size))
+    assert world.gather_on_main(rank) == (list(range(size)) if rank == 0 else [])
+    assert world.broadcast(("from", rank)) == ("from", 0)
+    assert world.sum(torch.tensor([1.0, rank])).tolist() == [size, sum(range(size))]
+    assert world.mean({"rank": rank}) == {"rank": (size - 1) / 2}
+    assert world.on_main(lambda: rank) == 0
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean.fill_(float(rank))
+    world.broadcast_buffers(norm)
+    assert norm.running_mean.tolist() == [0.0, 0.0]
+    with world.main_first():
+        assert marker.exists() == (rank > 0)
+        marker.touch()
+    for stop_together in (lambda: world.on_main(fail), lambda: fail_in(world)):
+        try:
+            stop_together()
+        except InputError:
+            assert rank == 0
+        except SystemExit as stop:
+            assert rank > 0 and stop.code == 2
+        else:
+            raise AssertionError("one rank failed, and the others went on")
+
+
+def fail():
+    raise InputError("no room left")
+
+
+def fail_in(world):
+    with world.main_first():
+        fail()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    world = World.from_environment("cpu") if "RANK" in os.environ else World.single("cpu")
+    check_world(world, Path(sys.argv[2] + ".marker"))
+    outcome = program(world, sys.argv[1], int(sys.argv[3]))
+    if world.is_main:
+        torch.save(outcome, sys.argv[2])
+    world.close()

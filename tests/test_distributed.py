@@ -1,0 +1,87 @@
+"""Several ranks are one process: rank_program.py, run as both, gives the same losses, weights and numbers."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_multi_GPU
+from backbone.errors import InputError
+from my_dataset_shapes import make_shapes
+from train_utils.command import run_command
+from train_utils.distributed import World
+
+PROGRAM = Path(__file__).parent / "rank_program.py"
+
+
+def start(data, out, accumulate, **environment):
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    command = [sys.executable, "-W", "error::FutureWarning", PROGRAM, data, out, str(accumulate)]
+    return subprocess.Popen(
+        command, env={**clean, "OMP_NUM_THREADS": "1", **environment}, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """(one process that accumulates over 2 micro-batches, 2 ranks), run at the same time."""
+    folder = tmp_path_factory.mktemp("ranks")
+    data = make_shapes(folder / "shapes", train=40, val=5, size=48)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [start(data, folder / "one.pt", 2)]
+    processes += [start(data, folder / "two.pt", 1, RANK=r, LOCAL_RANK=r, **place) for r in ("0", "1")]
+    for process in processes:
+        _, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+    return torch.load(folder / "one.pt"), torch.load(folder / "two.pt")
+
+
+def test_two_ranks_train_as_one_process_with_accumulation(outcomes):
+    """In float64 over 20 steps; that the sums agree also shows that both drew the same anchors and RoIs."""
+    one, two = outcomes
+    assert len(one["losses"]) == len(two["losses"]) == 20
+    for a, b in zip(one["losses"], two["losses"], strict=True):
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(one["parameters"], two["parameters"], rtol=1e-9, atol=1e-12)
+    assert one["losses"][0] != one["losses"][-1]
+
+
+def test_two_ranks_evaluate_as_one_process(outcomes):
+    one, two = outcomes
+    assert len(one["results"]) > 5
+    for key in ("results", "stats", "val_losses"):
+        assert one[key] == two[key]
+
+
+def test_a_single_process_is_a_world_of_size_one():
+    world, model = World.single("cpu"), torch.nn.Linear(1, 1)
+    assert world.wrap(model) is model and world.is_main and world.size == 1
+    assert world.gather(3) == world.gather_on_main(3) == [3]
+    assert world.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
+    assert world.on_main(max, 1, 2) == 2
+    with pytest.raises(InputError), world.main_first():
+        raise InputError("as it is")
+
+
+def test_without_torchrun_it_says_how_to_start(monkeypatch, capsys):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["train_multi_GPU.py"])
+    assert run_command(train_multi_GPU.main) == 2
+    assert "torchrun --nproc_per_node" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "64", "LOCAL_RANK": "63"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="--nproc_per_node|--device cpu"):
+        World.from_environment("cuda")
+    with pytest.raises(InputError, match="auto, cpu or cuda"):
+        World.from_environment("cuda:1")

@@ -1,0 +1,294 @@
+"""One step is what it says, whatever it is made of: micro-batches, empty ones, dropout, a resumed epoch."""
+
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from backbone.errors import InputError
+from train_utils.data_sets import Batch, LabelMap
+from train_utils.distributed import World
+from train_utils.ema import EMA
+from train_utils.engine import (
+    LOSS_NAMES,
+    Learner,
+    NonFiniteLoss,
+    evaluate,
+    train_one_epoch,
+    zero_weighted_step,
+)
+from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule, lr_factor
+
+CPU = torch.device("cpu")
+
+
+class StandIn(nn.Module):
+    """A model as small as can be: five losses from the pictures' mean colours."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(3), nn.Dropout(dropout)
+        self.layer, self.frozen = nn.Linear(3, len(LOSS_NAMES)), nn.Linear(1, 1)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, images, targets, paste_masks=True):
+        colours = torch.stack([image.to(self.layer.weight.dtype).mean(dim=(1, 2)) / 255 for image in images])
+        normal = self.norm(colours) if self.training and len(images) > 1 else colours
+        values = self.layer(self.dropout(normal)).square().mean(dim=0)  # [5]
+        losses = dict(zip(LOSS_NAMES, values, strict=True))
+        if self.training:
+            return losses
+        one = {"boxes": torch.tensor([[0.0, 0.0, 8.0, 8.0]]), "labels": torch.tensor([1])}
+        one |= {"scores": torch.tensor([0.9]), "mask_probs": torch.ones(1, 28, 28)}
+        return losses, [one] * len(images)
+
+
+class Loader:
+    """Micro-batches of pictures; `spoil`: {(step, micro-step): function of a Batch}."""
+
+    def __init__(self, steps=4, accumulate_steps=1, batch_size=2, spoil=None):
+        self.steps_per_epoch, self.accumulate_steps, self.batch_size = steps, accumulate_steps, batch_size
+        self.spoil = spoil or {}
+
+    def epoch(self, epoch, first_step=0):
+        for step in range(first_step, self.steps_per_epoch):
+            for micro in range(self.accumulate_steps):
+                batches_before = (epoch * self.steps_per_epoch + step) * self.accumulate_steps + micro
+                first = batches_before * self.batch_size
+                batch = make_batch(range(first, first + self.batch_size))
+                yield self.spoil.get((step, micro), lambda b: b)(batch)
+
+
+def make_batch(indices):
+    images = [picture(i) for i in indices]
+    targets = [{"image_id": i, "boxes": torch.zeros(0, 4)} for i in indices]
+    return Batch(images, targets, list(indices), [])
+
+
+def picture(index):
+    generator = torch.Generator().manual_seed(index)
+    return torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def empty(batch):
+    return Batch([], [], [], [f"{index}.png: cut off" for index in batch.indices])
+
+
+def make_learner(dropout=0.0, lr=0.1, ema=False, clip=None, optimizer="sgd", precision=None):
+    torch.manual_seed(0)
+    model = StandIn(dropout)
+    optimizer = build_optimizer(model, optimizer, lr)
+    schedule = build_schedule(optimizer, total_steps=8, warmup_steps=2)
+    average = EMA(model, 0.5) if ema else None
+    return Learner(model, model, optimizer, schedule, precision or Precision(CPU), average, clip)
+
+
+def run_steps(learner, loader, epoch=0, first_step=0):
+    return list(train_one_epoch(learner, loader, World.single("cpu"), epoch, first_step))
+
+
+def weights(learner):
+    return {name: value.clone() for name, value in learner.model.state_dict().items()}
+
+
+def assert_equal(first, second, **tolerance):
+    torch.testing.assert_close(first, second, **tolerance or {"rtol": 0, "atol": 0})
+
+
+# --- steps ---
+
+
+def test_accumulated_micro_batches_give_the_mean_gradient():
+    """Two micro-batches of one picture are one batch of two, where no norm looks at the batch."""
+    outcomes = []
+    for accumulate, size in ((1, 2), (2, 1)):
+        learner = make_learner()
+        learner.model.norm = nn.Identity()
+        records = run_steps(learner, Loader(accumulate_steps=accumulate, batch_size=size))
+        outcomes.append((weights(learner), records))
+    assert_equal(outcomes[0][0], outcomes[1][0], rtol=1e-5, atol=1e-6)
+    for one, two in zip(outcomes[0][1], outcomes[1][1], strict=True):
+        assert one.losses == pytest.approx(two.losses, rel=1e-5)
+
+
+def test_each_step_changes_what_trains_and_only_that():
+    learner = make_learner()
+    before = weights(learner)
+    records = run_steps(learner, Loader())
+    after = weights(learner)
+    assert not torch.equal(before["layer.weight"], after["layer.weight"])
+    assert_equal(before["frozen.weight"], after["frozen.weight"])
+    driven = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
+    assert driven == {id(p) for p in learner.model.parameters() if p.requires_grad}
+    assert [record.step for record in records] == [0, 1, 2, 3]
+    assert all(list(record.losses) == list(LOSS_NAMES) and record.seconds > 0 for record in records)
+    assert records[0].lr == pytest.approx(0.1 * 0.001) and records[2].lr == pytest.approx(0.1)
+
+
+def test_an_epoch_entered_in_its_middle_gives_the_same_weights():
+    """Dropout included: it is drawn by step, so nothing about random states needs saving."""
+    whole, halves = make_learner(dropout=0.5), make_learner(dropout=0.5)
+    run_steps(whole, Loader())
+    for record in train_one_epoch(halves, Loader(), World.single("cpu"), 0):
+        if record.step == 1:
+            break
+    torch.manual_seed(99)
+    run_steps(halves, Loader(), first_step=2)
+    assert_equal(weights(whole), weights(halves))
+    assert run_steps(whole, Loader(), epoch=1, first_step=4) == []
+
+
+def test_dropout_differs_between_steps_and_ranks():
+    def first_loss(rank, step):
+        learner, world = make_learner(dropout=0.5), World(rank, 1, rank, CPU)
+        loader = Loader(batch_size=16, steps=3)
+        loader.epoch = lambda epoch, first_step: iter([make_batch(range(16))])
+        return next(train_one_epoch(learner, loader, world, 0, step)).losses
+
+    assert first_loss(0, 0) == first_loss(0, 0)
+    assert first_loss(0, 0) != first_loss(0, 1)
+    assert first_loss(0, 0) != first_loss(1, 0)
+
+
+def test_a_batch_without_pictures_is_a_step_of_weight_zero():
+    learner = make_learner()
+    before = weights(learner)
+    zero_weighted_step(learner, empty(make_batch(range(2))), CPU, 1.0)
+    assert_equal(before, weights(learner))
+    assert (learner.model.layer.weight.grad == 0).all()
+
+
+def test_unreadable_pictures_are_counted_and_leave_the_losses_alone():
+    spoilt = run_steps(make_learner(), Loader(steps=1, accumulate_steps=2, spoil={(0, 1): empty}))[0]
+    whole = run_steps(make_learner(), Loader(steps=1))[0]
+    assert spoilt.losses == pytest.approx(whole.losses)
+    assert (spoilt.skipped, spoilt.skipped_files) == (2, ["2.png: cut off", "3.png: cut off"])
+    nothing = run_steps(make_learner(), Loader(steps=1, spoil={(0, 0): empty}))[0]
+    assert nothing.losses is None and nothing.skipped == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    learner = make_learner()
+    poison = {(1, 1): lambda b: b._replace(images=[torch.full((3, 8, 8), math.nan)] * 2)}
+    steps = train_one_epoch(learner, Loader(accumulate_steps=2, spoil=poison), World.single("cpu"), 0)
+    next(steps)
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    with pytest.raises(NonFiniteLoss) as caught:
+        next(steps)
+    assert caught.value.step == 1 and caught.value.batch.indices == [6, 7]
+    assert not caught.value.losses.isfinite().any()
+    assert_equal(before, dict(learner.model.named_parameters()))
+
+
+def test_a_stop_is_granted_after_the_step():
+    steps = train_one_epoch(make_learner(), Loader(), World.single("cpu"), 0, stop_requested=lambda: True)
+    assert next(steps).stop
+    assert not run_steps(make_learner(), Loader(steps=1))[0].stop
+
+
+def test_gradient_clipping_and_averages():
+    plain, clipped = make_learner(), make_learner(clip=0.01, ema=True)
+    start = weights(plain)["layer.weight"]
+    run_steps(plain, Loader(batch_size=4))
+    run_steps(clipped, Loader(batch_size=4))
+    moved = [(weights(learner)["layer.weight"] - start).norm() for learner in (plain, clipped)]
+    assert moved[1] < moved[0] / 10
+    assert_equal(clipped.ema.average["norm.running_mean"], clipped.model.norm.running_mean)
+    assert not torch.equal(clipped.ema.average["layer.weight"], clipped.model.layer.weight)
+
+
+def test_half_precision_scales_and_bfloat16_does_not():
+    assert Precision(CPU, torch.float16).scaler is not None
+    precision = Precision(CPU, torch.bfloat16)
+    assert precision.scaler is None
+    with precision.autocast():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+    with Precision(CPU).autocast() as region:
+        assert isinstance(Precision(CPU).autocast(), nullcontext) and region is None
+    assert amp_dtype(CPU) in (torch.bfloat16, None)
+    scaled, plain = make_learner(precision=Precision(CPU, torch.float16)), make_learner()
+    scaled.precision.dtype = None  # the scaler alone: float16 arithmetic would round
+    run_steps(scaled, Loader())
+    run_steps(plain, Loader())
+    assert_equal(weights(scaled), weights(plain), rtol=1e-4, atol=1e-6)
+
+
+# --- learning rate ---
+
+
+def test_learning_rate_by_hand():
+    steps = dict(total_steps=100, warmup_steps=10, milestones=[60, 80])
+    assert lr_factor(0, **steps) == pytest.approx(0.001)
+    assert lr_factor(5, **steps) == pytest.approx(0.5005)
+    assert [lr_factor(s, **steps) for s in (10, 59)] == [1, 1]
+    assert [lr_factor(s, **steps) for s in (60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    cosine = dict(total_steps=110, warmup_steps=10, schedule="cosine")
+    assert [lr_factor(s, **cosine) for s in (10, 60, 110)] == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize("schedule", ["steps", "cosine"])
+@pytest.mark.parametrize(("total", "warmup"), [(1, 1), (1, 0), (1, 1000), (5, 5)])
+def test_learning_rate_of_the_shortest_runs(schedule, total, warmup):
+    for step in range(total + 1):
+        factor = lr_factor(step, total_steps=total, warmup_steps=warmup, schedule=schedule)
+        assert 0 <= factor <= 1
+
+
+def test_optimisers():
+    assert isinstance(build_optimizer(StandIn(), "adamw", 1.0), torch.optim.AdamW)
+    group = build_optimizer(StandIn(), "sgd", 0.5, 0.8, 0.01).param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.5, 0.8, 0.01)
+    with pytest.raises(InputError, match="sgd or adamw"):
+        build_optimizer(StandIn(), "adam", 1.0)
+
+
+# --- evaluation ---
+
+
+class FullPictures:
+    """A data set of pictures that one object fills."""
+
+    label_map = LabelMap.from_names({1: "square"})
+
+    def __len__(self):
+        return 3
+
+    def ground_truth(self):
+        rle = {"size": [8, 8], "counts": [0, 64]}
+        objects = [
+            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, 8, 8], "area": 64, "iscrowd": 0,
+             "segmentation": rle} for i in range(3)
+        ]  # fmt: skip
+        images = [{"id": i, "height": 8, "width": 8} for i in range(3)]
+        return {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "square"}]}
+
+
+def test_evaluation_by_hand():
+    """Every detection is right: AP 1; the losses are means over pictures, not over batches."""
+    batches, seen = [make_batch([0, 1]), make_batch([2])], []
+    model = StandIn()
+    result = evaluate(
+        model,
+        batches,
+        FullPictures(),
+        World.single("cpu"),
+        keep_samples=2,
+        on_batch=lambda b: seen.append(b.indices),
+    )
+    assert [result.stats[t].stats[0] for t in ("bbox", "segm")] == pytest.approx([1, 1])
+    assert result.mask_ap == result.stats["segm"].stats[0]
+    assert [r["image_id"] for r in result.results] == [0, 1, 2] and seen == [[0, 1], [2]]
+    assert len(result.samples) == 2 and torch.equal(result.samples[1][0], picture(1))
+    singles = [model([picture(i)], None)[0] for i in range(3)]
+    for name in LOSS_NAMES:
+        assert result.losses[name] == pytest.approx(sum(float(s[name]) for s in singles) / 3)
+
+
+def test_unreadable_pictures_are_left_out_of_the_numbers():
+    batches = [make_batch([0]), empty(make_batch([1])), make_batch([2])]
+    result = evaluate(StandIn(), batches, FullPictures(), World.single("cpu"))
+    assert result.skipped == ["1.png: cut off"] and result.stats["bbox"].stats[0] == pytest.approx(1)
+    with pytest.raises(InputError, match="none of the 3 .* 0.png: cut off"):
+        evaluate(StandIn(), [empty(make_batch([0]))], FullPictures(), World.single("cpu"))
