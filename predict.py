@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from my_dataset_coco import CocoDataset
+from my_dataset_coco import CocoDataset, size_reader
 from network_files import InputError
 from network_files.instance_masks import mask_probs_to_bool
 from train_utils import command, files
+from train_utils.coco_annotations import read_annotations
 from train_utils.coco_eval import to_coco_results, write_results
 from train_utils.drawing import draw_detections
 from train_utils.inference import add_model_arguments, detect, load_model
+from train_utils.label_map import read_json
 from train_utils.picture_lists import find_pictures, output_names
 from train_utils.pictures import PictureError, read_picture
 
@@ -144,11 +146,22 @@ def predict_pictures(args: argparse.Namespace) -> int:
     return predictor.status(len(pictures))
 
 
+def open_images(args: argparse.Namespace, raw, label_map) -> CocoDataset:
+    """The images that a COCO json (`raw`: its content) names; its annotations are not looked at."""
+    if not Path(args.image_dir).is_dir():
+        raise InputError(f"--image-dir {args.image_dir}: no such folder")
+    if isinstance(raw, dict):  # a test set's json has none of either
+        names = dict(zip(label_map.category_ids, label_map.names, strict=True))
+        raw = {**raw, "annotations": [], "categories": [{"id": i, "name": names[i]} for i in names]}
+    annotations = read_annotations(args.coco_json, raw, size_reader(args.image_dir, args.image_dir))
+    return CocoDataset(annotations, args.image_dir, label_map=label_map)
+
+
 def predict_coco_json(args: argparse.Namespace) -> int:
     """Writes the results file for every image that a COCO json names; returns the exit status."""
+    raw = read_json(args.coco_json)
     predictor = Predictor(args, args.score or 0.0)
-    data_set = CocoDataset(args.coco_json, args.image_dir, label_map=predictor.label_map)
-    print(data_set.describe())
+    data_set = open_images(args, raw, predictor.label_map)
     results, start = [], time.perf_counter()
     for i in tqdm(range(len(data_set)), unit="picture", disable=None):
         try:

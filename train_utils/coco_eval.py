@@ -112,7 +112,7 @@ def _index(data_set: dict) -> COCO:
 
 
 def _numbered(annotations: Sequence[dict]) -> list[dict]:
-    """Copies (COCOeval writes into them) with ids 1..N: to it a match with id 0 is none, equal ids are one."""
+    """Copies (COCOeval writes into them) with ids 1..N: to it an id of 0 is no match, equal ids are one."""
     return [{"iscrowd": 0, **annotation, "id": i} for i, annotation in enumerate(annotations, start=1)]
 
 

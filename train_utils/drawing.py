@@ -17,7 +17,7 @@ from network_files.instance_masks import CroppedMasks
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # hues this share of the circle apart never come close
 MASK_OPACITY = 0.45
-MIN_FONT_SIZE = 10  # below this the default font's letters run together
+MIN_FONT_SIZE = 11  # below this the default font's letters run together
 
 
 def instance_color(index: int) -> tuple[int, int, int]:
@@ -40,7 +40,7 @@ def draw_detections(
 
     image uint8 [3, H, W]; boxes [D, 4]; labels int [D]; scores [D], or None for ground truth; masks D of
     H x W, or None; name_of turns a label into its name (`label_map.name`); magnify enlarges a small image
-    before drawing. Returns an RGB picture of (W * magnify, H * magnify). D may be 0; the image is not changed.
+    before drawing. Returns an RGB picture of (W * magnify, H * magnify); D may be 0; image is not changed.
     """
     canvas = image.cpu().permute(1, 2, 0).numpy()  # [H, W, 3]
     if magnify > 1:
@@ -51,9 +51,9 @@ def draw_detections(
     height, width = canvas.shape[:2]
     unit = math.sqrt(height * width)  # sizes follow the image's area: a panorama's text is not its width's
     line = max(1, round(unit / 350))
-    corners = (boxes.detach().cpu().double() * magnify).tolist()
+    corners = boxes.detach().cpu().double().numpy() * magnify  # [D, 4]
     # Large instances first, so that a small one in front of a large one stays visible.
-    order = sorted(range(len(corners)), key=lambda i: -_box_area(corners[i]))
+    order = np.argsort(-(corners[:, 2:] - corners[:, :2]).prod(axis=1), kind="stable").tolist()
     if masks is not None:
         crops, places = masks.to("cpu").crops(), masks.boxes.tolist()
         for i in order:
@@ -61,17 +61,13 @@ def draw_detections(
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     for i in order:
-        x1, y1, x2, y2 = corners[i]
+        x1, y1, x2, y2 = corners[i].tolist()
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=instance_color(i), width=line)
     captions = [name_of(int(label)) for label in labels]
     if scores is not None:
         captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores.tolist(), strict=True)]
     _write_captions(draw, captions, corners, (width, height), unit)
     return picture
-
-
-def _box_area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _blend_mask(canvas: np.ndarray, mask: np.ndarray, place: Sequence[int], color: tuple, line: int) -> None:
@@ -91,40 +87,41 @@ def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
     return mask
 
 
-def _write_captions(draw: ImageDraw.ImageDraw, captions: list, corners: list, size: tuple, unit: float):
-    """Writes each caption at its box on a plate of the instance's colour, beside earlier ones where it can."""
+def _write_captions(draw: ImageDraw.ImageDraw, captions: list, boxes: np.ndarray, size: tuple, unit: float):
+    """Writes each caption at its box (boxes [D, 4]) on a plate of the instance's colour."""
     width, height = size
-    font = ImageFont.load_default(max(MIN_FONT_SIZE, min(round(unit / 40), height // 4)))
-    pad = max(1, round(font.size / 6))
+    font = ImageFont.load_default(max(MIN_FONT_SIZE, min(round(unit / 45), height // 4)))
+    pad = max(2, round(font.size / 6))
     ascent, descent = font.getmetrics()
-    plate_height = ascent + descent + pad
-    taken = np.zeros((0, 4))
-    for i, (caption, box) in enumerate(zip(captions, corners, strict=True)):
-        plate_width = math.ceil(font.getlength(caption)) + 2 * pad
-        plate = _free_place(box, plate_width, plate_height, width, height, taken)
-        taken = np.vstack([taken, plate])
+    plates = np.zeros((0, 4))
+    for i, caption in enumerate(captions):
+        w, h = math.ceil(font.getlength(caption)) + 2 * pad, ascent + descent + pad
+        places = _places_around(boxes[i], w, h)
+        places = places.clip(0, (max(width - w, 0), max(height - h, 0)))  # [K, 2], inside the canvas
+        candidates = np.concatenate([places, places + (w, h)], axis=1)  # [K, 4]
+        # To hide another caption is worse than to hide an object; ties go to the earlier place.
+        cost = 3 * _covered_share(candidates, plates) + _covered_share(candidates, boxes)  # [K]
+        x, y, right, bottom = candidates[cost.round(3).argmin()].tolist()
+        plates = np.vstack([plates, (x, y, right, bottom)])
         color = instance_color(i)
-        draw.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
-        draw.text((plate[0] + pad, plate[1] + pad // 2), caption, fill=_ink(color), font=font)
+        draw.rectangle((x, y, right - 1, bottom - 1), fill=color)
+        draw.text((x + pad, y + pad // 2), caption, fill=_ink(color), font=font)
 
 
-def _free_place(box: Sequence[float], w: int, h: int, width: int, height: int, taken: np.ndarray) -> tuple:
-    """Where a w x h plate for `box` goes: the first place around it that covers least of `taken` [K, 4]."""
-    x1, y1, x2, y2 = (round(value) for value in box)
-    places = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in (x1, x2 - w)]
-    places += [(x1, y1 + step * h) for step in (1, 2, 3)]
-    best, least = None, math.inf
-    for x, y in places:
-        x, y = max(0, min(x, width - w)), max(0, min(y, height - h))
-        plate = (x, y, x + w, y + h)
-        overlap_w = np.minimum(taken[:, 2], plate[2]) - np.maximum(taken[:, 0], plate[0])  # [K]
-        overlap_h = np.minimum(taken[:, 3], plate[3]) - np.maximum(taken[:, 1], plate[1])  # [K]
-        covered = float((overlap_w.clip(0) * overlap_h.clip(0)).sum())
-        if covered < least:
-            best, least = plate, covered
-        if covered == 0:
-            break
-    return best
+def _places_around(box: np.ndarray, w: int, h: int) -> np.ndarray:
+    """Upper left corners [K, 2] of a w x h plate at `box`, best place first: above, below, beside, in it."""
+    x1, y1, x2, y2 = box.round()
+    above_below = [(x, y) for y in (y1 - h, y2) for x in (x1, x2 - w)]
+    beside = [(x, y) for x in (x2, x1 - w) for y in (y1, y2 - h)]
+    return np.array(above_below + beside + [(x1, y1), (x2 - w, y2 - h)])
+
+
+def _covered_share(covers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """What each of covers [K, 4] hides of boxes [N, 4]: the sum of the hidden shares (0..1 each), [K]."""
+    lower = np.maximum(covers[:, None, :2], boxes[None, :, :2])  # [K, N, 2]
+    upper = np.minimum(covers[:, None, 2:], boxes[None, :, 2:])  # [K, N, 2]
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(1).prod(axis=1)  # [N]
+    return ((upper - lower).clip(0).prod(axis=2) / areas).sum(axis=1)
 
 
 def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from backbone.errors import InputError
 from train_utils import command
 from train_utils.checkpoint import model_from_checkpoint
 from train_utils.label_map import LabelMap
@@ -25,9 +26,30 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def load_model(args: argparse.Namespace, device: torch.device):
     """(model in eval mode on the device, its label map), as the flags of `add_model_arguments` say."""
     label_map = None if args.label_json_path is None else LabelMap.from_json(args.label_json_path)
-    num_classes = None if args.num_classes is None else args.num_classes + 1  # the model's counts background
     config = command.config_from_args(args)
-    return model_from_checkpoint(args.weights_path, device, num_classes, label_map, **config)
+    model, label_map = model_from_checkpoint(args.weights_path, device, label_map=label_map, **config)
+    possible = sorted({len(label_map), label_map.num_labels - 1})  # COCO's 80 categories have labels up to 90
+    if args.num_classes is not None and args.num_classes not in possible:
+        raise InputError(f"--num-classes {args.num_classes}: {args.weights_path} was trained for "
+                         f"{' or '.join(map(str, possible))} (without background); leave the flag out")
+    return model, label_map
+
+
+def check_same_classes(weights_path, label_map: LabelMap, data_set, named: bool) -> None:
+    """InputError unless the weights' labels are the data's; named: whether the weights' names are known."""
+    data_map = data_set.label_map
+    if data_map.num_labels != label_map.num_labels:
+        raise InputError(f"{weights_path}: was trained for {label_map.num_labels - 1} classes (without "
+                         f"background), the data has {data_map.num_labels - 1}; give the data's own weights")
+    if not named:
+        return
+    for category in data_set.ground_truth()["categories"]:
+        if not label_map.has_category(category["id"]):
+            continue  # nothing is annotated with it: else the data set would have refused the label map
+        name = label_map.name(label_map.to_label(category["id"]))
+        if name != category["name"]:
+            raise InputError(f"{weights_path}: its category {category['id']} is {name!r}, the data's is "
+                             f"{category['name']!r}; give the weights' own data (--label-json-path renames)")
 
 
 @torch.inference_mode()

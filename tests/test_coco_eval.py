@@ -1,0 +1,269 @@
+"""Detections to COCO results, and the 12 numbers: identical to pycocotools driven by hand."""
+
+import contextlib
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from train_utils.coco_eval import STAT_NAMES, evaluate_results, to_coco_results, write_record, write_results
+from train_utils.label_map import LabelMap
+
+H, W = 120, 160
+
+
+def by_hand(ground_truth: dict, results: list[dict], iou_type: str, folder, image_ids=None) -> COCOeval:
+    """pycocotools as its own demo drives it: from files, one kind of result, no other code between."""
+    (folder / "truth.json").write_text(json.dumps(ground_truth))
+    wanted = "bbox" if iou_type == "bbox" else "segmentation"
+    kept = ("image_id", "category_id", "score", wanted)
+    (folder / "results.json").write_text(json.dumps([{key: r[key] for key in kept} for r in results]))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "truth.json"))
+        evaluation = COCOeval(truth, truth.loadRes(str(folder / "results.json")), iou_type)
+        if image_ids is not None:
+            evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def box_mask(x: int, y: int, w: int, h: int, size=(H, W)) -> dict:
+    mask = np.zeros(size, dtype=np.uint8, order="F")
+    mask[y : y + h, x : x + w] = 1
+    rle = coco_mask.encode(mask)
+    return {"size": list(size), "counts": rle["counts"].decode()}
+
+
+def synthetic(seed: int = 0, images: int = 6) -> tuple[dict, list[dict]]:
+    """Ground truth with a crowd in each image and none of category 9; noisy results with str counts."""
+    rng = np.random.default_rng(seed)
+    truth = {
+        "images": [{"id": 10 * i, "height": H, "width": W, "file_name": f"{i}.png"} for i in range(images)],
+        "categories": [{"id": c, "name": n} for c, n in ((2, "disc"), (5, "ring"), (9, "never there"))],
+        "annotations": [],
+    }
+    results = []
+    for image in truth["images"]:
+        for k in range(6):
+            x, y = (int(v) for v in rng.integers(0, 60, 2))
+            w, h = (int(v) for v in rng.integers(6, 58, 2))
+            category = int(rng.choice([2, 5]))
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int(k == 0),
+                    "segmentation": box_mask(x, y, w, h),
+                }
+            )
+            for _ in range(2):
+                dx, dy = (int(v) for v in rng.integers(-3, 4, 2))
+                left, top = max(x + dx, 0), max(y + dy, 0)
+                results.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": int(rng.choice([category, category, 2, 9])),
+                        "bbox": [left, top, w, h],
+                        "score": float(rng.random()),
+                        "segmentation": box_mask(left, top, w, h),
+                    }
+                )
+    return truth, results
+
+
+def coco_mini_results(truth: dict, seed: int = 0) -> list[dict]:
+    """The ground truth itself as results: shifted, some missing, some of a wrong category."""
+    rng = np.random.default_rng(seed)
+    coco = COCO()
+    coco.dataset = copy.deepcopy(truth)
+    categories = [c["id"] for c in truth["categories"]]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    results = []
+    for annotation in coco.dataset["annotations"]:
+        if rng.random() < 0.2:
+            continue
+        shift = tuple(int(v) for v in rng.integers(-4, 5, 2))
+        mask = np.asfortranarray(np.roll(coco.annToMask(annotation), shift, axis=(0, 1)))
+        rle = coco_mask.encode(mask)
+        category = annotation["category_id"] if rng.random() < 0.8 else int(rng.choice(categories))
+        results.append(
+            {
+                "image_id": annotation["image_id"],
+                "category_id": category,
+                "score": float(rng.random()),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+        )
+    return results
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_numbers_and_lines_are_pycocotools_own_on_coco(iou_type, shared_data, tmp_path, capsys):
+    truth = json.loads((shared_data / "coco_mini/annotations/instances_val2017.json").read_text())
+    results = coco_mini_results(truth)
+    evaluated = evaluate_results(truth, results, [iou_type])[iou_type]
+    assert capsys.readouterr().out == ""
+    expected = by_hand(truth, results, iou_type, tmp_path)
+    assert evaluated.stats == expected.stats.tolist()
+    expected.summarize()
+    assert evaluated.lines == capsys.readouterr().out.splitlines()
+    assert len(evaluated.lines) == 12 and 0.1 < evaluated.stats[0] < 0.9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_are_pycocotools_own_with_crowds_and_an_absent_category(seed, tmp_path):
+    truth, results = synthetic(seed)
+    evaluated = evaluate_results(truth, results)
+    for iou_type in ("bbox", "segm"):
+        expected = by_hand(truth, results, iou_type, tmp_path)
+        assert evaluated[iou_type].stats == expected.stats.tolist()
+        assert expected.stats[0] > 0
+        assert evaluated[iou_type].per_class["never there"] is None
+
+
+def test_mask_areas_are_the_masks_and_not_the_boxes(tmp_path):
+    truth, results = synthetic()
+    for result in results:  # boxes that put every detection among the large ones
+        result["bbox"] = [0, 0, W, H]
+    assert evaluate_results(truth, results, ["segm"])["segm"].stats == pytest.approx(
+        by_hand(truth, results, "segm", tmp_path).stats.tolist(), abs=0
+    )
+
+
+def test_per_class_ap_is_the_evaluation_of_that_class_alone(tmp_path):
+    truth, results = synthetic()
+    per_class = evaluate_results(truth, results)["segm"].per_class
+    assert list(per_class) == ["disc", "ring", "never there"]
+    for category in (2, 5):
+        one = {**truth, "categories": [c for c in truth["categories"] if c["id"] == category]}
+        expected = by_hand(one, results, "segm", tmp_path).stats[1]  # AP50
+        assert per_class[one["categories"][0]["name"]] == expected
+
+
+def test_no_detections_are_ap_zero():
+    truth, _ = synthetic()
+    for result in evaluate_results(truth, []).values():
+        assert result.stats[0] == 0.0 and result.stats[8] == 0.0
+        assert result.per_class == {"disc": 0.0, "ring": 0.0, "never there": None}
+        assert len(result.lines) == 12
+
+
+def test_no_ground_truth_is_absent():
+    truth, results = synthetic()
+    empty = {**truth, "annotations": []}
+    for some in (results, []):
+        assert evaluate_results(empty, some)["bbox"].stats == [-1.0] * 12
+
+
+def test_only_the_given_images_count(tmp_path):
+    truth, results = synthetic()
+    some = [0, 20, 50]
+    evaluated = evaluate_results(truth, results, ["segm"], image_ids=some)["segm"].stats
+    assert evaluated == by_hand(truth, results, "segm", tmp_path, image_ids=some).stats.tolist()
+    assert evaluated != evaluate_results(truth, results, ["segm"])["segm"].stats
+
+
+def test_annotation_ids_do_not_matter(tmp_path):
+    truth, results = synthetic()
+    expected = by_hand(truth, results, "segm", tmp_path).stats.tolist()
+    zero_based = copy.deepcopy(truth)
+    for annotation in zero_based["annotations"]:
+        annotation["id"] = len(truth["annotations"]) - annotation["id"]
+    # pycocotools takes a match with the annotation of id 0 for no match
+    assert by_hand(zero_based, results, "segm", tmp_path).stats.tolist() != expected
+    assert evaluate_results(zero_based, results, ["segm"])["segm"].stats == expected
+
+
+def test_arguments_are_not_changed():
+    truth, results = synthetic()
+    before = copy.deepcopy((truth, results))
+    evaluate_results(truth, results)
+    assert (truth, results) == before
+
+
+def test_categories_of_one_name_are_kept_apart():
+    truth, results = synthetic()
+    truth["categories"][1]["name"] = "disc"
+    assert list(evaluate_results(truth, results)["bbox"].per_class) == ["disc (2)", "disc (5)", "never there"]
+
+
+def detection(boxes: list, labels: list[int], scores: list[float], fill: float = 1.0) -> dict:
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels),
+        "scores": torch.tensor(scores),
+        "mask_probs": torch.full((len(labels), 28, 28), fill),
+    }
+
+
+def test_results_carry_original_ids_and_every_digit():
+    label_map = LabelMap.from_categories({7: "disc", 40: "ring"})
+    found = [detection([[10.25, 20.5, 50.125, 60]], [2], [0.123456789]), detection([], [], [])]
+    results = to_coco_results(found, [3, 4], [(H, W), (50, 40)], label_map)
+    assert len(results) == 1
+    (result,) = json.loads(json.dumps(results))
+    assert result["image_id"] == 3 and result["category_id"] == 40
+    assert result["bbox"] == [10.25, 20.5, 39.875, 39.5]
+    assert result["score"] == found[0]["scores"].item()
+    assert result["segmentation"]["size"] == [H, W] and isinstance(result["segmentation"]["counts"], str)
+    mask = coco_mask.decode(result["segmentation"])
+    assert mask[30, 30] == 1 and mask[:15].sum() == 0 and mask[:, 60:].sum() == 0
+
+
+def test_mask_pixels_are_those_above_the_threshold():
+    label_map = LabelMap.from_categories({1: "disc"})
+    found = detection([[10, 10, 60, 60]], [1], [0.9], fill=0.5)
+    areas = [
+        coco_mask.area(to_coco_results([found], [1], [(H, W)], label_map, threshold)[0]["segmentation"])
+        for threshold in (0.4, 0.5)
+    ]
+    assert areas[0] > 2000 and areas[1] == 0  # 0.5 is not above 0.5
+
+
+def test_a_label_in_a_gap_of_the_label_map_stays_as_it_is():
+    label_map = LabelMap([1, 3], [1, 3], ["disc", "ring"])
+    results = to_coco_results([detection([[0, 0, 9, 9]] * 2, [2, 3], [0.5, 0.5])], [1], [(H, W)], label_map)
+    assert [r["category_id"] for r in results] == [2, 3]
+
+
+def test_record_files(tmp_path):
+    truth, results = synthetic()
+    evaluated = evaluate_results(truth, results)
+    text_path, json_path = write_record(tmp_path / "new", evaluated)
+    assert text_path.name == "record_mAP.txt" and json_path.name == "record_mAP.json"
+    lines = text_path.read_text().splitlines()
+    record = json.loads(json_path.read_text())
+    start = 0
+    for iou_type, result in evaluated.items():
+        start = lines.index("COCO results:", start) + 1
+        assert iou_type in lines[start - 2]
+        assert lines[start : start + 12] == result.lines
+        assert lines[start + 12 : start + 14] == ["", "mAP(IoU=0.5) for each category:"]
+        assert lines[start + 14] == f" disc           : {result.per_class['disc']:.4f}"
+        assert lines[start + 16] == " never there    : n/a"
+        assert record[iou_type]["stats"] == dict(zip(STAT_NAMES, result.stats, strict=True))
+        assert record[iou_type]["per_class"] == result.per_class
+
+
+def test_detections_file_is_read_by_pycocotools(tmp_path):
+    truth, results = synthetic()
+    path = tmp_path / "deep" / "detections.json"
+    write_results(path, results)
+    assert json.loads(path.read_text()) == results
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert len(COCO(str(tmp_path / "truth.json")).loadRes(str(path)).anns) == 72
+    write_results(tmp_path / "empty.json", [])
+    assert (tmp_path / "empty.json").read_text() == "[]"

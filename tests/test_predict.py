@@ -1,0 +1,238 @@
+"""predict.py as a user runs it, and its files read back."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_pictures
+
+import predict
+from train_utils.command import run_command
+from train_utils.picture_lists import output_names
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "model.pth")
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch, capsys):
+    """Runs predict.py's main in an empty working folder -> (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags, weights=weights):
+        words = ["predict.py", "--weights-path", weights, "--device", "cpu", *flags]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        status = run_command(predict.main)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_one_picture_from_the_command_line(weights, tmp_path):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+    command = [sys.executable, ROOT / "predict.py", "--weights_path", weights, "--img_path", picture]
+    done = subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "test_result.jpg", "test_result.json"]
+    results = json.loads((tmp_path / "test_result.json").read_text())
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f"{picture}: circle 0.")]
+    assert len(lines) == len(results) > 0
+    assert f"{len(results)} detection(s) in " in done.stdout
+    with Image.open(tmp_path / "test_result.jpg") as drawn:
+        assert drawn.size == SIZES[0][::-1]
+    for result in results:
+        assert result["score"] >= 0.5 and result["category_id"] == 1 and result["file_name"] == str(picture)
+        assert result["segmentation"]["size"] == list(SIZES[0])
+        assert len(result["bbox"]) == 4 and isinstance(result["segmentation"]["counts"], str)
+
+
+def test_the_json_holds_the_models_detections(run, tmp_path):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+    run("--img-path", picture, "--score", 0, "--mask-threshold", 0.3)
+    image = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)
+    with torch.inference_mode():
+        (expected,) = tiny_model()([image])
+    results = json.loads(Path("test_result.json").read_text())
+    assert [r["score"] for r in results] == expected["scores"].tolist()
+    assert [r["category_id"] for r in results] == [list(NAMES)[i - 1] for i in expected["labels"].tolist()]
+    for result, box, mask in zip(results, expected["boxes"].tolist(), expected["masks"], strict=True):
+        x, y, w, h = result["bbox"]
+        assert [x, y, x + w, y + h] == pytest.approx(box, abs=1e-4)
+        decoded = coco_mask.decode(result["segmentation"])
+        assert (
+            decoded != (mask[0] > 0.3).numpy()
+        ).mean() < 0.01  # paste and RLE may differ by rounding at the edge
+
+
+def test_score_and_classes_only_filter(run, tmp_path):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+
+    def results(*flags):
+        assert run("--img-path", picture, *flags)[0] == 0
+        return json.loads(Path("test_result.json").read_text())
+
+    every = results("--score", 0)
+    assert {r["category_id"] for r in every} > {1}
+    middle = sorted(r["score"] for r in every)[len(every) // 2]
+    assert results("--score", middle) == [r for r in every if r["score"] >= middle]
+    assert results("--score", 0, "--classes", "Square") == [r for r in every if r["category_id"] == 2]
+    both = results("--score", 0, "--classes", "circle", "big triangle")
+    assert both == [r for r in every if r["category_id"] in (1, 4)]
+
+
+def test_a_picture_without_detections_is_written(run, tmp_path):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+    status, out, _ = run("--img-path", picture, "--score", 1)
+    assert status == 0 and "0 detection(s) in " in out
+    assert json.loads(Path("test_result.json").read_text()) == []
+    drawn, given = np.asarray(Image.open("test_result.jpg"), float), np.asarray(Image.open(picture), float)
+    assert drawn.shape == given.shape and np.abs(drawn - given).mean() < 10
+
+
+def test_exif_rotation_is_applied(run, tmp_path):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = tmp_path / "turned.jpg"
+    Image.open(picture).save(turned, exif=exif, quality=95)
+    run("--img-path", turned, "--magnify", 2, "--score", 0)
+    height, width = SIZES[0]
+    with Image.open("test_result.jpg") as drawn:
+        assert drawn.size == (2 * height, 2 * width)
+    results = json.loads(Path("test_result.json").read_text())
+    assert all(r["segmentation"]["size"] == [width, height] for r in results) and results
+
+
+def test_a_folder_keeps_every_picture_and_names_the_broken_ones(run, tmp_path):
+    paths = write_pictures(tmp_path / "in")
+    for name in ("0.bmp", "0_png.jpg"):  # the same stem; what 0.png's copy would be called
+        Image.open(paths[0]).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("no picture either")
+    status, out, err = run("--img-path", tmp_path / "in", "--output-dir", "out")
+    assert status == 1
+    assert (
+        "broken.jpg" in err
+        and "notes.txt" in out
+        and "6 of 7 picture(s) predicted, 1 could not be read" in out
+    )
+    assert sorted(p.name for p in Path("out/test_result").iterdir()) == [
+        "0_bmp.jpg",
+        "0_png.jpg",
+        "0_png_2.jpg",
+        "1.jpg",
+        "2.jpg",
+        "3.jpg",
+    ]
+    results = json.loads(Path("out/test_result.json").read_text())
+    assert len({r["image_id"] for r in results}) == len({r["file_name"] for r in results}) == 6
+
+
+def test_output_names_are_unique_on_disks_without_capitals():
+    paths = [Path(name) for name in ("a/x.jpg", "b/X.jpg", "x_jpg.png", "y.jpg")]
+    names = output_names(paths)
+    assert len({name.lower() for name in names}) == 4 and names[3] == "y.jpg"
+
+
+def test_a_glob(run, tmp_path):
+    write_pictures(tmp_path / "in")
+    status, out, _ = run("--img-path", tmp_path / "in" / "[12].png")
+    assert status == 0
+    assert sorted(p.name for p in Path("test_result").iterdir()) == ["1.jpg", "2.jpg"]
+
+
+def test_odd_pictures_of_real_life(run, shared_data):
+    folder = shared_data / "odd_images" / "pillow"
+    status, out, err = run("--img-path", folder, "--score", 1)
+    assert status == 1
+    index = [line.split("\t") for line in (folder / "INDEX.tsv").read_text().splitlines()[1:]]
+    unreadable = {row[0] for row in index if row[-1].startswith(("open:", "load:"))}
+    named = {
+        Path(line.split(": ")[1]).name for line in err.splitlines() if line.startswith("not predicted: ")
+    }
+    assert unreadable <= named
+    assert len(list(Path("test_result").iterdir())) == len(index) - len(named) >= 50
+
+
+def test_coco_json_without_annotations(run, tmp_path):
+    folder = write_coco(tmp_path / "data")
+    content = json.loads((folder / "instances_val.json").read_text())
+    (tmp_path / "images.json").write_text(json.dumps({"images": content["images"]}))
+    flags = ("--coco-json", "images.json", "--image-dir", folder / "images", "--output", "out/R.json")
+    assert run(*flags)[0] == 0
+    results = json.loads(Path("out/R.json").read_text())
+    assert {r["image_id"] for r in results} == {10, 11, 12, 13}
+    assert min(r["score"] for r in results) < 0.5  # all that the model gives
+    run(*flags, "--score", 0.5)
+    assert json.loads(Path("out/R.json").read_text()) == [r for r in results if r["score"] >= 0.5]
+    shutil.copy(folder / "images" / "3.png", folder / "images" / "0.png")  # another size than the json says
+    status, _, err = run(*flags)
+    assert status == 2 and "0.png" in err and err.count("\n") == 1
+    (folder / "images" / "0.png").unlink()
+    status, _, err = run(*flags)
+    assert status == 1 and "0.png" in err
+
+
+def test_a_bare_state_dict(run, tmp_path):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+    torch.save(tiny_model().state_dict(), "bare.pth")
+    Path("names.json").write_text(json.dumps({"1": "one", "2": "two", "3": "three"}))
+    flags = (
+        "--img-path",
+        picture,
+        "--num-classes",
+        3,
+        "--min-size",
+        64,
+        "--max-size",
+        96,
+        "--score",
+        0,
+        "--anchor-sizes",
+        8,
+        16,
+        32,
+        48,
+        64,
+        "--label-json-path",
+        "names.json",
+    )
+    status, out, err = run(*flags, weights="bare.pth")
+    assert status == 0, err
+    assert ": one 0." in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--img-path", "nowhere.jpg"), "nowhere.jpg"),
+        (("--img-path", "empty"), "no pictures"),
+        (("--img-path", "in/0.png", "--classes", "dog"), "circle, square, big triangle"),
+        (("--img-path", "in/0.png", "--num-classes", "7"), "--num-classes"),
+        (("--img-path", "in/0.png", "--weights-path", "in/0.png"), "not a checkpoint"),
+        (("--img-path", "in/0.png", "--score", "1.5"), "--score"),
+        (("--coco-json", "in/0.png", "--image-dir", "in", "--output", "R.json"), "0.png"),
+        (("--coco-json", "a.json", "--image-dir", "in"), "--output"),
+        ((), "--img-path"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said):
+    write_pictures(tmp_path / "in")
+    (tmp_path / "empty").mkdir()
+    try:
+        status, _, err = run(*flags)
+    except SystemExit as stop:  # argparse
+        status, err = stop.code, said
+    assert status == 2 and said in err and err.count("\n") <= 1
+    assert not Path("test_result.json").exists()
