@@ -28,7 +28,7 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
     """Class logits [S, C] against labels [S] (0 = background); deltas [S, 4 C], of which a positive RoI's own
     class counts, against targets [S, 4]."""
     positive = (labels > 0).nonzero()[:, 0]  # [K]
-    own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]  # [K, 4]
+    own = deltas.view(len(labels), deltas.shape[1] // 4, 4)[positive, labels[positive]]  # [K, 4]
     return {
         "loss_classifier": F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1),
         "loss_box_reg": _box_loss(own, targets[positive], len(labels)),
