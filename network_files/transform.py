@@ -97,8 +97,10 @@ class Transform:
 
 def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
     """A generator for one of several independent uses of a sample's seed."""
-    # the multiplier spreads neighbouring (seed, stream) pairs over 64 bits (Knuth's)
-    return torch.Generator().manual_seed((int(seed) * 6364136223846793005 + stream) % 2**63)
+    # torch's CPU generator reads 32 bits of its seed: the upper ones of these products (Knuth's multiplier)
+    # depend on every bit of seed and stream
+    factor = 6364136223846793005
+    return torch.Generator().manual_seed((int(seed) * factor + stream + 1) * factor % 2**64 >> 32)
 
 
 def prepare_objects(target: dict, batch: PictureBatch, i: int) -> Objects:
