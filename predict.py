@@ -176,6 +176,7 @@ def predict_coco_json(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     args = parse_args()
     return predict_pictures(args) if args.coco_json is None else predict_coco_json(args)
 

@@ -1,5 +1,6 @@
 """predict.py as a user runs it, and its files read back."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -137,6 +138,14 @@ def test_a_folder_keeps_every_picture_and_names_the_broken_ones(run, tmp_path):
     ]
     results = json.loads(Path("out/test_result.json").read_text())
     assert len({r["image_id"] for r in results}) == len({r["file_name"] for r in results}) == 6
+
+
+def test_a_file_name_that_the_terminal_cannot_show(run, tmp_path, monkeypatch):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+    odd = picture.rename(tmp_path / "p\u00e9.png")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert run("--img-path", odd)[0] == 0
+    assert Path("test_result.jpg").exists()
 
 
 def test_output_names_are_unique_on_disks_without_capitals():

@@ -140,7 +140,7 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
     rate_axes = axes.twinx()
     rate_line = rate_axes.plot(steps, learning_rates, color="tab:blue", marker=marker, label="learning rate")
     rate_axes.set_ylabel("learning rate")
-    axes.legend(handles=loss_line + rate_line, loc="upper right")
+    figure.legend(handles=loss_line + rate_line, loc="outside lower center", ncols=2)
     figure.savefig(path)
 
 
@@ -152,7 +152,7 @@ def plot_average_precision(path: str | Path, box_ap: Sequence[float], mask_ap: S
     axes.set(xlabel="epoch", ylabel="AP (IoU 0.50:0.95)", title="Average precision on the val split")
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path)
 
 
