@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -16,6 +17,11 @@ import sample_pictures  # noqa: E402  (found through the lines above)
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+# no deadline: the machine may be busy; no database: nothing is left in the working folder
+hypothesis.settings.register_profile("project", deadline=None, database=None, derandomize=True)
+hypothesis.settings.load_profile("project")
 
 
 def find_shared_data() -> Path | None:
