@@ -105,6 +105,11 @@ def test_config_values_take_their_types():
                      "box_score_thresh": 0.3, "backbone": "resnet18"}
 
 
+def test_none_switches_an_optional_field_off():
+    args = model_parser().parse_args(["--crowd-ioa-thresh", "None"])
+    assert config_from_args(args) == {"crowd_ioa_thresh": None}
+
+
 def test_help_can_be_printed():
     text = model_parser().format_help()
     assert "--box-batch-size-per-image" in text and "512" in text

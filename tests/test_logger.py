@@ -135,11 +135,12 @@ def test_resume_neither_loses_nor_repeats_lines(tmp_path):
     first = ResultsWriter(tmp_path)
     for epoch in range(5):
         first.write(epoch, STATS, loss=float(epoch), lr=0.1)
-    text = first.path("bbox")
-    with open(text, "a") as file:
-        file.write("epoch:5 0.1  0.")  # torn by a power cut
+    for iou_type in STATS:  # the run began on another day
+        first.path(iou_type).rename(str(first.path(iou_type)).replace(first.stamp, "20240131-235959"))
+    with open(tmp_path / "det_results20240131-235959.txt", "a") as file:
+        file.write("epoch:1 0.1  0.")  # torn by a power cut
     second = ResultsWriter(tmp_path, first_epoch=3)
-    assert second.path("bbox") == text
+    assert second.stamp == "20240131-235959"
     assert [line.split()[0] for line in result_lines(tmp_path)] == ["epoch:0", "epoch:1", "epoch:2"]
     for epoch in (3, 3, 4):
         second.write(epoch, STATS, loss=100.0 + epoch, lr=0.1)
