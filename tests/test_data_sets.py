@@ -53,8 +53,16 @@ def test_val_goes_by_other_names_and_test_is_left_alone(tmp_path):
 def test_jsons_of_other_tasks_are_not_opened(tmp_path):
     write(tmp_path, many(2), "annotations/instances_train2017.json", "train2017")
     write(tmp_path, many(2), "annotations/instances_val2017.json", "val2017")
-    for name in ("captions_train2017", "person_keypoints_train2017", "notes"):
-        (tmp_path / "annotations" / f"{name}.json").write_text('{"info": 1}')
+    for name in ("captions_train2017", "person_keypoints_train2017", "filtered_train2017"):
+        write(tmp_path, many(9), f"annotations/{name}.json", "train2017")
+    assert len(open_data_set(tmp_path).train) == 2
+
+
+@pytest.mark.parametrize("other", ["captions_train.json", "notes_train.json"])
+def test_other_jsons_are_not_opened_where_none_is_called_instances(tmp_path, other):
+    write(tmp_path, many(2), "train.json")
+    write(tmp_path, many(2), "val.json")
+    (tmp_path / other).write_text(json.dumps(many(9) if other.startswith("captions") else {"images": 0}))
     assert len(open_data_set(tmp_path).train) == 2
 
 
@@ -167,7 +175,7 @@ def test_shapes_are_drawn_where_asked(tmp_path, monkeypatch):
 
 
 def test_nothing_to_open_is_named(tmp_path):
-    cases = {"nowhere": "no such file", "empty": "the folder is empty", "unknown": "no data set found; looked"}
+    cases = {"nowhere": "no such file", "empty": "the folder is empty", "unknown": "no data set found"}
     (tmp_path / "empty").mkdir()
     (tmp_path / "unknown").mkdir()
     (tmp_path / "unknown" / "readme.txt").write_text("hello")

@@ -110,7 +110,7 @@ def test_batches_are_of_one_group_as_far_as_possible():
     groups = np.array([0] * 10 + [1] * 11)
     batches = global_batches(groups, 4, seed=0, epoch=0)
     assert len(batches) == 5 and all(len(batch) == 4 for batch in batches)
-    assert sum(len(set(groups[batch])) > 1 for batch in batches) <= 1
+    assert sum(len(set(groups[batch].tolist())) > 1 for batch in batches) <= 1
     assert len(set(sum(batches, []))) == 20
     places = {[len(set(groups[b])) for b in global_batches(groups, 4, 0, e)].index(2) for e in range(9)}
     assert len(places) > 1  # the mixed batch is not always the last

@@ -58,23 +58,14 @@ def aspect_groups(sizes, factor: int) -> np.ndarray:
 def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> list[list[int]]:
     """The epoch's order: positions in lists of `batch`, each of one aspect group as far as possible.
 
-    Positions are shuffled, then gathered by group; what is left of the groups, by neighbouring groups. As
-    many as do not fill a batch are left out of this epoch, unless they are all there is.
+    Positions are shuffled, sorted by group, cut into batches, and these shuffled. As many pictures as would
+    not fill a batch are left out of the epoch, others in each, unless they are all there is.
     """
     rng = sample_rng(seed, epoch, 0, ORDER)
-    waiting: dict[int, list[int]] = {}
-    batches = []
-    for position in torch.randperm(len(groups), generator=rng).tolist():
-        group = waiting.setdefault(int(groups[position]), [])
-        group.append(position)
-        if len(group) == batch:
-            batches.append(group[:])
-            group.clear()
-    rest = [position for group in sorted(waiting) for position in waiting[group]]
-    drop = len(rest) % batch if len(groups) >= batch else 0
-    for i in sorted(torch.randperm(len(rest), generator=rng)[:drop].tolist(), reverse=True):
-        del rest[i]  # any of them, lest the same group loses in each epoch
-    batches += [rest[i : i + batch] for i in range(0, len(rest), batch)]
+    count = len(groups) // batch * batch or len(groups)
+    order = torch.randperm(len(groups), generator=rng).numpy()[:count]
+    order = order[np.argsort(groups[order], kind="stable")].tolist()
+    batches = [order[i : i + batch] for i in range(0, count, batch)]
     return [batches[i] for i in torch.randperm(len(batches), generator=rng).tolist()]
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image
 
 from backbone.errors import InputError
 
@@ -81,14 +81,8 @@ def _orientation(image) -> int:
 
 
 def _to_rgb(image):
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.mode == "LAB":  # Image.convert has no Lab
-        return ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
     return image.convert("RGB")
 
 
