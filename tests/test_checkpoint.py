@@ -1,7 +1,6 @@
-"""Checkpoints survive kills, damage and full disks; runs go on where they should; models come back whole."""
+"""Checkpoints survive kills, damage and full disks, and models come back from them whole."""
 
 import functools
-import json
 import os
 import shutil
 import signal
@@ -18,16 +17,12 @@ from network_files import create_model
 from train_utils.architecture import infer_architecture
 from train_utils.checkpoint import (
     FORMAT_VERSION,
-    checkpoint_path,
     copy_checkpoint,
     default_label_map,
     load_checkpoint,
     load_file,
     model_from_checkpoint,
-    newest_checkpoint,
-    prepare_run_folder,
     save_checkpoint,
-    write_args,
 )
 from train_utils.files import write_text
 from train_utils.label_map import LabelMap
@@ -180,100 +175,13 @@ def test_copy_is_independent_of_the_original(tmp_path, hard_links, monkeypatch):
             raise PermissionError(1, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", refuse)
-    last, best = checkpoint_path(tmp_path, 3), checkpoint_path(tmp_path, "best")
+    last, best = tmp_path / "model_3.pth", tmp_path / "model_best.pth"
     save_checkpoint(last, content(1.0))
     copy_checkpoint(last, best)
     copy_checkpoint(last, best)  # again, while both may be one file
     save_checkpoint(last, content(2.0))
     assert load_checkpoint(best)["model"]["w"][0, 0] == 1 and load_checkpoint(last)["model"]["w"][0, 0] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model_3.pth", "model_best.pth"]
-
-
-# --- run folders -------------------------------------------------------------------------------------------
-
-
-def test_newest_checkpoint_is_the_one_saved_last(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    for epoch in (8, 9, 10):
-        save_checkpoint(checkpoint_path(tmp_path, epoch), content())
-    copy_checkpoint(checkpoint_path(tmp_path, 10), checkpoint_path(tmp_path, "best"))
-    (tmp_path / "model_final_of_mine.pth").write_text("x")
-    assert newest_checkpoint(tmp_path).name == "model_10.pth"
-    save_checkpoint(checkpoint_path(tmp_path, 9), content())  # the run was taken back to epoch 9
-    assert newest_checkpoint(tmp_path).name == "model_9.pth"
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    for name in ("model_9.pth", "model_10.pth"):  # file dates say otherwise
-        shutil.copyfile(tmp_path / name, copied / name)
-    assert newest_checkpoint(copied).name == "model_9.pth"
-
-
-def test_damaged_checkpoints_are_named_and_passed_over(tmp_path, capsys):
-    for epoch in range(3):
-        save_checkpoint(checkpoint_path(tmp_path, epoch), content())
-    flip_byte(tmp_path / "model_2.pth", 3000)
-    cut = tmp_path / "model_1.pth"
-    cut.write_bytes(cut.read_bytes()[:3000])
-    os.utime(cut, (2**33, 2**33))
-    assert newest_checkpoint(tmp_path).name == "model_0.pth"
-    warned = capsys.readouterr().err
-    assert "model_2.pth is damaged" in warned and "model_1.pth is damaged" in warned
-    flip_byte(tmp_path / "model_0.pth", 3000)
-    with pytest.raises(InputError, match="all 3 checkpoint"):
-        prepare_run_folder(tmp_path, "auto")
-
-
-def test_run_folder_without_resume_is_never_used_twice(tmp_path, capsys):
-    folder = tmp_path / "deep" / "run"
-    for name in ("run", "run-2", "run-3"):
-        found = prepare_run_folder(folder)
-        assert found == (folder.with_name(name), None) and found.path.is_dir()
-        write_args(found.path, {"lr": 0.1})
-    assert json.loads((folder / "args.json").read_text()) == {"lr": 0.1}
-    assert str(folder.with_name("run-3")) in capsys.readouterr().out
-
-
-def test_resume_auto(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert prepare_run_folder(folder, "auto") == (folder, None)
-    assert "starting fresh" in capsys.readouterr().out
-    write_args(folder, {})  # killed before the first checkpoint
-    assert prepare_run_folder(folder, "auto") == (folder, None)
-    save_checkpoint(checkpoint_path(folder, 0), content())
-    (folder / "model_1.pth.tmp").write_text("killed while saving")
-    assert prepare_run_folder(folder, "auto") == (folder, folder / "model_0.pth")
-    assert "resuming from" in capsys.readouterr().out
-    assert not (folder / "model_1.pth.tmp").exists()
-
-
-def test_resume_auto_spares_results_without_checkpoints(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "det_results20240101-000000.txt").write_text("epoch:0 ...\n")
-    assert prepare_run_folder(tmp_path / "run", "auto") == (tmp_path / "run-2", None)
-
-
-def test_resume_from_a_path(tmp_path):
-    old, other = tmp_path / "old", tmp_path / "other"
-    old.mkdir()
-    for epoch in range(2):
-        save_checkpoint(checkpoint_path(old, epoch), content())
-    first, last = old / "model_0.pth", old / "model_1.pth"
-    assert prepare_run_folder(None, first) == (old, first)
-    assert prepare_run_folder(old, str(first)) == (old, first)
-    assert prepare_run_folder(old, old) == (old, last)
-    assert prepare_run_folder(other, old) == (other, last)
-    write_args(other, {})
-    assert prepare_run_folder(other, first) == (tmp_path / "other-2", first)
-    for wrong in (tmp_path / "missing", other):
-        with pytest.raises(InputError, match="--resume"):
-            prepare_run_folder(None, wrong)
-
-
-def test_output_dir_that_is_a_file(tmp_path):
-    (tmp_path / "f").write_text("")
-    for folder in (tmp_path / "f", tmp_path / "f" / "g"):
-        with pytest.raises(InputError, match="f"):
-            prepare_run_folder(folder)
 
 
 # --- models ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, verified when read, describing themselves; and the folder of a run.
+"""Checkpoints: written atomically, verified when read, describing themselves.
 
 A checkpoint is a plain dict that `torch.load(weights_only=True)` reads: `model, optimizer, lr_scheduler,
 epoch, step, progress, config, label_map, args, format_version`, and `ema`, `scaler` where they are used.
@@ -11,29 +11,25 @@ SHA-256 of all bytes before the comment's length, and when it was saved:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import re
 import shutil
-import sys
 import time
-import zipfile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNN, create_model, load_weights
 from train_utils.architecture import infer_architecture
-from train_utils.files import atomic_file, make_folder, write_text
+from train_utils.files import atomic_file
 from train_utils.label_map import LabelMap, coco_names
 
 FORMAT_VERSION = 1
 STAMP = re.compile(rb"sha256=([0-9a-f]{64}) saved=(\d+)")
 ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22  # the record that ends a zip, before its comment
-CHECKPOINT_NAME = re.compile(r"model_(\d+|best)\.pth")
 CHUNK = 1 << 20
 COCO_LABELS = 91  # background, and ids 1..90
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError,
@@ -172,6 +168,13 @@ def find_damage(path: Path) -> str | None:
     return None if sha256.hexdigest() == stamp[1].decode() else "its SHA-256 does not match its content"
 
 
+def saved_at(path: Path) -> int:
+    """When a checkpoint was saved, in nanoseconds since 1970; the file's date where it does not say."""
+    with open(path, "rb") as file:
+        stamp = STAMP.fullmatch(_read_comment(file)[1] or b"")
+    return int(stamp[2]) if stamp else path.stat().st_mtime_ns
+
+
 def _read_comment(file: BinaryIO) -> tuple[int, bytes | None]:
     """(size of the file, its zip comment): b"" where it is no zip, None where the comment was cut off."""
     size = file.seek(0, os.SEEK_END)
@@ -183,124 +186,6 @@ def _read_comment(file: BinaryIO) -> tuple[int, bytes | None]:
     comment = tail[start + ZIP_END_SIZE:]
     length = int.from_bytes(tail[start + ZIP_END_SIZE - 2:start + ZIP_END_SIZE], "little")
     return size, comment if len(comment) == length else None
-
-
-# --- the folder of a run -----------------------------------------------------------------------------------
-
-
-class RunFolder(NamedTuple):
-    """Where a run writes, and the checkpoint it goes on from (None: it starts fresh)."""
-
-    path: Path
-    checkpoint: Path | None
-
-
-def checkpoint_path(folder: str | Path, epoch: int | str) -> Path:
-    """`model_{epoch}.pth` in the run folder; epoch may be "best"."""
-    return Path(folder) / f"model_{epoch}.pth"
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint saved last among those in `folder` that are whole; None where there is none at all.
-
-    The time of saving stands in the file, so that a copied folder and a run taken back to an earlier epoch
-    keep their order. Damaged files are named on stderr.
-
-    Raises:
-        InputError: there are checkpoints, and every one is damaged.
-    """
-    found = [p for p in Path(folder).glob("model_*.pth") if CHECKPOINT_NAME.fullmatch(p.name)]
-    for path in sorted(found, key=_age_key, reverse=True):
-        damage = find_damage(path) or (None if zipfile.is_zipfile(path) else "it was cut off")
-        if damage is None:
-            return path
-        print(f"warning: {path} is damaged ({damage}) and left out", file=sys.stderr, flush=True)
-    if found:
-        raise InputError(f"{folder}: all {len(found)} checkpoint(s) are damaged; give another --output-dir")
-    return None
-
-
-def _age_key(path: Path) -> tuple[int, bool, str]:
-    """Sorts by time of saving; between two names of one file the numbered one comes last (is preferred)."""
-    with open(path, "rb") as file:
-        stamp = STAMP.fullmatch(_read_comment(file)[1] or b"")
-    return (int(stamp[2]) if stamp else path.stat().st_mtime_ns, path.name != "model_best.pth", path.name)
-
-
-def prepare_run_folder(output_dir: str | Path | None, resume: str | Path | None = None,
-                       default: str | Path = "./save_weights") -> RunFolder:
-    """Choose and create the folder that a run writes to; only the main process calls this.
-
-    resume None: `output_dir`, or, where that holds a run, the first free numbered sibling (printed).
-    resume "auto": the newest checkpoint of `output_dir`; a fresh start where it holds no run.
-    resume PATH (a checkpoint or a run folder): that checkpoint. The run goes on in the checkpoint's own
-    folder when `output_dir` is that folder or None, and else in `output_dir` as above.
-
-    Raises:
-        InputError: PATH does not exist or is damaged, all checkpoints are damaged, the folder cannot be made.
-    """
-    folder = Path(output_dir or default).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output-dir {folder}: is a file, not a folder")
-    if resume is None:
-        return RunFolder(_free_folder(folder), None)
-    if str(resume) == "auto":
-        checkpoint = newest_checkpoint(folder) if folder.is_dir() else None
-        if checkpoint is None and _has_results(folder):  # lines of a run whose checkpoints were deleted
-            folder = _free_folder(folder)
-    else:
-        checkpoint = _resume_path(Path(resume).expanduser())
-        if output_dir is None or folder.resolve() == checkpoint.parent.resolve():
-            folder = checkpoint.parent
-        else:
-            folder = _free_folder(folder)
-    for leftover in folder.glob("*.pth.tmp"):  # of a run killed while it saved
-        leftover.unlink(missing_ok=True)
-    if checkpoint is not None:
-        print(f"resuming from {checkpoint}", flush=True)
-    elif str(resume) == "auto":
-        print(f"--resume auto: no checkpoint in {folder}, starting fresh", flush=True)
-    return RunFolder(make_folder(folder), checkpoint)
-
-
-def write_args(folder: str | Path, args: dict) -> None:
-    """Write args.json (`args`: plain values, as `command.plain_args` gives them)."""
-    write_text(Path(folder) / "args.json", json.dumps(args, indent=2) + "\n")
-
-
-def _resume_path(path: Path) -> Path:
-    if path.is_dir():
-        checkpoint = newest_checkpoint(path)
-        if checkpoint is None:
-            raise InputError(f"--resume {path}: no model_*.pth in this folder")
-        return checkpoint
-    if not path.is_file():
-        raise InputError(f"--resume {path}: no such file or folder")
-    return path
-
-
-def _free_folder(folder: Path) -> Path:
-    """`folder`, created, or its first numbered sibling where it holds a run."""
-    if not _holds_run(folder):
-        return make_folder(folder)
-    make_folder(folder.parent)
-    number = 2
-    while True:
-        sibling = folder.with_name(f"{folder.name}-{number}")
-        if not _holds_run(sibling):
-            print(f"{folder} holds a run already: writing to {sibling} "
-                  f"(to go on with the run of a folder: --output-dir FOLDER --resume auto)", flush=True)
-            return make_folder(sibling)
-        number += 1
-
-
-def _holds_run(folder: Path) -> bool:
-    return (folder / "args.json").exists() or any(folder.glob("model_*.pth")) or _has_results(folder)
-
-
-def _has_results(folder: Path) -> bool:
-    files = [*folder.glob("det_results*.txt"), *folder.glob("seg_results*.txt")]
-    return any(f.stat().st_size > 0 for f in files)
 
 
 # --- a model for validation and prediction -----------------------------------------------------------------

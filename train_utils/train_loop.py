@@ -13,6 +13,7 @@ import torch
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig, create_model, load_weights
 from train_utils import checkpoint as checkpoints
+from train_utils import run_folder as run_folders
 from train_utils.arguments import add_arguments, global_batch, resolve
 from train_utils.command import config_from_args, plain_args
 from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set
@@ -44,7 +45,7 @@ def run(args, world, output_dir="./save_weights"):
 
     folder, path = None, None
     if args.resume or not args.test_only:
-        folder, path = world.on_main(checkpoints.prepare_run_folder, args.output_dir, args.resume, output_dir)
+        folder, path = world.on_main(run_folders.prepare_run_folder, args.output_dir, args.resume, output_dir)
     checkpoint = checkpoints.load_checkpoint(path) if path else None
     with world.main_first():
         model, lines = build_model(args, given, splits.label_map, checkpoint)
@@ -191,7 +192,7 @@ class Trainer:
         args, progress = self.args, self.progress
         self.say_start()
         if self.world.is_main:
-            checkpoints.write_args(self.folder, plain_args(args))
+            run_folders.write_args(self.folder, plain_args(args))
         for epoch in range(progress.epochs_done, args.epochs):
             if args.early_stop and progress.epochs_since_best >= args.early_stop:
                 self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
@@ -298,12 +299,12 @@ class Trainer:
         self.world.on_main(self._write_checkpoint, epoch, best)
 
     def _write_checkpoint(self, epoch, best):
-        path = checkpoints.checkpoint_path(self.folder, epoch)
+        path = run_folders.checkpoint_path(self.folder, epoch)
         state = to_checkpoint(
             self.learner, self.progress, epoch, self.splits.label_map, plain_args(self.args)
         )
         if best:  # first, so that a kill between the two leaves the best one, which is also the newest
-            checkpoints.save_checkpoint(checkpoints.checkpoint_path(self.folder, "best"), state)
-            checkpoints.copy_checkpoint(checkpoints.checkpoint_path(self.folder, "best"), path)
+            checkpoints.save_checkpoint(run_folders.checkpoint_path(self.folder, "best"), state)
+            checkpoints.copy_checkpoint(run_folders.checkpoint_path(self.folder, "best"), path)
         else:
             checkpoints.save_checkpoint(path, state)
