@@ -45,13 +45,19 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
     Raises InputError for what cannot be fetched, read, or does not fit.
     """
     if isinstance(source, dict):
-        return _load(model, source, "the given weights", replace_predictors)
-    path = fetch(published(model, str(source))) if source in ("coco", "imagenet") else Path(source)
-    if source not in ("coco", "imagenet") and not path.is_file():
-        raise InputError(f"{path}: there is no such weights file (coco, imagenet, none, or a path)")
-    lines = _load(model, read(path), str(path), replace_predictors)
-    if _is_published_v1(path) and model.config.norm == "frozen":
-        model.set_frozen_bn_eps(0.0)
+        content, name, path = source, "the given weights", None
+    else:
+        path = fetch(published(model, str(source))) if source in ("coco", "imagenet") else Path(source)
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such weights file (coco, imagenet, none, or a path)")
+        content, name = read(path), str(path)
+    lines = _load(model, content, name, replace_predictors)
+    if model.config.norm == "frozen":
+        eps = (content.get("config") or {}).get("frozen_bn_eps")  # a checkpoint notes what it was trained with
+        if path and _sha256(path).startswith(V1_COCO_HASH):
+            eps = 0.0
+        if eps is not None:
+            model.set_frozen_bn_eps(eps)
     return lines
 
 
@@ -100,7 +106,7 @@ def read(path: Path) -> dict:
 def state_of(content: dict) -> dict[str, Tensor]:
     """The weights in a checkpoint (averaged ones first) or bare state dict, under today's key names."""
     state = content.get("ema") or content.get("model") or content.get("state_dict") or content
-    if not all(isinstance(v, Tensor) for v in state.values()) or not state:
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError("there are no weights in it: neither a state dict nor a checkpoint")
     return {newer_key(key): value for key, value in state.items()}
 
@@ -121,7 +127,8 @@ def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -
     own = model.state_dict()
     backbone_only = not any(key.startswith(("backbone.", "rpn.", "roi_heads.")) for key in state)
     if backbone_only:
-        state = {f"backbone.body.{key}": value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
+        state = {f"backbone.body.{key}": value for key, value in state.items()
+                 if not key.startswith(("fc.", "classifier."))}
     _check_norm(model, state, name)
     replaced = [] if backbone_only else _drop_predictors(model, state, own, name, replace_predictors)
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
@@ -145,8 +152,9 @@ def _drop_predictors(model, state: dict, own: dict, name: str, replace: bool) ->
     if scores is None or len(scores) == model.config.num_classes:
         return []
     if not replace:
-        raise InputError(f"{name}: is for {len(scores) - 1} classes, and the data has {model.config.num_classes - 1}: "
-                         f"give --num-classes {len(scores) - 1}, or use it as --weights to fine-tune")
+        theirs, ours = len(scores) - 1, model.config.num_classes - 1
+        raise InputError(f"{name}: is for {theirs} classes, not {ours}: give --num-classes {theirs}, "
+                         "or fine-tune with it as --weights")
     dropped = [key for key in own if key.startswith(PREDICTORS)]
     for key in dropped:
         state.pop(key, None)
@@ -184,7 +192,3 @@ def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
             hashlib.sha256(file.read()).hexdigest())
-
-
-def _is_published_v1(path: Path) -> bool:
-    return path.stat().st_size > 1e8 and _sha256(path).startswith(V1_COCO_HASH)
