@@ -17,7 +17,8 @@ from pycocotools.coco import COCO
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
-from train_utils.coco_annotations import decode_counts, read_annotations
+from train_utils.coco_annotations import read_annotations
+from train_utils.coco_segmentation import decode_counts
 from train_utils.label_map import LabelMap, coco_names
 from train_utils.pictures import PictureError
 

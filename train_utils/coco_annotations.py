@@ -8,14 +8,18 @@ I images, A annotations (those of one image next to one another), in the json's 
 import math
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
+from train_utils.coco_segmentation import (
+    NO_SEGMENTATION,
+    POLYGON,
+    Skip,
+    box_of,
+    finite,
+    read_segmentation,
+    to_rle,
+)
 from train_utils.label_map import read_json
-
-POLYGON, RLE = 0, 1
-NO_SEGMENTATION = "annotations without segmentation"
-FAR = 10  # times the picture's longer side: polygons that reach farther are taken for broken
 
 
 class Ragged:
@@ -80,10 +84,6 @@ class CocoAnnotations:
         return to_rle(self.segmentation(k, size), size)
 
 
-class _Skip(Exception):
-    """An annotation that is left out and counted; the message is the reason."""
-
-
 def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotations:
     """Read and check a COCO json (`raw`: its content, when already parsed).
 
@@ -105,9 +105,9 @@ def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotat
         try:
             row = row_of.get(as_id(annotation["image_id"], "image_id"))
             if row is None:
-                raise _Skip("annotations of images that are not listed")
+                raise Skip("annotations of images that are not listed")
             groups[row].append(_read_annotation(annotation, categories, images[row][2]))
-        except _Skip as reason:
+        except Skip as reason:
             skipped[str(reason)] = skipped.get(str(reason), 0) + 1
         except (InputError, KeyError, TypeError, AttributeError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -175,120 +175,18 @@ def _read_annotation(annotation: dict, categories: dict, size: tuple[int, int]) 
     category = as_id(annotation["category_id"], "category_id")
     if category not in categories:
         raise InputError(f"category_id {category} is not in the json's list of categories")
-    kind, parts = _read_segmentation(annotation.get("segmentation"), size)
+    kind, parts = read_segmentation(annotation.get("segmentation"), size)
     box = annotation.get("bbox")
-    box = _finite(box, "bbox") if box else _box_of(kind, parts, size)
+    box = finite(box, "bbox") if box else box_of(kind, parts, size)
     if len(box) != 4:
         raise InputError(f"bbox has {len(box)} numbers, x y width height are 4")
     if not (_overlaps(box[0], box[2], size[1]) and _overlaps(box[1], box[3], size[0])):
-        raise _Skip("annotations whose box has no area in the picture")
+        raise Skip("annotations whose box has no area in the picture")
     area = annotation.get("area")
-    area = math.nan if area is None else _finite([area], "area")[0]
+    area = math.nan if area is None else finite([area], "area")[0]
     number = annotation.get("id")
     number = int(number) if isinstance(number, (int, float)) and 0 < number < 2**63 else 0
     return number, category, int(bool(annotation.get("iscrowd"))), box, area, kind, parts
-
-
-def _read_segmentation(segmentation, size) -> tuple[int, list[bytes]]:
-    """(kind, parts as bytes): float64 x y x y ... per polygon, or the counts of one compressed RLE."""
-    if not segmentation:
-        raise _Skip(NO_SEGMENTATION)
-    if isinstance(segmentation, dict):
-        counts = _compress(segmentation, size)
-        if coco_mask.area({"size": list(size), "counts": counts}) == 0:
-            raise _Skip("annotations whose mask is empty")
-        return RLE, [counts]
-    if not isinstance(segmentation, list):
-        raise InputError("segmentation is neither a list of polygons nor an RLE")
-    if not isinstance(segmentation[0], list):
-        segmentation = [segmentation]  # one polygon, not in a list
-    parts = []
-    for polygon in segmentation:
-        points = _numbers(polygon, "polygon")
-        if len(points) % 2:
-            raise InputError(f"polygon has {len(points)} numbers, x and y of each point make an even number")
-        if len(points) and np.abs(points).max() > FAR * max(size):  # rasterising it could take all memory
-            raise InputError(f"polygon reaches {np.abs(points).max():g}, the picture is {size[1]}x{size[0]}")
-        if len(points) >= 6:  # fewer than 3 points have no area (and pycocotools takes 4 numbers for a box)
-            parts.append(points.tobytes())
-    if not parts:
-        raise _Skip("annotations whose polygons have fewer than 3 points")
-    return POLYGON, parts
-
-
-def _finite(values, what: str) -> list[float]:
-    """A short flat list of finite numbers (for a long one `_numbers` is faster)."""
-    if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
-        raise InputError(f"{what} is not a list of numbers")
-    if not all(-1e300 < value < 1e300 for value in values):  # json has integers of any length
-        raise InputError(f"{what} holds a number that is not finite")
-    return [float(value) for value in values]
-
-
-def _numbers(values, what: str) -> np.ndarray:
-    """A flat list of finite numbers as float64."""
-    try:
-        numbers = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{what} is not a list of numbers") from error
-    if numbers.ndim != 1:
-        raise InputError(f"{what} is not a flat list of numbers")
-    if not np.isfinite(numbers).all():
-        raise InputError(f"{what} holds a number that is not finite")
-    return numbers
-
-
-def _compress(rle: dict, size) -> bytes:
-    """The counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W)."""
-    given, counts = rle.get("size"), rle.get("counts")
-    if given is None or list(_numbers(given, "RLE size")) != list(size):
-        raise InputError(f"RLE is for a size of {given} (height, width), but the picture's is {list(size)}")
-    if isinstance(counts, str):
-        counts, runs = counts.encode(), decode_counts(counts)
-    elif isinstance(counts, list):
-        runs = _numbers(counts, "RLE counts")
-    else:
-        raise InputError("RLE has no counts")
-    if (runs < 0).any() or (runs != np.floor(runs)).any() or runs.sum() != size[0] * size[1]:
-        raise InputError(
-            f"RLE does not fit its size: its runs cover {runs.sum():.0f} pixels, {size[0]} x {size[1]} "
-            f"are {size[0] * size[1]}"
-        )
-    if isinstance(counts, list):
-        whole = {"size": list(size), "counts": runs.astype(np.int64).tolist()}
-        counts = coco_mask.frPyObjects(whole, *size)["counts"]
-    return counts
-
-
-def decode_counts(counts: str) -> np.ndarray:
-    """Run lengths, int64, of a compressed RLE string (the LEB128-like code of pycocotools' maskApi.c).
-
-    A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
-    the last one is the sign. From the fourth on, numbers are differences to the run two before.
-    """
-    codes = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
-    last = (codes & 0x20) == 0
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        raise InputError("RLE counts are damaged")
-    number = np.concatenate([[0], np.cumsum(last)[:-1]])  # which number a character belongs to
-    start = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    shift = 5 * (np.arange(len(codes)) - start[number])
-    if shift.max() > 55:
-        raise InputError("RLE counts are damaged")
-    values = np.zeros(number[-1] + 1, dtype=np.int64)
-    np.add.at(values, number, (codes & 0x1F) << shift)
-    negative = (codes[last] & 0x10) != 0
-    values -= np.where(negative, np.int64(1) << (shift[last] + 5), 0)
-    for parity in (1, 2):  # runs 1, 3, 5, ... and 2, 4, 6, ... are two chains of differences
-        values[parity::2] = np.cumsum(values[parity::2])
-    return values
-
-
-def to_rle(segmentation, size) -> dict:
-    """Polygons or compressed RLE -> compressed RLE of a picture of `size` (H, W)."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    return {"size": list(size), "counts": segmentation["counts"].encode()}
 
 
 def clip_boxes(boxes: np.ndarray, size) -> np.ndarray:
@@ -302,12 +200,3 @@ def _overlaps(start: float, extent: float, side: int) -> bool:
     """Whether [start, start + extent] cut to [0, side] keeps a length, also in float32."""
     end = min(start + extent, side)
     return end - max(start, 0) > 1e-6 * side
-
-
-def _box_of(kind: int, parts: list[bytes], size) -> list[float]:
-    """x y w h around polygons (their points) or an RLE (its pixels)."""
-    if kind == RLE:
-        return coco_mask.toBbox({"size": list(size), "counts": parts[0]}).tolist()
-    points = np.concatenate([np.frombuffer(part).reshape(-1, 2) for part in parts])  # [points, 2]
-    low, high = points.min(0), points.max(0)
-    return [*low.tolist(), *(high - low).tolist()]

@@ -1,0 +1,129 @@
+"""Segmentations of COCO annotations: polygons and RLE, checked, and turned into bytes and back into RLE.
+
+A segmentation belongs to a picture of `size` (H, W). InputError says what is wrong with one, `Skip` that it
+is to be left out and counted.
+"""
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from backbone.errors import InputError
+
+POLYGON, RLE = 0, 1
+NO_SEGMENTATION = "annotations without segmentation"
+FAR = 10  # times the picture's longer side: polygons that reach farther are taken for broken
+
+
+class Skip(Exception):
+    """An annotation that is left out and counted; the message is the reason."""
+
+
+def read_segmentation(segmentation, size) -> tuple[int, list[bytes]]:
+    """(kind, parts as bytes): float64 x y x y ... per polygon, or the counts of one compressed RLE."""
+    if not segmentation:
+        raise Skip(NO_SEGMENTATION)
+    if isinstance(segmentation, dict):
+        counts = _compress(segmentation, size)
+        if coco_mask.area({"size": list(size), "counts": counts}) == 0:
+            raise Skip("annotations whose mask is empty")
+        return RLE, [counts]
+    if not isinstance(segmentation, list):
+        raise InputError("segmentation is neither a list of polygons nor an RLE")
+    if not isinstance(segmentation[0], list):
+        segmentation = [segmentation]  # one polygon, not in a list
+    parts = []
+    for polygon in segmentation:
+        points = numbers_of(polygon, "polygon")
+        if len(points) % 2:
+            raise InputError(f"polygon has {len(points)} numbers, x and y of each point make an even number")
+        if len(points) and np.abs(points).max() > FAR * max(size):  # rasterising it could take all memory
+            raise InputError(f"polygon reaches {np.abs(points).max():g}, the picture is {size[1]}x{size[0]}")
+        if len(points) >= 6:  # fewer than 3 points have no area (and pycocotools takes 4 numbers for a box)
+            parts.append(points.tobytes())
+    if not parts:
+        raise Skip("annotations whose polygons have fewer than 3 points")
+    return POLYGON, parts
+
+
+def finite(values, what: str) -> list[float]:
+    """A short flat list of finite numbers (for a long one `numbers_of` is faster)."""
+    if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
+        raise InputError(f"{what} is not a list of numbers")
+    if not all(-1e300 < value < 1e300 for value in values):  # json has integers of any length
+        raise InputError(f"{what} holds a number that is not finite")
+    return [float(value) for value in values]
+
+
+def numbers_of(values, what: str) -> np.ndarray:
+    """A flat list of finite numbers as float64."""
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{what} is not a list of numbers") from error
+    if numbers.ndim != 1:
+        raise InputError(f"{what} is not a flat list of numbers")
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{what} holds a number that is not finite")
+    return numbers
+
+
+def _compress(rle: dict, size) -> bytes:
+    """The counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W)."""
+    given, counts = rle.get("size"), rle.get("counts")
+    if given is None or list(numbers_of(given, "RLE size")) != list(size):
+        raise InputError(f"RLE is for a size of {given} (height, width), but the picture's is {list(size)}")
+    if isinstance(counts, str):
+        counts, runs = counts.encode(), decode_counts(counts)
+    elif isinstance(counts, list):
+        runs = numbers_of(counts, "RLE counts")
+    else:
+        raise InputError("RLE has no counts")
+    if (runs < 0).any() or (runs != np.floor(runs)).any() or runs.sum() != size[0] * size[1]:
+        raise InputError(
+            f"RLE does not fit its size: its runs cover {runs.sum():.0f} pixels, {size[0]} x {size[1]} "
+            f"are {size[0] * size[1]}"
+        )
+    if isinstance(counts, list):
+        whole = {"size": list(size), "counts": runs.astype(np.int64).tolist()}
+        counts = coco_mask.frPyObjects(whole, *size)["counts"]
+    return counts
+
+
+def decode_counts(counts: str) -> np.ndarray:
+    """Run lengths, int64, of a compressed RLE string (the LEB128-like code of pycocotools' maskApi.c).
+
+    A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
+    the last one is the sign. From the fourth on, numbers are differences to the run two before.
+    """
+    codes = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
+    last = (codes & 0x20) == 0
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        raise InputError("RLE counts are damaged")
+    number = np.concatenate([[0], np.cumsum(last)[:-1]])  # which number a character belongs to
+    start = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    shift = 5 * (np.arange(len(codes)) - start[number])
+    if shift.max() > 55:
+        raise InputError("RLE counts are damaged")
+    values = np.zeros(number[-1] + 1, dtype=np.int64)
+    np.add.at(values, number, (codes & 0x1F) << shift)
+    negative = (codes[last] & 0x10) != 0
+    values -= np.where(negative, np.int64(1) << (shift[last] + 5), 0)
+    for parity in (1, 2):  # runs 1, 3, 5, ... and 2, 4, 6, ... are two chains of differences
+        values[parity::2] = np.cumsum(values[parity::2])
+    return values
+
+
+def to_rle(segmentation, size) -> dict:
+    """Polygons or compressed RLE -> compressed RLE of a picture of `size` (H, W)."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    return {"size": list(size), "counts": segmentation["counts"].encode()}
+
+
+def box_of(kind: int, parts: list[bytes], size) -> list[float]:
+    """x y w h around polygons (their points) or an RLE (its pixels)."""
+    if kind == RLE:
+        return coco_mask.toBbox({"size": list(size), "counts": parts[0]}).tolist()
+    points = np.concatenate([np.frombuffer(part).reshape(-1, 2) for part in parts])  # [points, 2]
+    low, high = points.min(0), points.max(0)
+    return [*low.tolist(), *(high - low).tolist()]
