@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from backbone.errors import InputError
 from backbone.feature_pyramid_network import FeaturePyramidNetwork
-from backbone.norm import NORMS, FrozenBatchNorm2d, conv_norm, norm_layer
+from backbone.norm import NORMS, ConvNorm, FrozenBatchNorm2d, norm_layer
 from backbone.resnet import RESNETS, ResNet
 
-__all__ = ["BACKBONES", "NORMS", "Backbone", "FrozenBatchNorm2d", "InputError", "build_backbone", "conv_norm",
+__all__ = ["BACKBONES", "NORMS", "Backbone", "ConvNorm", "FrozenBatchNorm2d", "InputError", "build_backbone",
            "norm_layer"]
 
 # name -> builder(norm) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`

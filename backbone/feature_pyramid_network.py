@@ -5,20 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.norm import conv_norm
-
-
-def fpn_conv(c_in: int, c_out: int, kernel: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
-    """A convolution, with its norm where there is one (then without a bias)."""
-    conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=norm is None)
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv) if norm is None else nn.Sequential(conv, norm(c_out))
-
-
-def run(block: nn.Sequential, x: Tensor) -> Tensor:
-    return conv_norm(x, block[0], block[1] if len(block) > 1 else None)
+from backbone.norm import ConvNorm
 
 
 class FeaturePyramidNetwork(nn.Module):
@@ -32,14 +19,16 @@ class FeaturePyramidNetwork(nn.Module):
         self, in_channels: list[int], out_channels: int, norm: Callable[[int], nn.Module] | None = None
     ):
         super().__init__()
-        self.inner_blocks = nn.ModuleList(fpn_conv(c, out_channels, 1, norm) for c in in_channels)
-        self.layer_blocks = nn.ModuleList(fpn_conv(out_channels, out_channels, 3, norm) for _ in in_channels)
+        self.inner_blocks = nn.ModuleList(ConvNorm(c, out_channels, 1, norm) for c in in_channels)
+        self.layer_blocks = nn.ModuleList(ConvNorm(out_channels, out_channels, 3, norm) for _ in in_channels)
+        for block in (*self.inner_blocks, *self.layer_blocks):
+            nn.init.kaiming_uniform_(block[0].weight, a=1)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        inner = run(self.inner_blocks[-1], maps[-1])
-        pyramid = [run(self.layer_blocks[-1], inner)]
+        inner = self.inner_blocks[-1](maps[-1])
+        pyramid = [self.layer_blocks[-1](inner)]
         for i in range(len(maps) - 2, -1, -1):
-            lateral = run(self.inner_blocks[i], maps[i])
+            lateral = self.inner_blocks[i](maps[i])
             inner = lateral + F.interpolate(inner, size=lateral.shape[-2:], mode="nearest")
-            pyramid.insert(0, run(self.layer_blocks[i], inner))
+            pyramid.insert(0, self.layer_blocks[i](inner))
         return [*pyramid, F.max_pool2d(pyramid[-1], 1, 2)]

@@ -60,6 +60,19 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
+class ConvNorm(nn.Sequential):
+    """A convolution that keeps the size, and its norm where there is one (then without a bias)."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, norm: Callable[[int], nn.Module] | None, stride: int = 1):
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=norm is None)
+        super().__init__(*([conv] if norm is None else [conv, norm(c_out)]))
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm(x, self[0], self[1] if len(self) > 1 else None)
+
+
 def norm_layer(kind: str, frozen_eps: float = 1e-5) -> Callable[[int], nn.Module]:
     """Return a function from a channel count to a norm layer of this kind: frozen, batch, sync or group.
 

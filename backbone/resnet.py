@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.norm import conv_norm
+from backbone.norm import ConvNorm, conv_norm
 
 Norm = Callable[[int], nn.Module]
 
@@ -17,11 +17,9 @@ def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
 
 
-def projection(c_in: int, c_out: int, stride: int, norm: Norm) -> nn.Sequential | None:
+def projection(c_in: int, c_out: int, stride: int, norm: Norm) -> ConvNorm | None:
     """The 1x1 convolution of a shortcut whose shape changes, else None."""
-    if stride == 1 and c_in == c_out:
-        return None
-    return nn.Sequential(conv(c_in, c_out, 1, stride), norm(c_out))
+    return None if stride == 1 and c_in == c_out else ConvNorm(c_in, c_out, 1, norm, stride)
 
 
 class BasicBlock(nn.Module):
@@ -36,7 +34,7 @@ class BasicBlock(nn.Module):
         self.downsample = projection(c_in, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else conv_norm(x, *self.downsample)
+        shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         x = conv_norm(x, self.conv2, self.bn2)
         return F.relu(x + shortcut, inplace=True)
@@ -56,7 +54,7 @@ class Bottleneck(nn.Module):
         self.downsample = projection(c_in, c_out, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else conv_norm(x, *self.downsample)
+        shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         x = F.relu(conv_norm(x, self.conv2, self.bn2), inplace=True)
         x = conv_norm(x, self.conv3, self.bn3)

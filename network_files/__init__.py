@@ -1,8 +1,9 @@
 """Feature pyramid -> boxes and masks; the whole network and its weights."""
 
 from backbone.errors import InputError
+from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import CroppedMasks
-from network_files.mask_rcnn import MaskRCNN, MaskRCNNConfig, create_model
+from network_files.mask_rcnn import MaskRCNN, create_model
 from network_files.weights import load_weights
 
 __all__ = ["CroppedMasks", "InputError", "MaskRCNN", "MaskRCNNConfig", "create_model", "load_weights"]

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone import conv_norm, norm_layer
+from backbone import ConvNorm, norm_layer
 from network_files import matching
 from network_files.boxes import BoxCoder, at_least, clip_boxes
+from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import mask_targets
 from network_files.losses import box_losses, mask_loss
 from network_files.nms import batched_nms
@@ -22,17 +23,10 @@ from network_files.transform import Objects, PictureBatch
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
 
 
-def conv3x3(c_in: int, c_out: int, norm) -> nn.Sequential:
-    """A 3x3 convolution, with its norm where there is one (then without a bias)."""
-    conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=norm is None)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv) if norm is None else nn.Sequential(conv, norm(c_out))
-
-
-def run_conv(block: nn.Sequential, x: Tensor) -> Tensor:
-    return F.relu(conv_norm(x, block[0], block[1] if len(block) > 1 else None), inplace=True)
+def conv3x3(c_in: int, c_out: int, norm) -> ConvNorm:
+    conv = ConvNorm(c_in, c_out, 3, norm)
+    nn.init.kaiming_normal_(conv[0].weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 class TwoMLPHead(nn.Module):
@@ -51,7 +45,7 @@ class TwoMLPHead(nn.Module):
 
 
 class ConvFCHead(nn.Sequential):
-    """v2's box head: four normalised 3x3 convolutions and one fully connected layer, [K, c, S, S] -> [K, width]."""
+    """v2's box head: normalised 3x3 convolutions and a fully connected layer, [K, c, S, S] -> [K, width]."""
 
     def __init__(self, channels: int, roi_size: int, width: int, convs: int, norm, dropout: float):
         super().__init__(
@@ -63,7 +57,7 @@ class ConvFCHead(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         *convs, flatten, linear = self
         for conv in convs:
-            x = run_conv(conv, x)
+            x = F.relu(conv(x), inplace=True)
         return F.dropout(F.relu(linear(flatten(x))), self.dropout, self.training)
 
 
@@ -88,7 +82,7 @@ class MaskHead(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            x = F.dropout(run_conv(block, x), self.dropout, self.training)
+            x = F.dropout(F.relu(block(x), inplace=True), self.dropout, self.training)
         return x
 
 
@@ -125,7 +119,7 @@ class Samples:
 class RoIHeads(nn.Module):
     """Box and mask branches. All numbers come from the config."""
 
-    def __init__(self, config, channels: int):
+    def __init__(self, config: MaskRCNNConfig, channels: int):
         super().__init__()
         self.config = config
         v2 = config.variant == "v2"

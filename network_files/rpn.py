@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from network_files import matching
 from network_files.anchors import AnchorGrid
 from network_files.boxes import BoxCoder, at_least, clip_boxes
+from network_files.config import MaskRCNNConfig
 from network_files.losses import rpn_losses
 from network_files.nms import batched_nms
 from network_files.transform import Objects, PictureBatch
@@ -43,7 +44,7 @@ class RPNHead(nn.Module):
 class RegionProposalNetwork(nn.Module):
     """Proposals per picture, and losses where objects are given. All numbers come from the config."""
 
-    def __init__(self, config, channels: int, depth: int):
+    def __init__(self, config: MaskRCNNConfig, channels: int, depth: int):
         super().__init__()
         self.config = config
         self.anchors = AnchorGrid(config.anchor_sizes, config.aspect_ratios)

@@ -1,0 +1,105 @@
+"""Every number of the network, in one place."""
+
+from dataclasses import asdict, dataclass, field, fields
+
+from backbone import BACKBONES, NORMS, InputError
+
+
+def setting(default, text: str):
+    """A config field with its explanation, which the scripts' --help shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class MaskRCNNConfig:
+    """Every number of the network. Names are torchvision's keywords where it has one, and so are the defaults,
+    which go back to the papers named.
+    """
+
+    num_classes: int = setting(91, "labels, background included (COCO: 1..90 with gaps, and background)")
+    backbone: str = setting("resnet50", f"body: {', '.join(BACKBONES)}")
+    variant: str = setting("v1", "v1 (Mask R-CNN paper) or v2 (torchvision's improved baseline)")
+    norm: str | None = setting(None, f"normalisation: {', '.join(NORMS)} (default: v1 frozen, v2 batch)")
+    trainable_layers: int = setting(3, "backbone stages that train, 0..5, counted from the top (torchvision)")
+    frozen_bn_eps: float = setting(1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)")
+    fpn_channels: int = setting(256, "channels of every pyramid level (FPN paper)")
+
+    min_size: tuple[int, ...] = setting(
+        (800,), "pixels of the shorter side; of several, training draws one per picture and evaluation takes the last")
+    max_size: int = setting(1333, "most pixels of the longer side")
+    image_mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1")
+    image_std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1")
+    size_divisible: int = setting(32, "padded sides are multiples of this (the coarsest body stride)")
+
+    anchor_sizes: tuple[int, ...] = setting(
+        (32, 64, 128, 256, 512), "anchor side in pixels, one per level (FPN paper)")
+    aspect_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "anchor height / width, on every level (FPN paper)")
+    rpn_pre_nms_top_n_train: int = setting(2000, "best anchors per level before NMS, in training")
+    rpn_pre_nms_top_n_test: int = setting(1000, "the same in evaluation")
+    rpn_post_nms_top_n_train: int = setting(2000, "proposals per picture after NMS, in training")
+    rpn_post_nms_top_n_test: int = setting(1000, "the same in evaluation")
+    rpn_nms_thresh: float = setting(0.7, "IoU above which the worse proposal is dropped (Faster R-CNN)")
+    rpn_fg_iou_thresh: float = setting(0.7, "IoU from which an anchor is positive (Faster R-CNN)")
+    rpn_bg_iou_thresh: float = setting(0.3, "IoU below which an anchor is negative (Faster R-CNN)")
+    rpn_batch_size_per_image: int = setting(256, "anchors sampled per picture (Faster R-CNN)")
+    rpn_positive_fraction: float = setting(0.5, "largest share of positives among them (Faster R-CNN)")
+    rpn_score_thresh: float = setting(0.0, "least objectness (0..1) of a proposal")
+
+    box_score_thresh: float = setting(0.05, "least score (0..1) of a detection (Fast R-CNN)")
+    box_nms_thresh: float = setting(0.5, "IoU above which the worse detection of a class is dropped (Mask R-CNN)")
+    box_detections_per_img: int = setting(100, "most detections per picture (Mask R-CNN)")
+    box_fg_iou_thresh: float = setting(0.5, "IoU from which a proposal is positive (Fast R-CNN)")
+    box_bg_iou_thresh: float = setting(0.5, "IoU below which a proposal is background (Mask R-CNN)")
+    box_batch_size_per_image: int = setting(512, "proposals sampled per picture (Mask R-CNN with FPN)")
+    box_positive_fraction: float = setting(0.25, "largest share of positives among them (Fast R-CNN)")
+    bbox_reg_weights: tuple[float, ...] = setting(
+        (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)")
+    box_roi_size: int = setting(7, "cells a side that the box head sees of a RoI (FPN paper)")
+    box_head_channels: int = setting(1024, "width of the box head (FPN paper)")
+    box_head_convs: int = setting(4, "convolutions in v2's box head (torchvision)")
+    mask_roi_size: int = setting(14, "cells a side that the mask head sees; masks have twice as many (Mask R-CNN)")
+    mask_head_channels: int = setting(256, "channels of the mask head (Mask R-CNN)")
+    mask_head_layers: int = setting(4, "convolutions in the mask head (Mask R-CNN)")
+    roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)")
+    crowd_ioa_thresh: float | None = setting(
+        0.7, "share of a box inside a crowd region from which it is no negative example (None: off)")
+    dropout: float = setting(0.0, "share dropped after each box and mask head layer, in training")
+
+    def __post_init__(self):
+        for f in fields(self):  # lists from JSON or a caller become tuples, one number a tuple of one
+            value = getattr(self, f.name)
+            if isinstance(f.default, tuple):
+                value = tuple(value) if isinstance(value, list | tuple) else (value,)
+                object.__setattr__(self, f.name, value)
+        if self.norm is None:
+            object.__setattr__(self, "norm", "frozen" if self.variant == "v1" else "batch")
+        self._check()
+
+    def _check(self):
+        low, high = min(self.min_size, default=0), max(self.min_size, default=0)
+        wrong = [
+            (self.variant not in ("v1", "v2"), f"variant {self.variant!r} is not known: v1 or v2"),
+            (self.num_classes < 2, f"num_classes is {self.num_classes}: it counts background, so at least 2"),
+            (len(self.anchor_sizes) != 5, f"anchor_sizes has {len(self.anchor_sizes)} numbers: give one per level, five"),
+            (min(self.anchor_sizes, default=0) <= 0, "anchor_sizes must be positive numbers"),
+            (min(self.aspect_ratios, default=0) <= 0, "aspect_ratios must be positive numbers"),
+            (low < 1, f"min_size is {low}: it must be 1 pixel or more"),
+            (high > self.max_size, f"min_size {high} is larger than max_size {self.max_size}"),
+            (self.size_divisible < 32 or self.size_divisible % 32, "size_divisible must be a multiple of 32"),
+            (not 0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be at least 0 and below 1"),
+        ]
+        for is_wrong, message in wrong:
+            if is_wrong:
+                raise InputError(message)
+
+    def to_dict(self) -> dict:
+        """Plain values, for a checkpoint or JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "MaskRCNNConfig":
+        """The inverse of to_dict. Raises InputError for a field that does not exist."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise InputError(f"config field {unknown[0]!r} does not exist")
+        return cls(**values)
