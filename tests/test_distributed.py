@@ -43,6 +43,7 @@ def outcomes(tmp_path_factory):
     return torch.load(folder / "one.pt"), torch.load(folder / "two.pt")
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process_with_accumulation(outcomes):
     """In float64 over 20 steps; that the sums agree also shows that both drew the same anchors and RoIs."""
     one, two = outcomes
@@ -53,6 +54,7 @@ def test_two_ranks_train_as_one_process_with_accumulation(outcomes):
     assert one["losses"][0] != one["losses"][-1]
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_as_one_process(outcomes):
     one, two = outcomes
     assert len(one["results"]) > 5

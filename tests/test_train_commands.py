@@ -1,0 +1,288 @@
+"""The train commands as a user runs them, the files they leave, and that a cut run goes on bit for bit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from my_dataset_shapes import make_shapes
+from train_utils import train_loop
+from train_utils.arguments import BUILT_IN_MODEL, LR_PER_PICTURE, add_arguments, resolve
+from train_utils.command import Parser, run_command
+from train_utils.distributed import World
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = """--device cpu --workers 0 --backbone resnet18 --weights none --fpn-channels 16 --min-size 48 --max-size 48
+    --anchor-sizes 4 8 16 32 64 --rpn-pre-nms-top-n-train 60 --rpn-post-nms-top-n-train 30
+    --rpn-pre-nms-top-n-test 60 --rpn-post-nms-top-n-test 30 --box-batch-size-per-image 16
+    --box-head-channels 32 --mask-head-channels 16 --mask-head-layers 1 --box-detections-per-img 10
+    --batch-size 2 --lr 0.002 --epochs 2 --print-freq 1 --dropout 0.1 --ema --photometric""".split()
+STEPS = 6  # per epoch: 12 pictures in batches of 2
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=12, val=3, size=48)
+
+
+def flags(shapes, output, *more):
+    return ["--data-path", str(shapes), *SMALL, "--output-dir", str(output), *map(str, more)]
+
+
+def start(script, arguments, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *script, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(monkeypatch, *arguments):
+    """train.py's main in this process; returns the exit status."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    try:
+        return run_command(train.main)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory):
+    """(run folder, what was printed) of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished")
+    process = start([ROOT / "train.py"], flags(shapes, "run"), folder)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert sorted(path.name for path in folder.iterdir()) == ["run"]
+    return folder / "run", output
+
+
+def assert_same_run(folder, other):
+    """Weights, optimiser, averages and progress bit for bit (but for times), and the same lines of results."""
+    one, two = (torch.load(run / "model_1.pth", weights_only=True) for run in (folder, other))
+    for key in ("model", "optimizer", "ema", "lr_scheduler", "step", "epoch", "progress"):
+        torch.testing.assert_close({key: one[key]}, {key: two[key]}, rtol=0, atol=0)
+    for name in ("det_results", "seg_results"):
+        texts = [next(run.glob(f"{name}*.txt")).read_text() for run in (folder, other)]
+        assert texts[0] == texts[1] and texts[0].count("\n") == 2
+
+
+# --- a whole run ---
+
+
+def test_a_run_prints_what_it_does(finished, shapes):
+    folder, output = finished
+    assert "12 pictures" in output and "Mask R-CNN v1, resnet18, 3 classes" in output
+    assert "learning rate 0.002" in output and "run folder: run" in output
+    line = re.compile(
+        r"^Epoch: \[1\]  \[5/6\]  eta: \d:\d\d:\d\d  lr: 0\.\d{6}"
+        r"  loss: \d+\.\d{4} \(\d+\.\d{4}\)"
+        r"  loss_classifier: .*  loss_box_reg: .*  loss_mask: .*  loss_objectness: .*  loss_rpn_box_reg: .*"
+        r"  time: .*  data: [\d.]+$",
+        re.M,
+    )
+    assert line.search(output)
+    next_command = output.splitlines()[-1]
+    assert "python predict.py --weights-path run/model_best.pth" in next_command
+    assert Path(next_command.split()[-1]).is_file()
+
+
+def test_a_run_leaves_its_files(finished):
+    folder, _ = finished
+    names = {re.sub(r"\d{8}-\d{6}", "DATE", path.name) for path in folder.iterdir()}
+    assert names == {
+        "model_0.pth", "model_1.pth", "model_best.pth", "args.json", "tensorboard", "det_resultsDATE.txt",
+        "seg_resultsDATE.txt", "det_results.json", "seg_results.json", "loss_and_lrDATE.png", "mAPDATE.png",
+    }  # fmt: skip
+    for line in next(folder.glob("det_results*.txt")).read_text().splitlines():
+        assert re.fullmatch(r"epoch:\d (-?\d\.\d{4}  ){12}\d+\.\d{4}  0\.\d{6}", line)
+    checkpoint = torch.load(folder / "model_1.pth", weights_only=True)
+    assert (checkpoint["step"], checkpoint["epoch"], checkpoint["progress"]["epochs_done"]) == (
+        2 * STEPS,
+        1,
+        2,
+    )
+    assert checkpoint["config"]["norm"] == "batch" and checkpoint["config"]["trainable_layers"] == 5
+    assert json.loads((folder / "args.json").read_text())["lr"] == 0.002
+    losses = json.loads((folder / "seg_results.json").read_text())
+    assert losses[0]["loss"] > losses[1]["loss"] > 0 and losses[0]["val_losses"]["loss_mask"] > 0
+
+
+# --- cut and resumed ---
+
+
+@pytest.mark.slow
+def test_terminated_within_an_epoch_it_resumes_bit_for_bit(finished, shapes, tmp_path):
+    process = start([ROOT / "train.py"], flags(shapes, "run"), tmp_path)
+    for line in process.stdout:
+        if line.startswith("Epoch: [0]  [1/6]"):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    cut = torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)
+    assert 2 <= cut["step"] < STEPS
+    process = start([ROOT / "train.py"], flags(shapes, "run", "--resume", "auto", "--workers", 1), tmp_path)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert f"[{cut['step']}/6]" in output and "[1/6]" not in output.split("Epoch: [1]")[0]
+    assert_same_run(finished[0], tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_in_an_evaluation_it_resumes_bit_for_bit(finished, shapes, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(train_loop, "evaluate", killed)
+        call(patch, *flags(shapes, tmp_path / "run"))
+    assert torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)["step"] == STEPS
+    assert call(monkeypatch, *flags(shapes, tmp_path / "run", "--resume", "auto")) == 0
+    assert_same_run(finished[0], tmp_path / "run")
+
+
+def test_other_steps_per_epoch_or_classes_do_not_resume(finished, shapes, tmp_path, monkeypatch, capsys):
+    more = ("--resume", finished[0] / "model_0.pth", "--batch-size", 4)
+    assert call(monkeypatch, *flags(shapes, tmp_path / "run", *more)) == 2
+    assert "6 steps per epoch, this run has 3" in capsys.readouterr().err
+
+
+def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = flags(shapes, finished[0], "--test-only", "--resume", finished[0] / "model_1.pth")
+    assert call(monkeypatch, *arguments) == 0
+    output = capsys.readouterr().out
+    recorded = json.loads((finished[0] / "seg_results.json").read_text())[1]
+    recalls = re.findall(r"Average Recall .* all \| maxDets=100 \] = (-?[\d.]+)", output)
+    assert len(recalls) == 2 and float(recalls[1]) == pytest.approx(recorded["AR_100"], abs=6e-4)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- several processes ---
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_with_accumulation(shapes, tmp_path, monkeypatch):
+    """In float32 the first losses agree to 1e-5, under frozen norm and without dropout."""
+    more = ("--epochs", 1, "--norm", "frozen", "--dropout", 0, "--accumulate-steps", 1, "--batch-size", 1)
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        ROOT / "train_multi_GPU.py",
+    ]
+    process = start(torchrun, flags(shapes, "two", *more), tmp_path)
+    assert call(monkeypatch, *flags(shapes, tmp_path / "one", *more, "--accumulate-steps", 2)) == 0
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert output.count("Test: [0]") == output.count("run folder:") == 1
+    curves = [torch.load(tmp_path / name / "model_0.pth")["progress"]["curve"] for name in ("one", "two")]
+    assert curves[0].shape == (STEPS, 2)
+    torch.testing.assert_close(curves[0][0], curves[1][0], rtol=1e-5, atol=0)
+
+
+# --- options and bad input ---
+
+
+@pytest.mark.slow
+def test_many_options_at_once(shapes, tmp_path, monkeypatch, capsys):
+    more = """--norm group --optimizer adamw --lr-schedule cosine --warmup-iters 3 --clip-grad-norm 1 --amp True
+        --accumulate-steps 2 --early-stop 1 --epochs 9 --large-scale-jitter 64 --vertical-flip --freeze-at 2
+        --save-every-steps 2 --drop-empty --num-classes 3 --lr 1e-9""".split()
+    assert call(monkeypatch, *flags(shapes, tmp_path / "run", *more)) == 0
+    output = capsys.readouterr().out
+    assert "adamw: learning rate 1e-09, global batch 4" in output and "stopping early" in output
+    assert torch.load(tmp_path / "run" / "model_best.pth")["config"]["trainable_layers"] == 3
+
+
+def test_unreadable_pictures_are_skipped_and_counted(shapes, tmp_path, monkeypatch, capsys):
+    data = make_shapes(tmp_path / "shapes", train=4, val=2, size=48, seed=1)
+    for path in (data / "train2017" / "000000000001.png", data / "val2017" / "000000000001.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    run = flags(data, tmp_path / "run", "--epochs", 1, "--batch-size", 1)
+    assert call(monkeypatch, *run) == 0
+    output = capsys.readouterr()
+    assert "1 in training so far, 1 in validation" in output.out
+    assert output.err.count("train2017/000000000001.png") == output.err.count("val2017/000000000001.png") == 1
+    assert call(monkeypatch, *run, "--strict") == 2
+    assert "000000000001.png" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures_and_keeps_the_batch(
+    shapes, tmp_path, monkeypatch, capsys
+):
+    assert call(monkeypatch, *flags(shapes, tmp_path / "run", "--lr", 1e20, "--warmup-iters", 0)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    (path,) = (tmp_path / "run").glob("non_finite_step*.pth")
+    replay = torch.load(path, weights_only=True)
+    assert len(replay["files"]) == len(replay["images"]) == len(replay["targets"]) == 2
+    assert str(path) in error and all(name in error for name in replay["files"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--data-path nowhere", "nowhere: no such file or folder"),
+        ("--num-classes 7", "--num-classes 7: the data has 3"),
+        ("--weights lost.pth", "lost.pth"),
+        ("--pretrain True --weights imagenet", "--weights coco, not imagenet"),
+        ("--freeze-at 2 --trainable-layers 5", "--trainable-layers 3, not 5"),
+        ("--sync-bn --norm group", "--norm sync, not group"),
+        ("--sync-bn", "sync"),
+        ("--resume lost.pth", "--resume lost.pth"),
+        ("--device cuda:99", "--device cuda:99"),
+        ("--epochs 0", "--epochs"),
+    ],
+)
+def test_wrong_input_is_one_line(shapes, tmp_path, monkeypatch, capsys, more, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = flags(shapes, tmp_path / "run", *more.split())
+    assert call(monkeypatch, *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1] and "Traceback" not in "".join(lines)
+
+
+def resolved(*arguments, size=1):
+    parser = Parser()
+    add_arguments(parser)
+    args = parser.parse_args(list(arguments))
+    resolve(args, World(0, size, 0, torch.device("cpu")))
+    return args
+
+
+def test_what_is_not_given_follows_from_the_data_and_the_backbone():
+    built_in = resolved()
+    assert (built_in.weights, built_in.norm, built_in.trainable_layers) == ("none", "batch", 5)
+    assert (built_in.optimizer, built_in.lr, built_in.lr_schedule) == ("adamw", 1e-3, "cosine")
+    assert all(getattr(built_in, name) == value for name, value in BUILT_IN_MODEL.items())
+    own = resolved("--data-path", "d", "--batch-size", "4", "--accumulate-steps", "3", size=2)
+    assert (own.weights, own.norm, own.trainable_layers, own.backbone) == ("coco", None, None, "resnet50")
+    assert (own.optimizer, own.lr, own.fpn_channels) == ("sgd", 24 * LR_PER_PICTURE, None)
+    assert own.lr_steps == pytest.approx([16, 22])
+    assert resolved("--data-path", "d", "--backbone", "resnet34").weights == "imagenet"
+    assert resolved("--data-path", "d", "--weights", "none").norm == "batch"
+    assert resolved("--data-path", "d", "--lr_steps", "6.4", "--epochs", "8").lr_steps == [6.4]
+
+
+def test_the_line_of_the_design_means_what_it_says():
+    args = resolved(*"--batch-size 8 --lr 0.08 --pretrain False --amp True".split(), size=8)
+    assert (args.weights, args.amp, args.lr, args.optimizer, args.norm) == (
+        "imagenet",
+        True,
+        0.08,
+        "sgd",
+        None,
+    )
