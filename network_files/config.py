@@ -80,7 +80,7 @@ class MaskRCNNConfig:
         wrong = [
             (self.variant not in ("v1", "v2"), f"variant {self.variant!r} is not known: v1 or v2"),
             (self.num_classes < 2, f"num_classes is {self.num_classes}: it counts background, so at least 2"),
-            (len(self.anchor_sizes) != 5, f"anchor_sizes has {len(self.anchor_sizes)} numbers: give one per level, five"),
+            (len(self.anchor_sizes) != 5, f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level"),
             (min(self.anchor_sizes, default=0) <= 0, "anchor_sizes must be positive numbers"),
             (min(self.aspect_ratios, default=0) <= 0, "aspect_ratios must be positive numbers"),
             (low < 1, f"min_size is {low}: it must be 1 pixel or more"),
