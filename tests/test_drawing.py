@@ -58,6 +58,8 @@ def test_mask_box_and_caption_are_where_they_belong():
         plate = pixels[:, y1 - 12 : y1 - 2, x1 : x1 + 30].flatten(1).T  # the caption stands above the box
         assert sum(tuple(p.tolist()) == color for p in plate) > 100
         assert any(max(p.tolist()) < 60 or min(p.tolist()) > 200 for p in plate)  # and has letters
+    darker = drawn(draw_detections(image // 3, boxes, torch.tensor([1, 2]), None, masks))
+    assert (darker[:, 130, 90] < pixels[:, 130, 90]).all()  # the image shines through
     untouched = torch.ones(240, 320, dtype=torch.bool)
     untouched[60:182, 38:282] = False
     assert torch.equal(pixels[:, untouched], image[:, untouched])

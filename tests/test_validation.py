@@ -152,6 +152,19 @@ def test_a_bare_state_dict_takes_the_datas_classes(run, data, weights):
         assert Path("bare", name).read_text() == Path("full", name).read_text()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_names_of_a_bare_state_dict_come_from_a_file(run, tmp_path, turned):
+    names = {1: "circle", 2: "square", 3: "big triangle"}
+    data = write_coco(tmp_path / "named", names)
+    torch.save(tiny_model().state_dict(), "bare.pth")
+    Path("names.json").write_text(json.dumps({n: i for i, n in names.items()} if turned else names))
+    flags = ("--weights-path", "bare.pth", "--data-path", data, "--label-json-path", "names.json")
+    assert run(*flags)[0] == 0
+    Path("names.json").write_text(json.dumps({1: "circle", 2: "dog", 3: "big triangle"}))
+    status, _, err = run(*flags)
+    assert status == 2 and "'dog'" in err
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [

@@ -39,8 +39,13 @@ class LabelMap:
 
     @classmethod
     def from_names(cls, names: dict) -> "LabelMap":
-        """{label: name}, keys int or str (the `*_indices.json` form); category ids are the labels."""
+        """{label: name}, keys int or str, or {name: label}: both are forms of `*_indices.json`.
+
+        Category ids are the labels.
+        """
         try:
+            if names and all(isinstance(label, int) for label in names.values()):
+                names = {label: name for name, label in names.items()}
             by_label = {int(label): name for label, name in names.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError('label names must be a json object such as {"1": "person"}') from error
