@@ -210,7 +210,8 @@ class RoIHeads(nn.Module):
         roi, label = (scores[:, 1:] > cfg.box_score_thresh).nonzero().unbind(1)  # every (RoI, class) worth a look
         label = label + 1
         score = scores[roi, label]
-        boxes = clip_boxes(self.coder.decode(deltas.view(len(rois), -1, 4)[roi, label], rois[roi]), size)
+        own = deltas.view(len(rois), cfg.num_classes, 4)[roi, label]
+        boxes = clip_boxes(self.coder.decode(own, rois[roi]), size)
         good = at_least(boxes, MIN_SIDE)
         boxes, score, label = boxes[good], score[good], label[good]
         keep = batched_nms(boxes, score, label, cfg.box_nms_thresh)[: cfg.box_detections_per_img]
