@@ -258,8 +258,8 @@ def _resize_weights(start: int, last: int, limit: int, cells: int, like: Tensor)
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks probs [D, m, m] in 0..1 pasted into their boxes [D, 4] of a (H, W) picture -> [D, 1, H, W]."""
     out = probs.new_zeros(len(probs), 1, *size)
-    for mask, (x, y, crop) in zip(out, _pasted_crops(probs, boxes, size), strict=True):
-        mask[0, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+    for i, (x, y, crop) in enumerate(_pasted_crops(probs, boxes, size)):
+        out[i, 0, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
     return out
 
 
