@@ -13,7 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from network_files.instance_masks import CroppedMasks
+from network_files.cropped_masks import CroppedMasks
 from train_utils.coco_annotations import CocoAnnotations, read_annotations
 from train_utils.label_map import LabelMap
 from train_utils.pictures import picture_size, read_picture

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from backbone.errors import InputError
-from network_files.instance_masks import CroppedMasks, encode_crop
+from network_files.cropped_masks import CroppedMasks
+from network_files.instance_masks import encode_crop
 from train_utils import voc_format as voc
 from train_utils.label_map import LabelMap
 from train_utils.pictures import read_picture

@@ -2,7 +2,7 @@
 
 from backbone.errors import InputError
 from network_files.config import MaskRCNNConfig
-from network_files.instance_masks import CroppedMasks
+from network_files.cropped_masks import CroppedMasks
 from network_files.mask_rcnn import MaskRCNN, create_model
 from network_files.weights import load_weights
 

@@ -1,4 +1,4 @@
-"""Instance masks without full-size float pictures: crops, training targets, pasting, run-length codes.
+"""Instance masks without full-size float pictures: training targets, pasting, run-length codes.
 
 Shapes: N masks of one H x W picture, P RoIs, D detections, M = 28 cells a side.
 """
@@ -9,150 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.cropped_masks import CroppedMasks, nearest_index
 from network_files.roi_align import bilinear_taps
 
 CHUNK = 4_000_000  # padded mask pixels that `mask_targets` holds at once
-
-
-class CroppedMasks:
-    """N binary masks of one H x W picture, each kept as the pixels inside the tight box of its set pixels.
-
-    pixels: uint8 [T], 0 or 1: the crops one after another, each row by row.
-    boxes:  int64 [N, 4], x1 y1 x2 y2 of each crop, ends exclusive; 0 0 0 0 for a mask without pixels.
-    size:   (H, W).
-    """
-
-    def __init__(self, pixels: Tensor, boxes: Tensor, size: tuple[int, int]):
-        self.pixels, self.boxes, self.size = pixels, boxes, (int(size[0]), int(size[1]))
-
-    @classmethod
-    def empty(cls, size: tuple[int, int]) -> "CroppedMasks":
-        """No masks of a picture of `size` (H, W)."""
-        return cls(torch.zeros(0, dtype=torch.uint8), torch.zeros(0, 4, dtype=torch.int64), size)
-
-    @classmethod
-    def from_masks(cls, masks: Tensor) -> "CroppedMasks":
-        """Crop full-size masks, [N, H, W], uint8 or bool (not 0 = set)."""
-        corner = torch.zeros(len(masks), 4, dtype=torch.int64)
-        return cls.from_crops(list(masks), corner, masks.shape[-2:])
-
-    @classmethod
-    def from_crops(cls, crops: list[Tensor], boxes: Tensor, size: tuple[int, int]) -> "CroppedMasks":
-        """Tighten crops (each [h, w], not 0 = set) whose left upper corners are the first two of boxes [N, 4]."""
-        tight, flat = [], [torch.zeros(0, dtype=torch.uint8)]
-        for crop, (x, y, _, _) in zip(crops, boxes.tolist(), strict=True):
-            crop = crop != 0
-            rows, columns = crop.any(1).nonzero()[:, 0], crop.any(0).nonzero()[:, 0]
-            if not len(rows):
-                tight.append((0, 0, 0, 0))
-                continue
-            y1, y2, x1, x2 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-            tight.append((x + x1, y + y1, x + x2, y + y2))
-            flat.append(crop[y1:y2, x1:x2].reshape(-1).to(torch.uint8))
-        device = crops[0].device if crops else flat[0].device
-        pixels = torch.cat([part.to(device) for part in flat])
-        return cls(pixels, torch.tensor(tight, dtype=torch.int64, device=device).reshape(-1, 4), size)
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __repr__(self) -> str:
-        return f"CroppedMasks({len(self)} of {self.size[0]}x{self.size[1]}, {len(self.pixels)} pixels)"
-
-    def areas(self) -> Tensor:
-        """Set pixels of each mask, int64 [N]."""
-        return torch.stack([crop.sum() for crop in self.crops()]) if len(self) else self.boxes.new_zeros(0)
-
-    def offsets(self) -> Tensor:
-        """Where each crop begins in `pixels`, int64 [N + 1]."""
-        sizes = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
-        return F.pad(sizes.cumsum(0), (1, 0))
-
-    def crops(self) -> list[Tensor]:
-        """Every crop, uint8 [h, w]: views."""
-        boxes = self.boxes.tolist()
-        parts = self.pixels.split([(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes])
-        return [part.view(y2 - y1, x2 - x1) for part, (x1, y1, x2, y2) in zip(parts, boxes, strict=True)]
-
-    def crop(self, i: int) -> Tensor:
-        """The i-th crop, uint8 [h, w]: a view."""
-        return self.crops()[i]
-
-    def __getitem__(self, index: Tensor | slice | list[int]) -> "CroppedMasks":
-        """The masks at these indices (or where a bool tensor is set), in that order."""
-        chosen = torch.arange(len(self), device=self.boxes.device)[index].tolist()
-        crops = self.crops()
-        pixels = [crops[i].reshape(-1) for i in chosen]
-        return CroppedMasks(torch.cat(pixels) if pixels else self.pixels[:0], self.boxes[chosen], self.size)
-
-    def to_masks(self) -> Tensor:
-        """Full-size masks, uint8 [N, H, W]."""
-        masks = self.pixels.new_zeros(len(self), *self.size)
-        for mask, crop, (x1, y1, x2, y2) in zip(masks, self.crops(), self.boxes.tolist(), strict=True):
-            mask[y1:y2, x1:x2] = crop
-        return masks
-
-    def _replace(self, crops: list[Tensor], boxes: Tensor) -> "CroppedMasks":
-        pixels = torch.cat([crop.reshape(-1) for crop in crops]) if crops else self.pixels
-        return CroppedMasks(pixels, boxes, self.size)
-
-    def hflip(self) -> "CroppedMasks":
-        """Mirrored left to right."""
-        x1, y1, x2, y2 = self.boxes.unbind(1)
-        boxes = torch.stack((self.size[1] - x2, y1, self.size[1] - x1, y2), 1)
-        return self._replace([crop.flip(1) for crop in self.crops()], boxes * (x2 > x1)[:, None])
-
-    def vflip(self) -> "CroppedMasks":
-        """Mirrored top to bottom."""
-        x1, y1, x2, y2 = self.boxes.unbind(1)
-        boxes = torch.stack((x1, self.size[0] - y2, x2, self.size[0] - y1), 1)
-        return self._replace([crop.flip(0) for crop in self.crops()], boxes * (x2 > x1)[:, None])
-
-    def resize(self, size: tuple[int, int]) -> "CroppedMasks":
-        """Resized to (height, width) by nearest neighbour, as F.interpolate does to full-size masks."""
-        rows = nearest_index(self.size[0], size[0], self.boxes.device)  # [height] source row of each row
-        columns = nearest_index(self.size[1], size[1], self.boxes.device)
-        # the resized pixels whose source lies in a crop: a half-open range, as both maps are monotone
-        x1, y1, x2, y2 = (edge.contiguous() for edge in self.boxes.unbind(1))
-        lo = torch.stack((torch.searchsorted(columns, x1), torch.searchsorted(rows, y1)), 1)
-        hi = torch.stack((torch.searchsorted(columns, x2), torch.searchsorted(rows, y2)), 1)
-        boxes = torch.cat((lo, hi), 1)
-        crops = [
-            crop[rows[b[1] : b[3]] - a[1]][:, columns[b[0] : b[2]] - a[0]]
-            for crop, a, b in zip(self.crops(), self.boxes.tolist(), boxes.tolist(), strict=True)
-        ]
-        return CroppedMasks.from_crops(crops, boxes, size)
-
-    def window(self, x: int, y: int, width: int, height: int) -> "CroppedMasks":
-        """What is seen through a window of width x height whose left upper corner is at (x, y).
-
-        The window may reach outside the picture: nothing is set there.
-        """
-        crops, corners = [], []
-        for crop, (x1, y1, x2, y2) in zip(self.crops(), self.boxes.tolist(), strict=True):
-            left, top = max(x1, x), max(y1, y)
-            right, bottom = max(min(x2, x + width), left), max(min(y2, y + height), top)
-            crops.append(crop[top - y1 : bottom - y1, left - x1 : right - x1])
-            corners.append((left - x, top - y, 0, 0))
-        return CroppedMasks.from_crops(crops, torch.tensor(corners).reshape(-1, 4), (height, width))
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CroppedMasks":
-        """Moved to a device."""
-        return CroppedMasks(self.pixels.to(device, non_blocking=non_blocking),
-                            self.boxes.to(device, non_blocking=non_blocking), self.size)
-
-    def pin_memory(self) -> "CroppedMasks":
-        return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size)
-
-
-def nearest_index(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
-    """For each of `target` cells, the one of `source` cells that F.interpolate(mode="nearest") reads: int64 [target].
-
-    The ratio is rounded to float32 before it multiplies, as torch does.
-    """
-    ratio = torch.tensor(source, dtype=torch.float32) / target
-    index = (torch.arange(target, dtype=torch.float32, device=device) * ratio.to(device)).long()
-    return index.clamp_(max=source - 1)
 
 
 def mask_targets(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.boxes import scale_boxes
-from network_files.instance_masks import CroppedMasks
+from network_files.cropped_masks import CroppedMasks
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 import my_dataset_voc as voc
 from backbone.errors import InputError
 from my_dataset_voc import VocDataset
-from network_files.instance_masks import CroppedMasks
+from network_files.cropped_masks import CroppedMasks
 from train_utils.pictures import PictureError
 from train_utils.voc_format import match_objects, read_class_ids, read_xml
 

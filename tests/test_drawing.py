@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from network_files.instance_masks import CroppedMasks
+from network_files.cropped_masks import CroppedMasks
 from train_utils.drawing import draw_detections, instance_color, plot_average_precision, plot_loss_and_lr
 
 

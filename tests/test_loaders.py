@@ -9,7 +9,7 @@ import torch
 from coco_folders import many, write
 
 from backbone.errors import InputError
-from network_files.instance_masks import CroppedMasks
+from network_files.cropped_masks import CroppedMasks
 from network_files.transform import padded_size
 from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set, sample_rng, sample_seed
 from train_utils.loaders import aspect_groups, global_batches

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from network_files.instance_masks import CroppedMasks
+from network_files.cropped_masks import CroppedMasks
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # hues this share of the circle apart never come close
 MASK_OPACITY = 0.45
