@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from backbone import FrozenBatchNorm2d, InputError, build_backbone
@@ -33,6 +34,7 @@ class MaskRCNN(nn.Module):
             fpn_norm=config.variant == "v2", frozen_eps=config.frozen_bn_eps)
         self.rpn = RegionProposalNetwork(config, config.fpn_channels, depth=1 if config.variant == "v1" else 2)
         self.roi_heads = RoIHeads(config, config.fpn_channels)
+        self.to(memory_format=torch.channels_last)  # as the activations: else each convolution reorders its weight
         self.transform = Transform(config.min_size, config.max_size, config.image_mean, config.image_std,
                                    config.size_divisible)
 

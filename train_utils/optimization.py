@@ -15,9 +15,9 @@ def build_optimizer(model, name, lr, momentum=0.9, weight_decay=1e-4):
     """ "sgd" (with momentum) or "adamw", over the parameters that are trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     raise InputError(f"--optimizer {name} is not known; give sgd or adamw")
 
 
