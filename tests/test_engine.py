@@ -29,13 +29,13 @@ class StandIn(nn.Module):
 
     def __init__(self, dropout=0.0):
         super().__init__()
-        self.norm, self.dropout = nn.BatchNorm1d(3), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.BatchNorm2d(3), nn.Dropout(dropout)
         self.layer, self.frozen = nn.Linear(3, len(LOSS_NAMES)), nn.Linear(1, 1)
         self.frozen.requires_grad_(False)
 
     def forward(self, images, targets, paste_masks=True):
-        colours = torch.stack([image.to(self.layer.weight.dtype).mean(dim=(1, 2)) / 255 for image in images])
-        normal = self.norm(colours) if self.training and len(images) > 1 else colours
+        pictures = torch.stack(images).to(self.layer.weight.dtype) / 255
+        normal = self.norm(pictures).mean(dim=(2, 3))  # [N, 3]
         values = self.layer(self.dropout(normal)).square().mean(dim=0)  # [5]
         losses = dict(zip(LOSS_NAMES, values, strict=True))
         if self.training:
