@@ -37,7 +37,7 @@ def flags(shapes, output, *more):
 
 
 def start(script, arguments, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, *script, *arguments],
         cwd=folder,
