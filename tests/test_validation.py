@@ -159,6 +159,7 @@ def test_the_names_of_a_bare_state_dict_come_from_a_file(run, tmp_path, turned):
     torch.save(tiny_model().state_dict(), "bare.pth")
     Path("names.json").write_text(json.dumps({n: i for i, n in names.items()} if turned else names))
     flags = ("--weights-path", "bare.pth", "--data-path", data, "--label-json-path", "names.json")
+    flags += ("--min-size", 64, "--max-size", 96, "--rpn-post-nms-top-n-test", 20)
     assert run(*flags)[0] == 0
     Path("names.json").write_text(json.dumps({1: "circle", 2: "dog", 3: "big triangle"}))
     status, _, err = run(*flags)
