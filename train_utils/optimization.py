@@ -12,7 +12,7 @@ WARMUP_START = 0.001  # share of the learning rate at step 0, as in torchvision'
 
 
 def build_optimizer(model, name, lr, momentum=0.9, weight_decay=1e-4):
-    """ "sgd" (with momentum) or "adamw", over the parameters that are trained."""
+    """The optimiser named sgd (with momentum) or adamw, over the parameters that are trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
