@@ -14,7 +14,7 @@ from backbone.resnet import RESNETS, ResNet
 __all__ = ["BACKBONES", "NORMS", "Backbone", "ConvNorm", "FrozenBatchNorm2d", "InputError", "build_backbone",
            "norm_layer", "one_by_one"]
 
-# name -> builder(norm) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`
+# name -> builder(norm, width) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     name: partial(ResNet, block, depths) for name, (block, depths) in RESNETS.items()
 }
@@ -50,11 +50,12 @@ def one_by_one(module: nn.Module, x: Tensor) -> bool:
 
 def build_backbone(
     name: str, norm: str, trainable_layers: int, fpn_channels: int = 256, fpn_norm: bool = False,
-    frozen_eps: float = 1e-5,
+    frozen_eps: float = 1e-5, width: int = 64,
 ) -> Backbone:
     """Build a body by name on an FPN.
 
     norm: of the body (and of the FPN with `fpn_norm`): frozen, batch, sync or group.
+    width: channels of the body's first stage; the published weights have 64.
     trainable_layers: 0 (none) .. 5 (all) stages of the body that train, counted from the top.
     Raises InputError for an unknown name, norm, or a count outside 0..5.
     """
@@ -63,7 +64,7 @@ def build_backbone(
     if trainable_layers not in range(6):
         raise InputError(f"trainable_layers is {trainable_layers}: it must be 0 to 5")
     layer = norm_layer(norm, frozen_eps)
-    body = BACKBONES[name](layer)
+    body = BACKBONES[name](layer, width)
     body.freeze(trainable_layers)
     fpn = FeaturePyramidNetwork(body.out_channels, fpn_channels, layer if fpn_norm else None)
     return Backbone(body, fpn, fpn_channels)

@@ -64,21 +64,23 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Pictures [N, 3, H, W] -> [C2, C3, C4, C5] at strides 4, 8, 16, 32.
 
+    width: channels of the stem, 64 in the paper; every other layer's scale with it.
     `out_channels` lists the channels of the four maps; `stages` names the parts from the picture upwards,
     in the order in which they are frozen.
     """
 
     stages = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], norm: Norm):
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], norm: Norm,
+                 width: int = 64):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), norm(64)
-        c_in, self.out_channels = 64, []
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), norm(width)
+        c_in, self.out_channels = width, []
         for i, depth in enumerate(depths):
-            width, blocks = 64 * 2**i, []
+            blocks = []
             for j in range(depth):
-                blocks.append(block(c_in, width, 2 if i > 0 and j == 0 else 1, norm))
-                c_in = width * block.expansion
+                blocks.append(block(c_in, width * 2**i, 2 if i > 0 and j == 0 else 1, norm))
+                c_in = width * 2**i * block.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             self.out_channels.append(c_in)
         for module in self.modules():
@@ -86,8 +88,8 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)  # [N, 64, H/2, W/2]
-        x = F.max_pool2d(x, 3, 2, 1)  # [N, 64, H/4, W/4]
+        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)  # [N, width, H/2, W/2]
+        x = F.max_pool2d(x, 3, 2, 1)  # [N, width, H/4, W/4]
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

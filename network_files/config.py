@@ -19,6 +19,7 @@ class MaskRCNNConfig:
     num_classes: int = setting(91, "labels, background included (COCO: 1..90 with gaps, and background)")
     backbone: str = setting("resnet50", f"body: {', '.join(BACKBONES)}")
     variant: str = setting("v1", "v1 (Mask R-CNN paper) or v2 (torchvision's improved baseline)")
+    backbone_width: int = setting(64, "channels of the body's stem, which all others scale with (ResNet paper: 64)")
     norm: str | None = setting(None, f"normalisation: {', '.join(NORMS)} (default: v1 frozen, v2 batch)")
     trainable_layers: int = setting(3, "backbone stages that train, 0..5, counted from the top (torchvision)")
     frozen_bn_eps: float = setting(1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)")
@@ -83,6 +84,7 @@ class MaskRCNNConfig:
             (len(self.anchor_sizes) != 5, f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level"),
             (min(self.anchor_sizes, default=0) <= 0, "anchor_sizes must be positive numbers"),
             (min(self.aspect_ratios, default=0) <= 0, "aspect_ratios must be positive numbers"),
+            (self.backbone_width < 1, "backbone_width must be 1 or more"),
             (low < 1, f"min_size is {low}: it must be 1 pixel or more"),
             (high > self.max_size, f"min_size {high} is larger than max_size {self.max_size}"),
             (self.size_divisible < 32 or self.size_divisible % 32, "size_divisible must be a multiple of 32"),

@@ -31,7 +31,7 @@ class MaskRCNN(nn.Module):
         self.config = config
         self.backbone = build_backbone(
             config.backbone, config.norm, config.trainable_layers, config.fpn_channels,
-            fpn_norm=config.variant == "v2", frozen_eps=config.frozen_bn_eps)
+            fpn_norm=config.variant == "v2", frozen_eps=config.frozen_bn_eps, width=config.backbone_width)
         self.rpn = RegionProposalNetwork(config, config.fpn_channels, depth=1 if config.variant == "v1" else 2)
         self.roi_heads = RoIHeads(config, config.fpn_channels)
         self.to(memory_format=torch.channels_last)  # as the activations: else each convolution reorders its weight

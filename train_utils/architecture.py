@@ -17,6 +17,7 @@ RESNETS = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
+STEM = "backbone.body.conv1.weight"
 FPN = "backbone.fpn.inner_blocks.0.0.weight"
 MASK_HEAD = "roi_heads.mask_head.0.0.weight"
 
@@ -38,6 +39,7 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
     found = {"num_classes": _rows(state, CLASSES, origin), "backbone": _backbone(state, origin)}
     found["variant"] = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
     found["norm"] = _norm(state)
+    found["backbone_width"] = _rows(state, STEM, origin)
     found["fpn_channels"] = _rows(state, FPN, origin)
     fc6 = "roi_heads.box_head.fc6.weight"
     if found["variant"] == "v2":  # convolutions at 0..n-1, flatten at n, the linear layer at n + 1

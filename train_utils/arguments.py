@@ -22,6 +22,7 @@ LR_STEPS = (16 / 26, 22 / 26)  # shares of the run, from torchvision's 26 epochs
 # Without --data-path: a model small enough for the built-in data and two CPU cores.
 BUILT_IN_MODEL = dict(
     backbone="resnet18",
+    backbone_width=32,
     fpn_channels=64,
     min_size=[128],
     max_size=128,
