@@ -93,7 +93,7 @@ def test_forward_and_gradient_equal_torchvision_over_all_levels(dtype, tolerance
 
 
 def test_levels_equal_torchvision_either_side_of_a_boundary():
-    sides = [s * f for s in (112.0, 224.0, 448.0) for f in (0.99, 0.999999, 1, 1.000001, 1.01)] + [
+    sides = [s * f for s in (112.0, 224.0, 448.0) for f in (0.99, 0.999999, 0.9999995, 1, 1.000001, 1.01)] + [
         1.0,
         5000.0,
     ]
