@@ -12,7 +12,7 @@ from backbone.norm import NORMS, ConvNorm, FrozenBatchNorm2d, norm_layer
 from backbone.resnet import RESNETS, ResNet
 
 __all__ = ["BACKBONES", "NORMS", "Backbone", "ConvNorm", "FrozenBatchNorm2d", "InputError", "build_backbone",
-           "norm_layer", "one_by_one"]
+           "norm_layer"]
 
 # name -> builder(norm, width) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -34,18 +34,7 @@ class Backbone(nn.Module):
         self.body, self.fpn, self.out_channels = body, fpn, out_channels
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        if len(pictures) > 1 and one_by_one(self, pictures):
-            return [torch.cat(level) for level in zip(*map(self, pictures.split(1)), strict=True)]
         return self.fpn(self.body(pictures.contiguous(memory_format=torch.channels_last)))
-
-
-def one_by_one(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module takes the pictures of a batch one by one: on a CPU, in evaluation.
-
-    There the convolutions choose their algorithm, and so their rounding, by the batch size; a picture's
-    detections shall not depend on what else is in its batch.
-    """
-    return x.device.type == "cpu" and not module.training
 
 
 def build_backbone(

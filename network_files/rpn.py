@@ -6,7 +6,6 @@ Shapes: N pictures, L levels, A anchors of a picture over all levels, R anchors 
 import torch
 from torch import Tensor, nn
 
-from backbone import one_by_one
 from network_files import matching
 from network_files.anchors import AnchorGrid
 from network_files.boxes import BoxCoder, at_least, clip_boxes
@@ -35,9 +34,6 @@ class RPNHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: objectness logits [N, H W R] and deltas [N, H W R, 4], cell by cell along rows."""
-        if len(maps[0]) > 1 and one_by_one(self, maps[0]):
-            alone = [self([x[i : i + 1] for x in maps]) for i in range(len(maps[0]))]
-            return tuple([torch.cat(level) for level in zip(*parts, strict=True)] for parts in zip(*alone, strict=True))
         logits, deltas = [], []
         for x in map(self.conv, maps):
             logits.append(self.cls_logits(x).permute(0, 2, 3, 1).flatten(1))

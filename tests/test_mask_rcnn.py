@@ -358,7 +358,8 @@ class TestDetections:
             for image, found in zip(images, together, strict=True):
                 (alone,) = model([image])
                 assert found["scores"].numel()
-                assert all(torch.equal(found[k], alone[k]) for k in found)
+                for key in found:  # but for rounding: convolutions choose their algorithm by the batch size
+                    torch.testing.assert_close(found[key], alone[key], rtol=0, atol=1e-4)
 
     def test_uint8_equals_float(self, pictures):
         model = tiny().eval()
