@@ -1,0 +1,100 @@
+"""The largest differences from torchvision, item by item, on real photos where they are there.
+
+    python tests/fidelity_report.py            about 5 minutes on two CPU cores
+    python tests/fidelity_report.py --size 800 at the published models' picture size
+"""
+
+import argparse
+
+import conftest
+import sample_pictures
+import torch
+import torchvision
+import torchvision_oracle as oracle
+
+from network_files import CroppedMasks, create_model, matching
+from network_files.instance_masks import mask_targets
+from network_files.nms import nms
+from network_files.roi_align import roi_align
+
+CASES = {"v1 resnet50": ("resnet50", "v1"), "v2 resnet50": ("resnet50", "v2")}
+
+
+def photos(count):
+    folder = conftest.find_shared_data()
+    pictures = sample_pictures.coco_photos(folder / "coco_mini", count) if folder else (
+        sample_pictures.drawn_pictures(count))
+    return [(image.float() / 255, target) for image, target in pictures]
+
+
+def largest(a, b):
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+def whole_model(name, size, pictures):
+    backbone, variant = CASES[name]
+    options = {"backbone": backbone, "variant": variant, "min_size": size, "max_size": size * 5 // 3}
+    state = oracle.live_state(pictures, **options)
+    theirs, ours = oracle.build(**options), create_model(91, trainable_layers=5, **options)
+    theirs.load_state_dict(state)
+    ours.load_state_dict(state)
+    theirs, ours = oracle.labels_in_float64(oracle.without_chance(theirs.double())), ours.double()
+    images = [image.double() for image, _ in pictures]
+    targets = [target | {"boxes": target["boxes"].double()} for _, target in pictures]
+    with torch.no_grad():
+        expected, found = theirs.eval()(images), ours.eval()(images)
+    counts = [len(e["scores"]) for e in expected]
+    for key in ("boxes", "scores", "labels", "masks"):
+        worst = max(largest(a[key], b[key]) for a, b in zip(found, expected, strict=True))
+        print(f"{name}, float64, {key} of {counts} detections: {worst}")
+    expected, found = theirs.train()(images, targets), ours.train()(images, targets)
+    relative = {key: abs(float(found[key] / expected[key]) - 1) for key in expected}
+    print(f"{name}, float64, losses, relative: {max(relative.values())}")
+    sum(expected.values()).backward()
+    sum(found.values()).backward()
+    gradients = dict(theirs.named_parameters())
+    worst = max(largest(p.grad, gradients[n].grad) / max(1.0, float(gradients[n].grad.abs().max()))
+                for n, p in ours.named_parameters())
+    print(f"{name}, float64, gradients of {len(gradients)} parameters: {worst}")
+
+
+def operators():
+    rng = torch.Generator().manual_seed(0)
+    corner = torch.rand(1000, 2, generator=rng) * torch.tensor([1000.0, 700.0])
+    boxes = torch.cat((corner, corner + torch.rand(1000, 2, generator=rng) ** 3 * 300 + 1), 1)
+    maps = torch.randn(1, 256, 200, 272, generator=rng)
+    ours = roi_align([maps], boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), (4,), 7)
+    theirs = torchvision.ops.roi_align(maps, [boxes], 7, 0.25, 2)
+    print(f"RoIAlign, float32, 1000 RoIs: {largest(ours, theirs)}")
+    scores = torch.rand(1000, generator=rng)
+    same = all(torch.equal(nms(boxes, scores, t), torchvision.ops.nms(boxes, scores, t)) for t in (0.3, 0.5, 0.7))
+    print(f"NMS, float32, 1000 boxes, indices identical: {same}")
+
+
+def targets_of_masks(pictures):
+    worst = 0.0
+    for image, target in pictures:
+        size = tuple(side * 8 // 5 for side in image.shape[-2:])
+        full = torch.nn.functional.interpolate(target["masks"][:, None].float(), size=size)
+        rois = target["boxes"] * 1.6 + torch.tensor([-3.3, 2.2, 4.1, -1.7])
+        index = torch.arange(len(rois))
+        theirs = torchvision.ops.roi_align(full, torch.cat((index[:, None], rois), 1), 28, 1.0)[:, 0]
+        ours = mask_targets(CroppedMasks.from_masks(target["masks"]), rois, index, size, 28)
+        worst = max(worst, largest(ours, theirs))
+    print(f"mask targets, float32: {worst}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures (default: 256)")
+    size = parser.parse_args().size
+    pictures = photos(3)
+    operators()
+    targets_of_masks(pictures)
+    matching.sample_balanced = lambda *args: oracle.spread_choice(*args[:3])
+    for name in CASES:
+        whole_model(name, size, pictures[:2])
+
+
+if __name__ == "__main__":
+    main()
