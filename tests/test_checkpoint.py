@@ -266,7 +266,7 @@ def test_torchvision_state_dicts_tell_their_architecture():
         for content, norm in ((state, "batch"), (uncounted, "frozen"), (wrapped, "frozen")):
             assert infer_architecture(content) == {
                 "num_classes": 5, "backbone": "resnet50", "variant": variant, "norm": norm,
-                "fpn_channels": 256, "box_head_channels": 1024, "mask_head_channels": 256,
+                "backbone_width": 64, "fpn_channels": 256, "box_head_channels": 1024, "mask_head_channels": 256,
                 "mask_head_layers": 4,
                 **({"box_head_convs": 4} if variant == "v2" else {})}
 
