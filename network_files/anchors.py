@@ -1,4 +1,4 @@
-"""Anchors: reference boxes on the cells of each pyramid level. A levels' anchors are [H W R, 4]."""
+"""Anchors: reference boxes on the cells of each pyramid level. A level's anchors are [H W R, 4]."""
 
 import torch
 from torch import Tensor
@@ -29,11 +29,13 @@ class AnchorGrid:
     def __call__(self, maps: list[Tensor], padded: tuple[int, int]) -> list[Tensor]:
         """maps: [N, C, H, W] per level, of pictures padded to (height, width).
 
-        Returns one [H W R, 4] per level, cell by cell along rows, in pixels, of the maps' device and type.
+        Returns one [H W R, 4] per level, cell by cell along rows, in pixels, of the maps' device and type, at least
+        float32: a bf16 coordinate above 256 is off by pixels.
         """
-        key = (maps[0].device, maps[0].dtype, padded, *(m.shape[-2:] for m in maps))
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        key = (maps[0].device, dtype, padded, *(m.shape[-2:] for m in maps))
         if key != self._key:
-            self._anchors = [self._level(cell.to(m), m.shape[-2:], padded)
+            self._anchors = [self._level(cell.to(m.device, dtype), m.shape[-2:], padded)
                              for cell, m in zip(self.cells, maps, strict=True)]
             self._key = key
         return self._anchors

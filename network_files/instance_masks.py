@@ -46,9 +46,15 @@ def mask_targets(
         width, height = boxes[some, 2] - boxes[some, 0], boxes[some, 3] - boxes[some, 1]
         crops = _padded_crops(masks.pixels, offsets[some], width, height).to(rois.dtype)  # [p, h, w]
         w_rows, w_columns = rows(some, crops.shape[1]), columns(some, crops.shape[2])
-        targets[some] = w_rows @ crops @ w_columns.transpose(1, 2)
+        targets[some] = _product(w_rows, crops, w_columns)
         start = stop
     return targets
+
+
+def _product(rows: Tensor, middle: Tensor, columns: Tensor) -> Tensor:
+    """rows @ middle @ columns^T in their own type, also where autocast would take bf16 for the products."""
+    with torch.autocast(middle.device.type, enabled=False):
+        return rows @ middle @ columns.mT
 
 
 def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ def _pasted_crops(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterat
     for prob, (x1, y1, x2, y2) in zip(probs, grown, strict=True):
         rows, y = _resize_weights(y1, y2, size[0], cells, prob)
         columns, x = _resize_weights(x1, x2, size[1], cells, prob)
-        yield x, y, rows @ prob @ columns.T  # [h, w]
+        yield x, y, _product(rows, prob, columns)  # [h, w]
 
 
 def _resize_weights(start: int, last: int, limit: int, cells: int, like: Tensor) -> tuple[Tensor, int]:

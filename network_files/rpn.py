@@ -59,7 +59,7 @@ class RegionProposalNetwork(nn.Module):
         # under autocast the head speaks bf16; boxes and losses want at least float32
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         logits, deltas = [t.to(dtype) for t in logits], [t.to(dtype) for t in deltas]
-        anchors = [a.to(dtype) for a in self.anchors(maps, batch.padded)]
+        anchors = self.anchors(maps, batch.padded)
         proposals = self._propose(batch, logits, deltas, anchors)
         if objects is None:
             return proposals, {}
