@@ -1,6 +1,6 @@
 """The largest differences from torchvision, item by item, on real photos where they are there.
 
-    python tests/fidelity_report.py            about 5 minutes on two CPU cores
+    python tests/fidelity_report.py            a few minutes on two CPU cores
     python tests/fidelity_report.py --size 800 at the published models' picture size
 """
 
@@ -48,7 +48,7 @@ def whole_model(name, size, pictures):
         worst = max(largest(a[key], b[key]) for a, b in zip(found, expected, strict=True))
         print(f"{name}, float64, {key} of {counts} detections: {worst}")
     expected, found = theirs.train()(images, targets), ours.train()(images, targets)
-    relative = {key: abs(float(found[key] / expected[key]) - 1) for key in expected}
+    relative = {key: abs((found[key].detach() / expected[key].detach()).item() - 1) for key in expected}
     print(f"{name}, float64, losses, relative: {max(relative.values())}")
     sum(expected.values()).backward()
     sum(found.values()).backward()
