@@ -245,6 +245,7 @@ def test_a_loss_that_is_not_finite_names_the_pictures_and_keeps_the_batch(
         ("--resume lost.pth", "--resume lost.pth"),
         ("--device cuda:99", "--device cuda:99"),
         ("--epochs 0", "--epochs"),
+        ("--weight-decay -1", "--weight-decay"),
     ],
 )
 def test_wrong_input_is_one_line(shapes, tmp_path, monkeypatch, capsys, more, message):
@@ -275,6 +276,14 @@ def test_what_is_not_given_follows_from_the_data_and_the_backbone():
     assert resolved("--data-path", "d", "--backbone", "resnet34").weights == "imagenet"
     assert resolved("--data-path", "d", "--weights", "none").norm == "batch"
     assert resolved("--data-path", "d", "--lr_steps", "6.4", "--epochs", "8").lr_steps == [6.4]
+
+
+def test_published_weights_fit_the_model_of_the_built_in_data():
+    bodies = resolved("--weights", "imagenet")
+    assert (bodies.backbone, bodies.backbone_width, bodies.fpn_channels) == ("resnet18", None, 64)
+    whole = resolved("--pretrain", "True")
+    assert (whole.backbone, whole.backbone_width, whole.fpn_channels) == ("resnet50", None, None)
+    assert resolved("--weights", "mine.pth").backbone_width == BUILT_IN_MODEL["backbone_width"]
 
 
 def test_the_line_of_the_design_means_what_it_says():

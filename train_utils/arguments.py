@@ -60,7 +60,7 @@ def _add_data_arguments(group):
     add(
         "--dataset",
         default="auto",
-        choices=["auto", "coco", "voc", "npy"],
+        choices=["auto", "coco", "voc"],
         help="layout of the data (default: auto)",
     )
     add("--image-dir", help="folder of the pictures, where it is not the usual one")
@@ -149,7 +149,7 @@ def _add_optimizer_arguments(group):
     add(
         "--weight-decay",
         "--wd",
-        type=float,
+        type=fraction,
         help=f"default: {WEIGHT_DECAY}".replace("{", "").replace("}", ""),
     )
     add("--lr-schedule", choices=["steps", "cosine"], help="default: steps (built-in data: cosine)")
@@ -181,13 +181,14 @@ def _add_optimizer_arguments(group):
 
 def resolve(args, world):
     """Fill in, in place, what was not given. Raises InputError for flags that contradict each other."""
+    _resolve_aliases(args)
     built_in = args.data_path is None
     if built_in:
+        model = built_in_model(args.weights)
         # The built-in optimiser goes with its learning rate: either both are its own, or neither.
         own = args.optimizer is None and args.lr is None and args.lr_steps is None
-        _fill(args, {**BUILT_IN_MODEL, **BUILT_IN_RUN, **(BUILT_IN_OPTIMIZER if own else {})})
+        _fill(args, {**model, **BUILT_IN_RUN, **(BUILT_IN_OPTIMIZER if own else {})})
     _fill(args, USUAL)
-    _resolve_aliases(args)
     if args.weights is None:
         args.weights = "none" if built_in else default_weights(args.backbone, args.variant)
     if args.weights == "none":
@@ -201,6 +202,13 @@ def resolve(args, world):
         args.lr_steps = [share * args.epochs for share in LR_STEPS]
     if args.workers is None:
         args.workers = default_workers(world)
+
+
+def built_in_model(weights):
+    """BUILT_IN_MODEL, as far as published weights fit into it: theirs is the width, for COCO's all of it."""
+    if weights == "coco":
+        return {}
+    return {**BUILT_IN_MODEL, "backbone_width": None} if weights == "imagenet" else BUILT_IN_MODEL
 
 
 def _resolve_aliases(args):
