@@ -109,7 +109,7 @@ def build_model(args, given, label_map, checkpoint):
     return model, [about, *lines]
 
 
-def val_loader(args, world, data_set, config):
+def val_loader(args, world, data_set, config, strict=False):
     return EvalLoader(
         data_set,
         world,
@@ -118,6 +118,7 @@ def val_loader(args, world, data_set, config):
         config.min_size,
         config.max_size,
         config.size_divisible,
+        strict,
     )
 
 
@@ -125,7 +126,10 @@ def test(args, world, data_set, model, checkpoint, say):
     """--test-only: print the COCO numbers, of the averaged weights where the checkpoint has them."""
     if checkpoint and "ema" in checkpoint:
         model.load_state_dict(checkpoint["ema"])
-    result = evaluate(model, val_loader(args, world, data_set, model.config), data_set, world)
+    loader = val_loader(args, world, data_set, model.config, args.strict)
+    result = evaluate(model, loader, data_set, world)
+    for name in result.skipped:
+        say(f"skipped: {name}", file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
 
@@ -180,7 +184,7 @@ class Trainer:
             args.aspect_ratio_group_factor,
             args.strict,
         )
-        self.val_loader = val_loader(args, world, splits.val, model.config)
+        self.val_loader = val_loader(args, world, splits.val, model.config, args.strict)
         steps = self.loader.steps_per_epoch
         self.learner = build_learner(args, world, model, steps)
         self.progress = from_checkpoint(checkpoint, self.learner, steps) if checkpoint else Progress(steps)
