@@ -48,3 +48,8 @@ def test_a_change_of_shape_or_type_is_not_served_from_the_last_call():
     assert [len(a) for a in grid(maps(96, 64), (96, 64))] == [len(a) for a in first]
     assert not torch.equal(grid(maps(96, 64), (96, 64))[0], first[0])
     assert grid(maps(96, 64, torch.float64), (96, 64))[0].dtype == torch.float64
+
+
+def test_are_exact_beside_maps_of_half_precision():
+    exact, half = (AnchorGrid(SIZES, RATIOS)(maps(800, 1312, t), (800, 1312)) for t in (torch.float32, torch.bfloat16))
+    assert all(torch.equal(a, b) for a, b in zip(exact, half, strict=True))

@@ -190,6 +190,17 @@ class TestLosses:
         assert_whole(model([picture(), picture(seed=1)], targets), model)
         assert all(buffer.isfinite().all() for buffer in model.buffers())  # the norms' statistics
 
+    @pytest.mark.parametrize("variant", ["v1", "v2"])
+    def test_mixed_precision_is_close_to_float32(self, variant):
+        model, targets = tiny(variant=variant).eval(), [target(OBJECTS, sample_seed=3)]
+        exact, _ = model([picture()], targets)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, detections = model([picture()], targets)
+            losses = model.train()([picture()], targets)
+        assert all(rounded[name].item() == pytest.approx(exact[name].item(), rel=0.2, abs=0.05) for name in exact)
+        assert detections[0]["boxes"].dtype == detections[0]["masks"].dtype == torch.float32
+        assert_whole(losses, model)
+
     def test_nothing_to_sample_at_all(self):
         # whole pictures under a crowd: no anchor and no proposal may serve as a negative
         model = tiny(crowd_ioa_thresh=0.0).train()
