@@ -57,7 +57,7 @@ def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, i
 
 
 class BoxCoder:
-    """Boxes as offsets from reference boxes (Faster R-CNN, Girshick 2014, appendix C), and back.
+    """Boxes as offsets from reference boxes (R-CNN, Girshick et al. 2014, appendix C), and back.
 
     Law: decode(encode(boxes, reference), reference) == boxes. `weights` multiply (dx, dy, dw, dh), so that
     the offsets have a spread near one.

@@ -1,18 +1,18 @@
-"""The five losses, as pure functions. Each is a scalar, and defined (zero) when nothing is positive.
+"""The five losses, as pure functions. Each is a scalar, and zero where it has nothing to sum over.
 
 Shapes: S sampled anchors or RoIs of the whole batch, K of them positive, C classes with background.
-Box losses are Huber losses with the knee at 1/9 (Detectron's smooth L1), summed and divided by S.
+Box losses are smooth L1 with the knee at 1/9 (Detectron), summed and divided by S.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HUBER_KNEE = 1 / 9
+KNEE = 1 / 9
 
 
 def _box_loss(deltas: Tensor, targets: Tensor, sampled: int) -> Tensor:
-    return F.smooth_l1_loss(deltas, targets, beta=HUBER_KNEE, reduction="sum") / max(sampled, 1)
+    return F.smooth_l1_loss(deltas, targets, beta=KNEE, reduction="sum") / max(sampled, 1)
 
 
 def rpn_losses(objectness: Tensor, labels: Tensor, deltas: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ class MaskRCNN(nn.Module):
     falling score, and masks [D, 1, H, W] in 0..1, or with paste_masks=False the cropped form, mask_probs
     [D, 28, 28]; model(images, targets) there returns (losses, detections) from one pass.
 
-    images: uint8 0..255 or float 0..1, [3, H, W] each; targets: see the design's contract, plus
-    `sample_seed` (int) to fix a picture's draws. Raises ValueError for shapes that do not fit.
+    images: uint8 0..255 or float 0..1, [3, H, W] each. targets, one dict per picture: boxes [G, 4] (x1 y1 x2
+    y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
+    [G], and sample_seed (int) to fix the picture's draws. Raises ValueError for shapes that do not fit.
     """
 
     def __init__(self, config: MaskRCNNConfig):

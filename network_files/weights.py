@@ -1,6 +1,7 @@
 """Weights: fetch published files, verify them, rename older keys, load into a model."""
 
 import hashlib
+import pickle
 import re
 from pathlib import Path
 from urllib.error import URLError
@@ -83,7 +84,7 @@ def fetch(url: str) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
         except (URLError, OSError, RuntimeError) as error:
-            reason = str(getattr(error, "reason", error)).splitlines()[0]
+            reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
             raise InputError(f"cannot fetch {url} ({reason}): put that file into {folder}, "
                              "or start from random weights with --weights none") from error
     elif not _sha256(path).startswith(prefix):
@@ -95,7 +96,7 @@ def read(path: Path) -> dict:
     """Read a weights file or checkpoint, tensors and plain values only. Raises InputError naming the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, torch.serialization.pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable weights file ({reason[:120]})") from error
     if not isinstance(content, dict):
@@ -105,8 +106,9 @@ def read(path: Path) -> dict:
 
 def state_of(content: dict) -> dict[str, Tensor]:
     """The weights in a checkpoint (averaged ones first) or bare state dict, under today's key names."""
-    state = content.get("ema") or content.get("model") or content.get("state_dict") or content
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    found = [content.get(key) for key in ("ema", "model", "state_dict")]
+    state = next((part for part in found if isinstance(part, dict) and part), content)
+    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError("there are no weights in it: neither a state dict nor a checkpoint")
     return {newer_key(key): value for key, value in state.items()}
 
@@ -172,7 +174,8 @@ def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_
         example = shapes or foreign or missing
         what = ("has another shape here" if shapes else "has no place here" if foreign else "is missing in the file")
         raise InputError(f"{name}: does not fit this model ({len(shapes)} shapes differ, {len(foreign)} keys unknown, "
-                         f"{len(missing)} missing; {(example or ['it'])[0]} {what}): check --backbone and --variant")
+                         f"{len(missing)} missing; {(example or ['it'])[0]} {what}): check --backbone, --variant, "
+                         "--backbone-width")
 
 
 def _report(state: dict, own: dict, replaced: list[str], name: str, backbone_only: bool) -> list[str]:

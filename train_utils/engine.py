@@ -196,8 +196,9 @@ def evaluate(
     """Losses, detections and COCO numbers of `model` on a data set, from one pass shared among the ranks.
 
     loader: EvalLoader of data_set; precision: a Precision, default float32; keep_samples: how many pictures
-    to hand back with their detections; on_batch: called after each batch. The numbers depend neither on the
-    batch size nor on the number of ranks. Raises InputError where no picture could be read.
+    to hand back with their detections; on_batch: called after each batch. On a CPU the numbers depend neither
+    on the batch size nor on the number of ranks; on a GPU the losses, which weigh a batch's pictures by their
+    samples, depend on the batch size. Raises InputError where no picture could be read.
     """
     start, precision = time.perf_counter(), precision or Precision(world.device)
     model.eval()
