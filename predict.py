@@ -125,6 +125,7 @@ def predict_pictures(args: argparse.Namespace) -> int:
     else:
         folder, names = output_dir / RESULT_NAME, output_names(pictures)
     files.make_folder(folder)
+    refuse_to_overwrite(pictures, [folder / name for name in names])
     results = []
     for image_id, (path, name) in enumerate(zip(pictures, names, strict=True), start=1):
         start = time.perf_counter()
@@ -146,6 +147,14 @@ def predict_pictures(args: argparse.Namespace) -> int:
     return predictor.status(len(pictures))
 
 
+def refuse_to_overwrite(pictures: list[Path], drawn: list[Path]) -> None:
+    """InputError if a drawn picture would take the place of one of the pictures."""
+    own = {path.resolve() for path in pictures}
+    for path in drawn:
+        if path.resolve() in own:
+            raise InputError(f"{path}: is one of the pictures, and would be overwritten; give an --output-dir")
+
+
 def open_images(args: argparse.Namespace, raw, label_map) -> CocoDataset:
     """The images that a COCO json (`raw`: its content) names; its annotations are not looked at."""
     if not Path(args.image_dir).is_dir():
@@ -160,6 +169,9 @@ def open_images(args: argparse.Namespace, raw, label_map) -> CocoDataset:
 def predict_coco_json(args: argparse.Namespace) -> int:
     """Writes the results file for every image that a COCO json names; returns the exit status."""
     raw = read_json(args.coco_json)
+    files.make_folder(Path(args.output).parent)  # rather now than after hours
+    if Path(args.output).is_dir():
+        raise InputError(f"--output {args.output}: is a folder; give the results file's name")
     predictor = Predictor(args, args.score or 0.0)
     data_set = open_images(args, raw, predictor.label_map)
     results, start = [], time.perf_counter()

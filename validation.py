@@ -21,6 +21,7 @@ from train_utils.coco_eval import format_record, write_record, write_results
 from train_utils.data_sets import open_data_set
 from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
+from train_utils.files import make_folder
 from train_utils.inference import add_model_arguments, check_same_classes, load_model
 from train_utils.train_loop import val_loader
 
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--year", help="VOC year, where the folder holds several")
     parser.add_argument("--val-fraction", type=command.fraction,
                         help="val share of data without a split (default: as in training, else 0.2)")
-    parser.add_argument("--seed", type=command.non_negative_int,
+    parser.add_argument("--seed", type=command.seed,
                         help="chooses that share (default: as in training, else 0)")
     parser.add_argument("--batch-size", type=command.positive_int, default=1,
                         help="pictures at a time, of equal size each time (default: 1)")
@@ -83,6 +84,7 @@ def main() -> int:
     data_set = open_val_set(args, content.get("args", {}), label_map if named else None)
     check_same_classes(args.weights_path, label_map, data_set, named)
     print(data_set.describe())
+    make_folder(Path(args.output_dir).expanduser())  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="picture", disable=None) as bar:
         loader = val_loader(args, world, data_set, model.config)

@@ -10,6 +10,14 @@ def setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
+COUNTS = (
+    "backbone_width", "fpn_channels", "rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train",
+    "rpn_post_nms_top_n_test", "rpn_batch_size_per_image", "box_detections_per_img", "box_batch_size_per_image",
+    "box_roi_size", "box_head_channels", "mask_roi_size", "mask_head_channels", "mask_head_layers",
+    "roi_sampling_ratio")
+LENGTHS = {"image_mean": 3, "image_std": 3, "bbox_reg_weights": 4}
+
+
 @dataclass(frozen=True)
 class MaskRCNNConfig:
     """Every number of the network. Names are torchvision's keywords where it has one, and so are the defaults,
@@ -84,7 +92,11 @@ class MaskRCNNConfig:
             (len(self.anchor_sizes) != 5, f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level"),
             (min(self.anchor_sizes, default=0) <= 0, "anchor_sizes must be positive numbers"),
             (min(self.aspect_ratios, default=0) <= 0, "aspect_ratios must be positive numbers"),
-            (self.backbone_width < 1, "backbone_width must be 1 or more"),
+            *((getattr(self, name) < 1, f"{name} is {getattr(self, name)}: it must be 1 or more") for name in COUNTS),
+            *((len(getattr(self, name)) != n, f"{name} has {len(getattr(self, name))} numbers: give {n}")
+              for name, n in LENGTHS.items()),
+            (not min(self.image_std, default=0) > 0, "image_std must be positive numbers"),
+            (not min(self.bbox_reg_weights, default=0) > 0, "bbox_reg_weights must be positive numbers"),
             (low < 1, f"min_size is {low}: it must be 1 pixel or more"),
             (high > self.max_size, f"min_size {high} is larger than max_size {self.max_size}"),
             (self.size_divisible < 32 or self.size_divisible % 32, "size_divisible must be a multiple of 32"),

@@ -26,6 +26,7 @@ from train_utils.command import (
     positive_float,
     positive_int,
     run_command,
+    seed,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,7 @@ def test_abbreviated_flag_is_refused_in_one_line(capsys):
 @pytest.mark.parametrize("kind, good, bad", [
     (positive_int, "1", ["0", "-1", "1.5", "x"]), (non_negative_int, "0", ["-1", "x"]),
     (positive_float, "1e-9", ["0", "-1", "nan", "inf", "x"]), (fraction, "1", ["1.01", "-0.1", "nan"]),
+    (seed, "0", ["-1", str(2**63), "x"]),
 ])
 def test_number_types(kind, good, bad):
     assert kind(good) == float(good)
@@ -142,8 +144,20 @@ def test_run_command_exit_status(capsys):
     capsys.readouterr()
     assert run_command(raises(InputError("a.json: annotation 3:\n no category"))) == 2
     assert capsys.readouterr().err == "error: a.json: annotation 3: no category\n"
+    assert run_command(lambda: open("no/such/file")) == 2
+    assert capsys.readouterr().err == "error: no/such/file: No such file or directory\n"
     with pytest.raises(ZeroDivisionError):
         run_command(raises(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("fpn_channels", 0, "1 or more"), ("box_head_channels", -1, "1 or more"), ("image_mean", (1, 2), "give 3"),
+    ("box_detections_per_img", -1, "1 or more"), ("image_std", (0, 0, 0), "positive"),
+    ("bbox_reg_weights", (1,), "give 4"),
+])
+def test_numbers_that_no_model_can_have(name, value, said):
+    with pytest.raises(InputError, match=f"{name}.*{said}"):
+        MaskRCNNConfig(**{name: value})
 
 
 def test_closed_pipe_is_no_traceback(tmp_path):

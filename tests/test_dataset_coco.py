@@ -211,6 +211,9 @@ def wrong(**fields):
         (wrong(segmentation={"size": [20, 30], "counts": "\x01"}), "RLE counts are damaged"),
         (wrong(segmentation={"size": [20, 30], "counts": "P"}), "RLE counts are damaged"),
         (wrong(segmentation={"size": [20, 30]}), "RLE has no counts"),
+        (wrong(segmentation={"size": [20, 30], "counts": "\ud800"}), "RLE counts are damaged"),
+        (wrong(iscrowd="0"), "iscrowd '0' is neither 0 nor 1"),
+        (wrong(iscrowd=math.nan), "iscrowd nan is neither 0 nor 1"),
     ],
 )
 def test_a_wrong_annotation_is_named(tmp_path, content, told):
@@ -232,6 +235,9 @@ def test_a_wrong_annotation_is_named(tmp_path, content, told):
         (coco(categories=[]), "list of categories is empty"),
         (coco(categories=[{"id": 1, "name": "a"}] * 2), "category id 1 stands twice"),
         (coco(categories=[{"name": "a"}]), "has no id"),
+        (coco(categories=[{"id": 1, "name": "\ud800"}]), "category id 1: name '.ud800' is not text"),
+        (coco(images=[{"id": 1, "file_name": "\ud800.png", "height": 9, "width": 3}]), "is not a file name"),
+        (coco(annotations=[None]), "annotation None: is not an object"),
         ({"images": []}, "no list of annotations, categories"),
         ([1, 2], "no list of images"),
     ],
@@ -244,11 +250,18 @@ def test_a_wrong_json_is_named(tmp_path, content, told):
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_broken_json_is_named(tmp_path):
+@pytest.mark.parametrize("text", [json.dumps(coco())[:50], "9" * 5000])
+def test_broken_json_is_named(tmp_path, text):
     path = tmp_path / "instances.json"
-    path.write_text(json.dumps(coco())[:50])
+    path.write_text(text)
     with pytest.raises(InputError, match="instances.json: not valid json"):
         read_annotations(path)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco()), encoding="utf-8-sig")
+    assert len(read_annotations(path)) == 1
 
 
 @pytest.mark.parametrize("name", ["../../a.png", "/etc/passwd", "x/../../../a.png"])

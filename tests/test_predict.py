@@ -245,3 +245,17 @@ def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said):
         status, err = stop.code, said
     assert status == 2 and said in err and err.count("\n") <= 1
     assert not Path("test_result.json").exists()
+
+
+def test_no_picture_is_overwritten(run, tmp_path):
+    picture = write_pictures(tmp_path)[0].rename(tmp_path / "test_result.jpg")
+    before = picture.read_bytes()
+    status, _, error = run("--img-path", picture)
+    assert status == 2 and "would be overwritten" in error and error.count("\n") == 1
+    assert picture.read_bytes() == before
+
+
+def test_a_folder_as_results_file_is_refused_before_predicting(run, tmp_path):
+    (tmp_path / "j.json").write_text(json.dumps({"images": []}))
+    status, out, error = run("--coco-json", tmp_path / "j.json", "--image-dir", tmp_path, "--output", tmp_path)
+    assert status == 2 and "is a folder" in error and out == ""

@@ -302,3 +302,9 @@ class TestFetching:
                 assert url in [entry.url for entry in published]
         assert weights.COCO["resnet50", "v1"] == detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url
         assert weights.COCO["resnet50", "v2"] == detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
+
+
+@pytest.mark.parametrize("content", [{1: torch.zeros(2)}, {"model": torch.zeros(3)}])
+def test_dicts_that_are_no_weights(content):
+    with pytest.raises(InputError):
+        load_weights(tiny(), content)

@@ -13,6 +13,7 @@ from train_utils.command import (
     non_negative_int,
     positive_float,
     positive_int,
+    seed,
 )
 
 LR_PER_PICTURE = 0.00125  # the linear rule's unit: 0.02 for 16 pictures, as in Detectron and torchvision
@@ -36,7 +37,7 @@ BUILT_IN_MODEL = dict(
     mask_head_channels=64,
     mask_head_layers=2,
 )
-BUILT_IN_RUN = dict(epochs=12, batch_size=8)
+BUILT_IN_RUN = dict(epochs=12, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
 
 USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
@@ -127,11 +128,11 @@ def _add_run_arguments(group):
     add("--resume", help="auto (newest checkpoint of --output-dir), a checkpoint, or a run folder")
     add_flag(group, "--test-only", help="evaluate the weights and stop")
     add("--epochs", type=positive_int, help="passes over the data (default: 26; built-in data: 12)")
-    add("--batch-size", type=positive_int, help="pictures per process (default: 2; built-in data: 8)")
+    add("--batch-size", type=positive_int, help="pictures per process (default: 2; built-in data: 4)")
     add("--accumulate-steps", type=positive_int, default=1, help="batches per optimiser step (default: 1)")
     add(
         "--seed",
-        type=non_negative_int,
+        type=seed,
         default=0,
         help="of weights, order, augmentation and sampling (default: 0)",
     )

@@ -103,6 +103,8 @@ def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotat
     skipped: dict[str, int] = {}
     for annotation in raw["annotations"]:
         try:
+            if not isinstance(annotation, dict):
+                raise InputError("is not an object with image_id, category_id, ...")
             row = row_of.get(as_id(annotation["image_id"], "image_id"))
             if row is None:
                 raise Skip("annotations of images that are not listed")
@@ -133,6 +135,11 @@ def as_id(value, what: str) -> int:
     raise InputError(f"{what} {value!r} is not an integer")
 
 
+def is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8: json may hold halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _read_categories(categories: list, path) -> dict[int, str]:
     names: dict[int, str] = {}
     for category in categories:
@@ -145,6 +152,8 @@ def _read_categories(categories: list, path) -> dict[int, str]:
         if i in names:
             raise InputError(f"{path}: category id {i} stands twice")
         names[i] = str(category.get("name", i))
+        if not is_text(names[i]):
+            raise InputError(f"{path}: category id {i}: name {names[i]!a} is not text")
     if not names:
         raise InputError(f"{path}: its list of categories is empty")
     return dict(sorted(names.items()))
@@ -157,7 +166,7 @@ def _read_image(image, path, size_of) -> tuple[int, str, tuple[int, int]]:
     try:
         image_id = as_id(image["id"], "id")
         name = image.get("file_name")
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name or "\0" in name or not is_text(name):
             raise InputError(f"file_name {name!r} is not a file name")
         size = image.get("height"), image.get("width")
         if None in size and size_of is not None:
@@ -184,9 +193,12 @@ def _read_annotation(annotation: dict, categories: dict, size: tuple[int, int]) 
         raise Skip("annotations whose box has no area in the picture")
     area = annotation.get("area")
     area = math.nan if area is None else finite([area], "area")[0]
+    crowd = annotation.get("iscrowd")
+    if crowd not in (None, 0, 1):  # "0" as text would count as true
+        raise InputError(f"iscrowd {crowd!r} is neither 0 nor 1")
     number = annotation.get("id")
     number = int(number) if isinstance(number, (int, float)) and 0 < number < 2**63 else 0
-    return number, category, int(bool(annotation.get("iscrowd"))), box, area, kind, parts
+    return number, category, int(bool(crowd)), box, area, kind, parts
 
 
 def clip_boxes(boxes: np.ndarray, size) -> np.ndarray:

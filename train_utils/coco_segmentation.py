@@ -73,7 +73,8 @@ def _compress(rle: dict, size) -> bytes:
     if given is None or list(numbers_of(given, "RLE size")) != list(size):
         raise InputError(f"RLE is for a size of {given} (height, width), but the picture's is {list(size)}")
     if isinstance(counts, str):
-        counts, runs = counts.encode(), decode_counts(counts)
+        runs = decode_counts(counts)
+        counts = counts.encode()
     elif isinstance(counts, list):
         runs = numbers_of(counts, "RLE counts")
     else:
@@ -95,7 +96,7 @@ def decode_counts(counts: str) -> np.ndarray:
     A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
     the last one is the sign. From the fourth on, numbers are differences to the run two before.
     """
-    codes = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(counts.encode(errors="surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
     last = (codes & 0x20) == 0
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
         raise InputError("RLE counts are damaged")

@@ -73,6 +73,11 @@ def non_negative_int(text: str) -> int:
     return _bounded(text, int, lambda v: v >= 0, "a whole number of at least 0")
 
 
+def seed(text: str) -> int:
+    """A whole number that torch's generators take; the type of `--seed`."""
+    return _bounded(text, int, lambda v: 0 <= v < 2**63, "a whole number of at least 0, below 2^63")
+
+
 def positive_float(text: str) -> float:
     """A finite number above 0; the type of `--lr` and its like."""
     return _bounded(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
@@ -207,8 +212,9 @@ def _plain(value):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a script's `main` and return its exit status; scripts end with `sys.exit(run_command(main))`.
 
-    0 when `main` returns None, what it returns otherwise; an InputError becomes one `error: ...` line on
-    stderr and 2; Ctrl-C 130. Any other exception is a fault of the program and keeps its traceback.
+    0 when `main` returns None, what it returns otherwise; an InputError, or an OSError that names a file,
+    becomes one `error: ...` line on stderr and 2; Ctrl-C 130. Any other exception is a fault of the program
+    and keeps its traceback.
     """
     try:
         return main() or EXIT_OK
@@ -222,6 +228,11 @@ def run_command(main: Callable[[], int | None]) -> int:
         # the reader of a pipe (`| head`) has gone; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_SOME_UNUSABLE
+    except OSError as error:  # of a file that the user named: no permission, too long a name
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        return EXIT_WRONG_INPUT
 
 
 def existing_path(path: str | Path, flag: str) -> Path:

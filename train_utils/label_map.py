@@ -107,9 +107,9 @@ def coco_names() -> dict[int, str]:
 def read_json(path):
     """Parse a json file; InputError names the file and the place when it is missing or broken."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # tools on Windows begin it with a byte-order mark
             return json.load(file)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also of integers with thousands of digits
         raise InputError(f"{path}: not valid json ({error}); download or export it again") from error
