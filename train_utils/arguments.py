@@ -195,6 +195,8 @@ def resolve(args, world):
     if args.weights == "none":
         # A random backbone does not train under frozen norm: its activations grow without bound.
         _fill(args, dict(norm="batch", trainable_layers=5))
+    if args.norm == "sync" and world.device.type == "cpu":
+        raise InputError("--norm sync works on GPUs only: give --norm batch, frozen or group on a CPU")
     if args.lr is None:
         args.lr = LR_ADAMW if args.optimizer == "adamw" else LR_PER_PICTURE * global_batch(args, world)
     if args.weight_decay is None:
