@@ -223,7 +223,7 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu",
     try:
         model.load_state_dict(content.get("ema", content["model"]))
     except RuntimeError as error:  # its message has a line per tensor
-        first = str(error).splitlines()[1].strip()
+        first = str(error).splitlines()[1].strip()[:160]
         raise InputError(f"{path}: does not fit the model flags that were given ({first})") from error
     return model.to(device).eval(), label_map
 
