@@ -11,12 +11,12 @@ from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 SMALL = {
-    "min_size": 128,
-    "max_size": 192,
+    "min_size": 96,
+    "max_size": 144,
     "rpn_post_nms_top_n_train": 60,
-    "rpn_post_nms_top_n_test": 30,
-    "box_batch_size_per_image": 12,
-    "box_detections_per_img": 12,
+    "rpn_post_nms_top_n_test": 20,
+    "box_batch_size_per_image": 8,
+    "box_detections_per_img": 8,
 }
 # one with pictures large enough that RoIs reach P4; anchors that fit small pictures for v2
 CASES = {
@@ -95,7 +95,7 @@ def test_detections_equal_torchvision_where_some_pictures_have_none(case, photos
             assert_same_detections(found, expected)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["v1", "v2"])
 def test_losses_and_gradients_equal_torchvision(case, photos, live_states, monkeypatch):
     theirs, ours = model_pair(case, live_states(case))
     oracle.labels_in_float64(oracle.without_chance(theirs))
