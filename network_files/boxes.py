@@ -17,15 +17,18 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def box_intersection(a: Tensor, b: Tensor) -> Tensor:
     """Areas shared by each box of a [N, 4] and each of b [M, 4] -> [N, M]."""
-    width = torch.min(a[:, None, 2], b[:, 2]).sub_(torch.max(a[:, None, 0], b[:, 0])).clamp_(min=0)  # [N, M]
-    height = torch.min(a[:, None, 3], b[:, 3]).sub_(torch.max(a[:, None, 1], b[:, 1])).clamp_(min=0)
+    ax1, ay1, ax2, ay2 = a.t().contiguous().unsqueeze(-1)  # [N, 1] each: columns in a row each, to be read in strides of 1
+    bx1, by1, bx2, by2 = b.t().contiguous()
+    width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)  # [N, M]
+    height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0)
     return width.mul_(height)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of a [N, 4] with b [M, 4] -> [N, M], in 0..1 (nan for two empty boxes)."""
     inter = box_intersection(a, b)
-    return inter / (box_area(a)[:, None] + box_area(b) - inter)
+    union = (box_area(a)[:, None] + box_area(b)).sub_(inter)
+    return inter.div_(union)
 
 
 def box_ioa(a: Tensor, b: Tensor) -> Tensor:
