@@ -119,8 +119,8 @@ def predict_pictures(args: argparse.Namespace) -> int:
     """Draws and prints each picture's detections, writes all of them as json; returns the exit status."""
     pictures = find_pictures(args.img_path)
     predictor = Predictor(args, DEFAULT_SCORE if args.score is None else args.score)
-    output_dir = Path(args.output_dir).expanduser()
-    if len(args.img_path) == 1 and pictures == [Path(args.img_path[0]).expanduser()]:
+    output_dir = files.user_path(args.output_dir)
+    if len(args.img_path) == 1 and pictures == [files.user_path(args.img_path[0])]:
         folder, names = output_dir, [f"{RESULT_NAME}.jpg"]
     else:
         folder, names = output_dir / RESULT_NAME, output_names(pictures)

@@ -21,7 +21,7 @@ from train_utils.coco_eval import format_record, write_record, write_results
 from train_utils.data_sets import open_data_set
 from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
-from train_utils.files import make_folder
+from train_utils.files import make_folder, user_path
 from train_utils.inference import add_model_arguments, check_same_classes, load_model
 from train_utils.train_loop import val_loader
 
@@ -84,7 +84,7 @@ def main() -> int:
     data_set = open_val_set(args, content.get("args", {}), label_map if named else None)
     check_same_classes(args.weights_path, label_map, data_set, named)
     print(data_set.describe())
-    make_folder(Path(args.output_dir).expanduser())  # rather now than after hours
+    output_dir = make_folder(user_path(args.output_dir))  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="picture", disable=None) as bar:
         loader = val_loader(args, world, data_set, model.config)
@@ -92,7 +92,7 @@ def main() -> int:
             bar.update(len(batch.images) + len(batch.skipped))
 
         result = evaluate(model, loader, data_set, world, on_batch=count)
-    return report(Path(args.output_dir).expanduser(), result)
+    return report(output_dir, result)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def box_intersection(a: Tensor, b: Tensor) -> Tensor:
     """Areas shared by each box of a [N, 4] and each of b [M, 4] -> [N, M]."""
-    ax1, ay1, ax2, ay2 = a.t().contiguous().unsqueeze(-1)  # [N, 1] each: columns in a row each, to be read in strides of 1
+    ax1, ay1, ax2, ay2 = a.t().contiguous().unsqueeze(-1)  # [N, 1] each, contiguous: far faster
     bx1, by1, bx2, by2 = b.t().contiguous()
     width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)  # [N, M]
     height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0)

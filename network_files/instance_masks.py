@@ -12,7 +12,7 @@ from torch import Tensor
 from network_files.cropped_masks import CroppedMasks, nearest_index
 from network_files.roi_align import bilinear_taps
 
-CHUNK = 4_000_000  # padded mask pixels that `mask_targets` holds at once
+CHUNK = 4_000_000  # padded mask pixels held at once
 
 
 def mask_targets(
@@ -30,25 +30,32 @@ def mask_targets(
     offsets = masks.offsets()[matched]  # [P]
     rows = _axis_weights(rois[:, 1], rois[:, 3], boxes[:, 1], boxes[:, 3], masks.size[0], resized[0], cells)
     columns = _axis_weights(rois[:, 0], rois[:, 2], boxes[:, 0], boxes[:, 2], masks.size[1], resized[1], cells)
-    sizes = (boxes[:, 2:] - boxes[:, :2]).tolist()
-    order = sorted(range(len(sizes)), key=lambda i: -max(sizes[i]))  # similar ones together: little padding
+    sizes = boxes[:, 2:] - boxes[:, :2]  # [P, 2]
     targets = rois.new_zeros(len(rois), cells, cells)
+    for some in _alike(sizes):
+        crops = _padded_crops(masks.pixels, offsets[some], *sizes[some].unbind(1)).to(rois.dtype)  # [p, h, w]
+        targets[some] = _product(rows(some, crops.shape[1]), crops, columns(some, crops.shape[2]))
+    return targets
+
+
+def _alike(sizes: Tensor) -> Iterator[Tensor]:
+    """Rows of sizes [N, 2] (width, height) in groups, int64 each, that pad to at most CHUNK pixels.
+
+    Similar sizes go together, so that little is padded.
+    """
+    pairs = sizes.tolist()
+    order = sorted(range(len(pairs)), key=lambda i: -max(pairs[i]))
     start = 0
     while start < len(order):
-        width, height = sizes[order[start]]
+        width, height = pairs[order[start]]
         stop = start + 1
         while stop < len(order):
-            width, height = max(width, sizes[order[stop]][0]), max(height, sizes[order[stop]][1])
+            width, height = max(width, pairs[order[stop]][0]), max(height, pairs[order[stop]][1])
             if (stop + 1 - start) * width * height > CHUNK:
                 break
             stop += 1
-        some = torch.tensor(order[start:stop], device=rois.device)
-        width, height = boxes[some, 2] - boxes[some, 0], boxes[some, 3] - boxes[some, 1]
-        crops = _padded_crops(masks.pixels, offsets[some], width, height).to(rois.dtype)  # [p, h, w]
-        w_rows, w_columns = rows(some, crops.shape[1]), columns(some, crops.shape[2])
-        targets[some] = _product(w_rows, crops, w_columns)
+        yield torch.tensor(order[start:stop], device=sizes.device)
         start = stop
-    return targets
 
 
 def _product(rows: Tensor, middle: Tensor, columns: Tensor) -> Tensor:
@@ -94,37 +101,53 @@ def _axis_weights(start, end, crop_start, crop_end, source: int, resized: int, c
     return weights
 
 
-def _pasted_crops(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """For each detection, its mask at the picture's resolution: x, y and probabilities [h, w] from there on.
+def _pasted_crops(
+    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float | None = None
+) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Each detection's mask at the picture's resolution: its index, x, y, and probabilities [h, w] from there on.
 
-    probs [D, m, m], boxes [D, 4]. The mask is padded by a cell, its box grown with it and truncated to
-    whole pixels, and resized to that box (bilinear), as torchvision's `paste_masks_in_image` does.
+    probs [D, m, m], boxes [D, 4]. The mask is padded by a cell, its box grown with it and truncated to whole
+    pixels, and resized to that box (bilinear), as torchvision's `paste_masks_in_image` does. With a threshold
+    the crops are bool, on the CPU. They come in no particular order.
     """
     cells = probs.shape[-1] + 2
     probs = F.pad(probs, (1, 1, 1, 1))  # [D, m + 2, m + 2]
     centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
     half = half * (cells / (cells - 2))
-    grown = torch.cat((centre - half, centre + half), 1).to(torch.int64).tolist()
-    for prob, (x1, y1, x2, y2) in zip(probs, grown, strict=True):
-        rows, y = _resize_weights(y1, y2, size[0], cells, prob)
-        columns, x = _resize_weights(x1, x2, size[1], cells, prob)
-        yield x, y, _product(rows, prob, columns)  # [h, w]
+    start, last = (centre - half).to(torch.int64), (centre + half).to(torch.int64)  # [D, 2]
+    limit = start.new_tensor([size[1], size[0]])
+    first = start.clamp(min=0).minimum(limit)  # the first visible pixel of each axis
+    visible = ((last + 1).minimum(limit) - first).clamp(min=0)  # [D, 2]
+    ratio = (cells / (last - start + 1).clamp(min=1).double()).to(probs.dtype)
+    columns, rows = (_resize_weights(*t, cells) for t in zip(first.T, start.T, ratio.T, visible.T, strict=True))
+    places = torch.cat((first, visible), 1).tolist()
+    for some in _alike(visible):
+        pasted = _product(rows(some), probs[some], columns(some))  # [p, height, width], padded
+        pasted = pasted if threshold is None else (pasted > threshold).cpu()
+        for i, crop in zip(some.tolist(), pasted, strict=True):
+            x, y, width, height = places[i]
+            yield i, x, y, crop[:height, :width]
 
 
-def _resize_weights(start: int, last: int, limit: int, cells: int, like: Tensor) -> tuple[Tensor, int]:
-    """Bilinear weights [visible pixels, cells] of pixels start..last inside 0..limit, and the first of them."""
-    length = max(last - start + 1, 1)
-    first = min(max(start, 0), limit)
-    pixel = torch.arange(first, max(min(last + 1, limit), first), dtype=like.dtype, device=like.device)
-    position = ((pixel - start + 0.5) * (cells / length) - 0.5).clamp(min=0)
-    cell, weight = bilinear_taps(position, cells)  # [pixels, 2]
-    return like.new_zeros(len(pixel), cells).scatter_add_(1, cell, weight), first
+def _resize_weights(first: Tensor, start: Tensor, ratio: Tensor, visible: Tensor, cells: int):
+    """One axis of `_pasted_crops`: a function (which detections) -> bilinear weights [p, pixels, cells].
+
+    All [D]: the first visible pixel, the mask's first pixel, cells per pixel, and how many pixels are visible.
+    """
+
+    def weights(some: Tensor) -> Tensor:
+        pixel = torch.arange(int(visible[some].max()), device=first.device) + (first - start)[some][:, None]
+        position = ((pixel + 0.5) * ratio[some][:, None] - 0.5).clamp(min=0)  # [p, pixels]
+        cell, weight = bilinear_taps(position, cells)  # [p, pixels, 2]
+        return weight.new_zeros(*position.shape, cells).scatter_add_(2, cell, weight)
+
+    return weights
 
 
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks probs [D, m, m] in 0..1 pasted into their boxes [D, 4] of a (H, W) picture -> [D, 1, H, W]."""
     out = probs.new_zeros(len(probs), 1, *size)
-    for i, (x, y, crop) in enumerate(_pasted_crops(probs, boxes, size)):
+    for i, x, y, crop in _pasted_crops(probs, boxes, size):
         out[i, 0, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
     return out
 
@@ -132,12 +155,11 @@ def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def mask_probs_to_bool(
     probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> CroppedMasks:
-    """Masks probs [D, m, m] pasted into boxes [D, 4] and set where > threshold, as crops."""
-    crops, corners = [], []
-    for x, y, crop in _pasted_crops(probs, boxes, size):
-        crops.append(crop > threshold)
-        corners.append((x, y, 0, 0))
-    return CroppedMasks.from_crops(crops, torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), size)
+    """Masks probs [D, m, m] pasted into boxes [D, 4] and set where > threshold, as crops on the CPU."""
+    crops, corners = [None] * len(probs), torch.zeros(len(probs), 4, dtype=torch.int64)
+    for i, x, y, crop in _pasted_crops(probs, boxes, size, threshold):
+        crops[i], corners[i] = crop, torch.tensor([x, y, 0, 0])
+    return CroppedMasks.from_crops(crops, corners, size)
 
 
 def encode_masks(
@@ -147,7 +169,10 @@ def encode_masks(
 
     Returns D dicts {"size": [H, W], "counts": str}; equal to pycocotools' encoding of the full-size masks.
     """
-    return [encode_crop((crop > threshold).cpu(), x, y, size) for x, y, crop in _pasted_crops(probs, boxes, size)]
+    codes = [None] * len(probs)
+    for i, x, y, crop in _pasted_crops(probs, boxes, size, threshold):
+        codes[i] = encode_crop(crop, x, y, size)
+    return codes
 
 
 def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:

@@ -66,7 +66,6 @@ def test_a_single_process_is_a_world_of_size_one():
     world, model = World.single("cpu"), torch.nn.Linear(1, 1)
     assert world.wrap(model) is model and world.is_main and world.size == 1
     assert world.gather(3) == world.gather_on_main(3) == [3]
-    assert world.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
     assert world.on_main(max, 1, 2) == 2
     with pytest.raises(InputError), world.main_first():
         raise InputError("as it is")

@@ -136,14 +136,17 @@ def load_checkpoint(path: str | Path) -> dict:
 
 
 def _check_version(checkpoint: dict, path: str | Path) -> None:
-    if checkpoint["format_version"] > FORMAT_VERSION:
-        raise InputError(f"{path}: written by a newer version (format {checkpoint['format_version']}, known "
-                         f"up to {FORMAT_VERSION}); update this program")
+    version = checkpoint["format_version"]
+    if not isinstance(version, int):
+        raise InputError(f"{path}: its format version {version!r} is not a number; not a checkpoint of this program")
+    if version > FORMAT_VERSION:
+        raise InputError(f"{path}: written by a newer version (format {version}, known up to {FORMAT_VERSION}); "
+                         "update this program")
 
 
 def is_checkpoint(content: dict) -> bool:
     """Whether a loaded dict is a checkpoint of this project (and not a bare state dict)."""
-    return all(key in content for key in ("format_version", "model", "config"))
+    return all(key in content for key in ("format_version", "model", "config", "label_map"))
 
 
 def find_damage(path: Path) -> str | None:
@@ -192,33 +195,31 @@ def _read_comment(file: BinaryIO) -> tuple[int, bytes | None]:
 
 
 def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu",
-                          num_classes: int | None = None, label_map: LabelMap | None = None,
-                          **config) -> tuple[MaskRCNN, LabelMap]:
+                          label_map: LabelMap | None = None, **config) -> tuple[MaskRCNN, LabelMap]:
     """A model in eval mode on `device`, and the label map, from a checkpoint or a bare state dict.
 
     A checkpoint tells everything; its averaged weights ("ema") are preferred to the raw ones. For a bare
     state dict (this project's or torchvision's keys) the architecture follows from keys and shapes.
 
     Args:
-        num_classes: counts background; only checked, since every file tells it.
         label_map: names and ids to use in place of the file's.
         config: fields of MaskRCNNConfig in place of the file's (`box_score_thresh`, `min_size`, ...).
 
     Raises:
-        InputError: not such a file, or `num_classes` or `label_map` do not fit it.
+        InputError: not such a file, or `label_map` does not fit it.
     """
     content = load_file(path)
     if not is_checkpoint(content):
         settings = {**infer_architecture(content, str(path)), **config}
         label_map = label_map or default_label_map(settings["num_classes"])
-        _check_classes(path, settings["num_classes"], num_classes, label_map)
+        _check_classes(path, settings["num_classes"], label_map)
         model = create_model(**settings)
         load_weights(model, str(path))
         return model.to(device).eval(), label_map
     _check_version(content, path)
     settings = {**content["config"], **config}
     label_map = label_map or LabelMap.from_dict(content["label_map"])
-    _check_classes(path, settings["num_classes"], num_classes, label_map)
+    _check_classes(path, settings["num_classes"], label_map)
     model = create_model(**settings)
     try:
         model.load_state_dict(content.get("ema", content["model"]))
@@ -228,10 +229,7 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu",
     return model.to(device).eval(), label_map
 
 
-def _check_classes(path, of_file: int, given: int | None, label_map: LabelMap) -> None:
-    if given is not None and given != of_file:
-        raise InputError(f"{path}: made for {of_file - 1} classes (without background), not {given - 1}; "
-                         f"leave --num-classes out or give {of_file - 1}")
+def _check_classes(path, of_file: int, label_map: LabelMap) -> None:
     if label_map.num_labels != of_file:
         raise InputError(f"{path}: made for {of_file - 1} classes (without background), the list of names "
                          f"has {label_map.num_labels - 1}; give the list that it was trained with")

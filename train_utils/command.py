@@ -9,7 +9,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -233,11 +232,3 @@ def run_command(main: Callable[[], int | None]) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
-
-
-def existing_path(path: str | Path, flag: str) -> Path:
-    """`path` if it exists, with `~` expanded; InputError naming the flag otherwise."""
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise InputError(f"{flag} {path}: no such file or folder")
-    return path

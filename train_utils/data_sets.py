@@ -9,6 +9,7 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.coco_annotations import check_is_coco, read_annotations
 from train_utils.coco_layout import LOOKED_FOR, data_root, find_image_dir, find_jsons, role_of
+from train_utils.files import user_path
 from train_utils.label_map import LabelMap, read_json
 from train_utils.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
 from train_utils.pictures import PictureError, read_picture
@@ -44,7 +45,7 @@ def open_data_set(
         from my_dataset_shapes import make_shapes
 
         path, dataset = make_shapes(shapes_dir), "coco"
-    path = Path(path)
+    path = user_path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check --data-path")
     if path.is_dir() and not any(path.iterdir()):
@@ -116,7 +117,7 @@ def _read_coco(json_path, root, image_dir, label_map):
     raw = read_json(json_path)
     check_is_coco(raw, json_path)
     if image_dir is not None:
-        image_dir = root = Path(image_dir)
+        image_dir = root = user_path(image_dir)
         if not image_dir.is_dir():
             raise InputError(f"{image_dir}: no such folder; check --image-dir")
     else:

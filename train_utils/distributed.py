@@ -78,20 +78,12 @@ class World:
         """Context of one micro-batch: gradients are exchanged in the last one of a step only."""
         return nullcontext() if last or self.size == 1 else model.no_sync()
 
-    def barrier(self):
-        self.sum(torch.zeros(1))
-
     def sum(self, tensor):
         """Sum of a small CPU tensor over the ranks, on every rank."""
         if self.size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
-
-    def mean(self, values):
-        """Mean over the ranks of a dict of scalar tensors or numbers, as a dict of floats."""
-        total = self.sum(torch.tensor([float(v) for v in values.values()], dtype=torch.float64)) / self.size
-        return dict(zip(values, total.tolist(), strict=True))
 
     def gather(self, value):
         """Every rank's object, in rank order, on every rank."""

@@ -15,6 +15,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as the user typed it, with `~` expanded where there is such a user (else it is a name)."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Turn an OSError raised while `path` is written into an InputError that says what to do."""

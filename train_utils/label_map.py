@@ -84,7 +84,10 @@ class LabelMap:
 
     @classmethod
     def from_dict(cls, values: dict) -> "LabelMap":
-        return cls(values["labels"], values["category_ids"], values["names"])
+        try:
+            return cls(values["labels"], values["category_ids"], values["names"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError("label map: labels, category_ids and names are needed, each a list") from error
 
     def __eq__(self, other):
         return isinstance(other, LabelMap) and self.to_dict() == other.to_dict()

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.files import user_path
 
 
 def find_pictures(img_paths: Iterable[str]) -> list[Path]:
@@ -16,7 +17,7 @@ def find_pictures(img_paths: Iterable[str]) -> list[Path]:
     """
     found = []
     for name in img_paths:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if path.is_dir():
             found += _pictures_in(path)
         elif path.exists():

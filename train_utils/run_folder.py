@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from backbone.errors import InputError
 from train_utils.checkpoint import find_damage, saved_at
-from train_utils.files import make_folder, write_text
+from train_utils.files import make_folder, user_path, write_text
 
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best)\.pth")
 
@@ -65,7 +65,7 @@ def prepare_run_folder(output_dir: str | Path | None, resume: str | Path | None 
     Raises:
         InputError: PATH does not exist or is damaged, all checkpoints are damaged, the folder cannot be made.
     """
-    folder = Path(output_dir or default).expanduser()
+    folder = user_path(output_dir or default)
     if folder.name in ("", ".."):  # "." has no name that a sibling's could be made from
         folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
@@ -77,7 +77,7 @@ def prepare_run_folder(output_dir: str | Path | None, resume: str | Path | None 
         if checkpoint is None and _has_results(folder):  # lines of a run whose checkpoints were deleted
             folder = _free_folder(folder)
     else:
-        checkpoint = _resume_path(Path(resume).expanduser())
+        checkpoint = _resume_path(user_path(resume))
         if output_dir is None or folder.resolve() == checkpoint.parent.resolve():
             folder = checkpoint.parent
         else:
