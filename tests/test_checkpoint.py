@@ -102,7 +102,7 @@ path, within = Path(sys.argv[1]), 0
 
 def save(value):
     big = torch.full((2000, 300), float(value))
-    save_checkpoint(path, {"format_version": FORMAT_VERSION, "model": big, "config": {}})
+    save_checkpoint(path, {"format_version": FORMAT_VERSION, "model": big, "config": {}, "label_map": {}})
 
 def save_without_end():
     for i in range(10**6):
@@ -281,6 +281,18 @@ def _older(key):
     for i in range(2):
         key = key.replace(f"mask_head.{i}.0.", f"mask_head.mask_fcn{i + 1}.")
     return key.replace("_blocks.0.0.", "_blocks.0.").replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+
+
+def test_damaged_content_is_named(tmp_path):
+    path = tmp_path / "x.pth"
+    saved_model(path)
+    whole = torch.load(path, weights_only=True)
+    for change, reason in (({"format_version": "1"}, "format version '1' is not a number"),
+                           ({"label_map": {"labels": [1]}}, "label map: labels, category_ids and names"),
+                           ({"label_map": None}, "label map: labels, category_ids and names")):
+        torch.save({**whole, **change}, path)
+        with pytest.raises(InputError, match=reason):
+            model_from_checkpoint(path)
 
 
 def test_other_state_dict_is_refused(tmp_path):

@@ -141,6 +141,9 @@ def test_image_dir(tmp_path):
     assert readable(open_data_set(tmp_path / "data", image_dir=tmp_path / "pictures").train)
     with pytest.raises(InputError, match="no such folder"):
         open_data_set(tmp_path / "data", image_dir=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"none of its 4 pictures \(as .*\) is in .*empty; check --image-dir"):
+        open_data_set(tmp_path / "data", image_dir=tmp_path / "empty", split="val")
 
 
 def test_categories_of_both_jsons_make_the_label_map(tmp_path):

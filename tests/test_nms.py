@@ -50,8 +50,18 @@ coordinates = st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(1, 6)] * 2)
 cases = st.lists(st.tuples(coordinates, st.sampled_from([0.1, 0.5, 0.9]), st.integers(0, 2)), max_size=40)
 
 
+@pytest.fixture(params=["pairs", "blocks"], scope="module")
+def way(request):
+    """Both ways of comparing boxes: with no pair allowed, blocks are compared whatever the boxes."""
+    patch = pytest.MonkeyPatch()
+    if request.param == "blocks":
+        patch.setattr(nms_module, "PAIRS", -1)
+    yield request.param
+    patch.undo()
+
+
 @given(cases, st.sampled_from([0.0, 0.2, 0.25, 0.5, 2 / 3, 0.7, 1.0]))
-def test_equals_the_loop_and_torchvision(case, threshold):
+def test_equals_the_loop_and_torchvision(way, case, threshold):
     boxes = torch.tensor([[x, y, x + w, y + h] for (x, y, w, h), _, _ in case], dtype=torch.float64).reshape(-1, 4)
     scores = torch.tensor([s for _, s, _ in case], dtype=torch.float64)
     groups = torch.tensor([g for _, _, g in case], dtype=torch.int64)
@@ -66,7 +76,7 @@ def test_equals_the_loop_and_torchvision(case, threshold):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("extent", [100.0, 1000.0])
-def test_many_boxes_equal_torchvision(dtype, threshold, extent):
+def test_many_boxes_equal_torchvision(way, dtype, threshold, extent):
     boxes = random_boxes(3000, seed=5, extent=extent).to(dtype)
     scores = (torch.rand(3000, generator=torch.Generator().manual_seed(6)) * 500).round().to(dtype)  # with ties
     groups = torch.randint(0, 5, (3000,), generator=torch.Generator().manual_seed(7))
@@ -83,6 +93,7 @@ def test_block_size_changes_nothing(monkeypatch, block):
     boxes, scores = random_boxes(150, 8), torch.rand(150, dtype=torch.float64)
     groups = torch.randint(0, 3, (150,))
     expected = slow_nms(boxes.tolist(), scores.tolist(), groups.tolist(), 0.4)
+    monkeypatch.setattr(nms_module, "PAIRS", -1)
     monkeypatch.setattr(nms_module, "BLOCK", block)
     assert batched_nms(boxes, scores, groups, 0.4).tolist() == expected
 

@@ -53,6 +53,8 @@ def open_data_set(
     if dataset == "auto":
         dataset = "voc" if is_voc(path) else "coco"
     if dataset == "voc":
+        if image_dir is not None:
+            raise InputError("--image-dir: VOC has its pictures in JPEGImages; leave the flag out")
         splits = _open_voc(path, year, split, label_map)
     elif dataset == "coco":
         splits = _open_coco(path, image_dir, val_fraction, seed, year, split, label_map)
@@ -116,18 +118,22 @@ def _read_coco(json_path, root, image_dir, label_map):
 
     raw = read_json(json_path)
     check_is_coco(raw, json_path)
-    if image_dir is not None:
+    names = [image.get("file_name") for image in raw["images"] if isinstance(image, dict)]
+    names = [name for name in names if isinstance(name, str) and name]
+    if not names:
+        raise InputError(f"{json_path}: its list of images holds no file_name")
+    if image_dir is None:
+        image_dir = find_image_dir(root, json_path, names)
+    else:
         image_dir = root = user_path(image_dir)
         if not image_dir.is_dir():
             raise InputError(f"{image_dir}: no such folder; check --image-dir")
-    else:
-        names = [image.get("file_name") for image in raw["images"] if isinstance(image, dict)]
-        names = [name for name in names if isinstance(name, str) and name]
-        if not names:
-            raise InputError(f"{json_path}: its list of images holds no file_name")
-        image_dir = find_image_dir(root, json_path, names)
     annotations = read_annotations(json_path, raw, size_reader(image_dir, root))
-    return CocoDataset(annotations, image_dir, root, label_map)
+    data = CocoDataset(annotations, image_dir, root, label_map)
+    if data.missing.all() and len(data):
+        raise InputError(f"{json_path}: none of its {len(data)} pictures (as {names[0]}) is in {image_dir}; "
+                         "check --image-dir")
+    return data
 
 
 def _merged_categories(train, val) -> dict[int, str]:
