@@ -78,9 +78,9 @@ class BoxCoder:
         return deltas * deltas.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
-        """deltas [N, 4] from reference [N, 4] -> boxes [N, 4]; growth is capped at 62.5-fold a side."""
+        """deltas [..., 4] from reference [..., 4] -> boxes [..., 4]; growth is capped at 62.5-fold a side."""
         deltas = deltas / deltas.new_tensor(self.weights)
-        ref_size = reference[:, 2:] - reference[:, :2]
-        centre = deltas[:, :2] * ref_size + reference[:, :2] + 0.5 * ref_size
-        half = 0.5 * ref_size * deltas[:, 2:].clamp(max=MAX_LOG_SCALE).exp()
-        return torch.cat((centre - half, centre + half), dim=1)  # [N, 4]
+        ref_size = reference[..., 2:] - reference[..., :2]
+        centre = deltas[..., :2] * ref_size + reference[..., :2] + 0.5 * ref_size
+        half = 0.5 * ref_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp()
+        return torch.cat((centre - half, centre + half), dim=-1)  # [..., 4]

@@ -139,11 +139,15 @@ class CroppedMasks:
         return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size)
 
 
-def nearest_index(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
-    """For each of `target` cells, the one of `source` cells that F.interpolate(mode="nearest") reads.
+def nearest_source(cell: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Of `source` cells the one that cell of `target` cells reads under F.interpolate(mode="nearest").
 
-    Returns int64 [target]. The ratio is rounded to float32 before it multiplies, as torch does.
+    All int64, of shapes that broadcast. The ratio is rounded to float32 before it multiplies, as torch does.
     """
-    ratio = torch.tensor(source, dtype=torch.float32) / target
-    index = (torch.arange(target, dtype=torch.float32, device=device) * ratio.to(device)).long()
-    return index.clamp_(max=source - 1)
+    return (cell.float() * (source.float() / target)).long().minimum(source - 1)
+
+
+def nearest_index(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
+    """`nearest_source` of each of `target` cells: int64 [target]."""
+    sides = torch.tensor([source, target], device=device)
+    return nearest_source(torch.arange(target, device=device), *sides)

@@ -3,37 +3,44 @@
 Shapes: N masks of one H x W picture, P RoIs, D detections, M = 28 cells a side.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network_files.cropped_masks import CroppedMasks, nearest_index
+from network_files.cropped_masks import CroppedMasks, nearest_source
 from network_files.roi_align import bilinear_taps
 
 CHUNK = 4_000_000  # padded mask pixels held at once
 
 
 def mask_targets(
-    masks: CroppedMasks, rois: Tensor, matched: Tensor, resized: tuple[int, int], cells: int
+    masks: list[CroppedMasks], rois: list[Tensor], matched: list[Tensor], resized: list[tuple[int, int]], cells: int
 ) -> Tensor:
     """What the mask branch should predict for each RoI: the share of set pixels in each of its cells.
 
-    masks: N of a picture; rois [P, 4] in the picture resized to (height, width) `resized`; matched int64
-    [P], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type.
+    Per picture: masks; rois [P_i, 4] in the picture resized to (height, width) `resized`; matched int64
+    [P_i], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type, P over all pictures.
 
     Matches torchvision, which resizes the full-size masks (nearest) and RoIAligns them with adaptive
     sampling. That average is separable: rows @ crop @ columns^T, with two small matrices per RoI.
     """
-    boxes = masks.boxes[matched]  # [P, 4]
-    offsets = masks.offsets()[matched]  # [P]
-    rows = _axis_weights(rois[:, 1], rois[:, 3], boxes[:, 1], boxes[:, 3], masks.size[0], resized[0], cells)
-    columns = _axis_weights(rois[:, 0], rois[:, 2], boxes[:, 0], boxes[:, 2], masks.size[1], resized[1], cells)
+    pixels = torch.cat([m.pixels for m in masks])
+    starts = itertools.accumulate((len(m.pixels) for m in masks), initial=0)
+    offsets = torch.cat([m.offsets()[i] + start for m, i, start in zip(masks, matched, starts, strict=False)])  # [P]
+    boxes = torch.cat([m.boxes[i] for m, i in zip(masks, matched, strict=True)])  # [P, 4]
+    counts = torch.tensor([len(r) for r in rois], device=boxes.device)
+    rois = torch.cat(rois)
+    sides = torch.tensor([[*m.size, *size] for m, size in zip(masks, resized, strict=True)], device=boxes.device)
+    sides = sides.repeat_interleave(counts, 0, output_size=len(rois))  # [P, 4] original and resized height, width
+    rows = _axis_weights(rois[:, 1::2], boxes[:, 1::2], sides[:, 0::2], cells)
+    columns = _axis_weights(rois[:, 0::2], boxes[:, 0::2], sides[:, 1::2], cells)
     sizes = boxes[:, 2:] - boxes[:, :2]  # [P, 2]
     targets = rois.new_zeros(len(rois), cells, cells)
     for some in _alike(sizes):
-        crops = _padded_crops(masks.pixels, offsets[some], *sizes[some].unbind(1)).to(rois.dtype)  # [p, h, w]
+        crops = _padded_crops(pixels, offsets[some], *sizes[some].unbind(1)).to(rois.dtype)  # [p, h, w]
         targets[some] = _product(rows(some, crops.shape[1]), crops, columns(some, crops.shape[2]))
     return targets
 
@@ -75,28 +82,30 @@ def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor
     return pixels[index.clamp_(max=len(pixels) - 1)] * inside
 
 
-def _axis_weights(start, end, crop_start, crop_end, source: int, resized: int, cells: int):
+def _axis_weights(rois: Tensor, crops: Tensor, sides: Tensor, cells: int):
     """One axis of `mask_targets`: a function (which RoIs, crop length) -> weights [p, cells, length].
 
-    Each cell averages ceil(RoI length / cells) bilinear samples; each sample reads two resized pixels;
-    each of these is one source pixel, which counts if it lies in the crop.
+    rois, crops [P, 2]: start and end; sides int64 [P, 2]: the picture's original and resized length. Each cell
+    averages ceil(RoI length / cells) bilinear samples; each sample reads two resized pixels; each of these is
+    one source pixel, which counts if it lies in the crop.
     """
-    index = nearest_index(source, resized, start.device)  # [resized]
 
     def weights(some: Tensor, length: int) -> Tensor:
-        lo, extent = start[some], (end - start)[some].clamp(min=1)  # [p]
+        lo, extent = rois[some, 0], (rois[some, 1] - rois[some, 0]).clamp(min=1)  # [p]
         samples = torch.ceil(extent / cells)  # per cell
-        k = torch.arange(max(int(samples.max()), 1), device=start.device)
-        cell = torch.arange(cells, device=start.device)[:, None]
+        k = torch.arange(max(int(samples.max()), 1), device=rois.device)
+        cell = torch.arange(cells, device=rois.device)[:, None]
         size = (extent / cells)[:, None, None]
         # in torchvision's order of operations, so that float32 rounds alike
         position = lo[:, None, None] + cell * size + (k + 0.5) * size / samples[:, None, None]  # [p, cells, k]
+        source, resized = sides[some, :, None, None].unbind(1)
         pixel, weight = bilinear_taps(position, resized)  # [p, cells, k, 2]
         weight = weight * (k < samples[:, None, None])[..., None] / samples[:, None, None, None]
-        row = index[pixel] - crop_start[some][:, None, None, None]
-        weight = weight * ((row >= 0) & (row < (crop_end - crop_start)[some][:, None, None, None]))
+        start, end = crops[some, :, None, None, None].unbind(1)
+        row = nearest_source(pixel, source[..., None], resized[..., None])
+        weight = weight * ((row >= start) & (row < end))
         out = weight.new_zeros(len(some), cells, length)
-        return out.scatter_add_(2, row.clamp(0, length - 1).flatten(2), weight.flatten(2))
+        return out.scatter_add_(2, (row - start).clamp(0, length - 1).flatten(2), weight.flatten(2))
 
     return weights
 

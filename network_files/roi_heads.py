@@ -185,11 +185,11 @@ class RoIHeads(nn.Module):
         positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
         rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
         cells = 2 * self.config.mask_roi_size
-        targets = [mask_targets(obj.masks, roi, matched[p], obj.size, cells)
-                   for obj, roi, matched, p in zip(objects, rois, samples.matched, positive, strict=True)]
+        matched = [m[p] for m, p in zip(samples.matched, positive, strict=True)]
+        targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells)
         logits = self.mask_predictor(self.mask_head(self.pool(maps, rois, self.config.mask_roi_size)))
         labels = torch.cat([label[p] for label, p in zip(samples.labels, positive, strict=True)])
-        return mask_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, torch.cat(targets))
+        return mask_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, targets)
 
     def detect(self, batch: PictureBatch, maps: list[Tensor], proposals: list[Tensor]) -> list[dict[str, Tensor]]:
         """Per picture: boxes [D, 4] in the resized picture, scores, labels, and mask_probs [D, M, M]."""

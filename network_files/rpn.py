@@ -71,15 +71,17 @@ class RegionProposalNetwork(nn.Module):
         cfg = self.config
         before = cfg.rpn_pre_nms_top_n_train if self.training else cfg.rpn_pre_nms_top_n_test
         after = cfg.rpn_post_nms_top_n_train if self.training else cfg.rpn_post_nms_top_n_test
-        proposals = []
-        for i, size in enumerate(batch.sizes):
-            boxes, scores, levels = [], [], []
-            for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-                score, top = logit[i].topk(min(before, logit.shape[1]))
-                boxes.append(self.coder.decode(delta[i][top], anchor[top]))
-                scores.append(score.sigmoid())
-                levels.append(torch.full_like(top, level))
-            box, score, level = clip_boxes(torch.cat(boxes), size), torch.cat(scores), torch.cat(levels)
+        best, references, objectness, levels = [], [], [], []
+        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            score, top = logit.topk(min(before, logit.shape[1]), dim=1)  # [N, k]
+            best.append(delta.gather(1, top[..., None].expand(-1, -1, 4)))
+            references.append(anchor[top])
+            objectness.append(score)
+            levels.append(torch.full_like(top, level))
+        decoded = self.coder.decode(torch.cat(best, 1), torch.cat(references, 1))  # [N, K, 4]
+        scores, proposals = torch.cat(objectness, 1).sigmoid(), []
+        for box, score, level, size in zip(decoded, scores, torch.cat(levels, 1), batch.sizes, strict=True):
+            box = clip_boxes(box, size)
             good = at_least(box, MIN_SIDE) & (score >= cfg.rpn_score_thresh)
             box, score, level = box[good], score[good], level[good]
             proposals.append(box[batched_nms(box, score, level, cfg.rpn_nms_thresh)[:after]])

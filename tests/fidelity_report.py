@@ -79,7 +79,7 @@ def targets_of_masks(pictures):
         rois = target["boxes"] * 1.6 + torch.tensor([-3.3, 2.2, 4.1, -1.7])
         index = torch.arange(len(rois))
         theirs = torchvision.ops.roi_align(full, torch.cat((index[:, None], rois), 1), 28, 1.0)[:, 0]
-        ours = mask_targets(CroppedMasks.from_masks(target["masks"]), rois, index, size, 28)
+        ours = mask_targets([CroppedMasks.from_masks(target["masks"])], [rois], [index], [size], 28)
         worst = max(worst, largest(ours, theirs))
     print(f"mask targets, float32: {worst}")
 

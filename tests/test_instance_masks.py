@@ -12,13 +12,12 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.models.detection.transform import _resize_image_and_masks
 
 from network_files import instance_masks
+from network_files.cropped_masks import CroppedMasks, nearest_index
 from network_files.instance_masks import (
-    CroppedMasks,
     encode_crop,
     encode_masks,
     mask_probs_to_bool,
     mask_targets,
-    nearest_index,
     paste_masks,
 )
 
@@ -130,6 +129,18 @@ def random_rois(count, height, width, dtype):
     return torch.cat((corner, torch.min(corner + size, torch.tensor([width, height]))), 1).to(dtype)
 
 
+def test_mask_targets_of_a_batch_are_those_of_its_pictures():
+    pictures = [(some_masks(40, 60), (80, 120)), (some_masks(30, 30)[:0], (50, 50)), (some_masks(200, 90), (100, 45))]
+    masks = [CroppedMasks.from_masks(m) for m, _ in pictures]
+    rois = [random_rois(7 if len(m) else 0, *size, torch.float32) for m, size in pictures]
+    matched = [torch.arange(len(r)) % 6 for r in rois]
+    sizes = [size for _, size in pictures]
+    alone = [mask_targets([m], [r], [i], [s], 28) for m, r, i, s in zip(masks, rois, matched, sizes, strict=True)]
+    together = mask_targets(masks, rois, matched, sizes, 28)
+    assert together.shape == (14, 28, 28) and together.amax() > 0
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize(
     "sizes", [((37, 53), (74, 106)), ((120, 90), (213, 160)), ((200, 300), (60, 90)), ((64, 64), (64, 64))]
@@ -143,11 +154,11 @@ def test_mask_targets_equal_torchvision(dtype, tolerance, sizes, monkeypatch):
     full = F.interpolate(masks[:, None].float(), size=resized)[:, 0].byte()
     expected = project_masks_on_boxes(full, rois, matched, 28)
     cropped = CroppedMasks.from_masks(masks)
-    found = mask_targets(cropped, rois, matched, resized, 28)
+    found = mask_targets([cropped], [rois], [matched], [resized], 28)
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     monkeypatch.setattr(instance_masks, "CHUNK", 500)  # many small portions give the same
-    torch.testing.assert_close(mask_targets(cropped, rois, matched, resized, 28), found, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mask_targets([cropped], [rois], [matched], [resized], 28), found, rtol=0, atol=1e-6)
 
 
 def test_mask_targets_follow_torchvisions_resizing_of_real_masks(pictures):
@@ -160,7 +171,7 @@ def test_mask_targets_follow_torchvisions_resizing_of_real_masks(pictures):
     rois = target["boxes"] * scale
     matched = torch.arange(len(rois))
     expected = project_masks_on_boxes(full["masks"], rois, matched, 28)
-    found = mask_targets(CroppedMasks.from_masks(target["masks"]), rois, matched, size, 28)
+    found = mask_targets([CroppedMasks.from_masks(target["masks"])], [rois], [matched], [size], 28)
     assert expected.mean() > 0.2
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -168,7 +179,7 @@ def test_mask_targets_follow_torchvisions_resizing_of_real_masks(pictures):
 def test_mask_targets_equal_the_loop():
     masks = some_masks()
     rois = random_rois(6, 37, 53, torch.float64)
-    found = mask_targets(CroppedMasks.from_masks(masks), rois, torch.arange(6), (37, 53), 4)
+    found = mask_targets([CroppedMasks.from_masks(masks)], [rois], [torch.arange(6)], [(37, 53)], 4)
     slow = [slow_roi_align(mask.tolist(), roi, 4) for mask, roi in zip(masks, rois.tolist(), strict=True)]
     torch.testing.assert_close(found, torch.tensor(slow, dtype=torch.float64))
 
@@ -176,9 +187,9 @@ def test_mask_targets_equal_the_loop():
 def test_mask_targets_of_nothing():
     cropped = CroppedMasks.from_masks(some_masks())
     none = torch.zeros(0, dtype=torch.int64)
-    assert mask_targets(cropped, torch.zeros(0, 4), none, (37, 53), 28).shape == (0, 28, 28)
-    assert mask_targets(CroppedMasks.empty((9, 9)), torch.zeros(0, 4), none, (9, 9), 28).shape == (0, 28, 28)
-    empty_mask = mask_targets(cropped[[4]], torch.tensor([[1.0, 1, 9, 9]]), torch.tensor([0]), (37, 53), 28)
+    assert mask_targets([cropped], [torch.zeros(0, 4)], [none], [(37, 53)], 28).shape == (0, 28, 28)
+    assert mask_targets([CroppedMasks.empty((9, 9))], [torch.zeros(0, 4)], [none], [(9, 9)], 28).shape == (0, 28, 28)
+    empty_mask = mask_targets([cropped[[4]]], [torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])], [(37, 53)], 28)
     assert not empty_mask.any()
 
 
@@ -217,7 +228,7 @@ def test_crop_and_paste_undo_each_other():
     box = torch.tensor([[8.0, 6, 36, 34]])
     mask = torch.zeros(1, 40, 50, dtype=torch.uint8)
     mask[0, 6:34, 8:36] = 1
-    targets = mask_targets(CroppedMasks.from_masks(mask), box, torch.tensor([0]), (40, 50), 28)
+    targets = mask_targets([CroppedMasks.from_masks(mask)], [box], [torch.tensor([0])], [(40, 50)], 28)
     back = mask_probs_to_bool(targets, box, (40, 50)).to_masks()
     assert (back != mask).sum() <= 2 * 4 * 28
 
