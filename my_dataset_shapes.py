@@ -24,11 +24,11 @@ from backbone.errors import InputError
 CLASSES = ("rectangle", "ellipse", "triangle")  # category ids 1, 2, 3
 EVERY, EMPTY, CROWD = 20, 7, 13  # picture n is empty where n % 20 == 7, has a crowd where n % 20 == 13
 MIN_VISIBLE = 0.25  # the part of each shape that later ones must leave uncovered
-MIN_CONTRAST = 40  # of 255, in the channel where a shape differs most from the ground
-NOISE = 16.0  # standard deviation of the ground, of 255
+MIN_CONTRAST = 100  # of 255, in the channel where a shape differs most from the ground
+NOISE = 8.0  # standard deviation of the ground, of 255
 
 
-def make_shapes(folder, train=400, val=60, size=128, seed=0):
+def make_shapes(folder, train=900, val=60, size=128, seed=0):
     """Draw the data set into `folder`, unless it is there already, and return the folder as a Path.
 
     `train` and `val` count pictures, of size x size pixels. The folder appears only when complete: it is
@@ -37,7 +37,7 @@ def make_shapes(folder, train=400, val=60, size=128, seed=0):
     InputError when the folder holds something else, or shapes drawn with other settings.
     """
     folder = Path(folder)
-    info = {"description": "drawn shapes", "version": "1",
+    info = {"description": "drawn shapes", "version": "2",
             "train": train, "val": val, "size": size, "seed": seed}
     if size < 32:
         raise InputError(f"shapes need pictures of at least 32 x 32 pixels, not {size}")

@@ -27,17 +27,17 @@ BUILT_IN_MODEL = dict(
     fpn_channels=64,
     min_size=[128],
     max_size=128,
-    anchor_sizes=[8, 16, 32, 64, 128],
-    rpn_pre_nms_top_n_train=300,
-    rpn_pre_nms_top_n_test=300,
-    rpn_post_nms_top_n_train=150,
-    rpn_post_nms_top_n_test=150,
-    box_batch_size_per_image=64,
+    anchor_sizes=[16, 32, 64, 128, 256],
+    rpn_pre_nms_top_n_train=200,
+    rpn_pre_nms_top_n_test=200,
+    rpn_post_nms_top_n_train=100,
+    rpn_post_nms_top_n_test=100,
+    box_batch_size_per_image=32,
     box_head_channels=256,
     mask_head_channels=64,
     mask_head_layers=2,
 )
-BUILT_IN_RUN = dict(epochs=12, batch_size=4)
+BUILT_IN_RUN = dict(epochs=5, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
 
 USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")

@@ -1,0 +1,65 @@
+"""This project beside torchvision, in one process, on the same weights and inputs.
+
+    python -m benchmarks --list
+    python -m benchmarks nms_2000 roi_align        these
+    python -m benchmarks                           all: the table of the README
+
+One table row and one line of JSON per benchmark. Ratio: our median over torchvision's, below 1 is faster.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from backbone.errors import InputError
+from benchmarks.harness import HEADER, Settings, describe_machine, measure
+from benchmarks.operators import BENCHMARKS
+from train_utils.command import pick_device, positive_int, run_command
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run (default: all)")
+    parser.add_argument("--list", action="store_true", help="name them and stop")
+    parser.add_argument("--repeats", type=positive_int, default=9, help="measured turns (default: 9)")
+    parser.add_argument("--threads", type=positive_int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:i (default: cpu)")
+    parser.add_argument("--data", type=Path, default=DATA,
+                        help="a folder with coco_mini/ in it; drawn pictures are taken where it is missing")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory columns empty")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    by_name = {benchmark.name: benchmark for benchmark in BENCHMARKS}
+    unknown = [name for name in args.names if name not in by_name]
+    if unknown:
+        raise InputError(f"no benchmark is called {unknown[0]}; there are {', '.join(by_name)}")
+    if args.list:
+        for benchmark in BENCHMARKS:
+            print(f"{benchmark.name:20} {benchmark.what}")
+        return
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    data = args.data if (args.data / "coco_mini").is_dir() else None
+    print(f"{describe_machine(device)}; {'photos of ' + str(data / 'coco_mini') if data else 'drawn pictures'}\n")
+    print(HEADER, flush=True)
+    rows = []
+    for name in args.names or by_name:
+        rows.append(measure(by_name[name], Settings(device, data, args.repeats), memory=not args.no_memory))
+        print(rows[-1].markdown(), flush=True)
+    print()
+    for row in rows:
+        print(row.json())
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

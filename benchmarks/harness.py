@@ -1,0 +1,176 @@
+"""Two implementations of one thing, timed by turns in one process, their memory taken each in a process of its own.
+
+A machine's speed drifts, so seconds of different runs say little: the ratio of medians taken by turns does.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SIDES = ("ours", "torchvision")
+HEADER = (
+    "| what | ours | torchvision | ratio | ours, memory | torchvision, memory | difference |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every benchmark is told. data: a folder with coco_mini/ in it, or None for drawn pictures."""
+
+    device: torch.device
+    data: Path | None
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`prepare(settings)` returns both sides, functions without arguments whose results can be compared.
+
+    difference: (ours, torchvision's result) -> the largest difference, None where chance is at work.
+    """
+
+    name: str
+    what: str
+    prepare: Callable[[Settings], tuple[Callable[[], Any], Callable[[], Any]]]
+    difference: Callable[[Any, Any], float] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: medians in seconds, peak memory above what the inputs took in MiB."""
+
+    name: str
+    what: str
+    ours: float
+    torchvision: float
+    ratio: float
+    ours_mib: float | None
+    torchvision_mib: float | None
+    difference: float | None
+    repeats: int
+
+    def markdown(self) -> str:
+        memory = ["" if m is None else f"{m:.0f} MiB" for m in (self.ours_mib, self.torchvision_mib)]
+        difference = "" if self.difference is None else f"{self.difference:.1e}"
+        cells = [self.what, _duration(self.ours), _duration(self.torchvision), f"{self.ratio:.2f}", *memory, difference]
+        return f"| {' | '.join(cells)} |"
+
+    def json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def measure(benchmark: Benchmark, settings: Settings, memory: bool = True) -> Row:
+    """Both sides by turns, once to warm up and then `settings.repeats` times."""
+    sides = dict(zip(SIDES, benchmark.prepare(settings), strict=True))
+    results = {side: run() for side, run in sides.items()}
+    difference = benchmark.difference(*results.values()) if benchmark.difference else None
+    del results
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(settings.repeats):
+        for side, run in sides.items():
+            seconds[side].append(_timed(run, settings.device))
+    ours, theirs = (statistics.median(seconds[side]) for side in SIDES)
+    peaks = [peak_memory(benchmark, settings, side) if memory else None for side in SIDES]
+    return Row(benchmark.name, benchmark.what, ours, theirs, ours / theirs, *peaks, difference, settings.repeats)
+
+
+def _timed(run: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(benchmark: Benchmark, settings: Settings, side: str) -> float | None:
+    """MiB that one side needs at its peak beyond what was there before it ran; None where the system can't tell.
+
+    Measured in a fresh process on the first run, so that neither side reuses what the other or itself left.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measure_memory, args=(benchmark, settings, side, torch.get_num_threads(), sender))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"{benchmark.name}: the process that measures {side}'s memory died") from None
+    finally:
+        child.join()
+
+
+def _measure_memory(benchmark, settings, side, threads, sender) -> None:
+    torch.set_num_threads(threads)
+    run = benchmark.prepare(settings)[SIDES.index(side)]
+    if settings.device.type == "cuda":
+        run()  # libraries set aside their workspaces at the first call
+        _wait(settings.device)
+        before = torch.cuda.memory_allocated(settings.device)
+        torch.cuda.reset_peak_memory_stats(settings.device)
+        run()
+        _wait(settings.device)
+        sender.send((torch.cuda.max_memory_allocated(settings.device) - before) / 2**20)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
+        before = _resident("VmRSS")
+    except OSError:
+        sender.send(None)
+        return
+    run()
+    sender.send((_resident("VmHWM") - before) / 1024)
+
+
+def _resident(field: str) -> int:
+    """KiB, from /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
+
+
+def describe_machine(device: torch.device) -> str:
+    """One line: versions, threads, processor."""
+    import torchvision
+
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return (f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} threads "
+            f"of {os.cpu_count()} cores, {processor}")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def largest_difference(ours: Any, theirs: Any) -> float:
+    """The largest absolute difference between tensors, or lists of tensors, of equal shapes (else infinite)."""
+    if isinstance(ours, torch.Tensor):
+        if ours.shape != theirs.shape:
+            return float("inf")
+        return float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0
+    if len(ours) != len(theirs):
+        return float("inf")
+    return max((largest_difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)

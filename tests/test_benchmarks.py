@@ -1,0 +1,67 @@
+"""The benchmarks' harness: it times both sides, compares their results, and takes each side's memory apart."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbone.errors import InputError
+from benchmarks import inputs
+from benchmarks.__main__ import main
+from benchmarks.harness import Benchmark, Settings, largest_difference, measure
+from benchmarks.operators import BENCHMARKS
+
+SETTINGS = Settings(torch.device("cpu"), None, 1)
+MIB_64 = 16 * 2**20  # float32 numbers
+
+
+def prepare_greedy(settings):
+    return lambda: torch.ones(MIB_64).sum(), lambda: torch.ones(1).sum()
+
+
+def test_a_row_and_a_line_of_json_for_each(capsys):
+    main(["nms_2000", "--repeats", "2", "--no-memory", "--data", "nowhere"])
+    head, _, *table, row, empty, line = capsys.readouterr().out.splitlines()
+    assert f"torch {torch.__version__}, torchvision " in head and head.endswith("drawn pictures")
+    assert len(table) == 2 and row.startswith("| NMS, 2,000 boxes |") and row.count("|") == table[0].count("|")
+    values = json.loads(line)
+    assert (values["name"], values["difference"], values["repeats"]) == ("nms_2000", 0.0, 2)
+    assert values["ratio"] == pytest.approx(values["ours"] / values["torchvision"]) and not empty
+
+
+def test_all_are_listed_and_others_are_refused(capsys):
+    main(["--list"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [b.name for b in BENCHMARKS]
+    with pytest.raises(InputError, match="no benchmark is called x; there are nms_2000"):
+        main(["x"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux' /proc")
+def test_memory_is_each_sides_own():
+    row = measure(Benchmark("greedy", "64 MiB beside none", prepare_greedy), SETTINGS)
+    assert 60 < row.ours_mib < 80 and row.torchvision_mib < 16
+    assert row.difference is None and row.markdown().startswith("| 64 MiB beside none | ")
+
+
+def test_largest_difference():
+    a = torch.tensor([1.0, 2.0])
+    assert largest_difference(a, a + 0.5) == 0.5
+    assert largest_difference([a, a], [a, a - 2]) == 2
+    assert largest_difference(a, a[:1]) == largest_difference([a], []) == float("inf")
+    assert largest_difference(a[:0], a[:0]) == 0
+
+
+@pytest.mark.parametrize("name", ["mask_targets", "paste"])
+def test_results_of_the_operators_agree(name):
+    (benchmark,) = (b for b in BENCHMARKS if b.name == name)
+    ours, theirs = (run() for run in benchmark.prepare(SETTINGS))
+    assert benchmark.difference(ours, theirs) <= 1e-6
+
+
+def test_drawn_pictures_have_the_objects_asked_for():
+    (image, target), _ = inputs.photos(None, 2, objects=7)
+    assert image.shape == (3, 480, 640) and len(target["masks"]) == len(target["boxes"]) == 7
+    assert bool((target["boxes"][:, 2:] > target["boxes"][:, :2]).all())
+    images, targets = inputs.as_torchvision([(image, target)], torch.device("cpu"))
+    assert images[0].max() <= 1 and targets[0]["masks"].shape == (7, 480, 640)
