@@ -8,6 +8,7 @@ One table row and one line of JSON per benchmark. Ratio: our median over torchvi
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from benchmarks.harness import HEADER, Settings, describe_machine, measure
 from benchmarks.operators import BENCHMARKS
 from train_utils.command import pick_device, positive_int, run_command
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
