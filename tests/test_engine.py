@@ -283,7 +283,7 @@ def test_evaluation_by_hand():
     assert len(result.samples) == 2 and torch.equal(result.samples[1][0], picture(1))
     singles = [model([picture(i)], None)[0] for i in range(3)]
     for name in LOSS_NAMES:
-        assert result.losses[name] == pytest.approx(sum(float(s[name]) for s in singles) / 3)
+        assert result.losses[name] == pytest.approx(sum(s[name].item() for s in singles) / 3)
 
 
 def test_unreadable_pictures_are_left_out_of_the_numbers():
