@@ -37,7 +37,7 @@ BUILT_IN_MODEL = dict(
     mask_head_channels=64,
     mask_head_layers=2,
 )
-BUILT_IN_RUN = dict(epochs=5, batch_size=4)
+BUILT_IN_RUN = dict(epochs=4, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
 
 USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
