@@ -1,6 +1,6 @@
 """Train Mask R-CNN in one process, on a GPU where there is one, else on the CPU.
 
-    python train.py                                    the built-in shapes: some minutes on two CPU cores
+    python train.py                                    the built-in shapes: 4 minutes on two CPU cores
     python train.py --data-path DATA                   COCO or VOC data; ResNet-50 with COCO weights
     python train.py --data-path DATA --amp             the same in mixed precision
     python train.py --data-path DATA --resume auto     go on where the run in ./save_weights was cut
