@@ -3,6 +3,7 @@
 A machine's speed drifts, so seconds of different runs say little: the ratio of medians taken by turns does.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -16,11 +17,12 @@ from typing import Any
 
 import torch
 
-SIDES = ("ours", "torchvision")
+SIDES = ("ours", "theirs")
 HEADER = (
-    "| what | ours | torchvision | ratio | ours, memory | torchvision, memory | difference |\n"
-    "|---|---|---|---|---|---|---|"
+    "| what | ours | theirs | ratio | ours, memory | theirs, memory | ratio | difference |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
+PEAK, KEPT = "peak", "kept"
 
 
 @dataclass(frozen=True)
@@ -36,33 +38,44 @@ class Settings:
 class Benchmark:
     """`prepare(settings)` returns both sides, functions without arguments whose results can be compared.
 
-    difference: (ours, torchvision's result) -> the largest difference, None where chance is at work.
+    difference: (our, their result) -> the largest difference, None where chance is at work. against: whose the
+    other side is. memory: PEAK while it runs, KEPT by its result, or a function (settings, "ours" or "theirs")
+    -> MiB. prepare raises `LeftOut` where this machine can't run it.
     """
 
     name: str
     what: str
     prepare: Callable[[Settings], tuple[Callable[[], Any], Callable[[], Any]]]
     difference: Callable[[Any, Any], float] | None = None
+    against: str = "torchvision"
+    memory: str | Callable[[Settings, str], float | None] = PEAK
+
+
+class LeftOut(Exception):
+    """Why this machine can't run a benchmark."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: medians in seconds, peak memory above what the inputs took in MiB."""
+    """One line of the table: medians in seconds, memory above what the inputs took in MiB."""
 
     name: str
     what: str
+    against: str
     ours: float
-    torchvision: float
+    theirs: float
     ratio: float
     ours_mib: float | None
-    torchvision_mib: float | None
+    theirs_mib: float | None
     difference: float | None
     repeats: int
 
     def markdown(self) -> str:
-        memory = ["" if m is None else f"{m:.0f} MiB" for m in (self.ours_mib, self.torchvision_mib)]
+        what = self.what if self.against == "torchvision" else f"{self.what} (beside {self.against})"
+        memory = ["" if m is None else f"{m:.0f} MiB" for m in (self.ours_mib, self.theirs_mib)]
+        memory.append(f"{self.ours_mib / self.theirs_mib:.2f}" if self.ours_mib and self.theirs_mib else "")
         difference = "" if self.difference is None else f"{self.difference:.1e}"
-        cells = [self.what, _duration(self.ours), _duration(self.torchvision), f"{self.ratio:.2f}", *memory, difference]
+        cells = [what, _duration(self.ours), _duration(self.theirs), f"{self.ratio:.2f}", *memory, difference]
         return f"| {' | '.join(cells)} |"
 
     def json(self) -> str:
@@ -84,8 +97,9 @@ def measure(benchmark: Benchmark, settings: Settings, memory: bool = True) -> Ro
         for side, run in sides.items():
             seconds[side].append(_timed(run, settings.device))
     ours, theirs = (statistics.median(seconds[side]) for side in SIDES)
-    peaks = [peak_memory(benchmark, settings, side) if memory else None for side in SIDES]
-    return Row(benchmark.name, benchmark.what, ours, theirs, ours / theirs, *peaks, difference, settings.repeats)
+    peaks = [memory_of(benchmark, settings, side) if memory else None for side in SIDES]
+    return Row(benchmark.name, benchmark.what, benchmark.against, ours, theirs, ours / theirs, *peaks, difference,
+               settings.repeats)
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
@@ -101,11 +115,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory(benchmark: Benchmark, settings: Settings, side: str) -> float | None:
-    """MiB that one side needs at its peak beyond what was there before it ran; None where the system can't tell.
+def memory_of(benchmark: Benchmark, settings: Settings, side: str) -> float | None:
+    """MiB that one side needs beyond what was there before it ran; None where the system can't tell.
 
     Measured in a fresh process on the first run, so that neither side reuses what the other or itself left.
     """
+    if callable(benchmark.memory):
+        return benchmark.memory(settings, side)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_measure_memory, args=(benchmark, settings, side, torch.get_num_threads(), sender))
@@ -114,7 +130,7 @@ def peak_memory(benchmark: Benchmark, settings: Settings, side: str) -> float | 
     try:
         return receiver.recv()
     except EOFError:
-        raise RuntimeError(f"{benchmark.name}: the process that measures {side}'s memory died") from None
+        raise RuntimeError(f"{benchmark.name}: the process that measures the memory of {side} died") from None
     finally:
         child.join()
 
@@ -133,18 +149,20 @@ def _measure_memory(benchmark, settings, side, threads, sender) -> None:
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
-        before = _resident("VmRSS")
+        before = resident_mib("VmRSS")
     except OSError:
         sender.send(None)
         return
-    run()
-    sender.send((_resident("VmHWM") - before) / 1024)
+    result = run()
+    gc.collect()
+    sender.send(resident_mib("VmRSS" if benchmark.memory == KEPT else "VmHWM") - before)
+    del result  # alive until here
 
 
-def _resident(field: str) -> int:
-    """KiB, from /proc/self/status."""
+def resident_mib(field: str) -> float:
+    """MiB, from /proc/self/status: "VmRSS" resident now, "VmHWM" at its peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
+    return int(line.split()[1]) / 1024
 
 
 def describe_machine(device: torch.device) -> str:
