@@ -13,7 +13,7 @@ from benchmarks.harness import Benchmark, Settings, largest_difference
 from benchmarks.inputs import clustered_boxes, photos, with_objects
 from network_files.instance_masks import encode_masks, mask_targets
 from network_files.nms import nms
-from network_files.roi_align import roi_align, roi_levels
+from network_files.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import resized_size
 
 SIZE = (800, 1333)  # a picture as the published models see it
@@ -40,7 +40,7 @@ def prepare_roi_align(settings: Settings, backward: bool):
         return torch.autograd.grad(pooled, inputs, cotangent) if backward else pooled
 
     def run_ours():
-        return finish(roi_align(ours, rois, picture, roi_levels(rois, 4), (4, 8, 16, 32), 7), ours)
+        return finish(roi_align(FeatureTable(ours), rois, picture, roi_levels(rois, 4), (4, 8, 16, 32), 7), ours)
 
     def run_theirs():
         return finish(pooler(theirs, [rois], [SIZE]), list(theirs.values()))

@@ -4,7 +4,6 @@ Shapes: S sampled anchors or RoIs of the whole batch, K of them positive, C clas
 Box losses are smooth L1 with the knee at 1/9 (Detectron), summed and divided by S.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,9 +34,8 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
     }
 
 
-def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Mask logits [K, C, M, M], of which a RoI's own class counts, against targets [K, M, M] in 0..1."""
-    own = logits[torch.arange(len(labels), device=labels.device), labels]  # [K, M, M]
-    loss = F.binary_cross_entropy_with_logits(own, targets, reduction="sum")
+def mask_loss(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Mask logits [K, M, M] of each RoI's own class against targets [K, M, M] in 0..1."""
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     # without positives the sum over nothing still ties the mask branch into the graph
     return {"loss_mask": loss / max(targets.numel(), 1)}

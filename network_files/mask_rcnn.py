@@ -9,6 +9,7 @@ from backbone import FrozenBatchNorm2d, InputError, build_backbone
 from network_files.boxes import scale_boxes
 from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import paste_masks
+from network_files.roi_align import FeatureTable
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
 from network_files.transform import Transform, prepare_objects
@@ -46,12 +47,15 @@ class MaskRCNN(nn.Module):
         batch = self.transform.batch(images, targets, self.training, self.rpn.head.cls_logits.weight.dtype)
         objects = targets and [prepare_objects(target, batch, i) for i, target in enumerate(targets)]
         maps = self.backbone(batch.pictures)  # P2..P6
-        proposals, losses = self.rpn(batch, maps, objects)
+        # RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
+        table = FeatureTable(maps, torch.promote_types(maps[0].dtype, torch.float32))
+        proposals, losses = self.rpn(batch, maps, objects, table)
+        del maps  # the table holds them: twice would be the peak of the forward pass
         if objects is not None:
-            losses = self.roi_heads.losses(maps, proposals, objects) | losses
+            losses = self.roi_heads.losses(table, proposals, objects) | losses
         if self.training:
             return losses
-        detections = self.roi_heads.detect(batch, maps, proposals)
+        detections = self.roi_heads.detect(batch, table, proposals)
         detections = [self._to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
         return detections if objects is None else (losses, detections)
 

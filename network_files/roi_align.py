@@ -5,6 +5,8 @@ pixels of the resized pictures. Each of the S x S bins of a RoI is the mean of R
 bilinear mix of 4 cells: a weighted sum of 4 R^2 rows of a table that holds the pyramid's cells as rows.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,27 +40,50 @@ def roi_levels(boxes: Tensor, levels: int, canonical_scale: int = 224, canonical
     return level.clamp(2, levels + 1).long() - 2
 
 
+class FeatureTable:
+    """The cells of all levels and pictures as rows of one table, to be read in any order.
+
+    maps: one [N, C, H, W] per level, best channels-last (then this is one copy). `rows` [sum N H W, C] holds
+    level by level, picture by picture, the cells along rows.
+    """
+
+    def __init__(self, maps: list[Tensor], dtype: torch.dtype | None = None):
+        self.channels = maps[0].shape[1]
+        self.rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, self.channels).to(dtype or m.dtype) for m in maps])
+        self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
+
+    def places(self, level: Tensor, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """level, picture int64 [K] -> the row of that map's first cell, its height and its width, int64 [K] each."""
+        starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)
+        table = torch.tensor([(start, h, w) for start, (_, h, w) in zip(starts, self.shapes, strict=False)])
+        start, height, width = table.to(level.device)[level].unbind(1)
+        return start + picture * height * width, height, width
+
+    def patches(self, level: Tensor, picture: Tensor, cell: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+        """The cells around `cell` (y W + x), all int64 [K]: [K, C, S, S] with S = 2 radius + 1, zero outside the
+        map, and which of them are inside: bool [K, S, S]."""
+        first, height, width = (t[:, None] for t in self.places(level, picture))
+        offset = torch.arange(-radius, radius + 1, device=cell.device)
+        y, x = cell[:, None] // width + offset, cell[:, None] % width + offset  # [K, S]
+        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+        y, x = y.clamp(min=0).minimum(height - 1), x.clamp(min=0).minimum(width - 1)
+        index = (first + y * width)[:, :, None] + x[:, None, :]  # [K, S, S]
+        patches = F.embedding(index, self.rows) * inside[..., None]  # [K, S, S, C]
+        return patches.permute(0, 3, 1, 2), inside
+
+
 def roi_align(
-    features: list[Tensor], rois: Tensor, picture: Tensor, level: Tensor, strides: tuple[int, ...],
+    table: FeatureTable, rois: Tensor, picture: Tensor, level: Tensor, strides: tuple[int, ...],
     output_size: int, sampling_ratio: int = 2,
 ) -> Tensor:
     """Sample a fixed-size feature for each RoI.
 
-    features: one [N, C, H, W] per level, best channels-last. rois [K, 4]; picture int64 [K] in 0..N-1;
-    level int64 [K]; strides of the levels in pixels. Returns [K, C, S, S], channels-last.
-    Matches torchvision.ops.roi_align(aligned=False) with spatial_scale = 1 / stride.
+    rois [K, 4]; picture int64 [K] in 0..N-1; level int64 [K]; strides of the levels in pixels.
+    Returns [K, C, S, S], channels-last. Matches torchvision.ops.roi_align(aligned=False) with
+    spatial_scale = 1 / stride.
     """
-    channels = features[0].shape[1]
-    table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])  # [sum N H W, C]
-    sizes = [f.shape for f in features]
+    first, height, width = table.places(level, picture)  # [K]
     device = rois.device
-    height = torch.tensor([s[2] for s in sizes], device=device)[level]  # [K]
-    width = torch.tensor([s[3] for s in sizes], device=device)[level]
-    starts = [0]
-    for n, _, h, w in sizes:
-        starts.append(starts[-1] + n * h * w)
-    first = torch.tensor(starts, device=device)[level] + picture * height * width  # [K] row of the map's cell 0
-
     scaled = rois / torch.tensor(strides, device=device, dtype=rois.dtype)[level][:, None]
     size = (scaled[:, 2:] - scaled[:, :2]).clamp(min=1)  # [K, 2]
     bin_size = size / output_size
@@ -77,6 +102,6 @@ def roi_align(
     index = rows[:, :, None, :, None] + x_cell[:, None, :, None, :]  # [K, S, S, 2 R, 2 R]
     weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :] / sampling_ratio**2
     taps = (2 * sampling_ratio) ** 2
-    pooled = F.embedding_bag(index.view(-1, taps), table, per_sample_weights=weight.view(-1, taps).to(table.dtype),
-                             mode="sum")  # [K S S, C]
-    return pooled.view(len(rois), output_size, output_size, channels).permute(0, 3, 1, 2)
+    weight = weight.view(-1, taps).to(table.rows.dtype)
+    pooled = F.embedding_bag(index.view(-1, taps), table.rows, per_sample_weights=weight, mode="sum")  # [K S S, C]
+    return pooled.view(len(rois), output_size, output_size, table.channels).permute(0, 3, 1, 2)

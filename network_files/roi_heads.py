@@ -17,9 +17,10 @@ from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import mask_targets
 from network_files.losses import box_losses, mask_loss
 from network_files.nms import batched_nms
-from network_files.roi_align import roi_align, roi_levels
+from network_files.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import Objects, PictureBatch
 
+STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
 
 
@@ -87,7 +88,7 @@ class MaskHead(nn.Sequential):
 
 
 class MaskPredictor(nn.Module):
-    """Twice the resolution, then one mask logit per class: [K, c, 14, 14] -> [K, C, 28, 28]."""
+    """Twice the resolution, then a mask logit for the class of each RoI."""
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -96,11 +97,8 @@ class MaskPredictor(nn.Module):
         for layer in (self.conv5_mask, self.mask_fcn_logits):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
-
-    def of_class(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Logits of one class a RoI only: [K, c, 14, 14], labels [K] -> [K, 28, 28]."""
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """[K, c, 14, 14], labels [K] -> logits [K, 28, 28] of the class that counts, and of no other."""
         x = F.relu(self.conv5_mask(x), inplace=True)  # [K, c, 28, 28]
         weight = self.mask_fcn_logits.weight[labels, :, 0, 0]  # [K, c]
         own = torch.einsum("kcyx,kc->kyx", x, weight.to(x.dtype))
@@ -114,6 +112,12 @@ class Samples:
     rois: list[Tensor]
     labels: list[Tensor]
     matched: list[Tensor]
+
+
+def picture_of(boxes: list[Tensor]) -> Tensor:
+    """Boxes [P_i, 4] of each picture -> the picture of each box, int64 [sum P_i]."""
+    counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
+    return torch.repeat_interleave(counts, output_size=sum(map(len, boxes)))
 
 
 class RoIHeads(nn.Module):
@@ -134,32 +138,34 @@ class RoIHeads(nn.Module):
         self.mask_predictor = MaskPredictor(mask_width, config.num_classes)
         self.coder = BoxCoder(config.bbox_reg_weights)
 
-    def pool(self, maps: list[Tensor], boxes: list[Tensor], size: int) -> Tensor:
-        """RoIAlign of boxes [P, 4] of each picture on P2..P5 -> [K, c, size, size]."""
-        rois = torch.cat(boxes)
-        counts = torch.tensor([len(b) for b in boxes], device=rois.device)
-        picture = torch.repeat_interleave(torch.arange(len(boxes), device=rois.device), counts,
-                                          output_size=len(rois))
-        maps = [m.to(rois.dtype) for m in maps[:4]]
-        return roi_align(maps, rois, picture, roi_levels(rois, len(maps)), (4, 8, 16, 32), size,
+    def pool(self, table: FeatureTable, rois: Tensor, picture: Tensor, size: int) -> Tensor:
+        """RoIAlign of rois [K, 4] of these pictures [K] on P2..P5 -> [K, c, size, size]."""
+        return roi_align(table, rois, picture, roi_levels(rois, len(STRIDES)), STRIDES, size,
                          self.config.roi_sampling_ratio)
 
-    def boxes(self, maps: list[Tensor], rois: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def boxes(self, table: FeatureTable, rois: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [K, C] and deltas [K, 4 C] of the RoIs, at least float32."""
-        logits, deltas = self.box_predictor(self.box_head(self.pool(maps, rois, self.config.box_roi_size)))
+        pooled = self.pool(table, rois, picture, self.config.box_roi_size)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(dtype), deltas.to(dtype)
 
-    def losses(self, maps: list[Tensor], proposals: list[Tensor], objects: list[Objects]) -> dict[str, Tensor]:
+    def masks(self, table: FeatureTable, rois: Tensor, picture: Tensor, labels: Tensor) -> Tensor:
+        """Mask logits of each RoI's own class [K, M, M], at least float32."""
+        features = self.mask_head(self.pool(table, rois, picture, self.config.mask_roi_size))
+        logits = self.mask_predictor(features, labels)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def losses(self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects]) -> dict[str, Tensor]:
         """The three losses over sampled proposals; the mask's over the positive ones."""
         samples = self.sample(proposals, objects)
-        logits, deltas = self.boxes(maps, samples.rois)
         reference = torch.cat(samples.rois)
+        logits, deltas = self.boxes(table, reference, picture_of(samples.rois))
         own = [o.boxes.to(reference.dtype)[m] if len(o.boxes) else r  # a background RoI's own box: delta 0, unused
                for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)]
         targets = self.coder.encode(torch.cat(own), reference)
         losses = box_losses(logits, deltas, torch.cat(samples.labels), targets)
-        return losses | self._mask_loss(maps, samples, objects)
+        return losses | self._mask_loss(table, samples, objects)
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], objects: list[Objects]) -> Samples:
@@ -181,25 +187,24 @@ class RoIHeads(nn.Module):
             samples.matched.append(matched[chosen].clamp(min=0))
         return samples
 
-    def _mask_loss(self, maps: list[Tensor], samples: Samples, objects: list[Objects]) -> dict[str, Tensor]:
+    def _mask_loss(self, table: FeatureTable, samples: Samples, objects: list[Objects]) -> dict[str, Tensor]:
         positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
         rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
         cells = 2 * self.config.mask_roi_size
         matched = [m[p] for m, p in zip(samples.matched, positive, strict=True)]
         targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells)
-        logits = self.mask_predictor(self.mask_head(self.pool(maps, rois, self.config.mask_roi_size)))
         labels = torch.cat([label[p] for label, p in zip(samples.labels, positive, strict=True)])
-        return mask_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, targets)
+        return mask_loss(self.masks(table, torch.cat(rois), picture_of(rois), labels), targets)
 
-    def detect(self, batch: PictureBatch, maps: list[Tensor], proposals: list[Tensor]) -> list[dict[str, Tensor]]:
+    def detect(self, batch: PictureBatch, table: FeatureTable, proposals: list[Tensor]) -> list[dict[str, Tensor]]:
         """Per picture: boxes [D, 4] in the resized picture, scores, labels, and mask_probs [D, M, M]."""
         # picture by picture, so that a picture's numbers do not depend on the others in its batch
         detections = []
         for i, rois in enumerate(proposals):
-            own = [m[i : i + 1] for m in maps]
-            detection = self._detect_boxes(*self.boxes(own, [rois]), rois, batch.sizes[i])
-            features = self.mask_head(self.pool(own, [detection["boxes"]], self.config.mask_roi_size))
-            logits = self.mask_predictor.of_class(features, detection["labels"])
+            picture = torch.full((len(rois),), i, device=rois.device)
+            detection = self._detect_boxes(*self.boxes(table, rois, picture), rois, batch.sizes[i])
+            boxes = detection["boxes"]
+            logits = self.masks(table, boxes, torch.full((len(boxes),), i, device=rois.device), detection["labels"])
             detections.append(detection | {"mask_probs": logits.to(rois.dtype).sigmoid()})
         return detections
 

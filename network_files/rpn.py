@@ -3,7 +3,10 @@
 Shapes: N pictures, L levels, A anchors of a picture over all levels, R anchors per cell, P proposals.
 """
 
+import itertools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network_files import matching
@@ -12,6 +15,7 @@ from network_files.boxes import BoxCoder, at_least, clip_boxes
 from network_files.config import MaskRCNNConfig
 from network_files.losses import rpn_losses
 from network_files.nms import batched_nms
+from network_files.roi_align import FeatureTable
 from network_files.transform import Objects, PictureBatch
 
 MIN_SIDE = 1e-3  # pixels; smaller proposals are dropped (torchvision)
@@ -40,6 +44,24 @@ class RPNHead(nn.Module):
             deltas.append(self.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return logits, deltas
 
+    def at(self, table: FeatureTable, level: Tensor, picture: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` at some cells (y W + x) only, all int64 [S]: logits [S, R] and deltas [S, R, 4].
+
+        Each cell is computed from the patch of cells that it depends on.
+        """
+        x, inside = table.patches(level, picture, cell, radius=len(self.conv))  # [S, C, 2 depth + 1, 2 depth + 1]
+        for conv, relu in self.conv:
+            inside = inside[:, 1:-1, 1:-1]
+            # a hidden cell outside the map is the padding of the next convolution: zero
+            x = relu(F.conv2d(x, conv.weight, conv.bias)) * inside[:, None]
+        return self.cls_logits(x).flatten(1), self.bbox_pred(x).flatten(1).unflatten(1, (-1, 4))
+
+    def pays_at(self, samples: int, maps: list[Tensor]) -> bool:
+        """Whether a gradient through `at` costs less than one through `forward`, by count of convolved cells."""
+        depth = len(self.conv)
+        patch = sum((2 * i + 1) ** 2 for i in range(depth))  # cells convolved for each sample
+        return 4 * samples * patch <= depth * sum(m[:, 0].numel() for m in maps)
+
 
 class RegionProposalNetwork(nn.Module):
     """Proposals per picture, and losses where objects are given. All numbers come from the config."""
@@ -52,10 +74,18 @@ class RegionProposalNetwork(nn.Module):
         self.coder = BoxCoder()
 
     def forward(
-        self, batch: PictureBatch, maps: list[Tensor], objects: list[Objects] | None = None
+        self, batch: PictureBatch, maps: list[Tensor], objects: list[Objects] | None = None,
+        table: FeatureTable | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return proposals, one [P, 4] per picture by falling objectness, and losses ({} without objects)."""
-        logits, deltas = self.head(maps)
+        """Return proposals, one [P, 4] per picture by falling objectness, and losses ({} without objects).
+
+        Gradients exist at the sampled anchors only: with a table of the maps, and where these are few, the dense
+        head runs without gradient, and again with it on the sampled cells. The result is the same.
+        """
+        few = objects is not None and table is not None and torch.is_grad_enabled() and (
+            self.head.pays_at(len(objects) * self.config.rpn_batch_size_per_image, maps))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not few):
+            logits, deltas = self.head(maps)
         # under autocast the head speaks bf16; boxes and losses want at least float32
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         logits, deltas = [t.to(dtype) for t in logits], [t.to(dtype) for t in deltas]
@@ -63,7 +93,24 @@ class RegionProposalNetwork(nn.Module):
         proposals = self._propose(batch, logits, deltas, anchors)
         if objects is None:
             return proposals, {}
-        return proposals, self._losses(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), objects)
+        counts = [len(a) for a in anchors]
+        picture, anchor, labels, targets = self._sample(torch.cat(anchors), objects)
+        if few:
+            logit, delta = self._at(table, picture, anchor, counts)
+        else:
+            logit, delta = torch.cat(logits, 1)[picture, anchor], torch.cat(deltas, 1)[picture, anchor]
+        positive = labels.nonzero()[:, 0]
+        return proposals, rpn_losses(logit.to(dtype), labels, delta.to(dtype)[positive], targets)
+
+    def _at(self, table: FeatureTable, picture: Tensor, anchor: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Logits [S] and deltas [S, 4] of some anchors, numbered over levels of so many (`counts`) each."""
+        ends = torch.tensor(list(itertools.accumulate(counts)), device=anchor.device)
+        level = torch.bucketize(anchor, ends, right=True)
+        anchor = anchor - F.pad(ends, (1, 0))[level]
+        own = anchor % self.anchors.per_cell
+        logits, deltas = self.head.at(table, level, picture, anchor // self.anchors.per_cell)
+        row = torch.arange(len(anchor), device=anchor.device)
+        return logits[row, own], deltas[row, own]
 
     @torch.no_grad()
     def _propose(self, batch, logits, deltas, anchors) -> list[Tensor]:
@@ -87,19 +134,20 @@ class RegionProposalNetwork(nn.Module):
             proposals.append(box[batched_nms(box, score, level, cfg.rpn_nms_thresh)[:after]])
         return proposals
 
-    def _losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, objects: list[Objects]):
-        """logits [N, A], deltas [N, A, 4], anchors [A, 4] -> the two losses over the sampled anchors."""
+    @torch.no_grad()
+    def _sample(self, anchors: Tensor, objects: list[Objects]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw anchors [A, 4] that train: their picture, number and label (1, 0), int64 [S], the positives' deltas."""
         cfg = self.config
-        picked_logits, labels, picked_deltas, targets = [], [], [], []
-        for logit, delta, obj in zip(logits, deltas, objects, strict=True):
+        pictures, samples, labels, targets = [], [], [], []
+        for i, obj in enumerate(objects):
             matched = matching.match_boxes(obj.boxes, obj.crowds, anchors, cfg.rpn_fg_iou_thresh,
                                            cfg.rpn_bg_iou_thresh, True, cfg.crowd_ioa_thresh)  # [A]
             label = torch.where(matched >= 0, 1, torch.where(matched == matching.BELOW, 0, -1))
             positive, negative = matching.sample_balanced(
                 label, cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction, obj.generators[0])
             sampled = torch.cat((positive, negative))
-            picked_logits.append(logit[sampled])
+            pictures.append(torch.full_like(sampled, i))
+            samples.append(sampled)
             labels.append(label[sampled])
-            picked_deltas.append(delta[positive])
             targets.append(self.coder.encode(obj.boxes.to(anchors.dtype)[matched[positive]], anchors[positive]))
-        return rpn_losses(torch.cat(picked_logits), torch.cat(labels), torch.cat(picked_deltas), torch.cat(targets))
+        return torch.cat(pictures), torch.cat(samples), torch.cat(labels), torch.cat(targets)

@@ -10,12 +10,12 @@ import conftest
 import sample_pictures
 import torch
 import torchvision
-import torchvision_oracle as oracle
 
+from benchmarks import torchvision_model as oracle
 from network_files import CroppedMasks, create_model, matching
 from network_files.instance_masks import mask_targets
 from network_files.nms import nms
-from network_files.roi_align import roi_align
+from network_files.roi_align import FeatureTable, roi_align
 
 CASES = {"v1 resnet50": ("resnet50", "v1"), "v2 resnet50": ("resnet50", "v2")}
 
@@ -63,7 +63,7 @@ def operators():
     corner = torch.rand(1000, 2, generator=rng) * torch.tensor([1000.0, 700.0])
     boxes = torch.cat((corner, corner + torch.rand(1000, 2, generator=rng) ** 3 * 300 + 1), 1)
     maps = torch.randn(1, 256, 200, 272, generator=rng)
-    ours = roi_align([maps], boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), (4,), 7)
+    ours = roi_align(FeatureTable([maps]), boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), (4,), 7)
     theirs = torchvision.ops.roi_align(maps, [boxes], 7, 0.25, 2)
     print(f"RoIAlign, float32, 1000 RoIs: {largest(ours, theirs)}")
     scores = torch.rand(1000, generator=rng)

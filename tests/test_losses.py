@@ -28,11 +28,12 @@ def test_box_losses_use_the_deltas_of_the_own_class():
     assert losses["loss_box_reg"].item() == pytest.approx(4 * (0.25 - 1 / 18) / 2)
 
 
-def test_mask_loss_uses_the_logits_of_the_own_class():
-    logits = torch.full((2, 3, 4, 4), 100.0)
-    logits[0, 1], logits[1, 2] = 0, 0
-    loss = mask_loss(logits, torch.tensor([1, 2]), torch.rand(2, 4, 4))
-    assert loss["loss_mask"].item() == pytest.approx(math.log(2))
+def test_mask_loss_is_a_mean_over_cells():
+    targets = torch.rand(2, 4, 4)
+    assert mask_loss(torch.zeros(2, 4, 4), targets)["loss_mask"].item() == pytest.approx(math.log(2))
+    wrong = torch.tensor([3.0, 0.0])[:, None, None].expand(2, 4, 4)  # e^3 : 1 for set, where nothing is
+    expected = (math.log(1 + math.exp(3)) + math.log(2)) / 2
+    assert mask_loss(wrong, torch.zeros(2, 4, 4))["loss_mask"].item() == pytest.approx(expected)
 
 
 def test_box_losses_and_gradients_equal_torchvision():
@@ -56,8 +57,8 @@ def test_nothing_positive_gives_losses_with_a_zero_gradient(sampled):
     losses = rpn_losses(objectness, torch.zeros(sampled), deltas, torch.zeros(0, 4))
     logits, boxes = torch.randn(sampled, 3, requires_grad=True), torch.randn(sampled, 12, requires_grad=True)
     losses |= box_losses(logits, boxes, torch.zeros(sampled, dtype=torch.int64), torch.zeros(sampled, 4))
-    masks = torch.randn(0, 3, 28, 28, requires_grad=True)
-    losses |= mask_loss(masks, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 28, 28))
+    masks = torch.randn(0, 28, 28, requires_grad=True)
+    losses |= mask_loss(masks, torch.zeros(0, 28, 28))
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert losses["loss_rpn_box_reg"] == losses["loss_box_reg"] == losses["loss_mask"] == 0
     sum(losses.values()).backward()

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torchvision_oracle as oracle
 
+from benchmarks import torchvision_model as oracle
 from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, matching
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}

@@ -6,7 +6,7 @@ from plain_loops import slow_bilinear, slow_roi_align
 from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
 
-from network_files.roi_align import bilinear_taps, roi_align, roi_levels
+from network_files.roi_align import FeatureTable, bilinear_taps, roi_align, roi_levels
 
 STRIDES = (4, 8, 16, 32)
 
@@ -14,7 +14,7 @@ STRIDES = (4, 8, 16, 32)
 def align_one(feature, rois, size, ratio=2, stride=1):
     """roi_align on one map of one picture."""
     zeros = torch.zeros(len(rois), dtype=torch.int64)
-    return roi_align([feature], rois, zeros, zeros, (stride,), size, ratio)
+    return roi_align(FeatureTable([feature]), rois, zeros, zeros, (stride,), size, ratio)
 
 
 def test_on_paper():
@@ -81,7 +81,7 @@ def test_forward_and_gradient_equal_torchvision_over_all_levels(dtype, tolerance
     level = roi_levels(torch.cat(rois), 4)
     assert set(level.tolist()) == {0, 1, 2, 3}
     picture = torch.tensor([0] * 60 + [1] * 35)
-    found = roi_align(ours, torch.cat(rois), picture, level, STRIDES, size)
+    found = roi_align(FeatureTable(ours), torch.cat(rois), picture, level, STRIDES, size)
     pooler = ops.MultiScaleRoIAlign(list("0123"), size, 2)
     expected = pooler(dict(zip("0123", theirs, strict=True)), rois, [(height, width)] * 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
@@ -108,16 +108,28 @@ def test_channels_last_input_and_output():
     maps = [m.contiguous(memory_format=torch.channels_last) for m in pyramid(64, 96, 8, torch.float32)]
     rois = random_rois(5, 64, 96, torch.float32)
     picture, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
-    found = roi_align(maps, rois, picture, level, STRIDES, 7)
+    found = roi_align(FeatureTable(maps), rois, picture, level, STRIDES, 7)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, roi_align([m.contiguous() for m in maps], rois, picture, level, STRIDES, 7))
+    assert torch.equal(found, roi_align(FeatureTable([m.contiguous() for m in maps]), rois, picture, level, STRIDES, 7))
 
 
 @pytest.mark.parametrize("size", [7, 14])
 def test_no_rois_is_empty_and_has_a_gradient(size):
     maps = [m.requires_grad_() for m in pyramid(64, 96, 8, torch.float32)]
     none = torch.zeros(0, dtype=torch.int64)
-    found = roi_align(maps, torch.zeros(0, 4), none, none, STRIDES, size)
+    found = roi_align(FeatureTable(maps), torch.zeros(0, 4), none, none, STRIDES, size)
     assert found.shape == (0, 8, size, size)
     found.sum().backward()
     assert all(m.grad is not None and not m.grad.any() for m in maps)
+
+
+def test_patches_hold_the_cells_around_and_zero_outside():
+    maps = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 1, 2)]
+    level, picture, cell = torch.tensor([0, 1, 0]), torch.tensor([1, 0, 0]), torch.tensor([19, 1, 7])
+    patches, inside = FeatureTable(maps).patches(level, picture, cell, radius=1)
+    around = [
+        torch.nn.functional.pad(maps[lv][p], (1, 1, 1, 1))[:, y : y + 3, x : x + 3]
+        for lv, p, y, x in ((0, 1, 3, 4), (1, 0, 0, 1), (0, 0, 1, 2))
+    ]
+    assert torch.equal(patches, torch.stack(around))
+    assert inside.sum((1, 2)).tolist() == [4, 2, 9]

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-import torchvision_oracle as oracle
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from network_files import create_model
-from network_files.transform import PictureBatch
+from benchmarks import torchvision_model as oracle
+from network_files import create_model, matching
+from network_files.cropped_masks import CroppedMasks
+from network_files.roi_align import FeatureTable
+from network_files.rpn import RPNHead
+from network_files.transform import Objects, PictureBatch
 
 PADDED, SIZES = (128, 192), [(120, 192), (128, 150)]
 OVERLAPPING = (32, 36, 40, 44, 48)  # anchors of neighbouring levels are near-duplicates
@@ -66,3 +69,53 @@ def test_limits():
     for (height, width), boxes in zip(SIZES, found, strict=True):
         assert 0 <= boxes.min() and boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
         assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def random_maps(grad=False):
+    return [torch.randn(2, 8, h, w, dtype=torch.float64, requires_grad=grad) for h, w in ((9, 12), (5, 6), (1, 2))]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_head_at_every_cell_equals_the_dense_head(depth):
+    head, maps = RPNHead(8, 3, depth).double(), random_maps()
+    for conv, _ in head.conv:
+        torch.nn.init.normal_(conv.weight, std=0.1)
+        torch.nn.init.normal_(conv.bias)  # so that a hidden cell outside the map would not be zero
+    table = FeatureTable(maps)
+    for level, (logits, deltas) in enumerate(zip(*head(maps), strict=True)):
+        cells = maps[level][0, 0].numel()
+        cell, picture = torch.arange(cells).repeat(2), torch.arange(2).repeat_interleave(cells)
+        found = head.at(table, torch.full_like(cell, level), picture, cell)
+        torch.testing.assert_close(found[0].reshape(2, -1), logits, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found[1].reshape(2, -1, 4), deltas, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+@pytest.mark.parametrize("objects", [3, 0])
+def test_losses_and_gradients_of_sampled_cells_equal_the_dense_ones(variant, objects, monkeypatch):
+    monkeypatch.setattr(matching, "sample_balanced", lambda *args: oracle.spread_choice(*args[:3]))
+    rpn = create_model(3, "resnet18", variant, fpn_channels=8, rpn_batch_size_per_image=16).rpn.double().train()
+    for parameter in rpn.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    shapes = [(PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
+    pictures = PictureBatch(torch.zeros(2, 3, *PADDED, dtype=torch.float64), SIZES, SIZES)
+    corner = torch.rand(objects, 2, dtype=torch.float64) * 80
+    boxes = torch.cat((corner, corner + 20 + torch.rand(objects, 2, dtype=torch.float64) * 20), 1)
+    truth = [Objects(boxes[:n], torch.ones(n).long(), CroppedMasks.empty(size), boxes[:0], size, (None, None))
+             for n, size in zip((objects, 0), SIZES, strict=True)]
+    values = [torch.randn(2, 8, *shape, dtype=torch.float64) for shape in shapes]
+    seen = []
+    for sampled in (False, True):
+        maps = [v.clone().requires_grad_() for v in values]
+        proposals, losses = rpn(pictures, maps, truth, FeatureTable(maps) if sampled else None)
+        inputs = [*maps, *rpn.parameters()]
+        seen.append([*proposals, *losses.values(), *torch.autograd.grad(sum(losses.values()), inputs)])
+    assert rpn.head.pays_at(32, maps) and seen[0][-1].any() == (objects > 0)
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_the_dense_head_is_taken_where_samples_are_many():
+    maps = random_maps()  # 140 cells of 2 pictures
+    assert RPNHead(8, 3, 1).pays_at(35, maps) and not RPNHead(8, 3, 1).pays_at(71, maps)
+    assert RPNHead(8, 3, 2).pays_at(14, maps) and not RPNHead(8, 3, 2).pays_at(16, maps)

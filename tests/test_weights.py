@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 import torchvision
-import torchvision_oracle as oracle
 from torchvision.models import detection
 
+from benchmarks import torchvision_model as oracle
 from network_files import InputError, create_model, load_weights, weights
 
 TINY = {

@@ -1,0 +1,137 @@
+"""The whole network beside torchvision's: inference and training steps on the same weights and pictures.
+
+The weights are random but alive (`torchvision_model.live_state`): scores and boxes are spread as a trained
+network's are, so that NMS, pasting and the mask branch have their usual work.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from benchmarks import torchvision_model
+from benchmarks.harness import Benchmark, LeftOut, Settings, largest_difference
+from benchmarks.inputs import as_torchvision, photos
+from network_files import create_model, matching
+from train_utils.engine import to_device
+from train_utils.loaders import Batch
+from train_utils.optimization import Precision, build_optimizer, cpu_has_bf16
+
+TRAINED = 3  # stages, as both sides' default
+
+
+@dataclass(frozen=True)
+class Case:
+    """ours, theirs: bf16 or float32. size: of the pictures before they are resized; objects: in each."""
+
+    pictures: int = 1
+    size: tuple[int, int] = (480, 640)
+    objects: int | None = 8
+    ours: torch.dtype = torch.float32
+    theirs: torch.dtype = torch.float32
+    paste: bool = True
+    gpu: bool = False
+    compiled: bool = False
+
+
+def build_sides(case: Case, settings: Settings, training: bool):
+    """Our and torchvision's model with the same weights, and the pictures as (image, target) pairs."""
+    if case.gpu and settings.device.type != "cuda":
+        raise LeftOut("it is for a GPU: --device cuda")
+    if torch.bfloat16 in (case.ours, case.theirs) and settings.device.type == "cpu" and not cpu_has_bf16():
+        raise LeftOut("this processor does not compute in bfloat16 itself")
+    pairs = photos(settings.data, case.pictures, case.size, case.objects)
+    images, targets = as_torchvision(pairs[:1], torch.device("cpu"))
+    options = {"backbone": "resnet50", "trainable": TRAINED}
+    state = torchvision_model.live_state([(images[0], targets[0])], **options, min_size=320, max_size=544)
+    theirs = torchvision_model.build(**options)
+    ours = create_model(91, "resnet50", trainable_layers=TRAINED)
+    for model in (ours, theirs):
+        model.load_state_dict(state)
+        model.to(settings.device).train(training)
+    if case.compiled:
+        ours.compile_parts()
+    return ours, theirs, pairs
+
+
+def prepare_inference(settings: Settings, case: Case):
+    """Pictures (ours uint8, theirs float) to detections; with `paste` to full-size masks too."""
+    ours, theirs, pairs = build_sides(case, settings, training=False)
+    small = [image.to(settings.device) for image, _ in pairs]
+    images, _ = as_torchvision(pairs, settings.device)
+    precision = {side: Precision(settings.device, _amp(dtype)) for side, dtype in
+                 (("ours", case.ours), ("theirs", case.theirs))}
+
+    @torch.inference_mode()
+    def run_ours():
+        with precision["ours"].autocast():
+            return [d["boxes"] for d in ours(small, paste_masks=case.paste)]
+
+    @torch.inference_mode()
+    def run_theirs():
+        with precision["theirs"].autocast():
+            if case.paste:
+                return [d["boxes"] for d in theirs(images)]
+            batch, _ = theirs.transform(images)
+            maps = theirs.backbone(batch.tensors)
+            proposals, _ = theirs.rpn(batch, maps)
+            return [d["boxes"] for d in theirs.roi_heads(maps, proposals, batch.image_sizes)[0]]
+
+    return run_ours, run_theirs
+
+
+def prepare_training(settings: Settings, case: Case):
+    """Forward, backward and a step of SGD; both sides train on evenly spread samples, so that losses compare."""
+    ours, theirs, pairs = build_sides(case, settings, training=True)
+    torchvision_model.without_chance(theirs)
+    matching.sample_balanced = lambda *args: torchvision_model.spread_choice(*args[:3])
+    batch = Batch([image for image, _ in pairs], [target for _, target in pairs], [], [])
+
+    def sides():
+        dense = as_torchvision(pairs, settings.device)
+        for model, dtype, inputs in ((ours, case.ours, lambda: to_device(batch, settings.device)),
+                                     (theirs, case.theirs, lambda: dense)):
+            # so small a rate that the weights stay what they are
+            yield partial(train_step, model, build_optimizer(model, "sgd", 1e-9), inputs,
+                          Precision(settings.device, _amp(dtype)))
+
+    return tuple(sides())
+
+
+def train_step(model, optimizer, inputs, precision: Precision) -> list[torch.Tensor]:
+    """Returns the five losses in the order of their names."""
+    images, targets = inputs()
+    with precision.autocast():
+        losses = model(images, targets)
+    precision.backward(sum(losses.values()))
+    precision.step(optimizer)
+    return [losses[name].detach() for name in sorted(losses)]
+
+
+def _amp(dtype: torch.dtype) -> torch.dtype | None:
+    return None if dtype == torch.float32 else dtype
+
+
+BF16 = torch.bfloat16
+INFERENCE = {
+    "inference": ("inference, ResNet-50-FPN, 640x480 to 1088x800, float32", Case()),
+    "inference_bf16": ("the same, ours in bfloat16", Case(ours=BF16)),
+    "inference_bf16_both": ("the same, both in bfloat16", Case(ours=BF16, theirs=BF16)),
+    "gpu_inference_16": ("inference, 16 pictures of 1333x800, bfloat16",
+                         Case(16, (480, 800), 8, BF16, BF16, gpu=True)),
+    "gpu_inference_1": ("inference before pasting, 1 picture of 1333x800, bfloat16",
+                        Case(1, (480, 800), 8, BF16, BF16, paste=False, gpu=True)),
+}
+TRAINING = {
+    "training_step": ("training step, ResNet-50-FPN, 2 pictures of 8 objects, float32", Case(2)),
+    "training_step_bf16": ("the same, ours in bfloat16", Case(2, ours=BF16)),
+    "training_step_200": ("training step, 2 pictures of 200 objects, float32", Case(2, objects=200)),
+    "gpu_training": ("training step, 12 pictures of 1333x800, bfloat16",
+                     Case(12, (480, 800), 8, BF16, BF16, gpu=True)),
+}
+BENCHMARKS = [
+    *(Benchmark(name, what, partial(prepare_inference, case=case), largest_difference)
+      for name, (what, case) in INFERENCE.items()),
+    *(Benchmark(name, what, partial(prepare_training, case=case), largest_difference)
+      for name, (what, case) in TRAINING.items()),
+]
