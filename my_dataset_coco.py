@@ -13,10 +13,10 @@ import torch
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from network_files.cropped_masks import CroppedMasks
 from train_utils.coco_annotations import CocoAnnotations, read_annotations
 from train_utils.label_map import LabelMap
 from train_utils.pictures import picture_size, read_picture
+from train_utils.rle_crops import cropped_masks
 
 
 class CocoDataset:
@@ -74,7 +74,7 @@ class CocoDataset:
             ),  # [N]
             "masks": masks,
             "image_id": self.image_id(i),
-            "area": torch.where(area.isnan(), masks.areas().float(), area),
+            "area": torch.where(area.isnan(), masks.areas().float(), area) if area.isnan().any() else area,
             "iscrowd": torch.from_numpy(packed.iscrowd[objects].copy()),  # [N]
         }
 
@@ -181,14 +181,3 @@ def picture_path(image_dir, name: str, root) -> str:
 def size_reader(image_dir, root):
     """A function from file name to (H, W), for images whose json does not give their size."""
     return lambda name: picture_size(picture_path(image_dir, name, root))
-
-
-def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
-    """Compressed RLEs of one picture of `size` (H, W) -> CroppedMasks, one full-size mask alive at a time."""
-    crops, corners = [], []
-    for rle in rles:
-        x, y, width, height = (int(v) for v in coco_mask.toBbox(rle))
-        crop = coco_mask.decode(rle)[y : y + height, x : x + width]
-        crops.append(torch.from_numpy(np.ascontiguousarray(crop)))  # [h, w]
-        corners.append([x, y, x + width, y + height])
-    return CroppedMasks.from_crops(crops, torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), size)

@@ -83,7 +83,7 @@ def _orientation(image) -> int:
 def _to_rgb(image):
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # the same mode would be copied
 
 
 def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
