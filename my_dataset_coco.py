@@ -18,6 +18,8 @@ from train_utils.label_map import LabelMap
 from train_utils.pictures import picture_size, read_picture
 from train_utils.rle_crops import cropped_masks
 
+FEW = 1000  # pictures that are looked up one by one: their folder may hold many more
+
 
 class CocoDataset:
     """Pictures and instances of one COCO json; `ds[i]` is (image, target) as they are, not augmented.
@@ -42,8 +44,7 @@ class CocoDataset:
         self.rows = np.arange(len(annotations)) if rows is None else np.asarray(rows, dtype=np.int64)
         self.sizes = torch.from_numpy(annotations.sizes[self.rows])  # [len, 2], height and width
         self._check_categories()
-        paths = [self._checked_path(i) for i in range(len(self))]
-        self.missing = np.array([not os.path.isfile(path) for path in paths], dtype=bool)  # [len]
+        self.missing = self._find_missing()  # [len]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -109,6 +110,8 @@ class CocoDataset:
         if self.missing.any():
             first = self.file_name(int(self.missing.argmax()))
             line += f"; {int(self.missing.sum())} picture files are missing, such as {first}"
+        if self.annotations.cache_note:
+            line += f"; {self.annotations.cache_note}"
         return line
 
     def ground_truth(self) -> dict:
@@ -163,19 +166,42 @@ class CocoDataset:
                     f"{len(self.label_map)} categories of the label map; use data with the same categories"
                 )
 
-    def _checked_path(self, i: int) -> str:
-        try:
-            return picture_path(self.image_dir, self.annotations.file_name(self.rows[i]), self.root)
-        except InputError as error:
-            raise InputError(f"{self.annotations.path}: image id {self.image_id(i)}: {error}") from error
+    def _find_missing(self) -> np.ndarray:
+        """Which pictures are no files: bool [len]. InputError if a file name leaves the root."""
+        names = self.annotations.file_names()
+        names = [names[row] for row in self.rows.tolist()]
+        looked_up = len(names) > FEW and _is_inside(os.path.abspath(self.image_dir), os.path.abspath(self.root))
+        present = files_in(self.image_dir) if looked_up else frozenset()
+        missing = np.zeros(len(names), dtype=bool)
+        for i, name in enumerate(names):
+            if name in present:
+                continue  # a name that the folder lists can't leave it
+            try:
+                missing[i] = not os.path.isfile(picture_path(self.image_dir, name, self.root))
+            except InputError as error:
+                raise InputError(f"{self.annotations.path}: image id {self.image_id(i)}: {error}") from error
+        return missing
 
 
 def picture_path(image_dir, name: str, root) -> str:
     """The path of `name` in `image_dir`; InputError if it leaves `root`."""
     path, root = os.path.abspath(os.path.join(image_dir, name)), os.path.abspath(root)
-    if os.path.commonpath([root, path]) != root:
+    if not _is_inside(path, root):
         raise InputError(f"file_name {name!r} leaves the data folder {root}; use names inside it")
     return path
+
+
+def _is_inside(path: str, root: str) -> bool:
+    return os.path.commonpath([root, path]) == root
+
+
+def files_in(folder) -> frozenset[str]:
+    """Names of the files directly in a folder: one look, not one for each name."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:  # no such folder, or not to be listed: then each name is looked up
+        return frozenset()
 
 
 def size_reader(image_dir, root):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backbone.errors import InputError
-from train_utils.coco_annotations import check_is_coco, read_annotations
+from train_utils.coco_annotations import read_annotations, read_indexed
+from train_utils.coco_checks import check_is_coco
 from train_utils.coco_layout import LOOKED_FOR, data_root, find_image_dir, find_jsons, role_of
 from train_utils.files import user_path
 from train_utils.label_map import LabelMap, read_json
@@ -116,10 +117,14 @@ def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map) -> D
 def _read_coco(json_path, root, image_dir, label_map):
     from my_dataset_coco import CocoDataset, size_reader
 
-    raw = read_json(json_path)
-    check_is_coco(raw, json_path)
-    names = [image.get("file_name") for image in raw["images"] if isinstance(image, dict)]
-    names = [name for name in names if isinstance(name, str) and name]
+    annotations = read_indexed(json_path)
+    if annotations is not None:
+        names = annotations.file_names()
+    else:
+        raw = read_json(json_path)
+        check_is_coco(raw, json_path)
+        names = [image.get("file_name") for image in raw["images"] if isinstance(image, dict)]
+        names = [name for name in names if isinstance(name, str) and name]
     if not names:
         raise InputError(f"{json_path}: its list of images holds no file_name")
     if image_dir is None:
@@ -128,7 +133,8 @@ def _read_coco(json_path, root, image_dir, label_map):
         image_dir = root = user_path(image_dir)
         if not image_dir.is_dir():
             raise InputError(f"{image_dir}: no such folder; check --image-dir")
-    annotations = read_annotations(json_path, raw, size_reader(image_dir, root))
+    if annotations is None:
+        annotations = read_annotations(json_path, raw, size_reader(image_dir, root))
     data = CocoDataset(annotations, image_dir, root, label_map)
     if data.missing.all() and len(data):
         raise InputError(f"{json_path}: none of its {len(data)} pictures (as {names[0]}) is in {image_dir}; "

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from backbone.errors import InputError
+from train_utils.json_stream import no_collection
 
 COCO_NAMES_FILE = Path(__file__).resolve().parent.parent / "coco91_indices.json"
 
@@ -110,7 +111,7 @@ def coco_names() -> dict[int, str]:
 def read_json(path):
     """Parse a json file; InputError names the file and the place when it is missing or broken."""
     try:
-        with open(path, encoding="utf-8-sig") as file:  # tools on Windows begin it with a byte-order mark
+        with open(path, encoding="utf-8-sig") as file, no_collection():  # tools on Windows begin with a byte-order mark
             return json.load(file)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error

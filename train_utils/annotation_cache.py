@@ -1,0 +1,138 @@
+"""Checked annotations kept on disk as flat arrays, so that a large json is parsed once.
+
+An index is one file per json content: a line with the checksum of all that follows, a line of json (format,
+the json's hash, the arrays' places, plain values), then the arrays. It is mapped into memory read-only: all
+processes of a machine share its pages. It counts only if format, hash of the json's bytes and checksum are
+right; any other is built anew and replaced. Ranks may write at once: each writes a file of its own and renames it.
+
+Indexes lie in $MASKRCNN_CACHE, else $XDG_CACHE_HOME/maskrcnn, else ~/.cache/maskrcnn; MASKRCNN_CACHE=off keeps
+none. Only jsons of at least 8 MiB get one (others open in less than a second), and only the newest 8 are kept.
+Anything in the folder may be deleted at any time.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from train_utils.files import user_path
+
+MAGIC = b"maskrcnn annotations\n"
+FORMAT = 1  # to be raised when arrays, or what is checked or skipped, change
+ALIGNED = 64  # bytes
+WORTHWHILE = 2**23  # bytes of json
+KEPT = 8
+SUFFIX, UNFINISHED = ".annotations", ".unfinished"
+DAY = 86_400  # seconds, after which an unfinished file is one of a process that was killed
+
+
+def cache_folder() -> Path | None:
+    """Where indexes lie; None if the cache is off."""
+    given = os.environ.get("MASKRCNN_CACHE", "")
+    if given:
+        return None if given.lower() == "off" else user_path(given)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maskrcnn"
+
+
+def new_hash():
+    """The hash that names a json's content and checks an index."""
+    return hashlib.blake2b(digest_size=32)
+
+
+def file_hash(file: BinaryIO) -> str:
+    """Of all bytes from where `file` stands to its end."""
+    state, buffer = new_hash(), memoryview(bytearray(2**20))
+    while count := file.readinto(buffer):
+        state.update(buffer[:count])
+    return state.hexdigest()
+
+
+def load(content: str, dtypes: dict[str, type]) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """(plain values, read-only arrays) stored for a json of this hash; None where there is no sound index."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    try:
+        with open(folder / (content + SUFFIX), "rb") as file:
+            checksum = file.readline(200)
+            line = file.readline() if checksum.startswith(MAGIC[:-1]) else b""
+            start = file.tell()
+            file.seek(len(checksum))
+            if not line or checksum != _first_line(file_hash(file)):
+                return None
+            header = json.loads(line)
+            if (header["format"], header["content"], header["dtypes"]) != (FORMAT, content, _names(dtypes)):
+                return None
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:  # absent, or not to be read: as good as none
+        return None
+    arrays = {}
+    for name, (offset, shape) in header["arrays"].items():
+        count = int(np.prod(shape))
+        arrays[name] = np.frombuffer(mapped, dtypes[name], count, start + offset).reshape(shape)
+    return header["values"], arrays
+
+
+def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | None:
+    """Keep plain values and arrays for a json of this hash. Returns None, or why that could not be done."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    places, end = {}, 0
+    for name, array in arrays.items():
+        places[name] = (end, array.shape)
+        end += -(-array.nbytes // ALIGNED) * ALIGNED
+    header = {"format": FORMAT, "content": content, "dtypes": _names({n: a.dtype for n, a in arrays.items()}),
+              "arrays": places, "values": values}
+    line = json.dumps(header).encode()
+    line += b" " * (-(len(_first_line("0" * 64)) + len(line) + 1) % ALIGNED) + b"\n"
+    pieces = [line]
+    for array in arrays.values():
+        pieces += [memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B") if array.size else b"",
+                   b"\0" * (-array.nbytes % ALIGNED)]
+    state = new_hash()
+    for piece in pieces:
+        state.update(piece)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_old(folder)
+        handle, temporary = tempfile.mkstemp(UNFINISHED, content[:16], folder)
+        try:
+            with open(handle, "wb") as file:
+                file.writelines([_first_line(state.hexdigest()), *pieces])
+            os.replace(temporary, folder / (content + SUFFIX))
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        return f"not kept in {folder} for the next time ({error.strerror or error})"
+    return None
+
+
+def _first_line(checksum: str) -> bytes:
+    return MAGIC[:-1] + b" " + checksum.encode() + b"\n"
+
+
+def _names(dtypes: dict) -> dict[str, str]:
+    return {name: np.dtype(dtype).str for name, dtype in dtypes.items()}
+
+
+def _remove_old(folder: Path) -> None:
+    """Leave room for one more index; a file that another process has removed meanwhile is gone all the same."""
+    ages = []
+    for path in folder.iterdir():
+        if path.suffix in (SUFFIX, UNFINISHED):
+            try:
+                ages.append((path.stat().st_mtime, path))
+            except FileNotFoundError:
+                continue
+    indexes = sorted((age, path) for age, path in ages if path.suffix == SUFFIX)
+    unfinished = [path for age, path in ages if path.suffix == UNFINISHED and age < time.time() - DAY]
+    for path in [path for _, path in indexes[: 1 - KEPT]] + unfinished:
+        path.unlink(missing_ok=True)
