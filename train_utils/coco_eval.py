@@ -1,4 +1,4 @@
-"""Detections -> COCO results -> the 12 COCO numbers and each category's AP, by pycocotools.
+"""Detections -> COCO results -> the 12 COCO numbers and each category's AP, as pycocotools has them.
 
 D detections of one image. Boxes are x1 y1 x2 y2 in the model's detections and x y w h in COCO json.
 """
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import mask as coco_mask
 
+from backbone.errors import InputError
 from network_files.instance_masks import encode_masks
 from train_utils import files
+from train_utils.coco_evaluators import accumulate, choose_evaluator
 
 # In the order of COCOeval.summarize: AP at IoU 0.50:0.95, 0.50, 0.75, by area; recall by detections, by area.
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -26,12 +27,13 @@ class IouTypeResult:
     """One IoU type's evaluation.
 
     stats: STAT_NAMES' 12 numbers, -1 without such ground truth; lines: pycocotools' 12 lines of text;
-    per_class: category name -> AP at IoU 0.5, None for one without ground truth.
+    per_class: category name -> AP at IoU 0.5, None for one without ground truth; evaluator: whose code matched.
     """
 
     stats: list[float]
     lines: list[str]
     per_class: dict[str, float | None]
+    evaluator: str
 
 
 def to_coco_results(
@@ -78,62 +80,72 @@ def evaluate_results(
     results: Sequence[dict],
     iou_types: Sequence[str] = ("bbox", "segm"),
     image_ids: Sequence[int] | None = None,
+    evaluator: str | None = None,
 ) -> dict[str, IouTypeResult]:
     """Evaluates COCO results (from `to_coco_results`, or a detections file) against COCO ground truth.
 
-    image_ids restricts the evaluation to these images (default: all of the ground truth). No results give
-    AP 0. Nothing is printed, and no argument is changed.
+    image_ids restricts the evaluation to these images (default: all of the ground truth). evaluator: see
+    `choose_evaluator`; the numbers are the same. No results give AP 0. Nothing is printed, and no argument is
+    changed. InputError for results of images that the ground truth lacks.
     """
-    evaluated = {}
-    for iou_type in iou_types:
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = _index({**ground_truth, "annotations": _numbered(ground_truth["annotations"])})
-            evaluation = COCOeval(truth, _load_results(truth, results, iou_type), iou_type)
-            if image_ids is not None:
-                evaluation.params.imgIds = list(image_ids)
-            evaluation.evaluate()
-            evaluation.accumulate()
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            evaluation.summarize()
-        evaluated[iou_type] = IouTypeResult(
-            stats=[float(value) for value in evaluation.stats],
-            lines=printed.getvalue().splitlines(),
-            per_class=_average_precision_50(evaluation),
-        )
-    return evaluated
+    known = {image["id"] for image in ground_truth["images"]}
+    strange = next((r["image_id"] for r in results if r["image_id"] not in known), None)
+    if strange is not None:
+        raise InputError(f"results: image_id {strange} is not in the ground truth; give results of the same pictures")
+    evaluator = choose_evaluator(evaluator)
+    return {t: _evaluate(ground_truth, results, t, image_ids, evaluator) for t in iou_types}
 
 
-def _index(data_set: dict) -> COCO:
-    coco = COCO()
-    coco.dataset = data_set
-    coco.createIndex()
-    return coco
+def _evaluate(ground_truth, results, iou_type, image_ids, evaluator) -> IouTypeResult:
+    truth = {**ground_truth, "annotations": _numbered(ground_truth["annotations"])}
+    evaluation = accumulate(evaluator, truth, _as_annotations(results, iou_type), iou_type, image_ids)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        evaluation.summarize()
+    return IouTypeResult(
+        stats=[float(value) for value in evaluation.stats],
+        lines=printed.getvalue().splitlines(),
+        per_class=_average_precision_50(ground_truth["categories"], evaluation.eval["precision"]),
+        evaluator=evaluator,
+    )
 
 
 def _numbered(annotations: Sequence[dict]) -> list[dict]:
-    """Copies (COCOeval writes into them) with ids 1..N: to it an id of 0 is no match, equal ids are one."""
+    """Copies (evaluators write into them) with ids 1..N: to them an id of 0 is no match, equal ids are one."""
     return [{"iscrowd": 0, **annotation, "id": i} for i, annotation in enumerate(annotations, start=1)]
 
 
-def _load_results(truth: COCO, results: Sequence[dict], iou_type: str) -> COCO:
-    if not results:  # loadRes looks at the first result to learn their kind
-        return _index({**truth.dataset, "annotations": []})
-    # loadRes takes areas from "bbox" where there is one; for masks the area is the mask's.
-    unused = "bbox" if iou_type == "segm" else "segmentation"
-    return truth.loadRes([{key: r[key] for key in r if key != unused} for r in results])
+def _as_annotations(results: Sequence[dict], iou_type: str) -> list[dict]:
+    """What pycocotools' loadRes makes of results, but for what this IoU type leaves unread: half a million
+    results are common. The area is the box's for boxes, and the mask's for masks."""
+    key = "segmentation" if iou_type == "segm" else "bbox"
+    return [
+        {
+            "id": i,
+            "image_id": result["image_id"],
+            "category_id": result["category_id"],
+            "score": result["score"],
+            key: result[key],
+            "area": coco_mask.area(result[key]) if iou_type == "segm" else result[key][2] * result[key][3],
+            "iscrowd": 0,
+        }
+        for i, result in enumerate(results, start=1)
+    ]
 
 
-def _average_precision_50(evaluation: COCOeval) -> dict[str, float | None]:
-    """Category name -> AP at IoU 0.5 over all areas with 100 detections; None without ground truth."""
-    categories = evaluation.cocoGt.loadCats(evaluation.params.catIds)
+def _average_precision_50(categories: Sequence[dict], precision: np.ndarray) -> dict[str, float | None]:
+    """Category name -> AP at IoU 0.5 over all areas with 100 detections; None without ground truth.
+
+    precision: IoU thresholds x 101 recall thresholds x categories by id x areas x detection limits.
+    """
+    categories = sorted(categories, key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     per_class = {}
     for index, (name, category) in enumerate(zip(names, categories, strict=True)):
         if names.count(name) > 1:
             name = f"{name} ({category['id']})"
-        precision = evaluation.eval["precision"][0, :, index, 0, -1]  # [101] recall thresholds
-        present = precision[precision > -1]
+        values = precision[0, :, index, 0, -1]  # [101]
+        present = values[values > -1]
         per_class[name] = float(np.mean(present)) if present.size else None
     return per_class
 
@@ -142,7 +154,7 @@ def format_record(results: dict[str, IouTypeResult]) -> str:
     """The text of record_mAP.txt: per IoU type the 12 lines, then each category's AP at IoU 0.5."""
     blocks = []
     for iou_type, result in results.items():
-        lines = [f"IoU type: {iou_type}", "COCO results:", *result.lines, ""]
+        lines = [f"IoU type: {iou_type} (by {result.evaluator})", "COCO results:", *result.lines, ""]
         lines.append("mAP(IoU=0.5) for each category:")
         for name, value in result.per_class.items():
             lines.append(f" {name:15}: {'n/a' if value is None else format(value, '.4f')}")
@@ -154,13 +166,14 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult]) -> list[
     """Writes record_mAP.txt, and the same for programs, record_mAP.json, into `folder`; returns both paths.
 
     The json holds per IoU type "stats" (STAT_NAMES' names -> numbers, -1 = absent) and "per_class" (category
-    name -> AP at IoU 0.5, null without ground truth), both unrounded.
+    name -> AP at IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched.
     """
     folder = files.make_folder(folder)
     record = {
         iou_type: {
             "stats": dict(zip(STAT_NAMES, result.stats, strict=True)),
             "per_class": result.per_class,
+            "evaluator": result.evaluator,
         }
         for iou_type, result in results.items()
     }

@@ -1,0 +1,132 @@
+"""Evaluating a detections file, boxes and masks: ours beside pycocotools driven by hand.
+
+    python -m benchmarks.evaluation                                       val2017's size: 5,000 pictures x 100 results
+    python -m benchmarks.evaluation --evaluator faster-coco-eval          with the optional package
+    python -m benchmarks.evaluation --pictures 1000 --folder FOLDER       smaller; drawn files are kept in FOLDER
+
+Both sides begin with the two json files and end with the 12 numbers of both types, each in a process of its own,
+one after the other. pycocotools takes four minutes for the full size. Printed are seconds, the peak of
+resident memory, and the largest difference of the numbers.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.coco_size import write_val
+from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, resident_mib
+from train_utils.coco_eval import evaluate_results
+from train_utils.coco_evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
+from train_utils.command import positive_int, run_command
+from train_utils.label_map import read_json
+
+IOU_TYPES = ("bbox", "segm")
+SMALL = 250  # pictures of the benchmarks in the table
+
+
+def ours(truth_path: Path, results_path: Path, evaluator: str) -> dict[str, list[float]]:
+    """IoU type -> 12 numbers."""
+    results = evaluate_results(read_json(truth_path), read_json(results_path), IOU_TYPES, evaluator=evaluator)
+    return {iou_type: result.stats for iou_type, result in results.items()}
+
+
+def by_hand(truth_path: Path, results_path: Path) -> dict[str, list[float]]:
+    """The same, as pycocotools' demo does it, given one kind of result at a time: beside boxes it would take
+    the boxes' areas for the masks'."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    stats = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth_path))
+        results = json.loads(results_path.read_text())
+        for iou_type, other in zip(IOU_TYPES, ("segmentation", "bbox"), strict=True):
+            some = [{key: value for key, value in result.items() if key != other} for result in results]
+            evaluation = COCOeval(truth, truth.loadRes(some), iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            stats[iou_type] = evaluation.stats.tolist()
+    return stats
+
+
+def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
+    """The largest one between the numbers of both."""
+    return max(abs(x - y) for iou_type in IOU_TYPES for x, y in zip(a[iou_type], b[iou_type], strict=True))
+
+
+def draw(folder, pictures: int) -> tuple[Path, Path]:
+    """Ground truth and detections of so many pictures, drawn unless they are in `folder`."""
+    folder = Path(folder) / f"evaluation_{pictures}"
+    paths = folder / "annotations" / "instances_val2017.json", folder / "detections.json"
+    return paths if all(path.exists() for path in paths) else write_val(folder, pictures)
+
+
+def prepare(evaluator: str, settings: Settings):
+    if evaluator != PYCOCOTOOLS and choose_evaluator() != evaluator:
+        raise LeftOut(f"{evaluator} is not installed")
+    folder = tempfile.TemporaryDirectory()
+    paths = draw(folder.name, SMALL)
+
+    def run_ours():
+        return ours(*paths, evaluator)
+
+    run_ours.folder = folder  # deleted with this function
+    return run_ours, lambda: by_hand(*paths)
+
+
+def prepare_plain(settings: Settings):
+    return prepare(PYCOCOTOOLS, settings)
+
+
+def prepare_faster(settings: Settings):
+    return prepare(FASTER, settings)
+
+
+BENCHMARKS = [
+    Benchmark("evaluation", f"evaluation of {SMALL} pictures x 100 results", prepare_plain, difference, "pycocotools"),
+    Benchmark("evaluation_faster", f"the same with {FASTER}", prepare_faster, difference, "pycocotools"),
+]
+
+
+def _run_alone(side: str, paths, evaluator: str, sender) -> None:
+    start = time.perf_counter()
+    stats = ours(*paths, evaluator) if side == "ours" else by_hand(*paths)
+    sender.send((time.perf_counter() - start, resident_mib("VmHWM"), stats))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=positive_int, default=5000)
+    parser.add_argument("--evaluator", choices=[PYCOCOTOOLS, FASTER], default=PYCOCOTOOLS, help="of our side")
+    parser.add_argument("--side", choices=SIDES, help="this one only")
+    parser.add_argument("--folder", type=Path, help="where the drawn files are kept (default: nowhere)")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = draw(args.folder or scratch, args.pictures)
+        outcomes = {}
+        for side in [args.side] if args.side else SIDES:
+            receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+            child = multiprocessing.get_context("spawn").Process(
+                target=_run_alone, args=(side, paths, args.evaluator, sender))
+            child.start()
+            sender.close()
+            seconds, peak, stats = outcomes[side] = receiver.recv()
+            child.join()
+            print(f"{side:6} {args.evaluator if side == 'ours' else PYCOCOTOOLS:16} {seconds:7.1f} s  {peak:6.0f} MiB  "
+                  f"{json.dumps(stats)}", flush=True)
+    if len(outcomes) == 2:
+        (seconds, peak, stats), (their_seconds, their_peak, their_stats) = outcomes.values()
+        print(f"ratio {seconds / their_seconds:.2f} of time, {peak / their_peak:.2f} of memory; "
+              f"largest difference {difference(stats, their_stats):.1e}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

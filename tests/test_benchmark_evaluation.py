@@ -1,0 +1,23 @@
+"""The evaluation benchmark: both sides give the same numbers of a drawn detections file, and it says so."""
+
+from benchmarks import evaluation
+from train_utils.coco_evaluators import PYCOCOTOOLS
+
+
+def test_both_sides_agree(tmp_path):
+    paths = evaluation.draw(tmp_path, 20)
+    expected = evaluation.by_hand(*paths)
+    assert evaluation.difference(evaluation.ours(*paths, PYCOCOTOOLS), expected) == 0
+    assert 0.2 < expected["segm"][0] < 0.9 and evaluation.draw(tmp_path, 20) == paths
+
+
+def test_a_difference_is_seen():
+    numbers = {"bbox": [0.5, 0.25], "segm": [0.125, -1.0]}
+    assert evaluation.difference(numbers, {**numbers, "segm": [0.125, 0.0]}) == 1
+
+
+def test_the_command_tells_both(tmp_path, capsys):
+    evaluation.main(["--pictures", "5", "--folder", str(tmp_path)])
+    ours, theirs, ratio = capsys.readouterr().out.splitlines()[-3:]
+    assert ours.startswith("ours   pycocotools") and theirs.startswith("theirs pycocotools")
+    assert ratio.startswith("ratio ") and ratio.endswith("largest difference 0.0e+00")

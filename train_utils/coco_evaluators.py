@@ -1,0 +1,83 @@
+"""Matching of COCO results with ground truth: by pycocotools, or in less time by faster-coco-eval where it is there.
+
+faster-coco-eval (`pip install -r requirements-fast.txt`) does the same in C++. Only the two steps that cost time
+are its; the 12 numbers and their lines are pycocotools' own summary of the arrays that either one fills.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import os
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from backbone.errors import InputError
+
+VARIABLE = "MASKRCNN_EVALUATOR"
+PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"
+FASTER_SINCE = (1, 8)  # the first version whose numbers were compared
+
+
+def choose_evaluator(wanted: str | None = None) -> str:
+    """The name of the evaluator: the one wanted, else that of the environment variable MASKRCNN_EVALUATOR, else
+    faster-coco-eval where it is installed in a version that is known to agree, else pycocotools.
+
+    InputError for any other name, or one that is not installed.
+    """
+    wanted = wanted or os.environ.get(VARIABLE) or None
+    if wanted not in (None, PYCOCOTOOLS, FASTER):
+        raise InputError(f"{VARIABLE} is {wanted!r}: give {PYCOCOTOOLS} or {FASTER}")
+    if wanted == PYCOCOTOOLS:
+        return PYCOCOTOOLS
+    version = _faster_version()
+    if version >= FASTER_SINCE:
+        return FASTER
+    if wanted == FASTER:
+        needed = ".".join(map(str, FASTER_SINCE))
+        raise InputError(f"{VARIABLE} is {FASTER}, of which version {needed} or newer is not installed: "
+                         f"pip install '{FASTER}>={needed}', or give {PYCOCOTOOLS}")
+    return PYCOCOTOOLS
+
+
+def _faster_version() -> tuple[int, ...]:
+    """(major, minor) of faster-coco-eval, () where it is absent."""
+    try:
+        text = importlib.metadata.version(FASTER)
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def accumulate(evaluator: str, truth: dict, results: list[dict], iou_type: str, image_ids=None) -> COCOeval:
+    """A COCOeval that has gone through evaluate and accumulate: `eval` is filled, `summarize` can be called.
+
+    truth: a COCO dict; results: its detections as annotations. Both are written into. Prints nothing.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco, evaluation = _classes(evaluator)
+        evaluation = evaluation(_index(coco, truth), _index(coco, {**truth, "annotations": results}), iou_type)
+        if image_ids is not None:
+            evaluation.params.imgIds = list(image_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if evaluator == PYCOCOTOOLS:
+            return evaluation
+        summary = COCOeval(iouType=iou_type)
+        summary.eval = {key: evaluation.eval[key] for key in ("precision", "recall")}
+        return summary
+
+
+def _classes(evaluator: str) -> tuple[type, type]:
+    if evaluator == PYCOCOTOOLS:
+        return COCO, COCOeval
+    faster = importlib.import_module("faster_coco_eval")
+    return faster.COCO, faster.COCOeval_faster
+
+
+def _index(coco: type, data_set: dict):
+    indexed = coco()
+    indexed.dataset = data_set
+    indexed.createIndex()
+    return indexed
