@@ -7,7 +7,7 @@ right; any other is built anew and replaced. Ranks may write at once: each write
 
 Indexes lie in $MASKRCNN_CACHE, else $XDG_CACHE_HOME/maskrcnn, else ~/.cache/maskrcnn; MASKRCNN_CACHE=off keeps
 none. Only jsons of at least 8 MiB get one (others open in less than a second), and only the newest 8 are kept.
-Anything in the folder may be deleted at any time.
+Anything in the folder may be deleted at any time, but not written into: a process may have it mapped.
 """
 
 import hashlib
@@ -106,7 +106,10 @@ def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | No
         try:
             with open(handle, "wb") as file:
                 file.writelines([_first_line(state.hexdigest()), *pieces])
-            os.replace(temporary, folder / (content + SUFFIX))
+            if load(content, {name: array.dtype for name, array in arrays.items()}) is None:
+                os.replace(temporary, folder / (content + SUFFIX))
+            else:  # another process was quicker, and may have its file mapped
+                os.unlink(temporary)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

@@ -40,8 +40,7 @@ class Packer:
     def add(self, annotations: list) -> None:
         """Check and keep a batch. InputError names path, annotation id and mistake."""
         plain = _Plain(self.count)
-        others = [(sequence, annotation) for sequence, annotation in enumerate(annotations, self.count)
-                  if not plain.take(sequence, annotation, self.row_of)]
+        others = plain.take(annotations, self.row_of)
         self.count += len(annotations)
         if plain.sequence:
             with np.errstate(all="ignore"):  # of numbers that the check is there to find
@@ -126,40 +125,44 @@ class _Plain:
         self.lengths: list[int] = []  # numbers of each part
         self.points = array("d")  # the parts' numbers
 
-    def take(self, sequence: int, annotation, row_of: dict) -> bool:
-        """Whether this is a plain annotation, to be checked with the others."""
-        boxes, points, lengths = len(self.boxes), len(self.points), len(self.lengths)
-        try:
-            row, category, number = row_of[annotation["image_id"]], annotation["category_id"], annotation["id"]
-            area, crowd = annotation.get("area", math.nan), annotation.get("iscrowd", 0)
-            box, polygons = annotation["bbox"], annotation["segmentation"]
-            if (
-                type(category) is int and 0 <= category < 2**31
-                and type(number) is int and 0 < number < 2**63
-                and type(crowd) is int and 0 <= crowd <= 1
-                and type(area) in NUMBERS and (-1e300 < area < 1e300 or "area" not in annotation)
-                and type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box))
-                and type(polygons) is list and polygons
-            ):
-                self.boxes.extend(box)
+    def take(self, annotations: list, row_of: dict) -> list[tuple]:
+        """Keep the plain ones; returns the others as (sequence, annotation)."""
+        others = []
+        boxes, points, lengths = self.boxes, self.points, self.lengths
+        for sequence, annotation in enumerate(annotations, self.start):
+            ends = len(boxes), len(points), len(lengths)
+            try:
+                row, category, number = row_of[annotation["image_id"]], annotation["category_id"], annotation["id"]
+                area, crowd = annotation.get("area", 0.0), annotation.get("iscrowd", 0)
+                box, polygons = annotation["bbox"], annotation["segmentation"]
+                if not (
+                    type(category) is int and 0 <= category < 2**31
+                    and type(number) is int and 0 < number < 2**63
+                    and type(crowd) is int and 0 <= crowd <= 1
+                    and type(area) in NUMBERS and -1e300 < area < 1e300
+                    and len(box) == 4 and NUMBERS.issuperset(map(type, box))
+                    and type(polygons) is list and polygons
+                ):
+                    raise ValueError("not plain")
+                boxes.fromlist(box)
                 for polygon in polygons:
                     count = len(polygon)
                     if count < 6 or count % 2:
-                        raise ValueError("not a polygon")
-                    self.points.extend(polygon)
-                    self.lengths.append(count)
-                self.sequence.append(sequence)
-                self.rows.append(row)
-                self.ids.append(number)
-                self.category_ids.append(category)
-                self.iscrowd.append(crowd)
-                self.areas.append(area)
-                self.counts.append(len(polygons))
-                return True
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            pass  # `check_annotation` will say what it is
-        del self.boxes[boxes:], self.points[points:], self.lengths[lengths:]
-        return False
+                        raise ValueError("not plain")
+                    points.fromlist(polygon)
+                    lengths.append(count)
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                others.append((sequence, annotation))  # `check_annotation` will say what it is
+                del boxes[ends[0] :], points[ends[1] :], lengths[ends[2] :]
+                continue
+            self.sequence.append(sequence)
+            self.rows.append(row)
+            self.ids.append(number)
+            self.category_ids.append(category)
+            self.iscrowd.append(crowd)
+            self.areas.append(area if "area" in annotation else math.nan)
+            self.counts.append(len(polygons))
+        return others
 
     def check(self, sizes: np.ndarray, categories) -> np.ndarray:
         """bool [K]: what `check_annotation` would keep as it is. sizes [I, 2], categories as Packer's."""
