@@ -1,0 +1,116 @@
+"""Training on 2 CPU ranks beside one, a thread each, through the code that train_multi_GPU.py runs.
+
+    python -m benchmarks.distributed --data-path DATA                     a ResNet-50 at 800 px
+    python -m benchmarks.distributed --data-path DATA --backbone resnet18 --min-size 256 --batch-size 4
+
+By turns: one rank alone; every rank for itself (what the machine's cores and memory can give, nothing exchanged);
+all ranks as one run. Each rank takes --batch-size pictures a step; a step's seconds are the slowest rank's.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from network_files import create_model
+from train_utils.command import positive_int, run_command
+from train_utils.data_sets import TrainLoader, open_data_set
+from train_utils.distributed import World
+from train_utils.engine import Learner, train_one_epoch
+from train_utils.optimization import Precision, build_optimizer, build_schedule
+from transforms import build_augment
+
+MODES = ("one rank", "ranks for themselves", "ranks together")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.distributed", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--ranks", type=positive_int, default=2)
+    parser.add_argument("--turns", type=positive_int, default=3, help="measured turns (default: 3)")
+    parser.add_argument("--steps", type=positive_int, default=3, help="steps of each mode in a turn (default: 3)")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--min-size", type=positive_int, default=800)
+    parser.add_argument("--max-size", type=positive_int, default=1333)
+    parser.add_argument("--batch-size", type=positive_int, default=1, help="pictures per rank and step (default: 1)")
+    parser.add_argument("--trainable-layers", type=int, default=3)
+    return parser.parse_args(argv)
+
+
+def learner_of(world: World, args: argparse.Namespace, num_classes: int) -> Learner:
+    torch.manual_seed(0)
+    model = create_model(num_classes, args.backbone, min_size=args.min_size, max_size=args.max_size,
+                         trainable_layers=args.trainable_layers)
+    optimizer = build_optimizer(model, "sgd", 1e-4)
+    schedule = build_schedule(optimizer, total_steps=10**6, warmup_steps=0)
+    return Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+
+
+def steps_of(world: World, args: argparse.Namespace, data):
+    """Seconds of one step after another, without end."""
+    learner = learner_of(world, args, data.label_map.num_labels)
+    loader = TrainLoader(data.train, build_augment(), world, args.batch_size)
+    for epoch in range(10**6):
+        start = time.perf_counter()
+        for _ in train_one_epoch(learner, loader, world, epoch):
+            yield time.perf_counter() - start
+            start = time.perf_counter()
+
+
+def work(args: argparse.Namespace) -> dict[str, float] | None:
+    """One rank's part. Rank 0 returns the median seconds of a step in each mode, of the slowest rank."""
+    torch.set_num_threads(1)
+    world = World.from_environment("cpu")
+    data = open_data_set(args.data_path)
+    single = World.single("cpu")
+    modes = dict(zip(MODES, (steps_of(single, args, data), steps_of(single, args, data), steps_of(world, args, data)),
+                     strict=True))
+    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for turn in range(args.turns + 1):  # the first one warms up
+        for mode, steps in modes.items():
+            world.gather(None)  # nobody starts before the others are done
+            taken = [] if mode == "one rank" and not world.is_main else [next(steps) for _ in range(args.steps)]
+            slowest = [max(step) for step in zip(*filter(None, world.gather(taken)), strict=True)]
+            seconds[mode] += slowest if turn else []
+    world.close()
+    return {mode: statistics.median(steps) for mode, steps in seconds.items()} if world.is_main else None
+
+
+def launch(argv: list[str], ranks: int) -> int:
+    """Start the ranks as torchrun does; returns the worst exit status."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                           "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.distributed", *argv]
+    started = [subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(ranks)]
+    return max(process.wait() for process in started)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_args(argv)
+    if "RANK" not in os.environ:
+        return launch(argv, args.ranks)
+    seconds = work(args)
+    if seconds:
+        print(f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, {args.batch_size} picture(s) per rank, "
+              f"{args.ranks} ranks of one thread, {os.cpu_count()} cores")
+        for mode, median in seconds.items():
+            share = seconds["one rank"] / median * (1 if mode == "one rank" else args.ranks)
+            rate = args.batch_size / median * (1 if mode == "one rank" else args.ranks)
+            print(f"{mode:22} {median:.3f} s a step, {rate:.2f} pictures/s, {share:.2f} x one rank")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,122 @@
+"""A picture of 4000x3000 pixels with 1,000 objects through the commands as a user types them: time and peak memory.
+
+    python -m benchmarks.huge_picture                        validation.py, 100 detections per picture
+    python -m benchmarks.huge_picture --detections 1000      validation.py, up to 1,000
+    python -m benchmarks.huge_picture --train                train.py, one step
+    python -m benchmarks.huge_picture --keep FOLDER          the input stays there, and the command is printed
+
+The model is a ResNet-50 of 3 classes with random weights: its scores are high enough for every detection that
+the config allows. Memory is the largest resident size of any process of the command, as the kernel counted it.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from network_files import create_model
+from train_utils.command import positive_int, run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("disc", "square", "ring"), start=1)]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.huge_picture", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", action="store_true", help="one training step instead of an evaluation")
+    parser.add_argument("--width", type=positive_int, default=4000)
+    parser.add_argument("--height", type=positive_int, default=3000)
+    parser.add_argument("--objects", type=positive_int, default=1000)
+    parser.add_argument("--detections", type=positive_int, default=100, help="--box-detections-per-img")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--min-size", type=positive_int, default=800)
+    parser.add_argument("--max-size", type=positive_int, default=1333)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the input is made (default: nowhere)")
+    return parser.parse_args(argv)
+
+
+def draw_picture(path: Path, height: int, width: int, objects: int, rng: np.random.Generator) -> list[dict]:
+    """Write a picture of lobed shapes on noise; returns its annotations, polygons of 40 points."""
+    from PIL import ImageDraw
+
+    noise = rng.integers(60, 130, (height, width, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    draw, annotations = ImageDraw.Draw(picture), []
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    for i in range(objects):
+        radius = float(np.exp(rng.uniform(np.log(12), np.log(400)))) * min(height, width) / 3000
+        centre = rng.uniform(radius, (width - radius, height - radius))
+        outline = radius * (0.8 + 0.2 * np.sin(3 * angle + i))
+        points = np.round(centre + outline[:, None] * np.stack((np.cos(angle), np.sin(angle)), 1), 2)  # [40, 2]
+        draw.polygon([tuple(p) for p in points.tolist()], fill=tuple(rng.integers(0, 256, 3).tolist()))
+        low, high = points.min(0), points.max(0)
+        annotations.append({"id": i + 1, "image_id": 1, "category_id": i % 3 + 1, "iscrowd": 0,
+                            "bbox": [*low.tolist(), *(high - low).tolist()], "area": float(2.2 * radius**2),
+                            "segmentation": [points.ravel().tolist()]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, quality=90)
+    return annotations
+
+
+def write_split(folder: Path, split: str, height: int, width: int, objects: int) -> None:
+    """COCO's layout: a json and the one picture that it is about."""
+    picture = folder / f"{split}2017" / "picture.jpg"
+    annotations = draw_picture(picture, height, width, objects, np.random.default_rng(0))
+    image = {"id": 1, "file_name": picture.name, "height": height, "width": width}
+    path = folder / "annotations" / f"instances_{split}2017.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"images": [image], "annotations": annotations, "categories": CATEGORIES}))
+
+
+def command_for(args: argparse.Namespace, folder: Path) -> list[str]:
+    """Make the input; returns what a user would type."""
+    sizes = ["--backbone", args.backbone, "--min-size", str(args.min_size), "--max-size", str(args.max_size)]
+    places = ["--data-path", str(folder), "--output-dir", str(folder / "out"), "--device", "cpu"]
+    if args.train:
+        write_split(folder, "train", args.height, args.width, args.objects)
+        write_split(folder, "val", 64, 64, 1)  # the evaluation after the step takes next to nothing
+        return ["train.py", *places, *sizes, "--weights", "none", "--norm", "frozen", "--batch-size", "1",
+                "--epochs", "1", "--workers", "0"]
+    write_split(folder, "val", args.height, args.width, args.objects)
+    torch.manual_seed(0)
+    model = create_model(len(CATEGORIES) + 1, args.backbone, min_size=args.min_size, max_size=args.max_size)
+    torch.save(model.state_dict(), folder / "weights.pth")
+    return ["validation.py", "--weights-path", str(folder / "weights.pth"), *places, *sizes,
+            "--box-detections-per-img", str(args.detections)]
+
+
+def run(args: argparse.Namespace, folder: Path) -> int:
+    """Run the command on its input and print what it took; returns its exit status."""
+    command = command_for(args, folder.resolve())
+    print("python", *command, flush=True)
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=folder)
+    status = process.wait()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{command[0]}: {args.width}x{args.height}, {args.objects} objects, {args.backbone}: exit status {status}, "
+          f"{seconds:.1f} s, peak {peak:.0f} MiB, {os.environ.get('OMP_NUM_THREADS', 'all')} threads")
+    return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+        return run(args, args.keep)
+    with tempfile.TemporaryDirectory() as folder:
+        return run(args, Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

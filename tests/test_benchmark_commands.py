@@ -1,0 +1,26 @@
+"""Benchmarks that run whole commands: a huge picture through validation.py, ranks beside one rank. Made small."""
+
+import re
+
+from coco_folders import many, write
+
+from benchmarks import distributed, huge_picture
+
+SMALL = ["--backbone", "resnet18", "--min-size", "32", "--max-size", "64"]
+
+
+def test_a_huge_picture_is_validated_and_measured(tmp_path, capfd):
+    options = ["--width", "96", "--height", "64", "--objects", "4", "--detections", "3", *SMALL]
+    assert huge_picture.main([*options, "--keep", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert "1 pictures (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
+    seconds, peak = re.search(r"exit status 0, ([\d.]+) s, peak (\d+) MiB", out).groups()
+    assert float(seconds) > 0 and 100 < int(peak) < 4000
+
+
+def test_ranks_are_timed_beside_one_rank(tmp_path, capfd):
+    data = write(tmp_path, many(6))
+    assert distributed.main(["--data-path", str(data), "--turns", "1", "--steps", "1", *SMALL]) == 0
+    head, *lines = capfd.readouterr().out.splitlines()[-4:]
+    assert "2 ranks of one thread" in head
+    assert [line[:22].strip() for line in lines] == list(distributed.MODES) and "1.00 x one rank" in lines[0]
