@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from backbone.errors import InputError
-from benchmarks import evaluation, loading, models, operators
+from benchmarks import annotations, evaluation, loading, models, operators
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
 from train_utils.command import pick_device, positive_int, run_command
 
-BENCHMARKS = [*operators.BENCHMARKS, *models.BENCHMARKS, *loading.BENCHMARKS, *evaluation.BENCHMARKS]
+BENCHMARKS = [
+    *operators.BENCHMARKS, *models.BENCHMARKS, *loading.BENCHMARKS, *evaluation.BENCHMARKS, *annotations.BENCHMARKS,
+]
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 

@@ -1,0 +1,170 @@
+"""Opening annotations of COCO's size, beside pycocotools.
+
+    python -m benchmarks annotations_first annotations_again --repeats 2    time and resident memory, 5 minutes
+    python -m benchmarks.annotations                                        from 1,000 pictures to 118,287; workers
+
+The data is drawn (`coco_size.py`) into maskrcnn_benchmarks/ of the system's folder for temporary files on first
+use, 0.5 GB and a minute, and stays there. Its pictures are empty files.
+"""
+
+import argparse
+import contextlib
+import gc
+import io
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks import coco_size
+from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, resident_mib
+from train_utils.command import positive_int, run_command
+from train_utils.data_sets import TrainLoader, open_data_set
+from train_utils.distributed import World
+
+NEEDED = 2 * 2**30  # bytes of disk
+COUNTS = (1_000, 10_000, coco_size.PICTURES)
+
+
+def data_folder(pictures: int) -> Path:
+    """A folder in COCO's layout with that many training pictures and 50 for validation, drawn where missing."""
+    place = Path(tempfile.gettempdir()) / "maskrcnn_benchmarks"
+    folder = place / f"coco_{pictures}"
+    if folder.is_dir():
+        return folder
+    place.mkdir(exist_ok=True)
+    if shutil.disk_usage(place).free < NEEDED:
+        raise LeftOut(f"less than 2 GiB are free in {place}")
+    unfinished = Path(tempfile.mkdtemp(dir=place))
+    for path, part in ((coco_size.write_train(unfinished, pictures), "train2017"),
+                       (coco_size.write_val(unfinished, 50, 1)[0], "val2017")):
+        coco_size.write_picture_files(path, unfinished / part)
+    unfinished.rename(folder)
+    return folder
+
+
+def open_ours(folder: Path, cache: str):
+    """The training data, with this folder for the cache, or "off"."""
+    before = os.environ.get("MASKRCNN_CACHE")
+    os.environ["MASKRCNN_CACHE"] = cache
+    try:
+        return open_data_set(folder, split="train").train
+    finally:
+        del os.environ["MASKRCNN_CACHE"]
+        if before is not None:
+            os.environ["MASKRCNN_CACHE"] = before
+
+
+def open_theirs(folder: Path):
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(folder / "annotations" / "instances_train2017.json"))
+
+
+def prepare_opening(settings: Settings, again: bool):
+    """again: from the cache, which is filled here."""
+    folder = data_folder(coco_size.PICTURES)
+    cache = str(folder / "cache") if again else "off"
+    if again:
+        open_ours(folder, cache)
+        gc.collect()
+    return partial(open_ours, folder, cache), partial(open_theirs, folder)
+
+
+class Targets:
+    """A data set's targets without its pictures: what a worker reads of the annotations."""
+
+    def __init__(self, ds):
+        self.ds, self.sizes = ds, ds.sizes
+
+    def __len__(self) -> int:
+        return len(self.ds)
+
+    def __getitem__(self, i: int):
+        return torch.zeros(3, 1, 1, dtype=torch.uint8), self.ds.target(i)
+
+
+def measure_opening(pictures: int, cache: str, sender) -> None:
+    """Send seconds, MiB kept and MiB at the peak of one opening in this fresh process."""
+    folder = data_folder(pictures)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before, start = resident_mib("VmRSS"), time.perf_counter()
+    ds = open_ours(folder, cache)
+    seconds = time.perf_counter() - start
+    gc.collect()
+    sender.send((len(ds), seconds, resident_mib("VmRSS") - before, resident_mib("VmHWM") - before))
+
+
+def measure_workers(pictures: int, cache: str, workers: int, sender) -> None:
+    """Send each worker's private MiB after its first batch and after an epoch of targets."""
+    ds = open_ours(data_folder(pictures), cache)
+    loader = TrainLoader(Targets(ds), None, World.single("cpu"), batch_size=8, workers=workers)
+    batches = loader.epoch(0)
+    next(batches)
+    children = [child.pid for child in multiprocessing.active_children()]
+    first = [private_mib(pid) for pid in children]
+    start = time.perf_counter()
+    objects = sum(len(target["labels"]) for batch in batches for target in batch.targets)
+    sender.send((first, [private_mib(pid) for pid in children], objects, time.perf_counter() - start))
+
+
+def private_mib(pid: int) -> float:
+    """MiB of a process that it shares with no other and that no file holds (Linux)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
+
+
+def in_fresh_process(function, *args):
+    """What `function(*args, sender)` sends, from a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=function, args=(*args, sender))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        child.join()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.annotations", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pictures", type=positive_int, nargs="+", default=COUNTS, help="sizes to open")
+    parser.add_argument("--workers", type=int, default=2, help="loader workers of the epoch; 0: no epoch")
+    args = parser.parse_args(argv)
+    print(describe_machine(torch.device("cpu")) + "\n")
+    print("| pictures | opening | time | per 1,000 | memory kept | per 1,000 | peak |\n" + "|---" * 7 + "|")
+    with tempfile.TemporaryDirectory() as cache:
+        for pictures in args.pictures:
+            data_folder(pictures)
+            for what, place in (("no cache", "off"), ("first", cache), ("second", cache)):
+                count, seconds, kept, peak = in_fresh_process(measure_opening, pictures, place)
+                thousands = count / 1000
+                print(f"| {count} | {what} | {seconds:.2f} s | {seconds / thousands * 1e3:.0f} ms | {kept:.0f} MiB | "
+                      f"{kept / thousands:.2f} MiB | {peak:.0f} MiB |", flush=True)
+        for place in ("off", cache) if args.workers else ():
+            first, last, objects, seconds = in_fresh_process(measure_workers, args.pictures[-1], place, args.workers)
+            print(f"\n{'no cache' if place == 'off' else 'cache'}: an epoch of {objects} objects' targets by "
+                  f"{args.workers} workers, {seconds:.0f} s; private MiB of each after its first batch "
+                  f"{', '.join(f'{m:.1f}' for m in first)}, after the epoch {', '.join(f'{m:.1f}' for m in last)}")
+
+
+BENCHMARKS = [
+    Benchmark("annotations_first", "opening 118,287 pictures' annotations, no cache",
+              partial(prepare_opening, again=False), against="pycocotools", memory=KEPT),
+    Benchmark("annotations_again", "the same, second opening",
+              partial(prepare_opening, again=True), against="pycocotools", memory=KEPT),
+]
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
