@@ -80,6 +80,8 @@ def work(args: argparse.Namespace) -> dict[str, float] | None:
             taken = [] if mode == "one rank" and not world.is_main else [next(steps) for _ in range(args.steps)]
             slowest = [max(step) for step in zip(*filter(None, world.gather(taken)), strict=True)]
             seconds[mode] += slowest if turn else []
+            if world.is_main:
+                print(f"turn {turn}: {mode}: {', '.join(f'{s:.2f}' for s in slowest)} s a step", flush=True)
     world.close()
     return {mode: statistics.median(steps) for mode, steps in seconds.items()} if world.is_main else None
 
