@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
 from coco_folders import many, write
 
 from benchmarks import distributed, huge_picture
+
+pytestmark = pytest.mark.slow
 
 SMALL = ["--backbone", "resnet18", "--min-size", "32", "--max-size", "64"]
 
