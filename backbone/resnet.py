@@ -5,8 +5,10 @@ The stride of a bottleneck sits in its 3x3 convolution, as in torchvision and in
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backbone.norm import ConvNorm, conv_norm
 
@@ -22,7 +24,24 @@ def projection(c_in: int, c_out: int, stride: int, norm: Norm) -> ConvNorm | Non
     return None if stride == 1 and c_in == c_out else ConvNorm(c_in, c_out, 1, norm, stride)
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
+    """A branch of convolutions beside a shortcut, and a ReLU over their sum.
+
+    recompute: keep only the block's input for the backward pass and compute the branch's inner activations again.
+    """
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if self.recompute and torch.is_grad_enabled():  # stops before the last convolution: nothing needs its output
+            x = checkpoint(self.branch, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = self.branch(x)
+        return F.relu(x + shortcut, inplace=True)
+
+
+class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
@@ -33,14 +52,12 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = conv(width, width, 3), norm(width)
         self.downsample = projection(c_in, width, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+    def branch(self, x: Tensor) -> Tensor:
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        x = conv_norm(x, self.conv2, self.bn2)
-        return F.relu(x + shortcut, inplace=True)
+        return conv_norm(x, self.conv2, self.bn2)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1 to `width`, 3x3, 1x1 to 4 x `width`, and a shortcut."""
 
     expansion = 4
@@ -53,12 +70,10 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = conv(width, c_out, 1), norm(c_out)
         self.downsample = projection(c_in, c_out, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+    def branch(self, x: Tensor) -> Tensor:
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         x = F.relu(conv_norm(x, self.conv2, self.bn2), inplace=True)
-        x = conv_norm(x, self.conv3, self.bn3)
-        return F.relu(x + shortcut, inplace=True)
+        return conv_norm(x, self.conv3, self.bn3)
 
 
 class ResNet(nn.Module):

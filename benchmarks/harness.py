@@ -3,6 +3,7 @@
 A machine's speed drifts, so seconds of different runs say little: the ratio of medians taken by turns does.
 """
 
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -147,6 +148,7 @@ def _measure_memory(benchmark, settings, side, threads, sender) -> None:
         _wait(settings.device)
         sender.send((torch.cuda.max_memory_allocated(settings.device) - before) / 2**20)
         return
+    release_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
         before = resident_mib("VmRSS")
@@ -157,6 +159,14 @@ def _measure_memory(benchmark, settings, side, threads, sender) -> None:
     gc.collect()
     sender.send(resident_mib("VmRSS" if benchmark.memory == KEPT else "VmHWM") - before)
     del result  # alive until here
+
+
+def release_freed_memory() -> None:
+    """Hand back what glibc keeps of freed memory: a measurement would take it for unused."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def resident_mib(field: str) -> float:

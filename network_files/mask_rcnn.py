@@ -46,11 +46,9 @@ class MaskRCNN(nn.Module):
         self._check_device(images)
         batch = self.transform.batch(images, targets, self.training, self.rpn.head.cls_logits.weight.dtype)
         objects = targets and [prepare_objects(target, batch, i) for i, target in enumerate(targets)]
-        maps = self.backbone(batch.pictures)  # P2..P6
-        # RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
-        table = FeatureTable(maps, torch.promote_types(maps[0].dtype, torch.float32))
-        proposals, losses = self.rpn(batch, maps, objects, table)
-        del maps  # the table holds them: twice would be the peak of the forward pass
+        # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
+        table = FeatureTable(self.backbone(batch.pictures), torch.promote_types(batch.pictures.dtype, torch.float32))
+        proposals, losses = self.rpn(batch, table, objects)
         if objects is not None:
             losses = self.roi_heads.losses(table, proposals, objects) | losses
         if self.training:

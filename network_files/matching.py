@@ -3,31 +3,42 @@
 Shapes: G objects, B boxes (anchors or proposals).
 """
 
+import math
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
 from network_files.boxes import box_ioa, box_iou
 
+OVERLAPS = 4_000_000  # computed at once
 BELOW = -1  # overlaps every object by less than the low threshold: background
 BETWEEN = -2  # between the thresholds: neither object nor background, ignored
 
 
-def match(iou: Tensor, high: float, low: float, keep_best: bool = False) -> Tensor:
+def match(
+    overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, keep_best: bool = False
+) -> Tensor:
     """The object that each box stands for.
 
-    iou [G, B] -> int64 [B]: an object's index where the best overlap is >= high, BELOW where it is < low,
-    BETWEEN otherwise. keep_best (Faster R-CNN's low-quality rule): the boxes that overlap an object more
-    than all others do (ties included) stand for the object that they overlap most, however little.
+    overlaps() yields the IoU matrix in parts [G, b] of some boxes each, G > 0 -> int64 [B]: an object's index where the
+    best overlap is >= high, BELOW where it is < low, BETWEEN otherwise. keep_best (Faster R-CNN's low-quality
+    rule): the boxes that overlap an object more than all others do (ties included) stand for the object that they
+    overlap most, however little.
     """
-    if iou.shape[0] == 0:
-        return torch.full((iou.shape[1],), BELOW, dtype=torch.int64, device=iou.device)
-    best, index = iou.max(0)  # [B]
+    best, index, peaks = zip(*map(_best, overlaps()), strict=True)
+    best, index, peak = torch.cat(best), torch.cat(index), torch.stack(peaks).amax(0)  # [B], [B], [G]
     matched = index.masked_fill(best < high, BETWEEN).masked_fill_(best < low, BELOW)
-    if keep_best and iou.shape[1]:
-        peak = iou.amax(1, keepdim=True)  # [G, 1]
-        is_best = ((iou == peak) & (peak > 0)).any(0)
+    if keep_best:
+        peak = torch.where(peak > 0, peak, math.inf)[:, None]  # an object that no box touches has no best one
+        is_best = torch.cat([(iou == peak).any(0) for iou in overlaps()])
         matched = torch.where(is_best, index, matched)
     return matched
+
+
+def _best(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """iou [G, b] -> the largest overlap of each box and its object, [b]; the largest overlap of each object [G]."""
+    return *iou.max(0), iou.amax(1) if iou.shape[1] else iou.new_zeros(len(iou))
 
 
 def match_boxes(
@@ -39,11 +50,19 @@ def match_boxes(
     crowds [K, 4]: regions full of unlabelled objects. A box that would be background, with at least
     crowd_ioa_thresh of its area in one of them, becomes BETWEEN (None: off, as torchvision).
     """
-    matched = match(box_iou(objects, boxes), high, low, keep_best)
+    if len(objects):
+        matched = match(lambda: (box_iou(objects, some) for some in _some(boxes, objects)), high, low, keep_best)
+    else:
+        matched = torch.full((len(boxes),), BELOW, dtype=torch.int64, device=boxes.device)
     if crowd_ioa_thresh is not None and len(crowds) and len(boxes):
-        in_crowd = box_ioa(crowds, boxes).amax(0) >= crowd_ioa_thresh
+        in_crowd = torch.cat([box_ioa(crowds, some).amax(0) for some in _some(boxes, crowds)]) >= crowd_ioa_thresh
         matched = torch.where((matched == BELOW) & in_crowd, BETWEEN, matched)
     return matched
+
+
+def _some(boxes: Tensor, others: Tensor) -> tuple[Tensor, ...]:
+    """Boxes in parts: all overlaps of 1,000 objects with a large picture's anchors would take gigabytes."""
+    return boxes.split(max(OVERLAPS // max(len(others), 1), 1))
 
 
 def sample_balanced(

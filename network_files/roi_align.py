@@ -52,6 +52,11 @@ class FeatureTable:
         self.rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, self.channels).to(dtype or m.dtype) for m in maps])
         self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
 
+    def maps(self) -> list[Tensor]:
+        """The maps again, [N, C, H, W] per level: views, channels-last."""
+        parts = self.rows.split([n * h * w for n, h, w in self.shapes])
+        return [part.view(*shape, -1).permute(0, 3, 1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+
     def places(self, level: Tensor, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """level, picture int64 [K] -> the row of that map's first cell, its height and its width, int64 [K] each."""
         starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)

@@ -21,6 +21,7 @@ from network_files.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import Objects, PictureBatch
 
 STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from
+MASKS_AT_ONCE = 64  # RoIs in the mask branch
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
 
 
@@ -152,8 +153,10 @@ class RoIHeads(nn.Module):
 
     def masks(self, table: FeatureTable, rois: Tensor, picture: Tensor, labels: Tensor) -> Tensor:
         """Mask logits of each RoI's own class [K, M, M], at least float32."""
-        features = self.mask_head(self.pool(table, rois, picture, self.config.mask_roi_size))
-        logits = self.mask_predictor(features, labels)
+        pooled = self.pool(table, rois, picture, self.config.mask_roi_size)
+        # some at a time: the backward pass then holds gradients of a few, and lets go of them one after another
+        logits = torch.cat([self.mask_predictor(self.mask_head(x), own) for x, own in
+                            zip(pooled.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects]) -> dict[str, Tensor]:

@@ -74,15 +74,15 @@ class RegionProposalNetwork(nn.Module):
         self.coder = BoxCoder()
 
     def forward(
-        self, batch: PictureBatch, maps: list[Tensor], objects: list[Objects] | None = None,
-        table: FeatureTable | None = None,
+        self, batch: PictureBatch, table: FeatureTable, objects: list[Objects] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return proposals, one [P, 4] per picture by falling objectness, and losses ({} without objects).
 
-        Gradients exist at the sampled anchors only: with a table of the maps, and where these are few, the dense
-        head runs without gradient, and again with it on the sampled cells. The result is the same.
+        Gradients exist at the sampled anchors only: where these are few, the head runs on whole maps without
+        gradient, and again with it on the sampled cells. The result is the same.
         """
-        few = objects is not None and table is not None and torch.is_grad_enabled() and (
+        maps = table.maps()
+        few = objects is not None and torch.is_grad_enabled() and (
             self.head.pays_at(len(objects) * self.config.rpn_batch_size_per_image, maps))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not few):
             logits, deltas = self.head(maps)

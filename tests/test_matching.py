@@ -11,6 +11,10 @@ from torchvision.ops import box_iou
 from network_files.matching import BELOW, BETWEEN, match, match_boxes, sample_balanced
 
 
+def in_parts(iou):
+    return lambda: iou.split(3, 1)
+
+
 def slow_match(iou, high, low, keep_best):
     matched = []
     for column in zip(*iou, strict=True):
@@ -25,15 +29,15 @@ def slow_match(iou, high, low, keep_best):
 
 def test_by_hand():
     iou = torch.tensor([[0.8, 0.4, 0.1, 0.7, 0.3, 0.2], [0.1, 0.5, 0.2, 0.1, 0.2, 0.6]])
-    assert match(iou, 0.7, 0.3).tolist() == [0, BETWEEN, BELOW, 0, BETWEEN, BETWEEN]
+    assert match(in_parts(iou), 0.7, 0.3).tolist() == [0, BETWEEN, BELOW, 0, BETWEEN, BETWEEN]
     # the last one overlaps object 1 best of all, though by less than 0.7
-    assert match(iou, 0.7, 0.3, keep_best=True).tolist() == [0, BETWEEN, BELOW, 0, BETWEEN, 1]
+    assert match(in_parts(iou), 0.7, 0.3, keep_best=True).tolist() == [0, BETWEEN, BELOW, 0, BETWEEN, 1]
 
 
 def test_best_boxes_stand_for_the_object_they_overlap_most():
     # box 0 is object 1's best, yet overlaps object 0 more: torchvision's rule, and Detectron's
     iou = torch.tensor([[0.5, 0.9], [0.4, 0.1]])
-    assert match(iou, 0.7, 0.3, keep_best=True).tolist() == [0, 0]
+    assert match(in_parts(iou), 0.7, 0.3, keep_best=True).tolist() == [0, 0]
 
 
 values = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.69, 0.7, 0.9])
@@ -47,25 +51,35 @@ matrices = st.integers(1, 4).flatmap(
 @given(matrices, st.booleans(), st.sampled_from([(0.7, 0.3), (0.5, 0.5)]))
 def test_equals_the_slow_rule(rows, keep_best, thresholds):
     iou = torch.tensor(rows, dtype=torch.float64)
-    assert match(iou, *thresholds, keep_best).tolist() == slow_match(rows, *thresholds, keep_best)
+    assert match(in_parts(iou), *thresholds, keep_best).tolist() == slow_match(rows, *thresholds, keep_best)
 
 
 @pytest.mark.parametrize("keep_best", [False, True])
 def test_equals_torchvision(keep_best):
     iou = box_iou(random_boxes(12, 1), random_boxes(500, 2))
     for high, low in ((0.7, 0.3), (0.5, 0.5)):
-        assert torch.equal(match(iou, high, low, keep_best), Matcher(high, low, keep_best)(iou))
+        assert torch.equal(match(in_parts(iou), high, low, keep_best), Matcher(high, low, keep_best)(iou))
 
 
 def test_an_object_that_no_anchor_touches_matches_nothing():
     # torchvision's rule would make every anchor its best one, at an overlap of 0
     iou = torch.tensor([[0.0, 0.0, 0.0], [0.2, 0.0, 0.6]])
-    assert match(iou, 0.7, 0.3, keep_best=True).tolist() == [BELOW, BELOW, 1]
+    assert match(in_parts(iou), 0.7, 0.3, keep_best=True).tolist() == [BELOW, BELOW, 1]
 
 
 def test_no_objects_or_no_boxes():
-    assert match(torch.zeros(0, 3), 0.7, 0.3, True).tolist() == [BELOW] * 3
-    assert match(torch.zeros(2, 0), 0.7, 0.3, True).shape == (0,)
+    assert match_boxes(*torch.zeros(3, 0, 4).unbind(), 0.7, 0.3, True, 0.7).shape == (0,)
+    assert match_boxes(*torch.zeros(2, 0, 4).unbind(), random_boxes(3, 1), 0.5, 0.0, True, 0.7).tolist() == [BELOW] * 3
+    assert match(in_parts(torch.zeros(2, 0)), 0.7, 0.3, True).shape == (0,)
+
+
+def test_many_overlaps_are_taken_in_parts(monkeypatch):
+    objects, boxes = random_boxes(12, 1), random_boxes(500, 2)
+    args = (objects, objects[:2] * 1.5, boxes, 0.7, 0.3, True, 0.7)
+    whole = match_boxes(*args)
+    assert all((whole == kind).any() for kind in (BELOW, BETWEEN)) and (whole >= 0).any()
+    monkeypatch.setattr("network_files.matching.OVERLAPS", 100)
+    assert torch.equal(match_boxes(*args), whole)
 
 
 def test_background_in_a_crowd_is_ignored():
