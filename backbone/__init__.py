@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from backbone.errors import InputError
 from backbone.feature_pyramid_network import FeaturePyramidNetwork
 from backbone.norm import NORMS, ConvNorm, FrozenBatchNorm2d, norm_layer
-from backbone.resnet import RESNETS, ResNet
+from backbone.resnet import RESNETS, Block, ResNet
 
-__all__ = ["BACKBONES", "NORMS", "Backbone", "ConvNorm", "FrozenBatchNorm2d", "InputError", "build_backbone",
+__all__ = ["BACKBONES", "NORMS", "Backbone", "Block", "ConvNorm", "FrozenBatchNorm2d", "InputError", "build_backbone",
            "norm_layer"]
 
 # name -> builder(norm, width) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`

@@ -31,6 +31,7 @@ class Case:
     theirs: torch.dtype = torch.float32
     paste: bool = True
     gpu: bool = False
+    recompute: bool = False
     compiled: bool = False
 
 
@@ -49,6 +50,8 @@ def build_sides(case: Case, settings: Settings, training: bool):
     for model in (ours, theirs):
         model.load_state_dict(state)
         model.to(settings.device).train(training)
+    if case.recompute:
+        ours.recompute_activations()
     if case.compiled:
         ours.compile_parts()
     return ours, theirs, pairs
@@ -115,6 +118,7 @@ def _amp(dtype: torch.dtype) -> torch.dtype | None:
 BF16 = torch.bfloat16
 INFERENCE = {
     "inference": ("inference, ResNet-50-FPN, 640x480 to 1088x800, float32", Case()),
+    "inference_compiled": ("the same, ours with --compile", Case(compiled=True)),
     "inference_bf16": ("the same, ours in bfloat16", Case(ours=BF16)),
     "inference_bf16_both": ("the same, both in bfloat16", Case(ours=BF16, theirs=BF16)),
     "gpu_inference_16": ("inference, 16 pictures of 1333x800, bfloat16",
@@ -126,6 +130,12 @@ TRAINING = {
     "training_step": ("training step, ResNet-50-FPN, 2 pictures of 8 objects, float32", Case(2)),
     "training_step_bf16": ("the same, ours in bfloat16", Case(2, ours=BF16)),
     "training_step_200": ("training step, 2 pictures of 200 objects, float32", Case(2, objects=200)),
+    "training_step_recompute": ("training step, 2 pictures of 8 objects, ours with --recompute",
+                                Case(2, recompute=True)),
+    "training_step_200_recompute": ("training step, 2 pictures of 200 objects, ours with --recompute",
+                                    Case(2, objects=200, recompute=True)),
+    "gpu_training_compiled": ("training step, 12 pictures of 1333x800, bfloat16, ours with --compile",
+                              Case(12, (480, 800), 8, BF16, BF16, gpu=True, compiled=True)),
     "gpu_training": ("training step, 12 pictures of 1333x800, bfloat16",
                      Case(12, (480, 800), 8, BF16, BF16, gpu=True)),
 }

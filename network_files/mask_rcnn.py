@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from backbone import FrozenBatchNorm2d, InputError, build_backbone
+from backbone import Block, FrozenBatchNorm2d, InputError, build_backbone
 from network_files.boxes import scale_boxes
 from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import paste_masks
@@ -70,6 +70,32 @@ class MaskRCNN(nn.Module):
     def _check_device(self, images: list[Tensor]) -> None:
         if self.training and self.config.norm == "sync" and images[0].device.type == "cpu":
             raise InputError("norm sync works on GPUs only: choose batch, frozen or group on a CPU")
+
+    def recompute_activations(self) -> None:
+        """From now on keep less of the body for the backward pass and compute it again there: slower, smaller.
+
+        Raises InputError for batch norm, whose statistics would count every batch twice.
+        """
+        if self.config.norm in ("batch", "sync"):
+            raise InputError(f"--recompute does not go with --norm {self.config.norm}: take frozen or group, "
+                             "or leave the flag out")
+        for module in self.backbone.modules():
+            if isinstance(module, Block):
+                module.recompute = True
+
+    def compile_parts(self) -> None:
+        """torch.compile for the parts made of convolutions; each picture shape that is new costs some time.
+
+        Raises InputError where torch.compile does not work.
+        """
+        try:
+            torch.compile(torch.relu)(torch.zeros(2, device=self.rpn.head.cls_logits.weight.device))
+        except Exception as error:  # torch has no common class for a missing compiler
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"--compile: torch.compile does not work here ({reason}); leave the flag out") from error
+        heads = self.roi_heads
+        for part in (self.backbone, self.rpn.head, heads.box_head, heads.mask_head, heads.mask_predictor):
+            part.compile()
 
     def set_frozen_bn_eps(self, eps: float) -> None:
         """Change the epsilon of every frozen batch norm, and note it in the config."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_losses_and_gradients_equal_torchvision(case, photos, live_states, monke
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def tiny(num_classes=5, **config):
+def tiny(num_classes=5, backbone="resnet18", **config):
     """A small random model with detections: its class scores are spread by a scaled predictor."""
     torch.manual_seed(1)
     small = {
@@ -136,7 +137,7 @@ def tiny(num_classes=5, **config):
         "rpn_post_nms_top_n_test": 40,
         "box_detections_per_img": 8,
     }
-    model = create_model(num_classes, "resnet18", **small | config)
+    model = create_model(num_classes, backbone, **small | config)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.mul_(20)
         model.rpn.head.bbox_pred.weight.mul_(10)
@@ -260,6 +261,52 @@ class TestLosses:
         first, second = draws([target(OBJECTS, sample_seed=12), target(OBJECTS, sample_seed=11)])
         assert second == alone != first  # whatever the global state and the place in the batch
         assert draws([target(OBJECTS)]) != draws([target(OBJECTS)])  # without a seed: the global generator
+
+
+class TestRecompute:
+    @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+    def test_the_same_gradient_from_fewer_activations(self, backbone):
+        model = tiny(norm="frozen", backbone=backbone).train()
+        inputs, seen = ([picture()], [target(OBJECTS, sample_seed=3)]), []
+        for _ in range(2):
+            kept = set()  # storages: (address, bytes)
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, kept=kept: (kept.add((t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())), t)[1],
+                lambda t: t,
+            ):
+                loss = sum(model(*inputs).values())
+            gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+            seen.append((sum(size for _, size in kept), gradients))
+            model.recompute_activations()
+        assert seen[1][0] < 0.9 * seen[0][0]
+        assert all(torch.equal(a, b) for a, b in zip(seen[0][1], seen[1][1], strict=True))
+
+    def test_batch_norm_would_count_twice(self):
+        with pytest.raises(InputError, match="--recompute does not go with --norm batch"):
+            tiny(norm="batch").recompute_activations()
+
+
+class TestCompile:
+    def test_the_compiled_parts_give_the_same(self, monkeypatch):
+        # without code generation, which needs a compiler; the graphs are what can go wrong here
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        model = tiny(norm="frozen").train()
+        targets = [target(OBJECTS, sample_seed=3)]
+        expected = sum(model([picture()], targets).values())
+        model.compile_parts()
+        found = sum(model([picture()], targets).values())
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        found.backward()
+        assert model.state_dict().keys() == tiny(norm="frozen").state_dict().keys()
+        assert len(model.eval()([picture()])[0]["scores"])
+
+    def test_no_compiler_is_one_line(self, monkeypatch):
+        def fail(*args, **kwargs):
+            raise RuntimeError("no compiler\nmore")
+
+        monkeypatch.setattr(torch, "compile", fail)
+        with pytest.raises(InputError, match=r"--compile: torch.compile does not work here \(no compiler\)"):
+            tiny().compile_parts()
 
 
 class TestCrowds:

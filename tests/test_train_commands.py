@@ -201,7 +201,7 @@ def test_torchrun_trains_as_one_process_with_accumulation(shapes, tmp_path, monk
 def test_many_options_at_once(shapes, tmp_path, monkeypatch, capsys):
     more = """--norm group --optimizer adamw --lr-schedule cosine --warmup-iters 3 --clip-grad-norm 1 --amp True
         --accumulate-steps 2 --early-stop 1 --epochs 9 --large-scale-jitter 64 --vertical-flip --freeze-at 2
-        --save-every-steps 2 --drop-empty --num-classes 3 --lr 1e-9""".split()
+        --recompute --save-every-steps 2 --drop-empty --num-classes 3 --lr 1e-9""".split()
     assert call(monkeypatch, *flags(shapes, tmp_path / "run", *more)) == 0
     output = capsys.readouterr().out
     assert "adamw: learning rate 1e-09, global batch 4" in output and "stopping early" in output
@@ -242,6 +242,7 @@ def test_a_loss_that_is_not_finite_names_the_pictures_and_keeps_the_batch(
         ("--freeze-at 2 --trainable-layers 5", "--trainable-layers 3, not 5"),
         ("--sync-bn --norm group", "--norm sync, not group"),
         ("--sync-bn", "sync"),
+        ("--recompute --norm batch", "--recompute does not go with --norm batch"),
         ("--resume lost.pth", "--resume lost.pth"),
         ("--device cuda:99", "--device cuda:99"),
         ("--epochs 0", "--epochs"),

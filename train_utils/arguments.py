@@ -127,7 +127,7 @@ def _add_run_arguments(group):
     add_flag(group, "--pretrain", default=None, help="True: --weights coco; False: --weights imagenet")
     add("--resume", help="auto (newest checkpoint of --output-dir), a checkpoint, or a run folder")
     add_flag(group, "--test-only", help="evaluate the weights and stop")
-    add("--epochs", type=positive_int, help="passes over the data (default: 26; built-in data: 12)")
+    add("--epochs", type=positive_int, help="passes over the data (default: 26; built-in data: 4)")
     add("--batch-size", type=positive_int, help="pictures per process (default: 2; built-in data: 4)")
     add("--accumulate-steps", type=positive_int, default=1, help="batches per optimiser step (default: 1)")
     add(
@@ -140,6 +140,8 @@ def _add_run_arguments(group):
     add("--save-every-steps", type=positive_int, help="also save within an epoch")
     add("--early-stop", type=positive_int, metavar="N", help="stop after N epochs without a better mask AP")
     add_flag(group, "--amp", help="mixed precision: bfloat16, or float16 on a GPU without it")
+    add_flag(group, "--recompute", help="less memory for more time: compute the backbone's activations twice")
+    add_flag(group, "--compile", help="torch.compile: faster steps after a slow start; needs a C++ compiler")
 
 
 def _add_optimizer_arguments(group):

@@ -51,6 +51,10 @@ def run(args, world, output_dir="./save_weights"):
         model, lines = build_model(args, given, splits.label_map, checkpoint)
     say("\n".join(lines))
     model.to(world.device)
+    if args.recompute:
+        model.recompute_activations()
+    if args.compile:
+        model.compile_parts()
 
     if args.test_only:
         test(args, world, splits.val, model, checkpoint, say)
