@@ -24,10 +24,10 @@ SKIPPED = [
     {"segmentation": [[1, 1, 5, 5]]}, {"image_id": 99}, {"bbox": [2, -10, 5, 10]}, {"segmentation": []},
 ]
 WRONG = [
-    {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, True]}, {"bbox": [1e308, 2, 1e308, 3]}, {"bbox": [1, 2, 3, 10**400]},
+    {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, True]}, {"bbox": [1, 2, 1e308, 3]}, {"bbox": [1, 2, 3, 10**400]},
     {"area": float("nan")}, {"area": "x"}, {"area": True}, {"category_id": 2}, {"category_id": None}, {"iscrowd": 2},
     {"segmentation": [[1, 1, 300 + 7 * 10 + 1, 5, 5, 5]]}, {"segmentation": [[1, 1, float("inf"), 5, 5, 5]]},
-    {"segmentation": [[1, 1, float("nan"), 5, 5, 5]]}, {"segmentation": [[1, 1, 2, 2, 3]]}, {"segmentation": "x"},
+    {"segmentation": [[1, 1, float("nan"), 5, 5, 5]]}, {"segmentation": [[1, 1, 2, 2, 3, 4, 5]]}, {"segmentation": "x"},
     {"segmentation": [[1, 1, 2, 2, 3, "x"]]}, {"segmentation": [[1, 1, None, 2, 3, 3]]}, {"image_id": "x"},
     {"segmentation": [[1e308] * 6]},
 ]

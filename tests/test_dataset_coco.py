@@ -272,6 +272,25 @@ def test_file_names_stay_in_the_data_folder(tmp_path, name):
         CocoDataset(tmp_path / "instances.json", tmp_path / "images", tmp_path)
 
 
+@pytest.mark.parametrize("few", [0, 1000])
+def test_missing_pictures_are_found_in_one_look_as_one_by_one(tmp_path, monkeypatch, few):
+    monkeypatch.setattr("my_dataset_coco.FEW", few)
+    names = ["a.png", "in/b.png", "./c.png", "link.png", "gone.png", "broken.png", "in"]
+    images = [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(names)]
+    folder = tmp_path / "images"
+    for name in ("a.png", "in/b.png", "c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "link.png").symlink_to(folder / "a.png")
+    (folder / "broken.png").symlink_to(folder / "nowhere.png")
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(images, [])))
+    assert CocoDataset(path, folder).missing.tolist() == [False] * 4 + [True] * 3
+    assert CocoDataset(path, folder, rows=[5, 0]).missing.tolist() == [True, False]
+    with pytest.raises(InputError, match="image id 0: file_name 'a.png' leaves the data folder"):
+        CocoDataset(path, folder, tmp_path / "elsewhere")
+
+
 def test_file_names_may_leave_the_picture_folder(tmp_path):
     write(tmp_path, coco(images=[{"id": 1, "file_name": "../other/a.png", "height": 20, "width": 30}]))
     assert CocoDataset(tmp_path / "instances.json", tmp_path / "images", tmp_path)[0][0].shape == (3, 20, 30)
