@@ -101,7 +101,8 @@ class MaskPredictor(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """[K, c, 14, 14], labels [K] -> logits [K, 28, 28] of the class that counts, and of no other."""
         x = F.relu(self.conv5_mask(x), inplace=True)  # [K, c, 28, 28]
-        weight = self.mask_fcn_logits.weight[labels, :, 0, 0]  # [K, c]
+        # permuted to its order in memory: its gradient then comes in that order too
+        weight = self.mask_fcn_logits.weight.permute(0, 2, 3, 1)[labels, 0, 0]  # [K, c]
         own = torch.einsum("kcyx,kc->kyx", x, weight.to(x.dtype))
         return own + self.mask_fcn_logits.bias[labels, None, None].to(x.dtype)
 

@@ -170,6 +170,7 @@ def assert_whole(losses, model):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            assert parameter.grad.stride() == parameter.stride(), name  # else DDP copies it, and warns
 
 
 class TestLosses:
