@@ -13,7 +13,8 @@ from torch import Tensor
 from network_files.cropped_masks import CroppedMasks, nearest_source
 from network_files.roi_align import bilinear_taps
 
-CHUNK = 4_000_000  # padded mask pixels held at once
+CHUNK = 500_000  # padded mask pixels held at once: few stay in a CPU's cache
+CHUNK_GPU = 16_000_000  # many keep a GPU busy
 
 
 def mask_targets(
@@ -46,11 +47,11 @@ def mask_targets(
 
 
 def _alike(sizes: Tensor) -> Iterator[Tensor]:
-    """Rows of sizes [N, 2] (width, height) in groups, int64 each, that pad to at most CHUNK pixels.
+    """Rows of sizes [N, 2] (width, height) in groups, int64 each, that pad to at most CHUNK (CHUNK_GPU) pixels.
 
     Similar sizes go together, so that little is padded.
     """
-    pairs = sizes.tolist()
+    pairs, chunk = sizes.tolist(), CHUNK if sizes.device.type == "cpu" else CHUNK_GPU
     order = sorted(range(len(pairs)), key=lambda i: -max(pairs[i]))
     start = 0
     while start < len(order):
@@ -58,7 +59,7 @@ def _alike(sizes: Tensor) -> Iterator[Tensor]:
         stop = start + 1
         while stop < len(order):
             width, height = max(width, pairs[order[stop]][0]), max(height, pairs[order[stop]][1])
-            if (stop + 1 - start) * width * height > CHUNK:
+            if (stop + 1 - start) * width * height > chunk:
                 break
             stop += 1
         yield torch.tensor(order[start:stop], device=sizes.device)
