@@ -2,7 +2,8 @@
 
     python -m benchmarks --list
     python -m benchmarks nms_2000 roi_align        these
-    python -m benchmarks                           all: the table of the README
+    python -m benchmarks                           all
+    python -m benchmarks --readme                  all, and their table into README.md
 
 One table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
@@ -18,10 +19,12 @@ from backbone.errors import InputError
 from benchmarks import annotations, evaluation, loading, models, operators
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
 from train_utils.command import pick_device, positive_int, run_command
+from train_utils.files import write_text
 
 BENCHMARKS = [
     *operators.BENCHMARKS, *models.BENCHMARKS, *loading.BENCHMARKS, *evaluation.BENCHMARKS, *annotations.BENCHMARKS,
 ]
+README = Path(__file__).resolve().parents[1] / "README.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
@@ -36,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:i (default: cpu)")
     parser.add_argument("--data", type=Path, default=DATA,
                         help="a folder with coco_mini/ in it; drawn pictures are taken where it is missing")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory columns empty")
     return parser.parse_args(argv)
 
@@ -54,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     data = args.data if (args.data / "coco_mini").is_dir() else None
-    print(f"{describe_machine(device)}; {'photos of ' + str(data / 'coco_mini') if data else 'drawn pictures'}\n")
-    print(HEADER, flush=True)
+    head = f"{describe_machine(device)}; {'photos of COCO' if data else 'drawn pictures'}"
+    print(f"{head}\n\n{HEADER}", flush=True)
     rows, left_out = [], []
     for name in args.names or by_name:
         try:
@@ -66,6 +70,17 @@ def main(argv: list[str] | None = None) -> None:
             print(rows[-1].markdown(), flush=True)
     for line in (*left_out, "", *(row.json() for row in rows)):
         print(line)
+    if args.readme:
+        write_table(README, [f"{head}; medians of {args.repeats} turns:", "", HEADER, *(r.markdown() for r in rows)])
+
+
+def write_table(path: Path, lines: list[str]) -> None:
+    """Replace what stands between the two marks in `path`."""
+    before, start, rest = path.read_text().partition("<!-- benchmarks -->\n")
+    _, end, after = rest.partition("<!-- end of benchmarks -->")
+    if not start or not end:
+        raise InputError(f"{path}: the marks that the table belongs between are missing")
+    write_text(path, "\n".join([before + start.strip(), *lines, end + after]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The weights are random but alive (`torchvision_model.live_state`): scores and bo
 network's are, so that NMS, pasting and the mask branch have their usual work.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -22,7 +22,8 @@ TRAINED = 3  # stages, as both sides' default
 
 @dataclass(frozen=True)
 class Case:
-    """ours, theirs: bf16 or float32. size: of the pictures before they are resized; objects: in each."""
+    """ours, theirs: bf16 or float32. size: of the pictures before they are resized; objects: in each (None: its
+    own); options: of both networks, by torchvision's names."""
 
     pictures: int = 1
     size: tuple[int, int] = (480, 640)
@@ -30,6 +31,8 @@ class Case:
     ours: torch.dtype = torch.float32
     theirs: torch.dtype = torch.float32
     paste: bool = True
+    backbone: str = "resnet50"
+    options: dict = field(default_factory=dict)
     gpu: bool = False
     recompute: bool = False
     compiled: bool = False
@@ -43,10 +46,11 @@ def build_sides(case: Case, settings: Settings, training: bool):
         raise LeftOut("this processor does not compute in bfloat16 itself")
     pairs = photos(settings.data, case.pictures, case.size, case.objects)
     images, targets = as_torchvision(pairs[:1], torch.device("cpu"))
-    options = {"backbone": "resnet50", "trainable": TRAINED}
-    state = torchvision_model.live_state([(images[0], targets[0])], **options, min_size=320, max_size=544)
-    theirs = torchvision_model.build(**options)
-    ours = create_model(91, "resnet50", trainable_layers=TRAINED)
+    options = {"backbone": case.backbone, **case.options}
+    small = {"min_size": 320, "max_size": 544}  # enough to make the weights alive, and quicker
+    state = torchvision_model.live_state([(images[0], targets[0])], **options | small, trainable=TRAINED)
+    theirs = torchvision_model.build(**options, trainable=TRAINED)
+    ours = create_model(91, **options, trainable_layers=TRAINED)
     for model in (ours, theirs):
         model.load_state_dict(state)
         model.to(settings.device).train(training)
@@ -68,17 +72,17 @@ def prepare_inference(settings: Settings, case: Case):
     @torch.inference_mode()
     def run_ours():
         with precision["ours"].autocast():
-            return [d["boxes"] for d in ours(small, paste_masks=case.paste)]
+            return [d["scores"] for d in ours(small, paste_masks=case.paste)]
 
     @torch.inference_mode()
     def run_theirs():
         with precision["theirs"].autocast():
             if case.paste:
-                return [d["boxes"] for d in theirs(images)]
+                return [d["scores"] for d in theirs(images)]
             batch, _ = theirs.transform(images)
             maps = theirs.backbone(batch.tensors)
             proposals, _ = theirs.rpn(batch, maps)
-            return [d["boxes"] for d in theirs.roi_heads(maps, proposals, batch.image_sizes)[0]]
+            return [d["scores"] for d in theirs.roi_heads(maps, proposals, batch.image_sizes)[0]]
 
     return run_ours, run_theirs
 
@@ -126,8 +130,11 @@ INFERENCE = {
     "gpu_inference_1": ("inference before pasting, 1 picture of 1333x800, bfloat16",
                         Case(1, (480, 800), 8, BF16, BF16, paste=False, gpu=True)),
 }
+SMALL = {"min_size": 256, "max_size": 256, "anchor_sizes": (8, 16, 32, 64, 128), "box_batch_size_per_image": 128}
 TRAINING = {
     "training_step": ("training step, ResNet-50-FPN, 2 pictures of 8 objects, float32", Case(2)),
+    "training_step_small": ("training step, ResNet-18-FPN, 4 pictures of 256x192, float32",
+                            Case(4, objects=None, backbone="resnet18", options=SMALL)),
     "training_step_bf16": ("the same, ours in bfloat16", Case(2, ours=BF16)),
     "training_step_200": ("training step, 2 pictures of 200 objects, float32", Case(2, objects=200)),
     "training_step_recompute": ("training step, 2 pictures of 8 objects, ours with --recompute",

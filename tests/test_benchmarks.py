@@ -1,15 +1,17 @@
 """The benchmarks' harness: it times both sides, compares their results, and takes each side's memory apart."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from backbone.errors import InputError
-from benchmarks import inputs
-from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks import inputs, models
+from benchmarks.__main__ import BENCHMARKS, main, write_table
 from benchmarks.harness import Benchmark, Settings, largest_difference, measure
+from network_files import matching
 
 SETTINGS = Settings(torch.device("cpu"), None, 1)
 MIB_64 = 16 * 2**20  # float32 numbers
@@ -64,3 +66,35 @@ def test_drawn_pictures_have_the_objects_asked_for():
     assert bool((target["boxes"][:, 2:] > target["boxes"][:, :2]).all())
     images, targets = inputs.as_torchvision([(image, target)], torch.device("cpu"))
     assert images[0].max() <= 1 and targets[0]["masks"].shape == (7, 480, 640)
+
+
+def test_the_readme_has_a_place_for_the_table(tmp_path):
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    copy = tmp_path / "README.md"
+    copy.write_text(text)
+    for row in ("| one |", "| two |"):
+        write_table(copy, ["head", row])
+    before, _, after = text.partition("<!-- benchmarks -->")
+    assert copy.read_text().startswith(before + "<!-- benchmarks -->\nhead\n| two |\n<!-- end of benchmarks -->")
+    assert copy.read_text().endswith(after.partition("<!-- end of benchmarks -->")[2])
+    copy.write_text("nothing")
+    with pytest.raises(InputError, match="marks"):
+        write_table(copy, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inference", "training_step_small"])
+def test_results_of_the_models_agree(name, monkeypatch):
+    monkeypatch.setattr(matching, "sample_balanced", matching.sample_balanced)  # put back what the benchmark replaces
+    (benchmark,) = (b for b in models.BENCHMARKS if b.name == name)
+    case = replace(benchmark.prepare.keywords["case"], pictures=1, backbone="resnet18", options=models.SMALL)
+    ours, theirs = (run() for run in benchmark.prepare.func(SETTINGS, case))
+    assert benchmark.difference(ours, theirs) < 0.02  # in float32 a proposal or two may be others
+
+
+def test_a_gpu_and_bfloat16_are_left_out_where_they_are_missing(capsys, monkeypatch):
+    monkeypatch.setattr(models, "cpu_has_bf16", lambda: False)
+    main(["gpu_training", "inference_bf16", "--repeats", "1", "--data", "nowhere"])
+    output = capsys.readouterr().out
+    assert "left out: gpu_training: it is for a GPU" in output
+    assert "left out: inference_bf16: this processor" in output
