@@ -204,7 +204,7 @@ def test_results_of_a_picture_that_is_not_there():
 
 @pytest.mark.parametrize(
     ("installed", "wanted", "chosen"),
-    [(None, None, PYCOCOTOOLS), ("1.7.9", None, PYCOCOTOOLS), ("1.8.0", None, FASTER),
+    [(None, None, PYCOCOTOOLS), ("1.7.9", None, PYCOCOTOOLS), ("1.8.0", None, FASTER), ("2.0rc1", None, FASTER),
      ("1.8.0", PYCOCOTOOLS, PYCOCOTOOLS), ("2.0", FASTER, FASTER)],
 )
 def test_the_evaluator_is_chosen_and_named(installed, wanted, chosen, monkeypatch, tmp_path):
@@ -229,7 +229,8 @@ def test_the_evaluator_is_chosen_and_named(installed, wanted, chosen, monkeypatc
     expected = by_hand(truth, results, "segm", tmp_path)
     assert evaluated["segm"].stats == expected.stats.tolist()
     text_path, json_path = write_record(tmp_path, evaluated)
-    assert f"by {chosen}" in text_path.read_text().splitlines()[0]
+    heading = "IoU type: segm" if chosen == "pycocotools" else f"IoU type: segm (by {chosen})"
+    assert text_path.read_text().splitlines()[0] == heading
     assert json.loads(json_path.read_text())["segm"]["evaluator"] == chosen
 
 

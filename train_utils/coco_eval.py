@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 from network_files.instance_masks import encode_masks
 from train_utils import files
-from train_utils.coco_evaluators import accumulate, choose_evaluator
+from train_utils.coco_evaluators import PYCOCOTOOLS, accumulate, choose_evaluator
 
 # In the order of COCOeval.summarize: AP at IoU 0.50:0.95, 0.50, 0.75, by area; recall by detections, by area.
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -154,7 +154,8 @@ def format_record(results: dict[str, IouTypeResult]) -> str:
     """The text of record_mAP.txt: per IoU type the 12 lines, then each category's AP at IoU 0.5."""
     blocks = []
     for iou_type, result in results.items():
-        lines = [f"IoU type: {iou_type} (by {result.evaluator})", "COCO results:", *result.lines, ""]
+        by = "" if result.evaluator == PYCOCOTOOLS else f" (by {result.evaluator})"
+        lines = [f"IoU type: {iou_type}{by}", "COCO results:", *result.lines, ""]
         lines.append("mAP(IoU=0.5) for each category:")
         for name, value in result.per_class.items():
             lines.append(f" {name:15}: {'n/a' if value is None else format(value, '.4f')}")

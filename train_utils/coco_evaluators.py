@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import io
 import os
+import re
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -47,7 +48,7 @@ def _faster_version() -> tuple[int, ...]:
         text = importlib.metadata.version(FASTER)
     except importlib.metadata.PackageNotFoundError:
         return ()
-    return tuple(int(part) for part in text.split(".")[:2])
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])  # also of 1.8rc1
 
 
 def accumulate(evaluator: str, truth: dict, results: list[dict], iou_type: str, image_ids=None) -> COCOeval:
