@@ -86,6 +86,8 @@ class RegionProposalNetwork(nn.Module):
             self.head.pays_at(len(objects) * self.config.rpn_batch_size_per_image, maps))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not few):
             logits, deltas = self.head(maps)
+        if few:  # older versions of torch would take the weights again that autocast has cast without gradient
+            torch.clear_autocast_cache()
         # under autocast the head speaks bf16; boxes and losses want at least float32
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         logits, deltas = [t.to(dtype) for t in logits], [t.to(dtype) for t in deltas]

@@ -116,6 +116,19 @@ def test_losses_and_gradients_of_sampled_cells_equal_the_dense_ones(variant, obj
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
+def test_sampled_cells_have_a_gradient_under_autocast(monkeypatch):
+    """The dense pass has no gradient, and autocast keeps the weights that it cast there."""
+    monkeypatch.setattr(RPNHead, "pays_at", lambda *args: True)
+    rpn = create_model(3, "resnet18", fpn_channels=8).rpn.train()
+    maps = [torch.randn(1, 8, PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
+    truth = [Objects(torch.tensor([[20.0, 20, 60, 50]]), torch.tensor([1]), CroppedMasks.empty(PADDED),
+                     torch.zeros(0, 4), PADDED, (None, None))]
+    with torch.autocast("cpu", torch.bfloat16):
+        _, losses = rpn(PictureBatch(torch.zeros(1, 3, *PADDED), [PADDED], [PADDED]), FeatureTable(maps), truth)
+    sum(losses.values()).backward()
+    assert all(parameter.grad.any() for parameter in rpn.parameters())
+
+
 def test_the_dense_head_is_taken_where_samples_are_many():
     maps = random_maps()  # 140 cells of 2 pictures
     assert RPNHead(8, 3, 1).pays_at(35, maps) and not RPNHead(8, 3, 1).pays_at(71, maps)
