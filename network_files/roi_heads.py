@@ -130,6 +130,7 @@ class RoIHeads(nn.Module):
         self.config = config
         v2 = config.variant == "v2"
         norm = norm_layer(config.norm, config.frozen_bn_eps) if v2 else None
+        self.batch_statistics = v2 and config.norm in ("batch", "sync")  # the heads' norms want all RoIs at once
         box_width, dropout = config.box_head_channels, config.dropout
         self.box_head = (
             ConvFCHead(channels, config.box_roi_size, box_width, config.box_head_convs, norm, dropout) if v2
@@ -156,8 +157,9 @@ class RoIHeads(nn.Module):
         """Mask logits of each RoI's own class [K, M, M], at least float32."""
         pooled = self.pool(table, rois, picture, self.config.mask_roi_size)
         # some at a time: the backward pass then holds gradients of a few, and lets go of them one after another
+        count = max(len(rois), 1) if self.training and self.batch_statistics else MASKS_AT_ONCE
         logits = torch.cat([self.mask_predictor(self.mask_head(x), own) for x, own in
-                            zip(pooled.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)])
+                            zip(pooled.split(count), labels.split(count), strict=True)])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects]) -> dict[str, Tensor]:

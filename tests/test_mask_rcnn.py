@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import torchvision_model as oracle
-from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, matching
+from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, matching, roi_heads
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 SMALL = {
@@ -202,6 +202,15 @@ class TestLosses:
         assert all(rounded[name].item() == pytest.approx(exact[name].item(), rel=0.2, abs=0.05) for name in exact)
         assert detections[0]["boxes"].dtype == detections[0]["masks"].dtype == torch.float32
         assert_whole(losses, model)
+
+    def test_norms_of_the_mask_branch_see_all_rois_at_once(self, monkeypatch):
+        losses = []
+        for count in (64, 1):
+            monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+            model = tiny(variant="v2", norm="batch").train()
+            losses.append(model([picture()], [target(OBJECTS, sample_seed=3)])["loss_mask"].item())
+            assert model.roi_heads.mask_head[0][1].num_batches_tracked == 1
+        assert losses[0] == losses[1] > 0
 
     def test_nothing_to_sample_at_all(self):
         # whole pictures under a crowd: no anchor and no proposal may serve as a negative
