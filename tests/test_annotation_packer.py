@@ -86,6 +86,14 @@ def test_the_first_mistake_is_named(tmp_path, monkeypatch, form):
     assert batch == single and "annotation 105: " in batch
 
 
+@pytest.mark.parametrize("form", [form for form in SKIPPED if "image_id" not in form])
+def test_an_unlisted_category_is_named_also_where_the_annotation_would_be_skipped(tmp_path, form):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(IMAGES, [annotation(1, 2), annotation(**{"i": 4, "category_id": 9, **form})])))
+    with pytest.raises(InputError, match="annotation 4: category_id 9 is not in the json's list"):
+        read_annotations(path)
+
+
 def test_annotations_keep_the_jsons_order_within_a_picture(tmp_path):
     forms = [{"segmentation": {"size": [25, 30], "counts": [100, 50, 600]}}, {}, {"bbox": None}]
     annotations = [annotation(i, 5 - i % 2, **(forms[i % 3] if i % 2 == 0 else {})) for i in range(1, 30)]

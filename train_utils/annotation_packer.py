@@ -26,7 +26,8 @@ class Packer:
     """Collects annotations: `add` them in the json's order, then take `arrays`.
 
     images: (id, file name, (H, W)) each; categories: the ids there are, or None if that is checked later.
-    count: annotations added; skipped: {reason: count}.
+    count: annotations added; skipped: {reason: count}; category_ids: of those added, the skipped ones' too (but
+    for those of images that are not listed).
     """
 
     def __init__(self, path, images: list[tuple], categories=None):
@@ -34,6 +35,7 @@ class Packer:
         self.row_of = {image[0]: row for row, image in enumerate(images)}
         self.sizes = np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2)  # [I, 2]
         self.count, self.skipped = 0, {}
+        self.category_ids: set[int] = set()
         self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in (*FIELDS, "lengths")}
         self._bytes = bytearray()
 
@@ -42,6 +44,7 @@ class Packer:
         plain = _Plain(self.count)
         others = plain.take(annotations, self.row_of)
         self.count += len(annotations)
+        self.category_ids.update(plain.category_ids)
         if plain.sequence:
             with np.errstate(all="ignore"):  # of numbers that the check is there to find
                 good = plain.check(self.sizes, self.categories)  # bool [K]
@@ -78,6 +81,7 @@ class Packer:
         row = self.row_of.get(as_id(annotation["image_id"], "image_id"))
         if row is None:
             raise Skip("annotations of images that are not listed")
+        self.category_ids.add(as_id(annotation["category_id"], "category_id"))
         return row, check_annotation(annotation, self.categories, tuple(self.sizes[row].tolist()))
 
     def _keep(self, fields: dict, lengths, content: bytes) -> None:

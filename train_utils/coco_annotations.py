@@ -180,10 +180,9 @@ def _read_in_batches(path, file) -> tuple[tuple, str]:
     categories = check_categories(listed, path)
     if len(packer.row_of) < len(images) or packer.skipped.get(NO_SEGMENTATION) == packer.count > 0:
         raise Unusual("a mistake")
-    arrays = {**_image_arrays(images), **packer.arrays()}
-    if not np.isin(arrays["category_ids"], list(categories)).all():
+    if not packer.category_ids <= categories.keys():
         raise Unusual("a category that is not listed")
-    return (categories, packer.skipped, arrays), state.hexdigest()
+    return (categories, packer.skipped, {**_image_arrays(images), **packer.arrays()}), state.hexdigest()
 
 
 def _image_arrays(images: list[tuple]) -> dict[str, np.ndarray]:
