@@ -18,6 +18,7 @@ from tqdm import tqdm
 from train_utils import command
 from train_utils.checkpoint import is_checkpoint, load_file
 from train_utils.coco_eval import format_record, write_record, write_results
+from train_utils.coco_evaluators import choose_evaluator
 from train_utils.data_sets import open_data_set
 from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
@@ -77,6 +78,7 @@ def report(folder: Path, result: EvalResult) -> int:
 def main() -> int:
     args = parse_args()
     device = command.pick_device(args.device)
+    choose_evaluator()  # a mistake there is told now, not after the pictures
     content = load_file(args.weights_path)
     model, label_map = load_model(args, device)
     # A bare state dict knows no category ids: the data's own are taken unless the user names the classes.

@@ -81,6 +81,12 @@ def assert_same_run(folder, other):
 # --- a whole run ---
 
 
+def test_a_wrong_evaluator_is_told_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MASKRCNN_EVALUATOR", "fastest")
+    assert call(monkeypatch, *SMALL, "--data-path", tmp_path / "nowhere", "--output-dir", tmp_path) == 2
+    assert "MASKRCNN_EVALUATOR is 'fastest'" in capsys.readouterr().err
+
+
 def test_a_run_prints_what_it_does(finished, shapes):
     folder, output = finished
     assert "12 pictures" in output and "Mask R-CNN v1, resnet18, 3 classes" in output

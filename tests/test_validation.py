@@ -41,6 +41,12 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_a_wrong_evaluator_is_told_first(run, monkeypatch):
+    monkeypatch.setenv("MASKRCNN_EVALUATOR", "fastest")
+    status, _, stderr = run("--weights-path", "nowhere.pth")
+    assert status == 2 and "MASKRCNN_EVALUATOR is 'fastest'" in stderr
+
+
 def test_from_the_command_line(weights, data, tmp_path):
     command = [sys.executable, ROOT / "validation.py", "--weights_path", weights, "--data_path", data]
     done = subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)

@@ -15,6 +15,7 @@ from network_files import MaskRCNNConfig, create_model, load_weights
 from train_utils import checkpoint as checkpoints
 from train_utils import run_folder as run_folders
 from train_utils.arguments import add_arguments, global_batch, resolve
+from train_utils.coco_evaluators import choose_evaluator
 from train_utils.command import config_from_args, plain_args
 from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set
 from train_utils.ema import EMA
@@ -38,6 +39,7 @@ def run(args, world, output_dir="./save_weights"):
     say = print if world.is_main else lambda *_, **__: None
     given = config_from_args(args)
     resolve(args, world)
+    choose_evaluator()  # a mistake there is told now, not after an epoch
     with world.main_first():
         splits = open_splits(args)
     say(f"train: {splits.train.describe()}\nval: {splits.val.describe()}")
