@@ -208,6 +208,25 @@ def test_where_it_lies_and_how_it_is_switched_off(tmp_path, cache, monkeypatch):
     assert annotation_cache.cache_folder() == tmp_path / "home" / ".cache" / "maskrcnn"
 
 
+def test_without_a_home_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("MASKRCNN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", str)  # as for a user id that the system does not know
+    monkeypatch.chdir(tmp_path)
+    assert annotation_cache.cache_folder() is None
+    assert len(read_annotations(write(tmp_path, many(3)))) == 3 and not (tmp_path / "~").exists()
+
+
+def test_others_may_read_an_index_as_the_umask_says(tmp_path, cache):
+    before = os.umask(0o022)
+    try:
+        read_annotations(write(tmp_path, many(3)))
+    finally:
+        os.umask(before)
+    (index,) = indexes(cache)
+    assert os.name != "posix" or index.stat().st_mode & 0o777 == 0o644
+
+
 def test_small_jsons_and_those_that_need_their_pictures_are_not_kept(tmp_path, cache, monkeypatch):
     sizeless = write(tmp_path, {**many(2), "images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2)]})
     assert CocoDataset(sizeless, tmp_path / "images").sizes.tolist() == [[20, 30]] * 2

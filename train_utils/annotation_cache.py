@@ -14,7 +14,7 @@ import hashlib
 import json
 import mmap
 import os
-import tempfile
+import secrets
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -33,11 +33,12 @@ DAY = 86_400  # seconds, after which an unfinished file is one of a process that
 
 
 def cache_folder() -> Path | None:
-    """Where indexes lie; None if the cache is off."""
+    """Where indexes lie; None if the cache is off, or if the user has no home."""
     given = os.environ.get("MASKRCNN_CACHE", "")
     if given:
         return None if given.lower() == "off" else user_path(given)
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maskrcnn"
+    folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return folder / "maskrcnn" if folder.is_absolute() else None  # `~` stays where there is no home
 
 
 def new_hash():
@@ -102,16 +103,16 @@ def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_old(folder)
-        handle, temporary = tempfile.mkstemp(UNFINISHED, content[:16], folder)
+        temporary = folder / (content[:16] + secrets.token_hex(8) + UNFINISHED)
         try:
-            with open(handle, "wb") as file:
+            with open(temporary, "xb") as file:  # with the user's umask: others may read it where the folder is shared
                 file.writelines([_first_line(state.hexdigest()), *pieces])
             if load(content, {name: array.dtype for name, array in arrays.items()}) is None:
                 os.replace(temporary, folder / (content + SUFFIX))
             else:  # another process was quicker, and may have its file mapped
-                os.unlink(temporary)
+                temporary.unlink()
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         return f"not kept in {folder} for the next time ({error.strerror or error})"
