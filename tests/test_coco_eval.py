@@ -151,6 +151,21 @@ def test_numbers_are_pycocotools_own_with_crowds_and_an_absent_category(evaluato
 
 
 @evaluators
+@pytest.mark.parametrize("shift", [-35, 2**53, 2**62])
+def test_ids_may_be_any_whole_numbers(evaluator, shift):
+    truth, results = synthetic()
+    some = [image["id"] for image in truth["images"][1:4]]
+    expected = evaluate_results(truth, results, image_ids=some, evaluator=evaluator)
+    for entry in (*truth["images"], *truth["categories"]):
+        entry["id"] += shift
+    for annotation in (*truth["annotations"], *results):
+        annotation["image_id"] += shift
+        annotation["category_id"] += shift
+    found = evaluate_results(truth, results, image_ids=[i + shift for i in some], evaluator=evaluator)
+    assert found == expected and found["segm"].stats[0] > 0
+
+
+@evaluators
 def test_mask_areas_are_the_masks_and_not_the_boxes(evaluator, tmp_path):
     truth, results = synthetic()
     for result in results:  # boxes that put every detection among the large ones

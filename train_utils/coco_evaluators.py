@@ -58,6 +58,8 @@ def accumulate(evaluator: str, truth: dict, results: list[dict], iou_type: str, 
     """
     with contextlib.redirect_stdout(io.StringIO()):
         coco, evaluation = _classes(evaluator)
+        if evaluator == FASTER:
+            truth, results, image_ids = _renumbered(truth, results, image_ids)
         evaluation = evaluation(_index(coco, truth), _index(coco, {**truth, "annotations": results}), iou_type)
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
@@ -75,6 +77,28 @@ def _classes(evaluator: str) -> tuple[type, type]:
         return COCO, COCOeval
     faster = importlib.import_module("faster_coco_eval")
     return faster.COCO, faster.COCOeval_faster
+
+
+def _renumbered(truth: dict, results: list[dict], image_ids):
+    """The same with ids of images and categories 1..N, in their order: below 0 and from 2^53 on faster-coco-eval
+    stops at them. What belongs to none is left out."""
+    images, categories = ({i: n for n, i in enumerate(sorted({entry["id"] for entry in truth[key]}), start=1)}
+                          for key in ("images", "categories"))
+
+    def renumber(annotations: list[dict]) -> list[dict]:
+        kept = [a for a in annotations if a["image_id"] in images and a["category_id"] in categories]
+        for a in kept:
+            a["image_id"], a["category_id"] = images[a["image_id"]], categories[a["category_id"]]
+        return kept
+
+    truth = {
+        "images": [{**image, "id": images[image["id"]]} for image in truth["images"]],
+        "categories": [{**category, "id": categories[category["id"]]} for category in truth["categories"]],
+        "annotations": renumber(truth["annotations"]),
+    }
+    if image_ids is not None:
+        image_ids = [images[i] for i in image_ids if i in images]
+    return truth, renumber(results), image_ids
 
 
 def _index(coco: type, data_set: dict):
