@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import coco_size
-from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, resident_mib
-from train_utils.command import positive_int, run_command
+from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, in_fresh_process, resident_mib
+from train_utils.command import non_negative_int, positive_int, run_command
 from train_utils.data_sets import TrainLoader, open_data_set
 from train_utils.distributed import World
 
@@ -121,26 +121,13 @@ def private_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
-def in_fresh_process(function, *args):
-    """What `function(*args, sender)` sends, from a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=function, args=(*args, sender))
-    child.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        child.join()
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.annotations", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--pictures", type=positive_int, nargs="+", default=COUNTS, help="sizes to open")
-    parser.add_argument("--workers", type=int, default=2, help="loader workers of the epoch; 0: no epoch")
+    parser.add_argument("--workers", type=non_negative_int, default=2, help="loader workers of the epoch; 0: no epoch")
     args = parser.parse_args(argv)
     print(describe_machine(torch.device("cpu")) + "\n")
     print("| pictures | opening | time | per 1,000 | memory kept | per 1,000 | peak |\n" + "|---" * 7 + "|")

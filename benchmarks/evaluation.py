@@ -13,14 +13,13 @@ import argparse
 import contextlib
 import io
 import json
-import multiprocessing
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.coco_size import write_val
-from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, resident_mib
+from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, in_fresh_process, resident_mib
 from train_utils.coco_eval import evaluate_results
 from train_utils.coco_evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
 from train_utils.command import positive_int, run_command
@@ -109,17 +108,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--side", choices=SIDES, help="this one only")
     parser.add_argument("--folder", type=Path, help="where the drawn files are kept (default: nowhere)")
     args = parser.parse_args(argv)
+    choose_evaluator(args.evaluator)  # InputError where it is not installed
     with tempfile.TemporaryDirectory() as scratch:
         paths = draw(args.folder or scratch, args.pictures)
         outcomes = {}
         for side in [args.side] if args.side else SIDES:
-            receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-            child = multiprocessing.get_context("spawn").Process(
-                target=_run_alone, args=(side, paths, args.evaluator, sender))
-            child.start()
-            sender.close()
-            seconds, peak, stats = outcomes[side] = receiver.recv()
-            child.join()
+            seconds, peak, stats = outcomes[side] = in_fresh_process(_run_alone, side, paths, args.evaluator)
             print(f"{side:6} {args.evaluator if side == 'ours' else PYCOCOTOOLS:16} {seconds:7.1f} s  {peak:6.0f} MiB  "
                   f"{json.dumps(stats)}", flush=True)
     if len(outcomes) == 2:

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from backbone.errors import InputError
+
 SIDES = ("ours", "theirs")
 HEADER = (
     "| what | ours | theirs | ratio | ours, memory | theirs, memory | ratio | difference |\n"
@@ -52,7 +54,7 @@ class Benchmark:
     memory: str | Callable[[Settings, str], float | None] = PEAK
 
 
-class LeftOut(Exception):
+class LeftOut(InputError):
     """Why this machine can't run a benchmark."""
 
 
@@ -123,15 +125,21 @@ def memory_of(benchmark: Benchmark, settings: Settings, side: str) -> float | No
     """
     if callable(benchmark.memory):
         return benchmark.memory(settings, side)
+    try:
+        return in_fresh_process(_measure_memory, benchmark, settings, side, torch.get_num_threads())
+    except EOFError:
+        raise RuntimeError(f"{benchmark.name}: the process that measures the memory of {side} died") from None
+
+
+def in_fresh_process(function: Callable, *args) -> Any:
+    """What `function(*args, sender)` sends, from a process of its own; EOFError where it dies before."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure_memory, args=(benchmark, settings, side, torch.get_num_threads(), sender))
+    child = context.Process(target=function, args=(*args, sender))
     child.start()
     sender.close()
     try:
         return receiver.recv()
-    except EOFError:
-        raise RuntimeError(f"{benchmark.name}: the process that measures the memory of {side} died") from None
     finally:
         child.join()
 

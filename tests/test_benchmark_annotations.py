@@ -6,6 +6,7 @@ import tempfile
 
 import pytest
 
+from backbone.errors import InputError
 from benchmarks import annotations
 from benchmarks.harness import LeftOut
 
@@ -34,6 +35,8 @@ def test_left_out_where_the_disk_is_full(monkeypatch):
     monkeypatch.setattr(annotations, "NEEDED", 2**62)
     with pytest.raises(LeftOut, match="less than 2 GiB are free"):
         annotations.data_folder(20)
+    with pytest.raises(InputError):  # which commands print as one line
+        annotations.main(["--pictures", "20"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux' /proc")

@@ -1,7 +1,11 @@
 """The evaluation benchmark: both sides give the same numbers of a drawn detections file, and it says so."""
 
+import pytest
+
+from backbone.errors import InputError
 from benchmarks import evaluation
-from train_utils.coco_evaluators import PYCOCOTOOLS
+from train_utils import coco_evaluators
+from train_utils.coco_evaluators import FASTER, PYCOCOTOOLS
 
 
 def test_both_sides_agree(tmp_path):
@@ -21,3 +25,10 @@ def test_the_command_tells_both(tmp_path, capsys):
     ours, theirs, ratio = capsys.readouterr().out.splitlines()[-3:]
     assert ours.startswith("ours   pycocotools") and theirs.startswith("theirs pycocotools")
     assert ratio.startswith("ratio ") and ratio.endswith("largest difference 0.0e+00")
+
+
+def test_an_evaluator_that_is_not_installed_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_evaluators, "_faster_version", lambda: ())
+    monkeypatch.setattr(evaluation, "draw", lambda *_: pytest.fail("it goes on"))
+    with pytest.raises(InputError, match="is not installed"):
+        evaluation.main(["--evaluator", FASTER, "--folder", str(tmp_path)])
