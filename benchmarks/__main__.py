@@ -2,8 +2,8 @@
 
     python -m benchmarks --list
     python -m benchmarks nms_2000 roi_align        these
-    python -m benchmarks                           all
-    python -m benchmarks --readme                  all, and their table into README.md
+    python -m benchmarks                           all but those that take minutes a turn
+    python -m benchmarks --readme                  the same, and their table into README.md
 
 One table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run")
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--repeats", type=positive_int, default=9, help="measured turns (default: 9)")
     parser.add_argument("--threads", type=positive_int, help="torch's threads (default: torch's own choice)")
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     head = f"{describe_machine(device)}; {'photos of COCO' if data else 'drawn pictures'}"
     print(f"{head}\n\n{HEADER}", flush=True)
     rows, left_out = [], []
-    for name in args.names or by_name:
+    for name in args.names or [benchmark.name for benchmark in BENCHMARKS if not benchmark.takes_minutes]:
         try:
             rows.append(measure(by_name[name], Settings(device, data, args.repeats), memory=not args.no_memory))
         except LeftOut as reason:

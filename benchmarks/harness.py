@@ -43,7 +43,7 @@ class Benchmark:
 
     difference: (our, their result) -> the largest difference, None where chance is at work. against: whose the
     other side is. memory: PEAK while it runs, KEPT by its result, or a function (settings, "ours" or "theirs")
-    -> MiB. prepare raises `LeftOut` where this machine can't run it.
+    -> MiB. prepare raises `LeftOut` where this machine can't run it. takes_minutes: runs only where it is named.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Benchmark:
     difference: Callable[[Any, Any], float] | None = None
     against: str = "torchvision"
     memory: str | Callable[[Settings, str], float | None] = PEAK
+    takes_minutes: bool = False
 
 
 class LeftOut(InputError):
