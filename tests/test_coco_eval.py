@@ -250,6 +250,11 @@ def test_the_evaluator_is_chosen_and_named(installed, wanted, chosen, monkeypatc
 
 
 def test_an_evaluator_that_cannot_be_used(monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(importlib.metadata, "version", lambda name: "1.8")
+        broken.setitem(sys.modules, "faster_coco_eval", None)  # its import fails
+        with pytest.raises(InputError, match="is installed but does not work .* MASKRCNN_EVALUATOR=pycocotools"):
+            choose_evaluator()
     monkeypatch.setenv("MASKRCNN_EVALUATOR", "fastest")
     with pytest.raises(InputError, match="MASKRCNN_EVALUATOR is 'fastest': give pycocotools or faster-coco-eval"):
         choose_evaluator()

@@ -25,7 +25,7 @@ def choose_evaluator(wanted: str | None = None) -> str:
     """The name of the evaluator: the one wanted, else that of the environment variable MASKRCNN_EVALUATOR, else
     faster-coco-eval where it is installed in a version that is known to agree, else pycocotools.
 
-    InputError for any other name, or one that is not installed.
+    InputError for any other name, one that is not installed, and one that is but can't be imported.
     """
     wanted = wanted or os.environ.get(VARIABLE) or None
     if wanted not in (None, PYCOCOTOOLS, FASTER):
@@ -34,6 +34,11 @@ def choose_evaluator(wanted: str | None = None) -> str:
         return PYCOCOTOOLS
     version = _faster_version()
     if version >= FASTER_SINCE:
+        try:
+            importlib.import_module("faster_coco_eval")
+        except ImportError as error:
+            raise InputError(f"{FASTER} is installed but does not work ({error}): install it anew, or set "
+                             f"{VARIABLE}={PYCOCOTOOLS}") from error
         return FASTER
     if wanted == FASTER:
         needed = ".".join(map(str, FASTER_SINCE))
