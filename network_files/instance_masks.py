@@ -13,7 +13,7 @@ from torch import Tensor
 from network_files.cropped_masks import CroppedMasks, nearest_source
 from network_files.roi_align import bilinear_taps
 
-CHUNK = 500_000  # padded mask pixels held at once: few stay in a CPU's cache
+CHUNK = 125_000  # padded mask pixels held at once: few stay in a CPU's cache
 CHUNK_GPU = 16_000_000  # many keep a GPU busy
 
 
