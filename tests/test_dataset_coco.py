@@ -347,14 +347,14 @@ def test_coco_categories_keep_their_ids(tmp_path):
 def test_counts_of_compressed_rle(height, width, seed):
     mask = np.random.default_rng(seed).random((height, width)) < 0.4
     rle = compressed(mask.astype(np.uint8))
-    assert decode_counts(rle["counts"]).tolist() == uncompressed(mask.astype(np.uint8))["counts"]
+    assert decode_counts(rle["counts"].encode()).tolist() == uncompressed(mask.astype(np.uint8))["counts"]
 
 
 def test_long_runs_of_compressed_rle():
     mask = np.zeros((900, 1200), dtype=np.uint8)
     mask[100:800, 300:303] = 1
     mask[5, 5] = mask[899, 1199] = 1
-    assert decode_counts(compressed(mask)["counts"]).tolist() == uncompressed(mask)["counts"]
+    assert decode_counts(compressed(mask)["counts"].encode()).tolist() == uncompressed(mask)["counts"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from backbone.errors import InputError
 from train_utils import annotation_cache
 from train_utils.annotation_packer import Packer
 from train_utils.coco_checks import check_categories, check_image, check_is_coco
-from train_utils.coco_segmentation import NO_SEGMENTATION, RLE, to_rle, unpack_polygon
+from train_utils.coco_segmentation import NO_SEGMENTATION, RLE, rasterise, unpack_polygon
 from train_utils.json_stream import BATCH, Unusual, no_collection, read_lists
 from train_utils.label_map import read_json
 
@@ -78,19 +78,20 @@ class CocoAnnotations:
 
     def segmentation(self, k: int, size):
         """Annotation k's polygons [[x1, y1, x2, y2, ...], ...] or compressed RLE {"size", "counts": str}."""
-        found = self._segmentation(k, size)
-        return [points.tolist() for points in found] if isinstance(found, list) else found
+        parts = self._parts(k)
+        if self.kinds[k] == RLE:
+            return {"size": list(size), "counts": parts[0].decode()}
+        return [unpack_polygon(self.kinds[k], part).tolist() for part in parts]
 
     def rle(self, k: int, size) -> dict:
-        """Annotation k as compressed RLE for a picture of `size` (H, W), rasterised by pycocotools."""
-        return to_rle(self._segmentation(k, size), size)
+        """Annotation k as compressed RLE (counts: bytes) of a picture of `size` (H, W), rasterised by pycocotools."""
+        parts = self._parts(k)
+        if self.kinds[k] == RLE:
+            return {"size": list(size), "counts": parts[0]}
+        return rasterise([unpack_polygon(self.kinds[k], part) for part in parts], size)
 
-    def _segmentation(self, k: int, size):
-        """Polygons as float64 arrays, or compressed RLE."""
-        kind, bounds = self.kinds[k], range(int(self.first_part[k]), int(self.first_part[k + 1]))
-        if kind == RLE:
-            return {"size": list(size), "counts": self.parts[bounds[0]].decode()}
-        return [unpack_polygon(kind, self.parts[p]) for p in bounds]
+    def _parts(self, k: int) -> list[bytes]:
+        return [self.parts[p] for p in range(int(self.first_part[k]), int(self.first_part[k + 1]))]
 
 
 def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotations:
@@ -144,7 +145,8 @@ def read_indexed(path) -> CocoAnnotations | None:
     categories, skipped, arrays = read
     note = annotation_cache.store(content, {"categories": list(categories.items()), "skipped": skipped}, arrays)
     found = None if note else _from_index(path, content)  # whose memory other processes share
-    found = found or CocoAnnotations(path, *read)
+    if found is None:
+        found = CocoAnnotations(path, *read)
     found.cache_note = note
     return found
 

@@ -92,8 +92,8 @@ def _compress(rle: dict, size) -> bytes:
     if given is None or list(numbers_of(given, "RLE size")) != list(size):
         raise InputError(f"RLE is for a size of {given} (height, width), but the picture's is {list(size)}")
     if isinstance(counts, str):
+        counts = counts.encode(errors="surrogatepass")
         runs = decode_counts(counts)
-        counts = counts.encode()
     elif isinstance(counts, list):
         runs = numbers_of(counts, "RLE counts")
     else:
@@ -109,13 +109,13 @@ def _compress(rle: dict, size) -> bytes:
     return counts
 
 
-def decode_counts(counts: str) -> np.ndarray:
-    """Run lengths, int64, of a compressed RLE string (the LEB128-like code of pycocotools' maskApi.c).
+def decode_counts(counts: bytes) -> np.ndarray:
+    """Run lengths, int64, of a compressed RLE (the LEB128-like code of pycocotools' maskApi.c).
 
     A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
     the last one is the sign. From the fourth on, numbers are differences to the run two before.
     """
-    codes = np.frombuffer(counts.encode(errors="surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     last = (codes & 0x20) == 0
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
         raise InputError("RLE counts are damaged")
@@ -133,11 +133,9 @@ def decode_counts(counts: str) -> np.ndarray:
     return values
 
 
-def to_rle(segmentation, size) -> dict:
-    """Polygons (lists or arrays) or compressed RLE -> compressed RLE of a picture of `size` (H, W)."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    return {"size": list(size), "counts": segmentation["counts"].encode()}
+def rasterise(polygons: list[np.ndarray], size) -> dict:
+    """One object's polygons -> compressed RLE (counts: bytes) of a picture of `size` (H, W)."""
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
 
 
 def box_of(kind: int, parts: list[bytes], size) -> list[float]:

@@ -15,7 +15,7 @@ def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
     boxes = np.zeros((len(rles), 4), dtype=np.int64)
     pixels = [np.zeros(0, dtype=np.uint8)]
     for i, rle in enumerate(rles):
-        edges = np.cumsum(decode_counts(rle["counts"].decode()))  # where runs end
+        edges = np.cumsum(decode_counts(rle["counts"]))  # where runs end
         boxes[i] = _tight_box(edges, size[0])
         pixels.append(_crop(edges, boxes[i].tolist(), size[0]).reshape(-1))
     return CroppedMasks(torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(boxes), size)
