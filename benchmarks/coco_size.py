@@ -170,7 +170,7 @@ def _crowd(size: np.ndarray, rng) -> tuple[str, str, int]:
     height, width = size.tolist()
     w, h = (int(side * rng.uniform(0.3, 0.95)) for side in (width, height))
     x, y = int(rng.integers(width - w)), int(rng.integers(height - h))
-    cuts = np.sort(rng.integers(1, h // 4, (w, 4)).cumsum(1), 1)  # [w, 4] rising rows below h
+    cuts = rng.integers(1, h // 4, (w, 4)).cumsum(1)  # [w, 4] rising rows below h
     edges = ((x + np.arange(w)) * height + y)[:, None] + cuts - 1
     counts = np.diff([0, *edges.ravel().tolist(), height * width])
     area = int(counts[1::2].sum())

@@ -95,7 +95,7 @@ def launch(argv: list[str], ranks: int) -> int:
                            "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.distributed", *argv]
     started = [subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(ranks)]
-    return max(process.wait() for process in started)
+    return max(abs(process.wait()) for process in started)  # negative where a signal ended it
 
 
 def main(argv: list[str] | None = None) -> int:

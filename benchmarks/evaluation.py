@@ -16,8 +16,10 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+from backbone.errors import InputError
 from benchmarks.coco_size import write_val
 from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, in_fresh_process, resident_mib
 from train_utils.coco_eval import evaluate_results
@@ -68,8 +70,10 @@ def draw(folder, pictures: int) -> tuple[Path, Path]:
 
 
 def prepare(evaluator: str, settings: Settings):
-    if evaluator != PYCOCOTOOLS and choose_evaluator() != evaluator:
-        raise LeftOut(f"{evaluator} is not installed")
+    try:
+        choose_evaluator(evaluator)
+    except InputError as error:
+        raise LeftOut(str(error)) from error
     folder = tempfile.TemporaryDirectory()
     paths = draw(folder.name, SMALL)
 
@@ -80,17 +84,10 @@ def prepare(evaluator: str, settings: Settings):
     return run_ours, lambda: by_hand(*paths)
 
 
-def prepare_plain(settings: Settings):
-    return prepare(PYCOCOTOOLS, settings)
-
-
-def prepare_faster(settings: Settings):
-    return prepare(FASTER, settings)
-
-
 BENCHMARKS = [
-    Benchmark("evaluation", f"evaluation of {SMALL} pictures x 100 results", prepare_plain, difference, "pycocotools"),
-    Benchmark("evaluation_faster", f"the same with {FASTER}", prepare_faster, difference, "pycocotools"),
+    Benchmark("evaluation", f"evaluation of {SMALL} pictures x 100 results", partial(prepare, PYCOCOTOOLS), difference,
+              "pycocotools"),
+    Benchmark("evaluation_faster", f"the same with {FASTER}", partial(prepare, FASTER), difference, "pycocotools"),
 ]
 
 
