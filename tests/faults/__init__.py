@@ -1,0 +1,20 @@
+"""Faults injected into real runs and real files, and counts of how many were survived.
+
+    python -m tests.faults --list          the cases
+    python -m tests.faults                 a short version of each, minutes
+    python -m tests.faults kills --full    the long version of one, as its figures are reported
+
+A case is a module of this folder with WHAT (one line) and `run(full, folder) -> Outcome`; the tests of the same
+names run the short version (`full=False`) and require that nothing failed.
+"""
+
+from typing import NamedTuple
+
+
+class Outcome(NamedTuple):
+    """good of total trials ended as they should; failures: one line each; note: other figures, for the report."""
+
+    good: int
+    total: int
+    failures: list[str]
+    note: str = ""

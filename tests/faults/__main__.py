@@ -1,0 +1,43 @@
+"""`python -m tests.faults [NAME ...] [--full] [--list]`: see the package's docstring. Exit status 1: some failed."""
+
+import argparse
+import importlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as pytest has it
+
+CASES = []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument("--full", action="store_true", help="the long version, whose figures are reported")
+    parser.add_argument("--list", action="store_true", help="say what the cases are, and stop")
+    args = parser.parse_args()
+    unknown = set(args.names) - set(CASES)
+    if unknown:
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    failed = False
+    for name in args.names or CASES:
+        case = importlib.import_module(f"tests.faults.{name}")
+        print(f"{name}: {case.WHAT}", flush=True)
+        if args.list:
+            continue
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+            outcome = case.run(args.full, Path(folder))
+        for line in outcome.failures:
+            print(f"  FAILED {line}")
+        note = f"; {outcome.note}" if outcome.note else ""
+        print(f"  {outcome.good} of {outcome.total}{note} ({time.perf_counter() - start:.0f} s)", flush=True)
+        failed = failed or bool(outcome.failures) or outcome.good < outcome.total
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
