@@ -1,16 +1,15 @@
 """Weights: fetch published files, verify them, rename older keys, load into a model."""
 
 import hashlib
-import pickle
-import re
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
 
 from backbone import InputError
+from network_files.architecture import describe, state_of
 from network_files.mask_rcnn import MaskRCNN
+from network_files.torch_file import read_torch_file
 
 SITE = "https://download.pytorch.org/models/"
 # torchvision's published files; the eight hex digits before .pth begin the file's SHA-256
@@ -28,12 +27,6 @@ IMAGENET = {
 V1_COCO_HASH = "bf2d0c1e"  # trained with an epsilon of 0 in its frozen batch norm
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-# older spelling -> newer, as torchvision renamed its modules
-RENAMED = (
-    (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
-    (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
-)
-OLD_MASK_HEAD = re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$")
 
 
 def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False) -> list[str]:
@@ -51,13 +44,14 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
         path = fetch(published(model, str(source))) if source in ("coco", "imagenet") else Path(source)
         if not path.is_file():
             raise InputError(f"{path}: there is no such weights file (coco, imagenet, none, or a path)")
-        content, name = read(path), str(path)
+        content, name = read_torch_file(path), str(path)
     lines = _load(model, content, name, replace_predictors)
     if model.config.norm == "frozen":
-        eps = (content.get("config") or {}).get("frozen_bn_eps")  # a checkpoint notes what it was trained with
+        config = content.get("config")  # a checkpoint notes what it was trained with
+        eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
         if path and _sha256(path).startswith(V1_COCO_HASH):
             eps = 0.0
-        if eps is not None:
+        if isinstance(eps, int | float):
             model.set_frozen_bn_eps(eps)
     return lines
 
@@ -92,35 +86,6 @@ def fetch(url: str) -> Path:
     return path
 
 
-def read(path: Path) -> dict:
-    """Read a weights file or checkpoint, tensors and plain values only. Raises InputError naming the file."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable weights file ({reason[:120]})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not weights")
-    return content
-
-
-def state_of(content: dict) -> dict[str, Tensor]:
-    """The weights in a checkpoint (averaged ones first) or bare state dict, under today's key names."""
-    found = [content.get(key) for key in ("ema", "model", "state_dict")]
-    state = next((part for part in found if isinstance(part, dict) and part), content)
-    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError("there are no weights in it: neither a state dict nor a checkpoint")
-    return {newer_key(key): value for key, value in state.items()}
-
-
-def newer_key(key: str) -> str:
-    """A state dict key in today's spelling, without DistributedDataParallel's prefix."""
-    key = key.removeprefix("module.")
-    for old, new in RENAMED:
-        key = old.sub(new, key)
-    return OLD_MASK_HEAD.sub(lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}", key)
-
-
 def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -> list[str]:
     try:
         state = state_of(content)
@@ -151,7 +116,7 @@ def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:
 def _drop_predictors(model, state: dict, own: dict, name: str, replace: bool) -> list[str]:
     """Take the predictors for another class count out of the state; InputError unless that is wanted."""
     scores = state.get("roi_heads.box_predictor.cls_score.weight")
-    if scores is None or len(scores) == model.config.num_classes:
+    if scores is None or scores.ndim and len(scores) == model.config.num_classes:
         return []
     if not replace:
         theirs, ours = len(scores) - 1, model.config.num_classes - 1
@@ -173,9 +138,9 @@ def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_
     if foreign or missing or shapes or not matched:
         example = shapes or foreign or missing
         what = ("has another shape here" if shapes else "has no place here" if foreign else "is missing in the file")
-        raise InputError(f"{name}: does not fit this model ({len(shapes)} shapes differ, {len(foreign)} keys unknown, "
-                         f"{len(missing)} missing; {(example or ['it'])[0]} {what}): check --backbone, --variant, "
-                         "--backbone-width")
+        raise InputError(f"{name}: holds {describe(state)}, which does not fit this model, {describe(own)} "
+                         f"({len(shapes)} shapes differ, {len(foreign)} keys unknown, {len(missing)} missing; "
+                         f"{str((example or ['it'])[0])[:100]} {what}): check --backbone, --variant, --backbone-width")
 
 
 def _report(state: dict, own: dict, replaced: list[str], name: str, backbone_only: bool) -> list[str]:

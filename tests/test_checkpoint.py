@@ -13,7 +13,7 @@ import torch
 
 from backbone.errors import InputError
 from network_files import create_model
-from train_utils.architecture import infer_architecture
+from network_files.architecture import infer_architecture
 from train_utils.checkpoint import (
     FORMAT_VERSION,
     copy_checkpoint,
@@ -290,7 +290,7 @@ def test_damaged_content_is_named(tmp_path):
     for change, reason in (({"format_version": "1"}, "format version '1' is not a number"),
                            ({"label_map": {"labels": [1]}}, "label map: labels, category_ids and names"),
                            ({"label_map": None}, "label map: labels, category_ids and names")):
-        torch.save({**whole, **change}, path)
+        save_checkpoint(path, {**whole, **change})
         with pytest.raises(InputError, match=reason):
             model_from_checkpoint(path)
 

@@ -40,7 +40,7 @@ def outcomes(tmp_path_factory):
     for process in processes:
         _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors
-    return torch.load(folder / "one.pt"), torch.load(folder / "two.pt")
+    return torch.load(folder / "one.pt", weights_only=True), torch.load(folder / "two.pt", weights_only=True)
 
 
 @pytest.mark.slow

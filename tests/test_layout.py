@@ -8,12 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK_LAYERS = [  # a module imports from the rows above its own
-    {"boxes", "roi_align", "losses", "cropped_masks"},
+    {"boxes", "roi_align", "losses", "cropped_masks", "plain_pickle", "file_stamp"},
     {"nms"},
-    {"config", "instance_masks", "anchors", "matching"},
+    {"config", "instance_masks", "anchors", "matching", "architecture"},
     {"transform"},
     {"rpn", "roi_heads"},
-    {"mask_rcnn"},
+    {"mask_rcnn", "torch_file"},
     {"weights"},
     {"__init__"},
 ]

@@ -195,7 +195,8 @@ def test_torchrun_trains_as_one_process_with_accumulation(shapes, tmp_path, monk
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert output.count("Test: [0]") == output.count("run folder:") == 1
-    curves = [torch.load(tmp_path / name / "model_0.pth")["progress"]["curve"] for name in ("one", "two")]
+    saved = [torch.load(tmp_path / name / "model_0.pth", weights_only=True) for name in ("one", "two")]
+    curves = [checkpoint["progress"]["curve"] for checkpoint in saved]
     assert curves[0].shape == (STEPS, 2)
     torch.testing.assert_close(curves[0][0], curves[1][0], rtol=1e-5, atol=0)
 
@@ -211,7 +212,7 @@ def test_many_options_at_once(shapes, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, *flags(shapes, tmp_path / "run", *more)) == 0
     output = capsys.readouterr().out
     assert "adamw: learning rate 1e-09, global batch 4" in output and "stopping early" in output
-    assert torch.load(tmp_path / "run" / "model_best.pth")["config"]["trainable_layers"] == 3
+    assert torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["config"]["trainable_layers"] == 3
 
 
 def test_unreadable_pictures_are_skipped_and_counted(shapes, tmp_path, monkeypatch, capsys):

@@ -216,7 +216,7 @@ class TestFiles:
         assert len(lines) == 2 and "layer4" in lines[1] and "layer3" not in lines[1]
         assert torch.equal(model.backbone.body.layer4[0].conv1.weight, layer4)
         body = model.backbone.body.state_dict()
-        assert all(torch.equal(body[k], v) for k, v in torch.load(path).items() if k in body)
+        assert all(torch.equal(body[k], v) for k, v in torch.load(path, weights_only=True).items() if k in body)
 
 
 @pytest.fixture

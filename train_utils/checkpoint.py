@@ -2,18 +2,13 @@
 
 A checkpoint is a plain dict that `torch.load(weights_only=True)` reads: `model, optimizer, lr_scheduler,
 epoch, step, progress, config, label_map, args, format_version`, and `ema`, `scaler` where they are used.
-The file is torch's zip. Its archive comment (which zip readers, torch among them, pass over) holds the
-SHA-256 of all bytes before the comment's length, and when it was saved:
-
-    sha256=<64 hex digits> saved=<nanoseconds since 1970>
+The file is torch's zip, with a checksum of itself in the archive comment (`network_files/file_stamp.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pickle
-import re
 import shutil
 import time
 from pathlib import Path
@@ -23,17 +18,16 @@ import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNN, create_model, load_weights
-from train_utils.architecture import infer_architecture
+from network_files.architecture import describe, infer_architecture, state_of
+from network_files.file_stamp import make_stamp
+from network_files.torch_file import UNREADABLE, read_torch_file
 from train_utils.files import atomic_file
 from train_utils.label_map import LabelMap, coco_names
 
 FORMAT_VERSION = 1
-STAMP = re.compile(rb"sha256=([0-9a-f]{64}) saved=(\d+)")
-ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22  # the record that ends a zip, before its comment
 CHUNK = 1 << 20
 COCO_LABELS = 91  # background, and ids 1..90
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-              pickle.UnpicklingError)
+NO_STAMP = "the checksum at its end is missing or damaged"
 
 
 # --- one file ----------------------------------------------------------------------------------------------
@@ -80,7 +74,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
             if writer.error is not None:
                 raise writer.error from None
             raise
-        stamp = f"sha256={writer.sha256.hexdigest()} saved={time.time_ns()}".encode()
+        stamp = make_stamp(writer.sha256.hexdigest(), time.time_ns())
         file.seek(-2, os.SEEK_END)
         file.write(len(stamp).to_bytes(2, "little") + stamp)
 
@@ -113,17 +107,7 @@ def load_file(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
-    damage = find_damage(path)
-    if damage:
-        raise InputError(f"{path}: the file is damaged ({damage}); take another checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path}: not a checkpoint that torch can read ({reason})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict")
-    return content
+    return read_torch_file(path)
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -137,8 +121,9 @@ def load_checkpoint(path: str | Path) -> dict:
 
 def _check_version(checkpoint: dict, path: str | Path) -> None:
     version = checkpoint["format_version"]
-    if not isinstance(version, int):
-        raise InputError(f"{path}: its format version {version!r} is not a number; not a checkpoint of this program")
+    if type(version) is not int:
+        shown = repr(version) if isinstance(version, str) else f"a {type(version).__name__}"
+        raise InputError(f"{path}: its format version {shown[:40]} is not a number; not a checkpoint of this program")
     if version > FORMAT_VERSION:
         raise InputError(f"{path}: written by a newer version (format {version}, known up to {FORMAT_VERSION}); "
                          "update this program")
@@ -147,48 +132,6 @@ def _check_version(checkpoint: dict, path: str | Path) -> None:
 def is_checkpoint(content: dict) -> bool:
     """Whether a loaded dict is a checkpoint of this project (and not a bare state dict)."""
     return all(key in content for key in ("format_version", "model", "config", "label_map"))
-
-
-def find_damage(path: Path) -> str | None:
-    """What is wrong with a stamped file's bytes, or None (also for a file without a stamp)."""
-    try:
-        with open(path, "rb") as file:
-            size, comment = _read_comment(file)
-            stamp = STAMP.fullmatch(comment or b"")
-            if comment is None or size == 0:
-                return "it is empty" if size == 0 else "it was cut off"
-            if stamp is None:
-                return None
-            left = size - len(comment) - 2
-            file.seek(0)
-            sha256 = hashlib.sha256()
-            while left > 0:
-                chunk = file.read(min(CHUNK, left))
-                sha256.update(chunk)
-                left -= len(chunk)
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    return None if sha256.hexdigest() == stamp[1].decode() else "its SHA-256 does not match its content"
-
-
-def saved_at(path: Path) -> int:
-    """When a checkpoint was saved, in nanoseconds since 1970; the file's date where it does not say."""
-    with open(path, "rb") as file:
-        stamp = STAMP.fullmatch(_read_comment(file)[1] or b"")
-    return int(stamp[2]) if stamp else path.stat().st_mtime_ns
-
-
-def _read_comment(file: BinaryIO) -> tuple[int, bytes | None]:
-    """(size of the file, its zip comment): b"" where it is no zip, None where the comment was cut off."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 256))
-    tail = file.read()
-    start = tail.rfind(ZIP_END)
-    if start < 0:
-        return size, b""
-    comment = tail[start + ZIP_END_SIZE:]
-    length = int.from_bytes(tail[start + ZIP_END_SIZE - 2:start + ZIP_END_SIZE], "little")
-    return size, comment if len(comment) == length else None
 
 
 # --- a model for validation and prediction -----------------------------------------------------------------
@@ -209,24 +152,51 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu",
         InputError: not such a file, or `label_map` does not fit it.
     """
     content = load_file(path)
-    if not is_checkpoint(content):
-        settings = {**infer_architecture(content, str(path)), **config}
-        label_map = label_map or default_label_map(settings["num_classes"])
-        _check_classes(path, settings["num_classes"], label_map)
-        model = create_model(**settings)
-        load_weights(model, str(path))
-        return model.to(device).eval(), label_map
-    _check_version(content, path)
-    settings = {**content["config"], **config}
-    label_map = label_map or LabelMap.from_dict(content["label_map"])
+    if is_checkpoint(content):
+        _check_version(content, path)
+        own, state = content["config"], content.get("ema", content["model"])
+        label_map = label_map or LabelMap.from_dict(content["label_map"])
+    else:
+        own, state = infer_architecture(content, str(path)), content
+        label_map = label_map or default_label_map(own["num_classes"])
+    settings = fitting_settings(path, own, config, state)
     _check_classes(path, settings["num_classes"], label_map)
     model = create_model(**settings)
-    try:
-        model.load_state_dict(content.get("ema", content["model"]))
-    except RuntimeError as error:  # its message has a line per tensor
-        first = str(error).splitlines()[1].strip()[:160]
-        raise InputError(f"{path}: does not fit the model flags that were given ({first})") from error
+    if state is content:
+        load_weights(model, str(path))
+    else:
+        model.load_state_dict(state)
     return model.to(device).eval(), label_map
+
+
+def fitting_settings(path, own: dict, flags: dict, state: dict) -> dict:
+    """Arguments for `create_model`: the file's own settings, and the flags that precede them.
+
+    Raises InputError unless the weights' shapes are those of such a model, which is not made for it: settings
+    alone could ask for any amount of memory.
+    """
+    try:
+        state = state_of(state)
+        settings = {**own, **flags}
+        depth = sum(settings.get(key, 0) for key in ("mask_head_layers", "box_head_convs"))
+        if depth > len(state) + 8:
+            raise InputError(f"{depth} layers in the heads, but {len(state)} tensors")
+        with torch.device("meta"):
+            wanted = create_model(**settings).state_dict()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except UNREADABLE as error:
+        reason = f"its model settings are damaged ({type(error).__name__})"
+        raise InputError(f"{path}: {reason}; take another file") from error
+    differ = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    differ += [key for key in state if key not in wanted]
+    differ = [key for key in differ if not key.endswith("num_batches_tracked")]
+    if differ:
+        what = "the model flags that were given" if flags else "its own settings"
+        raise InputError(f"{path}: does not fit {what}: it holds {describe(state)}, they ask for {describe(wanted)} "
+                         f"({len(differ)} tensors differ, such as {str(differ[0])[:80]}); "
+                         f"{'leave those flags out' if flags else 'take another file'}")
+    return settings
 
 
 def _check_classes(path, of_file: int, label_map: LabelMap) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backbone.errors import InputError
-from train_utils.checkpoint import find_damage, saved_at
+from network_files.file_stamp import find_damage, saved_at
 from train_utils.files import make_folder, user_path, write_text
 
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best)\.pth")

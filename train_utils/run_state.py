@@ -68,8 +68,21 @@ def to_checkpoint(learner, progress, epoch, label_map, args):
 def from_checkpoint(checkpoint, learner, steps_per_epoch):
     """Bring the learner (but for its model, loaded when built) where the checkpoint was; returns Progress.
 
-    Raises InputError where this run's steps or parameters are not the checkpoint's.
+    Raises InputError where this run's steps or parameters are not the checkpoint's, or it lacks training state.
     """
+    try:
+        return _restore(checkpoint, learner, steps_per_epoch)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise InputError(
+            f"--resume: the checkpoint's training state is missing or damaged ({type(error).__name__}: {reason}); "
+            "take another checkpoint, or start from its weights with --weights"
+        ) from error
+
+
+def _restore(checkpoint, learner, steps_per_epoch):
     progress = Progress.from_dict(checkpoint["progress"])
     if progress.steps_per_epoch != steps_per_epoch:
         raise InputError(

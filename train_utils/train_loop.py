@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from backbone.errors import InputError
-from network_files import MaskRCNNConfig, create_model, load_weights
+from network_files import create_model, load_weights
 from train_utils import checkpoint as checkpoints
 from train_utils import run_folder as run_folders
 from train_utils.arguments import add_arguments, global_batch, resolve
@@ -20,6 +20,7 @@ from train_utils.command import config_from_args, plain_args
 from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set
 from train_utils.ema import EMA
 from train_utils.engine import Learner, NonFiniteLoss, evaluate, train_one_epoch
+from train_utils.label_map import LabelMap
 from train_utils.logger import MetricLogger, ResultsWriter, TensorBoard
 from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule
 from train_utils.reports import picture_rows, save_for_replay, say_what_is_where, write_curves
@@ -96,12 +97,14 @@ def build_model(args, given, label_map, checkpoint):
         if args.weights != "none":
             lines = load_weights(model, args.weights, replace_predictors=True)
     else:
-        if checkpoint["label_map"] != label_map.to_dict():
+        saved = LabelMap.from_dict(checkpoint["label_map"])
+        if saved != label_map:
             raise InputError(
-                "--resume: the checkpoint has other classes; start from it with --weights instead"
+                f"--resume: the checkpoint has other classes ({len(saved)}, such as {saved.names[0]!r}) than the data "
+                f"({len(label_map)}, such as {label_map.names[0]!r}); start from it with --weights instead"
             )
-        config = MaskRCNNConfig.from_dict({**checkpoint["config"], **given})
-        model = create_model(**config.to_dict())
+        settings = checkpoints.fitting_settings("--resume", checkpoint["config"], given, checkpoint["model"])
+        model = create_model(**settings)
         lines = []
         load_weights(model, checkpoint["model"])
     config, parameters = model.config, list(model.parameters())

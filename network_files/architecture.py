@@ -1,12 +1,13 @@
-"""What a bare Mask R-CNN state dict tells about its architecture, from keys and shapes alone."""
+"""What a state dict tells about its architecture, from keys and shapes alone; and its keys in today's spelling."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from backbone.errors import InputError
-from network_files.weights import state_of
 
 # blocks in layer1..layer4, and whether they are bottlenecks (ResNet paper, table 1)
 RESNETS = {
@@ -20,6 +21,30 @@ CLASSES = "roi_heads.box_predictor.cls_score.weight"
 STEM = "backbone.body.conv1.weight"
 FPN = "backbone.fpn.inner_blocks.0.0.weight"
 MASK_HEAD = "roi_heads.mask_head.0.0.weight"
+
+# older spelling -> newer, as torchvision renamed its modules
+RENAMED = (
+    (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
+    (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
+)
+OLD_MASK_HEAD = re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$")
+
+
+def state_of(content: dict) -> dict[str, Tensor]:
+    """The weights in a checkpoint (averaged ones first) or bare state dict, under today's key names."""
+    found = [content.get(key) for key in ("ema", "model", "state_dict")]
+    state = next((part for part in found if isinstance(part, dict) and part), content)
+    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise InputError("there are no weights in it: neither a state dict nor a checkpoint")
+    return {newer_key(key): value for key, value in state.items()}
+
+
+def newer_key(key: str) -> str:
+    """A state dict key in today's spelling, without DistributedDataParallel's prefix."""
+    key = key.removeprefix("module.")
+    for old, new in RENAMED:
+        key = old.sub(new, key)
+    return OLD_MASK_HEAD.sub(lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}", key)
 
 
 def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict:
@@ -51,8 +76,18 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
     return found
 
 
+def describe(state: Mapping) -> str:
+    """A few words: "resnet50 v1 for 90 classes (...)", or, of no whole Mask R-CNN, how many tensors."""
+    if not all(key in state and state[key].ndim for key in (CLASSES, STEM, FPN)):
+        return f"{len(state)} tensors ({str(next(iter(state), 'none'))[:60]}, ...)"
+    name = RESNETS.get(_blocks(state), "a backbone that is no known ResNet")
+    variant = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
+    widths = f"{state[STEM].shape[0]} channels in the stem, {state[FPN].shape[0]} in the pyramid"
+    return f"{name} {variant} for {len(state[CLASSES]) - 1} classes ({widths})"
+
+
 def _rows(state: Mapping, key: str, origin: str) -> int:
-    if key not in state:
+    if key not in state or not state[key].ndim:
         raise InputError(f"{origin}: not the weights of a Mask R-CNN with FPN (no {key})")
     return int(state[key].shape[0])
 
@@ -62,12 +97,17 @@ def _matches(pattern: str, state: Mapping) -> set[tuple[str, ...]]:
 
 
 def _backbone(state: Mapping, origin: str) -> str:
-    blocks = _matches(r"backbone\.body\.layer(\d)\.(\d+)\.conv1\.weight", state)
-    counts = tuple(sum(layer == str(i) for layer, _ in blocks) for i in range(1, 5))
-    name = RESNETS.get((counts, "backbone.body.layer1.0.conv3.weight" in state))
+    name = RESNETS.get(_blocks(state))
     if name is None:
-        raise InputError(f"{origin}: its backbone is no known ResNet (blocks per layer: {counts})")
+        raise InputError(f"{origin}: its backbone is no known ResNet (blocks per layer: {_blocks(state)[0]})")
     return name
+
+
+def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
+    """Blocks in layer1..layer4, and whether they are bottlenecks: a key of RESNETS."""
+    blocks = _matches(r"backbone\.body\.layer(\d)\.(\d+)\.conv1\.weight", state)
+    return tuple(sum(layer == str(i) for layer, _ in blocks) for i in range(1, 5)), (
+        "backbone.body.layer1.0.conv3.weight" in state)
 
 
 def _norm(state: Mapping) -> str:
