@@ -60,7 +60,7 @@ def interpret(data, known: Callable[[Name], bool], call: Callable[[Name, tuple],
         raise
     except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise PickleRefused(f"not a sound pickle ({type(error).__name__} at byte {machine.at})") from error
-    _check_tree(value)
+    check_tree(value)
     return value, machine.at
 
 
@@ -192,7 +192,7 @@ class _Machine:
         return name
 
 
-def _check_tree(value) -> None:
+def check_tree(value) -> None:
     """PickleRefused where lists within lists, shared or in a circle, unfold to more than anyone can look at."""
     waiting, count = [(value, 0)], 0
     while waiting:
