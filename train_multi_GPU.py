@@ -20,7 +20,7 @@ def main():
     parser = Parser(description=__doc__)
     add_arguments(parser)
     args = parser.parse_args()
-    world = World.from_environment(args.device)
+    world = World.from_environment(args.device, args.dist_timeout)
     try:
         run(args, world, output_dir="./multi_train")
     finally:

@@ -155,7 +155,7 @@ def test_dropout_differs_between_steps_and_ranks():
 def test_a_batch_without_pictures_is_a_step_of_weight_zero():
     learner = make_learner()
     before = weights(learner)
-    zero_weighted_step(learner, empty(make_batch(range(2))), CPU, 1.0)
+    zero_weighted_step(learner, empty(make_batch(range(2))), World.single(CPU), 1.0)
     assert_equal(before, weights(learner))
     assert (learner.model.layer.weight.grad == 0).all()
 

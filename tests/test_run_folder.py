@@ -9,11 +9,25 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.checkpoint import FORMAT_VERSION, copy_checkpoint, save_checkpoint
-from train_utils.run_folder import checkpoint_path, newest_checkpoint, prepare_run_folder, write_args
+from train_utils.run_folder import (
+    checkpoint_path,
+    find_checkpoint,
+    newest_checkpoint,
+    prepare_run_folder,
+    write_args,
+)
 
 
 def content():
     return {"format_version": FORMAT_VERSION, "model": {"w": torch.ones(300, 7)}, "config": {}}
+
+
+def prepare(output_dir, resume=None):
+    """(run folder, checkpoint), as a run that ends at once has them."""
+    checkpoint = find_checkpoint(output_dir, resume)
+    run = prepare_run_folder(output_dir, resume, checkpoint)
+    with run.lock:
+        return run.path, checkpoint
 
 
 def flip_byte(path, at):
@@ -49,16 +63,16 @@ def test_damaged_checkpoints_are_named_and_passed_over(tmp_path, capsys):
     warned = capsys.readouterr().err
     assert "model_2.pth is damaged" in warned and "model_1.pth is damaged" in warned
     flip_byte(tmp_path / "model_0.pth", 3000)
-    with pytest.raises(InputError, match="all 3 checkpoint"):
-        prepare_run_folder(tmp_path, "auto")
+    with pytest.raises(InputError, match="all checkpoints are damaged"):
+        prepare(tmp_path, "auto")
 
 
 def test_run_folder_without_resume_is_never_used_twice(tmp_path, capsys):
     folder = tmp_path / "deep" / "run"
     for name in ("run", "run-2", "run-3"):
-        found = prepare_run_folder(folder)
-        assert found == (folder.with_name(name), None) and found.path.is_dir()
-        write_args(found.path, {"lr": 0.1})
+        found = prepare(folder)
+        assert found == (folder.with_name(name), None) and found[0].is_dir()
+        write_args(found[0], {"lr": 0.1})
     assert json.loads((folder / "args.json").read_text()) == {"lr": 0.1}
     assert str(folder.with_name("run-3")) in capsys.readouterr().out
 
@@ -66,20 +80,20 @@ def test_run_folder_without_resume_is_never_used_twice(tmp_path, capsys):
 def test_run_folder_may_be_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert prepare_run_folder(".").path.samefile(tmp_path / "here")
+    assert prepare(".")[0].samefile(tmp_path / "here")
     write_args(".", {})
-    assert prepare_run_folder(".").path.samefile(tmp_path / "here-2")
+    assert prepare(".")[0].samefile(tmp_path / "here-2")
 
 
 def test_resume_auto(tmp_path, capsys):
     folder = tmp_path / "run"
-    assert prepare_run_folder(folder, "auto") == (folder, None)
+    assert prepare(folder, "auto") == (folder, None)
     assert "starting fresh" in capsys.readouterr().out
     write_args(folder, {})  # killed before the first checkpoint
-    assert prepare_run_folder(folder, "auto") == (folder, None)
+    assert prepare(folder, "auto") == (folder, None)
     save_checkpoint(checkpoint_path(folder, 0), content())
     (folder / "model_1.pth.tmp").write_text("killed while saving")
-    assert prepare_run_folder(folder, "auto") == (folder, folder / "model_0.pth")
+    assert prepare(folder, "auto") == (folder, folder / "model_0.pth")
     assert "resuming from" in capsys.readouterr().out
     assert not (folder / "model_1.pth.tmp").exists()
 
@@ -87,7 +101,7 @@ def test_resume_auto(tmp_path, capsys):
 def test_resume_auto_spares_results_without_checkpoints(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "det_results20240101-000000.txt").write_text("epoch:0 ...\n")
-    assert prepare_run_folder(tmp_path / "run", "auto") == (tmp_path / "run-2", None)
+    assert prepare(tmp_path / "run", "auto") == (tmp_path / "run-2", None)
 
 
 def test_resume_from_a_path(tmp_path):
@@ -96,19 +110,19 @@ def test_resume_from_a_path(tmp_path):
     for epoch in range(2):
         save_checkpoint(checkpoint_path(old, epoch), content())
     first, last = old / "model_0.pth", old / "model_1.pth"
-    assert prepare_run_folder(None, first) == (old, first)
-    assert prepare_run_folder(old, str(first)) == (old, first)
-    assert prepare_run_folder(old, old) == (old, last)
-    assert prepare_run_folder(other, old) == (other, last)
+    assert prepare(None, first) == (old, first)
+    assert prepare(old, str(first)) == (old, first)
+    assert prepare(old, old) == (old, last)
+    assert prepare(other, old) == (other, last)
     write_args(other, {})
-    assert prepare_run_folder(other, first) == (tmp_path / "other-2", first)
+    assert prepare(other, first) == (tmp_path / "other-2", first)
     for wrong in (tmp_path / "missing", other):
         with pytest.raises(InputError, match="--resume"):
-            prepare_run_folder(None, wrong)
+            prepare(None, wrong)
 
 
 def test_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "f").write_text("")
     for folder in (tmp_path / "f", tmp_path / "f" / "g"):
         with pytest.raises(InputError, match="f"):
-            prepare_run_folder(folder)
+            prepare(folder)

@@ -1,15 +1,14 @@
 """The train commands as a user runs them, the files they leave, and that a cut run goes on bit for bit."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from small_runs import ROOT, TORCHRUN, differences, flags, start
 
 import train
 from my_dataset_shapes import make_shapes
@@ -18,34 +17,12 @@ from train_utils.arguments import BUILT_IN_MODEL, LR_PER_PICTURE, add_arguments,
 from train_utils.command import Parser, run_command
 from train_utils.distributed import World
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = """--device cpu --workers 0 --backbone resnet18 --weights none --fpn-channels 16 --min-size 48 --max-size 48
-    --anchor-sizes 4 8 16 32 64 --rpn-pre-nms-top-n-train 60 --rpn-post-nms-top-n-train 30
-    --rpn-pre-nms-top-n-test 60 --rpn-post-nms-top-n-test 30 --box-batch-size-per-image 16
-    --box-head-channels 32 --mask-head-channels 16 --mask-head-layers 1 --box-detections-per-img 10
-    --batch-size 2 --lr 0.002 --epochs 2 --print-freq 1 --dropout 0.1 --ema --photometric""".split()
 STEPS = 6  # per epoch: 12 pictures in batches of 2
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=12, val=3, size=48)
-
-
-def flags(shapes, output, *more):
-    return ["--data-path", str(shapes), *SMALL, "--output-dir", str(output), *map(str, more)]
-
-
-def start(script, arguments, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, *script, *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def call(monkeypatch, *arguments):
@@ -68,22 +45,12 @@ def finished(shapes, tmp_path_factory):
     return folder / "run", output
 
 
-def assert_same_run(folder, other):
-    """Weights, optimiser, averages and progress bit for bit (but for times), and the same lines of results."""
-    one, two = (torch.load(run / "model_1.pth", weights_only=True) for run in (folder, other))
-    for key in ("model", "optimizer", "ema", "lr_scheduler", "step", "epoch", "progress"):
-        torch.testing.assert_close({key: one[key]}, {key: two[key]}, rtol=0, atol=0)
-    for name in ("det_results", "seg_results"):
-        texts = [next(run.glob(f"{name}*.txt")).read_text() for run in (folder, other)]
-        assert texts[0] == texts[1] and texts[0].count("\n") == 2
-
-
 # --- a whole run ---
 
 
 def test_a_wrong_evaluator_is_told_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MASKRCNN_EVALUATOR", "fastest")
-    assert call(monkeypatch, *SMALL, "--data-path", tmp_path / "nowhere", "--output-dir", tmp_path) == 2
+    assert call(monkeypatch, *flags(tmp_path / "nowhere", tmp_path)) == 2
     assert "MASKRCNN_EVALUATOR is 'fastest'" in capsys.readouterr().err
 
 
@@ -109,7 +76,7 @@ def test_a_run_leaves_its_files(finished):
     names = {re.sub(r"\d{8}-\d{6}", "DATE", path.name) for path in folder.iterdir()}
     assert names == {
         "model_0.pth", "model_1.pth", "model_best.pth", "args.json", "tensorboard", "det_resultsDATE.txt",
-        "seg_resultsDATE.txt", "det_results.json", "seg_results.json", "loss_and_lrDATE.png", "mAPDATE.png",
+        "seg_resultsDATE.txt", "det_results.json", "seg_results.json", "loss_and_lrDATE.png", "mAPDATE.png", ".lock",
     }  # fmt: skip
     for line in next(folder.glob("det_results*.txt")).read_text().splitlines():
         assert re.fullmatch(r"epoch:\d (-?\d\.\d{4}  ){12}\d+\.\d{4}  0\.\d{6}", line)
@@ -143,7 +110,7 @@ def test_terminated_within_an_epoch_it_resumes_bit_for_bit(finished, shapes, tmp
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert f"[{cut['step']}/6]" in output and "[1/6]" not in output.split("Epoch: [1]")[0]
-    assert_same_run(finished[0], tmp_path / "run")
+    assert differences(finished[0], tmp_path / "run") == []
 
 
 @pytest.mark.slow
@@ -156,13 +123,13 @@ def test_killed_in_an_evaluation_it_resumes_bit_for_bit(finished, shapes, tmp_pa
         call(patch, *flags(shapes, tmp_path / "run"))
     assert torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)["step"] == STEPS
     assert call(monkeypatch, *flags(shapes, tmp_path / "run", "--resume", "auto")) == 0
-    assert_same_run(finished[0], tmp_path / "run")
+    assert differences(finished[0], tmp_path / "run") == []
 
 
 def test_other_steps_per_epoch_or_classes_do_not_resume(finished, shapes, tmp_path, monkeypatch, capsys):
     more = ("--resume", finished[0] / "model_0.pth", "--batch-size", 4)
     assert call(monkeypatch, *flags(shapes, tmp_path / "run", *more)) == 2
-    assert "6 steps per epoch, this run has 3" in capsys.readouterr().err
+    assert "= 4, it was 2 before" in capsys.readouterr().err
 
 
 def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monkeypatch, capsys):
@@ -183,13 +150,7 @@ def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monk
 def test_torchrun_trains_as_one_process_with_accumulation(shapes, tmp_path, monkeypatch):
     """In float32 the first losses agree to 1e-5, under frozen norm and without dropout."""
     more = ("--epochs", 1, "--norm", "frozen", "--dropout", 0, "--accumulate-steps", 1, "--batch-size", 1)
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        ROOT / "train_multi_GPU.py",
-    ]
+    torchrun = [*TORCHRUN, "--nproc_per_node=2", ROOT / "train_multi_GPU.py"]
     process = start(torchrun, flags(shapes, "two", *more), tmp_path)
     assert call(monkeypatch, *flags(shapes, tmp_path / "one", *more, "--accumulate-steps", 2)) == 0
     output, errors = process.communicate(timeout=300)

@@ -15,6 +15,7 @@ from train_utils.command import (
     positive_int,
     seed,
 )
+from train_utils.distributed import TIMEOUT
 
 LR_PER_PICTURE = 0.00125  # the linear rule's unit: 0.02 for 16 pictures, as in Detectron and torchvision
 LR_ADAMW = 1e-4
@@ -40,6 +41,8 @@ BUILT_IN_MODEL = dict(
 BUILT_IN_RUN = dict(epochs=4, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
 
+# Flags that stand for another one.
+ALIASES = {"pretrain": "weights", "freeze_at": "trainable_layers", "sync_bn": "norm"}
 USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
 
@@ -137,7 +140,29 @@ def _add_run_arguments(group):
         help="of weights, order, augmentation and sampling (default: 0)",
     )
     add("--print-freq", type=positive_int, default=50, help="steps between printed lines (default: 50)")
-    add("--save-every-steps", type=positive_int, help="also save within an epoch")
+    add("--save-every-steps", type=positive_int, metavar="N", help="also save within an epoch")
+    add("--keep", type=positive_int, metavar="N", help="keep the newest N checkpoints and the best (default: all)")
+    add(
+        "--allow-changed",
+        nargs="+",
+        metavar="NAME",
+        help="flags that may differ from the resumed run's, such as lr epochs; data: other pictures",
+    )
+    add(
+        "--skip-bad-batches",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="pass over up to N steps whose loss is not finite (default: 0, stop)",
+    )
+    add_flag(group, "--log-steps", help="write steps.jsonl: pictures, losses and rate of each step")
+    add(
+        "--dist-timeout",
+        type=positive_float,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help=f"how long processes wait for one that is stuck (default: {TIMEOUT:g})",
+    )
     add("--early-stop", type=positive_int, metavar="N", help="stop after N epochs without a better mask AP")
     add_flag(group, "--amp", help="mixed precision: bfloat16, or float16 on a GPU without it")
     add_flag(group, "--recompute", help="less memory for more time: compute the backbone's activations twice")
@@ -184,7 +209,7 @@ def _add_optimizer_arguments(group):
 
 def resolve(args, world):
     """Fill in, in place, what was not given. Raises InputError for flags that contradict each other."""
-    _resolve_aliases(args)
+    resolve_aliases(args)
     built_in = args.data_path is None
     if built_in:
         model = built_in_model(args.weights)
@@ -216,7 +241,8 @@ def built_in_model(weights):
     return {**BUILT_IN_MODEL, "backbone_width": None} if weights == "imagenet" else BUILT_IN_MODEL
 
 
-def _resolve_aliases(args):
+def resolve_aliases(args):
+    """Say --pretrain, --freeze-at and --sync-bn by the flags they stand for, in place."""
     if args.pretrain is not None:
         chosen = "coco" if args.pretrain else "imagenet"
         if args.weights not in (None, chosen):

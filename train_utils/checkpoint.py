@@ -66,7 +66,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     Raises:
         InputError: the file cannot be written (full disk, read-only folder, ...).
     """
-    with atomic_file(path) as file:
+    with atomic_file(path, _size_of(checkpoint)) as file:
         writer = _HashingWriter(file)
         try:
             torch.save(checkpoint, writer)
@@ -77,6 +77,14 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
         stamp = make_stamp(writer.sha256.hexdigest(), time.time_ns())
         file.seek(-2, os.SEEK_END)
         file.write(len(stamp).to_bytes(2, "little") + stamp)
+
+
+def _size_of(content) -> int:
+    """Bytes of the tensors in a checkpoint: nearly all of its file."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, (list, tuple)) else ()
+    return sum(map(_size_of, values))
 
 
 def copy_checkpoint(path: str | Path, to: str | Path) -> None:

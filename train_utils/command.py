@@ -16,13 +16,15 @@ from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 
 EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+LESS_MEMORY = "try a smaller --batch-size (with --accumulate-steps), --max-size, --recompute or --amp"
 NONE = "none"  # how a flag says "off" for a field that may be None; an absent flag is Python's None
 
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser in which `--batch_size` is `--batch-size`, and an error is one line, exit status 2.
 
-    Flags are added with `-`. Abbreviated flags are refused: `--min` must not become `--min-size`.
+    Flags are added with `-`. Abbreviated flags are refused: `--min` must not become `--min-size`. What it
+    returns also has `given`, the names of the flags that were given.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -31,8 +33,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_dashed(word) for word in words], namespace)
+        words = [_dashed(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, left = super().parse_known_args(words, namespace)
+        parsed.given = self._given(words)
+        return parsed, left
+
+    def _given(self, words: list[str]) -> frozenset[str]:
+        """The names of the flags among the words, whatever their values."""
+        defaults = [(action, action.default) for action in self._actions]
+        for action, _ in defaults:
+            action.default = argparse.SUPPRESS
+        try:
+            return frozenset(vars(super().parse_known_args(words)[0]))
+        finally:
+            for action, default in defaults:
+                action.default = default
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(EXIT_WRONG_INPUT, f"error: {message} (python {self.prog} --help lists the flags)\n")
@@ -199,7 +214,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def plain_args(args: argparse.Namespace) -> dict:
     """The arguments as a dict of plain values (str, int, float, bool, None, lists), for files."""
-    return {name: _plain(value) for name, value in sorted(vars(args).items())}
+    return {name: _plain(value) for name, value in sorted(vars(args).items()) if name != "given"}
 
 
 def _plain(value):
@@ -232,3 +247,20 @@ def run_command(main: Callable[[], int | None]) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        print(f"error: out of memory ({first_line(error)}); {LESS_MEMORY}", file=sys.stderr, flush=True)
+        return EXIT_WRONG_INPUT
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in the host's memory (torch has no type for the latter)."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def first_line(error: BaseException, length: int = 160) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

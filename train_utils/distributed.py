@@ -6,13 +6,16 @@ values and Python objects travel over gloo on the CPU, gradients over the device
 
 import inspect
 import os
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from backbone.errors import InputError
+from train_utils.watch import Watch
 
 HOW_TO_START = (
     "train_multi_GPU.py runs one process per device and is started by torchrun:\n"
@@ -20,6 +23,8 @@ HOW_TO_START = (
     "    torchrun --nproc_per_node=2 train_multi_GPU.py --device cpu [flags]\n"
     "For one process: python train.py [flags]"
 )
+TIMEOUT = 1800.0  # seconds that a process waits for the others, as torch has it for gloo
+LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "timed out")
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,15 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    watch: Watch | None = None  # of several processes
 
     @classmethod
     def single(cls, device):
         return cls(0, 1, 0, torch.device(device))
 
     @classmethod
-    def from_environment(cls, device="auto"):
-        """Join the processes that torchrun started. device: "auto", "cpu" or "cuda"."""
+    def from_environment(cls, device="auto", timeout=TIMEOUT):
+        """Join the processes that torchrun started. device: "auto", "cpu" or "cuda"; timeout: seconds."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             raise InputError(HOW_TO_START)
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -54,13 +60,46 @@ class World:
             torch.cuda.set_device(local_rank)
         elif device != "cpu":
             raise InputError(f"--device {device} does not fit several processes; give auto, cpu or cuda")
-        if size > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo")
-        return cls(rank, size, local_rank, torch.device(device))
+        if size == 1:
+            return cls(rank, size, local_rank, torch.device(device))
+        with speaking_of_lost_processes(None, rank):
+            backend = "cpu:gloo,cuda:nccl" if device != "cpu" else "gloo"
+            limit = timedelta(seconds=timeout)
+            store = open_store(rank, limit)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=2 * limit)
+            watch = Watch(rank, size, open_store(rank, limit, host=False), timeout, launcher())
+        watch.start()
+        return cls(rank, size, local_rank, torch.device(device), watch)
 
     @property
     def is_main(self):
         return self.rank == 0
+
+    def phase(self, what):
+        """Note what this process does now, so that the others can say so if they wait for it in vain."""
+        if self.watch:
+            self.watch.phase(what)
+
+    def watch_signals(self):
+        """From now on learn of a signal to any of the processes, and let the others learn of one to this."""
+        if self.watch:
+            self.watch.listen()
+
+    def stop_number(self):
+        """The signal that one of the processes got, if any."""
+        return self.watch.stop if self.watch else None
+
+    def together(self, waits=True):
+        """Context of what needs the other processes. Where one is lost: SystemExit, after a line that says so.
+
+        waits: this process does nothing else meanwhile; after --dist-timeout seconds the others are to blame.
+        """
+        return self._together(waits) if self.watch else nullcontext()
+
+    @contextmanager
+    def _together(self, waits):
+        with speaking_of_lost_processes(self.watch, self.rank), self.watch.waiting() if waits else nullcontext():
+            yield
 
     def wrap(self, model):
         """The model whose backward pass averages the gradients over the ranks."""
@@ -82,14 +121,16 @@ class World:
         """Sum of a small CPU tensor over the ranks, on every rank."""
         if self.size > 1:
             tensor = tensor.clone()
-            dist.all_reduce(tensor)
+            with self.together():
+                dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value):
         """Every rank's object, in rank order, on every rank."""
         values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(values, value)
+            with self.together():
+                dist.all_gather_object(values, value)
         return values
 
     def gather_on_main(self, value):
@@ -97,34 +138,40 @@ class World:
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values)
+        with self.together():
+            dist.gather_object(value, values)
         return values or []
 
     def broadcast(self, value):
         """Rank 0's object, on every rank."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values)
+            with self.together():
+                dist.broadcast_object_list(values)
         return values[0]
 
     def on_main(self, function, *args):
         """function(*args) on rank 0, its value on every rank; if it fails, the other ranks stop quietly."""
-        ok, value = False, None
+        status, value = 2, None
         try:
             if self.is_main:
                 value = function(*args)
-            ok = True
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+            raise
         finally:
-            ok, value = self.broadcast((ok, value))
-        if not ok:
-            raise SystemExit(2)
+            status, value = self.broadcast((status, value))
+        if status:
+            raise SystemExit(status)
         return value
 
     @torch.no_grad()
     def broadcast_buffers(self, model):
         """Give every rank the buffers (running means and variances) of rank 0."""
-        for buffer in model.buffers() if self.size > 1 else ():
-            dist.broadcast(buffer, 0)
+        with self.together():
+            for buffer in model.buffers() if self.size > 1 else ():
+                dist.broadcast(buffer, 0)
 
     @contextmanager
     def main_first(self):
@@ -146,5 +193,50 @@ class World:
             raise SystemExit(2)
 
     def close(self):
+        if self.watch:
+            self.watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def open_store(rank, limit, host=True):
+    """The key-value store that the launcher, or else rank 0, hosts; another one for each restart by torchrun.
+
+    Without that, the processes of a restart can read addresses that dead ones have left.
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not address or not (port or "").isdecimal():
+        raise InputError(HOW_TO_START)
+    store = dist.TCPStore(
+        address, int(port), is_master=host and rank == 0 and not hosted, timeout=limit, wait_for_workers=False
+    )
+    return dist.PrefixStore(f"maskrcnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def launcher():
+    """The pid of torchrun's agent, which is this process's parent; None where another launcher was used."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+@contextmanager
+def speaking_of_lost_processes(watch, rank):
+    """Turn the error of a collective whose other end has gone into one line and exit status 1.
+
+    After a signal to one of the processes, which ends the others too: quietly, with the signal's status.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo's are no more specific
+        if not any(word in str(error).lower() for word in LOST):
+            raise
+        number = watch.stop if watch else None
+        if number is None:
+            cause = " ".join(str(error).split())[:150]
+            print(
+                f"error: process {rank} lost another process in {watch.what if watch else 'start'}: see that "
+                f"one's message; --resume auto goes on from the last checkpoint ({cause})",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise SystemExit(128 + number if number else 1) from error

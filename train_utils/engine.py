@@ -6,14 +6,17 @@ the mean over all of them, so that 2 ranks equal 1 rank with twice the accumulat
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from backbone.errors import InputError
 from train_utils.coco_eval import IouTypeResult, evaluate_results, to_coco_results
-from train_utils.data_sets import sample_seed
+from train_utils.command import is_lack_of_memory
+from train_utils.data_sets import Batch, sample_seed
 from train_utils.optimization import Precision
 
 LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
@@ -27,6 +30,14 @@ class NonFiniteLoss(InputError):
     def __init__(self, step, batch=None, losses=None):
         super().__init__(f"step {step}: a loss is not finite")
         self.step, self.batch, self.losses = step, batch, losses
+
+
+class OutOfMemory(InputError):
+    """A step that did not fit into the memory. batches: this rank's micro-batches of it."""
+
+    def __init__(self, step, batches):
+        super().__init__(f"step {step}: out of memory")
+        self.step, self.batches = step, batches
 
 
 @dataclass
@@ -43,21 +54,36 @@ class Learner:
     seed: int = 0
 
     def step(self, step):
-        self.precision.step(self.optimizer, self.clip_grad_norm)
+        """Use the gradient; returns whether it overflowed float16, and was left out."""
+        overflow = self.precision.step(self.optimizer, self.clip_grad_norm)
         self.schedule.step()
         if self.ema:
             self.ema.update(self.model, step)
+        return overflow
+
+    def pass_over(self, statistics):
+        """Count a step without its gradient; statistics: running_statistics of before."""
+        self.optimizer.zero_grad()
+        with warnings.catch_warnings():  # at the very first step it suspects a wrong order of calls
+            warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
+        with torch.no_grad():
+            for buffer, before in statistics:
+                buffer.copy_(before)
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished step; the last three are this rank's own, the others the same on every rank."""
+    """One finished step; the last four are this rank's own, the others the same on every rank."""
 
     step: int
     losses: dict[str, float] | None  # mean over all micro-batches; None: no picture could be read
     lr: float
     skipped: int  # pictures that could not be read
     stop: bool  # some rank was asked to stop
+    overflow: bool  # the gradient overflowed float16: the weights were left as they were
+    bad: NonFiniteLoss | None  # a loss was not finite, and they were too
+    indices: list[int]  # positions in the data set
     skipped_files: list[str]
     seconds: float
     data_seconds: float
@@ -70,34 +96,81 @@ def train_one_epoch(
     epoch: int,
     first_step: int = 0,
     stop_requested: Callable[[], bool] = bool,
+    may_skip: Callable[[], bool] = bool,
 ) -> Iterator[StepRecord]:
     """Train from step `first_step` of `epoch` to its end, yielding after each step, to log and to save.
 
-    Raises NonFiniteLoss before the optimiser has used the gradient.
+    Where a loss is not finite the optimiser does not use the gradient: with may_skip() the step is done
+    without it and the running means are put back, else NonFiniteLoss is raised. OutOfMemory is raised too.
     """
     learner.parallel.train()
     micro_batches = iter(loader.epoch(epoch, first_step))
     for index in range(first_step, loader.steps_per_epoch):
         step, start = epoch * loader.steps_per_epoch + index, time.perf_counter()
+        world.phase(f"loading the pictures of step {step}")
         batches = list(itertools.islice(micro_batches, loader.accumulate_steps))
         data_seconds = time.perf_counter() - start
 
+        world.phase(f"step {step}")
         torch.manual_seed(sample_seed(learner.seed, step, world.rank, stream=DROPOUT_STREAM))
-        losses = accumulate_gradients(learner, batches, world)  # [accumulate_steps, 5]
+        statistics = running_statistics(learner.model) if may_skip() else []
+        with reporting_lack_of_memory(step, batches), world.together(waits=False):
+            losses = accumulate_gradients(learner, batches, world)  # [accumulate_steps, 5]
         used = [len(batch.images) > 0 for batch in batches]
         skipped = [name for batch in batches for name in batch.skipped]
         counts = torch.tensor([sum(used), len(skipped), stop_requested()], dtype=torch.float64)
         total = world.sum(torch.cat([losses[used].sum(dim=0), counts]))  # [5 + 3]
-        if not total.isfinite().all():
-            bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
-            raise NonFiniteLoss(step, batches[bad[0]], losses[bad[0]]) if bad else NonFiniteLoss(step)
-
-        lr = learner.schedule.get_last_lr()[0]
-        learner.step(step)
+        lr, bad, overflow = learner.schedule.get_last_lr()[0], None, False
+        if total.isfinite().all():
+            overflow = learner.step(step)
+        else:
+            bad = non_finite(step, batches, losses)
+            if not may_skip():
+                raise bad
+            learner.pass_over(statistics)
         *sums, used, skips, stop = total.tolist()
-        means = {name: value / used for name, value in zip(LOSS_NAMES, sums, strict=True)} if used else None
+        means = {n: s / used for n, s in zip(LOSS_NAMES, sums, strict=True)} if used and not bad else None
+        indices = [index for batch in batches for index in batch.indices]
         seconds = time.perf_counter() - start
-        yield StepRecord(step, means, lr, int(skips), stop > 0, skipped, seconds, data_seconds)
+        yield StepRecord(
+            step, means, lr, int(skips), stop > 0, overflow, bad, indices, skipped, seconds, data_seconds
+        )
+
+
+def non_finite(step, batches, losses):
+    """The NonFiniteLoss of this rank: its first micro-batch with such a loss, if it has one."""
+    bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    return NonFiniteLoss(step, batches[bad[0]], losses[bad[0]]) if bad else NonFiniteLoss(step)
+
+
+def running_statistics(model):
+    """(buffer, copy) of what a forward pass in training mode changes: means and variances of batch norm."""
+    modules = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+
+
+@contextmanager
+def reporting_lack_of_memory(step, batches):
+    """Turn an allocation that failed, on a GPU or in the host's memory, into OutOfMemory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise OutOfMemory(step, batches) from error
+
+
+def settle_gradient_exchange(learner, world):
+    """Let DDP choose its buckets now, by a step that changes nothing.
+
+    It chooses them anew after its first backward pass, and so the order of sums: a resumed run of 3 or more
+    ranks would not go on bit for bit.
+    """
+    if world.size > 1:
+        learner.parallel.train()
+        with world.together(waits=False):
+            zero_weighted_step(learner, Batch([], [], [], []), world, 0.0)
+        learner.optimizer.zero_grad()
 
 
 def accumulate_gradients(learner, batches, world):
@@ -106,21 +179,22 @@ def accumulate_gradients(learner, batches, world):
     for index, batch in enumerate(batches):
         with world.no_sync(learner.parallel, last=index == len(batches) - 1):
             run = forward_backward if batch.images else zero_weighted_step
-            losses.append(run(learner, batch, world.device, 1 / len(batches)))
+            losses.append(run(learner, batch, world, 1 / len(batches)))
     return torch.stack([copy.read() for copy in losses]).double()
 
 
-def forward_backward(learner, batch, device, weight):
+def forward_backward(learner, batch, world, weight):
     """Add the gradient of one micro-batch's loss, times weight; returns the HostCopy of its losses [5]."""
-    images, targets = to_device(batch, device)
+    images, targets = to_device(batch, world.device)
     with learner.precision.autocast():
         losses = learner.parallel(images, targets)
     copy = HostCopy(torch.stack([losses[name].detach() for name in LOSS_NAMES]))
-    learner.precision.backward(sum(losses.values()) * weight)
+    with world.together():  # gradients are exchanged while they are computed
+        learner.precision.backward(sum(losses.values()) * weight)
     return copy
 
 
-def zero_weighted_step(learner, batch, device, weight):
+def zero_weighted_step(learner, batch, world, weight):
     """Take part in the exchange of gradients without a picture: by a dummy one, weighted 0."""
     buffers = [buffer.clone() for buffer in learner.model.buffers()]
     target = {
@@ -131,7 +205,7 @@ def zero_weighted_step(learner, batch, device, weight):
         "sample_seed": 0,
     }
     picture = torch.zeros(3, DUMMY_SIZE, DUMMY_SIZE, dtype=torch.uint8)
-    copy = forward_backward(learner, batch._replace(images=[picture], targets=[target]), device, 0.0)
+    copy = forward_backward(learner, batch._replace(images=[picture], targets=[target]), world, 0.0)
     with torch.no_grad():
         for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -201,6 +275,7 @@ def evaluate(
     samples, depend on the batch size. Raises InputError where no picture could be read.
     """
     start, precision = time.perf_counter(), precision or Precision(world.device)
+    world.phase("evaluation")
     model.eval()
     outcomes, samples = [], []
     for batch in loader:

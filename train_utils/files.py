@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,36 +22,48 @@ def user_path(path: str | Path) -> Path:
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turn an OSError raised while `path` is written into an InputError that says what to do."""
+def writing(path: str | Path, size: int | None = None) -> Iterator[None]:
+    """Turn an OSError raised while `path` is written into an InputError that says what to do.
+
+    size: bytes that the file takes, where that is known.
+    """
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: {_advice(error)}") from error
+        raise InputError(f"{path}: {_advice(error, Path(path), size)}") from error
 
 
-def _advice(error: OSError) -> str:
+def _advice(error: OSError, path: Path, size: int | None) -> str:
     if error.errno in FULL:
-        return (f"no room left to write it ({os.strerror(error.errno)}); free some space or give another "
-                "--output-dir (a training run goes on with --resume auto)")
+        needed = "" if size is None else f"{size:,} bytes needed, "
+        return (f"no room left to write it ({os.strerror(error.errno)}; {needed}{_free(path)}); free some space or "
+                "give another --output-dir (a training run goes on with --resume auto)")
     if error.errno in FORBIDDEN:
         return f"may not be written ({os.strerror(error.errno)}); give an --output-dir that you may write to"
     return f"could not be written: {error.strerror or error}"
 
 
+def _free(path: Path) -> str:
+    """How much room the disk of `path` has; a quota may leave less of it."""
+    try:
+        return f"{shutil.disk_usage(path.parent).free:,} bytes free on the disk"
+    except OSError:
+        return "free space unknown"
+
+
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`, and rename it to `path` when the block ends without an error.
 
     The content reaches the disk (fsync) before the name does; after an error the temporary file is
-    removed and `path` is untouched.
+    removed and `path` is untouched. size: of the content in bytes, for the message of a full disk.
 
     Raises:
         InputError: the file cannot be written (full disk, read-only folder, ...).
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
+    with writing(path, size):
         try:
             with open(temporary, "wb") as file:
                 yield file
@@ -65,8 +78,9 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace the content of `path` by `text` (UTF-8) atomically; raises InputError as `atomic_file`."""
-    with atomic_file(path) as file:
-        file.write(text.encode())
+    content = text.encode()
+    with atomic_file(path, len(content)) as file:
+        file.write(content)
 
 
 def make_folder(path: str | Path) -> Path:

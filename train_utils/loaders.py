@@ -4,11 +4,16 @@ Everything random is a function of (seed, epoch, index), so workers carry no sta
 any number of ranks, give the same samples, and an epoch can be entered at any step.
 """
 
+import ctypes
+import errno
 import gc
 import hashlib
 import io
+import os
 import pickle
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from backbone.errors import InputError
 from network_files.transform import padded_size
+from train_utils.command import first_line
 from train_utils.pictures import PictureError
 
 # What a stream of random numbers is for; each draws from a generator of its own.
@@ -179,8 +185,7 @@ class _Loader:
 
     def batches(self, keys: list) -> Iterator[Batch]:
         self._keys[:] = keys
-        for batch in self._loader:
-            batch = pickle.loads(batch) if self._workers else batch
+        for batch in self._through_workers() if self._workers else self._loader:
             if isinstance(batch, InputError):
                 try:
                     raise batch
@@ -191,11 +196,64 @@ class _Loader:
             yield batch
 
 
+    def _through_workers(self) -> Iterator[Batch]:
+        """What the loader yields; a fault of the processes that load becomes an InputError."""
+        try:
+            for batch in self._loader:
+                yield pickle.loads(batch)
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            raise InputError(f"--workers {self._workers}: {error.strerror.lower()}; {SCARCE[error.errno]}") from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"--workers {self._workers}: {first_line(error).rstrip('.')}; killed: most likely the machine has "
+                "too little memory, give fewer --workers (0: none); bus error: /dev/shm is full"
+            ) from error
+
+
+# What a system can run out of when processes are started or talk: what to do about it.
+SCARCE = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or give fewer --workers (0: none)",
+    errno.ENFILE: "close other programs, or give fewer --workers (0: none)",
+    errno.ENOSPC: "make room in /dev/shm (docker run --shm-size), or give --workers 0",
+    errno.ENOMEM: "free some memory, or give fewer --workers (0: none)",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or give fewer --workers (0: none)",
+}
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
 def _start_worker(_):
+    _outlive_signals()
     torch.set_num_threads(1)  # the workers together already use the cores
     # What came with the fork is not this process's to collect: that would copy the shared pages, and other
     # loaders found there would try to stop workers that are not their own.
     gc.freeze()
+
+
+def _outlive_signals():
+    """Let a signal to the whole group stop the run by its main process, which still needs this worker.
+
+    SIGTERM counts from the main process alone: DataLoader ends workers by it that do not leave.
+    """
+    signal.set_wakeup_fd(-1)  # inherited: signals to the worker are none to the main process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    main_process = os.getppid()
+
+    def wait_for_main_process():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_main_process, daemon=True).start()
+    if sys.platform == "linux":  # else a worker holds its dead process's connections open for seconds
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _as_it_is(batch):

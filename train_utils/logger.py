@@ -1,8 +1,9 @@
-"""What a run tells: the console line, the det_results / seg_results files, TensorBoard."""
+"""What a run tells: the console line, the det_results / seg_results files, steps.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 import re
@@ -258,6 +259,36 @@ def _finite(value):
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class StepLog:
+    """`folder`/steps.jsonl: one json object per optimiser step, in order, each step once.
+
+    A resumed run takes out the lines from `first_step` on, and half a line that a kill has left.
+    """
+
+    def __init__(self, folder: str | Path, first_step: int = 0) -> None:
+        self.path = Path(folder) / "steps.jsonl"
+        if self.path.exists():
+            lines = _read_text(self.path).splitlines(keepends=True)
+            write_text(self.path, "".join(itertools.takewhile(lambda line: self._step(line) < first_step, lines)))
+        with writing(self.path):
+            self.file = open(self.path, "a", encoding="utf-8")
+
+    @staticmethod
+    def _step(line: str) -> float:
+        try:
+            return json.loads(line)["step"] if line.endswith("\n") else math.inf
+        except (ValueError, TypeError, KeyError):
+            return math.inf
+
+    def write(self, step: int, **values: object) -> None:
+        with writing(self.path):
+            self.file.write(json.dumps(_finite({"step": step, **values}), allow_nan=False) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
 
 
 class TensorBoard:

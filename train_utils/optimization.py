@@ -72,15 +72,19 @@ class Precision:
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def step(self, optimizer, clip_grad_norm=None):
-        """One optimiser step (which the scaler leaves out where float16 overflowed); clears the gradients."""
+        """One optimiser step, gradients cleared; returns whether the scaler left it out for an overflow."""
         if clip_grad_norm:
             if self.scaler:
                 self.scaler.unscale_(optimizer)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        overflow = False
         if self.scaler:
+            scale = self.scaler.get_scale()
             self.scaler.step(optimizer)
             self.scaler.update()
+            overflow = self.scaler.get_scale() < scale
         else:
             optimizer.step()
         optimizer.zero_grad()
+        return overflow

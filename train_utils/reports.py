@@ -2,9 +2,12 @@
 
 import torch
 
+from backbone.errors import InputError
 from network_files.instance_masks import mask_probs_to_bool
+from train_utils.command import LESS_MEMORY, first_line
 from train_utils.drawing import draw_detections, plot_average_precision, plot_loss_and_lr
 from train_utils.engine import LOSS_NAMES
+from train_utils.files import atomic_file
 
 SHOWN_SCORE = 0.5  # detections below it would hide the picture
 
@@ -43,23 +46,32 @@ def save_for_replay(folder, error, model, data_set):
         {key: plain_masks(value) if key == "masks" else value for key, value in target.items()}
         for target in error.batch.targets
     ]
-    torch.save(
-        {
-            "images": error.batch.images,
-            "targets": targets,
-            "files": names,
-            "losses": losses,
-            "model": model.state_dict(),
-            "config": model.config.to_dict(),
-        },
-        path,
-    )
+    content = {
+        "images": error.batch.images,
+        "targets": targets,
+        "files": names,
+        "losses": losses,
+        "model": model.state_dict(),
+        "config": model.config.to_dict(),
+    }
+    with atomic_file(path) as file:
+        torch.save(content, file)
     bad = ", ".join(f"{name} {value}" for name, value in losses.items() if value - value != 0)
     error.args = (
         f"step {error.step}: {bad} on {', '.join(names)}; try a lower --lr, --clip-grad-norm, or look at the "
         f"pictures' annotations; batch and weights are in {path} (python: model(images, targets))",
     )
     return error
+
+
+def explain_lack_of_memory(error, data_set):
+    """OutOfMemory as an InputError that names the pictures of the step."""
+    names = [data_set.file_name(index) for batch in error.batches for index in batch.indices]
+    sizes = ", ".join(f"{i.shape[-1]}x{i.shape[-2]}" for batch in error.batches for i in batch.images)
+    return InputError(
+        f"step {error.step}: out of memory ({first_line(error.__cause__)}) on {', '.join(names)} ({sizes}); "
+        f"{LESS_MEMORY}, then --resume auto"
+    )
 
 
 def plain_masks(masks):

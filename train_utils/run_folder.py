@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
+import os
 import re
 import sys
 import zipfile
@@ -11,16 +14,17 @@ from typing import NamedTuple
 
 from backbone.errors import InputError
 from network_files.file_stamp import find_damage, saved_at
-from train_utils.files import make_folder, user_path, write_text
+from train_utils.files import make_folder, user_path, write_text, writing
+from train_utils.run_lock import RunLock, busy, holder, launcher_name
 
-CHECKPOINT_NAME = re.compile(r"model_(\d+|best)\.pth")
+CHECKPOINT_NAME = re.compile(r"model_(\d+|best|previous)\.pth")
 
 
 class RunFolder(NamedTuple):
-    """Where a run writes, and the checkpoint it goes on from (None: it starts fresh)."""
+    """Where a run writes, and the lock that it holds there."""
 
     path: Path
-    checkpoint: Path | None
+    lock: RunLock
 
 
 def checkpoint_path(folder: str | Path, epoch: int | str) -> Path:
@@ -32,63 +36,122 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint saved last among those in `folder` that are whole; None where there is none at all.
 
     The time of saving stands in the file, so that a copied folder and a run taken back to an earlier epoch
-    keep their order. Damaged files are named on stderr.
+    keep their order. Damaged files are named on stderr, with the one that is taken in their place.
 
     Raises:
         InputError: there are checkpoints, and every one is damaged.
     """
     found = [p for p in Path(folder).glob("model_*.pth") if CHECKPOINT_NAME.fullmatch(p.name)]
+    damaged = {}
     for path in sorted(found, key=_age_key, reverse=True):
         damage = find_damage(path) or (None if zipfile.is_zipfile(path) else "it was cut off")
         if damage is None:
+            for other, what in damaged.items():
+                print(f"warning: {other} is damaged ({what}); {path} is used in its place", file=sys.stderr, flush=True)
             return path
-        print(f"warning: {path} is damaged ({damage}) and left out", file=sys.stderr, flush=True)
+        damaged[path] = damage
     if found:
-        raise InputError(f"{folder}: all {len(found)} checkpoint(s) are damaged; give another --output-dir")
+        names = ", ".join(f"{path.name} ({what})" for path, what in damaged.items())
+        raise InputError(f"{folder}: all checkpoints are damaged: {names}; give another --output-dir")
     return None
+
+
+def prune(folder: str | Path, keep: int) -> None:
+    """Delete all but the `keep` newest of `model_{epoch}.pth`; the best and the previous one stay."""
+    found = [p for p in Path(folder).glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", p.name)]
+    for path in sorted(found, key=_age_key)[:-keep]:
+        with writing(path):
+            path.unlink()
 
 
 def _age_key(path: Path) -> tuple[int, bool, str]:
     """Sorts by time of saving; between two names of one file the numbered one comes last (is preferred)."""
-    return saved_at(path), path.name != "model_best.pth", path.name
+    return saved_at(path), path.name[6:-4].isdecimal(), path.name
+
+
+def find_checkpoint(output_dir: str | Path | None, resume: str | Path | None,
+                    default: str | Path = "./save_weights") -> Path | None:
+    """The checkpoint that a run goes on from: with "auto" the newest of its folder, if any; nothing is written.
+
+    A run that torchrun has started anew goes on from the folder of its first start, whatever `resume` is.
+
+    Raises:
+        InputError: PATH does not exist or is damaged, all checkpoints are damaged.
+    """
+    folder = _chosen(output_dir, default)
+    own = _folder_of_restarted(folder)
+    if own is not None:
+        found = newest_checkpoint(own)
+        if found is not None or resume in (None, "auto"):
+            return found
+    if resume is None:
+        return None
+    if str(resume) == "auto":
+        return newest_checkpoint(folder) if folder.is_dir() else None
+    return _resume_path(user_path(resume))
 
 
 def prepare_run_folder(output_dir: str | Path | None, resume: str | Path | None = None,
-                       default: str | Path = "./save_weights") -> RunFolder:
-    """Choose and create the folder that a run writes to; only the main process calls this.
+                       checkpoint: Path | None = None, default: str | Path = "./save_weights") -> RunFolder:
+    """Choose, create and lock the folder that a run writes to; only the main process calls this.
 
     resume None: `output_dir`, or, where that holds a run, the first free numbered sibling (printed).
-    resume "auto": the newest checkpoint of `output_dir`; a fresh start where it holds no run.
-    resume PATH (a checkpoint or a run folder): that checkpoint. The run goes on in the checkpoint's own
-    folder when `output_dir` is that folder or None, and else in `output_dir` as above.
+    resume "auto": `output_dir`. resume PATH (a checkpoint or a run folder): the checkpoint's own folder when
+    `output_dir` is that folder or None, and else `output_dir` as above.
+
+    Args:
+        checkpoint: what `find_checkpoint` gave for the same flags.
 
     Raises:
-        InputError: PATH does not exist or is damaged, all checkpoints are damaged, the folder cannot be made.
+        InputError: another run writes to the folder, or it cannot be made.
     """
+    folder = _chosen(output_dir, default)
+    own = _folder_of_restarted(folder)
+    if own is not None:
+        folder, lock = own, _lock(own)
+    elif resume is None:
+        folder, lock = _free_folder(folder)
+    elif str(resume) == "auto":
+        if checkpoint is None and _has_results(folder):  # lines of a run whose checkpoints were deleted
+            folder, lock = _free_folder(folder)
+        else:
+            lock = _lock(folder)
+    elif output_dir is None or folder.resolve() == checkpoint.parent.resolve():
+        folder = checkpoint.parent
+        lock = _lock(folder)
+    else:
+        folder, lock = _free_folder(folder)
+    if lock is None:
+        raise InputError(f"{folder}: {busy(folder)}; wait for it, or give another --output-dir")
+    for leftover in folder.glob("*.tmp"):  # of a run killed while it wrote
+        leftover.unlink(missing_ok=True)
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint}", flush=True)
+    elif resume is not None:
+        print(f"--resume auto: no checkpoint in {folder}, starting fresh", flush=True)
+    return RunFolder(folder, lock)
+
+
+def _chosen(output_dir, default) -> Path:
     folder = user_path(output_dir or default)
     if folder.name in ("", ".."):  # "." has no name that a sibling's could be made from
         folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: is a file, not a folder")
-    if resume is None:
-        return RunFolder(_free_folder(folder), None)
-    if str(resume) == "auto":
-        checkpoint = newest_checkpoint(folder) if folder.is_dir() else None
-        if checkpoint is None and _has_results(folder):  # lines of a run whose checkpoints were deleted
-            folder = _free_folder(folder)
-    else:
-        checkpoint = _resume_path(user_path(resume))
-        if output_dir is None or folder.resolve() == checkpoint.parent.resolve():
-            folder = checkpoint.parent
-        else:
-            folder = _free_folder(folder)
-    for leftover in folder.glob("*.pth.tmp"):  # of a run killed while it saved
-        leftover.unlink(missing_ok=True)
-    if checkpoint is not None:
-        print(f"resuming from {checkpoint}", flush=True)
-    elif str(resume) == "auto":
-        print(f"--resume auto: no checkpoint in {folder}, starting fresh", flush=True)
-    return RunFolder(make_folder(folder), checkpoint)
+    return folder
+
+
+def _folder_of_restarted(folder: Path) -> Path | None:
+    """The folder among `folder` and its siblings that the same torchrun's first start wrote to, after a restart."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+        return None
+    siblings = [folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*")]
+    return next((place for place in siblings if holder(place).get("launcher") == launcher_name()), None)
+
+
+def _lock(folder: Path) -> RunLock | None:
+    make_folder(folder)
+    return RunLock.take(folder)
 
 
 def write_args(folder: str | Path, args: dict) -> None:
@@ -107,19 +170,17 @@ def _resume_path(path: Path) -> Path:
     return path
 
 
-def _free_folder(folder: Path) -> Path:
-    """`folder`, created, or its first numbered sibling where it holds a run."""
-    if not _holds_run(folder):
-        return make_folder(folder)
+def _free_folder(folder: Path) -> tuple[Path, RunLock]:
+    """`folder`, created and locked, or its first numbered sibling where it holds a run."""
     make_folder(folder.parent)
-    number = 2
-    while True:
-        sibling = folder.with_name(f"{folder.name}-{number}")
-        if not _holds_run(sibling):
-            print(f"{folder} holds a run already: writing to {sibling} "
-                  f"(to go on with the run of a folder: --output-dir FOLDER --resume auto)", flush=True)
-            return make_folder(sibling)
-        number += 1
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        lock = None if _holds_run(place) else _lock(place)
+        if lock is not None:
+            if number > 1:
+                print(f"{folder} holds a run already: writing to {place} "
+                      f"(to go on with the run of a folder: --output-dir FOLDER --resume auto)", flush=True)
+            return place, lock
 
 
 def _holds_run(folder: Path) -> bool:

@@ -1,11 +1,13 @@
 """What a run knows between two steps, its way into a checkpoint and back. A resumed run needs no more."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from backbone.errors import InputError
 from train_utils.checkpoint import FORMAT_VERSION
+from train_utils.command import first_line
 
 
 @dataclass
@@ -17,7 +19,12 @@ class Progress:
     epochs_done: int = 0  # epochs trained and evaluated
     best_ap: float = -1.0  # of masks; -1 as long as there is none, as in pycocotools
     epochs_since_best: int = 0
+    global_batch: int = 0  # pictures per step
+    world_size: int = 1
+    data: str = ""  # resume.fingerprint of the training pictures
     skipped: int = 0  # training pictures met that could not be read
+    bad_batches: int = 0  # steps passed over because a loss was not finite
+    overflows: int = 0  # steps left out because the gradient overflowed float16
     meters: dict | None = None  # MetricLogger.state_dict() of an epoch in progress
     curve: list = field(default_factory=list)  # (loss, lr) of each step
 
@@ -25,6 +32,8 @@ class Progress:
         """Count a StepRecord."""
         self.step = record.step + 1
         self.skipped += record.skipped
+        self.bad_batches += record.bad is not None
+        self.overflows += record.overflow
         loss = sum(record.losses.values()) if record.losses else float("nan")
         self.curve.append((loss, record.lr))
 
@@ -44,8 +53,8 @@ class Progress:
         return cls(**{**values, "curve": [tuple(pair) for pair in values["curve"].tolist()]})
 
 
-def to_checkpoint(learner, progress, epoch, label_map, args):
-    """Everything of a run as plain values and tensors. args: plain values."""
+def to_checkpoint(learner, progress, epoch, label_map, args, environment):
+    """Everything of a run as plain values and tensors. args, environment: plain values."""
     checkpoint = {
         "format_version": FORMAT_VERSION,
         "model": learner.model.state_dict(),
@@ -57,6 +66,7 @@ def to_checkpoint(learner, progress, epoch, label_map, args):
         "config": learner.model.config.to_dict(),
         "label_map": label_map.to_dict(),
         "args": args,
+        "environment": environment,
     }
     if learner.ema:
         checkpoint["ema"] = learner.ema.state_dict()
@@ -65,38 +75,46 @@ def to_checkpoint(learner, progress, epoch, label_map, args):
     return checkpoint
 
 
-def from_checkpoint(checkpoint, learner, steps_per_epoch):
+@contextmanager
+def reading_training_state():
+    """Turn what a checkpoint without all of its training state leads to into an InputError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"--resume: the checkpoint's training state is missing or damaged ({type(error).__name__}: "
+            f"{first_line(error, 80)}); take another checkpoint, or start from its weights with --weights"
+        ) from error
+
+
+@reading_training_state()
+def from_checkpoint(checkpoint, learner, start):
     """Bring the learner (but for its model, loaded when built) where the checkpoint was; returns Progress.
 
-    Raises InputError where this run's steps or parameters are not the checkpoint's, or it lacks training state.
+    Rates, momentum and the like are this run's flags, which `resume.take_over` has made the checkpoint's, but
+    for those that may differ. start: the Progress of a run that begins. Where its steps are others, the epoch
+    that was cut begins anew. Raises InputError where the parameters are not the checkpoint's.
     """
-    try:
-        return _restore(checkpoint, learner, steps_per_epoch)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:80]
-        raise InputError(
-            f"--resume: the checkpoint's training state is missing or damaged ({type(error).__name__}: {reason}); "
-            "take another checkpoint, or start from its weights with --weights"
-        ) from error
-
-
-def _restore(checkpoint, learner, steps_per_epoch):
     progress = Progress.from_dict(checkpoint["progress"])
-    if progress.steps_per_epoch != steps_per_epoch:
-        raise InputError(
-            f"--resume: the checkpoint has {progress.steps_per_epoch} steps per epoch, this run has "
-            f"{steps_per_epoch}; give the same data and the same global batch (--batch-size x "
-            "--accumulate-steps x processes)"
-        )
-    try:
-        learner.optimizer.load_state_dict(checkpoint["optimizer"])
-    except ValueError as error:
-        raise InputError(
-            "--resume: the checkpoint's optimiser does not fit; give the same --optimizer, --trainable-layers"
-        ) from error
-    learner.schedule.load_state_dict(checkpoint["lr_scheduler"])
+    if progress.steps_per_epoch != start.steps_per_epoch:
+        progress.step, progress.meters = progress.epochs_done * start.steps_per_epoch, None
+    for name in ("steps_per_epoch", "global_batch", "world_size", "data"):
+        setattr(progress, name, getattr(start, name))
+
+    optimizer, schedule, saved = learner.optimizer, learner.schedule, checkpoint["optimizer"]
+    groups = optimizer.state_dict()["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
+        raise InputError("--resume: other parameters are trained than before; give the same --trainable-layers")
+    if groups[0].keys() == saved["param_groups"][0].keys():  # else another optimiser, which starts anew
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    step = progress.step
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    own = {"base_lrs": schedule.base_lrs, "last_epoch": step, "_last_lr": rates}
+    schedule.load_state_dict({**checkpoint["lr_scheduler"], **own})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     if learner.ema:
         learner.ema.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
     if learner.precision.scaler and "scaler" in checkpoint:

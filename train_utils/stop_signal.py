@@ -1,16 +1,28 @@
 """SIGTERM and SIGINT as a wish to stop, granted after the step in progress."""
 
+import os
 import signal
+import time
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Ctrl-C reaches every process of a terminal, and torchrun passes it on: what comes so soon is the same wish.
+SAME_WISH = 3.0  # seconds
 
 
 class StopSignal:
-    """Within `with StopSignal() as stop`, a first SIGTERM or SIGINT is noted; a second one acts at once."""
+    """Within `with StopSignal(world) as stop`, SIGTERM and SIGINT are noted; one more after a while acts at once.
 
-    def __init__(self):
-        self.number, self.previous = None, {}
+    Where several processes train, each learns of a signal to any other through the world.
+    """
+
+    def __init__(self, world):
+        self.world, self.number, self.previous = world, None, {}
+        self.since, self.may_leave = 0.0, False
 
     def __enter__(self):
-        self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        self.previous = {s: signal.signal(s, self._note) for s in SIGNALS}
+        self.world.watch_signals()
         return self
 
     def __exit__(self, *_):
@@ -18,15 +30,30 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number, _frame):
-        self.number = number
-        self.__exit__()
+        if self.number is None:
+            self.number, self.since = number, time.monotonic()
+            if self.may_leave:
+                self.leave()
+        elif time.monotonic() - self.since > SAME_WISH:
+            self.__exit__()
+            os.kill(os.getpid(), number)
 
     def requested(self):
         return self.number is not None
 
+    @contextmanager
+    def at_once(self):
+        """Within this block, where nothing is lost by it, a signal leaves without waiting for a step's end."""
+        self.may_leave = True
+        self.leave_if_requested()
+        try:
+            yield
+        finally:
+            self.may_leave = False
+
     def leave(self):
-        """Exit status 143 after SIGTERM, 130 after SIGINT; 143 where another rank had the signal."""
-        raise SystemExit(128 + (self.number or signal.SIGTERM))
+        """Exit status 143 after SIGTERM, 130 after SIGINT, to this process or another."""
+        raise SystemExit(128 + (self.number or self.world.stop_number() or signal.SIGTERM))
 
     def leave_if_requested(self):
         if self.requested():

@@ -5,25 +5,39 @@ One step is in engine.train_one_epoch, one evaluation in engine.evaluate, the fl
 """
 
 import sys
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import ExitStack, nullcontext
+from functools import partial
 
 import torch
 
 from backbone.errors import InputError
 from network_files import create_model, load_weights
 from train_utils import checkpoint as checkpoints
+from train_utils import resume
 from train_utils import run_folder as run_folders
 from train_utils.arguments import add_arguments, global_batch, resolve
 from train_utils.coco_evaluators import choose_evaluator
 from train_utils.command import config_from_args, plain_args
 from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set
 from train_utils.ema import EMA
-from train_utils.engine import Learner, NonFiniteLoss, evaluate, train_one_epoch
+from train_utils.engine import (
+    Learner,
+    NonFiniteLoss,
+    OutOfMemory,
+    evaluate,
+    settle_gradient_exchange,
+    train_one_epoch,
+)
 from train_utils.label_map import LabelMap
-from train_utils.logger import MetricLogger, ResultsWriter, TensorBoard
+from train_utils.logger import MetricLogger, ResultsWriter, StepLog, TensorBoard
 from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule
-from train_utils.reports import picture_rows, save_for_replay, say_what_is_where, write_curves
+from train_utils.reports import (
+    explain_lack_of_memory,
+    picture_rows,
+    save_for_replay,
+    say_what_is_where,
+    write_curves,
+)
 from train_utils.run_state import Progress, from_checkpoint, to_checkpoint
 from train_utils.stop_signal import StopSignal
 from transforms import build_augment
@@ -38,32 +52,39 @@ def run(args, world, output_dir="./save_weights"):
     Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
     """
     say = print if world.is_main else lambda *_, **__: None
-    given = config_from_args(args)
-    resolve(args, world)
-    choose_evaluator()  # a mistake there is told now, not after an epoch
-    with world.main_first():
-        splits = open_splits(args)
-    say(f"train: {splits.train.describe()}\nval: {splits.val.describe()}")
-    check_num_classes(args.num_classes, splits.label_map)
+    with ExitStack() as at_end:
+        find = partial(run_folders.find_checkpoint, args.output_dir, args.resume, output_dir)
+        path = world.on_main(find)
+        checkpoint = checkpoints.load_checkpoint(path) if path else None
+        notes = resume.take_over(args, checkpoint, world) if checkpoint else []
+        given = config_from_args(args)
+        resolve(args, world)
+        choose_evaluator()  # a mistake there is told now, not after an epoch
+        with world.main_first():
+            splits = open_splits(args)
+        say(f"train: {splits.train.describe()}\nval: {splits.val.describe()}")
+        check_num_classes(args.num_classes, splits.label_map)
 
-    folder, path = None, None
-    if args.resume or not args.test_only:
-        folder, path = world.on_main(run_folders.prepare_run_folder, args.output_dir, args.resume, output_dir)
-    checkpoint = checkpoints.load_checkpoint(path) if path else None
-    with world.main_first():
-        model, lines = build_model(args, given, splits.label_map, checkpoint)
-    say("\n".join(lines))
-    model.to(world.device)
-    if args.recompute:
-        model.recompute_activations()
-    if args.compile:
-        model.compile_parts()
+        def own_folder():
+            prepared = run_folders.prepare_run_folder(args.output_dir, args.resume, path, output_dir)
+            at_end.enter_context(prepared.lock)
+            return prepared.path
 
-    if args.test_only:
-        test(args, world, splits.val, model, checkpoint, say)
-        return
-    with StopSignal() as stop:
-        Trainer(args, world, splits, model, Path(folder), checkpoint, stop, say).fit()
+        folder = None if args.test_only else world.on_main(own_folder)
+        with world.main_first():
+            model, about = build_model(args, given, splits.label_map, checkpoint)
+        say("\n".join(about + notes))
+        model.to(world.device)
+        if args.recompute:
+            model.recompute_activations()
+        if args.compile:
+            model.compile_parts()
+
+        if args.test_only:
+            test(args, world, splits.val, model, checkpoint, say)
+            return
+        with StopSignal(world) as stop:
+            Trainer(args, world, splits, model, folder, checkpoint, stop, say).fit()
 
 
 def open_splits(args):
@@ -196,9 +217,21 @@ class Trainer:
         self.val_loader = val_loader(args, world, splits.val, model.config, args.strict)
         steps = self.loader.steps_per_epoch
         self.learner = build_learner(args, world, model, steps)
-        self.progress = from_checkpoint(checkpoint, self.learner, steps) if checkpoint else Progress(steps)
+        self.progress = Progress(
+            steps,
+            global_batch=global_batch(args, world),
+            world_size=world.size,
+            data=resume.fingerprint(splits.train),
+        )
+        if checkpoint:
+            resume.check_data(args, checkpoint, self.progress.data)
+            self.progress = from_checkpoint(checkpoint, self.learner, self.progress)
+            for line in resume.other_environment(checkpoint, world):
+                say(line)
+        settle_gradient_exchange(self.learner, world)
         self.board = TensorBoard(folder, self.progress.step, world.is_main)
         self.writer = ResultsWriter(folder, self.progress.epochs_done) if world.is_main else None
+        self.steps = StepLog(folder, self.progress.step) if args.log_steps and world.is_main else None
 
     def fit(self):
         """Train and evaluate the epochs that are left."""
@@ -216,8 +249,14 @@ class Trainer:
             # Written before the checkpoint: where a kill comes between, the resumed run replaces the lines.
             self.world.on_main(self.report, epoch, averages, result)
             self.save(epoch, best=better)
+            if self.world.sum(torch.tensor(float(self.stop.requested()))) > 0:
+                self.say(f"stopped after epoch {epoch}, saved; --resume auto goes on from here")
+                self.stop.leave()
         self.board.close()
+        if self.steps:
+            self.steps.close()
         if self.world.is_main:
+            run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
             say_what_is_where(self.folder, progress.best_ap, self.splits.val)
 
     def say_start(self):
@@ -237,19 +276,25 @@ class Trainer:
 
     def train_epoch(self, epoch):
         """The steps of an epoch that are left; returns the mean losses of the whole epoch."""
-        progress, every = self.progress, self.args.save_every_steps
+        args, progress, every = self.args, self.progress, self.args.save_every_steps
         first, total = progress.step - epoch * self.loader.steps_per_epoch, self.loader.steps_per_epoch
         header = f"Epoch: [{epoch}]"
-        log = MetricLogger(header, total, first, self.args.print_freq, self.world.device, self.world.is_main)
+        log = MetricLogger(header, total, first, args.print_freq, self.world.device, self.world.is_main)
         if progress.meters:
             log.load_state_dict(progress.meters)
-        steps = train_one_epoch(self.learner, self.loader, self.world, epoch, first, self.stop.requested)
+        steps = train_one_epoch(
+            self.learner, self.loader, self.world, epoch, first, self.stop.requested, self.may_skip
+        )
         try:
             for record in steps:
+                if record.bad:
+                    self.tell_bad(record.bad)
                 log.step(record.seconds, record.data_seconds, record.losses, record.lr)
                 self.board.step(record.step, record.losses, record.lr)
                 progress.take_in(record)
                 self.tell_skipped(record.skipped_files)
+                if args.log_steps:
+                    self.log_step(record)
                 # The last step is saved before the evaluation, so that a kill within that loses nothing.
                 if log.done == total or record.stop or (every and progress.step % every == 0):
                     progress.meters = log.state_dict()
@@ -258,26 +303,39 @@ class Trainer:
                     self.say(f"stopped after step {progress.step}, saved; --resume auto goes on from here")
                     self.stop.leave()
         except NonFiniteLoss as error:
-            raise save_for_replay(self.folder, error, self.learner.model, self.splits.train) from error
+            raise self.explained(error) from error
+        except OutOfMemory as error:
+            raise explain_lack_of_memory(error, self.splits.train) from error
         finally:
             log.close()
         if not log.averages():
             raise InputError("no training picture could be read; see the lines above")
         return log.averages()
 
+    def may_skip(self):
+        """Whether one more step with a loss that is not finite is passed over."""
+        return self.progress.bad_batches < self.args.skip_bad_batches
+
+    def explained(self, error):
+        return save_for_replay(self.folder, error, self.learner.model, self.splits.train)
+
+    def tell_bad(self, error):
+        left = f"{self.progress.bad_batches + 1} of {self.args.skip_bad_batches} that --skip-bad-batches allows"
+        print(f"passed over ({left}): {self.explained(error)}", file=sys.stderr, flush=True)
+
+    def log_step(self, record):
+        """A line of steps.jsonl, with the pictures of all ranks."""
+        data = self.splits.train
+        ids = self.world.gather([data.image_id(i) for i in record.indices])
+        if self.steps:
+            self.steps.write(record.step, lr=record.lr, losses=record.losses, image_ids=sum(ids, []))
+
     def evaluate(self):
-        """The validation pictures through the averaged weights where there are any."""
+        """The validation pictures through the averaged weights where there are any. The step is saved by now."""
         model, ema = self.learner.model, self.learner.ema
-        with ema.applied(model) if ema else nullcontext():
+        with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
-            return evaluate(
-                model,
-                self.val_loader,
-                self.splits.val,
-                self.world,
-                keep_samples=SAMPLES,
-                on_batch=lambda _: self.stop.leave_if_requested(),
-            )
+            return evaluate(model, self.val_loader, self.splits.val, self.world, keep_samples=SAMPLES)
 
     def report(self, epoch, averages, result):
         """Tell and write an epoch's numbers."""
@@ -288,6 +346,8 @@ class Trainer:
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
         skipped = self.progress.skipped, len(result.skipped)
+        if self.progress.overflows:
+            self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
         if any(skipped):
             self.tell_skipped(result.skipped)
             self.say(
@@ -312,12 +372,23 @@ class Trainer:
         self.world.on_main(self._write_checkpoint, epoch, best)
 
     def _write_checkpoint(self, epoch, best):
-        path = run_folders.checkpoint_path(self.folder, epoch)
-        state = to_checkpoint(
-            self.learner, self.progress, epoch, self.splits.label_map, plain_args(self.args)
+        path, best_path, previous = (
+            run_folders.checkpoint_path(self.folder, name) for name in (epoch, "best", "previous")
         )
+        state = to_checkpoint(
+            self.learner,
+            self.progress,
+            epoch,
+            self.splits.label_map,
+            plain_args(self.args),
+            resume.environment(self.world),
+        )
+        if path.exists():  # what it replaces stays, in case the new one's bits rot
+            checkpoints.copy_checkpoint(path, previous)
         if best:  # first, so that a kill between the two leaves the best one, which is also the newest
-            checkpoints.save_checkpoint(run_folders.checkpoint_path(self.folder, "best"), state)
-            checkpoints.copy_checkpoint(run_folders.checkpoint_path(self.folder, "best"), path)
+            checkpoints.save_checkpoint(best_path, state)
+            checkpoints.copy_checkpoint(best_path, path)
         else:
             checkpoints.save_checkpoint(path, state)
+        if self.args.keep:
+            run_folders.prune(self.folder, self.args.keep)

@@ -1,0 +1,55 @@
+"""Training runs of seconds, started as a user starts them, and whether two of them came to the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = """--device cpu --workers 0 --backbone resnet18 --weights none --fpn-channels 16 --min-size 48 --max-size 48
+    --anchor-sizes 4 8 16 32 64 --rpn-pre-nms-top-n-train 60 --rpn-post-nms-top-n-train 30
+    --rpn-pre-nms-top-n-test 60 --rpn-post-nms-top-n-test 30 --box-batch-size-per-image 16
+    --box-head-channels 32 --mask-head-channels 16 --mask-head-layers 1 --box-detections-per-img 10
+    --batch-size 2 --lr 0.002 --epochs 2 --print-freq 1 --dropout 0.1 --ema --photometric""".split()
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+
+
+def flags(data, output, *more):
+    return ["--data-path", str(data), *SMALL, "--output-dir", str(output), *map(str, more)]
+
+
+def start(script, arguments, folder, threads=None, **more):
+    """A process of [script, ...] with arguments, in folder; its output is piped."""
+    threads = threads or torch.get_num_threads()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    command = [sys.executable, *map(str, script), *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)
+
+
+def same(one, other):
+    """Whether two plain values agree bit for bit, tensors and NaN included."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other or (one != one and other != other)
+
+
+def differences(folder, other, epoch=1):
+    """Names of what differs between two finished runs: in the last checkpoint, results and steps.jsonl."""
+    one, two = (torch.load(run / f"model_{epoch}.pth", weights_only=True) for run in (folder, other))
+    found = [
+        key
+        for key in ("model", "optimizer", "lr_scheduler", "step", "epoch", "progress", "ema", "scaler")
+        if not same(one.get(key), two.get(key))
+    ]
+    for pattern in ("det_results*.txt", "seg_results*.txt", "steps.jsonl"):
+        texts = [[path.read_text() for path in sorted(run.glob(pattern))] for run in (folder, other)]
+        if texts[0] != texts[1] or len(texts[0]) > 1:
+            found.append(pattern)
+    return found
