@@ -9,18 +9,19 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-MAX_STEPS = 1_000_000  # opcodes; a checkpoint of the largest ResNet with momentum and average has 200,000
-MAX_NODES = 2_000_000  # values, counted once for each place that shows them: lists may be shared, and nested so
+MAX_STEPS = 500_000  # opcodes; a checkpoint of ResNet-152 with momentum and average has 62,000
+MAX_NODES = 300_000  # values, counted once for each place that shows them: lists may be shared, and nested so
 MAX_DEPTH = 50
-FIXED = {  # opcode -> struct format of its number
-    b"K": "<B", b"M": "<H", b"J": "<i", b"G": ">d", b"h": "<B", b"j": "<I", b"q": "<B", b"r": "<I",
-    b"\x80": "<B", b"\x95": "<Q",
+NUMBERS = {  # opcode -> how its number is packed, and how many bytes that takes
+    ord(code): (struct.Struct(form).unpack_from, struct.calcsize(form))
+    for code, form in {"K": "<B", "M": "<H", "J": "<i", "G": ">d"}.items()
 }
-COUNTED = {  # opcode -> struct format of the length of what follows
-    b"U": "<B", b"X": "<I", b"\x8c": "<B", b"\x8d": "<Q", b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q",
-    b"\x8a": "<B",
+COUNTED = {  # opcode -> bytes of the length of what follows
+    **dict.fromkeys(b"U\x8cC\x8a", 1), **dict.fromkeys(b"XB", 4), **dict.fromkeys(b"\x8d\x8e\x96", 8),
 }
-CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
+TEXTS = frozenset(b"UX\x8c\x8d")
+GET, PUT = {ord("h"): 1, ord("j"): 4}, {ord("q"): 1, ord("r"): 4}
+CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False, ord(")"): ()}
 KEYS = (str, bytes, int, float, type(None))  # whose hashes take no longer than their bytes
 
 
@@ -72,21 +73,28 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self):
-        stack = self.stack
+        stack, memo, data = self.stack, self.memo, self.data
         for _ in range(MAX_STEPS):
-            code = self.data[self.at : self.at + 1]
+            code = data[self.at]
             self.at += 1
-            if code in FIXED:
-                self._number(code)
+            if code in PUT:
+                memo[int.from_bytes(self._take(PUT[code]), "little")] = stack[-1]
+            elif code in NUMBERS:
+                unpack, size = NUMBERS[code]
+                stack.append(unpack(self._take(size))[0])
             elif code in COUNTED:
                 stack.append(self._counted(code))
+            elif code in GET:
+                stack.append(memo[int.from_bytes(self._take(GET[code]), "little")])
             elif code in CONSTANTS:
                 stack.append(CONSTANTS[code])
-            elif code == b".":
+            elif code == 0x5D:
+                stack.append([])
+            elif code == 0x2E:
                 (value,) = stack
                 return value
             else:
-                self._step(code)
+                self._step(bytes([code]))
         raise PickleRefused(f"has more than {MAX_STEPS} steps")
 
     def _take(self, count: int):
@@ -95,30 +103,16 @@ class _Machine:
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def _number(self, code):
-        (number,) = struct.unpack(FIXED[code], self._take(struct.calcsize(FIXED[code])))
-        if code in b"hj":
-            self.stack.append(self.memo[number])
-        elif code in b"qr":
-            self.memo[number] = self.stack[-1]
-        elif code in b"KMJG":
-            self.stack.append(number)
-        elif code == b"\x80" and number > 5:
-            raise PickleRefused(f"has protocol {number}, known are 2 to 5")
-
-    def _counted(self, code):
-        (length,) = struct.unpack(COUNTED[code], self._take(struct.calcsize(COUNTED[code])))
-        content = self._take(length)
-        if code in b"UX\x8c\x8d":
+    def _counted(self, code: int):
+        content = self._take(int.from_bytes(self._take(COUNTED[code]), "little"))
+        if code in TEXTS:
             return content.decode("utf-8", "surrogatepass")
-        return int.from_bytes(content, "little", signed=True) if code == b"\x8a" else content
+        return int.from_bytes(content, "little", signed=True) if code == 0x8A else content
 
     def _step(self, code):
         stack = self.stack
         if code == b"(":
             self.marks.append(len(stack))
-        elif code == b"]":
-            stack.append([])
         elif code == b"}":
             stack.append({})
         elif code == b"\x94":
@@ -145,10 +139,15 @@ class _Machine:
         elif code == b"b":
             state = stack.pop()
             self._update(stack[-1], state)
+        elif code == b"\x80":
+            if self._take(1) > b"\x05":
+                raise PickleRefused("has a protocol above 5")
+        elif code == b"\x95":  # a frame: how long the next part is, which only readers of streams need
+            self._take(8)
         elif code == b"Q" and self.persistent is not None:
             stack.append(self.persistent(stack.pop()))
         else:
-            raise PickleRefused(f"uses opcode {bytes(code)!r} at byte {self.at - 1}, which no data needs")
+            raise PickleRefused(f"uses opcode {code!r} at byte {self.at - 1}, which no data needs")
 
     def _marked(self) -> list:
         at = self.marks.pop()
@@ -188,7 +187,8 @@ class _Machine:
             raise PickleRefused("names a global by something else than text")
         name = Name(module, name)
         if not self.known(name):
-            raise PickleRefused(f"names {ascii(str(name))[1:81]}, which such a file has no use for; nothing was run")
+            shown = ascii(str(name))[1:-1][:80]
+            raise PickleRefused(f"names {shown}, which such a file has no use for; nothing was run")
         return name
 
 
@@ -198,7 +198,8 @@ def check_tree(value) -> None:
     while waiting:
         value, depth = waiting.pop()
         if isinstance(value, dict | list | tuple):
+            parts = value.values() if isinstance(value, dict) else value
             count += len(value)
             if depth > MAX_DEPTH or count > MAX_NODES:
                 raise PickleRefused(f"is nested more than {MAX_DEPTH} deep, or unfolds to more than {MAX_NODES} values")
-            waiting += [(part, depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
+            waiting += [(part, depth + 1) for part in parts if isinstance(part, dict | list | tuple)]
