@@ -27,7 +27,6 @@ from train_utils.label_map import LabelMap, coco_names
 FORMAT_VERSION = 1
 CHUNK = 1 << 20
 COCO_LABELS = 91  # background, and ids 1..90
-NO_STAMP = "the checksum at its end is missing or damaged"
 
 
 # --- one file ----------------------------------------------------------------------------------------------
