@@ -17,6 +17,7 @@ from train_utils.coco_annotations import CocoAnnotations, read_annotations
 from train_utils.label_map import LabelMap
 from train_utils.pictures import picture_size, read_picture
 from train_utils.rle_crops import cropped_masks
+from train_utils.skips import describe_skips
 
 FEW = 1000  # pictures that are looked up one by one: their folder may hold many more
 
@@ -40,7 +41,7 @@ class CocoDataset:
         if not isinstance(annotations, CocoAnnotations):
             annotations = read_annotations(annotations, size_of=size_reader(self.image_dir, self.root))
         self.annotations = annotations
-        self.label_map = label_map or LabelMap.from_categories(annotations.categories)
+        self.label_map = label_map or LabelMap.from_categories(annotations.categories, annotations.given_categories)
         self.rows = np.arange(len(annotations)) if rows is None else np.asarray(rows, dtype=np.int64)
         self.sizes = torch.from_numpy(annotations.sizes[self.rows])  # [len, 2], height and width
         self._check_categories()
@@ -80,7 +81,7 @@ class CocoDataset:
         }
 
     def image_id(self, i: int) -> int:
-        """The json's id of picture i."""
+        """The number that stands for picture i's id: the id itself where the json has an integer."""
         return int(self.annotations.image_ids[self.rows[i]])
 
     def file_name(self, i: int) -> str:
@@ -92,10 +93,35 @@ class CocoDataset:
         running = np.concatenate([[0], np.cumsum(self.annotations.iscrowd == crowd)])  # [A + 1]
         return np.diff(running[self.annotations.first])[self.rows]
 
+    def given_id(self, i: int) -> int | str:
+        """The id of picture i as the json has it."""
+        return self.annotations.given_id(self.rows[i])
+
+    @property
+    def source(self) -> str:
+        """The json."""
+        return self.annotations.path
+
     @property
     def skipped(self) -> dict[str, int]:
         """Why and how many annotations of the json were skipped."""
         return dict(self.annotations.skipped)
+
+    @property
+    def first_skipped(self) -> dict[str, str]:
+        """Which annotation was the first, for each reason."""
+        return dict(self.annotations.first_skipped)
+
+    def with_given_ids(self, results: list[dict]) -> list[dict]:
+        """COCO results with the ids of pictures and categories as the json has them: "7" where that is text."""
+        packed = self.annotations
+        images = {int(packed.image_ids[row]): packed.given_id(row) for row in self.rows if len(packed.given.values)}
+        categories = {**self.label_map.given, **{i: packed.given_categories.get(i, i) for i in packed.categories}}
+        return [
+            {**result, "image_id": images.get(result["image_id"], result["image_id"]),
+             "category_id": categories.get(result["category_id"], result["category_id"])}
+            for result in results
+        ]
 
     def describe(self) -> str:
         """One line: pictures, objects, classes, what was skipped in the json, and missing picture files."""
@@ -106,7 +132,7 @@ class CocoDataset:
             f"{int(self.object_counts(crowd=True).sum())} crowd regions"
         )
         if self.skipped:
-            line += "; skipped " + ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+            line += "; skipped " + describe_skips(self.skipped, self.first_skipped)
         if self.missing.any():
             first = self.file_name(int(self.missing.argmax()))
             line += f"; {int(self.missing.sum())} picture files are missing, such as {first}"
@@ -117,12 +143,12 @@ class CocoDataset:
     def ground_truth(self) -> dict:
         """A COCO dict of these pictures for evaluation: ids, boxes, areas and segmentations as in the json.
 
-        What was skipped in training is absent. Annotation ids are the json's where they are positive and
-        unique, else 1..n: pycocotools takes an id of 0 for "not matched".
+        What was skipped in training is absent. Annotation ids are the json's where all are positive integers, else
+        1..n: pycocotools takes an id of 0 for "not matched".
         """
         packed, annotations = self.annotations, []
         ids = packed.annotation_ids
-        if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
+        if (ids <= 0).any():
             ids = np.arange(1, len(ids) + 1)
         images = []
         for row in self.rows:
@@ -152,7 +178,7 @@ class CocoDataset:
         if tuple(image.shape[1:]) != size:
             raise InputError(
                 f"{path}: the picture is {image.shape[2]}x{image.shape[1]} (width x height), but "
-                f"{self.annotations.path} says {size[1]}x{size[0]} for image id {self.image_id(i)}; "
+                f"{self.annotations.path} says {size[1]}x{size[0]} for image id {self.given_id(i)}; "
                 f"correct the json or put back the original picture"
             )
         return image
@@ -179,7 +205,7 @@ class CocoDataset:
             try:
                 missing[i] = not os.path.isfile(picture_path(self.image_dir, name, self.root))
             except InputError as error:
-                raise InputError(f"{self.annotations.path}: image id {self.image_id(i)}: {error}") from error
+                raise InputError(f"{self.annotations.path}: image id {self.given_id(i)}: {error}") from error
         return missing
 
 

@@ -29,6 +29,7 @@ from network_files.instance_masks import encode_crop
 from train_utils import voc_format as voc
 from train_utils.label_map import LabelMap
 from train_utils.pictures import read_picture
+from train_utils.skips import describe_skips
 
 # skipped
 NO_MASK = "XML objects without a mask"
@@ -65,8 +66,10 @@ class VocDataset:
         self.names = list(dict.fromkeys(listed))
         self.files, missing = voc.find_pictures(self.folder, self.names)
         self.image_ids = list(range(1, len(self.names) + 1))
-        self.skipped = Counter({LISTED_TWICE: len(listed) - len(self.names)})
-        self.notes = Counter({NO_PICTURE: missing})
+        self.skipped, self.first_skipped = Counter(), {}  # {reason: picture}
+        self._skip(LISTED_TWICE, len(listed) - len(self.names), Counter(listed).most_common(1)[0][0])
+        self.missing = np.array(missing)  # bool [len]
+        self.notes = Counter({NO_PICTURE: sum(missing)})
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             self._pack(list(pool.map(self._scan, self.names)))
 
@@ -93,6 +96,19 @@ class VocDataset:
         """The place of picture i in its list, from 1."""
         return self.image_ids[i]
 
+    def given_id(self, i: int) -> int:
+        """The same: VOC has names."""
+        return self.image_ids[i]
+
+    def with_given_ids(self, results: list[dict]) -> list[dict]:
+        """COCO results as they are: classes already have VOC's numbers."""
+        return results
+
+    @property
+    def source(self) -> str:
+        """The list of pictures."""
+        return str(voc.list_path(self.folder, self.list_name))
+
     def file_name(self, i: int) -> str:
         """The path of picture i."""
         return str(self.folder / "JPEGImages" / self.files[i])
@@ -114,15 +130,16 @@ class VocDataset:
         for key in ("names", "files", "image_ids"):
             setattr(part, key, [getattr(self, key)[i] for i in positions])
         part.sizes = self.sizes[positions].reshape(-1, 2)
+        part.missing = self.missing[np.array(positions, dtype=np.int64)]
         return part
 
     def describe(self) -> str:
         """One line: pictures, objects, classes, what was skipped and what was decided."""
         line = (f"{self.folder} {self.list_name}: {len(self)} pictures, {len(self.labels)} objects of "
                 f"{len(self.label_map)} classes, {int(self.difficult.sum())} of them difficult")
-        for title, counts in (("skipped", self.skipped), ("notes", self.notes)):
-            parts = [f"{count} {reason}" for reason, count in counts.items() if count]
-            line += f"; {title}: {', '.join(parts)}" if parts else ""
+        notes = ", ".join(f"{count} {reason}" for reason, count in self.notes.items() if count)
+        for title, counts in (("skipped", describe_skips(self.skipped, self.first_skipped)), ("notes", notes)):
+            line += f"; {title}: {counts}" if counts else ""
         return line
 
     def ground_truth(self) -> dict:
@@ -202,9 +219,15 @@ class VocDataset:
         self.numbers, self.areas, self.difficult = table("numbers"), table("areas"), table("difficult")  # [K]
         labels = [self.label_map.to_label(number) for number in table("classes").tolist()]
         self.labels = torch.tensor(labels, dtype=torch.int64)  # [K]
-        for scan in scans:
-            for total, counts in ((self.skipped, scan.skipped), (self.notes, scan.notes)):
-                total.update({reason: int(count) for reason, count in counts.items()})
+        for name, scan in zip(self.names, scans, strict=True):
+            self.notes.update({reason: int(count) for reason, count in scan.notes.items()})
+            for reason, count in scan.skipped.items():
+                self._skip(reason, int(count), name)
+
+    def _skip(self, reason, count, name):
+        self.skipped[reason] += count
+        if count:
+            self.first_skipped.setdefault(reason, name)
 
 
 class Scan(NamedTuple):

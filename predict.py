@@ -7,7 +7,7 @@
 The first writes test_result.jpg and test_result.json into --output-dir; a folder or a glob gives a folder
 test_result/ of drawn pictures, and test_result.json for all. The last writes every detection for every image
 of a COCO json, ready for pycocotools. A 640x480 photo takes a ResNet-50 some 3 s on a CPU with 2 cores.
-Exit status 1: finished, but some pictures could not be read (they are named).
+Exit status 1: finished, but some pictures could not be read (they are named); --strict makes that an error.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from network_files.instance_masks import mask_probs_to_bool
 from train_utils import command, files
 from train_utils.coco_annotations import read_annotations
 from train_utils.coco_eval import to_coco_results, write_results
+from train_utils.data_sets import refuse_missing
 from train_utils.drawing import draw_detections
 from train_utils.inference import add_model_arguments, detect, load_model
 from train_utils.label_map import read_json
 from train_utils.picture_lists import find_pictures, output_names
-from train_utils.pictures import PictureError, read_picture
+from train_utils.pictures import PictureError, read_picture, refuse
 
 RESULT_NAME = "test_result"
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
@@ -47,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
     parser.add_argument("--magnify", type=command.positive_int, default=1,
                         help="enlarge what is drawn this many times, for small pictures (default: 1)")
+    command.add_flag(parser, "--strict", help="a picture that cannot be read is an error, before any is predicted")
     add_model_arguments(parser)
     args = parser.parse_args()
     if (args.img_path is None) == (args.coco_json is None):
@@ -64,7 +66,7 @@ class Predictor:
         self.model, self.label_map = load_model(args, self.device)
         self.least_score, self.mask_threshold = least_score, args.mask_threshold
         self.labels = None if args.classes is None else torch.tensor(self._labels_of(args.classes))
-        self.unreadable = 0
+        self.strict, self.unreadable = args.strict, 0
 
     def _labels_of(self, names: list[str]) -> list[int]:
         known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
@@ -104,7 +106,9 @@ class Predictor:
         ]
 
     def skip(self, error: PictureError) -> None:
-        """Names and counts a picture that could not be read."""
+        """Names and counts a picture that could not be read; raises it under --strict."""
+        if self.strict:
+            raise error
         print(f"not predicted: {error}", file=sys.stderr, flush=True)
         self.unreadable += 1
 
@@ -118,6 +122,8 @@ class Predictor:
 def predict_pictures(args: argparse.Namespace) -> int:
     """Draws and prints each picture's detections, writes all of them as json; returns the exit status."""
     pictures = find_pictures(args.img_path)
+    for path in pictures:  # what ends the command does so before it has drawn anything
+        read_picture(path) if args.strict else refuse(path)
     predictor = Predictor(args, DEFAULT_SCORE if args.score is None else args.score)
     output_dir = files.user_path(args.output_dir)
     if len(args.img_path) == 1 and pictures == [files.user_path(args.img_path[0])]:
@@ -136,7 +142,9 @@ def predict_pictures(args: argparse.Namespace) -> int:
             continue
         found = predictor.detect(image)
         seconds = time.perf_counter() - start
-        results += [{**r, "file_name": str(path)} for r in predictor.results(found, image_id, image)]
+        for result in predictor.results(found, image_id, image):
+            category = predictor.label_map.given.get(result["category_id"], result["category_id"])
+            results.append({**result, "category_id": category, "file_name": str(path)})
         predictor.draw(found, image, folder / name, args.magnify)
         for line in predictor.describe(found):
             print(f"{path}: {line}")
@@ -161,9 +169,12 @@ def open_images(args: argparse.Namespace, raw, label_map) -> CocoDataset:
         raise InputError(f"--image-dir {args.image_dir}: no such folder")
     if isinstance(raw, dict):  # a test set's json has none of either
         names = dict(zip(label_map.category_ids, label_map.names, strict=True))
-        raw = {**raw, "annotations": [], "categories": [{"id": i, "name": names[i]} for i in names]}
+        categories = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
+        raw = {**raw, "annotations": [], "categories": categories}
     annotations = read_annotations(args.coco_json, raw, size_reader(args.image_dir, args.image_dir))
-    return CocoDataset(annotations, args.image_dir, label_map=label_map)
+    data_set = CocoDataset(annotations, args.image_dir, label_map=label_map)
+    refuse_missing(data_set)
+    return data_set
 
 
 def predict_coco_json(args: argparse.Namespace) -> int:
@@ -182,7 +193,7 @@ def predict_coco_json(args: argparse.Namespace) -> int:
             predictor.skip(error)
             continue
         results += predictor.results(predictor.detect(image), data_set.image_id(i), image)
-    write_results(args.output, results)
+    write_results(args.output, data_set.with_given_ids(results))
     print(f"{len(results)} detection(s) written to {args.output} in {time.perf_counter() - start:.1f} s")
     return predictor.status(len(data_set))
 

@@ -7,6 +7,7 @@ Evaluates the val split (of data with a single json: the share that training hel
 record_mAP.txt, record_mAP.json and detections.json into --output-dir. The numbers do not depend on
 --batch-size. 100 photos of 640x480 take a ResNet-50 some 5 minutes on a CPU with 2 cores, seconds on a GPU.
 Exit status 1: finished, but some pictures could not be read: they are named and left out of the numbers.
+--strict makes these, and annotations that can't be used (skipped and counted else), an error.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def parse_args() -> argparse.Namespace:
                         help="pictures at a time, of equal size each time (default: 1)")
     parser.add_argument("--workers", type=command.non_negative_int, default=0,
                         help="processes that read pictures (default: 0)")
+    command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
     return parser.parse_args()
 
 
@@ -57,14 +59,16 @@ def open_val_set(args: argparse.Namespace, trained: dict, label_map):
     given = {name: getattr(args, name) for name in (*places, "val_fraction", "seed")}
     chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    return open_data_set(chosen.pop("data_path", None), split="val", label_map=label_map, **chosen).val
+    path, strict = chosen.pop("data_path", None), args.strict
+    return open_data_set(path, split="val", label_map=label_map, strict=strict, **chosen).val
 
 
-def report(folder: Path, result: EvalResult) -> int:
+def report(folder: Path, result: EvalResult, data_set) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     paths = write_record(folder, result.stats)
     paths.append(folder / "detections.json")
-    write_results(paths[-1], sorted(result.results, key=lambda r: r["image_id"]))  # batches come in any order
+    results = sorted(result.results, key=lambda r: r["image_id"])  # batches come in any order
+    write_results(paths[-1], data_set.with_given_ids(results))
     print(format_record(result.stats))
     print(f"loss {sum(result.losses.values()):.4f}, {len(result.results)} detections, {result.seconds:.1f} s")
     for name in result.skipped:
@@ -89,12 +93,12 @@ def main() -> int:
     output_dir = make_folder(user_path(args.output_dir))  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="picture", disable=None) as bar:
-        loader = val_loader(args, world, data_set, model.config)
+        loader = val_loader(args, world, data_set, model.config, args.strict)
         def count(batch):
             bar.update(len(batch.images) + len(batch.skipped))
 
         result = evaluate(model, loader, data_set, world, on_batch=count)
-    return report(output_dir, result)
+    return report(output_dir, result, data_set)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def indexes(cache):
 
 def same(a, b):
     assert (a.path, a.categories, list(a.skipped.items())) == (b.path, b.categories, list(b.skipped.items()))
+    assert (a.first_skipped, a.given_categories) == (b.first_skipped, b.given_categories)
+    assert [a.given_id(row) for row in range(len(a))] == [b.given_id(row) for row in range(len(b))]
     assert a.file_names() == b.file_names()
     for name in ("image_ids", "sizes", "first", "annotation_ids", "category_ids", "iscrowd", "boxes", "areas",
                  "kinds", "first_part"):

@@ -16,27 +16,32 @@ FINE = [
     {}, {"segmentation": [*square(), *square(12)]}, {"segmentation": [[0.01, 0.07, 29.99, 0, 3, 19.13]]},
     {"segmentation": [[1 / 3, 2, 3, 4, 5, 6.5]]}, {"segmentation": [[-1, 2, 3, 4, 5, 6]]}, {"bbox": [-4, -4, 9, 9.5]},
     {"segmentation": [[0, 0, 299, 0, 5, 5]]}, {"area": None}, {"area": 12.345}, {"bbox": None}, {"iscrowd": None},
-    {"id": None}, {"id": 7.0}, {"category_id": 1.0}, {"image_id": 3.0}, {"segmentation": square()[0]},
+    {"id": None}, {"id": lambda n: 7.0 + n}, {"category_id": 1.0}, {"image_id": 3.0}, {"segmentation": square()[0]},
+    {"id": lambda n: f"a{n}"}, {"id": lambda n: -n}, {"id": lambda n: 10**30 + n}, {"image_id": "3"},
+    {"category_id": "1"},
     {"segmentation": [[1, 1, 5, 5], *square()]}, {"segmentation": [["1", "2", "3", "4", "9", "1"]]},
 ]
 SKIPPED = [
     {"bbox": [2, 3, 0, 10]}, {"bbox": [30, 3, 10, 10]}, {"bbox": [29.9999999, 3, 1e-9, 10]}, {"segmentation": None},
     {"segmentation": [[1, 1, 5, 5]]}, {"image_id": 99}, {"bbox": [2, -10, 5, 10]}, {"segmentation": []},
+    {"segmentation": [[1, 1, 2, 2, 3, 4, 5]]}, {"segmentation": [*square(), [1, 1, 2]]}, {"segmentation": square(30)},
+    {"segmentation": [[1, 1, 5, 1, 9, 1]]}, {"segmentation": [[-3, 5, -1, 5, -1, 9]]}, {"image_id": "99"},
 ]
 WRONG = [
     {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, True]}, {"bbox": [1, 2, 1e308, 3]}, {"bbox": [1, 2, 3, 10**400]},
     {"area": float("nan")}, {"area": "x"}, {"area": True}, {"category_id": 2}, {"category_id": None}, {"iscrowd": 2},
     {"segmentation": [[1, 1, 300 + 7 * 10 + 1, 5, 5, 5]]}, {"segmentation": [[1, 1, float("inf"), 5, 5, 5]]},
-    {"segmentation": [[1, 1, float("nan"), 5, 5, 5]]}, {"segmentation": [[1, 1, 2, 2, 3, 4, 5]]}, {"segmentation": "x"},
-    {"segmentation": [[1, 1, 2, 2, 3, "x"]]}, {"segmentation": [[1, 1, None, 2, 3, 3]]}, {"image_id": "x"},
-    {"segmentation": [[1e308] * 6]},
+    {"segmentation": [[1, 1, float("nan"), 5, 5, 5]]}, {"segmentation": None, "bbox": None}, {"segmentation": "x"},
+    {"segmentation": [[1, 1, 2, 2, 3, "x"]]}, {"segmentation": [[1, 1, None, 2, 3, 3]]}, {"image_id": 1.5},
+    {"segmentation": [[1e308] * 6]}, {"segmentation": [[1, 1, 2], [1, 1, float("nan"), 5, 5, 5]]},
 ]
 
 
 def some(rng, forms, count):
     picked = [forms[i] for i in rng.integers(len(forms), size=count)]
-    return [annotation(**{"i": n + 1, "image_id": int(rng.integers(7))} | {"i" if k == "id" else k: v
-                       for k, v in form.items()}) for n, form in enumerate(picked)]
+    return [annotation(**{"i": n + 100, "image_id": int(rng.integers(7))} | {
+                       "i" if k == "id" else k: v(n) if callable(v) else v for k, v in form.items()})
+            for n, form in enumerate(picked)]
 
 
 def read_both_ways(path, monkeypatch, streamed=True):
@@ -65,6 +70,7 @@ def test_batches_equal_single_annotations(tmp_path, monkeypatch, seed, streamed)
     path.write_text(json.dumps(coco(IMAGES, some(rng, FINE * 4 + SKIPPED, 60))))
     batch, single = read_both_ways(path, monkeypatch, streamed)
     assert list(batch.skipped.items()) == list(single.skipped.items()) and sum(batch.skipped.values())
+    assert batch.first_skipped == single.first_skipped and batch.first_skipped.keys() == batch.skipped.keys()
     assert set(np.unique(batch.kinds)) == {HUNDREDTHS, POLYGON}
     for name in ("first", "annotation_ids", "category_ids", "iscrowd", "boxes", "kinds", "first_part"):
         assert np.array_equal(getattr(batch, name), getattr(single, name)), name
@@ -76,7 +82,7 @@ def test_batches_equal_single_annotations(tmp_path, monkeypatch, seed, streamed)
 @pytest.mark.parametrize("form", range(len(WRONG)))
 def test_the_first_mistake_is_named(tmp_path, monkeypatch, form):
     rng = np.random.default_rng(form)
-    annotations = some(rng, FINE, 20)
+    annotations = [{**a, "id": i} for i, a in enumerate(some(rng, FINE, 20))]
     for position in (5, 11):
         other = WRONG[form] if position == 5 else WRONG[form - 1]
         annotations[position] = annotation(**{"i": 100 + position, "image_id": 6, **other})
@@ -84,6 +90,27 @@ def test_the_first_mistake_is_named(tmp_path, monkeypatch, form):
     path.write_text(json.dumps(coco(IMAGES, annotations)))
     batch, single = read_both_ways(path, monkeypatch)
     assert batch == single and "annotation 105: " in batch
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("other", [{}, {"segmentation": []}, {"image_id": 99}])
+def test_an_annotation_id_that_stands_twice_is_named(tmp_path, monkeypatch, streamed, other):
+    monkeypatch.setattr(coco_annotations, "BATCH", 2)
+    monkeypatch.setattr(json_stream, "BATCH", 2)
+    path = tmp_path / "instances.json"
+    for twice, said in (("u7", "u7"), (5, "5"), (0, "0")):
+        annotations = [annotation(i, 2) for i in (1, None, None, twice)] + [annotation(**{"i": twice, **other})]
+        path.write_text(json.dumps(coco(IMAGES, annotations)))
+        with pytest.raises(InputError, match=f"instances.json: annotation id {said} stands twice"):
+            read_annotations(path, None if streamed else json.loads(path.read_text()))
+
+
+def test_the_first_skipped_is_named_by_its_id_or_its_place(tmp_path):
+    forms = [{}, {"i": None, "segmentation": []}, {"i": "u", "bbox": [2, 3, 0, 10]}, {"segmentation": []}]
+    annotations = [annotation(**{"i": i, "image_id": 2, **form}) for i, form in enumerate(forms)]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(IMAGES, annotations)))
+    assert list(read_annotations(path).first_skipped.values()) == ["number 2 of the list, without id", "id u"]
 
 
 @pytest.mark.parametrize("form", [form for form in SKIPPED if "image_id" not in form])

@@ -19,7 +19,7 @@ from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from train_utils.coco_annotations import read_annotations
 from train_utils.coco_segmentation import decode_counts
-from train_utils.label_map import LabelMap, coco_names
+from train_utils.label_map import LabelMap, coco_names, read_json
 from train_utils.pictures import PictureError
 
 SIZE = (20, 30)
@@ -117,11 +117,14 @@ def test_what_has_no_area_is_skipped_and_counted(tmp_path):
         annotation(8, segmentation=compressed(mask_of())),
         annotation(9, image_id=7),
         annotation(10),
+        annotation(11, segmentation=square(40)),
+        annotation(12, segmentation=[[1, 1, 5, 5, 9]]),
     )
     assert len(ds[0][1]["boxes"]) == 1
-    assert sorted(ds.skipped.values()) == [1, 1, 1, 2, 4] and sum(ds.skipped.values()) == 9
+    assert sorted(ds.skipped.values()) == [1, 1, 1, 1, 1, 2, 4] and sum(ds.skipped.values()) == 11
+    assert list(ds.first_skipped.values()) == [f"id {i}" for i in (1, 5, 6, 8, 9, 11, 12)]
     for reason, count in ds.skipped.items():
-        assert f"{count} {reason}" in ds.describe()
+        assert f"{count} {reason} (first: {ds.first_skipped[reason]})" in ds.describe()
     assert [a["id"] for a in ds.ground_truth()["annotations"]] == [10]
 
 
@@ -156,7 +159,30 @@ def test_sparse_and_float_ids(tmp_path):
     assert [a["id"] for a in truth["annotations"]] == [5, 9] and truth["images"][0]["id"] == 70
 
 
-@pytest.mark.parametrize("ids", [(0, 1), (4, 4), (None, 3)])
+def test_ids_of_text_and_of_any_length_are_written_back(tmp_path):
+    """Inside they are numbers, of which pycocotools can make an index."""
+    ids = ["7", "img-a", 10**30, 5]
+    ds = open_one(
+        tmp_path, *(annotation(f"u{i}", image_id, category_id="cat") for i, image_id in enumerate(ids)),
+        images=[{"id": i, "file_name": f"{n}.png", "height": 20, "width": 30} for n, i in enumerate(ids)],
+        categories=[{"id": "cat", "name": "a"}, {"id": 8, "name": "b"}],
+    )
+    assert [ds.given_id(i) for i in range(4)] == ids and ds.object_counts().tolist() == [1] * 4
+    truth = ds.ground_truth()
+    numbers = [image["id"] for image in truth["images"]]
+    assert numbers[0] == 7 and numbers[3] == 5 and all(0 < number < 2**62 for number in numbers)
+    results = [{"image_id": a["image_id"], "category_id": a["category_id"], "score": 1} for a in truth["annotations"]]
+    assert ds.with_given_ids(results) == [{"image_id": i, "category_id": "cat", "score": 1} for i in ids]
+    again = LabelMap.from_dict(json.loads(json.dumps(ds.label_map.to_dict())))
+    assert again == ds.label_map and again.given == {truth["annotations"][0]["category_id"]: "cat"}
+
+
+def test_an_id_as_text_and_as_a_number_is_one(tmp_path):
+    ds = open_one(tmp_path, annotation(1, "1", category_id="1"), annotation("2", 1.0))
+    assert len(ds[0][1]["boxes"]) == 2 and ds.given_id(0) == 1
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (-4, 4), (None, 3), (None, None)])
 def test_ground_truth_ids_are_positive_and_unique(tmp_path, ids):
     ds = open_one(tmp_path, *(annotation(i) for i in ids))
     assert [a["id"] for a in ds.ground_truth()["annotations"]] == [1, 2]
@@ -191,8 +217,8 @@ def wrong(**fields):
     ("content", "told"),
     [
         (wrong(category_id=9), "category_id 9 is not in"),
-        (wrong(category_id="x"), "category_id 'x' is not an integer"),
-        (wrong(category_id=1.5), "category_id 1.5 is not an integer"),
+        (wrong(category_id="x"), "category_id 'x' is not in the json's list"),
+        (wrong(category_id=1.5), "category_id 1.5 is neither an integer nor text"),
         (wrong(category_id=None), "category_id' is missing"),
         (wrong(bbox=[1, 2, 3]), "bbox has 3 numbers"),
         (wrong(bbox=[1, 2, 3, math.nan]), "bbox holds a number that is not finite"),
@@ -200,7 +226,7 @@ def wrong(**fields):
         (wrong(bbox=[1, 2, 3, 10**400]), "bbox holds a number that is not finite"),
         (wrong(area=math.inf), "area holds a number that is not finite"),
         (wrong(segmentation=[[1, 1, math.inf, 5, 5, 5]]), "polygon holds a number that is not finite"),
-        (wrong(segmentation=[[1, 1, 5, 5, 9]]), "polygon has 5 numbers"),
+        (wrong(segmentation=None, bbox=None), "has neither segmentation nor bbox"),
         (wrong(segmentation=[[[1, 1], [5, 5], [9, 1]]]), "polygon is not a flat list"),
         (wrong(segmentation=[[1, 1, 1e9, 5, 5, 5]]), "polygon reaches 1e"),
         (wrong(segmentation="x"), "neither a list of polygons nor an RLE"),
@@ -208,6 +234,7 @@ def wrong(**fields):
         (wrong(segmentation={"size": [20, 30], "counts": [10, 5, 3]}), "RLE does not fit its size"),
         (wrong(segmentation={"size": [20, 30], "counts": [10, -5, 595]}), "RLE does not fit its size"),
         (wrong(segmentation={"size": [20, 30], "counts": "0"}), "RLE does not fit its size"),
+        (wrong(segmentation={"size": [20, 30], "counts": [2**60] * 16 + [600]}), "RLE does not fit its size"),
         (wrong(segmentation={"size": [20, 30], "counts": "\x01"}), "RLE counts are damaged"),
         (wrong(segmentation={"size": [20, 30], "counts": "P"}), "RLE counts are damaged"),
         (wrong(segmentation={"size": [20, 30]}), "RLE has no counts"),
@@ -229,9 +256,11 @@ def test_a_wrong_annotation_is_named(tmp_path, content, told):
     [
         (coco(annotations=[annotation(segmentation=None)]), "no annotation has a segmentation"),
         (coco(images=[{"id": 1, "file_name": "a.png", "height": 0, "width": 3}]), "id 1: a size of 3x0"),
-        (coco(images=[{"id": "x", "file_name": "a.png", "height": 9, "width": 3}]), "image id x: id 'x'"),
+        (coco(images=[{"id": 1.5, "file_name": "a.png", "height": 9, "width": 3}]), "image id 1.5: id 1.5"),
+        (coco(images=[{"id": "x", "file_name": "a.png", "height": "9", "width": 3}]), "image id x: height '9' is not"),
         (coco(images=[{"id": 1, "height": 9, "width": 3}]), "image id 1: file_name None"),
-        (coco(images=[{"id": 1, "file_name": "a", "height": 9, "width": 3}] * 2), "1 image ids stand twice"),
+        (coco(images=[{"id": 1, "file_name": "a", "height": 9, "width": 3}] * 2), r"id 1 stands twice \(a and a\)"),
+        (coco(images=[{"id": i, "file_name": "a", "height": 9, "width": 3} for i in ("7", 7)]), "image id 7 stands tw"),
         (coco(categories=[]), "list of categories is empty"),
         (coco(categories=[{"id": 1, "name": "a"}] * 2), "category id 1 stands twice"),
         (coco(categories=[{"name": "a"}]), "has no id"),
@@ -248,6 +277,18 @@ def test_a_wrong_json_is_named(tmp_path, content, told):
     with pytest.raises(InputError, match=told) as error:
         read_annotations(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_key_that_stands_twice_is_named(tmp_path, streamed):
+    path = tmp_path / "instances.json"
+    for old, new, said in (
+        ('"area": 100', '"area": 100, "area": 1', "key 'area' stands twice in the object with id 1"),
+        ('"images"', '"images": [], "images"', "key 'images' stands twice in the object of images, annotations"),
+    ):
+        path.write_text(json.dumps(coco()).replace(old, new))
+        with pytest.raises(InputError, match=f"instances.json: {said}"):
+            read_annotations(path) if streamed else read_json(path)
 
 
 @pytest.mark.parametrize("text", [json.dumps(coco())[:50], "9" * 5000])

@@ -129,8 +129,9 @@ def test_what_does_not_fit_is_counted(maker):
     assert counts(data.skipped) == {voc.NO_MASK: 1, voc.NO_CLASS: 1, voc.LISTED_TWICE: 1}
     assert counts(data.notes) == {
         voc.FROM_CLASS_MASK: 2, voc.CLASS_DIFFERS: 1, voc.NO_XML: 1, voc.XML_SIZE: 1}
+    assert data.first_skipped == {voc.NO_MASK: "a", voc.NO_CLASS: "a", voc.LISTED_TWICE: "a"}
     line = data.describe()
-    assert "\n" not in line and f"1 {voc.NO_MASK}" in line and f"2 {voc.FROM_CLASS_MASK}" in line
+    assert "\n" not in line and f"1 {voc.NO_MASK} (first: a)" in line and f"2 {voc.FROM_CLASS_MASK}" in line
     assert data.object_counts().tolist() == [2, 1, 1]
 
 
@@ -249,8 +250,13 @@ def test_folders_and_years(tmp_path):
 
 def test_classes_are_pascals_or_the_folders_own(maker):
     maker.add("a", [(1, 9, (0, 0, 20, 20)), (2, 4, (30, 30, 50, 50))], [("nucleus", (1, 1, 20, 20))])
-    with pytest.raises(InputError, match=r"a.xml: object 1: class 'nucleus' is not in pascal_voc_ind"):
+    with pytest.raises(InputError, match=r"a.xml: object 1: class 'nucleus' is not in pascal_voc_indices.json; for"):
         VocDataset(maker.root)
+    text = maker.path("Annotations", "a").read_text()
+    maker.path("Annotations", "a").write_text(text.replace("nucleus", "airplane"))
+    with pytest.raises(InputError, match=r"class 'airplane' is not in .*\(is 'aeroplane' meant\?\)"):
+        VocDataset(maker.root)
+    maker.path("Annotations", "a").write_text(text)
     own = maker.folder / "pascal_voc_indices.json"
     own.write_text('{"nucleus": 9, "cell": 4}')
     data = VocDataset(maker.root)
@@ -354,7 +360,8 @@ def test_bad_lists_and_pictures_are_named(maker):
     for i, name in ((2, "c.jpg"), (3, "d.jpg")):
         with pytest.raises(PictureError, match=name):
             data[i]
-    assert data.notes[voc.NO_PICTURE] == 1
+    assert data.notes[voc.NO_PICTURE] == 1 and data.missing.tolist() == [False, False, False, True]
+    assert data.subset([3, 0]).missing.tolist() == [True, False]
     for names, message in (([], "lists no picture"), (["../a"], "not the plain name"), (["/etc/x"], "plain")):
         maker.list("train", names)
         with pytest.raises(InputError, match=f"train.txt: .*{message}"):

@@ -8,15 +8,15 @@ import torch
 from PIL import Image, features
 
 from backbone.errors import InputError
-from train_utils.pictures import UPRIGHT, PictureError, picture_size, read_picture
+from train_utils.pictures import UPRIGHT, PictureError, picture_size, read_picture, refuse
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50  # [2, 3]
 # What Pillow's own pictures hold that cannot be decoded in full.
 UNREADABLE = {
-    "badwidth.bmp", "broken.png", "broken_data_stream.png", "decompression_bomb.gif", "derived_empty.jpg",
-    "derived_text.jpg", "derived_truncated.jpg", "derived_truncated_flower.jpg", "truncated_end_chunk.png",
-    "truncated_image.png", "unbound_variable.jp2",
+    "broken.png", "broken_data_stream.png", "derived_empty.jpg", "derived_text.jpg", "derived_truncated.jpg",
+    "derived_truncated_flower.jpg", "truncated_end_chunk.png", "truncated_image.png", "unbound_variable.jp2",
 }
+BOMBS = {"badwidth.bmp", "decompression_bomb.gif"}
 
 
 def save(image, path, **options):
@@ -94,6 +94,21 @@ def test_unreadable_files_are_named(tmp_path, content, reason):
         assert isinstance(error.value, InputError)
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"), (b"SIMPLE  =                    T", "FITS"),
+     (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"), (b"\xd7\xcd\xc6\x9a\0\0" + bytes(40), "WMF")],
+)
+def test_formats_that_run_other_code_are_refused(tmp_path, monkeypatch, content, name):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    monkeypatch.setitem(Image.OPEN, name, (None, Image.OPEN[name][1]))  # its code is not even called
+    for read in (read_picture, picture_size, refuse):
+        with pytest.raises(InputError, match=f"a.jpg: {name} pictures are not read; convert") as caught:
+            read(path)
+        assert not isinstance(caught.value, PictureError)
+
+
 def test_a_folder_is_no_picture(tmp_path):
     with pytest.raises(PictureError, match="is a directory"):
         read_picture(tmp_path)
@@ -105,6 +120,13 @@ def test_odd_pictures(shared_data):
     for path in sorted(folder.iterdir()):
         if path.suffix in (".tsv", ".Pillow"):
             continue
+        if path.name in BOMBS:
+            for read in (read_picture, picture_size, refuse):
+                with pytest.raises(InputError, match=f"{path.name}: a decompression bomb") as caught:
+                    read(path)
+                assert not isinstance(caught.value, PictureError)
+            continue
+        refuse(path)
         try:
             image = read_picture(path)
         except PictureError as error:

@@ -154,6 +154,22 @@ def test_output_names_are_unique_on_disks_without_capitals():
     assert len({name.lower() for name in names}) == 4 and names[3] == "y.jpg"
 
 
+def test_strict_ends_before_anything_is_drawn(run, tmp_path):
+    write_pictures(tmp_path / "in")
+    (tmp_path / "in" / "z.jpg").write_bytes(b"no picture")
+    status, _, err = run("--img-path", tmp_path / "in", "--strict")
+    assert status == 2 and "z.jpg: not a picture" in err and not Path("test_result").exists()
+
+
+def test_names_as_long_as_disks_take_them(run, tmp_path):
+    (picture,) = write_pictures(tmp_path / "in")[:1]
+    for name in ("é" * 125 + "1.png", "é" * 125 + "2.png"):  # 255 bytes
+        shutil.copy(picture, tmp_path / "in" / name)
+    assert run("--img-path", tmp_path / "in")[0] == 0
+    drawn = sorted(path.name for path in Path("test_result").iterdir())
+    assert drawn[4:] == ["é" * 120 + ".jpg", "é" * 120 + "_2.jpg"]
+
+
 def test_a_glob(run, tmp_path):
     write_pictures(tmp_path / "in")
     status, out, _ = run("--img-path", tmp_path / "in" / "[12].png")
@@ -161,11 +177,16 @@ def test_a_glob(run, tmp_path):
     assert sorted(p.name for p in Path("test_result").iterdir()) == ["1.jpg", "2.jpg"]
 
 
-def test_odd_pictures_of_real_life(run, shared_data):
-    folder = shared_data / "odd_images" / "pillow"
+def test_odd_pictures_of_real_life(run, shared_data, tmp_path):
+    folder = shutil.copytree(shared_data / "odd_images" / "pillow", tmp_path / "odd")
+    for bomb in ("badwidth.bmp", "decompression_bomb.gif"):  # these end the command, before anything is drawn
+        status, out, err = run("--img-path", folder)
+        assert status == 2 and f"{bomb}: a decompression bomb" in err and not Path("test_result").exists()
+        (folder / bomb).unlink()
     status, out, err = run("--img-path", folder, "--score", 1)
     assert status == 1
     index = [line.split("\t") for line in (folder / "INDEX.tsv").read_text().splitlines()[1:]]
+    index = [row for row in index if (folder / row[0]).exists()]
     unreadable = {row[0] for row in index if row[-1].startswith(("open:", "load:"))}
     named = {
         Path(line.split(": ")[1]).name for line in err.splitlines() if line.startswith("not predicted: ")
@@ -188,9 +209,14 @@ def test_coco_json_without_annotations(run, tmp_path):
     shutil.copy(folder / "images" / "3.png", folder / "images" / "0.png")  # another size than the json says
     status, _, err = run(*flags)
     assert status == 2 and "0.png" in err and err.count("\n") == 1
-    (folder / "images" / "0.png").unlink()
+    (folder / "images" / "0.png").write_bytes(b"")
     status, _, err = run(*flags)
     assert status == 1 and "0.png" in err
+    status, _, err = run(*flags, "--strict")
+    assert status == 2 and "0.png: the file is empty" in err
+    (folder / "images" / "0.png").unlink()
+    status, _, err = run(*flags)
+    assert status == 2 and "1 of its 4 picture files are missing, the first is" in err and "(image id 10)" in err
 
 
 def test_a_bare_state_dict(run, tmp_path):

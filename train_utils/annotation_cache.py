@@ -24,7 +24,7 @@ import numpy as np
 from train_utils.files import user_path
 
 MAGIC = b"maskrcnn annotations\n"
-FORMAT = 2  # to be raised when arrays, or what is checked or skipped, change
+FORMAT = 3  # to be raised when arrays, or what is checked or skipped, change
 ALIGNED = 64  # bytes
 WORTHWHILE = 2**23  # bytes of json
 KEPT = 8

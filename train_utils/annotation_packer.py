@@ -11,7 +11,7 @@ from array import array
 import numpy as np
 
 from backbone.errors import InputError
-from train_utils.coco_checks import as_id, check_annotation
+from train_utils.coco_checks import NO_ID, annotation_id, as_id, check_annotation
 from train_utils.coco_segmentation import FAR, HUNDREDTHS, POLYGON, Skip, is_hundredths
 
 NUMBERS = {int, float}
@@ -25,16 +25,17 @@ GATHERED = 2**16  # annotations whose bytes are put in order at once
 class Packer:
     """Collects annotations: `add` them in the json's order, then take `arrays`.
 
-    images: (id, file name, (H, W)) each; categories: the ids there are, or None if that is checked later.
-    count: annotations added; skipped: {reason: count}; category_ids: of those added, the skipped ones' too (but
-    for those of images that are not listed).
+    images: (id, file name, (H, W), ...) each; categories: the ids there are, or None if that is checked later.
+    count: annotations added; skipped: {reason: count}; first_skipped: {reason: which one, as "id 17"};
+    category_ids: of those added, the skipped ones' too (but for those of images that are not listed).
     """
 
     def __init__(self, path, images: list[tuple], categories=None):
         self.path, self.categories = path, categories
         self.row_of = {image[0]: row for row, image in enumerate(images)}
         self.sizes = np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2)  # [I, 2]
-        self.count, self.skipped = 0, {}
+        self.count, self.skipped, self.first_skipped = 0, {}, {}
+        self._skipped_ids = array("q")
         self.category_ids: set[int] = set()
         self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in (*FIELDS, "lengths")}
         self._bytes = bytearray()
@@ -62,17 +63,29 @@ class Packer:
             try:
                 row, values = self._check(annotation)
             except Skip as reason:
-                self.skipped[str(reason)] = self.skipped.get(str(reason), 0) + 1
+                self._skip(str(reason), sequence, annotation)
                 continue
             except (InputError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 what = f"{error} is missing" if isinstance(error, KeyError) else error
-                name = annotation.get("id", "without id") if isinstance(annotation, dict) else annotation
-                raise InputError(f"{self.path}: annotation {name}: {what}") from error
+                raise InputError(f"{self.path}: annotation {_name(sequence, annotation)}: {what}") from error
             for name, value in zip(FIELDS, (sequence, row, *values[:-1], len(values[-1])), strict=True):
                 fields[name].append(value)
             parts += values[-1]
         if parts:
             self._keep(fields, [len(part) for part in parts], b"".join(parts))
+
+    def _skip(self, reason: str, sequence: int, annotation: dict) -> None:
+        name = _name(sequence, annotation)
+        self.first_skipped.setdefault(reason, name if annotation.get("id") is None else f"id {name}")
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self._skipped_ids.append(annotation_id(annotation))
+
+    def repeated_id(self) -> int | None:
+        """An annotation id that stands twice, of skipped ones too; before `arrays`."""
+        ids = np.sort(np.concatenate([np.array(self._skipped_ids), *self._blocks["annotation_ids"]]))
+        ids = ids[np.searchsorted(ids, NO_ID, side="right") :]
+        twice = np.flatnonzero(ids[1:] == ids[:-1])
+        return int(ids[twice[0]]) if len(twice) else None
 
     def _check(self, annotation) -> tuple[int, tuple]:
         """(row, what `check_annotation` returns)."""
@@ -172,11 +185,14 @@ class _Plain:
         """bool [K]: what `check_annotation` would keep as it is. sizes [I, 2], categories as Packer's."""
         height, width = sizes[self.rows].T  # [K] each
         x, y, w, h = np.array(self.boxes).reshape(-1, 4).T
-        points = np.frombuffer(self.points)
-        starts = _running(self.lengths)[_running(self.counts)[:-1]]
-        good = np.maximum.reduceat(np.abs(points), starts) <= FAR * np.maximum(height, width)  # False for NaN
+        points = np.frombuffer(self.points).reshape(-1, 2)
+        starts = _running(self.lengths)[_running(self.counts)[:-1]] // 2
+        left, top = np.minimum.reduceat(points, starts).T  # [K] each, NaN where a number is
+        right, bottom = np.maximum.reduceat(points, starts).T
+        good = np.abs((left, top, right, bottom)).max(0) <= FAR * np.maximum(height, width)  # False for NaN
         good &= (np.abs((x, y, w, h)) < 1e300).all(0)
         good[good] &= (_overlap(x, w, width) & _overlap(y, h, height))[good]
+        good[good] &= (_overlap(left, right - left, width) & _overlap(top, bottom - top, height))[good]
         return good if categories is None else good & np.isin(self.category_ids, list(categories))
 
     def blocks(self, good: np.ndarray):
@@ -201,8 +217,16 @@ class _Plain:
             yield fields, lengths[parts] * content.itemsize, content.tobytes()
 
 
+def _name(sequence: int, annotation) -> str:
+    """What a message calls the annotation."""
+    if not isinstance(annotation, dict):
+        return repr(annotation)
+    number = annotation.get("id")
+    return f"number {sequence + 1} of the list, without id" if number is None else str(number)
+
+
 def _overlap(start: np.ndarray, extent: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """`coco_checks.overlaps` of arrays."""
+    """`coco_segmentation.overlaps` of arrays."""
     return np.minimum(start + extent, side) - np.maximum(start, 0) > 1e-6 * side
 
 

@@ -81,7 +81,7 @@ def _add_data_arguments(group):
         help="without background; checked against the data, which tells it",
     )
     add_flag(group, "--drop-empty", help="leave out training pictures without objects")
-    add_flag(group, "--strict", help="an unreadable picture is an error, instead of skipped and counted")
+    add_flag(group, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
     add(
         "--aspect-ratio-group-factor",
         type=non_negative_int,

@@ -7,6 +7,7 @@ one gave is kept for the next time (`annotation_cache.py`).
 I images, A annotations (those of one image next to one another), in the json's order; R polygons or RLEs.
 """
 
+import json
 import os
 
 import numpy as np
@@ -14,13 +15,21 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils import annotation_cache
 from train_utils.annotation_packer import Packer
-from train_utils.coco_checks import check_categories, check_image, check_is_coco
+from train_utils.coco_checks import (
+    as_id,
+    check_categories,
+    check_different,
+    check_image,
+    check_is_coco,
+    given_categories,
+)
 from train_utils.coco_segmentation import NO_SEGMENTATION, RLE, rasterise, unpack_polygon
 from train_utils.json_stream import BATCH, Unusual, no_collection, read_lists
 from train_utils.label_map import read_json
 
 DTYPES = {
-    "image_ids": np.int64, "sizes": np.int64, "name_bytes": np.uint8, "name_first": np.int64, "first": np.int64,
+    "image_ids": np.int64, "sizes": np.int64, "name_bytes": np.uint8, "name_first": np.int64,
+    "given_bytes": np.uint8, "given_first": np.int64, "first": np.int64,
     "annotation_ids": np.int64, "category_ids": np.int64, "iscrowd": np.uint8, "boxes": np.float64,
     "areas": np.float64, "kinds": np.uint8, "first_part": np.int64, "part_bytes": np.uint8, "part_first": np.int64,
 }
@@ -41,15 +50,19 @@ class CocoAnnotations:
 
     path str; categories {id: name}; image_ids int64 [I]; sizes int64 [I, 2] (height, width); names Ragged [I];
     first int64 [I + 1] (annotations of image row: first[row] .. first[row + 1]); annotation_ids int64 [A]
-    (0 where missing); category_ids int64 [A]; boxes float64 [A, 4] x y w h as in the json; areas float64 [A]
+    (NO_ID where missing); category_ids int64 [A]; boxes float64 [A, 4] x y w h as in the json; areas float64 [A]
     (NaN where missing); iscrowd uint8 [A]; kinds uint8 [A] and parts Ragged [R] (first_part int64 [A + 1]) as
-    `coco_segmentation` has them; skipped {reason: count}; cache_note: why no index could be kept, or None. Made
-    by `read_annotations`; arrays may be read-only.
+    `coco_segmentation` has them; skipped {reason: count}, first_skipped {reason: which one}; given_categories
+    {id: what the json has}, for ids that are not integers there (`given_id` has those of images); cache_note: why
+    no index could be kept, or None. Made by `read_annotations`; arrays may be read-only.
     """
 
-    def __init__(self, path, categories: dict[int, str], skipped: dict[str, int], arrays: dict[str, np.ndarray]):
-        self.path, self.categories, self.skipped = str(path), categories, skipped
+    def __init__(self, path, values: dict, arrays: dict[str, np.ndarray]):
+        self.path = str(path)
+        self.categories, self.given_categories = dict(values["categories"]), dict(values["given"])
+        self.skipped, self.first_skipped = values["skipped"], values["first_skipped"]
         self.cache_note: str | None = None
+        self.given = Ragged(arrays["given_bytes"], arrays["given_first"])
         self.names = Ragged(arrays["name_bytes"], arrays["name_first"])
         self.parts = Ragged(arrays["part_bytes"], arrays["part_first"])
         self.image_ids, self.sizes, self.first = arrays["image_ids"], arrays["sizes"], arrays["first"]
@@ -67,6 +80,11 @@ class CocoAnnotations:
         """The file names of all images."""
         content, bounds = self.names.values.tobytes(), self.names.first.tolist()
         return [content[a:b].decode() for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    def given_id(self, row: int):
+        """The id of image `row` as it stands in the json."""
+        text = self.given[row] if len(self.given.values) else b""
+        return json.loads(text) if text else int(self.image_ids[row])
 
     def objects(self, row: int) -> slice:
         """The annotations of image `row`."""
@@ -99,8 +117,8 @@ def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotat
 
     size_of: file name -> (H, W), asked for images that have no height and width in the json.
     Skipped and counted: annotations without segmentation, without area (zero-width boxes, polygons of fewer
-    than 3 points, boxes outside the picture), or of an image that the json does not list. InputError names
-    file and annotation id for everything else that is wrong.
+    than 3 points, boxes or polygons outside the picture), with an odd number of coordinates, or of an image that
+    the json does not list. InputError names file and annotation id for everything else that is wrong.
     """
     if raw is None:
         found = read_indexed(path)
@@ -110,15 +128,17 @@ def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotat
     check_is_coco(raw, path)
     categories = check_categories(raw["categories"], path)
     images = [check_image(image, path, size_of) for image in raw["images"]]
-    repeated = len(images) - len({image[0] for image in images})
-    if repeated:
-        raise InputError(f"{path}: {repeated} image ids stand twice; ids must differ")
+    check_different(images, path)
     packer = Packer(path, images, categories)
     for start in range(0, len(raw["annotations"]), BATCH):
         packer.add(raw["annotations"][start : start + BATCH])
     if packer.skipped.get(NO_SEGMENTATION) == packer.count > 0:
         raise InputError(f"{path}: no annotation has a segmentation; polygons or RLE masks are needed")
-    return CocoAnnotations(path, categories, packer.skipped, {**_image_arrays(images), **packer.arrays()})
+    repeated = packer.repeated_id()
+    if repeated is not None:
+        given = (a["id"] for a in raw["annotations"] if a.get("id") is not None and as_id(a["id"], "id") == repeated)
+        raise InputError(f"{path}: annotation id {next(given)} stands twice; give each annotation an id of its own")
+    return CocoAnnotations(path, *_packed(raw["categories"], categories, images, packer))
 
 
 def read_indexed(path) -> CocoAnnotations | None:
@@ -142,8 +162,7 @@ def read_indexed(path) -> CocoAnnotations | None:
         return None
     if content is None or parsed != content:  # too small, or written while it was read
         return CocoAnnotations(path, *read)
-    categories, skipped, arrays = read
-    note = annotation_cache.store(content, {"categories": list(categories.items()), "skipped": skipped}, arrays)
+    note = annotation_cache.store(content, *read)
     found = None if note else _from_index(path, content)  # whose memory other processes share
     if found is None:
         found = CocoAnnotations(path, *read)
@@ -155,12 +174,11 @@ def _from_index(path, content: str) -> CocoAnnotations | None:
     found = annotation_cache.load(content, DTYPES)
     if found is None:
         return None
-    values, arrays = found
-    return CocoAnnotations(path, {i: name for i, name in values["categories"]}, values["skipped"], arrays)
+    return CocoAnnotations(path, *found)
 
 
 def _read_in_batches(path, file) -> tuple[tuple, str]:
-    """((categories, skipped, arrays), hash of what was read); Unusual or InputError where it isn't all well."""
+    """((values, arrays), hash of what was read); Unusual or InputError where it isn't all well."""
     state = annotation_cache.new_hash()
     images: list[tuple] = []
     listed: list = []
@@ -184,16 +202,29 @@ def _read_in_batches(path, file) -> tuple[tuple, str]:
         raise Unusual("a mistake")
     if not packer.category_ids <= categories.keys():
         raise Unusual("a category that is not listed")
-    return (categories, packer.skipped, {**_image_arrays(images), **packer.arrays()}), state.hexdigest()
+    if packer.repeated_id() is not None:
+        raise Unusual("an id that stands twice")
+    return _packed(listed, categories, images, packer), state.hexdigest()
+
+
+def _packed(listed: list, categories: dict[int, str], images: list[tuple], packer: Packer) -> tuple[dict, dict]:
+    """(plain values as json has them, arrays): what CocoAnnotations is made of, and the cache keeps."""
+    values = {
+        "categories": list(categories.items()), "given": list(given_categories(listed).items()),
+        "skipped": packer.skipped, "first_skipped": packer.first_skipped,
+    }
+    return values, {**_image_arrays(images), **packer.arrays()}
 
 
 def _image_arrays(images: list[tuple]) -> dict[str, np.ndarray]:
-    names = [image[1].encode() for image in images]
+    names, given = [image[1].encode() for image in images], [image[3].encode() for image in images]
     return {
         "image_ids": np.array([image[0] for image in images], dtype=np.int64),
         "sizes": np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2),
         "name_bytes": np.frombuffer(b"".join(names), dtype=np.uint8),
         "name_first": np.cumsum([0, *map(len, names)], dtype=np.int64),
+        "given_bytes": np.frombuffer(b"".join(given), dtype=np.uint8),
+        "given_first": np.cumsum([0, *map(len, given)], dtype=np.int64) if any(given) else np.zeros(1, np.int64),
     }
 
 

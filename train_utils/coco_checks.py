@@ -1,12 +1,21 @@
 """What must hold of a COCO json's categories, images and annotations, one by one.
 
 InputError says what is wrong with one, `Skip` that an annotation is to be left out and counted.
+
+Ids are 64-bit integers inside the program, as pycocotools and tensors need them. A json may have others: see
+`as_id`; what it has is kept beside the number (`given_id`) and written back into results.
 """
 
+import hashlib
+import json
 import math
+import re
 
 from backbone.errors import InputError
-from train_utils.coco_segmentation import Skip, box_of, finite, read_segmentation
+from train_utils.coco_segmentation import Skip, box_of, finite, overlaps, read_segmentation
+
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
+NO_ID = -(2**63)  # an annotation without id; no id is that low
 
 
 def check_is_coco(raw, path):
@@ -17,11 +26,38 @@ def check_is_coco(raw, path):
         raise InputError(f"{path}: not a COCO instances json: it has no list of {', '.join(missing)}")
 
 
-def as_id(value, what: str) -> int:
-    """An integer id; 7.0 counts as 7, as tables exported to json have it."""
-    if isinstance(value, (int, float)) and abs(value) < 2**63 and value == int(value):
+def as_integer(value, what: str) -> int:
+    """An integer of 64 bits; 7.0 counts as 7, as tables exported to json have it."""
+    if _is_integer(value) and abs(value) < 2**63:
         return int(value)
     raise InputError(f"{what} {value!r} is not an integer")
+
+
+def as_id(value, what: str) -> int:
+    """The number that stands for an id: 7 for 7, 7.0 and "7"; a hash of any other text or longer integer, the same
+    in every json, so that train and val agree about it."""
+    if type(value) is int and abs(value) < 2**63:
+        return value
+    if _is_integer(value):
+        return int(value) if abs(value) < 2**63 else _hashed(str(int(value)))
+    if isinstance(value, str) and value:
+        return int(value) if INTEGER.fullmatch(value) else _hashed(value)
+    raise InputError(f"{what} {value!r} is neither an integer nor text")
+
+
+def given_id(value) -> str:
+    """An id as json text where `as_id` gives another value, else ""."""
+    return "" if not isinstance(value, str) and abs(value) < 2**63 else json.dumps(value)
+
+
+def _is_integer(value) -> bool:
+    return type(value) is int or isinstance(value, float) and value.is_integer()
+
+
+def _hashed(text: str) -> int:
+    """A number in 0..2^62 - 1."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
 
 
 def is_text(text: str) -> bool:
@@ -40,7 +76,7 @@ def check_categories(categories: list, path) -> dict[int, str]:
         except InputError as error:
             raise InputError(f"{path}: category {category.get('name')!r}: {error}") from error
         if i in names:
-            raise InputError(f"{path}: category id {i} stands twice")
+            raise InputError(f"{path}: category id {category['id']!r} stands twice")
         names[i] = str(category.get("name", i))
         if not is_text(names[i]):
             raise InputError(f"{path}: category id {i}: name {names[i]!a} is not text")
@@ -49,8 +85,14 @@ def check_categories(categories: list, path) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int]]:
-    """(id, file name, (H, W))."""
+def given_categories(categories: list) -> dict[int, str | int]:
+    """{id: what the json has} of the checked categories whose ids are something else there."""
+    ids = [category["id"] for category in categories]
+    return {as_id(i, "id"): i for i in ids if given_id(i)}
+
+
+def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
+    """(id, file name, (H, W), `given_id`)."""
     if not isinstance(image, dict) or "id" not in image:
         raise InputError(f"{path}: image {image!r} has no id")
     try:
@@ -61,23 +103,35 @@ def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int]]:
         size = image.get("height"), image.get("width")
         if None in size and size_of is not None:
             size = size_of(name)
-        size = as_id(size[0], "height"), as_id(size[1], "width")
+        size = as_integer(size[0], "height"), as_integer(size[1], "width")
         if min(size) < 1:
             raise InputError(f"a size of {size[1]}x{size[0]}")
     except InputError as error:
         raise InputError(f"{path}: image id {image['id']}: {error}") from error
-    return image_id, name, size
+    return image_id, name, size, given_id(image["id"])
+
+
+def check_different(images: list[tuple], path) -> None:
+    """InputError if two of `check_image`'s have the same id."""
+    seen: dict[int, str] = {}
+    for image_id, name, _, given in images:
+        if image_id in seen:
+            raise InputError(f"{path}: image id {given or image_id} stands twice ({seen[image_id]} and {name}); "
+                             "give each picture an id of its own")
+        seen[image_id] = name
 
 
 def check_annotation(annotation: dict, categories, size) -> tuple:
-    """(annotation id, category id, iscrowd, xywh, area, kind, parts) of an annotation in a picture of `size`.
+    """(annotation id or NO_ID, category id, iscrowd, xywh, area, kind, parts) of an annotation in a picture of `size`.
 
     categories: the ids there are; None: any. Raises Skip, and InputError, KeyError, TypeError, AttributeError
     or OverflowError for what is wrong.
     """
     category = as_id(annotation["category_id"], "category_id")
     if categories is not None and category not in categories:
-        raise InputError(f"category_id {category} is not in the json's list of categories")
+        raise InputError(f"category_id {annotation['category_id']!r} is not in the json's list of categories")
+    if not annotation.get("segmentation") and not annotation.get("bbox"):
+        raise InputError("has neither segmentation nor bbox")
     kind, parts = read_segmentation(annotation.get("segmentation"), size)
     box = annotation.get("bbox")
     box = finite(box, "bbox") if box else box_of(kind, parts, size)
@@ -90,12 +144,10 @@ def check_annotation(annotation: dict, categories, size) -> tuple:
     crowd = annotation.get("iscrowd")
     if crowd not in (None, 0, 1):  # "0" as text would count as true
         raise InputError(f"iscrowd {crowd!r} is neither 0 nor 1")
+    return annotation_id(annotation), category, int(bool(crowd)), box, area, kind, parts
+
+
+def annotation_id(annotation: dict) -> int:
+    """Its id, NO_ID where it has none."""
     number = annotation.get("id")
-    number = int(number) if isinstance(number, (int, float)) and 0 < number < 2**63 else 0
-    return number, category, int(bool(crowd)), box, area, kind, parts
-
-
-def overlaps(start: float, extent: float, side: int) -> bool:
-    """Whether [start, start + extent] cut to [0, side] keeps a length, also in float32."""
-    end = min(start + extent, side)
-    return end - max(start, 0) > 1e-6 * side
+    return NO_ID if number is None else as_id(number, "id")

@@ -32,18 +32,27 @@ def read_segmentation(segmentation, size) -> tuple[int, list[bytes]]:
         raise InputError("segmentation is neither a list of polygons nor an RLE")
     if not isinstance(segmentation[0], list):
         segmentation = [segmentation]  # one polygon, not in a list
-    parts = []
-    for polygon in segmentation:
-        points = numbers_of(polygon, "polygon")
-        if len(points) % 2:
-            raise InputError(f"polygon has {len(points)} numbers, x and y of each point make an even number")
+    parts = [numbers_of(polygon, "polygon") for polygon in segmentation]
+    for points in parts:
         if len(points) and np.abs(points).max() > FAR * max(size):  # rasterising it could take all memory
             raise InputError(f"polygon reaches {np.abs(points).max():g}, the picture is {size[1]}x{size[0]}")
-        if len(points) >= 6:  # fewer than 3 points have no area (and pycocotools takes 4 numbers for a box)
-            parts.append(points)
+    if any(len(points) % 2 for points in parts):
+        raise Skip("annotations with a polygon of an odd number of values")
+    # fewer than 3 points have no area (and pycocotools takes 4 numbers for a box)
+    parts = [points for points in parts if len(points) >= 6]
     if not parts:
         raise Skip("annotations whose polygons have fewer than 3 points")
+    points = np.concatenate(parts).reshape(-1, 2)
+    low, extent = points.min(0), points.max(0) - points.min(0)
+    if not (overlaps(low[0], extent[0], size[1]) and overlaps(low[1], extent[1], size[0])):
+        raise Skip("annotations whose polygons have no area in the picture")
     return pack_polygons(parts)
+
+
+def overlaps(start: float, extent: float, side: int) -> bool:
+    """Whether [start, start + extent] cut to [0, side] keeps a length, also in float32."""
+    end = min(start + extent, side)
+    return end - max(start, 0) > 1e-6 * side
 
 
 def pack_polygons(parts: list[np.ndarray]) -> tuple[int, list[bytes]]:
@@ -98,7 +107,9 @@ def _compress(rle: dict, size) -> bytes:
         runs = numbers_of(counts, "RLE counts")
     else:
         raise InputError("RLE has no counts")
-    if (runs < 0).any() or (runs != np.floor(runs)).any() or runs.sum() != size[0] * size[1]:
+    pixels = size[0] * size[1]
+    # each run too: the sum of many could go round 2^64
+    if (runs < 0).any() or (runs > pixels).any() or (runs != np.floor(runs)).any() or runs.sum() != pixels:
         raise InputError(
             f"RLE does not fit its size: its runs cover {runs.sum():.0f} pixels, {size[0]} x {size[1]} "
             f"are {size[0] * size[1]}"

@@ -14,6 +14,7 @@ from train_utils.files import user_path
 from train_utils.label_map import LabelMap, read_json
 from train_utils.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
 from train_utils.pictures import PictureError, read_picture
+from train_utils.skips import refuse_skips
 
 __all__ = [
     "Batch", "DataSplits", "EvalLoader", "LabelMap", "PictureError", "TrainLoader",
@@ -32,7 +33,7 @@ class DataSplits(NamedTuple):
 
 def open_data_set(
     path=None, dataset="auto", image_dir=None, val_fraction=0.2, seed=0, drop_empty=False, year=None,
-    split=None, label_map=None, shapes_dir=SHAPES_FOLDER,
+    split=None, label_map=None, shapes_dir=SHAPES_FOLDER, strict=False,
 ) -> DataSplits:
     """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
 
@@ -40,6 +41,7 @@ def open_data_set(
     val_fraction, seed: share and choice of validation pictures where the data has a single json.
     drop_empty: leave training pictures without objects out. year: of several in the folder.
     split: open "train" or "val" alone. label_map: take these labels (a checkpoint's), not the data's own.
+    strict: annotations that would be skipped are an error.
     Raises InputError that names the file for everything that cannot be used.
     """
     if path is None:
@@ -67,7 +69,22 @@ def open_data_set(
     for part, use in ((splits.train, "training"), (splits.val, "validation")):
         if part is not None and not len(part):
             raise InputError(f"{path}: no picture is left for {use}; check --val-fraction and --drop-empty")
+        if part is not None:
+            refuse_missing(part)
+            if strict:
+                refuse_skips(part)
     return splits
+
+
+def refuse_missing(data_set) -> None:
+    """InputError if picture files of the data set are missing."""
+    if data_set.missing.any():
+        first = int(data_set.missing.argmax())
+        raise InputError(
+            f"{data_set.source}: {int(data_set.missing.sum())} of its {len(data_set)} picture files are missing, the "
+            f"first is {data_set.file_name(first)} (image id {data_set.given_id(first)}); put them there, or take "
+            "them out of the list"
+        )
 
 
 def is_voc(path: Path) -> bool:
@@ -107,7 +124,8 @@ def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map) -> D
     wanted = [role for role in ("train", "val") if split in (None, role)]
     parts = {role: _read_coco(jsons[role], root, image_dir, label_map) for role in wanted}
     if len(parts) == 2 and label_map is None:
-        label_map = LabelMap.from_categories(_merged_categories(parts["train"], parts["val"]))
+        given = {**parts["train"].label_map.given, **parts["val"].label_map.given}
+        label_map = LabelMap.from_categories(_merged_categories(parts["train"], parts["val"]), given)
         for part in parts.values():
             part.label_map = label_map
     label_map = label_map or parts[wanted[0]].label_map

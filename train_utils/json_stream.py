@@ -21,6 +21,21 @@ class Unusual(Exception):
     """Not an object of lists of objects, or not json at all: to be read as a whole, which names a mistake."""
 
 
+class RepeatedKey(Unusual):
+    """A json object has a key twice; which of the values is meant cannot be known."""
+
+
+def object_of(pairs: list[tuple]) -> dict:
+    """json's object_pairs_hook that refuses a key that stands twice, of which json.load takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in keys if keys.count(key) > 1)
+        which = f"with id {found['id']}" if "id" in found else f"of {', '.join(found)}"
+        raise RepeatedKey(f"key {key!r} stands twice in the object {which[:200]}")
+    return found
+
+
 def read_lists(file, lists: dict[str, Callable[[list], None]], seen: Callable[[bytes], None]) -> list[str]:
     """Read a json object from a binary file, and hand the lists under some of its keys over in batches.
 
@@ -68,7 +83,7 @@ class _Text:
         self.file, self.seen = file, seen
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.at, self.ended = "", 0, False
-        self.scan = JSONDecoder().scan_once
+        self.scan = JSONDecoder(object_pairs_hook=object_of).scan_once
 
     def more(self) -> None:
         """Read on; a value that needs a second piece gets one as long as what there is."""

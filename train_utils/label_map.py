@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.json_stream import no_collection
+from train_utils.json_stream import RepeatedKey, no_collection, object_of
 
 COCO_NAMES_FILE = Path(__file__).resolve().parent.parent / "coco91_indices.json"
 
@@ -13,13 +13,15 @@ class LabelMap:
     """Label indices (1..num_labels - 1, 0 is background) beside category ids and names, row by row.
 
     labels, category_ids, names: sequences of equal length. Labels may have gaps, as COCO's 1..90 have.
+    given: {category id: what the json has in its place}, where that is text or a longer integer.
     Law: `to_category(to_label(c)) == c` for every category id c.
     """
 
-    def __init__(self, labels, category_ids, names):
+    def __init__(self, labels, category_ids, names, given: dict[int, str | int] | None = None):
         self._labels = tuple(int(label) for label in labels)
         self.category_ids = tuple(int(i) for i in category_ids)
         self.names = tuple(str(name) for name in names)
+        self.given = dict(given or {})
         if not len(self._labels) == len(self.category_ids) == len(self.names):
             raise InputError("label map: labels, category ids and names differ in number")
         if not self._labels or min(self._labels) < 1:
@@ -32,11 +34,11 @@ class LabelMap:
         self._row_of = {label: row for row, label in enumerate(self._labels)}
 
     @classmethod
-    def from_categories(cls, categories: dict[int, str]) -> "LabelMap":
+    def from_categories(cls, categories: dict[int, str], given=None) -> "LabelMap":
         """From {category id: name}: COCO's 80 keep their ids as labels, others become 1..C in id order."""
         ids = sorted(categories)
         labels = ids if categories == coco_names() else range(1, len(ids) + 1)
-        return cls(labels, ids, [categories[i] for i in ids])
+        return cls(labels, ids, [categories[i] for i in ids], given)
 
     @classmethod
     def from_names(cls, names: dict) -> "LabelMap":
@@ -81,12 +83,13 @@ class LabelMap:
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint."""
         rows = {"labels": self._labels, "category_ids": self.category_ids, "names": self.names}
-        return {key: list(values) for key, values in rows.items()}
+        given = {"given": [list(pair) for pair in sorted(self.given.items())]} if self.given else {}
+        return {**{key: list(values) for key, values in rows.items()}, **given}
 
     @classmethod
     def from_dict(cls, values: dict) -> "LabelMap":
         try:
-            return cls(values["labels"], values["category_ids"], values["names"])
+            return cls(values["labels"], values["category_ids"], values["names"], dict(values.get("given", ())))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("label map: labels, category_ids and names are needed, each a list") from error
 
@@ -112,7 +115,9 @@ def read_json(path):
     """Parse a json file; InputError names the file and the place when it is missing or broken."""
     try:
         with open(path, encoding="utf-8-sig") as file, no_collection():  # tools on Windows begin with a byte-order mark
-            return json.load(file)
+            return json.load(file, object_pairs_hook=object_of)
+    except RepeatedKey as error:
+        raise InputError(f"{path}: {error}; keep one of them") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except (ValueError, RecursionError) as error:  # ValueError: also of integers with thousands of digits

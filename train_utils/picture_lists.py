@@ -1,6 +1,7 @@
 """Which pictures a prediction is about, and what their drawn copies are called."""
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.files import user_path
+from train_utils.pictures import formats
+
+LONGEST = 240  # bytes of a drawn picture's stem: disks take names of 255, with a suffix and a temporary file's own
 
 
 def find_pictures(img_paths: Iterable[str]) -> list[Path]:
@@ -32,7 +36,7 @@ def find_pictures(img_paths: Iterable[str]) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    known = Image.registered_extensions()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in (*formats(), "MPO")}
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     pictures = [path for path in files if path.suffix.lower() in known]
     others = [path.name for path in files if path.suffix.lower() not in known]
@@ -48,12 +52,13 @@ def _pictures_in(folder: Path) -> list[Path]:
 def output_names(pictures: list[Path]) -> list[str]:
     """A .jpg file name for each picture, none twice (on some disks capitals do not tell names apart).
 
-    The stem where no other picture has it, else the whole name; a number is added where that is taken too.
+    The stem where no other picture has it, else the whole name, cut to LONGEST bytes; a number is added where
+    that is taken too.
     """
     stems = [path.stem.lower() for path in pictures]
     taken, names = set(), []
     for path, stem in zip(pictures, stems, strict=True):
-        base = path.stem if stems.count(stem) == 1 else path.name.replace(".", "_")
+        base = _cut(path.stem if stems.count(stem) == 1 else path.name.replace(".", "_"))
         name, number = base, 1
         while name.lower() in taken:
             number += 1
@@ -61,3 +66,8 @@ def output_names(pictures: list[Path]) -> list[str]:
         taken.add(name.lower())
         names.append(f"{name}.jpg")
     return names
+
+
+def _cut(name: str) -> str:
+    content = os.fsencode(name)
+    return name if len(content) <= LONGEST else content[:LONGEST].decode(errors="ignore")

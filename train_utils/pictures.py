@@ -1,6 +1,12 @@
-"""Reading picture files, of any mode Pillow knows, as uint8 [3, H, W] RGB: for data sets and prediction."""
+"""Reading picture files, of any mode Pillow knows, as uint8 [3, H, W] RGB: for data sets and prediction.
 
+A file that is broken is a PictureError, which commands skip and count; one that is not to be decoded at all, a
+decompression bomb or a format outside FORMATS, is a plain InputError, which ends them.
+"""
+
+import functools
 import os
+import struct
 import warnings
 
 import numpy as np
@@ -9,6 +15,11 @@ from PIL import Image
 
 from backbone.errors import InputError
 
+# Those that people keep pictures in, the commonest first. Others are decoded by code that few files ever test,
+# or by another program: EPS runs Ghostscript. (An MPO is opened as the JPEG that it begins with.)
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "SGI", "QOI",
+)
 EXIF_ORIENTATION = 0x0112
 # Exif 2.3, tag Orientation: what brings the stored pixels upright.
 UPRIGHT = {
@@ -38,13 +49,14 @@ def read_picture(path, rotate: bool = True) -> torch.Tensor:
 
     rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none).
     Alpha is dropped, palette, grey, CMYK, Lab become RGB, 16-bit grey is scaled to 8 bits.
-    Raises PictureError if the file is missing, truncated, not a picture, or a decompression bomb.
+    Raises PictureError if the file is missing, truncated or not a picture; another InputError for a decompression
+    bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over) and for a format outside FORMATS.
     """
     try:
         # Pillow warns about oversized pictures and damaged metadata; what matters of it raises.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=formats()) as image:
                 image.load()
                 transpose = UPRIGHT.get(_orientation(image)) if rotate else None
                 rgb = _to_rgb(image)
@@ -52,7 +64,7 @@ def read_picture(path, rotate: bool = True) -> torch.Tensor:
                     rgb = rgb.transpose(transpose)
                 pixels = np.array(rgb)  # [H, W, 3]
     except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise PictureError(path, _reason(path, error)) from error
+        raise _named(path, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
@@ -61,14 +73,33 @@ def picture_size(path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=formats()) as image:
                 if image.format == "TIFF":  # Pillow turns TIFFs itself, while decoding
                     image.load()
                 width, height = image.size
                 turned = _orientation(image) in (5, 6, 7, 8)
     except Exception as error:  # as in read_picture
-        raise PictureError(path, _reason(path, error)) from error
+        raise _named(path, error) from error
     return (width, height) if turned else (height, width)
+
+
+def refuse(path) -> None:
+    """InputError if `read_picture` would refuse the file by its header; nothing if the file is only broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path, formats=formats()).close()
+    except Exception as error:  # as in read_picture
+        named = _named(path, error)
+        if not isinstance(named, PictureError):
+            raise named from error
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """FORMATS, as far as this Pillow has them."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _orientation(image) -> int:
@@ -94,6 +125,31 @@ def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
     if grey.size and (grey.min() < 0 or grey.max() > top):
         raise ValueError(f"grey values {grey.min():g}..{grey.max():g} exceed 0..{top:g}; convert to 8 bits")
     return np.rint(grey.astype(np.float64) * (255 / top)).astype(np.uint8)
+
+
+def _named(path, error: Exception) -> InputError:
+    """What `read_picture` raises for an error of Pillow."""
+    if isinstance(error, Image.DecompressionBombError):
+        return InputError(f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
+                          "Scale it down, or take it out of the data")
+    if isinstance(error, Image.UnidentifiedImageError):
+        refused = _refused_format(path)
+        if refused:
+            return InputError(f"{path}: {refused} pictures are not read; convert it to PNG or JPEG")
+    return PictureError(path, _reason(path, error))
+
+
+def _refused_format(path) -> str | None:
+    """The format outside FORMATS that the file begins as, told without decoding anything."""
+    with open(path, "rb") as file:
+        prefix = file.read(16)  # as many as Pillow shows them
+    for name, (_, accept) in Image.OPEN.items():
+        try:
+            if name not in FORMATS and accept and accept(prefix) is True:
+                return name
+        except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow passes over here
+            continue
+    return None
 
 
 def _reason(path, error: Exception) -> str:

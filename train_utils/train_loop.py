@@ -96,6 +96,7 @@ def open_splits(args):
         seed=args.seed,
         drop_empty=args.drop_empty,
         year=args.year,
+        strict=args.strict,
     )
 
 

@@ -5,7 +5,7 @@ exclusive.
 Everything raises InputError that names the file for what cannot be used.
 """
 
-import json
+import difflib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,8 @@ from lxml import etree
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.label_map import read_json
+from train_utils.pictures import formats
 
 CLASS_FILE = "pascal_voc_indices.json"
 VOID = 255
@@ -52,24 +54,27 @@ def read_class_ids(folder):
     path = folder / CLASS_FILE
     if not path.exists():
         path = Path(__file__).resolve().parent.parent / CLASS_FILE
-    try:
-        class_ids = json.loads(path.read_text(encoding="utf-8"))
-        valid = all(type(number) is int and 0 < number < VOID for number in class_ids.values())
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a JSON object of class names and numbers ({error})") from error
+    class_ids = read_json(path)
+    if not isinstance(class_ids, dict):
+        raise InputError(f"{path}: not a json object of class names and numbers")
+    valid = all(type(number) is int and 0 < number < VOID for number in class_ids.values())
     if not class_ids or not valid or len(set(class_ids.values())) < len(class_ids):
         raise InputError(f"{path}: class numbers must be different whole numbers from 1 to 254")
     return class_ids
 
 
+def list_path(folder, list_name):
+    """The file of one list."""
+    return folder / "ImageSets" / "Segmentation" / f"{list_name}.txt"
+
+
 def read_list(folder, list_name):
     """The names in one list of ImageSets/Segmentation, as they stand there."""
-    lists = folder / "ImageSets" / "Segmentation"
-    path = lists / f"{list_name}.txt"
+    path = list_path(folder, list_name)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        found = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
+        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise InputError(f"{path}: cannot read this list of pictures ({error.strerror}); lists there: {found}"
                          ) from error
     except UnicodeDecodeError as error:
@@ -84,7 +89,7 @@ def read_list(folder, list_name):
 
 
 def find_pictures(folder, names):
-    """The file name of each named picture in JPEGImages, whatever its extension; and how many are missing.
+    """The file name of each named picture in JPEGImages, whatever its extension; and whether it is missing.
 
     A missing one is given as NAME.jpg: reading it fails, as reading a damaged picture does.
     """
@@ -93,16 +98,16 @@ def find_pictures(folder, names):
         by_name = {file.stem: file.name for file in sorted(folder.iterdir(), reverse=True)}
     except OSError as error:
         raise InputError(f"{folder}: cannot list the pictures ({error.strerror})") from error
-    missing = sum(name not in by_name for name in names)
-    if missing == len(names):
-        raise InputError(f"{folder}: holds none of the {missing} pictures of the list")
+    missing = [name not in by_name for name in names]
+    if all(missing):
+        raise InputError(f"{folder}: holds none of the {len(names)} pictures of the list")
     return [by_name.get(name, f"{name}.jpg") for name in names], missing
 
 
 def read_index_picture(path):
     """uint8 [H, W]: the indices (not the colours) of a palette or grey PNG."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=formats()) as picture:
             mode, indices = picture.mode, np.array(picture)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such mask, though its picture is in the list") from error
@@ -193,7 +198,9 @@ def read_xml(path, class_ids):
         where = f"{path}: object {number}"
         name = (item.findtext("name") or "").strip()
         if name not in class_ids:
-            raise InputError(f"{where}: class {name!r} is not in {CLASS_FILE}; for classes of your own put a "
+            close = difflib.get_close_matches(name, class_ids, n=3)
+            meant = f" (is {' or '.join(map(repr, close))} meant?)" if close else ""
+            raise InputError(f"{where}: class {name!r} is not in {CLASS_FILE}{meant}; for classes of your own put a "
                              f"file of that name, {{\"name\": 1, ...}}, into {path.parent.parent}")
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
         classes.append(class_ids[name])
