@@ -14,12 +14,13 @@ NAMES = {1: "circle", 2: "square", 4: "big triangle"}
 SIZES = [(48, 64), (64, 48), (48, 64), (40, 40)]  # (height, width)
 
 
-def tiny_model(score_bias: float = 2.0):
+def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int | None = None):
     """A random model of NAMES' classes; the bias of "circle" makes its detections' scores sure or unsure."""
     torch.manual_seed(0)
     model = create_model(
-        len(NAMES) + 1,
+        classes + 1,
         "resnet18",
+        backbone_width=width,
         norm="batch",
         min_size=(64,),
         max_size=96,
@@ -32,14 +33,15 @@ def tiny_model(score_bias: float = 2.0):
         box_detections_per_img=40,
     )
     with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.bias.copy_(torch.tensor([0.0, score_bias, 0.5, 0.0]))
+        model.roi_heads.box_predictor.cls_score.bias[:3] = torch.tensor([0.0, score_bias, 0.5])
+        model.roi_heads.box_predictor.cls_score.bias[3:] = 0
     return model.eval()
 
 
-def write_checkpoint(path, score_bias: float = 2.0, **args):
+def write_checkpoint(path, score_bias: float = 2.0, names=NAMES, width: int | None = None, **args):
     """A checkpoint as training writes it, as far as it is read without training; args: training flags."""
-    model = tiny_model(score_bias)
-    label_map = LabelMap.from_categories(NAMES)
+    model = tiny_model(score_bias, len(names), width)
+    label_map = LabelMap.from_categories(names)
     save_checkpoint(
         path,
         {
