@@ -14,7 +14,7 @@ NAMES = {1: "circle", 2: "square", 4: "big triangle"}
 SIZES = [(48, 64), (64, 48), (48, 64), (40, 40)]  # (height, width)
 
 
-def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int | None = None):
+def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int = 64):
     """A random model of NAMES' classes; the bias of "circle" makes its detections' scores sure or unsure."""
     torch.manual_seed(0)
     model = create_model(
@@ -38,7 +38,7 @@ def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int | 
     return model.eval()
 
 
-def write_checkpoint(path, score_bias: float = 2.0, names=NAMES, width: int | None = None, **args):
+def write_checkpoint(path, score_bias: float = 2.0, names=NAMES, width: int = 64, **args):
     """A checkpoint as training writes it, as far as it is read without training; args: training flags."""
     model = tiny_model(score_bias, len(names), width)
     label_map = LabelMap.from_categories(names)

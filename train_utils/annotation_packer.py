@@ -185,10 +185,10 @@ class _Plain:
         """bool [K]: what `check_annotation` would keep as it is. sizes [I, 2], categories as Packer's."""
         height, width = sizes[self.rows].T  # [K] each
         x, y, w, h = np.array(self.boxes).reshape(-1, 4).T
-        points = np.frombuffer(self.points).reshape(-1, 2)
+        points = np.frombuffer(self.points)
         starts = _running(self.lengths)[_running(self.counts)[:-1]] // 2
-        left, top = np.minimum.reduceat(points, starts).T  # [K] each, NaN where a number is
-        right, bottom = np.maximum.reduceat(points, starts).T
+        left, top = (np.minimum.reduceat(points[axis::2], starts) for axis in (0, 1))  # [K] each, NaN where a number is
+        right, bottom = (np.maximum.reduceat(points[axis::2], starts) for axis in (0, 1))
         good = np.abs((left, top, right, bottom)).max(0) <= FAR * np.maximum(height, width)  # False for NaN
         good &= (np.abs((x, y, w, h)) < 1e300).all(0)
         good[good] &= (_overlap(x, w, width) & _overlap(y, h, height))[good]
