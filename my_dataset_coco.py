@@ -16,6 +16,7 @@ from backbone.errors import InputError
 from train_utils.coco_annotations import CocoAnnotations, read_annotations
 from train_utils.label_map import LabelMap
 from train_utils.pictures import picture_size, read_picture
+from train_utils.plain_text import visible
 from train_utils.rle_crops import cropped_masks
 from train_utils.skips import describe_skips
 
@@ -138,7 +139,7 @@ class CocoDataset:
             line += f"; {int(self.missing.sum())} picture files are missing, such as {first}"
         if self.annotations.cache_note:
             line += f"; {self.annotations.cache_note}"
-        return line
+        return visible(line)
 
     def ground_truth(self) -> dict:
         """A COCO dict of these pictures for evaluation: ids, boxes, areas and segmentations as in the json.
@@ -218,7 +219,10 @@ def picture_path(image_dir, name: str, root) -> str:
 
 
 def _is_inside(path: str, root: str) -> bool:
-    return os.path.commonpath([root, path]) == root
+    try:
+        return os.path.commonpath([root, path]) == root
+    except ValueError:  # Windows: another drive
+        return False
 
 
 def files_in(folder) -> frozenset[str]:

@@ -29,6 +29,7 @@ from network_files.instance_masks import encode_crop
 from train_utils import voc_format as voc
 from train_utils.label_map import LabelMap
 from train_utils.pictures import read_picture
+from train_utils.plain_text import visible
 from train_utils.skips import describe_skips
 
 # skipped
@@ -140,7 +141,7 @@ class VocDataset:
         notes = ", ".join(f"{count} {reason}" for reason, count in self.notes.items() if count)
         for title, counts in (("skipped", describe_skips(self.skipped, self.first_skipped)), ("notes", notes)):
             line += f"; {title}: {counts}" if counts else ""
-        return line
+        return visible(line)
 
     def ground_truth(self) -> dict:
         """A COCO dict of these pictures for evaluation, with VOC's class numbers; difficult is iscrowd."""

@@ -28,8 +28,10 @@ from train_utils.data_sets import refuse_missing
 from train_utils.drawing import draw_detections
 from train_utils.inference import add_model_arguments, detect, load_model
 from train_utils.label_map import read_json
+from train_utils.links import refuse_links
 from train_utils.picture_lists import find_pictures, output_names
 from train_utils.pictures import PictureError, read_picture, refuse
+from train_utils.plain_text import visible
 
 RESULT_NAME = "test_result"
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
@@ -48,6 +50,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
     parser.add_argument("--magnify", type=command.positive_int, default=1,
                         help="enlarge what is drawn this many times, for small pictures (default: 1)")
+    command.add_flag(parser, "--follow-links",
+                     help="follow pictures of a folder that are links out of it (else they are an error)")
     command.add_flag(parser, "--strict", help="a picture that cannot be read is an error, before any is predicted")
     add_model_arguments(parser)
     args = parser.parse_args()
@@ -121,7 +125,7 @@ class Predictor:
 
 def predict_pictures(args: argparse.Namespace) -> int:
     """Draws and prints each picture's detections, writes all of them as json; returns the exit status."""
-    pictures = find_pictures(args.img_path)
+    pictures = find_pictures(args.img_path, args.follow_links)
     for path in pictures:  # what ends the command does so before it has drawn anything
         read_picture(path) if args.strict else refuse(path)
     predictor = Predictor(args, DEFAULT_SCORE if args.score is None else args.score)
@@ -147,9 +151,9 @@ def predict_pictures(args: argparse.Namespace) -> int:
             results.append({**result, "category_id": category, "file_name": str(path)})
         predictor.draw(found, image, folder / name, args.magnify)
         for line in predictor.describe(found):
-            print(f"{path}: {line}")
+            print(f"{visible(str(path))}: {line}")
         count = len(found["scores"])
-        print(f"{path}: {count} detection(s) in {seconds:.2f} s -> {folder / name}", flush=True)
+        print(f"{visible(str(path))}: {count} detection(s) in {seconds:.2f} s -> {folder / name}", flush=True)
     write_results(output_dir / f"{RESULT_NAME}.json", results)
     print(f"{len(results)} detection(s) written to {output_dir / RESULT_NAME}.json")
     return predictor.status(len(pictures))
@@ -171,6 +175,11 @@ def open_images(args: argparse.Namespace, raw, label_map) -> CocoDataset:
         names = dict(zip(label_map.category_ids, label_map.names, strict=True))
         categories = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
         raw = {**raw, "annotations": [], "categories": categories}
+        listed = raw["images"] if isinstance(raw.get("images"), list) else []
+        names = [image.get("file_name") for image in listed if isinstance(image, dict)]
+        if not args.follow_links:
+            names = [name for name in names if isinstance(name, str)]
+            refuse_links(args.coco_json, args.image_dir, args.image_dir, names)
     annotations = read_annotations(args.coco_json, raw, size_reader(args.image_dir, args.image_dir))
     data_set = CocoDataset(annotations, args.image_dir, label_map=label_map)
     refuse_missing(data_set)

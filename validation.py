@@ -44,6 +44,8 @@ def parse_args() -> argparse.Namespace:
                         help="pictures at a time, of equal size each time (default: 1)")
     parser.add_argument("--workers", type=command.non_negative_int, default=0,
                         help="processes that read pictures (default: 0)")
+    command.add_flag(parser, "--follow-links",
+                     help="follow pictures that are links out of the data folder (else they are an error)")
     command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
     return parser.parse_args()
 
@@ -60,7 +62,8 @@ def open_val_set(args: argparse.Namespace, trained: dict, label_map):
     chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     path, strict = chosen.pop("data_path", None), args.strict
-    return open_data_set(path, split="val", label_map=label_map, strict=strict, **chosen).val
+    return open_data_set(path, split="val", label_map=label_map, strict=strict,
+                         follow_links=args.follow_links, **chosen).val
 
 
 def report(folder: Path, result: EvalResult, data_set) -> int:

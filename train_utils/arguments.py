@@ -81,6 +81,7 @@ def _add_data_arguments(group):
         help="without background; checked against the data, which tells it",
     )
     add_flag(group, "--drop-empty", help="leave out training pictures without objects")
+    add_flag(group, "--follow-links", help="follow pictures that are links out of the data (else an error)")
     add_flag(group, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
     add(
         "--aspect-ratio-group-factor",

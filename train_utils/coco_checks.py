@@ -13,6 +13,7 @@ import re
 
 from backbone.errors import InputError
 from train_utils.coco_segmentation import Skip, box_of, finite, overlaps, read_segmentation
+from train_utils.plain_text import brief, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
 NO_ID = -(2**63)  # an annotation without id; no id is that low
@@ -30,7 +31,7 @@ def as_integer(value, what: str) -> int:
     """An integer of 64 bits; 7.0 counts as 7, as tables exported to json have it."""
     if _is_integer(value) and abs(value) < 2**63:
         return int(value)
-    raise InputError(f"{what} {value!r} is not an integer")
+    raise InputError(f"{what} {brief(value)} is not an integer")
 
 
 def as_id(value, what: str) -> int:
@@ -42,7 +43,7 @@ def as_id(value, what: str) -> int:
         return int(value) if abs(value) < 2**63 else _hashed(str(int(value)))
     if isinstance(value, str) and value:
         return int(value) if INTEGER.fullmatch(value) else _hashed(value)
-    raise InputError(f"{what} {value!r} is neither an integer nor text")
+    raise InputError(f"{what} {brief(value)} is neither an integer nor text")
 
 
 def given_id(value) -> str:
@@ -70,16 +71,16 @@ def check_categories(categories: list, path) -> dict[int, str]:
     names: dict[int, str] = {}
     for category in categories:
         if not isinstance(category, dict) or "id" not in category:
-            raise InputError(f"{path}: category {category!r} has no id")
+            raise InputError(f"{path}: category {brief(category)} has no id")
         try:
             i = as_id(category["id"], "id")
         except InputError as error:
-            raise InputError(f"{path}: category {category.get('name')!r}: {error}") from error
+            raise InputError(f"{path}: category {brief(category.get('name'))}: {error}") from error
         if i in names:
-            raise InputError(f"{path}: category id {category['id']!r} stands twice")
-        names[i] = str(category.get("name", i))
+            raise InputError(f"{path}: category id {brief(category['id'])} stands twice")
+        names[i] = visible(str(category.get("name", i)))
         if not is_text(names[i]):
-            raise InputError(f"{path}: category id {i}: name {names[i]!a} is not text")
+            raise InputError(f"{path}: category id {i}: name {names[i][:80]!a} is not text")
     if not names:
         raise InputError(f"{path}: its list of categories is empty")
     return dict(sorted(names.items()))
@@ -94,12 +95,12 @@ def given_categories(categories: list) -> dict[int, str | int]:
 def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
     """(id, file name, (H, W), `given_id`)."""
     if not isinstance(image, dict) or "id" not in image:
-        raise InputError(f"{path}: image {image!r} has no id")
+        raise InputError(f"{path}: image {brief(image)} has no id")
     try:
         image_id = as_id(image["id"], "id")
         name = image.get("file_name")
         if not isinstance(name, str) or not name or "\0" in name or not is_text(name):
-            raise InputError(f"file_name {name!r} is not a file name")
+            raise InputError(f"file_name {brief(name)} is not a file name")
         size = image.get("height"), image.get("width")
         if None in size and size_of is not None:
             size = size_of(name)
@@ -107,7 +108,7 @@ def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
         if min(size) < 1:
             raise InputError(f"a size of {size[1]}x{size[0]}")
     except InputError as error:
-        raise InputError(f"{path}: image id {image['id']}: {error}") from error
+        raise InputError(f"{path}: image id {brief(image['id'])}: {error}") from error
     return image_id, name, size, given_id(image["id"])
 
 

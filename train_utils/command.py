@@ -14,6 +14,7 @@ import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
+from train_utils.plain_text import one_line
 
 EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 LESS_MEMORY = "try a smaller --batch-size (with --accumulate-steps), --max-size, --recompute or --amp"
@@ -233,7 +234,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         return main() or EXIT_OK
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

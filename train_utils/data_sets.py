@@ -12,15 +12,18 @@ from train_utils.coco_checks import check_is_coco
 from train_utils.coco_layout import LOOKED_FOR, data_root, find_image_dir, find_jsons, role_of
 from train_utils.files import user_path
 from train_utils.label_map import LabelMap, read_json
+from train_utils.links import refuse_links, refuse_links_in
 from train_utils.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
 from train_utils.pictures import PictureError, read_picture
 from train_utils.skips import refuse_skips
+from train_utils.voc_format import find_voc_folder
 
 __all__ = [
     "Batch", "DataSplits", "EvalLoader", "LabelMap", "PictureError", "TrainLoader",
     "open_data_set", "read_picture", "sample_rng", "sample_seed",
 ]
 SHAPES_FOLDER = "data/shapes"
+VOC_FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
 
 
 class DataSplits(NamedTuple):
@@ -34,6 +37,7 @@ class DataSplits(NamedTuple):
 def open_data_set(
     path=None, dataset="auto", image_dir=None, val_fraction=0.2, seed=0, drop_empty=False, year=None,
     split=None, label_map=None, shapes_dir=SHAPES_FOLDER, strict=False,
+    follow_links=False,
 ) -> DataSplits:
     """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
 
@@ -41,7 +45,7 @@ def open_data_set(
     val_fraction, seed: share and choice of validation pictures where the data has a single json.
     drop_empty: leave training pictures without objects out. year: of several in the folder.
     split: open "train" or "val" alone. label_map: take these labels (a checkpoint's), not the data's own.
-    strict: annotations that would be skipped are an error.
+    strict: annotations that would be skipped are an error. follow_links: pictures may be links out of the data.
     Raises InputError that names the file for everything that cannot be used.
     """
     if path is None:
@@ -58,9 +62,9 @@ def open_data_set(
     if dataset == "voc":
         if image_dir is not None:
             raise InputError("--image-dir: VOC has its pictures in JPEGImages; leave the flag out")
-        splits = _open_voc(path, year, split, label_map)
+        splits = _open_voc(path, year, split, label_map, follow_links)
     elif dataset == "coco":
-        splits = _open_coco(path, image_dir, val_fraction, seed, year, split, label_map)
+        splits = _open_coco(path, image_dir, val_fraction, seed, year, split, label_map, follow_links)
     else:
         raise InputError(f"--dataset {dataset}: auto, coco and voc can be opened")
     if drop_empty and splits.train is not None:
@@ -94,9 +98,12 @@ def is_voc(path: Path) -> bool:
     return any(match.is_dir() for place in places for match in path.glob(place))
 
 
-def _open_voc(path, year, split, label_map) -> DataSplits:
+def _open_voc(path, year, split, label_map, follow_links) -> DataSplits:
     from my_dataset_voc import VocDataset
 
+    if not follow_links:
+        folder = find_voc_folder(path, year)
+        refuse_links_in([folder / part for part in VOC_FOLDERS], folder)
     names = [name if split in (None, name) else None for name in ("train", "val")]
     train, val = (VocDataset(path, year, name) if name else None for name in names)
     own = (train or val).label_map
@@ -105,7 +112,7 @@ def _open_voc(path, year, split, label_map) -> DataSplits:
     return DataSplits(train, val, own)
 
 
-def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map) -> DataSplits:
+def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map, follow_links) -> DataSplits:
     if path.is_file():
         root = data_root(path)
         as_val = split == "val" and role_of(path) in ("val", "test")
@@ -115,14 +122,14 @@ def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map) -> D
         jsons = find_jsons(root, year)
     if "val" not in jsons:  # a single json
         (json_path,) = jsons.values()
-        whole = _read_coco(json_path, root, image_dir, label_map)
+        whole = _read_coco(json_path, root, image_dir, label_map, follow_links)
         train, val = (whole.subset(rows) for rows in split_positions(whole, val_fraction, seed))
         train, val = train if split != "val" else None, val if split != "train" else None
         return DataSplits(train, val, whole.label_map)
     if split != "val" and "train" not in jsons:
         raise InputError(f"{path}: no training json beside {jsons['val'].name}; {LOOKED_FOR}")
     wanted = [role for role in ("train", "val") if split in (None, role)]
-    parts = {role: _read_coco(jsons[role], root, image_dir, label_map) for role in wanted}
+    parts = {role: _read_coco(jsons[role], root, image_dir, label_map, follow_links) for role in wanted}
     if len(parts) == 2 and label_map is None:
         given = {**parts["train"].label_map.given, **parts["val"].label_map.given}
         label_map = LabelMap.from_categories(_merged_categories(parts["train"], parts["val"]), given)
@@ -132,7 +139,7 @@ def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map) -> D
     return DataSplits(parts.get("train"), parts.get("val"), label_map)
 
 
-def _read_coco(json_path, root, image_dir, label_map):
+def _read_coco(json_path, root, image_dir, label_map, follow_links):
     from my_dataset_coco import CocoDataset, size_reader
 
     annotations = read_indexed(json_path)
@@ -151,6 +158,8 @@ def _read_coco(json_path, root, image_dir, label_map):
         image_dir = root = user_path(image_dir)
         if not image_dir.is_dir():
             raise InputError(f"{image_dir}: no such folder; check --image-dir")
+    if not follow_links:
+        refuse_links(json_path, image_dir, root, names)
     if annotations is None:
         annotations = read_annotations(json_path, raw, size_reader(image_dir, root))
     data = CocoDataset(annotations, image_dir, root, label_map)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from backbone.errors import InputError
 from train_utils.json_stream import RepeatedKey, no_collection, object_of
+from train_utils.plain_text import visible
 
 COCO_NAMES_FILE = Path(__file__).resolve().parent.parent / "coco91_indices.json"
 
@@ -20,7 +21,7 @@ class LabelMap:
     def __init__(self, labels, category_ids, names, given: dict[int, str | int] | None = None):
         self._labels = tuple(int(label) for label in labels)
         self.category_ids = tuple(int(i) for i in category_ids)
-        self.names = tuple(str(name) for name in names)
+        self.names = tuple(visible(str(name)) for name in names)
         self.given = dict(given or {})
         if not len(self._labels) == len(self.category_ids) == len(self.names):
             raise InputError("label map: labels, category ids and names differ in number")

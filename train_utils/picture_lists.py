@@ -9,21 +9,27 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.files import user_path
+from train_utils.links import refuse_links_of
 from train_utils.pictures import formats
+from train_utils.plain_text import visible
 
 LONGEST = 240  # bytes of a drawn picture's stem: disks take names of 255, with a suffix and a temporary file's own
 
 
-def find_pictures(img_paths: Iterable[str]) -> list[Path]:
+def find_pictures(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
     """The files that --img-path names: a file itself, a folder's pictures, a glob's matches; each file once.
 
-    A folder's files without a picture's suffix are left out and named. InputError where nothing is found.
+    A folder's files without a picture's suffix are left out and named. InputError where nothing is found, and,
+    unless follow_links, where a folder or a glob leads out of itself by a link.
     """
     found = []
     for name in img_paths:
         path = user_path(name)
         if path.is_dir():
-            found += _pictures_in(path)
+            in_folder = _pictures_in(path)
+            if not follow_links:
+                refuse_links_of(path, in_folder)
+            found += in_folder
         elif path.exists():
             found.append(path)
         else:
@@ -31,6 +37,8 @@ def find_pictures(img_paths: Iterable[str]) -> list[Path]:
             matches = [match for match in matches if match.is_file()]
             if not matches:
                 raise InputError(f"--img-path {name}: no such file or folder; as a glob it matches no file")
+            if not follow_links:
+                refuse_links_of(path, matches)
             found += matches
     return list(dict.fromkeys(found))
 
@@ -45,6 +53,7 @@ def _pictures_in(folder: Path) -> list[Path]:
                          f"'{folder}/**/*.jpg' in quotes finds theirs)")
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        shown = visible(shown)
         print(f"{folder}: left out {len(others)} file(s) without a picture's suffix: {shown}")
     return pictures
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.plain_text import visible
 
 # Those that people keep pictures in, the commonest first. Others are decoded by code that few files ever test,
 # or by another program: EPS runs Ghostscript. (An MPO is opened as the JPEG that it begins with.)
@@ -41,7 +42,7 @@ class PictureError(InputError):
         super().__init__(self.path, self.reason)
 
     def __str__(self):
-        return f"{self.path}: {self.reason}"
+        return visible(f"{self.path}: {self.reason}")
 
 
 def read_picture(path, rotate: bool = True) -> torch.Tensor:

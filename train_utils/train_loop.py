@@ -97,6 +97,7 @@ def open_splits(args):
         drop_empty=args.drop_empty,
         year=args.year,
         strict=args.strict,
+        follow_links=args.follow_links,
     )
 
 

@@ -17,9 +17,11 @@ from PIL import Image
 from backbone.errors import InputError
 from train_utils.label_map import read_json
 from train_utils.pictures import formats
+from train_utils.plain_text import brief
 
 CLASS_FILE = "pascal_voc_indices.json"
 VOID = 255
+MAX_XML = 2**21  # bytes: some 7,000 objects, and a picture's mask tells 254 apart
 # An XML object goes to an instance whose box it overlaps with at least this IoU. Masks end some pixels inside
 # the XML's boxes (the void border), which is much for a small object: agreeing on the class asks for less.
 MIN_IOU_SAME_CLASS, MIN_IOU = 0.1, 0.5
@@ -190,18 +192,24 @@ def read_xml(path, class_ids):
         return XmlObjects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64), None, exists=False)
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
     try:
-        root = etree.fromstring(path.read_bytes(), parser)  # bytes, so that an encoding declaration counts
+        with open(path, "rb") as file:
+            content = file.read(MAX_XML + 1)
+        if len(content) > MAX_XML:
+            raise InputError(f"{path}: larger than {MAX_XML >> 20} MiB: not an annotation file of one picture")
+        root = etree.fromstring(content, parser)  # bytes, so that an encoding declaration counts
     except (OSError, etree.XMLSyntaxError) as error:
         raise InputError(f"{path}: not an XML file that can be read ({error})") from error
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise InputError(f"{path}: has a document type (<!DOCTYPE ...>), as annotation files have not; take it out")
     classes, boxes, difficult = [], [], []
     for number, item in enumerate(root.findall("object"), 1):
         where = f"{path}: object {number}"
         name = (item.findtext("name") or "").strip()
         if name not in class_ids:
-            close = difflib.get_close_matches(name, class_ids, n=3)
+            close = difflib.get_close_matches(name[:80], class_ids, n=3)
             meant = f" (is {' or '.join(map(repr, close))} meant?)" if close else ""
-            raise InputError(f"{where}: class {name!r} is not in {CLASS_FILE}{meant}; for classes of your own put a "
-                             f"file of that name, {{\"name\": 1, ...}}, into {path.parent.parent}")
+            raise InputError(f"{where}: class {brief(name)} is not in {CLASS_FILE}{meant}; for classes of your own "
+                             f"put a file of that name, {{\"name\": 1, ...}}, into {path.parent.parent}")
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
         classes.append(class_ids[name])
         boxes.append((x1 - 1, y1 - 1, x2, y2))  # VOC counts pixels from 1 and includes the last
@@ -215,13 +223,14 @@ def _number(item, tag, where):
     try:
         value = float(text)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {tag} is {text!r}, not a number") from error
+        raise InputError(f"{where}: {tag} is {brief(text)}, not a number") from error
     if not math.isfinite(value):
-        raise InputError(f"{where}: {tag} is {text.strip()}, not a finite number")
+        raise InputError(f"{where}: {tag} is {brief(text.strip())}, not a finite number")
     return value
 
 
 def _xml_size(root):
     """(height, width), or None where the file does not say it (or says 0, as some tools do)."""
     texts = [(root.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
-    return tuple(map(int, texts)) if all(text.isdecimal() and int(text) > 0 for text in texts) else None
+    whole = all(text.isdecimal() and len(text) < 10 and int(text) > 0 for text in texts)
+    return tuple(map(int, texts)) if whole else None

@@ -24,6 +24,7 @@ import predict
 import train
 import validation
 from tests.faults import Outcome
+from tests.faults.hostile_data import DATA_CASES
 from tests.faults.hostile_npy import NPY_CASES
 from tests.faults.hostile_weights import OF_CHECKPOINTS, WEIGHTS_CASES, write_checkpoint
 from train_utils.command import EXIT_WRONG_INPUT, run_command
@@ -80,6 +81,7 @@ def all_cases(full: bool) -> list[Case]:
             del of_weights[2]
         cases += of_weights if full else [of_weights[number % len(of_weights)]]
     cases += [Case(f"{name} (.npy)", make, "npy", ("FILE",)) for name, make in NPY_CASES.items()]
+    cases += [Case(f"{name} in {command}", make, command, flags) for name, (make, command, flags) in DATA_CASES.items()]
     return cases
 
 

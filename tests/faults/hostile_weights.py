@@ -88,8 +88,8 @@ def _claims_more(folder, mark):
 def write_checkpoint(path):
     """A checkpoint of a model of half a megabyte, as far as validation and prediction read it."""
     torch.manual_seed(0)
-    config = tiny_model.tiny_model().config.to_dict()
-    model = create_model(**{**config, "backbone_width": 8, "norm": "batch"})
+    model = create_model(len(tiny_model.NAMES) + 1, "resnet18", backbone_width=8, norm="batch", fpn_channels=16,
+                         box_head_channels=32, mask_head_channels=16, mask_head_layers=1, min_size=64, max_size=96)
     names = LabelMap.from_categories(tiny_model.NAMES).to_dict()
     save_checkpoint(path, {"format_version": 1, "model": model.state_dict(), "config": model.config.to_dict(),
                            "label_map": names, "args": {}, "epoch": 0, "step": 0})

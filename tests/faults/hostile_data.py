@@ -1,0 +1,170 @@
+"""Data sets made to harm: name -> (make(folder, mark), command, flags). A folder "outside" lies beside the case's
+and must not be read."""
+
+import json
+import os
+
+import numpy as np
+import tiny_model
+from PIL import Image
+
+DEEP = 100_000
+OF_VALIDATION = ("--weights-path", "GOOD/model.pth", "--data-path", "FOLDER/data", "--device", "cpu")
+OF_TRAIN = ("--data-path", "FOLDER/data", "--device", "cpu", "--weights", "none", "--backbone", "resnet18")
+OF_PREDICT = ("--weights-path", "GOOD/model.pth", "--coco-json", "FOLDER/data/instances_val.json", "--image-dir",
+              "FOLDER/data/images", "--output", "FOLDER/r.json", "--device", "cpu")
+OF_PICTURES = ("--weights-path", "GOOD/model.pth", "--img-path", "FOLDER/data/images", "--device", "cpu")
+OF_NAMES = ("--weights-path", "GOOD/model.pth", "--img-path", "GOOD/data/images/0.png", "--label-json-path", "FILE",
+            "--device", "cpu")
+
+
+def secret(folder):
+    """A picture beside the case's folder, which nothing may read."""
+    path = folder.parent / "outside" / "secret.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(path)
+    return path
+
+
+def coco(change=None, text=None):
+    """A sound data set, changed: change(content of a json, folder), or text(json text) of both jsons."""
+    def make(folder, mark):
+        data = tiny_model.write_coco(folder / "data")
+        secret(folder)
+        for path in data.glob("*.json"):
+            content = json.loads(path.read_text())
+            if change is not None:
+                change(content, data)
+            path.write_text(json.dumps(content) if text is None else text(json.dumps(content)))
+        return data / "instances_val.json"
+
+    return make
+
+
+def named(name, with_size=True):
+    """The first picture's file name is another one; {outside}: the secret's path."""
+    def change(content, data):
+        image = content["images"][0]
+        image["file_name"] = name.format(outside=os.path.relpath(data.parent.parent / "outside", data / "images"),
+                                         absolute=data.parent.parent / "outside")
+        if not with_size:
+            del image["width"], image["height"]
+
+    return coco(change)
+
+
+def linked(what="file", with_size=True):
+    """The first picture, or a folder that holds it, is a link to the secret."""
+    def change(content, data):
+        outside, image = data.parent.parent / "outside", content["images"][0]
+        if what == "file":
+            (data / "images" / "0.png").unlink(missing_ok=True)
+            (data / "images" / "0.png").symlink_to(outside / "secret.png")
+        else:
+            image["file_name"] = "more/secret.png"
+            if not (data / "images" / "more").is_symlink():
+                (data / "images" / "more").symlink_to(outside)
+        if not with_size:
+            del image["width"], image["height"]
+
+    return coco(change)
+
+
+def names_file(text):
+    def make(folder, mark):
+        path = folder / "names.json"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+XML = """<annotation><size><width>{side}</width><height>{side}</height></size><object><name>{name}</name><bndbox>
+<xmin>3</xmin><ymin>3</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>"""
+
+
+def voc(xml=None, head="", classes=None, link=None, listed="a", **fields):
+    """A VOC folder of one picture with one instance; xml: the annotation file's text."""
+    def make(folder, mark):
+        root = folder / "data" / "VOC2012"
+        for name in ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+            (root / name).mkdir(parents=True)
+        mask = np.zeros((48, 64), np.uint8)
+        mask[3:20, 3:20] = 1
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / "JPEGImages" / "a.jpg")
+        for kind in ("Object", "Class"):
+            Image.fromarray(mask).save(root / f"Segmentation{kind}" / "a.png")
+        text = head + XML.format(**{"name": "aeroplane", "side": 64, **fields}) if xml is None else xml
+        (root / "Annotations" / "a.xml").write_text(text.replace("OUTSIDE", str(secret(folder))))
+        for split in ("train", "val"):
+            (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(listed + "\n")
+        if classes is not None:
+            (root / "pascal_voc_indices.json").write_text(classes)
+        if link is not None:
+            target = secret(folder)
+            if link.endswith(".xml"):
+                target = target.with_name("secret.xml")
+                target.write_text(text)
+            (root / link).unlink()
+            (root / link).symlink_to(target)
+        return folder
+
+    return make
+
+
+LAUGHS = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a0 "ha">' + "".join(
+    f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(12)) + "]>"
+QUADRATIC = f'<!DOCTYPE a [<!ENTITY a "{"x" * 100_000}">]>'
+
+DATA_CASES = {
+    "a file name that climbs out": (named("{outside}/secret.png"), "validation", OF_VALIDATION),
+    "a file name that climbs out, without a size": (named("{outside}/secret.png", False), "train", OF_TRAIN),
+    "an absolute file name": (named("{absolute}/secret.png"), "train", OF_TRAIN),
+    "an absolute file name, without a size": (named("{absolute}/secret.png", False), "predict", OF_PREDICT),
+    "a file name that is a device": (named("/dev/zero", False), "validation", OF_VALIDATION),
+    "a file name with a NUL": (named("0.png\0.jpg"), "predict", OF_PREDICT),
+    "a Windows file name": (named("..\\..\\secret.png"), "validation", OF_VALIDATION),
+    "a file name with a drive": (named("C:\\secret.png"), "train", OF_TRAIN),
+    "a file name with terminal codes": (named("\x1b[2J\nfine.png"), "validation", OF_VALIDATION),
+    "a picture that is a link out": (linked(), "validation", OF_VALIDATION),
+    "a picture that is a link out, without a size": (linked(with_size=False), "predict", OF_PREDICT),
+    "a folder that is a link out": (linked("folder"), "train", OF_TRAIN),
+    "a picture that is a link out, in a folder": (linked(), "predict", OF_PICTURES),
+    "lists 100,000 deep": (coco(text=lambda t: t[:-1] + ', "x": ' + "[" * DEEP + "]" * DEEP + "}"), "train", OF_TRAIN),
+    "an id 900 lists deep": (
+        coco(text=lambda t: t.replace('"id": 10', '"id": ' + "[" * 900 + "]" * 900, 1)), "train", OF_TRAIN),
+    "an id of 10^6 digits": (coco(text=lambda t: t.replace('"id": 10', '"id": ' + "9" * 10**6, 1)), *(
+        "validation", OF_VALIDATION)),
+    "a key that is no text": (coco(text=lambda t: t.replace('"images"', "NaN", 1)), "predict", OF_PREDICT),
+    "a category without an id of 10^6 letters": (
+        coco(lambda c, _: c["categories"].append({"name": "x" * 10**6})), "train", OF_TRAIN),
+    "a class file 100,000 deep": (names_file("[" * DEEP + "]" * DEEP), "predict", OF_NAMES),
+    "a class file of 10^6 digits": (names_file('{"1": ' + "9" * 10**6 + "}"), "predict", OF_NAMES),
+    "a class file with NaN": (names_file("{NaN: 1}"), "predict", OF_NAMES),
+    "a class file whose labels are no numbers": (names_file('{"\\u001b[2J": "x"}'), "predict", OF_NAMES),
+    "a class file of a label of 10^18": (names_file('{"1000000000000000000": "x"}'), "predict", OF_NAMES),
+    "XML: ten entities of ten, twelve deep": (voc(head=LAUGHS, name="&a12;"), "validation", OF_VALIDATION),
+    "XML: the same in an attribute": (
+        voc(xml=LAUGHS + '<annotation x="&a12;"></annotation>'), "train", OF_TRAIN),
+    "XML: an entity of 100 kB, 10,000 times": (voc(head=QUADRATIC, name="&a;" * 10_000), "validation", OF_VALIDATION),
+    "XML: that in an attribute": (
+        voc(xml=QUADRATIC + f'<annotation x="{"&a;" * 10_000}"></annotation>'), "train", OF_TRAIN),
+    "XML: a file as an entity": (
+        voc(head='<!DOCTYPE a [<!ENTITY x SYSTEM "file://OUTSIDE">]>', name="&x;"), "validation", OF_VALIDATION),
+    "XML: a parameter entity of a file": (
+        voc(head='<!DOCTYPE a [<!ENTITY % x SYSTEM "file://OUTSIDE"> %x;]>'), "train", OF_TRAIN),
+    "XML: a document type elsewhere": (voc(head='<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x.dtd">'), *(
+        "validation", OF_VALIDATION)),
+    "XML: XInclude": (voc(xml='<annotation xmlns:xi="http://www.w3.org/2001/XInclude"><object><name><xi:include '
+                              'href="OUTSIDE" parse="text"/></name></object></annotation>'), "train", OF_TRAIN),
+    "XML: 100,000 deep": (voc(xml="<a>" * DEEP + "</a>" * DEEP), "validation", OF_VALIDATION),
+    "XML: 300 MB": (voc(name="x" * (300 << 20)), "train", OF_TRAIN),
+    "XML: a class of 10^6 letters": (voc(name="x" * 10**6), "validation", OF_VALIDATION),
+    "XML: a class of terminal codes": (voc(name="&#x9b;2J"), "train", OF_TRAIN),
+    "VOC: a picture that is a link out": (voc(link="JPEGImages/a.jpg"), "validation", OF_VALIDATION),
+    "VOC: a mask that is a link out": (voc(link="SegmentationObject/a.png"), "train", OF_TRAIN),
+    "VOC: an annotation file that is a link out": (voc(link="Annotations/a.xml"), "validation", OF_VALIDATION),
+    "VOC: a list that climbs out": (voc(listed="../../../outside/secret"), "train", OF_TRAIN),
+    "VOC: an absolute name in a list": (voc(listed="/etc/passwd"), "validation", OF_VALIDATION),
+    "VOC: a class file 100,000 deep": (voc(classes="[" * DEEP + "]" * DEEP), "train", OF_TRAIN),
+}

@@ -1,0 +1,77 @@
+"""Symbolic links among data: those that lead out of it are followed only where the user says so.
+
+The data folder and the folder of its pictures may be links themselves, and lie apart; what counts is a link below.
+"""
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from backbone.errors import InputError
+
+ADVICE = "give --follow-links if that is meant, or put the file itself there"
+
+
+def refuse_links(source, image_dir, root, names: Iterable[str]) -> None:
+    """InputError if a picture, by its name in `image_dir`, is a link out of `image_dir` and `root`, or lies beyond one.
+
+    source: what lists the names. Each folder is looked at once, a picture only if it is a link. Names that leave
+    `root` as text are passed over: they are refused where they are read.
+    """
+    inside = _inside(image_dir, root)
+    links: dict[str, frozenset[str] | None] = {}  # of a folder; None: of one that the name itself leaves
+    for name in names:
+        folder, base = os.path.split(name)
+        if folder not in links:
+            links[folder] = _links_below(image_dir, folder, root, inside, source)
+        found = links[folder]
+        if found and base in found:
+            _refuse(source, os.path.join(image_dir, name), inside)
+
+
+def refuse_links_in(folders: Iterable[Path], root) -> None:
+    """InputError if a folder below `root` has a file that is a link out of both."""
+    for folder in folders:
+        for name in sorted(_links_in(folder)):
+            _refuse(folder, os.path.join(folder, name), _inside(folder, root))
+
+
+def refuse_links_of(pattern: str | Path, paths: Iterable[Path]) -> None:
+    """InputError if one of a folder's files, or of a glob's matches, is a link out of it, or lies beyond one."""
+    fixed = str(pattern)
+    while glob.has_magic(fixed):
+        fixed = os.path.dirname(fixed)
+    inside = _inside(fixed or ".", fixed or ".")
+    for path in paths:
+        _refuse(f"--img-path {pattern}", path, inside)
+
+
+def _links_below(image_dir, folder: str, root, inside, source) -> frozenset[str] | None:
+    path = os.path.join(image_dir, folder)
+    if not _is_in(os.path.abspath(path), (os.path.abspath(root), os.path.abspath(image_dir))):
+        return None
+    _refuse(source, path, inside)
+    return _links_in(path)
+
+
+def _links_in(folder) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_symlink())
+    except (OSError, ValueError):  # no such folder, or no name of one: then its pictures are missing
+        return frozenset()
+
+
+def _inside(*folders) -> tuple[str, ...]:
+    return tuple({os.path.realpath(folder) for folder in folders})
+
+
+def _refuse(source, path, inside: tuple[str, ...]) -> None:
+    target = os.path.realpath(path)
+    if not _is_in(target, inside):
+        raise InputError(f"{source}: {path} leads out of the data by a link, to {target}; {ADVICE}")
+
+
+def _is_in(path: str, folders: tuple[str, ...]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip(os.sep) + os.sep) for folder in folders)
