@@ -198,7 +198,7 @@ def read_xml(path, class_ids):
             raise InputError(f"{path}: larger than {MAX_XML >> 20} MiB: not an annotation file of one picture")
         root = etree.fromstring(content, parser)  # bytes, so that an encoding declaration counts
     except (OSError, etree.XMLSyntaxError) as error:
-        raise InputError(f"{path}: not an XML file that can be read ({error})") from error
+        raise InputError(f"{path}: not an XML file that can be read ({' '.join(str(error).split())})") from error
     if root.getroottree().docinfo.internalDTD is not None:
         raise InputError(f"{path}: has a document type (<!DOCTYPE ...>), as annotation files have not; take it out")
     classes, boxes, difficult = [], [], []
