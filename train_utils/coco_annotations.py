@@ -23,7 +23,7 @@ from train_utils.coco_checks import (
     check_is_coco,
     given_categories,
 )
-from train_utils.coco_segmentation import NO_SEGMENTATION, RLE, rasterise, unpack_polygon
+from train_utils.coco_segmentation import LONGEST_OUTLINE, NO_SEGMENTATION, RLE, outline, rasterise, unpack_polygon
 from train_utils.json_stream import BATCH, Unusual, no_collection, read_lists
 from train_utils.label_map import read_json
 
@@ -102,11 +102,18 @@ class CocoAnnotations:
         return [unpack_polygon(self.kinds[k], part).tolist() for part in parts]
 
     def rle(self, k: int, size) -> dict:
-        """Annotation k as compressed RLE (counts: bytes) of a picture of `size` (H, W), rasterised by pycocotools."""
+        """Annotation k as compressed RLE (counts: bytes) of a picture of `size` (H, W), rasterised by pycocotools.
+
+        InputError for polygons with an outline of more than LONGEST_OUTLINE pixels, which would take all memory.
+        """
         parts = self._parts(k)
         if self.kinds[k] == RLE:
             return {"size": list(size), "counts": parts[0]}
-        return rasterise([unpack_polygon(self.kinds[k], part) for part in parts], size)
+        polygons = [unpack_polygon(self.kinds[k], part) for part in parts]
+        if outline(polygons, size) > LONGEST_OUTLINE:
+            raise InputError(f"{self.path}: annotation {self.annotation_ids[k]}: its polygons go to and fro for more "
+                             f"than {LONGEST_OUTLINE} pixels; draw it anew, or take it out")
+        return rasterise(polygons, size)
 
     def _parts(self, k: int) -> list[bytes]:
         return [self.parts[p] for p in range(int(self.first_part[k]), int(self.first_part[k + 1]))]

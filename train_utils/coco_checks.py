@@ -17,6 +17,7 @@ from train_utils.plain_text import brief, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
 NO_ID = -(2**63)  # an annotation without id; no id is that low
+MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; pictures of a twelfth of it are refused as bombs
 
 
 def check_is_coco(raw, path):
@@ -105,7 +106,7 @@ def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
         if None in size and size_of is not None:
             size = size_of(name)
         size = as_integer(size[0], "height"), as_integer(size[1], "width")
-        if min(size) < 1:
+        if min(size) < 1 or size[0] * size[1] >= MOST_PIXELS:
             raise InputError(f"a size of {size[1]}x{size[0]}")
     except InputError as error:
         raise InputError(f"{path}: image id {brief(image['id'])}: {error}") from error
@@ -130,7 +131,7 @@ def check_annotation(annotation: dict, categories, size) -> tuple:
     """
     category = as_id(annotation["category_id"], "category_id")
     if categories is not None and category not in categories:
-        raise InputError(f"category_id {annotation['category_id']!r} is not in the json's list of categories")
+        raise InputError(f"category_id {brief(annotation['category_id'])} is not in the json's list of categories")
     if not annotation.get("segmentation") and not annotation.get("bbox"):
         raise InputError("has neither segmentation nor bbox")
     kind, parts = read_segmentation(annotation.get("segmentation"), size)
@@ -144,7 +145,7 @@ def check_annotation(annotation: dict, categories, size) -> tuple:
     area = math.nan if area is None else finite([area], "area")[0]
     crowd = annotation.get("iscrowd")
     if crowd not in (None, 0, 1):  # "0" as text would count as true
-        raise InputError(f"iscrowd {crowd!r} is neither 0 nor 1")
+        raise InputError(f"iscrowd {brief(crowd)} is neither 0 nor 1")
     return annotation_id(annotation), category, int(bool(crowd)), box, area, kind, parts
 
 

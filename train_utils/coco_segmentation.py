@@ -11,6 +11,7 @@ from backbone.errors import InputError
 
 POLYGON, RLE, HUNDREDTHS = 0, 1, 2  # HUNDREDTHS: polygons whose numbers are k / 100, k in 0..65535, as COCO's are
 NO_SEGMENTATION = "annotations without segmentation"
+LONGEST_OUTLINE = 2_000_000  # pixels: pycocotools takes 80 bytes and more for each
 FAR = 10  # times the picture's longer side: polygons that reach farther are taken for broken
 
 
@@ -142,6 +143,15 @@ def decode_counts(counts: bytes) -> np.ndarray:
     for parity in (1, 2):  # runs 1, 3, 5, ... and 2, 4, 6, ... are two chains of differences
         values[parity::2] = np.cumsum(values[parity::2])
     return values
+
+
+def outline(polygons: list[np.ndarray], size) -> float:
+    """Pixels along the polygons' edges, or any more than there can be, where that is below LONGEST_OUTLINE."""
+    most = 2 * FAR * max(size) * sum(len(points) // 2 for points in polygons)
+    if most <= LONGEST_OUTLINE:
+        return most
+    corners = [np.concatenate([points, points[:2]]).reshape(-1, 2) for points in polygons]  # closed, [points + 1, 2]
+    return float(sum(np.abs(np.diff(xy, axis=0)).max(axis=1).sum() for xy in corners))
 
 
 def rasterise(polygons: list[np.ndarray], size) -> dict:

@@ -42,7 +42,8 @@ READABLE = 178_956_970  # pixels of the largest picture that Pillow opens
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 ODD = (
     None, float("nan"), float("inf"), -float("inf"), 1e999, 1e308, -1, 0, 1, 2**31, 2**53, 2**63, 2**64, -(2**63),
-    10**400, 0.5, 1e-320, "", "a", "0", "-1", "\x1b[2J", "\ud800", "x" * 5000, "../../x", "NaN", [], {}, [[]], [None], {"a": 1},
+    10**400, 0.5, 1e-320, "", "a", "0", "-1", "\x1b[2J", "\ud800", "x" * 5000, "../../x", "NaN", [], {}, [[]],
+    [None], {"a": 1},
     True, False, [1, 2], [0, 0, 0, 0, 0, 0], [[0, 0, 9, 0, 9, 9]], {"size": [4, 4], "counts": "04"}, [1e300] * 6,
     {"size": [4, 4], "counts": [16]}, {"counts": "0"}, 1000000, 4096, 65536, list(range(300)), [[1] * 6] * 300,
 )  # fmt: skip
