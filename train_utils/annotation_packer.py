@@ -13,7 +13,7 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.coco_checks import NO_ID, annotation_id, as_id, check_annotation
 from train_utils.coco_segmentation import FAR, HUNDREDTHS, POLYGON, Skip, is_hundredths
-from train_utils.plain_text import brief, visible
+from train_utils.plain_text import brief, shown
 
 NUMBERS = {int, float}
 FIELDS = {  # one value per annotation, beside the parts' lengths and bytes
@@ -223,7 +223,7 @@ def _name(sequence: int, annotation) -> str:
     if not isinstance(annotation, dict):
         return brief(annotation)
     number = annotation.get("id")
-    return f"number {sequence + 1} of the list, without id" if number is None else visible(str(number))[:80]
+    return f"number {sequence + 1} of the list, without id" if number is None else shown(number)
 
 
 def _overlap(start: np.ndarray, extent: np.ndarray, side: np.ndarray) -> np.ndarray:

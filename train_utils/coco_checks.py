@@ -13,7 +13,7 @@ import re
 
 from backbone.errors import InputError
 from train_utils.coco_segmentation import Skip, box_of, finite, overlaps, read_segmentation
-from train_utils.plain_text import brief, visible
+from train_utils.plain_text import brief, shown, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
 NO_ID = -(2**63)  # an annotation without id; no id is that low
@@ -109,7 +109,7 @@ def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
         if min(size) < 1 or size[0] * size[1] >= MOST_PIXELS:
             raise InputError(f"a size of {size[1]}x{size[0]}")
     except InputError as error:
-        raise InputError(f"{path}: image id {brief(image['id'])}: {error}") from error
+        raise InputError(f"{path}: image id {shown(image['id'])}: {error}") from error
     return image_id, name, size, given_id(image["id"])
 
 

@@ -20,6 +20,11 @@ def brief(value) -> str:
     return _brief.repr(value)
 
 
+def shown(value) -> str:
+    """`brief`, of a text without its quotes."""
+    return visible(value)[:80] if isinstance(value, str) else brief(value)
+
+
 def one_line(text: str) -> str:
     """`text` for a line of its own: blanks joined, visible, and its middle left out where it is very long."""
     line = visible(" ".join(text.split()))

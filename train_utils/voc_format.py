@@ -17,7 +17,7 @@ from PIL import Image
 from backbone.errors import InputError
 from train_utils.label_map import read_json
 from train_utils.pictures import formats
-from train_utils.plain_text import brief
+from train_utils.plain_text import brief, shown
 
 CLASS_FILE = "pascal_voc_indices.json"
 VOID = 255
@@ -225,7 +225,7 @@ def _number(item, tag, where):
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {tag} is {brief(text)}, not a number") from error
     if not math.isfinite(value):
-        raise InputError(f"{where}: {tag} is {brief(text.strip())}, not a finite number")
+        raise InputError(f"{where}: {tag} is {shown(text.strip())}, not a finite number")
     return value
 
 
