@@ -1,5 +1,6 @@
 """Weights: torchvision's names both ways, older spellings, other class counts, files and their fetching."""
 
+import argparse
 import hashlib
 import io
 import re
@@ -11,6 +12,7 @@ from torchvision.models import detection
 
 from benchmarks import torchvision_model as oracle
 from network_files import InputError, create_model, load_weights, weights
+from train_utils.checkpoint import load_checkpoint, model_from_checkpoint
 
 TINY = {
     "fpn_channels": 16,
@@ -308,3 +310,66 @@ class TestFetching:
 def test_dicts_that_are_no_weights(content):
     with pytest.raises(InputError):
         load_weights(tiny(), content)
+
+
+class TestFilesOfOthers:
+    """What torchvision's reference scripts save: weights, training state, and their flags as a Namespace."""
+
+    @staticmethod
+    def reference_file(path, prefix="module.", **options):
+        model = tiny()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
+        state = other(model.state_dict())
+        torch.save({"model": {prefix + key: value for key, value in state.items()}, "optimizer": optimizer.state_dict(),
+                    "lr_scheduler": schedule.state_dict(), "args": argparse.Namespace(lr=0.1, gpus=[0, 1], name=None),
+                    "epoch": 3}, path, **options)
+        return state
+
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_serve_as_weights(self, tmp_path, prefix, zipped):
+        path = tmp_path / "model_3.pth"
+        state = self.reference_file(path, prefix, _use_new_zipfile_serialization=zipped)
+        model = tiny()
+        load_weights(model, str(path))
+        assert same(model.state_dict(), state)
+        loaded, names = model_from_checkpoint(path, min_size=64, max_size=96)
+        assert same(loaded.state_dict(), state) and names.num_labels == 4
+
+    def test_are_not_to_be_resumed(self, tmp_path):
+        self.reference_file(tmp_path / "model_3.pth")
+        with pytest.raises(InputError, match=r"holds weights but no training state.*--weights .*model_3\.pth"):
+            load_checkpoint(tmp_path / "model_3.pth")
+
+    def test_a_namespace_of_other_things_is_refused(self, tmp_path):
+        torch.save({"args": argparse.Namespace(file=tmp_path)}, tmp_path / "a.pth")
+        with pytest.raises(InputError, match="names pathlib.*nothing was run"):
+            load_weights(tiny(), tmp_path / "a.pth")
+
+
+class TestWhatDoesNotFit:
+    """One line: what the file holds, what is wanted, what to do."""
+
+    @pytest.mark.parametrize("config, told", [
+        ({"variant": "v2", "norm": "frozen"}, "resnet18 v1 for 3 classes.*this model, resnet18 v2.*--variant"),
+        ({"backbone": "resnet34"}, "resnet18 v1.*this model, resnet34 v1.*check --backbone"),
+        ({"fpn_channels": 8}, "16 in the pyramid.*8 in the pyramid"),
+        ({"num_classes": 7}, "is for 3 classes, not 6: give --num-classes 3"),
+    ])
+    def test_weights(self, config, told):
+        with pytest.raises(InputError, match=told) as error:
+            load_weights(tiny(**config), tiny().state_dict())
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("flags, told", [
+        ({"variant": "v2"}, "the model flags that were given: it holds resnet18 v1.*they ask for resnet18 v2.*leave"),
+        ({"backbone": "resnet34"}, "holds resnet18 v1.*they ask for resnet34 v1"),
+        ({"mask_head_layers": 10**9}, "1000000000 layers in the heads|layers in the heads"),
+        ({"fpn_channels": 10**6, "box_head_channels": 10**6}, "1000000 in the pyramid"),
+    ])
+    def test_flags(self, tmp_path, flags, told):
+        torch.save(tiny().state_dict(), tmp_path / "a.pth")
+        with pytest.raises(InputError, match=told) as error:
+            model_from_checkpoint(tmp_path / "a.pth", **flags)
+        assert "\n" not in str(error.value)
