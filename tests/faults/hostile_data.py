@@ -158,7 +158,7 @@ DATA_CASES = {
     "XML: XInclude": (voc(xml='<annotation xmlns:xi="http://www.w3.org/2001/XInclude"><object><name><xi:include '
                               'href="OUTSIDE" parse="text"/></name></object></annotation>'), "train", OF_TRAIN),
     "XML: 100,000 deep": (voc(xml="<a>" * DEEP + "</a>" * DEEP), "validation", OF_VALIDATION),
-    "XML: 300 MB": (voc(name="x" * (300 << 20)), "train", OF_TRAIN),
+    "XML: 120 MB": (voc(name="x" * (120 << 20)), "train", OF_TRAIN),
     "XML: a class of 10^6 letters": (voc(name="x" * 10**6), "validation", OF_VALIDATION),
     "XML: a class of terminal codes": (voc(name="&#x9b;2J"), "train", OF_TRAIN),
     "VOC: a picture that is a link out": (voc(link="JPEGImages/a.jpg"), "validation", OF_VALIDATION),

@@ -54,10 +54,10 @@ def _saved(content, **options):
 
 
 def _zip_bomb(folder, mark):
-    """Gigabytes of nothing as a packed data.pkl."""
+    """A quarter of a gigabyte of nothing as a packed data.pkl of 260 kB."""
     path = folder / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
-        for _ in range(64):
+        for _ in range(16):
             file.write(bytes(2**24))
     return path
 
