@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = """--device cpu --workers 0 --backbone resnet18 --weights none --fpn-channels 16 --min-size 48 --max-size 48
+SMALL = """--device cpu --workers 0 --backbone resnet18 --backbone-width 16 --weights none --fpn-channels 16
+    --min-size 48 --max-size 48
     --anchor-sizes 4 8 16 32 64 --rpn-pre-nms-top-n-train 60 --rpn-post-nms-top-n-train 30
     --rpn-pre-nms-top-n-test 60 --rpn-post-nms-top-n-test 30 --box-batch-size-per-image 16
     --box-head-channels 32 --mask-head-channels 16 --mask-head-layers 1 --box-detections-per-img 10

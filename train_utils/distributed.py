@@ -80,10 +80,10 @@ class World:
         if self.watch:
             self.watch.phase(what)
 
-    def watch_signals(self):
+    def watch_signals(self, on=True):
         """From now on learn of a signal to any of the processes, and let the others learn of one to this."""
         if self.watch:
-            self.watch.listen()
+            self.watch.listen() if on else self.watch.ignore_signals()
 
     def stop_number(self):
         """The signal that one of the processes got, if any."""

@@ -26,6 +26,7 @@ class StopSignal:
         return self
 
     def __exit__(self, *_):
+        self.world.watch_signals(False)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 

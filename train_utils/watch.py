@@ -37,7 +37,7 @@ class Watch(threading.Thread):
         self.stop, self.passed_on = None, False  # the signal to one of the processes
         self.beats, self.heard = 0, {}  # rank -> (its last beat, when that was heard, its state)
         self.over = threading.Event()
-        self.signals = None  # the reading end of what signals write into
+        self.lock, self.signals, self.writing = threading.Lock(), None, None  # ends of a pipe that signals write to
 
     # --- called by the process ---
 
@@ -56,23 +56,29 @@ class Watch(threading.Thread):
             self.phase(before)
 
     def listen(self):
-        """Learn of signals also while the process is deep in a call and Python's handlers must wait."""
-        self.signals, writing = os.pipe()
-        for end in (self.signals, writing):
+        """Learn of signals, also while the process is deep in a call and Python's handlers must wait."""
+        reading, self.writing = os.pipe()
+        for end in (reading, self.writing):
             os.set_blocking(end, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
+        self.signals = reading
+
+    def ignore_signals(self):
+        """Undo `listen`; what had not yet been passed on is passed on now."""
+        with self.lock:
+            if self.signals is None:
+                return
+            signal.set_wakeup_fd(-1)
+            with suppress(RuntimeError, OSError):  # the store may have gone first
+                self.pass_on_own()
+            reading, self.signals = self.signals, None
+            for end in (reading, self.writing):
+                os.close(end)
 
     def close(self):
-        """End the thread; what it had not yet passed on is passed on now."""
+        """End the thread."""
         self.over.set()
         self.join()
-        if self.signals is None:
-            return
-        os.close(signal.set_wakeup_fd(-1))
-        with suppress(RuntimeError, OSError):  # the store may have gone first
-            self.pass_on_signals()
-        os.close(self.signals)
-        self.signals = None
 
     def states(self):
         """Rank -> what it was last heard to do, with how long ago, for those heard of; fetched now."""
@@ -114,18 +120,23 @@ class Watch(threading.Thread):
             os._exit(128 + self.stop)  # it waits in vain (for a GPU's collective, which no signal ends)
 
     def pass_on_signals(self):
-        if self.store is None:
-            return
+        with self.lock:
+            if self.signals is None or self.passed_on:
+                return
+            self.pass_on_own()
+            if not self.passed_on and self.store.check(["stop"]):
+                self.passed_on, self.stop = True, int(self.store.get("stop"))
+                os.kill(os.getpid(), self.stop)
+
+    def pass_on_own(self):
+        """Tell the others of a signal that this process got."""
         try:
-            came = [n for n in os.read(self.signals, 64) if n in SIGNALS] if self.signals is not None else []
+            came = [number for number in os.read(self.signals, 64) if number in SIGNALS]
         except BlockingIOError:
-            came = []
-        if came and not self.passed_on:
+            return
+        if came and not self.passed_on and self.store is not None:
             self.passed_on, self.stop = True, came[0]
             self.store.set("stop", str(int(came[0])))
-        elif not self.passed_on and self.signals is not None and self.store.check(["stop"]):
-            self.passed_on, self.stop = True, int(self.store.get("stop"))
-            os.kill(os.getpid(), self.stop)
 
     def give_up(self, waited):
         """End the process, and name whom it waited for: those that do not wait themselves, or fell silent."""

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as pytest has it
 
-CASES = ["hostile", "fuzz", "bit_flips", "save_speed", "catalogue"]
+CASES = ["kills", "signals", "restarts", "hostile", "bit_flips", "save_speed", "fuzz", "catalogue"]
 
 
 def main() -> int:

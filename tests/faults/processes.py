@@ -1,0 +1,146 @@
+"""Training processes with a fault in them, forked from one that has everything imported (it starts in no time)."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot  # noqa: F401  (imported by a run when it needs it: here once for all)
+import torch
+import torch.utils.tensorboard  # noqa: F401  (likewise)
+from small_runs import ROOT, flags
+
+import train
+import train_multi_GPU
+from train_utils import engine, files, loaders, optimization, train_loop
+from train_utils.command import run_command
+
+# phase -> where it is: (module or class, function)
+PHASES = {
+    "start": (train_loop, "open_splits"),
+    "loading": (loaders._Samples, "__getitem__"),
+    "step": (engine, "forward_backward"),
+    "saving": (files, "sync_folder"),
+    "evaluation": (engine, "evaluate_batch"),
+    "summary": (engine, "summarize"),
+    "report": (train_loop, "write_curves"),
+}
+PAUSE = 0.5  # seconds that a phase is held open
+
+
+def context():
+    """Processes come from a server, which has imported this module and has not computed anything."""
+    places = [str(ROOT), str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(places))  # the server does not take over sys.path
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__])
+    return forks
+
+
+def start(data, folder, *more, log, fault=None, rank=0, size=1, port=None):
+    """A process (of multiprocessing) that trains on `data` into `folder`; its output is appended to `log`.
+
+    fault: ("kill", name, n): SIGKILL at the n-th call of os.<name>; ("pause", phase, n, marker): at the n-th
+    call of that phase write the file `marker`, and take PAUSE seconds longer; ("bf16",): compute in bfloat16
+    though this CPU emulates it; ("call", module, name, function): function in place of module.name.
+    """
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {key: str(value) for key, value in place.items()} if size > 1 else {}
+    arguments = flags(data, folder, *more)
+    process = context().Process(target=_run, args=(arguments, place, str(log), fault))
+    process.start()
+    return process
+
+
+def start_all(data, folder, *more, log, size=1, fault=None, faulty=0):
+    """The processes of a run of `size` ranks; the fault is in rank `faulty` (bf16 in all)."""
+    port = free_port() if size > 1 else None
+    faults = [fault if rank == faulty or fault == ("bf16",) else None for rank in range(size)]
+    return [
+        start(data, folder, *more, log=log, fault=faults[rank], rank=rank, size=size, port=port) for rank in range(size)
+    ]
+
+
+def end_all(processes, timeout=120.0):
+    """Exit codes of processes, waited for; those that do not end are killed and their code is None."""
+    until, codes = time.monotonic() + timeout, []
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        codes.append(process.exitcode)
+        if process.exitcode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+    return codes
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(condition, timeout=60.0):
+    """Whether condition() came true in time."""
+    until = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def finished_steps(folder):
+    """How many steps a run has written of into steps.jsonl."""
+    path = Path(folder) / "steps.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def _run(arguments, place, log, fault):
+    os.setpgrp()  # a group of its own, to be signalled as a terminal does it
+    os.environ.update(place)
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    if fault:
+        install(*fault)
+    script = train_multi_GPU if place else train
+    sys.argv = [f"{script.__name__}.py", *arguments]
+    sys.exit(run_command(script.main))
+
+
+def install(kind, *values):
+    """Put a fault into this process."""
+    if kind == "kill":
+        name, count = values
+        _replace(os, name, count, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    elif kind == "pause":
+        phase, count, marker = values
+
+        def pause():
+            Path(marker).touch()
+            time.sleep(PAUSE)
+
+        _replace(*PHASES[phase], count, pause)
+    elif kind == "call":
+        module, name, function = values
+        setattr(sys.modules[module], name, function)
+    else:
+        optimization.cpu_has_bf16 = lambda: True
+
+
+def _replace(place, name, count, act):
+    """Let place.name call act() first when it is called for the count-th time."""
+    original, calls = getattr(place, name), 0
+
+    def counted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            act()
+        return original(*args, **kwargs)
+
+    setattr(place, name, counted)
