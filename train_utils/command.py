@@ -18,6 +18,10 @@ from train_utils.plain_text import one_line
 
 EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 LESS_MEMORY = "try a smaller --batch-size (with --accumulate-steps), --max-size, --recompute or --amp"
+FEWER_WORKERS = (
+    "killed: most likely the machine has too little memory, give fewer --workers (0: none); bus error: /dev/shm is "
+    "full; then --resume auto"
+)
 NONE = "none"  # how a flag says "off" for a field that may be None; an absent flag is Python's None
 
 
@@ -249,9 +253,13 @@ def run_command(main: Callable[[], int | None]) -> int:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
     except (RuntimeError, MemoryError) as error:
-        if not is_lack_of_memory(error):
+        if is_lack_of_memory(error):
+            told = f"out of memory ({first_line(error)}); {LESS_MEMORY}"
+        elif "DataLoader worker" in str(error):  # raised wherever the main process is when its child dies
+            told = f"{first_line(error).rstrip('. ')}: a process that reads pictures has died; {FEWER_WORKERS}"
+        else:
             raise
-        print(f"error: out of memory ({first_line(error)}); {LESS_MEMORY}", file=sys.stderr, flush=True)
+        print(f"error: {told}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
 
 

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 
 from backbone.errors import InputError
 from network_files.transform import padded_size
-from train_utils.command import first_line
 from train_utils.pictures import PictureError
 
 # What a stream of random numbers is for; each draws from a generator of its own.
@@ -204,14 +203,8 @@ class _Loader:
         except OSError as error:
             if error.errno not in SCARCE:
                 raise
+            _silence_half_made_iterators()
             raise InputError(f"--workers {self._workers}: {error.strerror.lower()}; {SCARCE[error.errno]}") from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                f"--workers {self._workers}: {first_line(error).rstrip('.')}; killed: most likely the machine has "
-                "too little memory, give fewer --workers (0: none); bus error: /dev/shm is full"
-            ) from error
 
 
 # What a system can run out of when processes are started or talk: what to do about it.
@@ -223,6 +216,17 @@ SCARCE = {
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or give fewer --workers (0: none)",
 }
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def _silence_half_made_iterators():
+    """DataLoader's iterator fails in __del__, visibly, where __init__ had failed: that would hide the message."""
+    tell = sys.unraisablehook
+
+    def hook(failure):
+        if "_MultiProcessingDataLoaderIter.__del__" not in getattr(failure.object, "__qualname__", ""):
+            tell(failure)
+
+    sys.unraisablehook = hook
 
 
 def _start_worker(_):

@@ -64,6 +64,9 @@ def run(args, world, output_dir="./save_weights"):
             splits = open_splits(args)
         say(f"train: {splits.train.describe()}\nval: {splits.val.describe()}")
         check_num_classes(args.num_classes, splits.label_map)
+        data = resume.fingerprint(splits.train)
+        if checkpoint and not args.test_only:
+            resume.check_data(args, checkpoint, data)
 
         def own_folder():
             prepared = run_folders.prepare_run_folder(args.output_dir, args.resume, path, output_dir)
@@ -84,7 +87,7 @@ def run(args, world, output_dir="./save_weights"):
             test(args, world, splits.val, model, checkpoint, say)
             return
         with StopSignal(world) as stop:
-            Trainer(args, world, splits, model, folder, checkpoint, stop, say).fit()
+            Trainer(args, world, splits, data, model, folder, checkpoint, stop, say).fit()
 
 
 def open_splits(args):
@@ -195,7 +198,7 @@ def build_learner(args, world, model, steps_per_epoch):
 class Trainer:
     """The loop over epochs. Each ends with an evaluation, its numbers written, and a checkpoint."""
 
-    def __init__(self, args, world, splits, model, folder, checkpoint, stop, say):
+    def __init__(self, args, world, splits, data, model, folder, checkpoint, stop, say):
         self.args, self.world, self.splits, self.folder = args, world, splits, folder
         self.stop, self.say, self.told = stop, say, set()
         augment = build_augment(
@@ -220,13 +223,9 @@ class Trainer:
         steps = self.loader.steps_per_epoch
         self.learner = build_learner(args, world, model, steps)
         self.progress = Progress(
-            steps,
-            global_batch=global_batch(args, world),
-            world_size=world.size,
-            data=resume.fingerprint(splits.train),
+            steps, global_batch=global_batch(args, world), world_size=world.size, data=data
         )
         if checkpoint:
-            resume.check_data(args, checkpoint, self.progress.data)
             self.progress = from_checkpoint(checkpoint, self.learner, self.progress)
             for line in resume.other_environment(checkpoint, world):
                 say(line)

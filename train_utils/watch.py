@@ -33,11 +33,12 @@ class Watch(threading.Thread):
     def __init__(self, rank, size, store, timeout, launcher=None):
         super().__init__(name="watch", daemon=True)
         self.rank, self.size, self.store, self.timeout, self.launcher = rank, size, store, timeout, launcher
+        self.silent = min(SILENT, timeout / 2)
         self.what, self.waits, self.since = "start", False, time.monotonic()
         self.stop, self.passed_on = None, False  # the signal to one of the processes
         self.beats, self.heard = 0, {}  # rank -> (its last beat, when that was heard, its state)
         self.over = threading.Event()
-        self.lock, self.signals, self.writing = threading.Lock(), None, None  # ends of a pipe that signals write to
+        self.lock, self.signals, self.writing = threading.RLock(), None, None  # ends of a pipe that signals write to
 
     # --- called by the process ---
 
@@ -114,9 +115,11 @@ class Watch(threading.Thread):
                  "host": socket.gethostname(), "seconds": time.monotonic() - self.since}
         self.store.set(f"state/{self.rank}", json.dumps(state))
         waited = time.monotonic() - self.since if self.waits else 0.0
+        if waited > self.silent / 4:
+            self.states()  # who of the others still gives signs of life shows only over a while
         if waited > self.timeout:
             self.give_up(waited)
-        elif self.stop and waited > SILENT and any(s["silent"] > SILENT for s in self.states().values()):
+        elif self.stop and waited > self.silent and any(s["silent"] > self.silent for s in self.states().values()):
             os._exit(128 + self.stop)  # it waits in vain (for a GPU's collective, which no signal ends)
 
     def pass_on_signals(self):
@@ -141,11 +144,11 @@ class Watch(threading.Thread):
     def give_up(self, waited):
         """End the process, and name whom it waited for: those that do not wait themselves, or fell silent."""
         states = self.states()
-        stuck = {r: s for r, s in states.items() if r != self.rank and (s["silent"] > SILENT or not s["waits"])}
+        stuck = {r: s for r, s in states.items() if r != self.rank and (s["silent"] > self.silent or not s["waits"])}
         if self.store.add("told", 1) == 1:
             lines = [
                 f"process {rank} (pid {s['pid']} on {s['host']}), in {s['what']} for "
-                f"{s['seconds'] + s['silent']:.0f} s" + (", gives no sign of life" if s["silent"] > SILENT else "")
+                f"{s['seconds'] + s['silent']:.0f} s" + (", gives no sign of life" if s["silent"] > self.silent else "")
                 for rank, s in stuck.items()
             ] or ["none of them is known to be stuck: all wait"]
             print(f"error: process {self.rank} waited {waited:.0f} s (--dist-timeout {self.timeout:g}) in "

@@ -8,7 +8,17 @@ A case is a module of this folder with WHAT (one line) and `run(full, folder) ->
 names run the short version (`full=False`) and require that nothing failed.
 """
 
+import sys
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
+
+KEPT_LOGS = Path(tempfile.gettempdir())  # of what failed
+
+
+def progress(line):
+    """Tell on stderr how far a case is."""
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 class Outcome(NamedTuple):

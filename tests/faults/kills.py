@@ -1,13 +1,14 @@
 """Runs killed at random moments, resumed until they end, and compared bit for bit with uncut ones."""
 
 import random
+import shutil
 import time
 
 from small_runs import differences
 
 from my_dataset_shapes import make_shapes
 from network_files.file_stamp import find_damage
-from tests.faults import Outcome
+from tests.faults import KEPT_LOGS, Outcome, progress
 from tests.faults.processes import end_all, start_all
 
 WHAT = "kill -9 at random moments (also within a save); resumed, the run ends bit for bit as the uncut one"
@@ -46,7 +47,9 @@ def run(full, folder):
             problems += [f"{what} differ" for what in differences(uncut, cut)] if not problems else []
             done, kills = done + count, kills + count
             good += 0 if problems else count
+            progress(f"{name}: {done} of {wanted[name] if full else 2} kills, {problems or 'well'}")
             if problems:
+                shutil.copy(f"{cut}.log", KEPT_LOGS / f"kills-{runs}.log")
                 failures.append(f"{name}, run {runs} of seed 0 ({count} kills): {', '.join(problems)}")
     return Outcome(good, kills, failures, f"kills whose run was resumed bit-identical, in {runs} runs")
 

@@ -1,4 +1,4 @@
-"""kill -9 of random ranks under torchrun, which starts them again; a stuck rank; a launcher that dies."""
+"""kill -9 of random ranks under torchrun, which starts them again."""
 
 import os
 import random
@@ -10,9 +10,8 @@ import time
 from small_runs import ROOT, TORCHRUN, differences, flags
 
 from my_dataset_shapes import make_shapes
-from tests.faults import Outcome
+from tests.faults import Outcome, progress
 from tests.faults.processes import finished_steps, wait_for
-from tests.faults.signals import group_lives
 
 WHAT = "kill -9 of a rank: the others leave within 10 s, torchrun starts all again, training goes on"
 LEAVE_WITHIN = 10.0  # seconds
@@ -41,6 +40,7 @@ def run(full, folder):
             failures.append(f"kill {kill}: ranks still lived after {LEAVE_WITHIN:.0f} s")
             break
         slowest = max(slowest, time.monotonic() - begin)
+        progress(f"kill {kill + 1} of {kills}")
         good += 1
     codes = [process.wait(600) for process in (cut, uncut)]
     if any(codes):
@@ -84,6 +84,3 @@ def lives(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-__all__ = ["run", "torchrun", "children", "lives", "group_lives"]

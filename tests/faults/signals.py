@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from small_runs import ROOT, TORCHRUN, flags
 
 from my_dataset_shapes import make_shapes
-from tests.faults import Outcome
+from tests.faults import KEPT_LOGS, Outcome, progress
 from tests.faults.processes import PAUSE, PHASES, end_all, finished_steps, start_all, wait_for
 from train_utils.run_folder import newest_checkpoint
 
@@ -35,7 +36,9 @@ def run(full, folder):
         seconds, problems = one_case(data, place, target, signum, phase)
         slowest = max(slowest, seconds)
         if problems:
-            failures.append(f"{signum.name} to {target} while {phase}: {', '.join(problems)} (see {place}.log)")
+            failures.append(f"{signum.name} to {target} while {phase}: {', '.join(problems)}")
+            shutil.copy(f"{place}.log", KEPT_LOGS / f"signals-{target}-{signum.name}-{phase}.log".replace(" ", "_"))
+        progress(f"{number + 1}/{len(cases)} {target}, {signum.name}, {phase}: {problems or 'well'}")
     return Outcome(len(cases) - len(failures), len(cases), failures,
                    f"signals x phases with no step lost; slowest exit {slowest:.1f} s after the signal")  # fmt: skip
 

@@ -1,0 +1,198 @@
+"""What a resumed run takes over, and what it refuses to change without leave."""
+
+import json
+import multiprocessing
+import sys
+import time
+
+import pytest
+import torch
+from small_runs import differences, flags
+
+import train
+from my_dataset_shapes import make_shapes
+from train_utils import engine, run_lock
+from train_utils.command import Parser, run_command
+from train_utils.run_lock import RunLock
+from train_utils.train_loop import add_arguments
+
+
+def call(monkeypatch, *arguments):
+    """train.py's main in this process; returns the exit status."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    try:
+        return run_command(train.main)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=6, val=2, size=48)
+
+
+@pytest.fixture(scope="module")
+def cut(data, tmp_path_factory):
+    """The folder of a run of one epoch out of two, with rates unlike the defaults."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(patch, *flags(data, folder / "run", "--epochs", 2, "--momentum", 0.5, "--log-steps")) == 0
+    (folder / "run" / "model_1.pth").unlink()
+    return folder / "run"
+
+
+@pytest.fixture
+def resumed(cut, data, tmp_path, monkeypatch, capsys):
+    """A function: flags -> (exit status, what was printed) of going on with that run in another folder."""
+
+    def go_on(*more):
+        bare = ["--resume", cut / "model_0.pth", "--output-dir", tmp_path / "run", "--device", "cpu"]
+        status = call(monkeypatch, *bare, *more)
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return go_on
+
+
+def test_the_parser_tells_which_flags_were_given():
+    parser = Parser()
+    add_arguments(parser)
+    args = parser.parse_args(["--lr_gamma", "0.1", "--amp", "--epochs=3"])
+    assert args.given == {"lr_gamma", "amp", "epochs"} and args.horizontal_flip == 0.5
+
+
+def test_flags_that_are_not_given_are_the_checkpoints(resumed, cut, tmp_path):
+    status, printed = resumed()
+    assert status == 0 and "learning rate 0.002, global batch 2" in printed
+    ours, theirs = (json.loads((folder / "args.json").read_text()) for folder in (tmp_path / "run", cut))
+    own = {"resume", "output_dir"}
+    assert {k: v for k, v in ours.items() if k not in own} == {k: v for k, v in theirs.items() if k not in own}
+    groups = torch.load(tmp_path / "run" / "model_1.pth")["optimizer"]["param_groups"]
+    assert groups[0]["momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--lr", 0.1), "--lr 0.1 was 0.002 before; leave the flag out, or give --allow-changed lr"),
+        (("--seed", 1), "--seed 1 was 0 before"),
+        (("--ema", "False"), "--ema False was True before"),
+        (("--min-size", 32), "--min-size 32 was 48 before"),
+        (("--freeze-at", 2), "--trainable-layers 3 was 5 before"),
+        (("--pretrain",), "--weights coco was none before"),
+        (("--batch-size", 3), "--batch-size 3 x --accumulate-steps 1 x 1 process(es) = 3, it was 2 before"),
+        (("--batch-size", 1, "--accumulate-steps", 2), "--batch-size 1 was 2 before, and --norm batch depends on it"),
+        (("--allow-changed", "rate"), "--allow-changed rate: give flags' names, or data"),
+    ],
+)
+def test_what_would_change_the_run_is_refused(resumed, tmp_path, more, said):
+    status, printed = resumed(*more)
+    assert status == 2 and said in printed and not (tmp_path / "run").exists()
+
+
+def test_what_may_change_applies(resumed, tmp_path):
+    status, printed = resumed("--lr", 1e-4, "--workers", 1, "--print-freq", 2, "--allow-changed", "lr")
+    assert status == 0 and "changed: --lr 0.002 -> 0.0001" in printed and "learning rate 0.0001" in printed
+    curve = torch.load(tmp_path / "run" / "model_1.pth")["progress"]["curve"]
+    assert curve.shape == (6, 2) and (curve[:3, 1] <= 2e-3).all()
+    # one step of warm-up is left out: the rate of the second epoch is a tenth of 1e-4, as both milestones allow
+    assert (curve[3:, 1] <= 1e-4).all() and curve[3, 1] > 0
+
+
+def test_other_pictures_are_refused_without_leave(resumed, tmp_path):
+    other = make_shapes(tmp_path / "other", train=8, val=2, size=48, seed=3)
+    status, printed = resumed("--data-path", other)
+    assert status == 2 and "the training pictures are not those of before" in printed
+    status, printed = resumed("--data-path", other, "--allow-changed", "data")
+    assert status == 0
+    assert torch.load(tmp_path / "run" / "model_1.pth")["step"] == 2 * 4
+
+
+def test_the_same_pictures_may_lie_elsewhere(resumed, data, tmp_path):
+    moved = tmp_path / "moved"
+    moved.symlink_to(data)
+    assert resumed("--data-path", moved)[0] == 0
+
+
+def test_a_run_in_a_locked_folder_is_refused(data, cut, monkeypatch, capsys):
+    monkeypatch.setattr(run_lock, "_lock_file", busy)
+    assert call(monkeypatch, *flags(data, cut, "--resume", "auto", "--momentum", 0.5)) == 2
+    error = capsys.readouterr().err
+    assert "another run writes to this folder (process" in error and str(cut) in error
+
+
+def busy(_):
+    raise BlockingIOError
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    def hold(ready):
+        with RunLock.take(tmp_path):
+            ready.set()
+            time.sleep(60)
+
+    forks = multiprocessing.get_context("fork")
+    ready = forks.Event()
+    process = forks.Process(target=hold, args=(ready,))
+    process.start()
+    assert ready.wait(30)
+    assert RunLock.take(tmp_path) is None
+    process.kill()
+    process.join()
+    with RunLock.take(tmp_path) as lock:
+        assert lock.file.name.endswith(".lock")
+
+
+def test_old_checkpoints_are_pruned_and_the_best_stays(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert call(monkeypatch, *flags(data, run, "--epochs", 4, "--keep", 2, "--save-every-steps", 1)) == 0
+    assert sorted(path.name for path in run.glob("*.pth")) == ["model_2.pth", "model_3.pth", "model_best.pth"]
+
+
+def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(data, tmp_path, monkeypatch, capsys):
+    """Also within an epoch, whose file each save replaces: the run ends as the uncut one."""
+    more = ("--save-every-steps", 1, "--log-steps")
+    assert call(monkeypatch, *flags(data, tmp_path / "uncut", *more)) == 0
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("train_utils.train_loop.evaluate", fail)
+        with pytest.raises(RuntimeError, match="cut"):
+            call(patch, *flags(data, run, *more))
+    newest = run / "model_0.pth"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.unlink()
+    newest.write_bytes(content)
+    assert torch.load(run / "model_previous.pth")["step"] == 2
+    assert call(monkeypatch, *flags(data, run, *more, "--resume", "auto")) == 0
+    warned = capsys.readouterr().err
+    assert f"{newest} is damaged" in warned and f"{run / 'model_previous.pth'} is used in its place" in warned
+    assert differences(tmp_path / "uncut", run) == []
+
+
+def fail(*_, **__):
+    raise RuntimeError("cut")
+
+
+def test_bad_batches_are_passed_over_up_to_a_number(data, tmp_path, monkeypatch, capsys):
+    original, calls = engine.accumulate_gradients, []
+
+    def poisoned(learner, batches, world):
+        losses = original(learner, batches, world)
+        calls.append(None)
+        if len(calls) in (2, 3):
+            losses[0, 2] = float("nan")
+            next(learner.model.buffers()).fill_(float("nan"))
+        return losses
+
+    monkeypatch.setattr(engine, "accumulate_gradients", poisoned)
+    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--skip-bad-batches", 2)) == 0
+    error = capsys.readouterr().err
+    assert "passed over (2 of 2 that --skip-bad-batches allows): step 2: loss_mask nan on" in error
+    assert len(list((tmp_path / "run").glob("non_finite_step*.pth"))) == 2
+    checkpoint = torch.load(tmp_path / "run" / "model_0.pth")
+    assert checkpoint["progress"]["bad_batches"] == 2 and checkpoint["step"] == 3
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+    calls.clear()
+    assert call(monkeypatch, *flags(data, tmp_path / "other", "--epochs", 1, "--skip-bad-batches", 1)) == 2
+    assert "step 2: loss_mask nan" in capsys.readouterr().err.splitlines()[-1]
