@@ -67,7 +67,7 @@ def test_flags_that_are_not_given_are_the_checkpoints(resumed, cut, tmp_path):
     ours, theirs = (json.loads((folder / "args.json").read_text()) for folder in (tmp_path / "run", cut))
     own = {"resume", "output_dir"}
     assert {k: v for k, v in ours.items() if k not in own} == {k: v for k, v in theirs.items() if k not in own}
-    groups = torch.load(tmp_path / "run" / "model_1.pth")["optimizer"]["param_groups"]
+    groups = torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["optimizer"]["param_groups"]
     assert groups[0]["momentum"] == 0.5
 
 
@@ -93,7 +93,7 @@ def test_what_would_change_the_run_is_refused(resumed, tmp_path, more, said):
 def test_what_may_change_applies(resumed, tmp_path):
     status, printed = resumed("--lr", 1e-4, "--workers", 1, "--print-freq", 2, "--allow-changed", "lr")
     assert status == 0 and "changed: --lr 0.002 -> 0.0001" in printed and "learning rate 0.0001" in printed
-    curve = torch.load(tmp_path / "run" / "model_1.pth")["progress"]["curve"]
+    curve = torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["progress"]["curve"]
     assert curve.shape == (6, 2) and (curve[:3, 1] <= 2e-3).all()
     # one step of warm-up is left out: the rate of the second epoch is a tenth of 1e-4, as both milestones allow
     assert (curve[3:, 1] <= 1e-4).all() and curve[3, 1] > 0
@@ -105,7 +105,7 @@ def test_other_pictures_are_refused_without_leave(resumed, tmp_path):
     assert status == 2 and "the training pictures are not those of before" in printed
     status, printed = resumed("--data-path", other, "--allow-changed", "data")
     assert status == 0
-    assert torch.load(tmp_path / "run" / "model_1.pth")["step"] == 2 * 4
+    assert torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["step"] == 2 * 4
 
 
 def test_the_same_pictures_may_lie_elsewhere(resumed, data, tmp_path):
@@ -163,7 +163,7 @@ def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(data, tmp_pat
     content[len(content) // 2] ^= 4
     newest.unlink()
     newest.write_bytes(content)
-    assert torch.load(run / "model_previous.pth")["step"] == 2
+    assert torch.load(run / "model_previous.pth", weights_only=True)["step"] == 2
     assert call(monkeypatch, *flags(data, run, *more, "--resume", "auto")) == 0
     warned = capsys.readouterr().err
     assert f"{newest} is damaged" in warned and f"{run / 'model_previous.pth'} is used in its place" in warned
@@ -190,7 +190,7 @@ def test_bad_batches_are_passed_over_up_to_a_number(data, tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert "passed over (2 of 2 that --skip-bad-batches allows): step 2: loss_mask nan on" in error
     assert len(list((tmp_path / "run").glob("non_finite_step*.pth"))) == 2
-    checkpoint = torch.load(tmp_path / "run" / "model_0.pth")
+    checkpoint = torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)
     assert checkpoint["progress"]["bad_batches"] == 2 and checkpoint["step"] == 3
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
     calls.clear()
