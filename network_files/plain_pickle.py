@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-MAX_STEPS = 500_000  # opcodes; a checkpoint of ResNet-152 with momentum and average has 62,000
-MAX_NODES = 300_000  # values, counted once for each place that shows them: lists may be shared, and nested so
+MAX_STEPS = 250_000  # opcodes; a checkpoint of ResNet-152 with momentum and average has 62,000
+MAX_NODES = 250_000  # values, counted once for each place that shows them: lists may be shared, and nested so
 MAX_DEPTH = 50
 NUMBERS = {  # opcode -> how its number is packed, and how many bytes that takes
     ord(code): (struct.Struct(form).unpack_from, struct.calcsize(form))
