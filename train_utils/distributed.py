@@ -87,7 +87,7 @@ class World:
 
     def stop_number(self):
         """The signal that one of the processes got, if any."""
-        return self.watch.stop if self.watch else None
+        return self.watch.stop_number() if self.watch else None
 
     def together(self, waits=True):
         """Context of what needs the other processes. Where one is lost: SystemExit, after a line that says so.
@@ -230,7 +230,7 @@ def speaking_of_lost_processes(watch, rank):
     except RuntimeError as error:  # gloo's are no more specific
         if not any(word in str(error).lower() for word in LOST):
             raise
-        number = watch.stop if watch else None
+        number = watch.stop_number() if watch else None
         if number is None:
             cause = " ".join(str(error).split())[:150]
             print(

@@ -76,6 +76,13 @@ class Watch(threading.Thread):
             for end in (reading, self.writing):
                 os.close(end)
 
+    def stop_number(self):
+        """The signal that one of the processes got, if any; looked up now."""
+        with self.lock, suppress(RuntimeError, OSError):
+            if self.stop is None and self.store is not None and self.store.check(["stop"]):
+                self.stop = int(self.store.get("stop"))
+        return self.stop
+
     def close(self):
         """End the thread."""
         self.over.set()
@@ -127,8 +134,8 @@ class Watch(threading.Thread):
             if self.signals is None or self.passed_on:
                 return
             self.pass_on_own()
-            if not self.passed_on and self.store.check(["stop"]):
-                self.passed_on, self.stop = True, int(self.store.get("stop"))
+            if not self.passed_on and self.stop_number():
+                self.passed_on = True
                 os.kill(os.getpid(), self.stop)
 
     def pass_on_own(self):

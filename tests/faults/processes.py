@@ -100,6 +100,7 @@ def finished_steps(folder):
 
 def _run(arguments, place, log, fault):
     os.setpgrp()  # a group of its own, to be signalled as a terminal does it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     os.environ.update(place)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)

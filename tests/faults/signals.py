@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TARGETS = {"process": (1, 0), "group with workers": (1, 2), "rank 1 of 2": (2, 0), "launcher": (2, 0),
            "launcher's group": (2, 0)}  # fmt: skip
 BEYOND_A_STEP = 5.0  # seconds, as promised; a step takes a fraction of a second here
-CALLS = {"loading": 7, "step": 3, "evaluation": 2, "saving": 1}  # which call of a phase is paused
+CALLS = {"loading": 2, "step": 3, "evaluation": 2, "saving": 1}  # which call of a phase is paused
 
 
 def run(full, folder):
