@@ -2,15 +2,17 @@
 
 import json
 import multiprocessing
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from small_runs import differences, flags
+from small_runs import ROOT, differences, flags
 
 import train
 from my_dataset_shapes import make_shapes
+from tests.faults.processes import end_all, start_all, wait_for
 from train_utils import engine, run_lock
 from train_utils.command import Parser, run_command
 from train_utils.run_lock import RunLock
@@ -196,3 +198,25 @@ def test_bad_batches_are_passed_over_up_to_a_number(data, tmp_path, monkeypatch,
     calls.clear()
     assert call(monkeypatch, *flags(data, tmp_path / "other", "--epochs", 1, "--skip-bad-batches", 1)) == 2
     assert "step 2: loss_mask nan" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_keeps_order_and_rates(data, tmp_path):
+    """Begun with 2 ranks, stopped in the first epoch, ended by one process: steps as if that had begun it."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    uncut = start_all(data, one, "--log-steps", "--batch-size", 1, "--accumulate-steps", 2, log=tmp_path / "1")
+    fault = ("pause", "step", 2, tmp_path / "marker")
+    ranks = start_all(data, two, "--log-steps", "--batch-size", 1, log=tmp_path / "2", size=2, fault=fault)
+    assert wait_for((tmp_path / "marker").exists)
+    ranks[0].terminate()
+    assert end_all(ranks) == [143, 143] and end_all(uncut) == [0]
+    # finished with the flags of the checkpoint alone
+    bare = [sys.executable, ROOT / "train.py", "--resume", "auto", "--output-dir", two]
+    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "resumed with --batch-size 1 x --accumulate-steps 2 x 1 process(es): global batch 2" in done.stdout
+    assert "last bits may differ from an uncut run: processes 2 -> 1" in done.stdout
+    steps = [[json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()] for run in (one, two)]
+    for key in ("step", "lr", "image_ids"):
+        assert [step[key] for step in steps[0]] == [step[key] for step in steps[1]]
+    assert len(steps[0]) == 6
