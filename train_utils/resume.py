@@ -17,10 +17,12 @@ from train_utils.command import config_from_args, plain_args
 from train_utils.run_state import reading_training_state
 
 # of this process and machine: never taken over
-OWN = {"allow_changed", "device", "dist_timeout", "output_dir", "resume", "test_only", "workers", *ALIASES}
+OWN = {
+    "allow_changed", "device", "dist_timeout", "follow_links", "output_dir", "resume", "test_only", "workers", *ALIASES,
+}  # fmt: skip
 # what may differ, as it does not change what is computed (that the data is the same is seen from the data)
 FREE = OWN | {
-    "data_path", "dataset", "early_stop", "follow_links", "image_dir", "keep", "log_steps", "num_classes",
+    "data_path", "dataset", "early_stop", "image_dir", "keep", "log_steps", "num_classes",
     "print_freq", "recompute", "save_every_steps", "skip_bad_batches", "strict", "year",
 }  # fmt: skip
 BATCH = {"batch_size", "accumulate_steps"}
