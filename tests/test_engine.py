@@ -1,5 +1,6 @@
 """One step is what it says, whatever it is made of: micro-batches, empty ones, dropout, a resumed epoch."""
 
+import dataclasses
 import math
 from contextlib import nullcontext
 
@@ -20,6 +21,7 @@ from train_utils.engine import (
     zero_weighted_step,
 )
 from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule, lr_factor
+from train_utils.run_state import Progress
 
 CPU = torch.device("cpu")
 
@@ -292,3 +294,27 @@ def test_unreadable_pictures_are_left_out_of_the_numbers():
     assert result.skipped == ["1.png: cut off"] and result.stats["bbox"].stats[0] == pytest.approx(1)
     with pytest.raises(InputError, match="none of the 3 .* 0.png: cut off"):
         evaluate(StandIn(), [empty(make_batch([0]))], FullPictures(), World.single("cpu"))
+
+
+def test_an_overflow_of_float16_is_counted_and_leaves_the_weights():
+    learner = make_learner()
+    learner.precision = Precision(CPU)
+    learner.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    original = learner.precision.backward
+
+    def overflowing(loss):
+        original(loss)
+        if learner.precision.scaler.get_scale() == 2.0:
+            learner.model.layer.weight.grad.fill_(math.inf)
+
+    learner.precision.backward = overflowing
+    steps = train_one_epoch(learner, Loader(), World.single("cpu"), 0)
+    before = weights(learner)
+    assert next(steps).overflow
+    for name in ("layer.weight", "layer.bias"):
+        assert_equal(before[name], weights(learner)[name])
+    assert not next(steps).overflow and learner.precision.scaler.get_scale() == 1.0
+    progress = Progress(4)
+    for record in run_steps(learner, Loader()):
+        progress.take_in(dataclasses.replace(record, overflow=record.step < 2))
+    assert progress.overflows == 2

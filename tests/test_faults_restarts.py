@@ -10,7 +10,7 @@ import torch
 
 from my_dataset_shapes import make_shapes
 from tests.faults import restarts
-from tests.faults.processes import end_all, finished_steps, start_all, wait_for
+from tests.faults.processes import children, end_all, finished_steps, lives, start_all, wait_for
 from train_utils.run_folder import newest_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -45,13 +45,13 @@ def test_ranks_do_not_outlive_their_launcher(data, tmp_path):
     launcher = restarts.torchrun(data, run, *MANY)
     try:
         assert wait_for(lambda: finished_steps(run) > 1)
-        ranks = restarts.children(launcher.pid)
+        ranks = children(launcher.pid)
         assert len(ranks) == 2
         launcher.kill()
         launcher.wait()
-        assert wait_for(lambda: not any(map(restarts.lives, ranks)), 20)
+        assert wait_for(lambda: not any(map(lives, ranks)), 20)
     finally:
-        for rank in restarts.children(launcher.pid) if launcher.poll() is None else ():
+        for rank in children(launcher.pid) if launcher.poll() is None else ():
             os.kill(rank, signal.SIGKILL)
     saved = torch.load(newest_checkpoint(run), weights_only=True)
     assert saved["step"] == finished_steps(run)
@@ -76,24 +76,23 @@ def test_a_loader_process_that_dies_is_told(data, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     (rank,) = start_all(data, run, *MANY, "--workers", 1, log=log)
     assert wait_for(lambda: finished_steps(run) > 1)
-    with open(f"/proc/{rank.pid}/task/{rank.pid}/children") as file:
-        workers = [int(word) for word in file.read().split()]
+    workers = children(rank.pid)
     os.kill(workers[0], signal.SIGKILL)
     assert end_all([rank], 60) == [2]
     said = log.read_text().splitlines()[-1]
-    assert said.startswith(f"error: DataLoader worker (pid {workers[0]}) is killed") and "give fewer --workers" in said
+    assert said.startswith("error: DataLoader worker (pid") and str(workers[0]) in said  # torch words it in two ways
+    assert "give fewer --workers" in said
 
 
 def test_a_killed_run_leaves_no_loader_process(data, tmp_path):
     run = tmp_path / "run"
     (rank,) = start_all(data, run, *MANY, "--workers", 2, log=tmp_path / "log")
     assert wait_for(lambda: finished_steps(run) > 1)
-    with open(f"/proc/{rank.pid}/task/{rank.pid}/children") as file:
-        workers = [int(word) for word in file.read().split()]
+    workers = children(rank.pid)
     rank.kill()
     rank.join()
     time.sleep(0.5)
-    assert len(workers) >= 2 and not any(map(restarts.lives, workers))
+    assert len(workers) >= 2 and not any(map(lives, workers))
 
 
 def few_files(*_):

@@ -22,6 +22,7 @@ RUNS = {
 }
 IN_A_SAVE = ("replace", "fsync", "link")  # calls of os
 SAVES = 20  # about as many of these calls has a run
+SHORT = {"2 workers, saved each step": 2, "4 ranks": 1}  # kills of the short version
 MOST = 6  # kills of one run, after which it may end
 
 
@@ -30,7 +31,7 @@ def run(full, folder):
     data = make_shapes(folder / "shapes", train=12, val=3, size=48)
     wanted = {"plain": 40, "2 workers, saved each step": 60, "accumulated, AMP": 40, "2 ranks": 50, "4 ranks": 20}
     for name, (size, flags, bf16) in RUNS.items():
-        if not full and name not in ("2 workers, saved each step", "2 ranks"):
+        if not full and name not in SHORT:
             continue
         uncut = folder / f"uncut {name}"
         begin = time.monotonic()
@@ -39,15 +40,16 @@ def run(full, folder):
         if any(codes):
             failures.append(f"{name}: the uncut run ended with {codes}, see {uncut}.log")
             continue
-        done = 0
-        while done < (wanted[name] if full else 2):
+        done, wanted_here = 0, (wanted if full else SHORT)[name]
+        while done < wanted_here:
             runs += 1
             cut = folder / f"cut {runs}"
-            count, problems = kill_and_resume(data, cut, flags, size, bf16, duration, rng, MOST if full else 2)
+            most = MOST if full else wanted_here
+            count, problems = kill_and_resume(data, cut, flags, size, bf16, duration, rng, most)
             problems += [f"{what} differ" for what in differences(uncut, cut)] if not problems else []
             done, kills = done + count, kills + count
             good += 0 if problems else count
-            progress(f"{name}: {done} of {wanted[name] if full else 2} kills, {problems or 'well'}")
+            progress(f"{name}: {done} of {wanted_here} kills, {problems or 'well'}")
             if problems:
                 shutil.copy(f"{cut}.log", KEPT_LOGS / f"kills-{runs}.log")
                 failures.append(f"{name}, run {runs} of seed 0 ({count} kills): {', '.join(problems)}")
@@ -66,10 +68,10 @@ def kill_and_resume(data, folder, flags, size, bf16, duration, rng, most):
     kills = 0
     flags = ("--log-steps", "--resume", "auto", *flags)
     while True:
-        inside = not bf16 and rng.random() < 0.4
+        inside = not bf16 and rng.random() < (0.4 if most == MOST else 0.9)
         fault = ("bf16",) if bf16 else None
         if inside and kills < most:
-            fault = ("kill", rng.choice(IN_A_SAVE), rng.randint(1, SAVES))
+            fault = ("kill", rng.choice(IN_A_SAVE), rng.randint(4, SAVES))
         processes = start_all(data, folder, *flags, log=f"{folder}.log", size=size, fault=fault)
         if kills < most and not inside:
             time.sleep(rng.uniform(0.1, duration))

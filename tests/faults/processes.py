@@ -98,6 +98,22 @@ def finished_steps(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def children(pid):
+    """The processes that a process has started."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        found = [int(word) for word in file.read().split()]
+    return [child for child in found if lives(child)]
+
+
+def lives(pid):
+    """Whether a process runs (and is not a dead one that its parent has not noticed)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def _run(arguments, place, log, fault):
     os.setpgrp()  # a group of its own, to be signalled as a terminal does it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it

@@ -11,7 +11,7 @@ from small_runs import ROOT, TORCHRUN, differences, flags
 
 from my_dataset_shapes import make_shapes
 from tests.faults import Outcome, progress
-from tests.faults.processes import finished_steps, wait_for
+from tests.faults.processes import children, finished_steps, lives, wait_for
 
 WHAT = "kill -9 of a rank: the others leave within 10 s, torchrun starts all again, training goes on"
 LEAVE_WITHIN = 10.0  # seconds
@@ -60,27 +60,3 @@ def torchrun(data, folder, *more, restarts=0):
         return subprocess.Popen(
             [str(word) for word in command], stdout=log, stderr=log, env=environment, start_new_session=True
         )
-
-
-def children(pid):
-    """The processes that a process has started."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        found = [int(word) for word in file.read().split()]
-    return [child for child in found if b"train_multi_GPU" in command_of(child)]
-
-
-def command_of(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def lives(pid):
-    """Whether a process runs (and is not a dead one that its parent has not noticed)."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
