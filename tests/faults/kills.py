@@ -21,7 +21,7 @@ RUNS = {
     "4 ranks": (4, ("--batch-size", 1, "--save-every-steps", 1), False),
 }
 IN_A_SAVE = ("replace", "fsync", "link")  # calls of os
-SAVES = 20  # about as many of these calls has a run
+CALLS = 10  # a run has more of these calls
 SHORT = {"2 workers, saved each step": 2, "4 ranks": 1}  # kills of the short version
 MOST = 6  # kills of one run, after which it may end
 
@@ -71,10 +71,10 @@ def kill_and_resume(data, folder, flags, size, bf16, duration, rng, most):
         inside = not bf16 and rng.random() < (0.4 if most == MOST else 0.9)
         fault = ("bf16",) if bf16 else None
         if inside and kills < most:
-            fault = ("kill", rng.choice(IN_A_SAVE), rng.randint(4, SAVES))
+            fault = ("kill", rng.choice(IN_A_SAVE), rng.randint(1 if most == MOST else 4, CALLS))
         processes = start_all(data, folder, *flags, log=f"{folder}.log", size=size, fault=fault)
         if kills < most and not inside:
-            time.sleep(rng.uniform(0.1, duration))
+            time.sleep(rng.uniform(0.05, 0.6 * duration))  # rather early: a run that has ended can't be killed
             rng.choice(processes).kill()
         codes = end_all(processes)
         if None in codes:
