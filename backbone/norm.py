@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from backbone.errors import InputError
 
@@ -56,8 +57,34 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
     scale, shift = norm.scale_and_shift()
     if conv.bias is not None:
         shift = shift + conv.bias * scale
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    geometry = conv.stride, conv.padding, conv.dilation
+    return FoldedConvolution.apply(x, conv.weight, scale, shift, geometry, conv.groups)
+
+
+class FoldedConvolution(torch.autograd.Function):
+    """The convolution of x with weight * scale, and shift as its bias, which keeps no folded weight for its backward.
+
+    scale [C] is a constant; geometry: stride, padding, dilation.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: tuple, groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.geometry, ctx.groups = geometry, groups
+        return F.conv2d(x, weight * scale[:, None, None, None], shift, *geometry, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        scale = scale[:, None, None, None]
+        x_grad, weight_grad, shift_grad = torch.ops.aten.convolution_backward(
+            grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), [len(scale)], *ctx.geometry, False, [0, 0],
+            ctx.groups, [ctx.needs_input_grad[i] for i in (0, 1, 3)])
+        if weight_grad is not None:
+            weight_grad = weight_grad.to(weight.dtype).mul_(scale)
+        # autograd casts the other two where autocast made the convolution's type another
+        return x_grad, weight_grad, None, shift_grad, None, None
 
 
 class ConvNorm(nn.Sequential):

@@ -94,6 +94,33 @@ class TestFrozenBatchNorm:
         for found in (conv_norm(x, conv, ours), ours(conv(x))):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_folding_has_the_same_gradients_and_keeps_no_folded_weight(self, bias):
+        conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=bias).double()
+        norm = FrozenBatchNorm2d(6).double()
+        for buffer in norm.buffers():
+            buffer.uniform_(0.2, 2)
+        x, kept = torch.randn(2, 4, 9, 9, dtype=torch.float64, requires_grad=True), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.data_ptr()), t)[1], lambda t: t):
+            found = conv_norm(x, conv, norm)
+        assert {x.data_ptr(), conv.weight.data_ptr()} < set(kept) and len(set(kept)) == 3  # and the scale
+        expected = norm(conv(x))
+        inputs, cotangent = [x, *conv.parameters()], torch.randn_like(expected)
+        for a, b in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in (found, expected)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+    def test_folding_under_autocast_is_close_to_float32(self):
+        conv, norm = nn.Conv2d(4, 6, 3, bias=False), FrozenBatchNorm2d(6)
+        norm.weight.uniform_(0.5, 2)
+        x = torch.randn(2, 4, 9, 9, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = conv_norm(x, conv, norm)
+        assert found.dtype == torch.bfloat16
+        grads, expected = (torch.autograd.grad(y.sum(), [x, conv.weight]) for y in (found, norm(conv(x))))
+        for a, b in zip(grads, expected, strict=True):
+            assert a.dtype == torch.float32
+            torch.testing.assert_close(a, b, rtol=0, atol=0.02 * float(b.abs().max()))
+
     def test_has_no_parameters_and_does_not_change_in_training(self):
         norm = FrozenBatchNorm2d(3).train()
         before = {k: v.clone() for k, v in norm.state_dict().items()}
