@@ -40,6 +40,38 @@ def roi_levels(boxes: Tensor, levels: int, canonical_scale: int = 224, canonical
     return level.clamp(2, levels + 1).long() - 2
 
 
+class UsedRows(torch.autograd.Function):
+    """rows[cells], whose gradient goes to a list of (cells, gradient)."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, cells: Tensor, gradients: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.cells, ctx.gradients = cells, gradients
+        return rows[cells]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        ctx.gradients.append((ctx.cells, grad))
+        return None, None, None
+
+
+class CollectGradients(torch.autograd.Function):
+    """rows as they are; in the backward pass, which reaches this after all reads, the listed gradients are added."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, gradients: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.gradients = rows.shape, gradients
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None):
+        while ctx.gradients:
+            cells, some = ctx.gradients.pop()
+            grad = some.new_zeros(ctx.shape) if grad is None else grad
+            grad.index_add_(0, cells, some)  # in place: the reads made it for this alone
+        return grad, None
+
+
 class FeatureTable:
     """The cells of all levels and pictures as rows of one table, to be read in any order.
 
@@ -51,6 +83,8 @@ class FeatureTable:
         self.channels = maps[0].shape[1]
         self.rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, self.channels).to(dtype or m.dtype) for m in maps])
         self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
+        self.gradients: list[tuple[Tensor, Tensor]] = []  # of reads through `used`, on their way to `rows`
+        self.rows = CollectGradients.apply(self.rows, self.gradients)
 
     def maps(self) -> list[Tensor]:
         """The maps again, [N, C, H, W] per level: views, channels-last."""
@@ -64,6 +98,14 @@ class FeatureTable:
         start, height, width = table.to(level.device)[level].unbind(1)
         return start + picture * height * width, height, width
 
+    def used(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows that an index reads, each once: [U, C], and the index of the same shape into them.
+
+        Their gradient is added to that of other reads, where a read of `rows` makes a gradient of all rows.
+        """
+        cells, index = index.unique(return_inverse=True)
+        return UsedRows.apply(self.rows, cells, self.gradients), index
+
     def patches(self, level: Tensor, picture: Tensor, cell: Tensor, radius: int) -> tuple[Tensor, Tensor]:
         """The cells around `cell` (y W + x), all int64 [K]: [K, C, S, S] with S = 2 radius + 1, zero outside the
         map, and which of them are inside: bool [K, S, S]."""
@@ -73,17 +115,19 @@ class FeatureTable:
         inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
         y, x = y.clamp(min=0).minimum(height - 1), x.clamp(min=0).minimum(width - 1)
         index = (first + y * width)[:, :, None] + x[:, None, :]  # [K, S, S]
-        patches = F.embedding(index, self.rows) * inside[..., None]  # [K, S, S, C]
+        rows, index = self.used(index)
+        patches = F.embedding(index, rows) * inside[..., None]  # [K, S, S, C]
         return patches.permute(0, 3, 1, 2), inside
 
 
 def roi_align(
     table: FeatureTable, rois: Tensor, picture: Tensor, level: Tensor, strides: tuple[int, ...],
-    output_size: int, sampling_ratio: int = 2,
+    output_size: int, sampling_ratio: int = 2, few: bool = False,
 ) -> Tensor:
     """Sample a fixed-size feature for each RoI.
 
-    rois [K, 4]; picture int64 [K] in 0..N-1; level int64 [K]; strides of the levels in pixels.
+    rois [K, 4]; picture int64 [K] in 0..N-1; level int64 [K]; strides of the levels in pixels; few: whether the
+    gradient is better made for the rows in use alone (`FeatureTable.used`).
     Returns [K, C, S, S], channels-last. Matches torchvision.ops.roi_align(aligned=False) with
     spatial_scale = 1 / stride.
     """
@@ -108,5 +152,7 @@ def roi_align(
     weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :] / sampling_ratio**2
     taps = (2 * sampling_ratio) ** 2
     weight = weight.view(-1, taps).to(table.rows.dtype)
-    pooled = F.embedding_bag(index.view(-1, taps), table.rows, per_sample_weights=weight, mode="sum")  # [K S S, C]
+    index = index.view(-1, taps).int()  # half the bytes to sort in the backward pass
+    rows, index = table.used(index) if few else (table.rows, index)
+    pooled = F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")  # [K S S, C]
     return pooled.view(len(rois), output_size, output_size, table.channels).permute(0, 3, 1, 2)

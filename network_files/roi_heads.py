@@ -15,13 +15,13 @@ from network_files import matching
 from network_files.boxes import BoxCoder, at_least, clip_boxes
 from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import mask_targets
-from network_files.losses import box_losses, mask_loss
+from network_files.losses import box_losses, loss_in_parts, mask_loss
 from network_files.nms import batched_nms
 from network_files.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import Objects, PictureBatch
 
 STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from
-MASKS_AT_ONCE = 64  # RoIs in the mask branch
+MASKS_AT_ONCE = 32  # RoIs in the mask branch
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
 
 
@@ -141,37 +141,41 @@ class RoIHeads(nn.Module):
         self.mask_predictor = MaskPredictor(mask_width, config.num_classes)
         self.coder = BoxCoder(config.bbox_reg_weights)
 
-    def pool(self, table: FeatureTable, rois: Tensor, picture: Tensor, size: int) -> Tensor:
+    def pool(self, table: FeatureTable, rois: Tensor, picture: Tensor, size: int, few: bool = False) -> Tensor:
         """RoIAlign of rois [K, 4] of these pictures [K] on P2..P5 -> [K, c, size, size]."""
         return roi_align(table, rois, picture, roi_levels(rois, len(STRIDES)), STRIDES, size,
-                         self.config.roi_sampling_ratio)
+                         self.config.roi_sampling_ratio, few)
 
-    def boxes(self, table: FeatureTable, rois: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [K, C] and deltas [K, 4 C] of the RoIs, at least float32."""
-        pooled = self.pool(table, rois, picture, self.config.box_roi_size)
+    def boxes(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """RoI features [K, c, S, S] -> class logits [K, C] and deltas [K, 4 C], at least float32."""
         logits, deltas = self.box_predictor(self.box_head(pooled))
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(dtype), deltas.to(dtype)
 
-    def masks(self, table: FeatureTable, rois: Tensor, picture: Tensor, labels: Tensor) -> Tensor:
-        """Mask logits of each RoI's own class [K, M, M], at least float32."""
-        pooled = self.pool(table, rois, picture, self.config.mask_roi_size)
-        # some at a time: the backward pass then holds gradients of a few, and lets go of them one after another
-        count = max(len(rois), 1) if self.training and self.batch_statistics else MASKS_AT_ONCE
-        logits = torch.cat([self.mask_predictor(self.mask_head(x), own) for x, own in
-                            zip(pooled.split(count), labels.split(count), strict=True)])
+    def masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """RoI features [K, c, S, S] -> mask logits of each RoI's own class [K, M, M], at least float32."""
+        logits = self.mask_predictor(self.mask_head(pooled), labels)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects]) -> dict[str, Tensor]:
-        """The three losses over sampled proposals; the mask's over the positive ones."""
+        """The three losses over sampled proposals; the mask's over the positive ones. In training nothing reads
+        the table after this, and it is cleared."""
         samples = self.sample(proposals, objects)
         reference = torch.cat(samples.rois)
-        logits, deltas = self.boxes(table, reference, picture_of(samples.rois))
+        positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
+        rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
+        # masks before boxes: the boxes' dense gradient then comes first, and the masks' sparse one is added to it
+        for_masks = self.pool(table, torch.cat(rois), picture_of(rois), self.config.mask_roi_size, few=True)
+        for_boxes = self.pool(table, reference, picture_of(samples.rois), self.config.box_roi_size)
+        if self.training:
+            del table.rows
+        losses = self._mask_loss(for_masks, samples, positive, objects)
+        del for_masks
+        logits, deltas = self.boxes(for_boxes)
         own = [o.boxes.to(reference.dtype)[m] if len(o.boxes) else r  # a background RoI's own box: delta 0, unused
                for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)]
         targets = self.coder.encode(torch.cat(own), reference)
-        losses = box_losses(logits, deltas, torch.cat(samples.labels), targets)
-        return losses | self._mask_loss(table, samples, objects)
+        return losses | box_losses(logits, deltas, torch.cat(samples.labels), targets)
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], objects: list[Objects]) -> Samples:
@@ -193,14 +197,23 @@ class RoIHeads(nn.Module):
             samples.matched.append(matched[chosen].clamp(min=0))
         return samples
 
-    def _mask_loss(self, table: FeatureTable, samples: Samples, objects: list[Objects]) -> dict[str, Tensor]:
-        positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
-        rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
+    def _mask_loss(
+        self, pooled: Tensor, samples: Samples, positive: list[Tensor], objects: list[Objects]
+    ) -> dict[str, Tensor]:
+        """From the features of the positive RoIs [K, c, S, S], some at a time."""
+        rois, labels, matched = ([t[p] for t, p in zip(ts, positive, strict=True)]
+                                 for ts in (samples.rois, samples.labels, samples.matched))
         cells = 2 * self.config.mask_roi_size
-        matched = [m[p] for m, p in zip(samples.matched, positive, strict=True)]
         targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells)
-        labels = torch.cat([label[p] for label, p in zip(samples.labels, positive, strict=True)])
-        return mask_loss(self.masks(table, torch.cat(rois), picture_of(rois), labels), targets)
+
+        def loss(x: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+            return mask_loss(self.masks(x, labels), targets)["loss_mask"] * (len(x) / max(len(pooled), 1))
+
+        if len(pooled) <= MASKS_AT_ONCE or self.training and self.batch_statistics:
+            return {"loss_mask": loss(pooled, torch.cat(labels), targets)}
+        parts = list(zip(torch.cat(labels).split(MASKS_AT_ONCE), targets.split(MASKS_AT_ONCE), strict=True))
+        parameters = [*self.mask_head.parameters(), *self.mask_predictor.parameters()]
+        return {"loss_mask": loss_in_parts(loss, pooled, parts, parameters)}
 
     def detect(self, batch: PictureBatch, table: FeatureTable, proposals: list[Tensor]) -> list[dict[str, Tensor]]:
         """Per picture: boxes [D, 4] in the resized picture, scores, labels, and mask_probs [D, M, M]."""
@@ -208,9 +221,12 @@ class RoIHeads(nn.Module):
         detections = []
         for i, rois in enumerate(proposals):
             picture = torch.full((len(rois),), i, device=rois.device)
-            detection = self._detect_boxes(*self.boxes(table, rois, picture), rois, batch.sizes[i])
-            boxes = detection["boxes"]
-            logits = self.masks(table, boxes, torch.full((len(boxes),), i, device=rois.device), detection["labels"])
+            pooled = self.pool(table, rois, picture, self.config.box_roi_size)
+            detection = self._detect_boxes(*self.boxes(pooled), rois, batch.sizes[i])
+            boxes, labels = detection["boxes"], detection["labels"]
+            pooled = self.pool(table, boxes, picture[:1].expand(len(boxes)), self.config.mask_roi_size)
+            logits = torch.cat([self.masks(*some) for some in
+                                zip(pooled.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)])
             detections.append(detection | {"mask_probs": logits.to(rois.dtype).sigmoid()})
         return detections
 

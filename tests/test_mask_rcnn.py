@@ -273,6 +273,21 @@ class TestLosses:
         assert draws([target(OBJECTS)]) != draws([target(OBJECTS)])  # without a seed: the global generator
 
 
+@pytest.mark.parametrize("fp16", [False, True])
+def test_masks_a_few_at_a_time_give_the_same_losses_and_gradients(fp16, monkeypatch):
+    model = tiny(norm="frozen").double().train()
+    inputs, found = ([picture().double()], [target(OBJECTS, sample_seed=3)]), []
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: fp16)  # then the gradients wait for the backward pass
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda *_: torch.float16)
+    for count in (1000, 1):
+        monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+        losses = model(*inputs)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found.append((*losses.values(), *torch.autograd.grad(sum(losses.values()), trained)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 class TestRecompute:
     @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
     def test_the_same_gradient_from_fewer_activations(self, backbone):

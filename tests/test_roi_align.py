@@ -133,3 +133,23 @@ def test_patches_hold_the_cells_around_and_zero_outside():
     ]
     assert torch.equal(patches, torch.stack(around))
     assert inside.sum((1, 2)).tolist() == [4, 2, 9]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradients_of_reads_of_few_rows_equal_those_of_all_rows(dense):
+    maps = [m.requires_grad_() for m in pyramid(64, 96, 3, torch.float64)]
+    rois = random_rois(5, 64, 96)
+    picture, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
+    found = []
+    for few in (False, True):
+        table = FeatureTable(maps)
+        first = roi_align(table, rois, picture, level, STRIDES, 7, few=few)
+        second = roi_align(table, rois + 1, picture, level, STRIDES, 3, few=few and not dense)
+        loss = first.square().sum() + second.square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()  # what was listed the first time does not count again
+        found.append((loss, *(m.grad for m in maps)))
+        for m in maps:
+            m.grad = None
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
