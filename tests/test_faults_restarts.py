@@ -40,6 +40,19 @@ def test_a_stuck_rank_is_named(data, tmp_path):
     ranks[1].join()
 
 
+def test_a_stuck_rank_that_hosts_the_store_holds_no_other(data, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    ranks = start_all(data, run, *MANY, "--dist-timeout", 3, log=log, size=2)
+    assert wait_for(lambda: finished_steps(run) > 1)
+    os.kill(ranks[0].pid, signal.SIGSTOP)
+    try:
+        assert end_all(ranks[1:], 30) == [1]
+    finally:
+        ranks[0].kill()
+        ranks[0].join()
+    assert "process 1 lost another process in step " in log.read_text() and "Traceback" not in log.read_text()
+
+
 def test_ranks_do_not_outlive_their_launcher(data, tmp_path):
     run = tmp_path / "run"
     launcher = restarts.torchrun(data, run, *MANY)

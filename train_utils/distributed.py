@@ -24,7 +24,7 @@ HOW_TO_START = (
     "For one process: python train.py [flags]"
 )
 TIMEOUT = 1800.0  # seconds that a process waits for the others, as torch has it for gloo
-LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "timed out")
+LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "timed out", "application timeout")
 
 
 @dataclass(frozen=True)

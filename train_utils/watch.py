@@ -26,8 +26,9 @@ GRACE = 60.0  # seconds that a process has to save when its launcher has died
 class Watch(threading.Thread):
     """Watches over one process; daemon, started by `start`.
 
-    store: a torch.distributed store used by this thread alone; timeout: seconds that the process may wait for
-    the others; launcher: pid of the parent that must live, or None.
+    store: a torch.distributed store, used under `lock` alone; timeout: seconds that the process may wait for the
+    others; launcher: pid of the parent that must live, or None. A store whose host neither answers nor closes the
+    connection (a machine that lost its power) holds this thread for good: the process waits for it only so long.
     """
 
     def __init__(self, rank, size, store, timeout, launcher=None):
@@ -44,7 +45,7 @@ class Watch(threading.Thread):
 
     def phase(self, what, waits=False):
         """Note what the process does now; waits: it needs the other processes to go on."""
-        self.what, self.waits, self.since = what, waits, time.monotonic()
+        self.what, self.since, self.waits = what, time.monotonic(), waits  # it never waits since long ago
 
     @contextmanager
     def waiting(self):
@@ -66,10 +67,12 @@ class Watch(threading.Thread):
 
     def ignore_signals(self):
         """Undo `listen`; what had not yet been passed on is passed on now."""
-        with self.lock:
+        with self.locked() as mine:
             if self.signals is None:
                 return
             signal.set_wakeup_fd(-1)
+            if not mine:  # this thread may yet read from the pipe
+                return
             with suppress(RuntimeError, OSError):  # the store may have gone first
                 self.pass_on_own()
             reading, self.signals = self.signals, None
@@ -78,15 +81,25 @@ class Watch(threading.Thread):
 
     def stop_number(self):
         """The signal that one of the processes got, if any; looked up now."""
-        with self.lock, suppress(RuntimeError, OSError):
-            if self.stop is None and self.store is not None and self.store.check(["stop"]):
+        with self.locked() as mine, suppress(RuntimeError, OSError):
+            if mine and self.stop is None and self.store is not None and self.store.check(["stop"]):
                 self.stop = int(self.store.get("stop"))
         return self.stop
+
+    @contextmanager
+    def locked(self):
+        """The lock held; or False, where the thread has not let go of it for long."""
+        mine = self.lock.acquire(timeout=self.silent)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self.lock.release()
 
     def close(self):
         """End the thread."""
         self.over.set()
-        self.join()
+        self.join(self.silent)
 
     def states(self):
         """Rank -> what it was last heard to do, with how long ago, for those heard of; fetched now."""
@@ -106,10 +119,11 @@ class Watch(threading.Thread):
             if self.launcher is not None and os.getppid() != self.launcher:
                 self.leave_without_launcher()
                 return
-            try:
-                self.look()
-            except (RuntimeError, OSError):  # the store is gone: with the launcher, or with the first process
-                self.store = None
+            with self.lock:
+                try:
+                    self.look()
+                except (RuntimeError, OSError):  # the store is gone: with the launcher, or with the first process
+                    self.store = None
             if self.store is None and self.launcher is None:
                 return
 
@@ -130,13 +144,12 @@ class Watch(threading.Thread):
             os._exit(128 + self.stop)  # it waits in vain (for a GPU's collective, which no signal ends)
 
     def pass_on_signals(self):
-        with self.lock:
-            if self.signals is None or self.passed_on:
-                return
-            self.pass_on_own()
-            if not self.passed_on and self.stop_number():
-                self.passed_on = True
-                os.kill(os.getpid(), self.stop)
+        if self.signals is None or self.passed_on:
+            return
+        self.pass_on_own()
+        if not self.passed_on and self.stop_number():
+            self.passed_on = True
+            os.kill(os.getpid(), self.stop)
 
     def pass_on_own(self):
         """Tell the others of a signal that this process got."""
@@ -158,13 +171,15 @@ class Watch(threading.Thread):
                 f"{s['seconds'] + s['silent']:.0f} s" + (", gives no sign of life" if s["silent"] > self.silent else "")
                 for rank, s in stuck.items()
             ] or ["none of them is known to be stuck: all wait"]
-            print(f"error: process {self.rank} waited {waited:.0f} s (--dist-timeout {self.timeout:g}) in "
-                  f"{self.what} for {'; '.join(lines)}. --resume auto goes on from the last checkpoint",
-                  file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"error: process {self.rank} waited {waited:.0f} s (--dist-timeout {self.timeout:g}) in "
+                      f"{self.what} for {'; '.join(lines)}. --resume auto goes on from the last checkpoint",
+                      file=sys.stderr, flush=True)
         os._exit(1)
 
     def leave_without_launcher(self):
-        print(f"process {self.rank}: its launcher has ended; it saves and leaves", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
+        with suppress(OSError):  # who read that may have ended as well
+            print(f"process {self.rank}: its launcher has ended; it saves and leaves", file=sys.stderr, flush=True)
         if not self.over.wait(GRACE):
             os._exit(128 + signal.SIGTERM)
