@@ -121,6 +121,33 @@ def test_resume_from_a_path(tmp_path):
             prepare(None, wrong)
 
 
+@pytest.fixture
+def restarted(monkeypatch):
+    """A function that makes this a process of torchrun that was started anew."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    return lambda: monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+
+def test_a_restart_after_resuming_a_file_goes_on_from_the_newest(tmp_path, restarted):
+    for epoch in range(2):
+        save_checkpoint(checkpoint_path(tmp_path, epoch), content())
+    assert prepare(None, tmp_path / "model_0.pth") == (tmp_path, tmp_path / "model_0.pth")
+    restarted()
+    assert prepare(None, tmp_path / "model_0.pth") == (tmp_path, tmp_path / "model_1.pth")
+
+
+def test_a_restart_goes_on_with_the_latest_run_of_its_launcher(tmp_path, restarted):
+    """In containers, launchers of several runs have the same host and pid."""
+    run = tmp_path / "run"
+    assert prepare(run) == (run, None)
+    save_checkpoint(checkpoint_path(run, 0), content())
+    lock = json.loads((run / ".lock").read_text())
+    (run / ".lock").write_text(json.dumps({**lock, "since": "2020-01-01 00:00:00"}))
+    assert prepare(run) == (tmp_path / "run-2", None)
+    restarted()
+    assert prepare(run) == (tmp_path / "run-2", None)
+
+
 def test_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "f").write_text("")
     for folder in (tmp_path / "f", tmp_path / "f" / "g"):

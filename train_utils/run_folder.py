@@ -79,7 +79,7 @@ def find_checkpoint(output_dir: str | Path | None, resume: str | Path | None,
         InputError: PATH does not exist or is damaged, all checkpoints are damaged.
     """
     folder = _chosen(output_dir, default)
-    own = _folder_of_restarted(folder)
+    own = _folder_of_restarted(folder, resume)
     if own is not None:
         found = newest_checkpoint(own)
         if found is not None or resume in (None, "auto"):
@@ -106,7 +106,7 @@ def prepare_run_folder(output_dir: str | Path | None, resume: str | Path | None 
         InputError: another run writes to the folder, or it cannot be made.
     """
     folder = _chosen(output_dir, default)
-    own = _folder_of_restarted(folder)
+    own = _folder_of_restarted(folder, resume)
     if own is not None:
         folder, lock = own, _lock(own)
     elif resume is None:
@@ -141,12 +141,17 @@ def _chosen(output_dir, default) -> Path:
     return folder
 
 
-def _folder_of_restarted(folder: Path) -> Path | None:
-    """The folder among `folder` and its siblings that the same torchrun's first start wrote to, after a restart."""
+def _folder_of_restarted(folder: Path, resume: str | Path | None) -> Path | None:
+    """After a restart by torchrun: the folder, of all that these flags can lead to, that its first start wrote to."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
         return None
-    siblings = [folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*")]
-    return next((place for place in siblings if holder(place).get("launcher") == launcher_name()), None)
+    places = [folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*")]
+    if resume is not None and str(resume) != "auto":
+        path = user_path(resume)
+        places.append(path if path.is_dir() else path.parent)
+    # the latest: in containers the launchers of several runs can have the same host and pid
+    own = [place for place in places if holder(place).get("launcher") == launcher_name()]
+    return max(own, key=lambda place: str(holder(place).get("since")), default=None)
 
 
 def _lock(folder: Path) -> RunLock | None:
