@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -99,6 +100,15 @@ def test_what_may_change_applies(resumed, tmp_path):
     assert curve.shape == (6, 2) and (curve[:3, 1] <= 2e-3).all()
     # one step of warm-up is left out: the rate of the second epoch is a tenth of 1e-4, as both milestones allow
     assert (curve[3:, 1] <= 1e-4).all() and curve[3, 1] > 0
+
+
+def test_a_run_in_a_thread_trains(data, tmp_path, monkeypatch):
+    status = []
+    run = flags(data, tmp_path / "run", "--epochs", 1)
+    thread = threading.Thread(target=lambda: status.append(call(monkeypatch, *run)))
+    thread.start()
+    thread.join()
+    assert status == [0] and (tmp_path / "run" / "model_0.pth").exists()
 
 
 def test_other_pictures_are_refused_without_leave(resumed, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from contextlib import contextmanager
 
@@ -13,7 +14,8 @@ SAME_WISH = 3.0  # seconds
 class StopSignal:
     """Within `with StopSignal(world) as stop`, SIGTERM and SIGINT are noted; one more after a while acts at once.
 
-    Where several processes train, each learns of a signal to any other through the world.
+    Where several processes train, each learns of a signal to any other through the world. In a thread, where Python
+    allows no handlers, signals are left to the main thread.
     """
 
     def __init__(self, world):
@@ -21,14 +23,15 @@ class StopSignal:
         self.since, self.may_leave = 0.0, False
 
     def __enter__(self):
-        self.previous = {s: signal.signal(s, self._note) for s in SIGNALS}
-        self.world.watch_signals()
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {s: signal.signal(s, self._note) for s in SIGNALS}
+            self.world.watch_signals()
         return self
 
     def __exit__(self, *_):
         self.world.watch_signals(False)
         for number, handler in self.previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not of Python's
 
     def _note(self, number, _frame):
         if self.number is None:
