@@ -102,6 +102,11 @@ def test_what_may_change_applies(resumed, tmp_path):
     assert (curve[3:, 1] <= 1e-4).all() and curve[3, 1] > 0
 
 
+def test_a_run_that_had_ended_ends_at_once_in_another_folder(resumed, tmp_path):
+    status, printed = resumed("--epochs", 1, "--allow-changed", "epochs")
+    assert status == 0 and f"The resumed run had ended: nothing new is in {tmp_path / 'run'}" in printed
+
+
 def test_a_run_in_a_thread_trains(data, tmp_path, monkeypatch):
     status = []
     run = flags(data, tmp_path / "run", "--epochs", 1)
@@ -208,6 +213,14 @@ def test_bad_batches_are_passed_over_up_to_a_number(data, tmp_path, monkeypatch,
     calls.clear()
     assert call(monkeypatch, *flags(data, tmp_path / "other", "--epochs", 1, "--skip-bad-batches", 1)) == 2
     assert "step 2: loss_mask nan" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_each_rank_keeps_the_batch_of_a_loss_that_is_not_finite(data, tmp_path):
+    """Weights that have grown without bound give such a loss to all of them at once."""
+    more = ("--batch-size", 1, "--lr", 1e20, "--warmup-iters", 0)
+    assert end_all(start_all(data, tmp_path / "run", *more, log=tmp_path / "log", size=2)) == [2, 2]
+    assert len(list((tmp_path / "run").glob("non_finite_step*.pth"))) == 2
 
 
 @pytest.mark.slow

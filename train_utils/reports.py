@@ -34,12 +34,12 @@ def write_curves(folder, writer, curve):
     plot_average_precision(folder / f"mAP{writer.stamp}.png", box_ap, mask_ap)
 
 
-def save_for_replay(folder, error, model, data_set):
-    """Save the batch behind a NonFiniteLoss and the weights that met it; returns the error, more telling."""
+def save_for_replay(folder, error, model, data_set, rank=0):
+    """Save the batch of this rank behind a NonFiniteLoss, and the weights; returns the error, more telling."""
     if error.batch is None:
         error.args = (f"step {error.step}: another process met a loss that is not finite; see its message",)
         return error
-    path = folder / f"non_finite_step{error.step}.pth"
+    path = folder / (f"non_finite_step{error.step}_rank{rank}.pth" if rank else f"non_finite_step{error.step}.pth")
     names = [data_set.file_name(i) for i in error.batch.indices]
     losses = dict(zip(LOSS_NAMES, error.losses.tolist(), strict=True))
     targets = [
@@ -82,12 +82,13 @@ def plain_masks(masks):
 def say_what_is_where(folder, best_ap, val_set):
     """The last lines of a run, and what to do next."""
     best = folder / "model_best.pth"
-    weights = (
-        best if best.exists() else max(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
-    )
+    saved = [best] if best.exists() else sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
+    if not saved:
+        print(f"\ndone: best mask AP {best_ap:.4f}. The resumed run had ended: nothing new is in {folder}")
+        return
     print(f"\ndone: best mask AP {best_ap:.4f}. In {folder}:")
     print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; every epoch's, to resume")
     print("  det_results*, seg_results*          COCO numbers per epoch, for boxes and masks (.txt, .json)")
     print("  loss_and_lr*.png, mAP*.png          curves")
     print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
-    print(f"next: python predict.py --weights-path {weights} --img-path {val_set.file_name(0)}")
+    print(f"next: python predict.py --weights-path {saved[-1]} --img-path {val_set.file_name(0)}")

@@ -310,7 +310,7 @@ class Trainer:
         finally:
             log.close()
         if not log.averages():
-            raise InputError("no training picture could be read; see the lines above")
+            raise InputError("no training picture could be read, or no loss was finite; see the lines above")
         return log.averages()
 
     def may_skip(self):
@@ -318,7 +318,7 @@ class Trainer:
         return self.progress.bad_batches < self.args.skip_bad_batches
 
     def explained(self, error):
-        return save_for_replay(self.folder, error, self.learner.model, self.splits.train)
+        return save_for_replay(self.folder, error, self.learner.model, self.splits.train, self.world.rank)
 
     def tell_bad(self, error):
         left = f"{self.progress.bad_batches + 1} of {self.args.skip_bad_batches} that --skip-bad-batches allows"
