@@ -9,12 +9,13 @@ import time
 
 import pytest
 import torch
-from small_runs import ROOT, differences, flags
+from small_runs import ROOT, differences, flags, same
 
 import train
 from my_dataset_shapes import make_shapes
 from tests.faults.processes import end_all, start_all, wait_for
 from train_utils import engine, run_lock
+from train_utils.checkpoint import save_checkpoint
 from train_utils.command import Parser, run_command
 from train_utils.run_lock import RunLock
 from train_utils.train_loop import add_arguments
@@ -100,6 +101,17 @@ def test_what_may_change_applies(resumed, tmp_path):
     assert curve.shape == (6, 2) and (curve[:3, 1] <= 2e-3).all()
     # one step of warm-up is left out: the rate of the second epoch is a tenth of 1e-4, as both milestones allow
     assert (curve[3:, 1] <= 1e-4).all() and curve[3, 1] > 0
+
+
+def test_momentum_is_kept_where_another_torch_names_more_of_its_options(resumed, cut, tmp_path, monkeypatch):
+    assert resumed()[0] == 0
+    checkpoint = torch.load(cut / "model_0.pth", weights_only=True)
+    checkpoint["optimizer"]["param_groups"][0]["another"] = None
+    save_checkpoint(tmp_path / "model_0.pth", checkpoint)
+    bare = ("--resume", tmp_path / "model_0.pth", "--output-dir", tmp_path / "other", "--device", "cpu")
+    assert call(monkeypatch, *bare) == 0
+    one, two = (torch.load(tmp_path / name / "model_1.pth", weights_only=True)["model"] for name in ("run", "other"))
+    assert same(one, two)
 
 
 def test_a_run_that_had_ended_ends_at_once_in_another_folder(resumed, tmp_path):

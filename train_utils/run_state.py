@@ -107,7 +107,8 @@ def from_checkpoint(checkpoint, learner, start):
     groups = optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
         raise InputError("--resume: other parameters are trained than before; give the same --trainable-layers")
-    if groups[0].keys() == saved["param_groups"][0].keys():  # else another optimiser, which starts anew
+    # else it starts anew; the keys of its groups don't tell: other versions of torch have others
+    if type(optimizer).__name__.lower() == checkpoint["args"]["optimizer"]:
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     step = progress.step
     rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
