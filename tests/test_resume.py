@@ -6,17 +6,21 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
 from small_runs import ROOT, differences, flags, same
 
 import train
+from backbone.errors import InputError
 from my_dataset_shapes import make_shapes
 from tests.faults.processes import end_all, start_all, wait_for
 from train_utils import engine, run_lock
 from train_utils.checkpoint import save_checkpoint
 from train_utils.command import Parser, run_command
+from train_utils.resume import _share_batch
 from train_utils.run_lock import RunLock
 from train_utils.train_loop import add_arguments
 
@@ -112,6 +116,29 @@ def test_momentum_is_kept_where_another_torch_names_more_of_its_options(resumed,
     assert call(monkeypatch, *bare) == 0
     one, two = (torch.load(tmp_path / name / "model_1.pth", weights_only=True)["model"] for name in ("run", "other"))
     assert same(one, two)
+
+
+@pytest.mark.parametrize(
+    ("norm", "before", "size", "becomes"),
+    [
+        ("batch", (2, 2, 4), 2, (2, 4)),
+        ("sync", (2, 2, 4), 2, (4, 2)),
+        ("sync", (2, 2, 2), 4, (1, 2)),
+        ("sync", (1, 2, 2), 4, "--batch-size 1 x 4 processes was 1 x 2 before, and --norm sync depends on it; give"),
+    ],
+)
+def test_other_processes_keep_what_a_norm_sees(norm, before, size, becomes):
+    batch, accumulate, processes = before
+    args = Namespace(batch_size=batch, accumulate_steps=accumulate)
+    progress = {"global_batch": batch * accumulate * processes, "world_size": processes}
+    checkpoint = {"progress": progress, "args": vars(args).copy(), "config": {"norm": norm}}
+    share = partial(_share_batch, args, checkpoint, set(), set(), Namespace(size=size))
+    if isinstance(becomes, str):
+        with pytest.raises(InputError, match=becomes):
+            share()
+    else:
+        share()
+        assert (args.batch_size, args.accumulate_steps) == becomes
 
 
 def test_a_run_that_had_ended_ends_at_once_in_another_folder(resumed, tmp_path):

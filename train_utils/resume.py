@@ -87,12 +87,14 @@ def _text(value):
 
 def _share_batch(args, checkpoint, given, allowed, world):
     """Share the global batch among the processes there are now: by more or fewer micro-batches, if possible."""
-    progress, micro = checkpoint["progress"], checkpoint["args"]["batch_size"]
+    progress, micro, norm = checkpoint["progress"], checkpoint["args"]["batch_size"], checkpoint["config"]["norm"]
     total, processes = progress["global_batch"], progress["world_size"]
+    over = world.size if norm == "sync" else 1  # processes whose pictures a norm sees together
+    together = micro * (processes if norm == "sync" else 1)
     if processes != world.size and total % world.size == 0:
         share = total // world.size
         if not BATCH & given:
-            args.batch_size = micro if share % micro == 0 else share
+            args.batch_size = next(batch for batch in (together // over, share) if batch and share % batch == 0)
         if "accumulate_steps" not in given and share % args.batch_size == 0:
             args.accumulate_steps = share // args.batch_size
         elif "batch_size" not in given and share % args.accumulate_steps == 0:
@@ -104,10 +106,12 @@ def _share_batch(args, checkpoint, given, allowed, world):
             f"--resume: the global batch is {how} = {now}, it was {total} before; give --batch-size and "
             f"--accumulate-steps that make {total}, or --allow-changed batch-size"
         )
-    if args.batch_size != micro and checkpoint["config"]["norm"] in ("batch", "sync") and "batch_size" not in allowed:
+    if args.batch_size * over != together and norm in ("batch", "sync") and "batch_size" not in allowed:
+        sizes = (f" x {world.size} processes", f" x {processes}") if norm == "sync" else ("", "")
+        same = "" if together % over else f"give --batch-size {together // over}, or "
         raise InputError(
-            f"--resume: --batch-size {args.batch_size} was {micro} before, and --norm "
-            f"{checkpoint['config']['norm']} depends on it; give --batch-size {micro}, or --allow-changed batch-size"
+            f"--resume: --batch-size {args.batch_size}{sizes[0]} was {micro}{sizes[1]} before, and --norm {norm} "
+            f"depends on it; {same}give --allow-changed batch-size"
         )
     same = (processes, micro) == (world.size, args.batch_size)
     return [] if same else [f"resumed with {how}: global batch {now}, before {total}"]
