@@ -118,6 +118,15 @@ def test_momentum_is_kept_where_another_torch_names_more_of_its_options(resumed,
     assert same(one, two)
 
 
+@pytest.mark.parametrize("damage", [lambda c: c["progress"].pop("data"), lambda c: c.update(environment="cpu")])
+def test_a_training_state_without_what_is_asked_for_is_told(cut, tmp_path, monkeypatch, capsys, damage):
+    checkpoint = torch.load(cut / "model_0.pth", weights_only=True)
+    damage(checkpoint)
+    save_checkpoint(tmp_path / "model_0.pth", checkpoint)
+    assert call(monkeypatch, "--resume", tmp_path / "model_0.pth", "--output-dir", tmp_path / "run") == 2
+    assert "the checkpoint's training state is missing or damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("norm", "before", "size", "becomes"),
     [

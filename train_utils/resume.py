@@ -117,6 +117,7 @@ def _share_batch(args, checkpoint, given, allowed, world):
     return [] if same else [f"resumed with {how}: global batch {now}, before {total}"]
 
 
+@reading_training_state()
 def check_data(args, checkpoint, data):
     """Raise InputError where the training pictures, of fingerprint `data`, are not those of before, without leave."""
     if checkpoint["progress"]["data"] != data and DATA not in allowed_names(args):
@@ -144,6 +145,7 @@ def environment(world):
     }  # fmt: skip
 
 
+@reading_training_state()
 def other_environment(checkpoint, world):
     """Lines that say what is other than when the checkpoint was saved."""
     now = environment(world)
