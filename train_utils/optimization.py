@@ -80,10 +80,12 @@ class Precision:
             torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
         overflow = False
         if self.scaler:
-            scale = self.scaler.get_scale()
+            scale, first = self.scaler.get_scale(), not optimizer.state
             self.scaler.step(optimizer)
             self.scaler.update()
             overflow = self.scaler.get_scale() < scale
+            if overflow and first:  # torch's fused SGD leaves momentum there that was never written
+                optimizer.state.clear()
         else:
             optimizer.step()
         optimizer.zero_grad()
