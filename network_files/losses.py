@@ -54,11 +54,14 @@ def loss_in_parts(
     activations of one portion live at a time. Under fp16, where they would underflow unscaled, they wait.
     """
     portions = x.split(len(parts[0][0]))
-    device = x.device.type
-    fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if fp16 or not torch.is_grad_enabled():
+    if in_float16(x.device.type) or not torch.is_grad_enabled():
         return sum(loss(some, *part) for some, part in zip(portions, parts, strict=True))
     return LossInParts.apply(loss, parts, x, *parameters)
+
+
+def in_float16(device: str) -> bool:
+    """Whether autocast computes in float16 on that type of device."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 class LossInParts(torch.autograd.Function):
