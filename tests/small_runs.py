@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+import train
+from train_utils.command import run_command
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = """--device cpu --workers 0 --backbone resnet18 --backbone-width 16 --weights none --fpn-channels 16
     --min-size 48 --max-size 48
@@ -28,6 +31,15 @@ def start(script, arguments, folder, threads=None, **more):
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     command = [sys.executable, *map(str, script), *map(str, arguments)]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)
+
+
+def call(monkeypatch, *arguments):
+    """train.py's main in this process; returns the exit status."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    try:
+        return run_command(train.main)
+    except SystemExit as stop:
+        return stop.code
 
 
 def same(one, other):

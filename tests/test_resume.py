@@ -11,27 +11,17 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import ROOT, differences, flags, same
+from small_runs import ROOT, call, differences, flags, same
 
-import train
 from backbone.errors import InputError
 from my_dataset_shapes import make_shapes
 from tests.faults.processes import end_all, start_all, wait_for
 from train_utils import engine, run_lock
 from train_utils.checkpoint import save_checkpoint
-from train_utils.command import Parser, run_command
+from train_utils.command import Parser
 from train_utils.resume import _share_batch
 from train_utils.run_lock import RunLock
 from train_utils.train_loop import add_arguments
-
-
-def call(monkeypatch, *arguments):
-    """train.py's main in this process; returns the exit status."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    try:
-        return run_command(train.main)
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,16 @@
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import ROOT, TORCHRUN, differences, flags, start
+from small_runs import ROOT, TORCHRUN, call, differences, flags, start
 
-import train
 from my_dataset_shapes import make_shapes
 from train_utils import train_loop
 from train_utils.arguments import BUILT_IN_MODEL, LR_PER_PICTURE, add_arguments, resolve
-from train_utils.command import Parser, run_command
+from train_utils.command import Parser
 from train_utils.distributed import World
 
 STEPS = 6  # per epoch: 12 pictures in batches of 2
@@ -23,15 +21,6 @@ STEPS = 6  # per epoch: 12 pictures in batches of 2
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=12, val=3, size=48)
-
-
-def call(monkeypatch, *arguments):
-    """train.py's main in this process; returns the exit status."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    try:
-        return run_command(train.main)
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture(scope="module")
