@@ -2,8 +2,10 @@
 
 import os
 import sys
+import time
 
 import pytest
+import torch
 
 from tests.faults import fuzz
 
@@ -26,3 +28,18 @@ def test_a_reader_that_fails_is_seen(tmp_path, monkeypatch, does, shown):
     outcome = fuzz.run(False, tmp_path)
     assert len(outcome.failures) == 1 and "document 7: " in outcome.failures[0] and shown in outcome.failures[0]
     assert outcome.good == outcome.total - 1 and list(tmp_path.glob("fuzz-*-7.*"))
+
+
+def test_a_reader_that_waits_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "WAIT", 1)
+    monkeypatch.setattr(fuzz, "read", lambda kind, data, folder, index: time.sleep(60) if index == 7 else None)
+    monkeypatch.setattr(fuzz.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert ["signal 14" in failure for failure in fuzz.run(False, tmp_path).failures] == [True]
+
+
+def test_readers_do_not_wait_for_threads_that_a_fork_left_behind(tmp_path, monkeypatch):
+    many = torch.zeros(2**22)
+    many.exp()  # by several threads, where torch has them
+    monkeypatch.setattr(fuzz, "WAIT", 20)
+    monkeypatch.setattr(fuzz, "read", lambda kind, data, folder, index: many.exp() if index == 7 else None)
+    assert fuzz.run(False, tmp_path).failures == []

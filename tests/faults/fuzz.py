@@ -3,8 +3,9 @@
 Bases are COCO jsons (of the real data where it is there, and of the tests' makers), VOC's XML, lists and class
 files, and .npy files. A document is a base with one to four changes: a value replaced by an odd one, a key dropped,
 an element repeated, a type swapped; or bytes flipped, dropped, inserted, cut off. Document i depends on SEED and i
-alone. They are read in worker processes that may take BYTES more address space than they began with and SECONDS of
-CPU time for each document; a stray exception, a signal or a limit is a failure, and the document is kept.
+alone. They are read in worker processes that may take BYTES more address space than they began with, and for each
+document SECONDS of CPU time and WAIT seconds in all; a stray exception, a signal or a limit is a failure, and the
+document is kept.
 """
 
 import copy
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import coco_folders
 import numpy as np
+import torch
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
@@ -37,7 +39,7 @@ from train_utils.npy_reader import read_npy
 
 WHAT = "data files changed at random: read, or refused in one line"
 SEED, WORKERS = 20, 2
-BYTES, SECONDS = 2**30, 20
+BYTES, SECONDS, WAIT = 2**30, 20, 300
 READABLE = 178_956_970  # pixels of the largest picture that Pillow opens
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 ODD = (
@@ -272,17 +274,20 @@ def work(number: int, first: int, count: int, folder: Path, bases: Bases, shared
     resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, size + BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["MASKRCNN_CACHE"] = "off"
+    torch.set_num_threads(1)  # OpenMP's threads did not come along with the fork: waiting for them never ends
     place = folder / f"worker{number}"
     if not place.exists():
         place.mkdir()
         shutil.copytree(folder / "voc", place / "voc")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library's own lines
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    for end in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(end, signal.SIG_DFL)
     _, refused = struct.unpack_from("<qq", shared, number * 16)
     for index in range(first, count, WORKERS):
         struct.pack_into("<qq", shared, number * 16, index, refused)
         kind, data = document(bases, index)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(WAIT)
         try:
             read(kind, data, place, index)
         except InputError as error:
@@ -290,5 +295,6 @@ def work(number: int, first: int, count: int, folder: Path, bases: Bases, shared
             if "\n" in str(error) or len(str(error)) > 20_000:
                 raise RuntimeError(f"a message of {len(str(error))} letters: {str(error)[:200]!r}") from error
     signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.alarm(0)
     struct.pack_into("<qq", shared, number * 16, count, refused)
     return 0

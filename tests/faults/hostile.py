@@ -11,6 +11,7 @@ leaves its folder. Names with backslashes or a drive's letter are plain names he
 
 import os
 import resource
+import signal
 import sys
 import sysconfig
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tiny_model
+import torch
 
 import predict
 import train
@@ -182,6 +184,9 @@ def _child(command, words, work, allowed, out) -> int:
     limit = before["VmSize"] * 1024 + ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(300)  # a child that waits takes no CPU time
+    torch.set_num_threads(1)  # OpenMP's threads did not come along with the fork: waiting for them never ends
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.addaudithook(hook(events, tuple(map(str, allowed))))
     sys.argv = [f"{command}.py", *words, *(["--output-dir", str(work / "out")] if command in SCRIPTS else [])]
