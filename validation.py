@@ -25,7 +25,7 @@ from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
 from train_utils.files import make_folder, user_path
 from train_utils.inference import add_model_arguments, check_same_classes, load_model
-from train_utils.train_loop import val_loader
+from train_utils.trainer import val_loader
 
 
 def parse_args() -> argparse.Namespace:

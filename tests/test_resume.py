@@ -210,7 +210,7 @@ def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(data, tmp_pat
     assert call(monkeypatch, *flags(data, tmp_path / "uncut", *more)) == 0
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("train_utils.train_loop.evaluate", fail)
+        patch.setattr("train_utils.trainer.evaluate", fail)
         with pytest.raises(RuntimeError, match="cut"):
             call(patch, *flags(data, run, *more))
     newest = run / "model_0.pth"

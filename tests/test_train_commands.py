@@ -10,7 +10,7 @@ import torch
 from small_runs import ROOT, TORCHRUN, call, differences, flags, start
 
 from my_dataset_shapes import make_shapes
-from train_utils import train_loop
+from train_utils import trainer
 from train_utils.arguments import BUILT_IN_MODEL, LR_PER_PICTURE, add_arguments, resolve
 from train_utils.command import Parser
 from train_utils.distributed import World
@@ -108,7 +108,7 @@ def test_killed_in_an_evaluation_it_resumes_bit_for_bit(finished, shapes, tmp_pa
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(train_loop, "evaluate", killed)
+        patch.setattr(trainer, "evaluate", killed)
         call(patch, *flags(shapes, tmp_path / "run"))
     assert torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)["step"] == STEPS
     assert call(monkeypatch, *flags(shapes, tmp_path / "run", "--resume", "auto")) == 0

@@ -15,7 +15,7 @@ from small_runs import ROOT, flags
 
 import train
 import train_multi_GPU
-from train_utils import engine, files, loaders, optimization, train_loop
+from train_utils import engine, files, loaders, optimization, train_loop, trainer
 from train_utils.command import run_command
 
 # phase -> where it is: (module or class, function)
@@ -26,7 +26,7 @@ PHASES = {
     "saving": (files, "sync_folder"),
     "evaluation": (engine, "evaluate_batch"),
     "summary": (engine, "summarize"),
-    "report": (train_loop, "write_curves"),
+    "report": (trainer, "write_curves"),
 }
 PAUSE = 0.5  # seconds that a phase is held open
 
