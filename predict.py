@@ -4,9 +4,11 @@
     python predict.py --weights-path W --img-path photos/ --score 0.7 --classes person "traffic light"
     python predict.py --weights-path W --coco-json val.json --image-dir val2017 --output results.json
 
-The first writes test_result.jpg and test_result.json into --output-dir; a folder or a glob gives a folder
-test_result/ of drawn pictures, and test_result.json for all. The last writes every detection for every image
-of a COCO json, ready for pycocotools. A 640x480 photo takes a ResNet-50 some 3 s on a CPU with 2 cores.
+The first writes test_result.jpg and test_result.json into --output-dir. For a folder and an --output-dir
+(--img-path input_image --output-dir output_image) the drawn pictures go straight into it under their own stems, with
+test_result.json beside them; a folder without --output-dir, and a glob, give a folder test_result/ of them. The last
+line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a ResNet-50
+some 3 s on a CPU with 2 cores.
 Exit status 1: finished, but some pictures could not be read (they are named); --strict makes that an error.
 """
 
@@ -130,10 +132,7 @@ def predict_pictures(args: argparse.Namespace) -> int:
         read_picture(path) if args.strict else refuse(path)
     predictor = Predictor(args, DEFAULT_SCORE if args.score is None else args.score)
     output_dir = files.user_path(args.output_dir)
-    if len(args.img_path) == 1 and pictures == [files.user_path(args.img_path[0])]:
-        folder, names = output_dir, [f"{RESULT_NAME}.jpg"]
-    else:
-        folder, names = output_dir / RESULT_NAME, output_names(pictures)
+    folder, names = drawn_places(args, output_dir, pictures)
     files.make_folder(folder)
     refuse_to_overwrite(pictures, [folder / name for name in names])
     results = []
@@ -157,6 +156,18 @@ def predict_pictures(args: argparse.Namespace) -> int:
     write_results(output_dir / f"{RESULT_NAME}.json", results)
     print(f"{len(results)} detection(s) written to {output_dir / RESULT_NAME}.json")
     return predictor.status(len(pictures))
+
+
+def drawn_places(args: argparse.Namespace, output_dir: Path, pictures: list[Path]) -> tuple[Path, list[str]]:
+    """(folder, file names) of the drawn pictures. InputError if a folder's were to be drawn into that folder."""
+    (first, *more) = map(files.user_path, args.img_path)
+    if not more and pictures == [first]:
+        return output_dir, [f"{RESULT_NAME}.jpg"]
+    if more or not first.is_dir() or "output_dir" not in args.given:
+        return output_dir / RESULT_NAME, output_names(pictures)
+    if output_dir.resolve() == first.resolve():
+        raise InputError(f"--output-dir {output_dir}: is the folder of the pictures; give another for the drawn ones")
+    return output_dir, output_names(pictures)
 
 
 def refuse_to_overwrite(pictures: list[Path], drawn: list[Path]) -> None:

@@ -128,7 +128,8 @@ def test_a_folder_keeps_every_picture_and_names_the_broken_ones(run, tmp_path):
         and "notes.txt" in out
         and "6 of 7 picture(s) predicted, 1 could not be read" in out
     )
-    assert sorted(p.name for p in Path("out/test_result").iterdir()) == [
+    drawn = [path.name for path in Path("out").iterdir() if path.name != "test_result.json"]
+    assert sorted(drawn) == [
         "0_bmp.jpg",
         "0_png.jpg",
         "0_png_2.jpg",
@@ -138,6 +139,21 @@ def test_a_folder_keeps_every_picture_and_names_the_broken_ones(run, tmp_path):
     ]
     results = json.loads(Path("out/test_result.json").read_text())
     assert len({r["image_id"] for r in results}) == len({r["file_name"] for r in results}) == 6
+
+
+def test_a_folder_without_an_output_folder_has_one_of_its_own(run, tmp_path):
+    write_pictures(tmp_path / "in")
+    assert run("--img-path", tmp_path / "in")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "test_result", "test_result.json"]
+    assert sorted(p.name for p in Path("test_result").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+
+
+def test_a_folder_is_not_drawn_into_itself(run, tmp_path):
+    before = {path: path.read_bytes() for path in write_pictures(tmp_path / "in")}
+    for same in ("in", "in/../in"):
+        status, _, error = run("--img-path", tmp_path / "in", "--output-dir", same)
+        assert status == 2 and "is the folder of the pictures" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
 
 
 def test_a_file_name_that_the_terminal_cannot_show(run, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from network_files.cropped_masks import CroppedMasks
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # hues this share of the circle apart never come close
-MASK_OPACITY = 0.45
+MASK_OPACITY = 0.5
 MIN_FONT_SIZE = 11  # below this the default font's letters run together
 
 
