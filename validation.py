@@ -2,12 +2,14 @@
 
     python validation.py --weights-path save_weights/model_best.pth --data-path DATA
     python validation.py --weights-path save_weights/model_best.pth         the data that it was trained with
+    python validation.py --detections submission.json --data-path DATA      a COCO results json, without a model
 
 Evaluates the val split (of data with a single json: the share that training held out) and writes
 record_mAP.txt, record_mAP.json and detections.json into --output-dir. The numbers do not depend on
 --batch-size. 100 photos of 640x480 take a ResNet-50 some 5 minutes on a CPU with 2 cores, seconds on a GPU.
 Exit status 1: finished, but some pictures could not be read: they are named and left out of the numbers.
 --strict makes these, and annotations that can't be used (skipped and counted else), an error.
+Results (--detections) are scored on the val split too, and on all pictures of data with a single json.
 """
 
 import argparse
@@ -18,9 +20,10 @@ from tqdm import tqdm
 
 from train_utils import command
 from train_utils.checkpoint import is_checkpoint, load_file
-from train_utils.coco_eval import format_record, write_record, write_results
+from train_utils.coco_eval import evaluate_results, format_record, write_record, write_results
 from train_utils.coco_evaluators import choose_evaluator
 from train_utils.data_sets import open_data_set
+from train_utils.detections_file import read_detections
 from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
 from train_utils.files import make_folder, user_path
@@ -30,7 +33,8 @@ from train_utils.trainer import val_loader
 
 def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
-    add_model_arguments(parser)
+    add_model_arguments(parser, required=False)
+    parser.add_argument("--detections", metavar="R.json", help="in place of --weights-path: the results to score")
     parser.add_argument("--data-path", metavar="DATA",
                         help="COCO or VOC folder, or a json (default: what the checkpoint was trained with)")
     parser.add_argument("--dataset", choices=["auto", "coco", "voc"], help="layout (default: auto)")
@@ -47,7 +51,12 @@ def parse_args() -> argparse.Namespace:
     command.add_flag(parser, "--follow-links",
                      help="follow pictures that are links out of the data folder (else they are an error)")
     command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.weights_path is None) == (args.detections is None):
+        parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
+    if args.detections is not None and args.data_path is None:
+        parser.error("--detections needs --data-path DATA, the data that the results are about")
+    return args
 
 
 def open_val_set(args: argparse.Namespace, trained: dict, label_map):
@@ -66,6 +75,22 @@ def open_val_set(args: argparse.Namespace, trained: dict, label_map):
                          follow_links=args.follow_links, **chosen).val
 
 
+def score_detections(args: argparse.Namespace) -> None:
+    """Writes and prints the numbers of a results file: of its boxes, of its masks, or of both."""
+    data_set = open_val_set(args, {"val_fraction": 1.0}, None)
+    print(data_set.describe())
+    truth = data_set.ground_truth()
+    found = read_detections(args.detections, data_set, {category["id"] for category in truth["categories"]})
+    output_dir = make_folder(user_path(args.output_dir))
+    stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}
+    paths = write_record(output_dir, stats)
+    print(format_record(stats))
+    pictures = len({result["image_id"] for results in found.values() for result in results})
+    counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
+    print(f"{counts} in {pictures} of {len(data_set)} pictures")
+    print("written:", *paths)
+
+
 def report(folder: Path, result: EvalResult, data_set) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     paths = write_record(folder, result.stats)
@@ -82,10 +107,12 @@ def report(folder: Path, result: EvalResult, data_set) -> int:
     return command.EXIT_SOME_UNUSABLE if result.skipped else command.EXIT_OK
 
 
-def main() -> int:
+def main() -> int | None:
     args = parse_args()
     device = command.pick_device(args.device)
     choose_evaluator()  # a mistake there is told now, not after the pictures
+    if args.detections is not None:
+        return score_detections(args)
     content = load_file(args.weights_path)
     model, label_map = load_model(args, device)
     # A bare state dict knows no category ids: the data's own are taken unless the user names the classes.

@@ -25,7 +25,7 @@ def read_segmentation(segmentation, size) -> tuple[int, list[bytes]]:
     if not segmentation:
         raise Skip(NO_SEGMENTATION)
     if isinstance(segmentation, dict):
-        counts = _compress(segmentation, size)
+        counts = rle_counts(segmentation, size)
         if coco_mask.area({"size": list(size), "counts": counts}) == 0:
             raise Skip("annotations whose mask is empty")
         return RLE, [counts]
@@ -96,7 +96,7 @@ def numbers_of(values, what: str) -> np.ndarray:
     return numbers
 
 
-def _compress(rle: dict, size) -> bytes:
+def rle_counts(rle: dict, size) -> bytes:
     """The counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W)."""
     given, counts = rle.get("size"), rle.get("counts")
     if given is None or list(numbers_of(given, "RLE size")) != list(size):

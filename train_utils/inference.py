@@ -10,9 +10,9 @@ from train_utils.checkpoint import model_from_checkpoint
 from train_utils.label_map import LabelMap
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --weights-path, --device, --output-dir, and what a bare state dict does not tell by itself."""
-    parser.add_argument("--weights-path", required=True, metavar="W",
+    parser.add_argument("--weights-path", required=required, metavar="W",
                         help="a checkpoint (it tells classes and architecture), or a bare state dict")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
     parser.add_argument("--output-dir", default=".", metavar="O",

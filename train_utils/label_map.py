@@ -112,11 +112,14 @@ def coco_names() -> dict[int, str]:
     return {int(i): name for i, name in read_json(COCO_NAMES_FILE).items()}
 
 
-def read_json(path):
-    """Parse a json file; InputError names the file and the place when it is missing or broken."""
+def read_json(path, object_hook=object_of):
+    """Parse a json file; InputError names the file and the place when it is missing or broken.
+
+    object_hook: makes an object of its (key, value) pairs; the default refuses a key that stands twice.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file, no_collection():  # tools on Windows begin with a byte-order mark
-            return json.load(file, object_pairs_hook=object_of)
+            return json.load(file, object_pairs_hook=object_hook)
     except RepeatedKey as error:
         raise InputError(f"{path}: {error}; keep one of them") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,176 @@
+"""Results files of other programs: scored as pycocotools scores them, or refused with the entry's number."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tiny_model import SIZES, write_checkpoint, write_coco
+
+import predict
+import validation
+from train_utils.command import run_command
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_coco(tmp_path / "data")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*flags, script=validation):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+        return run_command(script.main), *capsys.readouterr()
+
+    return run
+
+
+def mask(size, x1=4, y1=4, x2=24, y2=28):
+    pixels = np.zeros(size, dtype=np.uint8, order="F")
+    pixels[y1:y2, x1:x2] = 1
+    rle = coco_mask.encode(pixels)
+    return {"size": list(size), "counts": rle["counts"].decode()}
+
+
+def results():
+    """A detection of each picture of `write_coco`, of the right place but for the second."""
+    return [
+        {"image_id": 10 + i, "category_id": (1, 2)[i % 2], "score": 0.9 - i / 10, "bbox": [4, 4, 20, 24],
+         "segmentation": mask(size, 4 + 9 * (i == 1))}
+        for i, size in enumerate(SIZES)
+    ]  # fmt: skip
+
+
+def by_pycocotools(data, entries, iou_type):
+    truth = COCO(data / "instances_val.json")
+    evaluation = COCOeval(truth, truth.loadRes(json.loads(json.dumps(entries))), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def scored(run, data, entries):
+    Path("submission.json").write_text(json.dumps(entries))
+    status, out, err = run("--detections", "submission.json", "--data-path", data, "--output-dir", "out")
+    assert status == 0, err
+    text = Path("out/record_mAP.txt").read_text()
+    assert text in out and sorted(p.name for p in Path("out").iterdir()) == ["record_mAP.json", "record_mAP.txt"]
+    record = json.loads(Path("out/record_mAP.json").read_text())
+    return {iou_type: list(numbers["stats"].values()) for iou_type, numbers in record.items()}
+
+
+@pytest.mark.parametrize("left_out", ["bbox", "segmentation"])
+def test_the_numbers_are_pycocotools_own(run, data, left_out):
+    entries = [{key: value for key, value in entry.items() if key != left_out} for entry in results()]
+    numbers = scored(run, data, entries)
+    assert list(numbers) == (["bbox"] if left_out == "segmentation" else ["bbox", "segm"])
+    for iou_type, found in numbers.items():
+        assert found == pytest.approx(by_pycocotools(data, entries, iou_type)) and 0 < found[0] <= 1
+    if "segm" in numbers:  # boxes around the masks
+        assert numbers["bbox"][0] < 1
+
+
+def test_boxes_and_masks_are_scored_apart(run, data):
+    boxes = [{key: value for key, value in entry.items() if key != "segmentation"} for entry in results()]
+    masks = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results()]
+    together = scored(run, data, boxes + masks)
+    assert together == {"bbox": scored(run, data, boxes)["bbox"], "segm": scored(run, data, masks)["segm"]}
+
+
+def test_an_empty_list_is_ap_zero_and_counts_may_be_runs(run, data):
+    assert {iou_type: stats[0] for iou_type, stats in scored(run, data, []).items()} == {"bbox": 0, "segm": 0}
+    runs = results()
+    height, width = SIZES[0]
+    inside = [24, height - 24] * 20
+    runs[0]["segmentation"]["counts"] = [4 * height + 4, *inside[:-1], height - 28 + (width - 24) * height]
+    assert scored(run, data, runs) == scored(run, data, results())
+
+
+def test_what_predict_writes_for_a_test_set(run, data, tmp_path):
+    weights = write_checkpoint(tmp_path / "model.pth")
+    content = json.loads((data / "instances_val.json").read_text())
+    Path("test.json").write_text(json.dumps({"images": content["images"], "categories": content["categories"]}))
+    shutil.move(data / "images", "test_images")
+    Path("test_images/1.png").write_bytes(b"no picture")
+    flags = "--coco-json test.json --image-dir test_images --output submission.json --score 0.4 --mask-threshold 0.3"
+    status, _, err = run("--weights-path", weights, "--device", "cpu", *flags.split(), script=predict)
+    assert status == 1 and "test_images/1.png" in err
+    entries = json.loads(Path("submission.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {10, 12, 13}
+    for entry in entries:
+        assert list(entry["segmentation"]) == ["size", "counts"] and isinstance(entry["segmentation"]["counts"], str)
+        assert entry["segmentation"]["size"] == list(SIZES[entry["image_id"] - 10]) and entry["score"] >= 0.4
+    # a single json: all of its pictures are scored, wherever they lie
+    place = ("--data-path", data / "instances_train.json", "--image-dir", "test_images")
+    status, out, err = run("--detections", "submission.json", *place)
+    assert status == 0 and f"{len(entries)} mask(s) in 3 of 4 pictures" in out, err
+
+
+def changed(**fields):
+    """The third result with other fields; None leaves one out."""
+    return {key: value for key, value in {**results()[2], **fields}.items() if value is not None}
+
+
+def rle(**fields):
+    return changed(segmentation={**mask(SIZES[2]), **fields})
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (7, "7 is not an object"),
+        (changed(score=None), "has no score"),
+        (changed(image_id=77), "image_id 77 is none of the 4 pictures"),
+        (changed(image_id=[1]), "image_id [1] is neither an integer nor text"),
+        (changed(category_id=3), "category_id 3 is none of the data's 3"),
+        (changed(score=float("nan")), "score holds a number that is not finite"),
+        (changed(score="0.5"), "score '0.5' is not a number"),
+        (changed(bbox=[1, 2, 3]), "bbox [1, 2, 3] is not x y width height"),
+        (changed(bbox=[1, 2, 3, -1]), "bbox [1, 2, 3, -1] is not x y width height"),
+        (changed(bbox=[1, 2, 10**400, 1]), "bbox holds a number that is not finite"),
+        (changed(bbox=None, segmentation=None), "neither bbox nor segmentation"),
+        (changed(segmentation=[[1, 1, 5, 1, 5, 5]]), "is not an RLE"),
+        (rle(size=[64, 48]), "RLE is for a size of [64, 48] (height, width), but the picture's is [48, 64]"),
+        (rle(size=[2**40, 2**40]), "RLE is for a size"),
+        (rle(counts=None), "RLE has no counts"),
+        (rle(counts="oooooooo"), "RLE counts are damaged"),
+        (rle(counts=[10**18] * 4), "RLE does not fit its size"),
+    ],
+)
+def test_a_wrong_entry_is_named(run, data, entry, said):
+    entries = [*results()[:2], entry, results()[3]]
+    Path("submission.json").write_text(json.dumps(entries))
+    status, _, err = run("--detections", "submission.json", "--data-path", data)
+    assert status == 2 and err.count("\n") == 1 and not Path("record_mAP.txt").exists()
+    assert err.startswith("error: submission.json: entry 2 (the first is 0): ") and said in err, err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "not a list of detections"),
+        ("[1", "not valid json"),
+        ('[{"image_id": 10, "score": 1, "score": 2}]', "entry 0 (the first is 0): key 'score' stands twice"),
+        ('[{"segmentation": {"size": 1, "size": 2}}]', "entry 0 (the first is 0): key 'size' stands twice"),
+    ],
+)
+def test_a_wrong_file_is_named(run, data, text, said):
+    Path("submission.json").write_text(text)
+    status, _, err = run("--detections", "submission.json", "--data-path", data)
+    assert status == 2 and err.count("\n") == 1 and "submission.json: " in err and said in err, err
+
+
+@pytest.mark.parametrize("flags", [(), ("--detections", "r.json"), ("--detections", "r.json", "--weights-path", "w")])
+def test_flags_that_do_not_go_together(run, flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*flags)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "--detections" in err and err.count("\n") == 1
