@@ -16,7 +16,7 @@ from small_runs import ROOT, call, differences, flags, same
 from backbone.errors import InputError
 from my_dataset_shapes import make_shapes
 from tests.faults.processes import end_all, start_all, wait_for
-from train_utils import engine, run_lock
+from train_utils import checkpoint, engine, run_lock
 from train_utils.checkpoint import save_checkpoint
 from train_utils.command import Parser
 from train_utils.resume import _share_batch
@@ -201,7 +201,44 @@ def test_a_lock_ends_with_its_process(tmp_path):
 def test_old_checkpoints_are_pruned_and_the_best_stays(data, tmp_path, monkeypatch):
     run = tmp_path / "run"
     assert call(monkeypatch, *flags(data, run, "--epochs", 4, "--keep", 2, "--save-every-steps", 1)) == 0
-    assert sorted(path.name for path in run.glob("*.pth")) == ["model_2.pth", "model_3.pth", "model_best.pth"]
+    assert sorted(path.name for path in run.glob("*.pth")) == [
+        "model_2.pth", "model_3.pth", "model_best.pth", "model_min_val_loss.pth"]
+
+
+def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path, monkeypatch):
+    for more, kept in ([], {1, 3, 4}), (["--keep", 1], {3, 4}):
+        run = tmp_path / f"run{len(more)}"
+        assert call(monkeypatch, *flags(data, run, "--epochs", 5, "--save-every-epochs", 2, *more)) == 0
+        names = {path.name for path in run.glob("*.pth")}
+        assert names == {"model_best.pth", "model_min_val_loss.pth", *(f"model_{epoch}.pth" for epoch in kept)}
+
+
+def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch):
+    original, sums = engine.summarize, iter([0.5, 0.25, float("nan"), 0.75])
+
+    def summarize(outcomes, data_set):
+        stats, losses, skipped = original(outcomes, data_set)
+        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}, skipped
+
+    monkeypatch.setattr(engine, "summarize", summarize)
+    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 4)) == 0
+    saved = torch.load(tmp_path / "run" / "model_min_val_loss.pth", weights_only=True)
+    assert (saved["epoch"], saved["progress"]["lowest_val_loss"]) == (1, 0.25)
+
+
+def test_killed_between_the_names_of_a_checkpoint_a_run_makes_up_for_them(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut"):
+        original = checkpoint.copy_checkpoint
+        copy = lambda path, to: original(path, to) if "previous" in to.name else fail()  # noqa: E731
+        patch.setattr(checkpoint, "copy_checkpoint", copy)
+        call(patch, *flags(data, run))
+    assert not (run / "model_best.pth").exists()
+    assert call(monkeypatch, *flags(data, run, "--resume", "auto")) == 0
+    best = torch.load(run / "model_best.pth", weights_only=True)
+    lowest = torch.load(run / "model_min_val_loss.pth", weights_only=True)
+    assert best["progress"]["best_ap"] == torch.load(run / "model_1.pth", weights_only=True)["progress"]["best_ap"]
+    assert "best" in best["names"] and "min_val_loss" in lowest["names"]
 
 
 def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(data, tmp_path, monkeypatch, capsys):

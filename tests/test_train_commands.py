@@ -66,6 +66,7 @@ def test_a_run_leaves_its_files(finished):
     assert names == {
         "model_0.pth", "model_1.pth", "model_best.pth", "args.json", "tensorboard", "det_resultsDATE.txt",
         "seg_resultsDATE.txt", "det_results.json", "seg_results.json", "loss_and_lrDATE.png", "mAPDATE.png", ".lock",
+        "lossesDATE.png", "model_min_val_loss.pth",
     }  # fmt: skip
     for line in next(folder.glob("det_results*.txt")).read_text().splitlines():
         assert re.fullmatch(r"epoch:\d (-?\d\.\d{4}  ){12}\d+\.\d{4}  0\.\d{6}", line)

@@ -142,7 +142,14 @@ def _add_run_arguments(group):
     )
     add("--print-freq", type=positive_int, default=50, help="steps between printed lines (default: 50)")
     add("--save-every-steps", type=positive_int, metavar="N", help="also save within an epoch")
-    add("--keep", type=positive_int, metavar="N", help="keep the newest N checkpoints and the best (default: all)")
+    add(
+        "--save-every-epochs",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="keep every N-th epoch's checkpoint, the newest and the best (default: 1)",
+    )
+    add("--keep", type=positive_int, metavar="N", help="of these keep the newest N and the best (default: all)")
     add(
         "--allow-changed",
         nargs="+",

@@ -156,11 +156,29 @@ def plot_average_precision(path: str | Path, box_ap: Sequence[float], mask_ap: S
     figure.savefig(path)
 
 
-def _new_figure():
+def plot_losses(path: str | Path, names: Sequence[str], train: Sequence[dict], val: Sequence[dict]) -> None:
+    """Writes a PNG of 3 x 2 plots: the sum and the five losses (`names`) over the epochs, in training and validation.
+
+    train, val: {name: mean over the epoch} of each epoch; what an epoch lacks leaves a gap.
+    """
+    figure, axes = _new_figure(3, 2)
+    for plot, name in zip(axes.flat, ("sum of the losses", *names), strict=True):
+        for epochs, label, color in ((train, "training", "tab:red"), (val, "validation", "tab:blue")):
+            parts = names if plot is axes.flat[0] else [name]
+            values = [sum(epoch.get(part, math.nan) for part in parts) for epoch in epochs]
+            plot.plot(range(len(values)), values, color=color, marker=".", label=label)
+        plot.set(xlabel="epoch", title=name)
+        plot.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*plot.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path)
+
+
+def _new_figure(rows: int = 1, columns: int = 1):
     # Imported here: matplotlib is slow to load. A Figure without pyplot needs no display and leaves no state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
+    figure = Figure(figsize=(8, 5) if rows == 1 else (10, 11), dpi=120, layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for plot in figure.axes:
+        plot.grid(alpha=0.3)
     return figure, axes

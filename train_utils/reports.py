@@ -5,7 +5,7 @@ import torch
 from backbone.errors import InputError
 from network_files.instance_masks import mask_probs_to_bool
 from train_utils.command import LESS_MEMORY, first_line
-from train_utils.drawing import draw_detections, plot_average_precision, plot_loss_and_lr
+from train_utils.drawing import draw_detections, plot_average_precision, plot_loss_and_lr, plot_losses
 from train_utils.engine import LOSS_NAMES
 from train_utils.files import atomic_file
 
@@ -27,9 +27,11 @@ def picture_rows(samples, label_map):
 
 
 def write_curves(folder, writer, curve):
-    """The two PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter."""
+    """The PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter."""
     losses, rates = zip(*curve, strict=True)
     plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates)
+    train, val = ([record.get(f"{part}_losses") or {} for record in writer.history()] for part in ("train", "val"))
+    plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, train, val)
     box_ap, mask_ap = ([record["AP"] for record in writer.history(t)] for t in ("bbox", "segm"))
     plot_average_precision(folder / f"mAP{writer.stamp}.png", box_ap, mask_ap)
 
@@ -89,6 +91,7 @@ def say_what_is_where(folder, best_ap, val_set):
     print(f"\ndone: best mask AP {best_ap:.4f}. In {folder}:")
     print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; every epoch's, to resume")
     print("  det_results*, seg_results*          COCO numbers per epoch, for boxes and masks (.txt, .json)")
-    print("  loss_and_lr*.png, mAP*.png          curves")
+    print("  model_min_val_loss.pth              weights with the lowest validation loss")
+    print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
     print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
     print(f"next: python predict.py --weights-path {saved[-1]} --img-path {val_set.file_name(0)}")

@@ -9,15 +9,17 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from backbone.errors import InputError
 from network_files.file_stamp import find_damage, saved_at
+from train_utils.checkpoint import copy_checkpoint
 from train_utils.files import make_folder, user_path, write_text, writing
 from train_utils.run_lock import RunLock, busy, holder, launcher_name
 
-CHECKPOINT_NAME = re.compile(r"model_(\d+|best|previous)\.pth")
+CHECKPOINT_NAME = re.compile(r"model_(\d+|best|min_val_loss|previous)\.pth")
 
 
 class RunFolder(NamedTuple):
@@ -28,7 +30,7 @@ class RunFolder(NamedTuple):
 
 
 def checkpoint_path(folder: str | Path, epoch: int | str) -> Path:
-    """`model_{epoch}.pth` in the run folder; epoch may be "best"."""
+    """`model_{epoch}.pth` in the run folder; epoch may be "best", "min_val_loss" or "previous"."""
     return Path(folder) / f"model_{epoch}.pth"
 
 
@@ -56,12 +58,22 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return None
 
 
-def prune(folder: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest of `model_{epoch}.pth`; the best and the previous one stay."""
+def prune(folder: str | Path, keep: int | None, every: int) -> None:
+    """Delete `model_{epoch}.pth` files, but for the newest and for those of each `every`-th epoch, of which the
+    newest `keep` stay (None: all). Files without a number stay."""
     found = [p for p in Path(folder).glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", p.name)]
-    for path in sorted(found, key=_age_key)[:-keep]:
+    found.sort(key=_age_key)
+    regular = [path for path in found if (int(path.stem.removeprefix("model_")) + 1) % every == 0]
+    for path in set(found[:-1]) - set(regular[-keep:] if keep else regular):
         with writing(path):
             path.unlink()
+
+
+def complete_names(folder: Path, path: Path, names: Iterable[int | str]) -> None:
+    """Give the checkpoint at `path` those of its names in `folder` that a kill has left it without."""
+    for other in (checkpoint_path(folder, name) for name in names):
+        if not other.exists() or saved_at(other) < saved_at(path):
+            copy_checkpoint(path, other)
 
 
 def _age_key(path: Path) -> tuple[int, bool, str]:

@@ -19,6 +19,7 @@ class Progress:
     epochs_done: int = 0  # epochs trained and evaluated
     best_ap: float = -1.0  # of masks; -1 as long as there is none, as in pycocotools
     epochs_since_best: int = 0
+    lowest_val_loss: float = float("inf")
     global_batch: int = 0  # pictures per step
     world_size: int = 1
     data: str = ""  # resume.fingerprint of the training pictures
@@ -37,13 +38,16 @@ class Progress:
         loss = sum(record.losses.values()) if record.losses else float("nan")
         self.curve.append((loss, record.lr))
 
-    def end_epoch(self, epoch, mask_ap):
-        """Count an evaluated epoch; returns whether its mask AP is the best so far."""
+    def end_epoch(self, epoch, mask_ap, val_loss):
+        """Count an evaluated epoch; returns the names that its checkpoint deserves beside its number."""
         better = mask_ap > self.best_ap
         self.best_ap = max(self.best_ap, mask_ap)
         self.epochs_since_best = 0 if better else self.epochs_since_best + 1
+        lower = val_loss < self.lowest_val_loss
+        if lower:  # never so for NaN
+            self.lowest_val_loss = val_loss
         self.epochs_done, self.meters = epoch + 1, None
-        return better
+        return ["best"] * better + ["min_val_loss"] * lower
 
     def to_dict(self):
         return {**vars(self), "curve": torch.tensor(self.curve, dtype=torch.float64)}
@@ -53,14 +57,16 @@ class Progress:
         return cls(**{**values, "curve": [tuple(pair) for pair in values["curve"].tolist()]})
 
 
-def to_checkpoint(learner, progress, epoch, label_map, args, environment):
-    """Everything of a run as plain values and tensors. args, environment: plain values."""
+def to_checkpoint(learner, progress, names, label_map, args, environment):
+    """Everything of a run as plain values and tensors. names: its epoch, and others that the file gets; args,
+    environment: plain values."""
     checkpoint = {
         "format_version": FORMAT_VERSION,
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "lr_scheduler": learner.schedule.state_dict(),
-        "epoch": epoch,
+        "epoch": names[-1],
+        "names": names,
         "step": progress.step,
         "progress": progress.to_dict(),
         "config": learner.model.config.to_dict(),

@@ -52,6 +52,8 @@ def run(args, world, output_dir="./save_weights"):
         def own_folder():
             prepared = run_folders.prepare_run_folder(args.output_dir, args.resume, path, output_dir)
             at_end.enter_context(prepared.lock)
+            if path and path.parent.resolve() == prepared.path.resolve():
+                run_folders.complete_names(prepared.path, path, checkpoint.get("names", ()))
             return prepared.path
 
         folder = None if args.test_only else world.on_main(own_folder)

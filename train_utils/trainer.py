@@ -126,10 +126,10 @@ class Trainer:
                 break
             averages = self.train_epoch(epoch)
             result = self.evaluate()
-            better = progress.end_epoch(epoch, result.mask_ap)
+            names = progress.end_epoch(epoch, result.mask_ap, sum(result.losses.values()))
             # Written before the checkpoint: where a kill comes between, the resumed run replaces the lines.
             self.world.on_main(self.report, epoch, averages, result)
-            self.save(epoch, best=better)
+            self.save(*names, epoch)
             if self.world.sum(torch.tensor(float(self.stop.requested()))) > 0:
                 self.say(f"stopped after epoch {epoch}, saved; --resume auto goes on from here")
                 self.stop.leave()
@@ -235,7 +235,8 @@ class Trainer:
                 f"unreadable pictures left out: {skipped[0]} in training so far, {skipped[1]} in validation"
             )
         loss, lr = averages["loss"], self.progress.curve[-1][1]
-        self.writer.write(epoch, stats, loss, lr, val_losses=result.losses, seconds=result.seconds)
+        more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
+        self.writer.write(epoch, stats, loss, lr, **more)
         self.board.epoch(self.progress.step, stats, result.losses)
         self.board.pictures(self.progress.step, picture_rows(result.samples, self.splits.label_map))
         write_curves(self.folder, self.writer, self.progress.curve)
@@ -247,29 +248,24 @@ class Trainer:
                 print(f"skipped: {name}", file=sys.stderr, flush=True)
         self.told.update(files)
 
-    def save(self, epoch, best=False):
-        """model_{epoch}.pth, and model_best.pth where this epoch is the best so far."""
+    def save(self, *names):
+        """One checkpoint as model_{name}.pth for each name, the last of which is its epoch."""
         self.world.broadcast_buffers(self.learner.model)
-        self.world.on_main(self._write_checkpoint, epoch, best)
+        self.world.on_main(self._write_checkpoint, list(names))
 
-    def _write_checkpoint(self, epoch, best):
-        path, best_path, previous = (
-            run_folders.checkpoint_path(self.folder, name) for name in (epoch, "best", "previous")
-        )
+    def _write_checkpoint(self, names):
+        *others, path, previous = (run_folders.checkpoint_path(self.folder, name) for name in [*names, "previous"])
         state = to_checkpoint(
             self.learner,
             self.progress,
-            epoch,
+            names,
             self.splits.label_map,
             plain_args(self.args),
             resume.environment(self.world),
         )
         if path.exists():  # what it replaces stays, in case the new one's bits rot
             checkpoints.copy_checkpoint(path, previous)
-        if best:  # first, so that a kill between the two leaves the best one, which is also the newest
-            checkpoints.save_checkpoint(best_path, state)
-            checkpoints.copy_checkpoint(best_path, path)
-        else:
-            checkpoints.save_checkpoint(path, state)
-        if self.args.keep:
-            run_folders.prune(self.folder, self.args.keep)
+        checkpoints.save_checkpoint(path, state)
+        for other in others:  # after a kill here the resumed run goes on with this (run_folder.complete_names)
+            checkpoints.copy_checkpoint(path, other)
+        run_folders.prune(self.folder, self.args.keep, self.args.save_every_epochs)
