@@ -6,18 +6,25 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from backbone.block import Block
 from backbone.errors import InputError
 from backbone.feature_pyramid_network import FeaturePyramidNetwork
+from backbone.mobilenet import MOBILENETS, STEM
 from backbone.norm import NORMS, ConvNorm, FrozenBatchNorm2d, norm_layer
-from backbone.resnet import RESNETS, Block, ResNet
+from backbone.resnet import RESNETS, ResNet
 
 __all__ = ["BACKBONES", "NORMS", "Backbone", "Block", "ConvNorm", "FrozenBatchNorm2d", "InputError", "build_backbone",
-           "norm_layer"]
+           "norm_layer", "usual_width"]
 
 # name -> builder(norm, width) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     name: partial(ResNet, block, depths) for name, (block, depths) in RESNETS.items()
-}
+} | MOBILENETS
+
+
+def usual_width(name: str) -> int:
+    """Channels of the stem in the papers and in the published weights."""
+    return STEM if name in MOBILENETS else 64
 
 
 class Backbone(nn.Module):
@@ -39,21 +46,21 @@ class Backbone(nn.Module):
 
 def build_backbone(
     name: str, norm: str, trainable_layers: int, fpn_channels: int = 256, fpn_norm: bool = False,
-    frozen_eps: float = 1e-5, width: int = 64,
+    frozen_eps: float = 1e-5, width: int | None = None,
 ) -> Backbone:
     """Build a body by name on an FPN.
 
     norm: of the body (and of the FPN with `fpn_norm`): frozen, batch, sync or group.
-    width: channels of the body's first stage; the published weights have 64.
+    width: channels of the body's stem (None: those of the published weights).
     trainable_layers: 0 (none) .. 5 (all) stages of the body that train, counted from the top.
-    Raises InputError for an unknown name, norm, or a count outside 0..5.
+    Raises InputError for an unknown name or norm, a count outside 0..5, a width that the body can't have.
     """
     if name not in BACKBONES:
         raise InputError(f"backbone {name!r} is not known: choose one of {', '.join(BACKBONES)}")
     if trainable_layers not in range(6):
         raise InputError(f"trainable_layers is {trainable_layers}: it must be 0 to 5")
     layer = norm_layer(norm, frozen_eps)
-    body = BACKBONES[name](layer, width)
+    body = BACKBONES[name](layer, width or usual_width(name))
     body.freeze(trainable_layers)
     fpn = FeaturePyramidNetwork(body.out_channels, fpn_channels, layer if fpn_norm else None)
     return Backbone(body, fpn, fpn_channels)

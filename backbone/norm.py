@@ -88,10 +88,11 @@ class FoldedConvolution(torch.autograd.Function):
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution that keeps the size, and its norm where there is one (then without a bias)."""
+    """A convolution that keeps the size (at stride 1), and its norm where there is one (then without a bias)."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, norm: Callable[[int], nn.Module] | None, stride: int = 1):
-        conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=norm is None)
+    def __init__(self, c_in: int, c_out: int, kernel: int, norm: Callable[[int], nn.Module] | None, stride: int = 1,
+                 groups: int = 1):
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=norm is None)
         super().__init__(*([conv] if norm is None else [conv, norm(c_out)]))
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)

@@ -5,11 +5,10 @@ The stride of a bottleneck sits in its 3x3 convolution, as in torchvision and in
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from backbone.block import Block
 from backbone.norm import ConvNorm, conv_norm
 
 Norm = Callable[[int], nn.Module]
@@ -24,24 +23,15 @@ def projection(c_in: int, c_out: int, stride: int, norm: Norm) -> ConvNorm | Non
     return None if stride == 1 and c_in == c_out else ConvNorm(c_in, c_out, 1, norm, stride)
 
 
-class Block(nn.Module):
-    """A branch of convolutions beside a shortcut, and a ReLU over their sum.
-
-    recompute: keep only the block's input for the backward pass and compute the branch's inner activations again.
-    """
-
-    recompute = False
+class ResidualBlock(Block):
+    """A branch of convolutions beside a shortcut, and a ReLU over their sum."""
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        if self.recompute and torch.is_grad_enabled():  # stops before the last convolution: nothing needs its output
-            x = checkpoint(self.branch, x, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x = self.branch(x)
-        return F.relu(x + shortcut, inplace=True)
+        return F.relu(self.run_branch(x) + shortcut, inplace=True)
 
 
-class BasicBlock(Block):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
@@ -57,7 +47,7 @@ class BasicBlock(Block):
         return conv_norm(x, self.conv2, self.bn2)
 
 
-class Bottleneck(Block):
+class Bottleneck(ResidualBlock):
     """1x1 to `width`, 3x3, 1x1 to 4 x `width`, and a shortcut."""
 
     expansion = 4

@@ -18,7 +18,16 @@ RESNETS = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
-STEM = "backbone.body.conv1.weight"
+# the stem's convolution and the name of its norm, of a ResNet and of a MobileNet
+STEMS = {
+    "backbone.body.conv1.weight": "backbone.body.bn1",
+    "backbone.body.features.0.0.weight": "backbone.body.features.0.1",
+}
+# what a MobileNet has and the other one has not
+MOBILENETS = {
+    "backbone.body.features.1.depthwise.0.weight": "mobilenet_v1",
+    "backbone.body.features.1.conv.0.0.weight": "mobilenet_v2",
+}
 FPN = "backbone.fpn.inner_blocks.0.0.weight"
 MASK_HEAD = "roi_heads.mask_head.0.0.weight"
 
@@ -55,7 +64,7 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
     dict under "model" will do.
 
     Raises:
-        InputError: not the weights of a Mask R-CNN on a ResNet-FPN.
+        InputError: not the weights of a Mask R-CNN on one of the known bodies with FPN.
     """
     try:
         state = state_of(dict(content))
@@ -64,7 +73,7 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
     found = {"num_classes": _rows(state, CLASSES, origin), "backbone": _backbone(state, origin)}
     found["variant"] = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
     found["norm"] = _norm(state)
-    found["backbone_width"] = _rows(state, STEM, origin)
+    found["backbone_width"] = _rows(state, stem_of(state), origin)
     found["fpn_channels"] = _rows(state, FPN, origin)
     fc6 = "roi_heads.box_head.fc6.weight"
     if found["variant"] == "v2":  # convolutions at 0..n-1, flatten at n, the linear layer at n + 1
@@ -78,11 +87,11 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
 
 def describe(state: Mapping) -> str:
     """A few words: "resnet50 v1 for 90 classes (...)", or, of no whole Mask R-CNN, how many tensors."""
-    if not all(key in state and state[key].ndim for key in (CLASSES, STEM, FPN)):
+    if not all(key in state and state[key].ndim for key in (CLASSES, stem_of(state), FPN)):
         return f"{len(state)} tensors ({str(next(iter(state), 'none'))[:60]}, ...)"
-    name = RESNETS.get(_blocks(state), "a backbone that is no known ResNet")
+    name = _name(state) or "an unknown backbone"
     variant = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
-    widths = f"{state[STEM].shape[0]} channels in the stem, {state[FPN].shape[0]} in the pyramid"
+    widths = f"{state[stem_of(state)].shape[0]} channels in the stem, {state[FPN].shape[0]} in the pyramid"
     return f"{name} {variant} for {len(state[CLASSES]) - 1} classes ({widths})"
 
 
@@ -97,10 +106,20 @@ def _matches(pattern: str, state: Mapping) -> set[tuple[str, ...]]:
 
 
 def _backbone(state: Mapping, origin: str) -> str:
-    name = RESNETS.get(_blocks(state))
+    name = _name(state)
     if name is None:
-        raise InputError(f"{origin}: its backbone is no known ResNet (blocks per layer: {_blocks(state)[0]})")
+        raise InputError(f"{origin}: its backbone is no known ResNet or MobileNet "
+                         f"(ResNet blocks per layer: {_blocks(state)[0]})")
     return name
+
+
+def _name(state: Mapping) -> str | None:
+    return next((name for key, name in MOBILENETS.items() if key in state), None) or RESNETS.get(_blocks(state))
+
+
+def stem_of(state: Mapping) -> str:
+    """The key of the stem's convolution; a ResNet's where there is none."""
+    return next((key for key in STEMS if key in state), next(iter(STEMS)))
 
 
 def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
@@ -112,6 +131,7 @@ def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
 
 def _norm(state: Mapping) -> str:
     """Batch norm counts its batches, frozen norm does not, group norm has no running statistics."""
-    if "backbone.body.bn1.running_mean" not in state:
+    norm = STEMS[stem_of(state)]
+    if f"{norm}.running_mean" not in state:
         return "group"
-    return "batch" if "backbone.body.bn1.num_batches_tracked" in state else "frozen"
+    return "batch" if f"{norm}.num_batches_tracked" in state else "frozen"

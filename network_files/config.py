@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, fields
 
-from backbone import BACKBONES, NORMS, InputError
+from backbone import BACKBONES, NORMS, InputError, usual_width
 
 
 def setting(default, text: str):
@@ -27,7 +27,8 @@ class MaskRCNNConfig:
     num_classes: int = setting(91, "labels, background included (COCO: 1..90 with gaps, and background)")
     backbone: str = setting("resnet50", f"body: {', '.join(BACKBONES)}")
     variant: str = setting("v1", "v1 (Mask R-CNN paper) or v2 (torchvision's improved baseline)")
-    backbone_width: int = setting(64, "channels of the body's stem, which all others scale with (ResNet paper: 64)")
+    backbone_width: int | None = setting(
+        None, "channels of the body's stem, which all others scale with (default: the papers', 64, MobileNet 32)")
     norm: str | None = setting(None, f"normalisation: {', '.join(NORMS)} (default: v1 frozen, v2 batch)")
     trainable_layers: int = setting(3, "backbone stages that train, 0..5, counted from the top (torchvision)")
     frozen_bn_eps: float = setting(1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)")
@@ -82,6 +83,8 @@ class MaskRCNNConfig:
                 object.__setattr__(self, f.name, value)
         if self.norm is None:
             object.__setattr__(self, "norm", "frozen" if self.variant == "v1" else "batch")
+        if self.backbone_width is None:
+            object.__setattr__(self, "backbone_width", usual_width(self.backbone))
         self._check()
 
     def _check(self):

@@ -1,6 +1,7 @@
 """Weights: fetch published files, verify them, rename older keys, load into a model."""
 
 import hashlib
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -23,6 +24,7 @@ IMAGENET = {
     "resnet50": SITE + "resnet50-0676ba61.pth",
     "resnet101": SITE + "resnet101-63fe2227.pth",
     "resnet152": SITE + "resnet152-394f9c45.pth",
+    "mobilenet_v2": SITE + "mobilenet_v2-b0353104.pth",
 }
 V1_COCO_HASH = "bf2d0c1e"  # trained with an epsilon of 0 in its frozen batch norm
 
@@ -109,7 +111,8 @@ def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:
     if has_statistics and model.config.norm == "group":
         raise InputError(f"{name}: batch-norm weights do not work under group norm: choose --norm frozen or batch, "
                          "or --weights none")
-    if not has_statistics and model.config.norm != "group" and any(".bn1." in key for key in state):
+    if not has_statistics and model.config.norm != "group" and any(
+            name in key for name in (".bn1.", ".features.0.1.") for key in state):
         raise InputError(f"{name}: group-norm weights need --norm group")
 
 
@@ -150,7 +153,7 @@ def _report(state: dict, own: dict, replaced: list[str], name: str, backbone_onl
     if backbone_only:
         missing = [key for key in own if key.startswith("backbone.body.") and key not in state
                    and not key.endswith("num_batches_tracked")]
-        stages = sorted({key.split(".")[2] for key in missing})
+        stages = sorted({re.match(r"features\.\d+|\w+", key.removeprefix("backbone.body."))[0] for key in missing})
         if missing:
             lines.append(f"not in the file, random: {len(missing)} tensors of {', '.join(stages)}")
     return lines

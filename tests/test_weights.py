@@ -299,9 +299,7 @@ class TestFetching:
 
     def test_the_addresses_are_torchvisions(self):
         for name, url in weights.IMAGENET.items():
-            published = getattr(torchvision.models, f"ResNet{name[6:]}_Weights", None)
-            if published is not None:
-                assert url in [entry.url for entry in published]
+            assert url in [entry.url for entry in torchvision.models.get_model_weights(name)]
         assert weights.COCO["resnet50", "v1"] == detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url
         assert weights.COCO["resnet50", "v2"] == detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
 

@@ -126,7 +126,7 @@ def _add_run_arguments(group):
     add(
         "--weights",
         help="coco, imagenet, none or a file (default: coco for ResNet-50, imagenet for the others "
-        "with a published file, none for the built-in data)",
+        "with a published file, none for MobileNetV1 and for the built-in data)",
     )
     add_flag(group, "--pretrain", default=None, help="True: --weights coco; False: --weights imagenet")
     add("--resume", help="auto (newest checkpoint of --output-dir), a checkpoint, or a run folder")

@@ -1,0 +1,19 @@
+"""What the bodies are built of: a branch of convolutions whose activations can be computed a second time."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    """Base of the bodies' blocks; a subclass has `branch`, its convolutions up to the last one.
+
+    recompute: keep only the block's input for the backward pass and compute the branch's inner activations again.
+    """
+
+    recompute = False
+
+    def run_branch(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():  # stops before the last convolution: nothing needs its output
+            return checkpoint(self.branch, x, use_reentrant=False, preserve_rng_state=False)
+        return self.branch(x)
