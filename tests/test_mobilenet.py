@@ -50,6 +50,9 @@ def copy_in_order(theirs, ours):
 def test_maps_equal_the_reference(name, width, training):
     theirs = oracle(name, width)
     randomise_norms(theirs)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(2, 6)  # so that some activations reach 6
     ours = build_backbone(name, "batch", 5, fpn_channels=8, width=width).body
     copy_in_order(theirs, ours)
     ours, theirs = ours.double().train(training), theirs.double().train(training)
@@ -127,7 +130,7 @@ def test_recomputing_gives_the_same_gradient_from_fewer_activations(name, norm):
         gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
         seen.append((sum(kept.values()), gradients))
         model.recompute_activations()
-    assert seen[1][0] < 0.9 * seen[0][0]
+    assert seen[1][0] < 0.4 * seen[0][0]
     assert all(torch.equal(a, b) for a, b in zip(seen[0][1], seen[1][1], strict=True))
 
 
