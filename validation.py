@@ -36,8 +36,8 @@ def parse_args() -> argparse.Namespace:
     add_model_arguments(parser, required=False)
     parser.add_argument("--detections", metavar="R.json", help="in place of --weights-path: the results to score")
     parser.add_argument("--data-path", metavar="DATA",
-                        help="COCO or VOC folder, or a json (default: what the checkpoint was trained with)")
-    parser.add_argument("--dataset", choices=["auto", "coco", "voc"], help="layout (default: auto)")
+                        help="COCO, VOC or .npy folder, or a json (default: what the checkpoint was trained with)")
+    parser.add_argument("--dataset", choices=["auto", "coco", "voc", "npy"], help="layout (default: auto)")
     parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
     parser.add_argument("--year", help="VOC year, where the folder holds several")
     parser.add_argument("--val-fraction", type=command.fraction,

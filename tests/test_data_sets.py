@@ -195,8 +195,8 @@ def test_mistakes_are_named(tmp_path):
     write(tmp_path, many(2), "instances_b.json")
     with pytest.raises(InputError, match="instances_a.json, instances_b.json; give one as --data-path"):
         open_data_set(tmp_path)
-    with pytest.raises(InputError, match="auto, coco and voc"):
-        open_data_set(tmp_path, dataset="npy")
+    with pytest.raises(InputError, match="auto, coco, voc and npy"):
+        open_data_set(tmp_path, dataset="csv")
     with pytest.raises(InputError, match="not VOC data|VOC"):
         open_data_set(tmp_path, dataset="voc")
     one = tmp_path / "instances_a.json"
@@ -205,7 +205,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(InputError, match="--val-fraction 2"):
         open_data_set(one, val_fraction=2)
     write(tmp_path / "v", many(2), "instances_val.json")
-    with pytest.raises(InputError, match="no training json beside instances_val.json"):
+    with pytest.raises(InputError, match="no training data beside the validation data"):
         open_data_set(tmp_path / "v")
     one.write_text(json.dumps({**many(2), "images": []}))
     with pytest.raises(InputError, match="holds no file_name"):

@@ -59,16 +59,17 @@ def _add_data_arguments(group):
     add = group.add_argument
     add(
         "--data-path",
-        help="data set folder (COCO, VOC); absent: the built-in shapes, drawn into ./data/shapes",
+        help="data set folder (COCO, VOC, .npy); absent: the built-in shapes, drawn into ./data/shapes",
     )
     add(
         "--dataset",
         default="auto",
-        choices=["auto", "coco", "voc"],
+        choices=["auto", "coco", "voc", "npy"],
         help="layout of the data (default: auto)",
     )
     add("--image-dir", help="folder of the pictures, where it is not the usual one")
     add("--year", help="VOC year, where the folder holds several")
+    add("--label-json-path", metavar="J", help='class names of .npy data: a json file {"1": "person", ...}')
     add(
         "--val-fraction",
         type=fraction,

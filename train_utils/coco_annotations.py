@@ -220,10 +220,11 @@ def _packed(listed: list, categories: dict[int, str], images: list[tuple], packe
         "categories": list(categories.items()), "given": list(given_categories(listed).items()),
         "skipped": packer.skipped, "first_skipped": packer.first_skipped,
     }
-    return values, {**_image_arrays(images), **packer.arrays()}
+    return values, {**image_arrays(images), **packer.arrays()}
 
 
-def _image_arrays(images: list[tuple]) -> dict[str, np.ndarray]:
+def image_arrays(images: list[tuple]) -> dict[str, np.ndarray]:
+    """What `CocoAnnotations` has of its images: (id, file name, (H, W), `given_id`) each."""
     names, given = [image[1].encode() for image in images], [image[3].encode() for image in images]
     return {
         "image_ids": np.array([image[0] for image in images], dtype=np.int64),

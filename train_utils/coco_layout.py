@@ -20,7 +20,8 @@ OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_", "st
 PROBES = 32  # file names looked up in each candidate folder of pictures
 LOOKED_FOR = (
     "looked for annotations/instances_train2017.json with train2017/, instances_train.json with images/, "
-    "train/_annotations.coco.json, or a single COCO json; for VOC: VOC2012/ImageSets/Segmentation"
+    "train/_annotations.coco.json, or a single COCO json; for VOC: VOC2012/ImageSets/Segmentation; "
+    "for .npy: images_train/ with annotations_train/, or images/ with annotations/"
 )
 
 

@@ -14,6 +14,7 @@ from train_utils.files import user_path
 from train_utils.label_map import LabelMap, read_json
 from train_utils.links import refuse_links, refuse_links_in
 from train_utils.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
+from train_utils.npy_format import find_npy_folders, is_npy, read_class_names
 from train_utils.pictures import PictureError, read_picture
 from train_utils.skips import refuse_skips
 from train_utils.voc_format import find_voc_folder
@@ -37,15 +38,16 @@ class DataSplits(NamedTuple):
 def open_data_set(
     path=None, dataset="auto", image_dir=None, val_fraction=0.2, seed=0, drop_empty=False, year=None,
     split=None, label_map=None, shapes_dir=SHAPES_FOLDER, strict=False,
-    follow_links=False,
+    follow_links=False, label_json=None,
 ) -> DataSplits:
     """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
 
-    dataset: "auto", "coco" or "voc". image_dir: where the json's file names begin (default: found by itself).
+    dataset: "auto", "coco", "voc" or "npy". image_dir: where the json's file names begin (default: found by itself).
     val_fraction, seed: share and choice of validation pictures where the data has a single json.
     drop_empty: leave training pictures without objects out. year: of several in the folder.
     split: open "train" or "val" alone. label_map: take these labels (a checkpoint's), not the data's own.
     strict: annotations that would be skipped are an error. follow_links: pictures may be links out of the data.
+    label_json: class names of npy data, which need not have any.
     Raises InputError that names the file for everything that cannot be used.
     """
     if path is None:
@@ -58,15 +60,22 @@ def open_data_set(
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{path}: the folder is empty; {LOOKED_FOR}")
     if dataset == "auto":
-        dataset = "voc" if is_voc(path) else "coco"
+        dataset = "voc" if is_voc(path) else "npy" if is_npy(path) else "coco"
+    if label_json is not None and dataset in ("coco", "voc"):
+        raise InputError(f"--label-json-path: {path} is {dataset.upper()} data, which names its classes; leave it out")
     if dataset == "voc":
         if image_dir is not None:
             raise InputError("--image-dir: VOC has its pictures in JPEGImages; leave the flag out")
         splits = _open_voc(path, year, split, label_map, follow_links)
     elif dataset == "coco":
         splits = _open_coco(path, image_dir, val_fraction, seed, year, split, label_map, follow_links)
+    elif dataset == "npy":
+        for flag, value in (("--image-dir", image_dir), ("--year", year)):
+            if value is not None:
+                raise InputError(f"{flag}: .npy data is found by the names of its folders; leave the flag out")
+        splits = _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_links)
     else:
-        raise InputError(f"--dataset {dataset}: auto, coco and voc can be opened")
+        raise InputError(f"--dataset {dataset}: auto, coco, voc and npy can be opened")
     if drop_empty and splits.train is not None:
         kept = np.flatnonzero(splits.train.object_counts())
         splits = splits._replace(train=splits.train.subset(kept))
@@ -120,16 +129,37 @@ def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map, foll
     else:
         root = path.parent if path.name == "annotations" else path
         jsons = find_jsons(root, year)
-    if "val" not in jsons:  # a single json
-        (json_path,) = jsons.values()
-        whole = _read_coco(json_path, root, image_dir, label_map, follow_links)
+    return _open_splits(
+        jsons, lambda json_path, labels: _read_coco(json_path, root, image_dir, labels, follow_links), path,
+        val_fraction, seed, split, label_map,
+    )
+
+
+def _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_links) -> DataSplits:
+    from my_dataset_npy import NpyDataset
+
+    if not path.is_dir():
+        raise InputError(f"{path}: --dataset npy: give the folder that holds images/ and annotations/")
+    folders, names = find_npy_folders(path), read_class_names(path, label_json)
+    if not follow_links:
+        refuse_links_in([folder for pair in folders.values() for folder in pair], path)
+    return _open_splits(
+        folders, lambda pair, labels: NpyDataset(*pair, names, labels), path, val_fraction, seed, split, label_map,
+    )
+
+
+def _open_splits(found: dict, read, path, val_fraction, seed, split, label_map) -> DataSplits:
+    """found: {"train" | "val" | other: a place}; read(place, label map or None) -> data set. One place is split."""
+    if "val" not in found:
+        (place,) = found.values()
+        whole = read(place, label_map)
         train, val = (whole.subset(rows) for rows in split_positions(whole, val_fraction, seed))
         train, val = train if split != "val" else None, val if split != "train" else None
         return DataSplits(train, val, whole.label_map)
-    if split != "val" and "train" not in jsons:
-        raise InputError(f"{path}: no training json beside {jsons['val'].name}; {LOOKED_FOR}")
+    if split != "val" and "train" not in found:
+        raise InputError(f"{path}: no training data beside the validation data; {LOOKED_FOR}")
     wanted = [role for role in ("train", "val") if split in (None, role)]
-    parts = {role: _read_coco(jsons[role], root, image_dir, label_map, follow_links) for role in wanted}
+    parts = {role: read(found[role], label_map) for role in wanted}
     if len(parts) == 2 and label_map is None:
         given = {**parts["train"].label_map.given, **parts["val"].label_map.given}
         label_map = LabelMap.from_categories(_merged_categories(parts["train"], parts["val"]), given)

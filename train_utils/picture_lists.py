@@ -2,15 +2,14 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-
-from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.files import user_path
 from train_utils.links import refuse_links_of
-from train_utils.pictures import formats
+from train_utils.pictures import picture_suffixes
 from train_utils.plain_text import visible
 
 LONGEST = 240  # bytes of a drawn picture's stem: disks take names of 255, with a suffix and a temporary file's own
@@ -44,7 +43,7 @@ def find_pictures(img_paths: Iterable[str], follow_links: bool = False) -> list[
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    known = {suffix for suffix, name in Image.registered_extensions().items() if name in (*formats(), "MPO")}
+    known = picture_suffixes()
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     pictures = [path for path in files if path.suffix.lower() in known]
     others = [path.name for path in files if path.suffix.lower() not in known]
@@ -65,9 +64,9 @@ def output_names(pictures: list[Path]) -> list[str]:
     that is taken too.
     """
     stems = [path.stem.lower() for path in pictures]
-    taken, names = set(), []
+    counts, taken, names = Counter(stems), set(), []
     for path, stem in zip(pictures, stems, strict=True):
-        base = _cut(path.stem if stems.count(stem) == 1 else path.name.replace(".", "_"))
+        base = _cut(path.stem if counts[stem] == 1 else path.name.replace(".", "_"))
         name, number = base, 1
         while name.lower() in taken:
             number += 1

@@ -69,7 +69,7 @@ def read_picture(path, rotate: bool = True) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
-def picture_size(path) -> tuple[int, int]:
+def picture_size(path, rotate: bool = True) -> tuple[int, int]:
     """(height, width) of a picture as `read_picture` returns it, from its header where the format allows."""
     try:
         with warnings.catch_warnings():
@@ -78,7 +78,7 @@ def picture_size(path) -> tuple[int, int]:
                 if image.format == "TIFF":  # Pillow turns TIFFs itself, while decoding
                     image.load()
                 width, height = image.size
-                turned = _orientation(image) in (5, 6, 7, 8)
+                turned = rotate and _orientation(image) in (5, 6, 7, 8)
     except Exception as error:  # as in read_picture
         raise _named(path, error) from error
     return (width, height) if turned else (height, width)
@@ -101,6 +101,12 @@ def formats() -> tuple[str, ...]:
     """FORMATS, as far as this Pillow has them."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes of files that `read_picture` reads, in small letters: ".jpg" and so on."""
+    extensions = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in extensions if name in (*formats(), "MPO"))
 
 
 def _orientation(image) -> int:

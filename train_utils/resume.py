@@ -22,7 +22,7 @@ OWN = {
 }  # fmt: skip
 # what may differ, as it does not change what is computed (that the data is the same is seen from the data)
 FREE = OWN | {
-    "data_path", "dataset", "early_stop", "image_dir", "keep", "log_steps", "num_classes",
+    "data_path", "dataset", "early_stop", "image_dir", "keep", "label_json_path", "log_steps", "num_classes",
     "print_freq", "recompute", "save_every_epochs", "save_every_steps", "skip_bad_batches", "strict", "year",
 }  # fmt: skip
 BATCH = {"batch_size", "accumulate_steps"}

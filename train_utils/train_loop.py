@@ -84,6 +84,7 @@ def open_splits(args):
         year=args.year,
         strict=args.strict,
         follow_links=args.follow_links,
+        label_json=args.label_json_path,
     )
 
 

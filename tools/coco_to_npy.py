@@ -1,0 +1,159 @@
+"""COCO data -> pictures with .npy annotations, all of it or a sample of some classes.
+
+    python -m tools.coco_to_npy COCO_DATA OUT
+    python -m tools.coco_to_npy COCO_DATA OUT --classes person dog --limit 200 --balanced
+
+Writes OUT/images_train/NAME.jpg with OUT/annotations_train/NAME.npy, the same for val where COCO_DATA has it (of a
+single json: images/ and annotations/), and OUT/classes.txt. Each .npy holds a dict: boxes float32 [n, 4] (x1 y1 x2
+y2), labels int64 [n] (1..C in the order of --classes, else of the category ids), masks uint8 [n, height, width], and
+iscrowd uint8 [n] where there is a crowd region. `train.py --data-path OUT` reads it.
+Exit status 1: finished, but some pictures could not be read: they are named and left out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from backbone.errors import InputError
+from tools.conversion import new_folder, open_splits, place_picture
+from train_utils import command
+from train_utils.coco_layout import find_jsons
+from train_utils.files import user_path
+from train_utils.npy_format import CLASS_FILE
+from train_utils.picture_lists import output_names
+from train_utils.pictures import PictureError, picture_size
+from train_utils.plain_text import visible
+
+
+def parse_args() -> argparse.Namespace:
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("data", metavar="COCO_DATA", help="COCO folder, or a json")
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument("--classes", nargs="+", metavar="NAME",
+                        help="only these, and only pictures that show one (default: all classes and pictures)")
+    parser.add_argument("--limit", type=command.positive_int, metavar="N",
+                        help="at most N pictures of each split, chosen at random (default: all)")
+    command.add_flag(parser, "--balanced", help="choose as equal numbers of pictures of each class as can be")
+    parser.add_argument("--seed", type=command.seed, default=0, help="of the choice (default: 0)")
+    command.add_flag(parser, "--link", help="link the pictures in place of copying them")
+    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
+    command.add_flag(parser, "--follow-links", help="follow pictures that are links out of the data (else an error)")
+    return parser.parse_args()
+
+
+def roles_of(path: Path):
+    """What of "train", "val" or "all" COCO data has."""
+    return find_jsons(path.parent if path.name == "annotations" else path) if path.is_dir() else {"all"}
+
+
+def new_labels(label_map, classes: list[str] | None) -> dict[int, int]:
+    """{label of the data: label to write}, in the order of the latter."""
+    of_name = {label_map.name(label): label for label in label_map.labels()}
+    unknown = [name for name in classes or () if name not in of_name]
+    if unknown:
+        raise InputError(f"--classes {' '.join(unknown)}: the data has {', '.join(of_name)}")
+    chosen = label_map.labels() if classes is None else [of_name[name] for name in dict.fromkeys(classes)]
+    return {label: number for number, label in enumerate(chosen, 1)}
+
+
+def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced: bool, seed: int) -> list[int]:
+    """Positions of the pictures to take, sorted. classes_of: the chosen classes that each picture shows.
+
+    every: pictures without any as well. balanced: the class with the fewest pictures so far has the next one, a
+    picture of few other classes first, until `limit`, or without one until a class has run out.
+    """
+    order = np.random.default_rng(seed).permutation(len(classes_of)).tolist()
+    order = [i for i in order if classes_of[i] or every and not balanced]
+    if not balanced:
+        return sorted(order[:limit])
+    order.sort(key=lambda i: -len(classes_of[i]))  # stable; taken from the end
+    waiting = {c: [i for i in order if c in classes_of[i]] for c in sorted(set().union(*classes_of))}
+    counts, taken = dict.fromkeys(waiting, 0), set()
+    while waiting and (limit is None or len(taken) < limit):
+        poorest = min(waiting, key=counts.__getitem__)
+        while waiting[poorest] and waiting[poorest][-1] in taken:
+            waiting[poorest].pop()
+        if not waiting[poorest]:
+            if limit is None:
+                break
+            del waiting[poorest]
+            continue
+        i = waiting[poorest].pop()
+        taken.add(i)
+        for c in classes_of[i]:
+            counts[c] += 1
+    return sorted(taken)
+
+
+def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) -> int:
+    """Convert one split; returns the number of pictures that could not be read."""
+    classes_of = [set(data_set.target(i)["labels"].tolist()) & labels.keys()
+                  for i in tqdm(range(len(data_set)), desc="looking", unit="picture", disable=None, leave=False)
+                  ] if args.classes or args.balanced else [set()] * len(data_set)
+    chosen = choose(classes_of, args.classes is None, args.limit, args.balanced, args.seed)
+    folders = [out / f"{kind}_{name}".rstrip("_") for kind in ("images", "annotations")]
+    for folder in folders:
+        folder.mkdir()
+    sources = [Path(data_set.file_name(i)) for i in chosen]
+    shown, objects, others, empty, linked, unreadable = dict.fromkeys(labels, 0), 0, 0, 0, 0, 0
+    stems = [Path(drawn).stem for drawn in output_names(sources)]  # none twice
+    for i, source, stem in tqdm(list(zip(chosen, sources, stems, strict=True)), desc=name or "pictures",
+                                unit="picture", disable=None):
+        try:
+            picture_size(source)
+        except PictureError as error:
+            print(f"not converted: {error}", file=sys.stderr, flush=True)
+            unreadable += 1
+            continue
+        target = data_set.target(i)
+        wanted = [k for k, label in enumerate(target["labels"].tolist()) if label in labels]
+        masks = target["masks"][wanted]
+        full = (masks.boxes[:, 2] > 0).tolist()
+        kept = [k for k, has_pixels in zip(wanted, full, strict=True) if has_pixels]
+        content = {
+            "boxes": target["boxes"][kept].numpy(),
+            "labels": np.array([labels[label] for label in target["labels"][kept].tolist()], dtype=np.int64),
+            "masks": target["masks"][kept].to_masks().numpy(),
+        }
+        if target["iscrowd"][kept].any():
+            content["iscrowd"] = target["iscrowd"][kept].numpy()
+        linked += place_picture(source, folders[0] / (stem + source.suffix), args.link)
+        np.save(folders[1] / f"{stem}.npy", content)
+        for label in set(target["labels"][kept].tolist()):
+            shown[label] += 1
+        objects += len(kept)
+        others += len(target["labels"]) - len(wanted)
+        empty += len(wanted) - len(kept)
+    line = f"{folders[0].name}: {len(chosen) - unreadable} of {len(data_set)} pictures, {objects} objects"
+    for count, what in ((others, "objects of other classes left out"), (empty, "objects without a pixel left out"),
+                        (unreadable, "pictures could not be read"),
+                        (linked, "pictures are symbolic links: training needs --follow-links")):
+        line += f", {count} {what}" if count else ""
+    print(visible(line))
+    if len(shown) <= 20:
+        print(visible("pictures of each class: " + ", ".join(
+            f"{data_set.label_map.name(label)} {count}" for label, count in shown.items())))
+    return unreadable
+
+
+def main() -> int:
+    args = parse_args()
+    roles = roles_of(user_path(args.data))
+    splits = open_splits(args.data, "coco", roles, image_dir=args.image_dir, follow_links=args.follow_links)
+    label_map = next(iter(splits.values())).label_map
+    labels = new_labels(label_map, args.classes)
+    with new_folder(args.out) as out:
+        for name, data_set in splits.items():
+            print(f"{name or 'data'}: {data_set.describe()}")
+        unreadable = [write_split(out, name, data_set, labels, args) for name, data_set in splits.items()]
+        names = "".join(f"{label_map.name(label)}\n" for label in labels)
+        (out / CLASS_FILE).write_text(names, encoding="utf-8")
+    print(f"written: {args.out}")
+    return command.EXIT_SOME_UNUSABLE if any(unreadable) else command.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))

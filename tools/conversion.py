@@ -1,0 +1,53 @@
+"""What the converters share: the splits of their data, and a folder that appears only when it is complete."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backbone.errors import InputError
+from train_utils.data_sets import open_data_set
+from train_utils.files import make_folder, user_path
+
+
+def open_splits(path, dataset: str, roles, **options) -> dict:
+    """{"train" | "val" | "": data set}; "" is all of data without a split. roles: those that the folder has."""
+    if "all" in roles:
+        return {"": open_data_set(path, dataset, val_fraction=0, split="train", **options).train}
+    splits = open_data_set(path, dataset, split=None if "train" in roles else "val", **options)
+    return {name: part for name, part in (("train", splits.train), ("val", splits.val)) if part is not None}
+
+
+@contextmanager
+def new_folder(path) -> Iterator[Path]:
+    """A folder to be filled, which becomes `path` when the block ends without an error, and is removed otherwise.
+
+    InputError where `path` exists, or cannot be written.
+    """
+    path = user_path(path)
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists already; give another folder, or remove it")
+    make_folder(path.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-unfinished-", dir=path.parent) as room:
+            unfinished = Path(room) / path.name  # with the user's umask, as `room` is not
+            unfinished.mkdir()
+            yield unfinished
+            os.rename(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{path}: could not be written: {error.strerror or error}; give another folder") from error
+
+
+def place_picture(source, target: Path, link: bool) -> bool:
+    """Copy a picture, or link it: hard where that can be, else by a symbolic link. Returns whether by the latter."""
+    if not link:
+        shutil.copyfile(source, target)
+        return False
+    try:
+        os.link(os.path.realpath(source), target)
+        return False
+    except OSError:  # another disk, or one without hard links
+        target.symlink_to(os.path.realpath(source))
+        return True
