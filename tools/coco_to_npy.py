@@ -71,17 +71,16 @@ def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced:
         return sorted(order[:limit])
     order.sort(key=lambda i: -len(classes_of[i]))  # stable; taken from the end
     waiting = {c: [i for i in order if c in classes_of[i]] for c in sorted(set().union(*classes_of))}
-    counts, taken = dict.fromkeys(waiting, 0), set()
+    total, counts, taken = {c: len(waiting[c]) for c in waiting}, dict.fromkeys(waiting, 0), set()
     while waiting and (limit is None or len(taken) < limit):
-        poorest = min(waiting, key=counts.__getitem__)
-        while waiting[poorest] and waiting[poorest][-1] in taken:
-            waiting[poorest].pop()
-        if not waiting[poorest]:
+        poorest = min(waiting, key=lambda c: (counts[c], total[c]))
+        if counts[poorest] == total[poorest]:  # has run out
             if limit is None:
                 break
             del waiting[poorest]
             continue
-        i = waiting[poorest].pop()
+        while (i := waiting[poorest].pop()) in taken:
+            pass
         taken.add(i)
         for c in classes_of[i]:
             counts[c] += 1
