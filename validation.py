@@ -22,7 +22,7 @@ from train_utils import command
 from train_utils.checkpoint import is_checkpoint, load_file
 from train_utils.coco_eval import evaluate_results, format_record, write_record, write_results
 from train_utils.coco_evaluators import choose_evaluator
-from train_utils.data_sets import open_data_set
+from train_utils.data_sets import LAYOUTS, open_data_set
 from train_utils.detections_file import read_detections
 from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--detections", metavar="R.json", help="in place of --weights-path: the results to score")
     parser.add_argument("--data-path", metavar="DATA",
                         help="COCO, VOC or .npy folder, or a json (default: what the checkpoint was trained with)")
-    parser.add_argument("--dataset", choices=["auto", "coco", "voc", "npy"], help="layout (default: auto)")
+    parser.add_argument("--dataset", choices=LAYOUTS, help="layout (default: auto)")
     parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
     parser.add_argument("--year", help="VOC year, where the folder holds several")
     parser.add_argument("--val-fraction", type=command.fraction,

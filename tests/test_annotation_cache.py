@@ -134,7 +134,9 @@ def older_format(index, monkeypatch):
 def other_types(index, monkeypatch):
     index.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(annotation_cache, "_names", lambda dtypes: {})
+        pieces, change = annotation_cache.block_pieces, {"areas": np.float32}
+        patch.setattr(annotation_cache, "block_pieces", lambda values, arrays: pieces(
+            values, {name: array.astype(change.get(name, array.dtype)) for name, array in arrays.items()}))
         read_annotations(index.parent.parent / "instances.json")
 
 

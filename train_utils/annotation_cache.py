@@ -1,7 +1,7 @@
 """Checked annotations kept on disk as flat arrays, so that a large json is parsed once.
 
-An index is one file per json content: a line with the checksum of all that follows, a line of json (format,
-the json's hash, the arrays' places, plain values), then the arrays. It is mapped into memory read-only: all
+An index is one file per json content: a line with the checksum of all that follows, padded, then an array_block of
+the format, the json's hash, plain values and the arrays. It is mapped into memory read-only: all
 processes of a machine share its pages. It counts only if format, hash of the json's bytes and checksum are
 right; any other is built anew and replaced. Ranks may write at once: each writes a file of its own and renames it.
 
@@ -11,7 +11,6 @@ Anything in the folder may be deleted at any time, but not written into: a proce
 """
 
 import hashlib
-import json
 import mmap
 import os
 import secrets
@@ -21,11 +20,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from train_utils.array_block import ALIGNED, block_pieces, read_block
 from train_utils.files import user_path
 
-MAGIC = b"maskrcnn annotations\n"
-FORMAT = 3  # to be raised when arrays, or what is checked or skipped, change
-ALIGNED = 64  # bytes
+MAGIC = b"maskrcnn annotations"
+FIRST = 2 * ALIGNED  # bytes of the line with the checksum
+FORMAT = 4  # to be raised when arrays, or what is checked or skipped, change
 WORTHWHILE = 2**23  # bytes of json
 KEPT = 8
 SUFFIX, UNFINISHED = ".annotations", ".unfinished"
@@ -61,23 +61,15 @@ def load(content: str, dtypes: dict[str, type]) -> tuple[dict, dict[str, np.ndar
         return None
     try:
         with open(folder / (content + SUFFIX), "rb") as file:
-            checksum = file.readline(200)
-            line = file.readline() if checksum.startswith(MAGIC[:-1]) else b""
-            start = file.tell()
-            file.seek(len(checksum))
-            if not line or checksum != _first_line(file_hash(file)):
-                return None
-            header = json.loads(line)
-            if (header["format"], header["content"], header["dtypes"]) != (FORMAT, content, _names(dtypes)):
+            checksum = file.read(FIRST)
+            if not checksum.startswith(MAGIC) or checksum != _first_line(file_hash(file)):
                 return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError:  # absent, or not to be read: as good as none
+        stored, arrays = read_block(mapped, FIRST, dtypes)
+    except (OSError, ValueError):  # absent, not to be read, of other arrays: as good as none
         return None
-    arrays = {}
-    for name, (offset, shape) in header["arrays"].items():
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(mapped, dtypes[name], count, start + offset).reshape(shape)
-    return header["values"], arrays
+    right = (stored["format"], stored["content"]) == (FORMAT, content)
+    return (stored["values"], arrays) if right else None
 
 
 def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | None:
@@ -85,18 +77,7 @@ def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | No
     folder = cache_folder()
     if folder is None:
         return None
-    places, end = {}, 0
-    for name, array in arrays.items():
-        places[name] = (end, array.shape)
-        end += -(-array.nbytes // ALIGNED) * ALIGNED
-    header = {"format": FORMAT, "content": content, "dtypes": _names({n: a.dtype for n, a in arrays.items()}),
-              "arrays": places, "values": values}
-    line = json.dumps(header).encode()
-    line += b" " * (-(len(_first_line("0" * 64)) + len(line) + 1) % ALIGNED) + b"\n"
-    pieces = [line]
-    for array in arrays.values():
-        pieces += [memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B") if array.size else b"",
-                   b"\0" * (-array.nbytes % ALIGNED)]
+    pieces = block_pieces({"format": FORMAT, "content": content, "values": values}, arrays)
     state = new_hash()
     for piece in pieces:
         state.update(piece)
@@ -120,11 +101,7 @@ def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | No
 
 
 def _first_line(checksum: str) -> bytes:
-    return MAGIC[:-1] + b" " + checksum.encode() + b"\n"
-
-
-def _names(dtypes: dict) -> dict[str, str]:
-    return {name: np.dtype(dtype).str for name, dtype in dtypes.items()}
+    return (MAGIC + b" " + checksum.encode()).ljust(FIRST - 1) + b"\n"
 
 
 def _remove_old(folder: Path) -> None:

@@ -15,6 +15,7 @@ from train_utils.command import (
     positive_int,
     seed,
 )
+from train_utils.data_sets import LAYOUTS
 from train_utils.distributed import TIMEOUT
 
 LR_PER_PICTURE = 0.00125  # the linear rule's unit: 0.02 for 16 pictures, as in Detectron and torchvision
@@ -64,7 +65,7 @@ def _add_data_arguments(group):
     add(
         "--dataset",
         default="auto",
-        choices=["auto", "coco", "voc", "npy"],
+        choices=LAYOUTS,
         help="layout of the data (default: auto)",
     )
     add("--image-dir", help="folder of the pictures, where it is not the usual one")

@@ -24,6 +24,8 @@ __all__ = [
     "open_data_set", "read_picture", "sample_rng", "sample_seed",
 ]
 SHAPES_FOLDER = "data/shapes"
+SPLITS = ("train", "val")
+LAYOUTS = ("auto", "coco", "voc", "npy", "packed")
 VOC_FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
 
 
@@ -42,7 +44,7 @@ def open_data_set(
 ) -> DataSplits:
     """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
 
-    dataset: "auto", "coco", "voc" or "npy". image_dir: where the json's file names begin (default: found by itself).
+    dataset: one of LAYOUTS. image_dir: where the json's file names begin (default: found by itself).
     val_fraction, seed: share and choice of validation pictures where the data has a single json.
     drop_empty: leave training pictures without objects out. year: of several in the folder.
     split: open "train" or "val" alone. label_map: take these labels (a checkpoint's), not the data's own.
@@ -60,22 +62,18 @@ def open_data_set(
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{path}: the folder is empty; {LOOKED_FOR}")
     if dataset == "auto":
-        dataset = "voc" if is_voc(path) else "npy" if is_npy(path) else "coco"
-    if label_json is not None and dataset in ("coco", "voc"):
-        raise InputError(f"--label-json-path: {path} is {dataset.upper()} data, which names its classes; leave it out")
+        dataset = next((name for name, found in FOUND_BY.items() if found(path)), "coco")
+    refuse_flags(path, dataset, {"--image-dir": image_dir, "--year": year, "--label-json-path": label_json})
     if dataset == "voc":
-        if image_dir is not None:
-            raise InputError("--image-dir: VOC has its pictures in JPEGImages; leave the flag out")
         splits = _open_voc(path, year, split, label_map, follow_links)
+    elif dataset == "packed":
+        splits = _open_packed(path, split, label_map)
     elif dataset == "coco":
         splits = _open_coco(path, image_dir, val_fraction, seed, year, split, label_map, follow_links)
     elif dataset == "npy":
-        for flag, value in (("--image-dir", image_dir), ("--year", year)):
-            if value is not None:
-                raise InputError(f"{flag}: .npy data is found by the names of its folders; leave the flag out")
         splits = _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_links)
     else:
-        raise InputError(f"--dataset {dataset}: auto, coco, voc and npy can be opened")
+        raise InputError(f"--dataset {dataset}: {', '.join(LAYOUTS)} can be opened")
     if drop_empty and splits.train is not None:
         kept = np.flatnonzero(splits.train.object_counts())
         splits = splits._replace(train=splits.train.subset(kept))
@@ -87,6 +85,14 @@ def open_data_set(
             if strict:
                 refuse_skips(part)
     return splits
+
+
+def refuse_flags(path, dataset, given: dict) -> None:
+    """InputError for a flag that this layout has no use for; given: {flag: value or None}."""
+    for flag, value in given.items():
+        reason = UNUSED.get(dataset, {}).get(flag)
+        if reason and value is not None:
+            raise InputError(f"{flag}: {path} is {dataset} data, {reason}; leave the flag out")
 
 
 def refuse_missing(data_set) -> None:
@@ -105,6 +111,36 @@ def is_voc(path: Path) -> bool:
     folder = "ImageSets/Segmentation"
     places = (folder, f"VOC*/{folder}", f"VOCdevkit/VOC*/{folder}")
     return any(match.is_dir() for place in places for match in path.glob(place))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a path is a file of tools.pack_dataset, or a folder of such."""
+    return path.suffix == ".pack" if path.is_file() else any((path / f"{name}.pack").is_file() for name in SPLITS)
+
+
+FOUND_BY = {"packed": is_packed, "voc": is_voc, "npy": is_npy}  # each tells whether a path is such data
+NAMED = "whose classes have names"
+UNUSED = {
+    "coco": {"--label-json-path": NAMED},
+    "voc": {"--label-json-path": NAMED, "--image-dir": "whose pictures are in JPEGImages"},
+    "npy": dict.fromkeys(("--image-dir", "--year"), "which is found by the names of its folders"),
+    "packed": dict.fromkeys(("--label-json-path", "--image-dir", "--year"), "which holds all that it needs"),
+}
+
+
+def _open_packed(path, split, label_map) -> DataSplits:
+    from my_dataset_packed import PackedDataset
+
+    if path.is_file() and split is None:
+        raise InputError(f"{path}: a single packed file has no validation split; give the folder of both")
+    wanted = [name for name in SPLITS if split in (None, name)]
+    parts = {name: PackedDataset(path if path.is_file() else path / f"{name}.pack") for name in wanted}
+    for part in parts.values():
+        label_map = label_map or part.label_map
+        if part.label_map != label_map:
+            raise InputError(f"{part.source}: its {len(part.label_map)} classes are not those of the others, or of "
+                             "the weights")
+    return DataSplits(parts.get("train"), parts.get("val"), label_map)
 
 
 def _open_voc(path, year, split, label_map, follow_links) -> DataSplits:

@@ -5,6 +5,7 @@ decompression bomb or a format outside FORMATS, is a plain InputError, which end
 """
 
 import functools
+import io
 import os
 import struct
 import warnings
@@ -45,10 +46,11 @@ class PictureError(InputError):
         return visible(f"{self.path}: {self.reason}")
 
 
-def read_picture(path, rotate: bool = True) -> torch.Tensor:
+def read_picture(path, rotate: bool = True, content=None) -> torch.Tensor:
     """Read a picture as uint8 [3, H, W] RGB; the first frame of an animation.
 
-    rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none).
+    rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none). content: the file's
+    bytes, where they are at hand: then `path` is only what it is called.
     Alpha is dropped, palette, grey, CMYK, Lab become RGB, 16-bit grey is scaled to 8 bits.
     Raises PictureError if the file is missing, truncated or not a picture; another InputError for a decompression
     bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over) and for a format outside FORMATS.
@@ -57,7 +59,7 @@ def read_picture(path, rotate: bool = True) -> torch.Tensor:
         # Pillow warns about oversized pictures and damaged metadata; what matters of it raises.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=formats()) as image:
+            with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
                 image.load()
                 transpose = UPRIGHT.get(_orientation(image)) if rotate else None
                 rgb = _to_rgb(image)
@@ -65,7 +67,7 @@ def read_picture(path, rotate: bool = True) -> torch.Tensor:
                     rgb = rgb.transpose(transpose)
                 pixels = np.array(rgb)  # [H, W, 3]
     except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise _named(path, error) from error
+        raise _named(path, error, content) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
@@ -134,21 +136,21 @@ def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
     return np.rint(grey.astype(np.float64) * (255 / top)).astype(np.uint8)
 
 
-def _named(path, error: Exception) -> InputError:
+def _named(path, error: Exception, content=None) -> InputError:
     """What `read_picture` raises for an error of Pillow."""
     if isinstance(error, Image.DecompressionBombError):
         return InputError(f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
                           "Scale it down, or take it out of the data")
     if isinstance(error, Image.UnidentifiedImageError):
-        refused = _refused_format(path)
+        refused = _refused_format(path, content)
         if refused:
             return InputError(f"{path}: {refused} pictures are not read; convert it to PNG or JPEG")
     return PictureError(path, _reason(path, error))
 
 
-def _refused_format(path) -> str | None:
+def _refused_format(path, content=None) -> str | None:
     """The format outside FORMATS that the file begins as, told without decoding anything."""
-    with open(path, "rb") as file:
+    with open(path, "rb") if content is None else io.BytesIO(content) as file:
         prefix = file.read(16)  # as many as Pillow shows them
     for name, (_, accept) in Image.OPEN.items():
         try:

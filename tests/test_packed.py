@@ -1,0 +1,220 @@
+"""A packed data set gives the samples and the ground truth of the data it was made from; a damaged one is refused."""
+
+import pickle
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from coco_folders import annotation, coco, square, write
+from PIL import Image
+from small_runs import ROOT, call, differences, flags
+
+import my_dataset_packed
+from backbone.errors import InputError
+from my_dataset_packed import TAIL, PackedDataset
+from tests.faults.hostile_data import voc
+from tools import pack_dataset
+from train_utils.array_block import block_pieces, read_block
+from train_utils.coco_eval import evaluate_results
+from train_utils.command import run_command
+from train_utils.data_sets import open_data_set
+from train_utils.resume import fingerprint
+
+
+def varied(folder, ids=(7, 2, 5, 9)):
+    """Pictures with objects of both classes, a crowd, a box larger than its mask, none; one turned by its EXIF."""
+    images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in ids]
+    one, two = ids[:2]
+    ring = {"size": [20, 30], "counts": [45, 5, 15, 5, 530]}
+    annotations = [
+        annotation(3, two, bbox=[0.5, 1.5, 20.25, 18.0], area=77.5), annotation(4, one, category_id=12),
+        annotation(9, one, segmentation=ring, iscrowd=1, bbox=[2, 5, 2, 5], area=None),
+        annotation(6, two, segmentation=square(0, 0, 3)),
+    ]  # fmt: skip
+    path = write(folder, coco(images, annotations, [{"id": 1, "name": "a"}, {"id": 12, "name": "b"}]))
+    rng, exif = np.random.default_rng(0), Image.Exif()
+    exif[0x0112] = 6
+    for i in ids:
+        pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png", **({"exif": exif} if i == ids[-1] else {}))
+    return path
+
+
+def text_ids(folder):
+    content = coco([{"id": f"p{i}", "file_name": f"{i}.png", "height": 20, "width": 30} for i in range(3)],
+                   [annotation("x", "p1", category_id="dog")], [{"id": "dog", "name": "dog"}])
+    write(folder, content)
+
+
+def pascal(folder):
+    voc()(folder, None)
+    (folder / "data/VOC2012/ImageSets/Segmentation/val.txt").write_text("a\n")
+    return folder / "data"
+
+
+def run(*words):
+    command = [sys.executable, "-m", "tools.pack_dataset", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+
+
+def packed(data, out, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["pack_dataset", str(data), str(out), *words])
+    assert run_command(pack_dataset.main) == 0
+    return out
+
+
+def same_target(one, two):
+    assert one.keys() == two.keys() and one["masks"].size == two["masks"].size
+    for key, value in one.items():
+        if key == "masks":
+            assert torch.equal(value.pixels, two[key].pixels) and torch.equal(value.boxes, two[key].boxes)
+        elif isinstance(value, torch.Tensor):
+            assert value.dtype == two[key].dtype and torch.equal(value, two[key]), key
+        else:
+            assert value == two[key]
+
+
+@pytest.mark.parametrize("kind", [varied, text_ids, pascal])
+@pytest.mark.parametrize("words", [[], ["--keep-encoded"]])
+def test_samples_and_ground_truth_are_the_same(tmp_path, monkeypatch, kind, words):
+    data = kind(tmp_path / "data")
+    data = tmp_path / "data" if data is None else data
+    out = packed(data, tmp_path / "out", monkeypatch, *words)
+    before, after = open_data_set(data), open_data_set(out)
+    assert after.label_map == before.label_map
+    for one, two in zip(before[:2], after[:2], strict=True):
+        assert len(one) == len(two) > 0 and torch.equal(one.sizes, two.sizes)
+        assert fingerprint(one) == fingerprint(two) and not two.missing.any()
+        for i in range(len(one)):
+            (image, target), (other, other_target) = one[i], two[i]
+            assert torch.equal(image, other) and other.is_contiguous()
+            same_target(target, other_target)
+            same_target(one.target(i), two.target(i))
+            assert (one.given_id(i), one.file_name(i)) == (two.given_id(i), two.file_name(i))
+        truth, other = one.ground_truth(), two.ground_truth()
+        results = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.5,
+                    "segmentation": b["segmentation"]}
+                   for a, b in zip(truth["annotations"], other["annotations"], strict=True)]
+        assert one.with_given_ids(results) == two.with_given_ids(results)
+        for kept in (results, results[1:]):
+            numbers, others = evaluate_results(truth, kept), evaluate_results(other, kept)
+            assert [list(n.stats) for n in numbers.values()] == [list(n.stats) for n in others.values()]
+        part = two.subset([0])
+        assert (len(part), part.image_id(0)) == (1, one.image_id(0))
+        assert part.object_counts()[0] == one.object_counts()[0]
+    sample = pickle.loads(pickle.dumps(after.train.subset([0])))[0]
+    same_target(sample[1], before.train[0][1])
+
+
+def test_a_run_on_packed_data_is_the_same_run(tmp_path, monkeypatch):
+    varied(tmp_path / "data", range(1, 7))
+    out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
+    for data, folder in ((tmp_path / "data", "one"), (out, "two")):
+        assert call(monkeypatch, *flags(data, tmp_path / folder, "--epochs", 1, "--horizontal-flip", "1")) == 0
+    assert differences(tmp_path / "one", tmp_path / "two", epoch=0) == []
+
+
+def test_the_command_names_what_it_leaves_out(tmp_path):
+    varied(tmp_path / "data")
+    broken = tmp_path / "data" / "images" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = run(tmp_path / "data", tmp_path / "out")
+    assert done.returncode == 1 and f"left out: {broken}" in done.stderr
+    splits = open_data_set(tmp_path / "out")
+    assert len(splits.train) + len(splits.val) == 3
+    assert "1 unreadable pictures" in splits.train.describe() + splits.val.describe()
+    strict = run(tmp_path / "data", tmp_path / "strict", "--strict")
+    assert strict.returncode == 2 and str(broken) in strict.stderr and not (tmp_path / "strict").exists()
+    again = run(tmp_path / "data", tmp_path / "out")
+    assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch, capsys):
+    varied(tmp_path / "data")
+    monkeypatch.setattr(pack_dataset.shutil, "disk_usage", lambda path: type("", (), {"free": 100}))
+    monkeypatch.setattr(sys, "argv", ["pack_dataset", str(tmp_path / "data"), str(tmp_path / "out")])
+    assert run_command(pack_dataset.main) == 2
+    assert "5,400 bytes are needed, 100 are free" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def cut(content):
+    return content[:-1]
+
+
+def short(content):
+    return content[:30]
+
+
+def flipped_index(content):
+    return content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
+
+
+def another_version(content):
+    return content.replace(b"data set 1", b"data set 2")
+
+
+@pytest.mark.parametrize("spoil", [cut, short, flipped_index, another_version, lambda content: b""])
+def test_a_damaged_file_is_refused(tmp_path, monkeypatch, spoil):
+    varied(tmp_path / "data")
+    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(InputError, match="pack the data set again") as caught:
+        open_data_set(tmp_path / "out")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_in_a_record_is_seen_when_it_is_read(tmp_path, monkeypatch):
+    varied(tmp_path / "data")
+    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    data_set = open_data_set(tmp_path / "out").train
+    with pytest.raises(InputError, match="the record of .*png is damaged"):
+        data_set[0]
+    assert len(data_set[1][0]) == 3
+
+
+def changed(array, place, value):
+    def change(arrays):
+        arrays[array] = arrays[array].copy()
+        arrays[array][place] = value
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    changed("records", (0, 0), 2**62), changed("records", (0, 1), -5), changed("records", (0, 2), 2**62),
+    changed("records", (0, 0), 0), changed("first", 1, 2**60), changed("first", -1, 1), changed("first", 0, 1),
+    changed("sizes", (0, 0), 2**40), changed("sizes", (0, 1), -1), changed("crops", (0, 2), 2**40),
+    changed("crops", (0, 0), -1), changed("labels", 0, 9), changed("kinds", 0, 7), changed("boxes", (0, 0), np.nan),
+    lambda arrays: arrays.update(image_ids=arrays["image_ids"][:1]),
+    lambda arrays: arrays.update(first=np.zeros(0, int)),
+    lambda arrays: arrays.pop("kinds"), lambda arrays: arrays.update(kinds=arrays["kinds"].astype(np.int64)),
+])
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, monkeypatch, change):
+    """Also with a right checksum, as a stranger's file can have one."""
+    varied(tmp_path / "data", range(1, 7))
+    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
+    content = path.read_bytes()
+    place, _, _ = TAIL.unpack(content[-TAIL.size :])
+    values, arrays = read_block(PackedDataset(path)._mapped, place, my_dataset_packed.INDEX)
+    arrays = dict(arrays)
+    change(arrays)
+    index = b"".join(block_pieces(values, arrays))
+    digest = my_dataset_packed.hashlib.sha256(index).digest()
+    path.unlink()
+    path.write_bytes(content[:place] + index + struct.pack("<QQ32s", place, len(index), digest))
+    with pytest.raises(InputError, match="damaged or cut off") as caught:
+        PackedDataset(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_file_is_a_validation_set_but_not_a_training_set(tmp_path, monkeypatch):
+    varied(tmp_path / "data")
+    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "val.pack"
+    assert len(open_data_set(path, split="val").val) == len(open_data_set(tmp_path / "out").val)
+    with pytest.raises(InputError, match="no validation split"):
+        open_data_set(path)

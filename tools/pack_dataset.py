@@ -1,0 +1,175 @@
+"""Pack a data set into one file for each split, mapped into memory when it is read: fast to load, easy to move.
+
+    python -m tools.pack_dataset DATA OUT                    any data that train.py reads; --val-fraction as there
+    python train.py --data-path OUT                          the same samples as from DATA
+
+Writes OUT/train.pack and OUT/val.pack: pixels and masks as they come out of the pictures' files and annotations.
+Pixels take about ten times the space of JPEG files; --keep-encoded stores the files as they are, which loads no
+faster, but from one file.
+Exit status 1: finished, but some pictures could not be read: they are named and left out.
+"""
+
+import argparse
+import hashlib
+import shutil
+import sys
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from backbone.errors import InputError
+from my_dataset_packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT
+from tools.conversion import new_folder
+from train_utils import command
+from train_utils.array_block import block_pieces, padded
+from train_utils.data_sets import LAYOUTS, open_data_set
+from train_utils.files import atomic_file
+from train_utils.pictures import PictureError, read_picture
+
+
+def parse_args() -> argparse.Namespace:
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("data", metavar="DATA", help="the data set's folder, or its json")
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument("--dataset", choices=LAYOUTS, default="auto", help="layout (default: auto)")
+    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
+    parser.add_argument("--label-json-path", help='class names of npy data: a json file {"1": "person", ...}')
+    parser.add_argument("--year", help="VOC year, where the folder holds several")
+    parser.add_argument("--val-fraction", type=command.fraction, default=0.2,
+                        help="validation share of data without a split (default: 0.2)")
+    parser.add_argument("--seed", type=command.seed, default=0, help="chooses that share (default: 0)")
+    command.add_flag(parser, "--keep-encoded", help="store the pictures' files, not their pixels")
+    command.add_flag(parser, "--follow-links", help="follow pictures that are links out of the data (else an error)")
+    command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
+    return parser.parse_args()
+
+
+class Row(NamedTuple):
+    """A picture in the index: one row of each of INDEX's arrays that count pictures, and its objects."""
+
+    position: int
+    record: tuple[int, int, int]
+    checksums: list[int]
+    kind: int
+    target: dict
+
+
+def encoded(data_set, i: int, image: torch.Tensor) -> tuple[bytes, int]:
+    """(bytes of picture i's file, how they are turned to become `image`)."""
+    path = data_set.file_name(i)
+    content = Path(path).read_bytes()
+    for kind in (UPRIGHT, AS_STORED):
+        if torch.equal(read_picture(path, kind == UPRIGHT, content), image):
+            return content, kind
+    raise InputError(f"{path}: changed while it was packed; pack the data set again")
+
+
+def mask_bits(masks) -> bytes:
+    """The crops' bits, each crop filled up to whole bytes."""
+    return b"".join(np.packbits(crop.reshape(-1).numpy()).tobytes() for crop in masks.crops())
+
+
+def write_records(file, data_set, keep_encoded: bool, strict: bool, bar) -> tuple[list[Row], list[str]]:
+    """Write the record of each picture; returns their rows, and the unreadable pictures."""
+    rows, unreadable = [], []
+    for i in range(len(data_set)):
+        bar.update()
+        try:
+            image, target = data_set[i]
+        except PictureError as error:
+            if strict:
+                raise
+            unreadable.append(str(error))
+            continue
+        picture, kind = encoded(data_set, i, image) if keep_encoded else (image.numpy().tobytes(), PIXELS)
+        parts = [picture, mask_bits(target["masks"])]
+        rows.append(Row(i, (file.tell(), *map(len, parts)), [zlib.crc32(part) for part in parts], kind, target))
+        file.writelines(parts)
+        target["masks"] = target["masks"].boxes  # the pixels are written
+    return rows, unreadable
+
+
+def index_of(data_set, rows: list[Row], unreadable: int) -> tuple[dict, dict]:
+    """(plain values, INDEX's arrays) of the pictures that were written."""
+    positions = [row.position for row in rows]
+    written = {data_set.image_id(i) for i in positions}
+    truth = [a for a in data_set.ground_truth()["annotations"] if a["image_id"] in written]
+    keys = ("boxes", "labels", "area", "iscrowd", "masks")
+    target = {key: np.concatenate([row.target[key].numpy() for row in rows]) for key in keys}
+    arrays = {
+        "sizes": data_set.sizes.numpy()[positions],
+        "image_ids": [data_set.image_id(i) for i in positions],
+        "records": [row.record for row in rows],
+        "checksums": [row.checksums for row in rows],
+        "kinds": [row.kind for row in rows],
+        "first": np.cumsum([0, *(len(row.target["labels"]) for row in rows)]),
+        "boxes": target["boxes"],
+        "labels": target["labels"],
+        "areas": target["area"],
+        "iscrowd": target["iscrowd"],
+        "crops": target["masks"],
+        "annotation_ids": [annotation["id"] for annotation in truth],
+        "given_boxes": np.reshape([annotation["bbox"] for annotation in truth], (-1, 4)),
+        "given_areas": [annotation["area"] for annotation in truth],
+        "ignored": [annotation["iscrowd"] for annotation in truth],
+    }
+    skipped, first = dict(data_set.skipped), dict(data_set.first_skipped)
+    if unreadable:
+        skipped["unreadable pictures"], first["unreadable pictures"] = unreadable, "named when they were packed"
+    given = {data_set.image_id(i): data_set.given_id(i) for i in positions}
+    values = {
+        "label_map": data_set.label_map.to_dict(), "names": [data_set.file_name(i) for i in positions],
+        "given_ids": [pair for pair in given.items() if pair[0] != pair[1]],
+        "skipped": skipped, "first_skipped": first,
+    }  # fmt: skip
+    return values, {name: np.asarray(arrays[name], dtype=INDEX[name]) for name in INDEX}
+
+
+def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False) -> list[str]:
+    """Write a data set into one file; returns the unreadable pictures, which are left out.
+
+    Raises InputError where there is no room, and for pictures and annotations that can't be used.
+    """
+    need = sum(Path(data_set.file_name(i)).stat().st_size for i in range(len(data_set))) if keep_encoded else (
+        3 * int(data_set.sizes.prod(dim=1).sum()))
+    free = shutil.disk_usage(path.parent).free
+    if need > free:
+        raise InputError(f"{path}: {need:,} bytes are needed, {free:,} are free; give another folder"
+                         + ("" if keep_encoded else ", or --keep-encoded"))
+    with atomic_file(path, need) as file, tqdm(total=len(data_set), desc=path.name, disable=None) as bar:
+        file.write(MAGIC)
+        rows, unreadable = write_records(file, data_set, keep_encoded, strict, bar)
+        if not rows:
+            raise InputError(f"{data_set.source}: none of its pictures could be read; the first: {unreadable[0]}")
+        end = file.tell()
+        file.write(b"\0" * (padded(end) - end))
+        index = b"".join(block_pieces(*index_of(data_set, rows, len(unreadable))))
+        file.write(index + TAIL.pack(padded(end), len(index), hashlib.sha256(index).digest()))
+    return unreadable
+
+
+def main() -> int:
+    args = parse_args()
+    splits = open_data_set(
+        args.data, args.dataset, image_dir=args.image_dir, val_fraction=args.val_fraction, seed=args.seed,
+        year=args.year, label_json=args.label_json_path, strict=args.strict, follow_links=args.follow_links,
+    )  # fmt: skip
+    unreadable = []
+    with new_folder(args.out) as out:
+        for name, part in (("train", splits.train), ("val", splits.val)):
+            print(f"{name}: {part.describe()}")
+            unreadable += pack(part, out / f"{name}.pack", args.keep_encoded, args.strict)
+    for picture in unreadable:
+        print(f"left out: {picture}", file=sys.stderr)
+    if unreadable:
+        print(f"{len(unreadable)} picture(s) could not be read: left out", file=sys.stderr)
+    print(f"written: {args.out}/train.pack, {args.out}/val.pack (python train.py --data-path {args.out})")
+    return command.EXIT_SOME_UNUSABLE if unreadable else command.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))

@@ -1,0 +1,53 @@
+"""Plain values and numpy arrays as one run of bytes, read back in place: the arrays are views of the mapped file.
+
+A block is a line of json (values; type, place and shape of each array), padded with blanks, then the arrays. The line
+and every array begin at a multiple of ALIGNED bytes, so a block must be put at one.
+"""
+
+import json
+import math
+import mmap
+
+import numpy as np
+
+ALIGNED = 64  # bytes: a cache line
+
+
+def block_pieces(values: dict, arrays: dict[str, np.ndarray]) -> list:
+    """The bytes-like pieces of a block, to be written one after another."""
+    places, end = {}, 0
+    for name, array in arrays.items():
+        places[name] = (array.dtype.str, end, array.shape)
+        end += padded(array.nbytes)
+    line = json.dumps({"arrays": places, "values": values}).encode()
+    pieces = [line + b" " * (padded(len(line) + 1) - len(line) - 1) + b"\n"]
+    for array in arrays.values():
+        pieces += [memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B") if array.size else b"",
+                   b"\0" * (padded(array.nbytes) - array.nbytes)]
+    return pieces
+
+
+def read_block(mapped: mmap.mmap, start: int, dtypes: dict) -> tuple[dict, dict[str, np.ndarray]]:
+    """(values, read-only arrays) of the block at byte `start` of a mapped file; dtypes: what arrays there must be.
+
+    Raises ValueError, TypeError or KeyError where that is not so, or the block is not whole.
+    """
+    end = mapped.find(b"\n", start) + 1
+    header, arrays = json.loads(mapped[start:end]), {}
+    if {name: place[0] for name, place in header["arrays"].items()} != dtype_names(dtypes):
+        raise ValueError("other arrays are expected")
+    for name, (dtype, offset, shape) in header["arrays"].items():
+        if min((offset, *shape)) < 0:
+            raise ValueError(f"{name} has a place or a shape below 0")
+        arrays[name] = np.frombuffer(mapped, dtype, math.prod(shape), end + offset).reshape(shape)
+    return header["values"], arrays
+
+
+def dtype_names(dtypes: dict) -> dict[str, str]:
+    """Types as a block's line has them: with their byte order."""
+    return {name: np.dtype(dtype).str for name, dtype in dtypes.items()}
+
+
+def padded(size: int) -> int:
+    """`size`, rounded up to a multiple of ALIGNED."""
+    return -(-size // ALIGNED) * ALIGNED
