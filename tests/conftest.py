@@ -16,7 +16,7 @@ for folder in (ROOT, ROOT / "tests"):
 import sample_pictures  # noqa: E402  (found through the lines above)
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # the models are small: more threads would mostly wait, most of all beside other work
 
 
 # no deadline: the machine may be busy; no database: nothing is left in the working folder

@@ -195,7 +195,7 @@ def test_mistakes_are_named(tmp_path):
     write(tmp_path, many(2), "instances_b.json")
     with pytest.raises(InputError, match="instances_a.json, instances_b.json; give one as --data-path"):
         open_data_set(tmp_path)
-    with pytest.raises(InputError, match="auto, coco, voc and npy"):
+    with pytest.raises(InputError, match="auto, coco, voc, npy, packed"):
         open_data_set(tmp_path, dataset="csv")
     with pytest.raises(InputError, match="not VOC data|VOC"):
         open_data_set(tmp_path, dataset="voc")

@@ -318,7 +318,7 @@ def test_names_of_a_checkpoint(tmp_path):
 
 def test_other_data_names_its_classes(tmp_path):
     (tmp_path / "instances.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    with pytest.raises(InputError, match="COCO data, which names its classes"):
+    with pytest.raises(InputError, match="coco data, whose classes have names"):
         open_data_set(tmp_path, label_json="names.json")
 
 

@@ -19,7 +19,7 @@ NETWORK_LAYERS = [  # a module imports from the rows above its own
 ]
 SCRIPTS = {"train", "train_multi_GPU", "validation", "predict"}
 DEVELOPMENT = {"tests", "benchmarks", "tools"}  # they import the rest; nothing imports them
-DATA_MODULES = {"my_dataset_coco", "my_dataset_voc", "my_dataset_npy", "my_dataset_shapes", "transforms"}
+DATA_MODULES = {*(f"my_dataset_{name}" for name in ("coco", "voc", "npy", "packed", "shapes")), "transforms"}
 PROJECT = {"backbone", "network_files", "train_utils"} | DATA_MODULES | SCRIPTS | DEVELOPMENT
 RUN_TIME_PACKAGES = {"torch", "numpy", "pycocotools", "PIL", "lxml", "tqdm", "tensorboard", "matplotlib"}
 LATE_PACKAGES = {"matplotlib", "tensorboard"}  # slow to import, so imported where they are used
