@@ -37,6 +37,8 @@ class MaskRCNNConfig:
     min_size: tuple[int, ...] = setting(
         (800,), "pixels of the shorter side; of several, training draws one per picture and evaluation takes the last")
     max_size: int = setting(1333, "most pixels of the longer side")
+    fixed_size: tuple[int, int] | None = setting(
+        None, "height and width that every picture is scaled to fit and padded to, in place of min_size and max_size")
     image_mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1")
     image_std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1")
     size_divisible: int = setting(32, "padded sides are multiples of this (the coarsest body stride)")
@@ -78,9 +80,10 @@ class MaskRCNNConfig:
     def __post_init__(self):
         for f in fields(self):  # lists from JSON or a caller become tuples, one number a tuple of one
             value = getattr(self, f.name)
-            if isinstance(f.default, tuple):
-                value = tuple(value) if isinstance(value, list | tuple) else (value,)
-                object.__setattr__(self, f.name, value)
+            if isinstance(value, list):
+                object.__setattr__(self, f.name, tuple(value))
+            elif isinstance(f.default, tuple) and not isinstance(value, tuple):
+                object.__setattr__(self, f.name, (value,))
         if self.norm is None:
             object.__setattr__(self, "norm", "frozen" if self.variant == "v1" else "batch")
         if self.backbone_width is None:
@@ -102,12 +105,19 @@ class MaskRCNNConfig:
             (not min(self.bbox_reg_weights, default=0) > 0, "bbox_reg_weights must be positive numbers"),
             (low < 1, f"min_size is {low}: it must be 1 pixel or more"),
             (high > self.max_size, f"min_size {high} is larger than max_size {self.max_size}"),
+            (self.fixed_size is not None and not self._is_fixed_size(), f"fixed_size is {self.fixed_size}: give a "
+             f"height and a width, both multiples of size_divisible, {self.size_divisible}"),
             (self.size_divisible < 32 or self.size_divisible % 32, "size_divisible must be a multiple of 32"),
             (not 0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be at least 0 and below 1"),
         ]
         for is_wrong, message in wrong:
             if is_wrong:
                 raise InputError(message)
+
+    def _is_fixed_size(self) -> bool:
+        sides = self.fixed_size
+        return isinstance(sides, tuple) and len(sides) == 2 and all(
+            side > 0 and side % max(self.size_divisible, 1) == 0 for side in sides)
 
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint or JSON."""

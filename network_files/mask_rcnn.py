@@ -38,7 +38,7 @@ class MaskRCNN(nn.Module):
         self.roi_heads = RoIHeads(config, config.fpn_channels)
         self.to(memory_format=torch.channels_last)  # as the activations: else each convolution reorders its weight
         self.transform = Transform(config.min_size, config.max_size, config.image_mean, config.image_std,
-                                   config.size_divisible)
+                                   config.size_divisible, config.fixed_size)
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True):
         if self.training and targets is None:

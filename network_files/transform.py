@@ -13,17 +13,29 @@ from torch import Tensor
 from network_files.boxes import scale_boxes
 from network_files.cropped_masks import CroppedMasks
 
+Size = tuple[int, int]  # height, width
 
-def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """The size (h, w) after resizing: shorter side to min_size, unless the longer would exceed max_size."""
+
+def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_size: Size | None = None) -> Size:
+    """The size (h, w) after resizing: shorter side to min_size, unless the longer would exceed max_size.
+
+    With fixed_size: the largest of the picture's ratio that fits it.
+    """
+    if fixed_size:
+        high, wide = fixed_size
+        if height * wide > high * width:
+            return high, max(width * high // height, 1)
+        return max(height * wide // width, 1), wide
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
 
 def padded_size(
-    height: int, width: int, min_size: int, max_size: int, divisor: int = 32
-) -> tuple[int, int]:
-    """The size (ph, pw) that a picture alone is padded to: the resized size, rounded up to the divisor."""
+    height: int, width: int, min_size: int, max_size: int, divisor: int = 32, fixed_size: Size | None = None
+) -> Size:
+    """The size (ph, pw) that a picture alone is padded to: fixed_size, or the resized one rounded up to the divisor."""
+    if fixed_size:
+        return fixed_size
     h, w = resized_size(height, width, min_size, max_size)
     return math.ceil(h / divisor) * divisor, math.ceil(w / divisor) * divisor
 
@@ -60,11 +72,12 @@ class Objects:
 class Transform:
     """Normalise, resize, pad, as torchvision's GeneralizedRCNNTransform.
 
-    min_sizes: in training one is drawn for each picture, in evaluation the last one counts.
+    min_sizes: in training one is drawn for each picture, in evaluation the last one counts. fixed_size: (h, w) of
+    every batch instead.
     """
 
-    def __init__(self, min_sizes, max_size, mean, std, divisor):
-        self.min_sizes, self.max_size = min_sizes, max_size
+    def __init__(self, min_sizes, max_size, mean, std, divisor, fixed_size=None):
+        self.min_sizes, self.max_size, self.fixed_size = min_sizes, max_size, fixed_size
         self.mean, self.std, self.divisor = mean, std, divisor
 
     def batch(
@@ -80,10 +93,11 @@ class Transform:
                 seed = targets[i].get("sample_seed") if targets else None
                 generator = None if seed is None else seeded(seed, 2)
                 min_size = self.min_sizes[int(torch.randint(len(self.min_sizes), (), generator=generator))]
-            size = resized_size(*image.shape[-2:], min_size, self.max_size)
+            size = resized_size(*image.shape[-2:], min_size, self.max_size, self.fixed_size)
             resized.append(F.interpolate(self._normalise(image, dtype)[None], size=size, mode="bilinear")[0])
         sizes = [tuple(image.shape[-2:]) for image in resized]
-        padded = [math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)]
+        padded = self.fixed_size or [
+            math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)]
         pictures = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
         for slot, image in zip(pictures, resized, strict=True):
             slot[:, : image.shape[1], : image.shape[2]] = image

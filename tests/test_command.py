@@ -108,8 +108,10 @@ def test_config_values_take_their_types():
 
 
 def test_none_switches_an_optional_field_off():
-    args = model_parser().parse_args(["--crowd-ioa-thresh", "None"])
-    assert config_from_args(args) == {"crowd_ioa_thresh": None}
+    args = model_parser().parse_args(["--crowd-ioa-thresh", "None", "--fixed-size", "none"])
+    assert config_from_args(args) == {"crowd_ioa_thresh": None, "fixed_size": None}
+    args = model_parser().parse_args(["--fixed-size", "64", "96"])
+    assert config_from_args(args) == {"fixed_size": (64, 96)}
 
 
 def test_help_can_be_printed():

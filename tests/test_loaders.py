@@ -211,6 +211,12 @@ def test_evaluation_batches_have_one_padded_shape():
     assert len({padded_size(*size.tolist(), 64, 128, 32) for size in sizes}) > 3
 
 
+def test_evaluation_batches_of_a_fixed_size_hold_any_pictures():
+    sizes = np.random.default_rng(0).choice([30, 64, 90, 100], (23, 2))
+    batches = [batch.indices for batch in EvalLoader(Numbered(sizes), World(), 4, fixed_size=(64, 96))]
+    assert sum(batches, []) == list(range(23)) and [len(batch) for batch in batches] == [4] * 5 + [3]
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_evaluation_batches_are_dealt_whole(ranks):
     ds = Numbered([(30, 20 + 9 * (i % 4)) for i in range(17)])

@@ -396,6 +396,12 @@ class TestDropout:
 
 
 class TestDetections:
+    @pytest.mark.parametrize(("fixed", "shorter"), [((96, 128), 96), ((128, 128), 128)])
+    def test_a_fixed_size_gives_boxes_and_masks_of_the_original(self, fixed, shorter):
+        model, other = tiny(fixed_size=fixed).eval(), tiny(min_size=shorter).eval()
+        assert model.config.fixed_size == fixed and len(other([picture()])[0]["scores"])
+        assert_same_detections(model([picture()]), other([picture()]))  # 80x100: both pad it to `fixed`
+
     def test_contract(self):
         model = tiny().eval()
         image = picture(60, 150)
@@ -543,6 +549,9 @@ class TestConfig:
             ({"norm": "layer"}, "layer"),
             ({"trainable_layers": 6}, "trainable_layers"),
             ({"aspect_ratios": ()}, "aspect_ratios"),
+            ({"fixed_size": (96, 100)}, r"fixed_size is \(96, 100\): .*multiples of size_divisible, 32"),
+            ({"fixed_size": 96}, "a height and a width"),
+            ({"fixed_size": [0, 32]}, "fixed_size"),
         ],
     )
     def test_what_does_not_fit_is_named(self, config, message):

@@ -55,6 +55,23 @@ def test_a_picture_alone_is_padded_as_announced(pictures):
         assert padded == padded_size(*image.shape[-2:], 160, 256)
 
 
+def test_a_fixed_size_holds_every_picture_in_its_ratio():
+    assert resized_size(480, 640, 800, 1333, (512, 512)) == (384, 512)
+    assert resized_size(640, 480, 800, 1333, (512, 512)) == (512, 384)
+    assert resized_size(49, 50, 800, 1333, (800, 640)) == (627, 640)
+    assert resized_size(1, 5000, 800, 1333, (64, 96)) == (1, 96)  # a side never vanishes
+    assert resized_size(5000, 1, 800, 1333, (64, 96)) == (64, 1)
+    assert padded_size(480, 640, 800, 1333, fixed_size=(512, 512)) == (512, 512)
+    ours = Transform((160,), 256, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), 32, (64, 96))
+    for shapes in ([(20, 20)], [(20, 30), (300, 30)], [(64, 96), (1, 700)]):
+        for training in (False, True):
+            batch = ours.batch([torch.ones(3, *shape) for shape in shapes], None, training, torch.float32)
+            assert batch.padded == (64, 96)
+            for picture, (h, w) in zip(batch.pictures, batch.sizes, strict=True):
+                assert (h, w) != (0, 0) and (h == 64 or w == 96) and h <= 64 and w <= 96
+                assert picture[:, :h, :w].ne(0).all() and picture.count_nonzero() == 3 * h * w
+
+
 def test_uint8_equals_float(pictures):
     ours, _ = transforms((160,), 256)
     images = [image for image, _ in pictures[:2]]

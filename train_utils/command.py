@@ -151,9 +151,9 @@ def _config_fields() -> list[dataclasses.Field]:
 
 
 def _field_value(value):
-    if isinstance(value, list):
-        return tuple(value)
-    return None if value == NONE else value
+    if value in (NONE, [NONE]):
+        return None
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _value_type(hint) -> tuple[type, int | str | None, bool]:
@@ -163,7 +163,8 @@ def _value_type(hint) -> tuple[type, int | str | None, bool]:
         optional = len(members) < len(typing.get_args(hint))
         # `int | tuple[int, ...]`: the tuple holds both
         widest = next((m for m in members if typing.get_origin(m) is tuple), members[0])
-        return (*_value_type(widest)[:2], optional)
+        kind, count, _ = _value_type(widest)
+        return kind, "+" if count and optional else count, optional  # "none" is one word; the config counts
     if typing.get_origin(hint) is tuple:
         members = typing.get_args(hint)
         count = "+" if members[-1] is Ellipsis else len(members)

@@ -111,17 +111,18 @@ class EvalLoader:
     """Batches of pictures that the network pads to the same shape, so that results do not depend on batching.
 
     Formed once, in the data set's order, then dealt whole: batch k goes to rank k % size. min_size (the last
-    of several), max_size, divisor: the network's. Unreadable pictures are in `Batch.skipped`.
+    of several), max_size, divisor, fixed_size: the network's. Unreadable pictures are in `Batch.skipped`.
     """
 
     def __init__(
-        self, ds, world, batch_size, workers=0, min_size=800, max_size=1333, divisor=32, strict=False
+        self, ds, world, batch_size, workers=0, min_size=800, max_size=1333, divisor=32, strict=False,
+        fixed_size=None,
     ):
         min_size = min_size if isinstance(min_size, int) else min_size[-1]
         waiting: dict[tuple[int, int], list[int]] = {}
         batches = []
         for index, (height, width) in enumerate(ds.sizes.tolist()):
-            same = waiting.setdefault(padded_size(height, width, min_size, max_size, divisor), [])
+            same = waiting.setdefault(padded_size(height, width, min_size, max_size, divisor, fixed_size), [])
             same.append(index)
             if len(same) == batch_size:
                 batches.append(same[:])

@@ -46,6 +46,7 @@ def val_loader(args, world, data_set, config, strict=False):
         config.max_size,
         config.size_divisible,
         strict,
+        config.fixed_size,
     )
 
 
