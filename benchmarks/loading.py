@@ -4,11 +4,17 @@ The other side is what torchvision's references/detection does for Mask R-CNN wi
 code of our own: CocoDetection, polygons to full-size masks, a flip, float pictures, PyTorch's DataLoader.
 """
 
+import tempfile
+from functools import partial
+from pathlib import Path
+
 import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import Benchmark, LeftOut, Settings
+from my_dataset_packed import PackedDataset
+from tools.pack_dataset import pack
 from train_utils.data_sets import TrainLoader, open_data_set
 from train_utils.distributed import World
 from transforms import build_augment
@@ -83,6 +89,20 @@ def prepare_loading(settings: Settings):
     return lambda: count(batch.targets for batch in ours.epoch(0)), lambda: count(targets for _, targets in theirs)
 
 
+def prepare_packed(settings: Settings, keep_encoded: bool = False):
+    """The same data set, packed, beside its picture files and json."""
+    if settings.data is None:
+        raise LeftOut("it needs the photos of coco_mini")
+    data = open_data_set(settings.data / "coco_mini").train
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.pack"
+        pack(data, path, keep_encoded)
+        packed = PackedDataset(path)  # mapped: the file's name may go
+    world = World.single("cpu")
+    loaders = [TrainLoader(part, build_augment(), world, BATCH, workers=WORKERS) for part in (packed, data)]
+    return tuple(lambda loader=loader: count(batch.targets for batch in loader.epoch(0)) for loader in loaders)
+
+
 def count(batches) -> list[int]:
     """Pictures of an epoch."""
     return [sum(len(targets) for targets in batches)]
@@ -91,4 +111,8 @@ def count(batches) -> list[int]:
 BENCHMARKS = [
     Benchmark("loading", f"an epoch of coco_mini's 80 training photos, {WORKERS} workers, batches of {BATCH}",
               prepare_loading, lambda ours, theirs: abs(ours[0] - theirs[0]), memory=lambda settings, side: None),
+    Benchmark("loading_packed", "the same, data packed by tools.pack_dataset", prepare_packed,
+              lambda ours, theirs: abs(ours[0] - theirs[0]), against="its files", memory=lambda settings, side: None),
+    Benchmark("loading_encoded", "the same, with --keep-encoded", partial(prepare_packed, keep_encoded=True),
+              lambda ours, theirs: abs(ours[0] - theirs[0]), against="its files", memory=lambda settings, side: None),
 ]
