@@ -223,7 +223,7 @@ def test_mistakes_are_named(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(conversion.shutil, "copyfile", full)
     status, _, error = run(coco_to_npy, path, out)
-    assert status == 2 and f"{out}: could not be written: No space left" in error
+    assert status == 2 and f"{out}: could not be written: [Errno 28] No space left" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]  # nothing is left of what was begun
 
 

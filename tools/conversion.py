@@ -37,7 +37,7 @@ def new_folder(path) -> Iterator[Path]:
             yield unfinished
             os.rename(unfinished, path)
     except OSError as error:
-        raise InputError(f"{path}: could not be written: {error.strerror or error}; give another folder") from error
+        raise InputError(f"{path}: could not be written: {error}; nothing is left of it") from error
 
 
 def place_picture(source, target: Path, link: bool) -> bool:

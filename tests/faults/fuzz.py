@@ -29,13 +29,13 @@ import torch
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
+from my_dataset_npy import NpyDataset
 from my_dataset_voc import VocDataset
 from tests.faults import Outcome
 from tests.faults.hostile_data import XML, voc
 from train_utils.coco_annotations import read_annotations
 from train_utils.coco_eval import evaluate_results
 from train_utils.label_map import LabelMap
-from train_utils.npy_reader import read_npy
 
 WHAT = "data files changed at random: read, or refused in one line"
 SEED, WORKERS = 20, 2
@@ -64,8 +64,9 @@ class Bases:
             self.coco += parts_of(json.loads(path.read_text()))
         xmls = [path.read_text() for path in sorted(DATA.glob("voc_mini/**/Annotations/*.xml"))]
         self.xml = [XML.format(name="aeroplane", side=64), *xmls]
-        sample = {"boxes": np.ones((2, 4), np.float32), "labels": np.array([1, 2]), "names": ["a", b"b"],
-                  "masks": np.zeros((2, 6, 5), bool), "score": np.float64(0.5), "none": np.zeros((0, 4))}
+        sample = {"boxes": np.array([[0, 0, 4, 5], [1, 1, 3, 9]], np.float32), "labels": np.array([1, 2]),
+                  "names": ["a", b"b"], "masks": np.ones((2, 6, 5), bool), "score": np.float64(0.5),
+                  "none": np.zeros((0, 4))}
         self.sample = sample
 
 
@@ -189,8 +190,8 @@ def flipped(data: bytes, rng) -> bytes:
 def read(kind: str, data: bytes, folder: Path, index: int) -> None:
     """Read a document as the commands do; raises what they would show."""
     if kind == "npy":
-        (folder / "a.npy").write_bytes(data)
-        read_npy(folder / "a.npy")
+        (folder / "annotations" / "a.npy").write_bytes(data)
+        read_data_set(NpyDataset(folder / "images", folder / "annotations"))
     elif kind == "coco":
         (folder / "a.json").write_bytes(data)
         read_coco(folder / "a.json", index)
@@ -212,7 +213,13 @@ def read(kind: str, data: bytes, folder: Path, index: int) -> None:
 
 def read_coco(path: Path, index: int) -> None:
     annotations = read_annotations(path, size_of=lambda name: (48, 64))
-    data_set = CocoDataset(annotations, path.parent)
+    truth = read_data_set(CocoDataset(annotations, path.parent))
+    if index % 10 == 0 and all(image["height"] * image["width"] <= READABLE for image in truth["images"]):
+        evaluate_results(truth, [])
+
+
+def read_data_set(data_set) -> dict:
+    """All but the pictures; returns the ground truth."""
     data_set.describe()
     LabelMap.from_dict(data_set.label_map.to_dict())
     for i in range(min(3, len(data_set))):
@@ -221,9 +228,7 @@ def read_coco(path: Path, index: int) -> None:
             target = data_set.target(i)
             if height * width < 2**20 and len(target["labels"]) < 20:
                 target["masks"].to_masks()
-    truth = data_set.ground_truth()
-    if index % 10 == 0 and all(image["height"] * image["width"] <= READABLE for image in truth["images"]):
-        evaluate_results(truth, [])
+    return data_set.ground_truth()
 
 
 def run(full: bool, folder: Path) -> Outcome:
@@ -279,6 +284,8 @@ def work(number: int, first: int, count: int, folder: Path, bases: Bases, shared
     if not place.exists():
         place.mkdir()
         shutil.copytree(folder / "voc", place / "voc")
+        coco_folders.picture(place / "images" / "a.png", (6, 5))
+        (place / "annotations").mkdir()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library's own lines
     for end in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(end, signal.SIG_DFL)
