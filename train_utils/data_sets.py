@@ -14,7 +14,7 @@ from train_utils.files import user_path
 from train_utils.label_map import LabelMap, read_json
 from train_utils.links import refuse_links, refuse_links_in
 from train_utils.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
-from train_utils.npy_format import find_npy_folders, is_npy, read_class_names
+from train_utils.npy_format import CLASS_FILE, find_npy_folders, is_npy, read_class_names
 from train_utils.pictures import PictureError, read_picture
 from train_utils.skips import refuse_skips
 from train_utils.voc_format import find_voc_folder
@@ -176,9 +176,11 @@ def _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_lin
 
     if not path.is_dir():
         raise InputError(f"{path}: --dataset npy: give the folder that holds images/ and annotations/")
-    folders, names = find_npy_folders(path), read_class_names(path, label_json)
+    folders = find_npy_folders(path)
     if not follow_links:
         refuse_links_in([folder for pair in folders.values() for folder in pair], path)
+        refuse_links(path, path, path, [CLASS_FILE])
+    names = read_class_names(path, label_json)
     return _open_splits(
         folders, lambda pair, labels: NpyDataset(*pair, names, labels), path, val_fraction, seed, split, label_map,
     )
