@@ -169,12 +169,7 @@ class LargeScaleJitter:
     def _cut_image(self, image, resized, top, left):
         image = F.interpolate(image[None], size=resized, mode="bilinear", antialias=True)[0]
         image = image[:, top:top + self.size, left:left + self.size]
-        fill = torch.tensor(self.fill, dtype=torch.float32)
-        if image.is_floating_point():
-            fill = fill / 255
-        canvas = fill.to(image.dtype)[:, None, None].repeat(1, self.size, self.size)  # [3, size, size]
-        canvas[:, :image.shape[1], :image.shape[2]] = image
-        return canvas
+        return on_canvas(image, self.fill, self.size, self.size)
 
     def _cut_target(self, target, original, resized, top, left):
         (height, width), (new_height, new_width) = original, resized
@@ -199,20 +194,72 @@ class LargeScaleJitter:
         return f"LargeScaleJitter(size={self.size}, scale={self.scale})"
 
 
+class Expand:
+    """With probability p, put the picture at a random place of a canvas of the same ratio and of 1 to `most` times
+    its sides, filled with `fill` (bytes, RGB): objects become smaller (SSD, Liu et al. 2016, section 3.6)."""
+
+    def __init__(self, most=4.0, fill=MEAN_COLOUR, p=0.5):
+        self.most, self.fill, self.p = most, tuple(fill), p
+
+    def __call__(self, image, target, rng):
+        used, ratio = chance(self.p, rng), uniform(1, self.most, rng)
+        sides = image.shape[1:]
+        height, width = (int(side * ratio) for side in sides)
+        top, left = (int(uniform(0, new - old + 1, rng)) for new, old in zip((height, width), sides, strict=True))
+        if not used:
+            return image, dict(target)
+        boxes = target["boxes"] + torch.tensor([left, top] * 2)
+        masks = on_masks(target["masks"], lambda masks: masks.window(-left, -top, width, height))
+        return on_canvas(image, self.fill, height, width, top, left), {**target, "boxes": boxes, "masks": masks}
+
+    def __repr__(self):
+        return f"Expand(most={self.most}, p={self.p})"
+
+
+def on_canvas(image, fill, height, width, top=0, left=0):
+    """The image [3, h, w] with its left upper corner at (left, top) of [3, height, width] of colour fill (bytes)."""
+    fill = torch.tensor(fill, dtype=torch.float32)
+    if image.is_floating_point():
+        fill = fill / 255
+    canvas = fill.to(image.dtype)[:, None, None].repeat(1, height, width)
+    canvas[:, top:top + image.shape[1], left:left + image.shape[2]] = image
+    return canvas
+
+
+class MiniMasks:
+    """Keep each mask in at most size x size cells of its box. Comes last: others would enlarge it again."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, image, target, rng):
+        masks = target["masks"]
+        masks = masks if isinstance(masks, CroppedMasks) else CroppedMasks.from_masks(masks)
+        return image, {**target, "masks": masks.limited(self.size)}
+
+    def __repr__(self):
+        return f"MiniMasks({self.size})"
+
+
 def build_augment(horizontal_flip=0.5, vertical_flip=0.0, photometric=False, large_scale_jitter=None,
-                  jitter_scale=(0.1, 2.0)):
+                  jitter_scale=(0.1, 2.0), expand=None, mini_mask=None):
     """The training augmentation from plain options -> Compose (of nothing, when all are off).
 
     horizontal_flip, vertical_flip: probabilities; photometric: PhotometricJitter with its own ranges;
-    large_scale_jitter: side in pixels of its square, None or 0 for none; jitter_scale: its range of factors.
+    large_scale_jitter: side in pixels of its square, None or 0 for none; jitter_scale: its range of factors;
+    expand: largest factor of Expand; mini_mask: cells a side of MiniMasks (None for none of either).
     """
     transforms = []
     if photometric:
         transforms.append(PhotometricJitter())  # before padding, so that padding keeps the mean colour
+    if expand:
+        transforms.append(Expand(expand))  # before what gives the picture its final size
     if large_scale_jitter:
         transforms.append(LargeScaleJitter(large_scale_jitter, jitter_scale))
     if horizontal_flip > 0:
         transforms.append(HorizontalFlip(horizontal_flip))
     if vertical_flip > 0:
         transforms.append(VerticalFlip(vertical_flip))
+    if mini_mask:
+        transforms.append(MiniMasks(mini_mask))
     return Compose(transforms)

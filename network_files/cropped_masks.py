@@ -14,10 +14,12 @@ class CroppedMasks:
     pixels: uint8 [T], 0 or 1: the crops one after another, each row by row.
     boxes:  int64 [N, 4], x1 y1 x2 y2 of each crop, ends exclusive; 0 0 0 0 for a mask without pixels.
     size:   (H, W).
+    limit:  cells a side that a crop has at most: a longer side is kept as that many cells, each for the pixels
+            that it is enlarged to by nearest neighbour; None: every pixel is kept.
     """
 
-    def __init__(self, pixels: Tensor, boxes: Tensor, size: tuple[int, int]):
-        self.pixels, self.boxes, self.size = pixels, boxes, (int(size[0]), int(size[1]))
+    def __init__(self, pixels: Tensor, boxes: Tensor, size: tuple[int, int], limit: int | None = None):
+        self.pixels, self.boxes, self.size, self.limit = pixels, boxes, (int(size[0]), int(size[1])), limit
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> "CroppedMasks":
@@ -57,27 +59,52 @@ class CroppedMasks:
         """Set pixels of each mask, int64 [N]."""
         return torch.stack([crop.sum() for crop in self.crops()]) if len(self) else self.boxes.new_zeros(0)
 
+    def sides(self) -> Tensor:
+        """Columns and rows that are kept of each crop, int64 [N, 2]."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        return sides if self.limit is None else sides.clamp(max=self.limit)
+
     def offsets(self) -> Tensor:
         """Where each crop begins in `pixels`, int64 [N + 1]."""
-        sizes = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
-        return F.pad(sizes.cumsum(0), (1, 0))
+        return F.pad(self.sides().prod(1).cumsum(0), (1, 0))
+
+    def _kept(self) -> list[Tensor]:
+        """What is kept of each crop, uint8 [rows, columns]: views."""
+        sides = self.sides().tolist()
+        parts = self.pixels.split([columns * rows for columns, rows in sides])
+        return [part.view(rows, columns) for part, (columns, rows) in zip(parts, sides, strict=True)]
 
     def crops(self) -> list[Tensor]:
-        """Every crop, uint8 [h, w]: views."""
-        boxes = self.boxes.tolist()
-        parts = self.pixels.split([(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes])
-        return [part.view(y2 - y1, x2 - x1) for part, (x1, y1, x2, y2) in zip(parts, boxes, strict=True)]
+        """Every crop, uint8 [h, w]: views, or enlarged to its box where there is a limit."""
+        kept = self._kept()
+        if self.limit is None:
+            return kept
+        sides = (self.boxes[:, 2:] - self.boxes[:, :2]).tolist()
+        return [part[_cell_of(height, part.shape[0])][:, _cell_of(width, part.shape[1])]
+                for part, (width, height) in zip(kept, sides, strict=True)]
 
     def crop(self, i: int) -> Tensor:
-        """The i-th crop, uint8 [h, w]: a view."""
+        """The i-th crop, uint8 [h, w]."""
         return self.crops()[i]
+
+    def limited(self, limit: int) -> "CroppedMasks":
+        """With this limit: a cell is set where at least half of what it stands for is."""
+        limited = CroppedMasks(self.pixels, self.boxes, self.size, limit)
+        kept = [self.pixels[:0]]
+        for crop, (columns, rows) in zip(self.crops(), limited.sides().tolist(), strict=True):
+            if crop.shape != (rows, columns):
+                crop = F.adaptive_avg_pool2d(crop[None].float(), (rows, columns)) >= 0.5
+            kept.append(crop.reshape(-1).to(torch.uint8))
+        limited.pixels = torch.cat(kept)
+        return limited
 
     def __getitem__(self, index: Tensor | slice | list[int]) -> "CroppedMasks":
         """The masks at these indices (or where a bool tensor is set), in that order."""
         chosen = torch.arange(len(self), device=self.boxes.device)[index].tolist()
-        crops = self.crops()
-        pixels = [crops[i].reshape(-1) for i in chosen]
-        return CroppedMasks(torch.cat(pixels) if pixels else self.pixels[:0], self.boxes[chosen], self.size)
+        kept = self._kept()
+        pixels = [kept[i].reshape(-1) for i in chosen]
+        pixels = torch.cat(pixels) if pixels else self.pixels[:0]
+        return CroppedMasks(pixels, self.boxes[chosen], self.size, self.limit)
 
     def to_masks(self) -> Tensor:
         """Full-size masks, uint8 [N, H, W]."""
@@ -133,10 +160,15 @@ class CroppedMasks:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CroppedMasks":
         """Moved to a device."""
         return CroppedMasks(self.pixels.to(device, non_blocking=non_blocking),
-                            self.boxes.to(device, non_blocking=non_blocking), self.size)
+                            self.boxes.to(device, non_blocking=non_blocking), self.size, self.limit)
 
     def pin_memory(self) -> "CroppedMasks":
-        return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size)
+        return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size, self.limit)
+
+
+def _cell_of(length: int, cells: int) -> Tensor:
+    """Which of `cells` each of `length` pixels reads, int64 [length]."""
+    return torch.arange(length) * cells // max(length, 1)
 
 
 def nearest_source(cell: Tensor, source: Tensor, target: Tensor) -> Tensor:

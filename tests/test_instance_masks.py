@@ -51,6 +51,27 @@ class TestCroppedMasks:
         assert torch.equal(CroppedMasks.from_masks(masks.bool()).to_masks(), masks)
         assert torch.equal(CroppedMasks.from_masks(masks * 255).to_masks(), masks)
 
+    def test_a_limit_keeps_few_cells_of_long_sides(self):
+        masks = CroppedMasks.from_masks(some_masks())
+        for limit in (53, 100):  # nothing is longer
+            assert torch.equal(masks.limited(limit).pixels, masks.pixels)
+        few = masks.limited(7)
+        assert few.sides().tolist() == [[7, 7], [7, 7], [1, 1], [7, 7], [0, 0], [6, 4]]
+        assert torch.equal(few.boxes, masks.boxes) and few.size == masks.size
+        assert len(few.pixels) == few.offsets()[-1] == 3 * 49 + 1 + 24
+        assert few[2:].limit == few.to("cpu").limit == 7
+        assert torch.equal(few[torch.tensor([5, 3])].to_masks(), few.to_masks()[[5, 3]])
+        assert torch.equal(few.hflip().to_masks(), few.to_masks().flip(2))
+        assert torch.equal(few.to_masks()[[2, 3, 4, 5]], masks.to_masks()[[2, 3, 4, 5]])  # full rectangles stay
+        wrong = (few.to_masks()[1] != masks.to_masks()[1]).sum()
+        assert 0 < wrong < 0.1 * masks.areas()[1]
+
+    def test_a_cell_is_set_where_half_of_it_is(self):
+        masks = CroppedMasks.from_masks(torch.tensor([[[1, 0, 0, 0, 1, 1], [1, 0, 0, 1, 1, 1]]]))
+        few = masks.limited(3)
+        assert few.pixels.tolist() == [1, 0, 1, 1, 1, 1] and few.sides().tolist() == [[3, 2]]
+        assert few.to_masks().tolist() == [[[1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]]]
+
     def test_crops_are_tightened(self):
         crop = torch.zeros(6, 8, dtype=torch.uint8)
         crop[2:4, 3:7] = 1
@@ -174,6 +195,15 @@ def test_mask_targets_follow_torchvisions_resizing_of_real_masks(pictures):
     found = mask_targets([CroppedMasks.from_masks(target["masks"])], [rois], [matched], [size], 28)
     assert expected.mean() > 0.2
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_mask_targets_of_limited_masks_are_those_of_the_enlarged():
+    few = CroppedMasks.from_masks(some_masks(90, 120)).limited(9)
+    enlarged = CroppedMasks(torch.cat([crop.reshape(-1) for crop in few.crops()]), few.boxes, few.size)
+    rois, matched = random_rois(40, 180, 200, torch.float64), torch.arange(40) % 6
+    found, expected = (mask_targets([m], [rois], [matched], [(180, 200)], 28) for m in (few, enlarged))
+    assert len(few.pixels) < 0.1 * len(enlarged.pixels) and expected.mean() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_mask_targets_equal_the_loop():

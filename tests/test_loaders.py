@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -138,6 +139,33 @@ def test_samples_do_not_depend_on_workers_ranks_or_where_the_epoch_is_entered():
     assert samples(2, first=2).items() >= {key: v for key, v in alone.items() if key[0] < 4}.items()
     seeds = {seed for _, seed in alone.values()}
     assert seeds == {sample_seed(0, e, i) for e in (1, 2) for i in range(8)}
+
+
+def test_repeats_are_samples_of_their_own():
+    sizes = [(20, 30 + 15 * (i % 3)) for i in range(5)]
+
+    def samples(workers=0, ranks=1, first=0, repeat=3):
+        found = []
+        for rank in range(ranks):
+            world = World(rank, ranks)
+            loader = TrainLoader(Numbered(sizes), rotate, world, 2 // ranks, workers=workers, repeat=repeat)
+            for step, batch in enumerate(loader.epoch(4, first), first):
+                rows = zip(batch.indices, batch.images, batch.targets, strict=True)
+                found += [(step, i, t["image_id"], t["sample_seed"], int(image[0, 0, 0])) for i, image, t in rows]
+        return sorted(found)
+
+    alone = samples()
+    assert len(alone) == 14 and TrainLoader(Numbered(sizes), None, World(), 2, repeat=3).steps_per_epoch == 7
+    assert samples(workers=1) == samples(ranks=2) == alone
+    assert samples(first=3) == [row for row in alone if row[0] >= 3]
+    seeds = {seed: index for _, index, _, seed, _ in alone}
+    assert len(seeds) == 14 and seeds.items() <= {sample_seed(0, 4, i): i % 5 for i in range(15)}.items()
+    assert all(index == image_id for _, index, image_id, _, _ in alone)
+    assert len({value - index for _, index, _, _, value in alone}) > 5  # each its own augmentation
+    assert sorted(Counter(index for _, index, *_ in alone).values()) == [2, 3, 3, 3, 3]
+    widths = [{sizes[i][1] for s, i, *_ in alone if s == step} for step in range(7)]
+    assert sum(len(width) > 1 for width in widths) <= 2  # as far as possible of one group
+    assert len(samples(repeat=1)) == 4
 
 
 def test_a_pass_left_early_does_not_disturb_the_next():

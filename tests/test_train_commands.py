@@ -204,6 +204,9 @@ def test_a_loss_that_is_not_finite_names_the_pictures_and_keeps_the_batch(
         ("--resume lost.pth", "--resume lost.pth"),
         ("--device cuda:99", "--device cuda:99"),
         ("--epochs 0", "--epochs"),
+        ("--expand 0.5", "--expand"),
+        ("--repeat 0", "--repeat"),
+        ("--fixed-size 64 65", "fixed_size is (64, 65)"),
         ("--weight-decay -1", "--weight-decay"),
     ],
 )

@@ -13,15 +13,17 @@ from network_files.cropped_masks import CroppedMasks
 from transforms import (
     MEAN_COLOUR,
     Compose,
+    Expand,
     HorizontalFlip,
     LargeScaleJitter,
+    MiniMasks,
     PhotometricJitter,
     VerticalFlip,
     build_augment,
     colour_matrix,
 )
 
-EVERY = Compose([PhotometricJitter(p=0.9), LargeScaleJitter(48), HorizontalFlip(), VerticalFlip()])
+EVERY = Compose([PhotometricJitter(p=0.9), Expand(), LargeScaleJitter(48), HorizontalFlip(), VerticalFlip()])
 SEEDS = st.integers(0, 2**32)
 
 
@@ -213,6 +215,45 @@ def test_large_scale_jitter_drops_a_box_without_its_pixels():
     assert set(left) == {0, 1}
 
 
+@pytest.mark.parametrize("cropped", [True, False])
+def test_expand_puts_the_picture_on_a_larger_canvas(cropped):
+    places = []
+    for seed in range(12):
+        image, target = sample(seed, cropped)
+        new_image, new = Expand(3.0, p=1.0)(image, target, generator(seed))
+        (height, width), (new_height, new_width) = image.shape[1:], new_image.shape[1:]
+        assert height <= new_height <= 3 * height and abs(new_height / height - new_width / width) < 0.12
+        assert dense(new).shape[1:] == new_image.shape[1:]
+        if not len(target["labels"]):
+            continue
+        left, top = (new["boxes"] - target["boxes"])[0, :2].int().tolist()
+        inside = (slice(None), slice(top, top + height), slice(left, left + width))
+        assert torch.equal(new_image[inside], image) and torch.equal(dense(new)[inside], dense(target))
+        assert dense(new).sum() == dense(target).sum()
+        assert torch.equal(new["boxes"] - target["boxes"], torch.tensor([left, top] * 2).expand(len(new["boxes"]), 4))
+        new_image[inside] = 0
+        assert (new_image.sum((1, 2)) == torch.tensor(MEAN_COLOUR) * (new_height * new_width - height * width)).all()
+        assert torch.equal(new["area"], target["area"]) and torch.equal(new["labels"], target["labels"])
+        places.append((new_height / height, top / max(new_height - height, 1), left / max(new_width - width, 1)))
+    for column in zip(*places, strict=True):
+        assert max(column) - min(column) > 0.5
+
+
+def test_expand_takes_half_of_the_pictures():
+    image, target = sample(3)
+    expanded = [Expand()(image, target, generator(seed))[0].shape != image.shape for seed in range(60)]
+    assert 20 < sum(expanded) < 40
+
+
+def test_mini_masks_are_kept_in_few_cells():
+    image, target = sample(11)
+    for form in (target, {**target, "masks": dense(target)}):
+        same_image, new = MiniMasks(5)(image, form, generator())
+        assert same_image is image and (new["masks"].sides() <= 5).all()
+        assert torch.equal(new["masks"].boxes, target["masks"].boxes) and new["masks"].size == target["masks"].size
+        assert len(new["masks"].pixels) < len(target["masks"].pixels)
+
+
 def test_photometric_jitter_changes_colours_only():
     image, target = sample(11)
     new_image, new = PhotometricJitter(p=1)(image, target, generator(2))
@@ -261,9 +302,11 @@ def test_build_augment():
     assert build_augment(horizontal_flip=0).transforms == []
     kinds = [type(t) for t in build_augment().transforms]
     assert kinds == [HorizontalFlip]
-    every = build_augment(0.3, 0.4, photometric=True, large_scale_jitter=64, jitter_scale=(0.5, 1.5))
+    every = build_augment(0.3, 0.4, True, large_scale_jitter=64, jitter_scale=(0.5, 1.5), expand=2.0, mini_mask=28)
+    kinds = [PhotometricJitter, Expand, LargeScaleJitter, HorizontalFlip, VerticalFlip, MiniMasks]
+    assert [type(t) for t in every.transforms] == kinds
     by_kind = {type(t): t for t in every.transforms}
     assert by_kind[HorizontalFlip].p == 0.3 and by_kind[VerticalFlip].p == 0.4
     assert (by_kind[LargeScaleJitter].size, by_kind[LargeScaleJitter].scale) == (64, (0.5, 1.5))
-    assert PhotometricJitter in by_kind
+    assert by_kind[Expand].most == 2 and by_kind[MiniMasks].size == 28
     assert every(*sample(4), generator())[0].shape == (3, 64, 64)

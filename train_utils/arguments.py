@@ -14,6 +14,7 @@ from train_utils.command import (
     positive_float,
     positive_int,
     seed,
+    times,
 )
 from train_utils.data_sets import LAYOUTS
 from train_utils.distributed import TIMEOUT
@@ -91,6 +92,7 @@ def _add_data_arguments(group):
         default=3,
         help="groups of picture shapes that batches are formed within; 0: none (default: 3)",
     )
+    add("--repeat", type=positive_int, default=1, metavar="N", help="times that an epoch has each picture (default: 1)")
     add("--workers", type=non_negative_int, help="loader processes (default: few on a CPU, 8 beside a GPU)")
     add("--horizontal-flip", type=fraction, default=0.5, metavar="P", help="probability (default: 0.5)")
     add(
@@ -118,6 +120,20 @@ def _add_data_arguments(group):
         default=[0.1, 2.0],
         metavar=("LOW", "HIGH"),
         help="range of scales of --large-scale-jitter (default: 0.1 2)",
+    )
+    add(
+        "--expand",
+        type=times,
+        nargs="?",
+        const=4.0,
+        metavar="MAX",
+        help="put every other picture on a canvas of 1 to MAX times its sides (bare flag: 4)",
+    )
+    add(
+        "--mini-mask",
+        type=positive_int,
+        metavar="SIZE",
+        help="keep masks to train on in at most SIZE x SIZE cells of their box, such as 56: less memory, rounder edges",
     )
 
 

@@ -102,6 +102,11 @@ def positive_float(text: str) -> float:
     return _bounded(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
 
 
+def times(text: str) -> float:
+    """A finite number of at least 1; the type of `--expand`."""
+    return _bounded(text, float, lambda v: 1 <= v < float("inf"), "a number of at least 1")
+
+
 def fraction(text: str) -> float:
     """A number in 0..1; the type of thresholds."""
     return _bounded(text, float, lambda v: 0 <= v <= 1, "a number between 0 and 1")

@@ -79,18 +79,19 @@ class TrainLoader:
 
     ds: a data set; augment: (image, target, torch.Generator) -> (image, target), or None; world: has rank and
     size; batch_size: pictures per micro-batch of a rank; accumulate_steps: micro-batches per optimiser step;
-    group_factor: see `aspect_groups`; strict: an unreadable picture is an error.
+    group_factor: see `aspect_groups`; strict: an unreadable picture is an error; repeat: how often an epoch has each
+    picture, each time with other random numbers: its k-th time counts as the sample of index k * len(ds) + i.
     Each target gets a "sample_seed" (int).
     """
 
     def __init__(
         self, ds, augment, world, batch_size, accumulate_steps=1, seed=0, workers=0, group_factor=3,
-        strict=False,
+        strict=False, repeat=1,
     ):
         self.world, self.accumulate_steps, self.seed = world, accumulate_steps, seed
         self.global_batch = batch_size * world.size * accumulate_steps
-        self.groups = aspect_groups(ds.sizes, group_factor)
-        self.steps_per_epoch = max(1, len(ds) // self.global_batch)
+        self.groups = np.tile(aspect_groups(ds.sizes, group_factor), repeat)
+        self.steps_per_epoch = max(1, len(self.groups) // self.global_batch)
         self._loader = _Loader(_Samples(ds, augment, seed, strict), workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -147,8 +148,9 @@ class _Samples:
     def __getitem__(self, keys) -> "Batch | InputError":
         batch = Batch([], [], [], [])
         for epoch, index in keys:
+            position = index % len(self.ds)
             try:
-                image, target = self.ds[index]
+                image, target = self.ds[position]
             except InputError as error:
                 if self.strict or not isinstance(error, PictureError):
                     return error  # raised in the main process: a worker would add its traceback
@@ -159,7 +161,7 @@ class _Samples:
                 image, target = self.augment(image, target, rng)
             batch.images.append(image)
             batch.targets.append({**target, "sample_seed": sample_seed(self.seed, epoch, index, MODEL)})
-            batch.indices.append(index)
+            batch.indices.append(position)
         return batch
 
 

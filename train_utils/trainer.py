@@ -88,6 +88,8 @@ class Trainer:
             args.photometric,
             args.large_scale_jitter,
             args.jitter_scale,
+            args.expand,
+            args.mini_mask,
         )
         self.loader = TrainLoader(
             splits.train,
@@ -99,6 +101,7 @@ class Trainer:
             args.workers,
             args.aspect_ratio_group_factor,
             args.strict,
+            args.repeat,
         )
         self.val_loader = val_loader(args, world, splits.val, model.config, args.strict)
         steps = self.loader.steps_per_epoch
