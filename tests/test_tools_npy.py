@@ -218,13 +218,20 @@ def test_mistakes_are_named(run, tmp_path, monkeypatch):
         assert status == 2 and error.startswith("error: ") and told in error and error.count("\n") == 1, error
         assert not out.exists()
 
+    with monkeypatch.context() as patch:
+        patch.setattr(coco_to_npy.npy_reader, "MAX_PICKLE", 2**20 + 599)
+        status, _, error = run(coco_to_npy, path, out)
+        assert status == 2 and "1.png: its 1 masks would take more than a .npy file may have" in error
+        patch.setattr(coco_to_npy.npy_reader, "MAX_PICKLE", 2**20 + 600)
+        assert run(coco_to_npy, path, tmp_path / "fits")[0] == 0
+
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(conversion.shutil, "copyfile", full)
     status, _, error = run(coco_to_npy, path, out)
     assert status == 2 and f"{out}: could not be written: [Errno 28] No space left" in error
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]  # nothing is left of what was begun
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "fits"]  # nothing is left of what was begun
 
 
 def test_from_the_command_line(tmp_path):

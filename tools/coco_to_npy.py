@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from tools.conversion import new_folder, open_splits, place_picture
-from train_utils import command
+from train_utils import command, npy_reader
 from train_utils.coco_layout import find_jsons
 from train_utils.files import user_path
 from train_utils.npy_format import CLASS_FILE
@@ -112,6 +112,9 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
         masks = target["masks"][wanted]
         full = (masks.boxes[:, 2] > 0).tolist()
         kept = [k for k, has_pixels in zip(wanted, full, strict=True) if has_pixels]
+        if len(kept) * masks.size[0] * masks.size[1] > npy_reader.MAX_PICKLE - 2**20:
+            raise InputError(f"{source}: its {len(kept)} masks would take more than a .npy file may have "
+                             f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the picture down, or choose fewer --classes")
         content = {
             "boxes": target["boxes"][kept].numpy(),
             "labels": np.array([labels[label] for label in target["labels"][kept].tolist()], dtype=np.int64),

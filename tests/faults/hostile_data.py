@@ -4,9 +4,12 @@ and must not be read."""
 import json
 import os
 
+import coco_folders
 import numpy as np
 import tiny_model
 from PIL import Image
+
+from tests.faults.hostile_npy import NPY_CASES
 
 DEEP = 100_000
 OF_VALIDATION = ("--weights-path", "GOOD/model.pth", "--data-path", "FOLDER/data", "--device", "cpu")
@@ -112,6 +115,25 @@ def voc(xml=None, head="", classes=None, link=None, listed="a", **fields):
     return make
 
 
+def npy(make_file=None, link=False, **fields):
+    """Pictures with .npy annotations: make_file(folder, mark) writes one and returns its path, else of these fields."""
+    def make(folder, mark):
+        data = folder / "data"
+        coco_folders.picture(data / "images" / "a.png", (48, 64))
+        (data / "annotations").mkdir()
+        path = data / "annotations" / "a.npy"
+        if make_file is not None:
+            make_file(folder, mark).rename(path)
+        else:
+            content = {"boxes": [[3, 3, 20, 20]], "labels": [1], "masks": np.ones((1, 48, 64), bool)}
+            np.save(path, {**content, **fields})
+        if link:
+            (data / "classes.txt").symlink_to(secret(folder))
+        return data
+
+    return make
+
+
 LAUGHS = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a0 "ha">' + "".join(
     f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(12)) + "]>"
 QUADRATIC = f'<!DOCTYPE a [<!ENTITY a "{"x" * 100_000}">]>'
@@ -166,5 +188,9 @@ DATA_CASES = {
     "VOC: an annotation file that is a link out": (voc(link="Annotations/a.xml"), "validation", OF_VALIDATION),
     "VOC: a list that climbs out": (voc(listed="../../../outside/secret"), "train", OF_TRAIN),
     "VOC: an absolute name in a list": (voc(listed="/etc/passwd"), "validation", OF_VALIDATION),
+    "npy: a pickle of os.system": (npy(NPY_CASES["a pickle of os.system in protocol 4"]), "train", OF_TRAIN),
+    "npy: a label of 10^18": (npy(labels=[10**18]), "validation", OF_VALIDATION),
+    "npy: masks of terabytes, of none": (npy(masks=np.zeros((0, 2**20, 2**20), bool)), "train", OF_TRAIN),
+    "npy: a list of names that is a link out": (npy(link=True), "validation", OF_VALIDATION),
     "VOC: a class file 100,000 deep": (voc(classes="[" * DEEP + "]" * DEEP), "train", OF_TRAIN),
 }
