@@ -75,7 +75,8 @@ class MaskRCNNConfig:
     roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)")
     crowd_ioa_thresh: float | None = setting(
         0.7, "share of a box inside a crowd region from which it is no negative example (None: off)")
-    dropout: float = setting(0.0, "share dropped after each box and mask head layer, in training")
+    dropout: float = setting(
+        0.0, "share dropped in training after fc6 and fc7 (v2: its one linear layer) and each mask convolution")
 
     def __post_init__(self):
         for f in fields(self):  # lists from JSON or a caller become tuples, one number a tuple of one

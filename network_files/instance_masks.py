@@ -37,8 +37,9 @@ def mask_targets(
     sides = torch.tensor([[*m.size, *size] for m, size in zip(masks, resized, strict=True)], device=boxes.device)
     sides = sides.repeat_interleave(counts, 0, output_size=len(rois))  # [P, 4] original and resized height, width
     sizes = torch.cat([m.sides()[i] for m, i in zip(masks, matched, strict=True)])  # [P, 2]
-    rows = _axis_weights(rois[:, 1::2], boxes[:, 1::2], sizes[:, 1], sides[:, 0::2], cells)
-    columns = _axis_weights(rois[:, 0::2], boxes[:, 0::2], sizes[:, 0], sides[:, 1::2], cells)
+    kept = sizes if any(m.limit for m in masks) else sizes[:0]
+    rows = _axis_weights(rois[:, 1::2], boxes[:, 1::2], kept[:, 1], sides[:, 0::2], cells)
+    columns = _axis_weights(rois[:, 0::2], boxes[:, 0::2], kept[:, 0], sides[:, 1::2], cells)
     targets = rois.new_zeros(len(rois), cells, cells)
     for some in _alike(sizes):
         crops = _padded_crops(pixels, offsets[some], *sizes[some].unbind(1)).to(rois.dtype)  # [p, h, w]
@@ -86,9 +87,10 @@ def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor
 def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int):
     """One axis of `mask_targets`: a function (which RoIs, crop length) -> weights [p, cells, length].
 
-    rois, crops [P, 2]: start and end; kept int64 [P]: what the crop's pixels are kept as; sides int64 [P, 2]: the
-    picture's original and resized length. Each cell averages ceil(RoI length / cells) bilinear samples; each sample
-    reads two resized pixels; each of these is one source pixel, which counts if it lies in the crop.
+    rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
+    limited); sides int64 [P, 2]: the picture's original and resized length. Each cell averages ceil(RoI length /
+    cells) bilinear samples; each sample reads two resized pixels; each of these is one source pixel, which counts if
+    it lies in the crop.
     """
 
     def weights(some: Tensor, length: int) -> Tensor:
@@ -106,7 +108,9 @@ def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cell
         row = nearest_source(pixel, source[..., None], resized[..., None])
         weight = weight * ((row >= start) & (row < end))
         out = weight.new_zeros(len(some), cells, length)
-        place = (row - start) * kept[some, None, None, None] // (end - start).clamp(min=1)
+        place = row - start
+        if len(kept):  # else spared: it costs a tenth more
+            place = place * kept[some, None, None, None] // (end - start).clamp(min=1)
         return out.scatter_add_(2, place.clamp(0, length - 1).flatten(2), weight.flatten(2))
 
     return weights

@@ -5,7 +5,7 @@ import re
 import pytest
 from coco_folders import many, write
 
-from benchmarks import distributed, huge_picture
+from benchmarks import distributed, huge_picture, mini_masks
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +19,14 @@ def test_a_huge_picture_is_validated_and_measured(tmp_path, capfd):
     assert "1 pictures (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
     seconds, peak = re.search(r"exit status 0, ([\d.]+) s, peak (\d+) MiB", out).groups()
     assert float(seconds) > 0 and 100 < int(peak) < 4000
+
+
+def test_mini_masks_are_measured(tmp_path, capfd):
+    data = write(tmp_path, many(6))
+    assert mini_masks.main(["--data-path", str(data), "--sizes", "4", "--min-size", "64"]) == 0
+    *_, whole, mini = (line.split() for line in capfd.readouterr().out.splitlines())
+    assert whole[0] == "whole" and mini[0] == "4" and float(mini[1].replace(",", "")) < float(whole[1].replace(",", ""))
+    assert len(mini) == 7 and 0 <= float(mini[4]) <= float(mini[5]) <= 1
 
 
 def test_ranks_are_timed_beside_one_rank(tmp_path, capfd):

@@ -377,6 +377,23 @@ class TestCrowds:
 
 
 class TestDropout:
+    @pytest.mark.parametrize(("variant", "linear"), [("v1", 2), ("v2", 1)])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_follows_the_relu_of_each_linear_layer_and_each_mask_convolution(
+            self, variant, linear, training, monkeypatch):
+        heads = tiny(norm="frozen", variant=variant, dropout=0.3, mask_head_layers=3).roi_heads.train(training)
+        seen = []
+
+        def spy(x, p, active):
+            assert (x >= 0).all() and (p, active) == (0.3, training)
+            seen.append(tuple(x.shape))
+            return x
+
+        monkeypatch.setattr(roi_heads.F, "dropout", spy)
+        heads.box_head(torch.randn(5, 16, 7, 7))
+        heads.mask_head(torch.randn(6, 16, 14, 14))
+        assert seen == [(5, 32)] * linear + [(6, 16, 14, 14)] * 3
+
     @pytest.mark.parametrize("variant", ["v1", "v2"])
     def test_works_in_training_alone_on_box_and_mask_heads(self, variant):
         model = tiny(norm="frozen", variant=variant, dropout=0.5)
