@@ -44,9 +44,9 @@ def parse_args() -> argparse.Namespace:
                         help="val share of data without a split (default: as in training, else 0.2)")
     parser.add_argument("--seed", type=command.seed,
                         help="chooses that share (default: as in training, else 0)")
-    parser.add_argument("--batch-size", type=command.positive_int, default=1,
+    parser.add_argument("--batch-size", "-b", type=command.positive_int, default=1,
                         help="pictures at a time, of equal size each time (default: 1)")
-    parser.add_argument("--workers", type=command.non_negative_int, default=0,
+    parser.add_argument("--workers", "-j", type=command.non_negative_int, default=0,
                         help="processes that read pictures (default: 0)")
     command.add_flag(parser, "--follow-links",
                      help="follow pictures that are links out of the data folder (else they are an error)")
@@ -117,7 +117,8 @@ def main() -> int | None:
     model, label_map = load_model(args, device)
     # A bare state dict knows no category ids: the data's own are taken unless the user names the classes.
     named = is_checkpoint(content) or args.label_json_path is not None
-    data_set = open_val_set(args, content.get("args", {}), label_map if named else None)
+    trained = content.get("args", {}) if is_checkpoint(content) else {}  # other projects' are not our flags
+    data_set = open_val_set(args, trained, label_map if named else None)
     check_same_classes(args.weights_path, label_map, data_set, named)
     print(data_set.describe())
     output_dir = make_folder(user_path(args.output_dir))  # rather now than after hours

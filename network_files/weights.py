@@ -40,14 +40,19 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
     but the predictors of classes, boxes and masks, which stay random; otherwise they are an error.
     Raises InputError for what cannot be fetched, read, or does not fit.
     """
+    url = None
     if isinstance(source, dict):
         content, name, path = source, "the given weights", None
     else:
-        path = fetch(published(model, str(source))) if source in ("coco", "imagenet") else Path(source)
+        url = published(model, str(source)) if source in ("coco", "imagenet") else None
+        path = fetch(url) if url else Path(source)
         if not path.is_file():
             raise InputError(f"{path}: there is no such weights file (coco, imagenet, none, or a path)")
         content, name = read_torch_file(path), str(path)
     lines = _load(model, content, name, replace_predictors)
+    if url and not _sha256(path).startswith(_hash_in(url)):
+        lines.append(f"{path}: of the working folder; its SHA-256 does not begin with {_hash_in(url)}, so it is not "
+                     "torchvision's file")
     if model.config.norm == "frozen":
         config = content.get("config")  # a checkpoint notes what it was trained with
         eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
@@ -71,10 +76,17 @@ def published(model: MaskRCNN, name: str) -> str:
 
 
 def fetch(url: str) -> Path:
-    """The file at an address, from torch.hub's cache or fetched into it with a bar; its hash is checked."""
+    """The file at an address, from torch.hub's cache, the working folder, or fetched into the cache with a bar.
+
+    In the working folder its name may lack the hash (resnet50.pth), as some projects have their users save it, and
+    it may be a file of the user's own; elsewhere the hash is checked.
+    """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / url.rsplit("/", 1)[-1]
-    prefix = path.stem.rsplit("-", 1)[-1]
+    prefix = _hash_in(url)
+    own = [Path(name) for name in (path.name, path.name.replace(f"-{prefix}", "")) if Path(name).is_file()]
+    if own and not path.is_file():
+        return own[0]
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +98,11 @@ def fetch(url: str) -> Path:
     elif not _sha256(path).startswith(prefix):
         raise InputError(f"{path}: the file is damaged (its SHA-256 does not begin with {prefix}): delete it")
     return path
+
+
+def _hash_in(url: str) -> str:
+    """The first digits of the file's SHA-256, as its name has them."""
+    return url.removesuffix(".pth").rpartition("-")[2]
 
 
 def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -> list[str]:

@@ -265,6 +265,21 @@ class TestFetching:
         with pytest.raises(InputError, match=re.escape(str(path)) + ".*SHA-256"):
             load_weights(tiny(), "imagenet")
 
+    @pytest.mark.parametrize("whole_name", [False, True])
+    def test_a_file_of_the_working_folder_is_found(self, tmp_path, hub, monkeypatch, whole_name):
+        state, mine = (other(tiny().backbone.body.state_dict()) for _ in range(2))
+        url = publish(tmp_path / "site", state)
+        monkeypatch.setitem(weights.IMAGENET, "resnet18", url)
+        monkeypatch.chdir(tmp_path)
+        name = url.rsplit("/", 1)[1] if whole_name else "resnet18.pth"
+        (tmp_path / "site" / url.rsplit("/", 1)[1]).rename(name)
+        model = tiny()
+        (line,) = load_weights(model, "imagenet")
+        assert same(model.backbone.body.state_dict(), state) and f"weights: {name} " in line and not hub.exists()
+        torch.save(mine, name)
+        lines = load_weights(model, "imagenet")
+        assert same(model.backbone.body.state_dict(), mine) and "not torchvision's file" in lines[-1]
+
     @pytest.mark.parametrize(
         "url", ["file:///no/such/folder/resnet18-0a1b2c3d.pth", "http://127.0.0.1:9/resnet18-0a1b2c3d.pth"]
     )

@@ -18,6 +18,7 @@ from train_utils.command import (
 )
 from train_utils.data_sets import LAYOUTS
 from train_utils.distributed import TIMEOUT
+from train_utils.reference_flags import add_reference_arguments, lr_steps
 
 LR_PER_PICTURE = 0.00125  # the linear rule's unit: 0.02 for 16 pictures, as in Detectron and torchvision
 LR_ADAMW = 1e-4
@@ -44,7 +45,7 @@ BUILT_IN_RUN = dict(epochs=4, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
 
 # Flags that stand for another one.
-ALIASES = {"pretrain": "weights", "freeze_at": "trainable_layers", "sync_bn": "norm"}
+ALIASES = {"pretrain": "weights", "freeze_at": "trainable_layers", "sync_bn": "norm", "lr_step_size": "lr_steps"}
 USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
 
@@ -54,6 +55,7 @@ def add_arguments(parser):
     _add_data_arguments(parser.add_argument_group("data"))
     _add_run_arguments(parser.add_argument_group("run"))
     _add_optimizer_arguments(parser.add_argument_group("optimisation"))
+    add_reference_arguments(parser.add_argument_group("of other projects' scripts"))
     add_config_arguments(parser)
 
 
@@ -93,7 +95,7 @@ def _add_data_arguments(group):
         help="groups of picture shapes that batches are formed within; 0: none (default: 3)",
     )
     add("--repeat", type=positive_int, default=1, metavar="N", help="times that an epoch has each picture (default: 1)")
-    add("--workers", type=non_negative_int, help="loader processes (default: few on a CPU, 8 beside a GPU)")
+    add("--workers", "-j", type=non_negative_int, help="loader processes (default: few on a CPU, 8 beside a GPU)")
     add("--horizontal-flip", type=fraction, default=0.5, metavar="P", help="probability (default: 0.5)")
     add(
         "--vertical-flip",
@@ -147,10 +149,14 @@ def _add_run_arguments(group):
         "with a published file, none for MobileNetV1 and for the built-in data)",
     )
     add_flag(group, "--pretrain", default=None, help="True: --weights coco; False: --weights imagenet")
-    add("--resume", help="auto (newest checkpoint of --output-dir), a checkpoint, or a run folder")
+    add(
+        "--resume",
+        type=lambda text: text or None,  # "": the default of other projects' scripts
+        help="auto (newest checkpoint of --output-dir), a checkpoint, or a run folder",
+    )
     add_flag(group, "--test-only", help="evaluate the weights and stop")
     add("--epochs", type=positive_int, help="passes over the data (default: 26; built-in data: 4)")
-    add("--batch-size", type=positive_int, help="pictures per process (default: 2; built-in data: 4)")
+    add("--batch-size", "-b", type=positive_int, help="pictures per process (default: 2; built-in data: 4)")
     add("--accumulate-steps", type=positive_int, default=1, help="batches per optimiser step (default: 1)")
     add(
         "--seed",
@@ -267,8 +273,10 @@ def built_in_model(weights):
     return {**BUILT_IN_MODEL, "backbone_width": None} if weights == "imagenet" else BUILT_IN_MODEL
 
 
-def resolve_aliases(args):
-    """Say --pretrain, --freeze-at and --sync-bn by the flags they stand for, in place."""
+def resolve_aliases(args, usual_epochs=USUAL["epochs"]):
+    """Say --pretrain, --freeze-at, --sync-bn and --lr-step-size by the flags they stand for, in place."""
+    if args.lr_step_size is not None:
+        args.lr_steps = lr_steps(args, usual_epochs)
     if args.pretrain is not None:
         chosen = "coco" if args.pretrain else "imagenet"
         if args.weights not in (None, chosen):

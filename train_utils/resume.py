@@ -14,11 +14,13 @@ from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from train_utils.arguments import ALIASES, resolve_aliases
 from train_utils.command import config_from_args, plain_args
+from train_utils.reference_flags import OF_THE_LAUNCHER
 from train_utils.run_state import reading_training_state
 
 # of this process and machine: never taken over
 OWN = {
-    "allow_changed", "device", "dist_timeout", "follow_links", "output_dir", "resume", "test_only", "workers", *ALIASES,
+    "allow_changed", "device", "dist_timeout", "follow_links", "output_dir", "resume", "start_epoch", "test_only",
+    "workers", *OF_THE_LAUNCHER, *ALIASES,
 }  # fmt: skip
 # what may differ, as it does not change what is computed (that the data is the same is seen from the data)
 FREE = OWN | {
@@ -35,7 +37,7 @@ def take_over(args, checkpoint, world):
 
     Raises InputError for a flag that differs without leave.
     """
-    resolve_aliases(args)
+    resolve_aliases(args, checkpoint["args"]["epochs"])
     given = set(args.given) | {ALIASES[name] for name in args.given if name in ALIASES}
     allowed = allowed_names(args)
     before, here = checkpoint["args"], plain_args(args)

@@ -109,21 +109,32 @@ def from_checkpoint(checkpoint, learner, start):
     for name in ("steps_per_epoch", "global_batch", "world_size", "data"):
         setattr(progress, name, getattr(start, name))
 
-    optimizer, schedule, saved = learner.optimizer, learner.schedule, checkpoint["optimizer"]
+    optimizer, saved = learner.optimizer, checkpoint["optimizer"]
     groups = optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
         raise InputError("--resume: other parameters are trained than before; give the same --trainable-layers")
     # else it starts anew; the keys of its groups don't tell: other versions of torch have others
     if type(optimizer).__name__.lower() == checkpoint["args"]["optimizer"]:
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    step = progress.step
-    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-    own = {"base_lrs": schedule.base_lrs, "last_epoch": step, "_last_lr": rates}
-    schedule.load_state_dict({**checkpoint["lr_scheduler"], **own})
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    _set_rates(learner, progress.step, checkpoint["lr_scheduler"])
     if learner.ema:
         learner.ema.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
     if learner.precision.scaler and "scaler" in checkpoint:
         learner.precision.scaler.load_state_dict(checkpoint["scaler"])
     return progress
+
+
+def begin_at(epoch, learner, progress):
+    """Let a run begin with `epoch`, in place: its steps before count as done, and the rate is as after them."""
+    progress.epochs_done, progress.step = epoch, epoch * progress.steps_per_epoch
+    _set_rates(learner, progress.step, learner.schedule.state_dict())
+
+
+def _set_rates(learner, step, state):
+    """Bring the schedule (`state`: what else belongs to it) and the optimiser's learning rates to a step."""
+    schedule = learner.schedule
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    own = {"base_lrs": schedule.base_lrs, "last_epoch": step, "_last_lr": rates}
+    schedule.load_state_dict({**state, **own})
+    for group, rate in zip(learner.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

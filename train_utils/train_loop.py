@@ -21,6 +21,7 @@ from train_utils.command import config_from_args
 from train_utils.data_sets import open_data_set
 from train_utils.engine import evaluate
 from train_utils.label_map import LabelMap
+from train_utils.reference_flags import check_reference_flags
 from train_utils.stop_signal import StopSignal
 from train_utils.trainer import Trainer, val_loader
 
@@ -40,6 +41,7 @@ def run(args, world, output_dir="./save_weights"):
         notes = resume.take_over(args, checkpoint, world) if checkpoint else []
         given = config_from_args(args)
         resolve(args, world)
+        notes += check_reference_flags(args, world, checkpoint is not None)
         choose_evaluator()  # a mistake there is told now, not after an epoch
         with world.main_first():
             splits = open_splits(args)

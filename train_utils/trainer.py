@@ -30,7 +30,7 @@ from train_utils.reports import (
     say_what_is_where,
     write_curves,
 )
-from train_utils.run_state import Progress, from_checkpoint, to_checkpoint
+from train_utils.run_state import Progress, begin_at, from_checkpoint, to_checkpoint
 from transforms import build_augment
 
 SAMPLES = 4  # validation pictures in TensorBoard's grid
@@ -113,6 +113,8 @@ class Trainer:
             self.progress = from_checkpoint(checkpoint, self.learner, self.progress)
             for line in resume.other_environment(checkpoint, world):
                 say(line)
+        elif args.start_epoch:
+            begin_at(args.start_epoch, self.learner, self.progress)
         settle_gradient_exchange(self.learner, world)
         self.board = TensorBoard(folder, self.progress.step, world.is_main)
         self.writer = ResultsWriter(folder, self.progress.epochs_done) if world.is_main else None

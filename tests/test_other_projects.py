@@ -1,0 +1,200 @@
+"""Commands and checkpoints of older Mask R-CNN projects: torchvision's reference scripts and those made after them."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import call, flags
+from tiny_model import NAMES, tiny_model, write_coco, write_pictures
+
+import predict
+import train_multi_GPU
+import validation
+from my_dataset_shapes import make_shapes
+from train_utils.arguments import add_arguments, resolve
+from train_utils.command import Parser, run_command
+from train_utils.distributed import World
+from train_utils.reference_flags import check_reference_flags
+
+ONE = World(0, 1, 0, torch.device("cpu"))
+TRAIN = [  # words of a command -> the flag's name here and its value
+    ("--device cuda:1", "device", "cuda:1"),
+    ("--data-path /data/coco2017", "data_path", "/data/coco2017"),
+    ("--dataset coco", "dataset", "coco"),
+    ("--num-classes 90", "num_classes", 90),
+    ("--output-dir ./multi_train", "output_dir", "./multi_train"),
+    ("--resume ./save_weights/model_3.pth", "resume", "./save_weights/model_3.pth"),
+    ("--start_epoch 2", "start_epoch", 2),
+    ("--epochs 26", "epochs", 26),
+    ("--lr 0.004", "lr", 0.004),
+    ("--momentum 0.8", "momentum", 0.8),
+    ("--wd 1e-3", "weight_decay", 1e-3),
+    ("--weight-decay 1e-3", "weight_decay", 1e-3),
+    ("--batch_size 3", "batch_size", 3),
+    ("-b 3", "batch_size", 3),
+    ("-j 4", "workers", 4),
+    ("--workers 4", "workers", 4),
+    ("--aspect-ratio-group-factor 2", "aspect_ratio_group_factor", 2),
+    ("--pretrain True", "weights", "coco"),
+    ("--pretrain False", "weights", "imagenet"),
+    ("--amp", "amp", True),
+    ("--amp False", "amp", False),
+    ("--lr-steps 7 12", "lr_steps", [7, 12]),
+    ("--lr-step-size 8 --epochs 26", "lr_steps", [8, 16, 24]),
+    ("--lr-gamma 0.33", "lr_gamma", 0.33),
+    ("--print-freq 20", "print_freq", 20),
+    ("--test-only", "test_only", True),
+    ("--world-size 1", "world_size", 1),
+    ("--dist-url env://", "dist_url", "env://"),
+]
+VALIDATION = [
+    ("--device cpu", "device", "cpu"),
+    ("--num-classes 90", "num_classes", 90),
+    ("--data-path /data/coco2017", "data_path", "/data/coco2017"),
+    ("--label-json-path coco91_indices.json", "label_json_path", "coco91_indices.json"),
+    ("--batch_size 2", "batch_size", 2),
+    ("-b 2", "batch_size", 2),
+]
+
+
+def parsed_for_training(words):
+    parser = Parser()
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def spellings(words):
+    """The command with - and with _ in its flags, which comes to the same."""
+    turned = [word[:2] + word[2:].replace("-", "_") if word.startswith("--") else word for word in words.split()]
+    return words.split(), turned
+
+
+@pytest.mark.parametrize(("words", "name", "value"), TRAIN, ids=lambda value: str(value))
+def test_flags_of_training(words, name, value):
+    for spelled in spellings(words):
+        args = parsed_for_training(spelled)
+        resolve(args, ONE)
+        assert getattr(args, name) == value
+        assert check_reference_flags(args, ONE, False) == []
+
+
+def test_sync_bn_is_a_norm():
+    assert parsed_for_training(["--sync-bn"]).sync_bn is True
+    args = parsed_for_training(["--sync_bn"])
+    resolve(args, World(0, 2, 0, torch.device("cuda")))
+    assert args.norm == "sync"
+
+
+@pytest.mark.parametrize(("words", "name", "value"), VALIDATION, ids=lambda value: str(value))
+def test_flags_of_validation(monkeypatch, words, name, value):
+    for spelled in spellings(f"{words} --weights-path model_25.pth"):
+        monkeypatch.setattr(sys, "argv", ["validation.py", *spelled])
+        assert getattr(validation.parse_args(), name) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "resumed", "said"),
+    [
+        ("--start-epoch 3", True, "--start-epoch 3: left aside"),
+        ("--world-size 4", False, "--world-size 4: left aside, torchrun started 1 process(es)"),
+        ("--dist-url tcp://localhost:1234", False, "--dist-url tcp://localhost:1234: left aside"),
+    ],
+)
+def test_what_contradicts_is_told(words, resumed, said):
+    args = parsed_for_training(words.split())
+    resolve(args, ONE)
+    (line,) = check_reference_flags(args, ONE, resumed)
+    assert line.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--start-epoch 2 --epochs 2", "--start-epoch 2: nothing is left of 2 --epochs"),
+        ("--lr-step-size 8 --lr-steps 16 22 --epochs 26", "--lr-step-size 8 and --lr-steps 16 22: give one"),
+    ],
+)
+def test_what_cannot_be_meant_is_an_error(tmp_path, monkeypatch, capsys, words, said):
+    data = write_coco(tmp_path / "data")
+    assert call(monkeypatch, *flags(data, tmp_path / "run"), *words.split()) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_starts_with_a_later_epoch(tmp_path, monkeypatch, capsys):
+    data = make_shapes(tmp_path / "shapes", train=4, val=1, size=48)
+    more = ("--start-epoch", 2, "--epochs", 3, "--lr-step-size", 2, "--warmup-iters", 1)
+    assert call(monkeypatch, *flags(data, tmp_path / "run", *more)) == 0
+    out = capsys.readouterr().out
+    assert "Epoch: [2]" in out and "Epoch: [1]" not in out and "lr: 0.000200" in out
+    saved = torch.load(tmp_path / "run" / "model_2.pth", weights_only=True)
+    assert (saved["step"], saved["epoch"], saved["progress"]["epochs_done"]) == (6, 2, 3)
+    assert [path.name for path in (tmp_path / "run").glob("model_?.pth")] == ["model_2.pth"]
+    more = ("--resume", "auto", "--start-epoch", 1, "--epochs", 4, "--allow-changed", "epochs")
+    assert call(monkeypatch, *flags(data, tmp_path / "run", *more)) == 0
+    out = capsys.readouterr().out
+    assert "--start-epoch 1: left aside" in out and "Epoch: [3]" in out and "Epoch: [1]" not in out
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [(train_multi_GPU, "torchrun --nproc_per_node"), (validation, "--weights-path"), (predict, "--weights-path")],
+)
+def test_commands_without_flags_say_what_to_give(monkeypatch, capsys, script, said):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
+    try:
+        status = run_command(script.main)
+    except SystemExit as stop:
+        status = stop.code
+    err = capsys.readouterr().err
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+OLDER = (  # the names of today -> those of torchvision 0.12 and before
+    (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.0\.", r"\1."),
+)
+
+
+def older(key):
+    for new, old in OLDER:
+        key = re.sub(new, old, key)
+    return re.sub(r"^roi_heads\.mask_head\.(\d)\.0\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.", key)
+
+
+SEVERAL = {"args": argparse.Namespace(lr=0.08, lr_steps=[16, 22], resume=""), "scaler": {"scale": 2.0}}
+
+
+@pytest.mark.parametrize(("prefix", "more"), [("", {}), ("module.", SEVERAL)])
+def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = {prefix + older(key): value for key, value in model.state_dict().items()}
+    assert f"{prefix}roi_heads.mask_head.mask_fcn1.weight" in state and f"{prefix}rpn.head.conv.weight" in state
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22]).state_dict()
+    content = {"model": state, "optimizer": optimizer.state_dict(), "lr_scheduler": schedule, "epoch": 25, **more}
+    torch.save(content, tmp_path / "model_25.pth")
+    monkeypatch.chdir(tmp_path)
+    data = write_coco(tmp_path / "data", {1: "circle", 2: "square", 3: "big triangle"})
+    model_flags = ["--weights-path", "model_25.pth", "--min-size", "64", "--max-size", "96", "--device", "cpu"]
+    Path("names.json").write_text(json.dumps({"1": "circle", "2": "square", "3": "big triangle"}))
+    commands = {
+        validation: ["--data-path", str(data), "--label-json-path", "names.json", "--num-classes", str(len(NAMES))],
+        predict: ["--img-path", str(write_pictures(tmp_path / "in")[0]), "--label-json-path", "names.json"],
+    }
+    for script, words in commands.items():
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *model_flags, *words])
+        assert run_command(script.main) == 0, capsys.readouterr().err
+    assert "circle 0." in capsys.readouterr().out
+    small = flags(data, "run", "--backbone-width", 64, "--epochs", 1)
+    assert call(monkeypatch, *small, "--resume", "model_25.pth") == 2
+    assert "model_25.pth: holds weights but no training state; start from it with --weights" in capsys.readouterr().err
+    monkeypatch.setattr("train_utils.trainer.Trainer.fit", lambda trainer: None)
+    heads = ("--box-head-channels", 32, "--mask-head-channels", 16, "--norm", "batch")
+    assert call(monkeypatch, *small, *heads, "--weights", "model_25.pth") == 0
+    assert "weights: model_25.pth" in capsys.readouterr().out
