@@ -2,38 +2,40 @@
 
     python predict.py --weights-path save_weights/model_best.pth --img-path photo.jpg
     python predict.py --weights-path W --img-path photos/ --score 0.7 --classes person "traffic light"
+    python predict.py --weights-path W --img-path clip.mp4                         (0, 1, ...: a camera, until Ctrl-C)
     python predict.py --weights-path W --coco-json val.json --image-dir val2017 --output results.json
 
 The first writes test_result.jpg and test_result.json into --output-dir. For a folder and an --output-dir
 (--img-path input_image --output-dir output_image) the drawn pictures go straight into it under their own stems, with
-test_result.json beside them; a folder without --output-dir, and a glob, give a folder test_result/ of them. The last
-line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a ResNet-50
-some 3 s on a CPU with 2 cores.
+test_result.json beside them; a folder without --output-dir, and a glob, give a folder test_result/ of them. Videos
+(which need requirements-video.txt) become .mp4 files without sound, frame for frame; Ctrl-C leaves what is done, whole.
+The last line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a
+ResNet-50 some 3 s on a CPU with 2 cores.
 Exit status 1: finished, but some pictures could not be read (they are named); --strict makes that an error.
 """
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from my_dataset_coco import CocoDataset, size_reader
 from network_files import InputError
-from network_files.instance_masks import mask_probs_to_bool
-from train_utils import command, files
+from train_utils import command, files, video
 from train_utils.coco_annotations import read_annotations
-from train_utils.coco_eval import to_coco_results, write_results
+from train_utils.coco_eval import write_results
 from train_utils.data_sets import refuse_missing
-from train_utils.drawing import draw_detections
-from train_utils.inference import add_model_arguments, detect, load_model
+from train_utils.distributed import World
+from train_utils.inference import Predictor, add_model_arguments
 from train_utils.label_map import read_json
 from train_utils.links import refuse_links
-from train_utils.picture_lists import find_pictures, output_names
+from train_utils.picture_lists import drawn_suffix, find_pictures, output_names
 from train_utils.pictures import PictureError, read_picture, refuse
 from train_utils.plain_text import visible
+from train_utils.stop_signal import StopSignal
 
 RESULT_NAME = "test_result"
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
@@ -41,7 +43,8 @@ DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wron
 
 def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
-    parser.add_argument("--img-path", nargs="+", metavar="PATH", help="a picture, a folder, or a glob")
+    parser.add_argument("--img-path", nargs="+", metavar="PATH",
+                        help="a picture, a video, a folder, a glob, or a camera's number")
     parser.add_argument("--coco-json", metavar="J", help="in place of --img-path: the images of a COCO json")
     parser.add_argument("--image-dir", metavar="D", help="folder of the images that --coco-json names")
     parser.add_argument("--output", metavar="R.json", help="the results file that --coco-json leads to")
@@ -52,6 +55,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
     parser.add_argument("--magnify", type=command.positive_int, default=1,
                         help="enlarge what is drawn this many times, for small pictures (default: 1)")
+    parser.add_argument("--every", type=command.positive_int, default=1, metavar="N",
+                        help="only every N-th frame of a video (default: 1)")
     command.add_flag(parser, "--follow-links",
                      help="follow pictures of a folder that are links out of it (else they are an error)")
     command.add_flag(parser, "--strict", help="a picture that cannot be read is an error, before any is predicted")
@@ -64,72 +69,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-class Predictor:
-    """A model with what the flags say about its detections: thresholds and classes only filter."""
-
-    def __init__(self, args: argparse.Namespace, least_score: float):
-        self.device = command.pick_device(args.device)
-        self.model, self.label_map = load_model(args, self.device)
-        self.least_score, self.mask_threshold = least_score, args.mask_threshold
-        self.labels = None if args.classes is None else torch.tensor(self._labels_of(args.classes))
-        self.strict, self.unreadable = args.strict, 0
-
-    def _labels_of(self, names: list[str]) -> list[int]:
-        known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
-        unknown = [name for name in names if name.lower() not in known]
-        if unknown:
-            raise InputError(f"--classes {', '.join(unknown)}: the model knows {', '.join(known)}")
-        return [known[name.lower()] for name in names]
-
-    def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
-        found = detect(self.model, image, self.device)
-        keep = found["scores"] >= self.least_score  # [D]
-        if self.labels is not None:
-            keep &= torch.isin(found["labels"], self.labels)
-        return {key: value[keep] for key, value in found.items()}
-
-    def results(self, found: dict, image_id: int, image: torch.Tensor) -> list[dict]:
-        """The detections as COCO results."""
-        size = tuple(image.shape[-2:])
-        return to_coco_results([found], [image_id], [size], self.label_map, self.mask_threshold)
-
-    def draw(self, found: dict, image: torch.Tensor, path: Path, magnify: int) -> None:
-        size = tuple(image.shape[-2:])
-        masks = mask_probs_to_bool(found["mask_probs"], found["boxes"], size, self.mask_threshold)
-        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
-        picture = draw_detections(image, boxes, labels, scores, masks, self.label_map.name, magnify)
-        with files.atomic_file(path) as file:
-            picture.save(file, "JPEG", quality=92, subsampling=0)  # subsampled colour would blur small text
-
-    def describe(self, found: dict) -> list[str]:
-        """One line per detection: name, score, box."""
-        return [
-            f"{self.label_map.name(label)} {score:.3f} at {' '.join(f'{value:.1f}' for value in box)}"
-            for label, score, box in zip(
-                found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
-            )
-        ]
-
-    def skip(self, error: PictureError) -> None:
-        """Names and counts a picture that could not be read; raises it under --strict."""
-        if self.strict:
-            raise error
-        print(f"not predicted: {error}", file=sys.stderr, flush=True)
-        self.unreadable += 1
-
-    def status(self, pictures: int) -> int:
-        """Says how many of the pictures were predicted; returns the exit status."""
-        note = f", {self.unreadable} could not be read" if self.unreadable else ""
-        print(f"{pictures - self.unreadable} of {pictures} picture(s) predicted{note}")
-        return command.EXIT_SOME_UNUSABLE if self.unreadable else command.EXIT_OK
-
-
 def predict_pictures(args: argparse.Namespace) -> int:
     """Draws and prints each picture's detections, writes all of them as json; returns the exit status."""
     pictures = find_pictures(args.img_path, args.follow_links)
     for path in pictures:  # what ends the command does so before it has drawn anything
-        read_picture(path) if args.strict else refuse(path)
+        check_video(path, args.strict) if video.is_video(path) else read_picture(path) if args.strict else refuse(path)
     predictor = Predictor(args, DEFAULT_SCORE if args.score is None else args.score)
     output_dir = files.user_path(args.output_dir)
     folder, names = drawn_places(args, output_dir, pictures)
@@ -139,6 +83,9 @@ def predict_pictures(args: argparse.Namespace) -> int:
     for image_id, (path, name) in enumerate(zip(pictures, names, strict=True), start=1):
         start = time.perf_counter()
         try:
+            if video.is_video(path):
+                predict_video(args, predictor, video.open_video(path), path, folder / name)
+                continue
             image = read_picture(path)
         except PictureError as error:
             predictor.skip(error)
@@ -148,21 +95,58 @@ def predict_pictures(args: argparse.Namespace) -> int:
         for result in predictor.results(found, image_id, image):
             category = predictor.label_map.given.get(result["category_id"], result["category_id"])
             results.append({**result, "category_id": category, "file_name": str(path)})
-        predictor.draw(found, image, folder / name, args.magnify)
+        with files.atomic_file(folder / name) as file:  # subsampled colour would blur small text
+            predictor.draw(found, image, args.magnify).save(file, "JPEG", quality=92, subsampling=0)
         for line in predictor.describe(found):
             print(f"{visible(str(path))}: {line}")
         count = len(found["scores"])
         print(f"{visible(str(path))}: {count} detection(s) in {seconds:.2f} s -> {folder / name}", flush=True)
-    write_results(output_dir / f"{RESULT_NAME}.json", results)
-    print(f"{len(results)} detection(s) written to {output_dir / RESULT_NAME}.json")
+    if not all(map(video.is_video, pictures)):
+        write_results(output_dir / f"{RESULT_NAME}.json", results)
+        print(f"{len(results)} detection(s) written to {output_dir / RESULT_NAME}.json")
     return predictor.status(len(pictures))
+
+
+def check_video(path: Path, strict: bool) -> None:
+    """InputError for a video that must end the command: one that is refused, and under strict a broken one."""
+    try:
+        video.open_video(path).close()
+    except PictureError:
+        if strict:
+            raise
+
+
+def predict_video(args: argparse.Namespace, predictor: Predictor, container, source, target: Path) -> None:
+    """Writes the drawn video. SIGINT and SIGTERM end it after a frame, whole, and the command then (but a camera's)."""
+    def annotate(image):
+        return predictor.draw(predictor.detect(image), image, args.magnify)
+
+    with StopSignal(World.single(predictor.device)) as stop:
+        done = video.annotate_video(container, source, target, annotate, args.every, stop.requested)
+    speed = f"{done.seconds:.1f} s, {done.frames / max(done.seconds, 1e-9):.2f} frames/s"
+    notes = f" ({', '.join(done.notes)})" if done.notes else ""
+    print(f"{visible(str(source))}: {done.frames} frame(s) in {speed} -> {target}{notes}", flush=True)
+    if done.broken:
+        print(f"predicted in part: {PictureError(source, done.broken)}", file=sys.stderr, flush=True)
+        predictor.in_part += 1
+    if stop.requested() and not (args.camera is not None and stop.number == signal.SIGINT):
+        stop.leave()
+
+
+def predict_camera(args: argparse.Namespace) -> int:
+    """Draws what a camera sees until Ctrl-C; returns the exit status."""
+    container = video.open_camera(args.camera)
+    predictor = Predictor(args, DEFAULT_SCORE if args.score is None else args.score)
+    folder = files.make_folder(files.user_path(args.output_dir))
+    predict_video(args, predictor, container, f"camera {args.camera}", folder / f"{RESULT_NAME}.mp4")
+    return predictor.status(1)
 
 
 def drawn_places(args: argparse.Namespace, output_dir: Path, pictures: list[Path]) -> tuple[Path, list[str]]:
     """(folder, file names) of the drawn pictures. InputError if a folder's were to be drawn into that folder."""
     (first, *more) = map(files.user_path, args.img_path)
     if not more and pictures == [first]:
-        return output_dir, [f"{RESULT_NAME}.jpg"]
+        return output_dir, [RESULT_NAME + drawn_suffix(first)]
     if more or not first.is_dir() or "output_dir" not in args.given:
         return output_dir / RESULT_NAME, output_names(pictures)
     if output_dir.resolve() == first.resolve():
@@ -221,7 +205,10 @@ def predict_coco_json(args: argparse.Namespace) -> int:
 def main() -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     args = parse_args()
-    return predict_pictures(args) if args.coco_json is None else predict_coco_json(args)
+    if args.coco_json is not None:
+        return predict_coco_json(args)
+    args.camera = video.camera_number(args.img_path)
+    return predict_pictures(args) if args.camera is None else predict_camera(args)
 
 
 if __name__ == "__main__":

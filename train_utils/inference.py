@@ -1,13 +1,19 @@
-"""What validation.py and predict.py share: flags that name a model, loading it, one detection pass."""
+"""What validation.py and predict.py share: flags that name a model, loading it, one detection pass, a Predictor."""
 
 import argparse
+import sys
 
 import torch
+from PIL import Image
 
 from backbone.errors import InputError
+from network_files.instance_masks import mask_probs_to_bool
 from train_utils import command
 from train_utils.checkpoint import model_from_checkpoint
+from train_utils.coco_eval import to_coco_results
+from train_utils.drawing import draw_detections
 from train_utils.label_map import LabelMap
+from train_utils.pictures import PictureError
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -57,3 +63,63 @@ def detect(model, image: torch.Tensor, device: torch.device) -> dict[str, torch.
     """The detections of one image (uint8 [3, H, W]), masks as cropped probabilities, on the CPU."""
     detections = model([image.to(device)], paste_masks=False)[0]
     return {key: value.cpu() for key, value in detections.items()}
+
+
+class Predictor:
+    """A model with what the flags say about its detections: thresholds and classes only filter."""
+
+    def __init__(self, args: argparse.Namespace, least_score: float):
+        self.device = command.pick_device(args.device)
+        self.model, self.label_map = load_model(args, self.device)
+        self.least_score, self.mask_threshold = least_score, args.mask_threshold
+        self.labels = None if args.classes is None else torch.tensor(self._labels_of(args.classes))
+        self.strict, self.unreadable, self.in_part = args.strict, 0, 0
+
+    def _labels_of(self, names: list[str]) -> list[int]:
+        known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
+        unknown = [name for name in names if name.lower() not in known]
+        if unknown:
+            raise InputError(f"--classes {', '.join(unknown)}: the model knows {', '.join(known)}")
+        return [known[name.lower()] for name in names]
+
+    def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
+        found = detect(self.model, image, self.device)
+        keep = found["scores"] >= self.least_score  # [D]
+        if self.labels is not None:
+            keep &= torch.isin(found["labels"], self.labels)
+        return {key: value[keep] for key, value in found.items()}
+
+    def results(self, found: dict, image_id: int, image: torch.Tensor) -> list[dict]:
+        """The detections as COCO results."""
+        size = tuple(image.shape[-2:])
+        return to_coco_results([found], [image_id], [size], self.label_map, self.mask_threshold)
+
+    def draw(self, found: dict, image: torch.Tensor, magnify: int) -> Image.Image:
+        size = tuple(image.shape[-2:])
+        masks = mask_probs_to_bool(found["mask_probs"], found["boxes"], size, self.mask_threshold)
+        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+        return draw_detections(image, boxes, labels, scores, masks, self.label_map.name, magnify)
+
+    def describe(self, found: dict) -> list[str]:
+        """One line per detection: name, score, box."""
+        return [
+            f"{self.label_map.name(label)} {score:.3f} at {' '.join(f'{value:.1f}' for value in box)}"
+            for label, score, box in zip(
+                found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
+            )
+        ]
+
+    def skip(self, error: PictureError) -> None:
+        """Names and counts a picture that could not be read; raises it under --strict."""
+        if self.strict:
+            raise error
+        print(f"not predicted: {error}", file=sys.stderr, flush=True)
+        self.unreadable += 1
+
+    def status(self, pictures: int) -> int:
+        """Says how many of the pictures were predicted; returns the exit status."""
+        note = f", {self.unreadable} could not be read" if self.unreadable else ""
+        note += f", {self.in_part} in part" if self.in_part else ""
+        print(f"{pictures - self.unreadable} of {pictures} picture(s) predicted{note}")
+        return command.EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else command.EXIT_OK

@@ -11,15 +11,16 @@ from train_utils.files import user_path
 from train_utils.links import refuse_links_of
 from train_utils.pictures import picture_suffixes
 from train_utils.plain_text import visible
+from train_utils.video import SUFFIXES, is_video
 
 LONGEST = 240  # bytes of a drawn picture's stem: disks take names of 255, with a suffix and a temporary file's own
 
 
 def find_pictures(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
-    """The files that --img-path names: a file itself, a folder's pictures, a glob's matches; each file once.
+    """The files that --img-path names: a file itself, a folder's pictures and videos, a glob's matches; each file once.
 
-    A folder's files without a picture's suffix are left out and named. InputError where nothing is found, and,
-    unless follow_links, where a folder or a glob leads out of itself by a link.
+    A folder's files without a picture's or video's suffix are left out and named. InputError where nothing is found,
+    and, unless follow_links, where a folder or a glob leads out of itself by a link.
     """
     found = []
     for name in img_paths:
@@ -43,7 +44,7 @@ def find_pictures(img_paths: Iterable[str], follow_links: bool = False) -> list[
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    known = picture_suffixes()
+    known = picture_suffixes() | SUFFIXES
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     pictures = [path for path in files if path.suffix.lower() in known]
     others = [path.name for path in files if path.suffix.lower() not in known]
@@ -53,12 +54,12 @@ def _pictures_in(folder: Path) -> list[Path]:
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         shown = visible(shown)
-        print(f"{folder}: left out {len(others)} file(s) without a picture's suffix: {shown}")
+        print(f"{folder}: left out {len(others)} file(s) without a picture's or video's suffix: {shown}")
     return pictures
 
 
 def output_names(pictures: list[Path]) -> list[str]:
-    """A .jpg file name for each picture, none twice (on some disks capitals do not tell names apart).
+    """A .jpg file name for each picture, .mp4 for a video, no stem twice (some disks do not tell capitals apart).
 
     The stem where no other picture has it, else the whole name, cut to LONGEST bytes; a number is added where
     that is taken too.
@@ -72,8 +73,12 @@ def output_names(pictures: list[Path]) -> list[str]:
             number += 1
             name = f"{base}_{number}"
         taken.add(name.lower())
-        names.append(f"{name}.jpg")
+        names.append(name + drawn_suffix(path))
     return names
+
+
+def drawn_suffix(path: Path) -> str:
+    return ".mp4" if is_video(path) else ".jpg"
 
 
 def _cut(name: str) -> str:
