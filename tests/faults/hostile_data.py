@@ -4,6 +4,7 @@ and must not be read."""
 import json
 import os
 
+import av  # noqa: F401  (imported late else, which a case would be blamed for)
 import coco_folders
 import numpy as np
 import tiny_model
@@ -134,6 +135,18 @@ def npy(make_file=None, link=False, **fields):
     return make
 
 
+def written(name, content):
+    """A file of this content; OUTSIDE stands for the secret's path."""
+    def make(folder, mark):
+        (folder / name).write_text(content.replace("OUTSIDE", str(secret(folder))))
+        return folder / name
+
+    return make
+
+
+OF_VIDEO = ("--weights-path", "GOOD/model.pth", "--img-path", "FILE", "--device", "cpu", "--strict")
+OF_RESULTS = ("--detections", "FILE", "--data-path", "GOOD/data")
+RESULT = '{"image_id": 10, "category_id": 1, "score": 0.5, "segmentation": {"size": [48, 64], "counts": %s}}'
 LAUGHS = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a0 "ha">' + "".join(
     f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(12)) + "]>"
 QUADRATIC = f'<!DOCTYPE a [<!ENTITY a "{"x" * 100_000}">]>'
@@ -160,6 +173,17 @@ DATA_CASES = {
     "a key that is no text": (coco(text=lambda t: t.replace('"images"', "NaN", 1)), "predict", OF_PREDICT),
     "a category without an id of 10^6 letters": (
         coco(lambda c, _: c["categories"].append({"name": "x" * 10**6})), "train", OF_TRAIN),
+    "a list of files with a video's name": (
+        written("a.mp4", "ffconcat version 1.0\nfile 'OUTSIDE'\n"), "predict", OF_VIDEO),
+    "a playlist with a video's name": (
+        written("a.mkv", "#EXTM3U\n#EXTINF:2.0,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"), "predict", OF_VIDEO),
+    "text with a video's name": (written("a.avi", "hello\n" * 1000), "predict", OF_VIDEO),
+    "results 100,000 deep": (written("r.json", "[" * DEEP + "]" * DEEP), "validation", OF_RESULTS),
+    "a result of 10^6 digits": (written("r.json", '[{"score": ' + "9" * 10**6 + "}]"), "validation", OF_RESULTS),
+    "a result whose runs go round 2^64": (
+        written("r.json", "[" + RESULT % [2**63, 2**63, 3072] + "]"), "validation", OF_RESULTS),
+    "a result of endless counts": (
+        written("r.json", "[" + RESULT % f'"{"o" * 10**6}"' + "]"), "validation", OF_RESULTS),
     "a class file 100,000 deep": (names_file("[" * DEEP + "]" * DEEP), "predict", OF_NAMES),
     "a class file of 10^6 digits": (names_file('{"1": ' + "9" * 10**6 + "}"), "predict", OF_NAMES),
     "a class file with NaN": (names_file("{NaN: 1}"), "predict", OF_NAMES),
