@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backbone.norm import ConvNorm
 
@@ -21,14 +23,31 @@ class FeaturePyramidNetwork(nn.Module):
         super().__init__()
         self.inner_blocks = nn.ModuleList(ConvNorm(c, out_channels, 1, norm) for c in in_channels)
         self.layer_blocks = nn.ModuleList(ConvNorm(out_channels, out_channels, 3, norm) for _ in in_channels)
+        # its statistics are over all pictures, and would count each twice
+        self.over_pictures = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
         for block in (*self.inner_blocks, *self.layer_blocks):
             nn.init.kaiming_uniform_(block[0].weight, a=1)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         inner = self.inner_blocks[-1](maps[-1])
         pyramid = [self.layer_blocks[-1](inner)]
-        for i in range(len(maps) - 2, -1, -1):
-            lateral = self.inner_blocks[i](maps[i])
-            inner = lateral + F.interpolate(inner, size=lateral.shape[-2:], mode="nearest")
+        for i in range(len(maps) - 2, 0, -1):
+            inner = self._inner(i, maps[i], inner)
             pyramid.insert(0, self.layer_blocks[i](inner))
-        return [*pyramid, F.max_pool2d(pyramid[-1], 1, 2)]
+        return [self._finest(maps[0], inner), *pyramid, F.max_pool2d(pyramid[-1], 1, 2)]
+
+    def _inner(self, i: int, body: Tensor, coarser: Tensor) -> Tensor:
+        """The map that layer_blocks[i] smooths, from the body's and the coarser inner one."""
+        lateral = self.inner_blocks[i](body)
+        return lateral.add_(F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest"))  # nothing else reads it
+
+    def _finest(self, body: Tensor, coarser: Tensor) -> Tensor:
+        """P2. Its inner map is the largest activation of all, and cheap: on a CPU, where memory is what limits, the
+        backward pass computes it again, picture by picture."""
+        def smoothed(body, coarser):
+            return self.layer_blocks[0](self._inner(0, body, coarser))
+
+        if body.device.type != "cpu" or not torch.is_grad_enabled() or self.over_pictures:
+            return smoothed(body, coarser)
+        parts = zip(body.split(1), coarser.split(1), strict=True)
+        return torch.cat([checkpoint(smoothed, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])

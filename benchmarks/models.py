@@ -13,6 +13,7 @@ from benchmarks import torchvision_model
 from benchmarks.harness import Benchmark, LeftOut, Settings, largest_difference
 from benchmarks.inputs import as_torchvision, photos
 from network_files import create_model, matching
+from train_utils.allocator import returning_freed_memory
 from train_utils.engine import to_device
 from train_utils.loaders import Batch
 from train_utils.optimization import Precision, build_optimizer, cpu_has_bf16
@@ -99,7 +100,10 @@ def prepare_training(settings: Settings, case: Case):
         return partial(train_step, model, build_optimizer(model, "sgd", 1e-9), inputs,
                        Precision(settings.device, _amp(dtype)))
 
-    return side(ours, case.ours, lambda: to_device(batch, settings.device)), side(theirs, case.theirs, lambda: dense)
+    ours = side(ours, case.ours, lambda: to_device(batch, settings.device))
+    if settings.device.type == "cpu":
+        ours = returning_freed_memory()(ours)  # as train.py does
+    return ours, side(theirs, case.theirs, lambda: dense)
 
 
 def train_step(model, optimizer, inputs, precision: Precision) -> list[torch.Tensor]:

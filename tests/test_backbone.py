@@ -8,6 +8,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from backbone import BACKBONES, FrozenBatchNorm2d, InputError, build_backbone
+from backbone.feature_pyramid_network import FeaturePyramidNetwork
 from backbone.norm import conv_norm, norm_layer
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -183,3 +184,36 @@ def test_what_does_not_exist_is_named(name, trainable, message):
 
 def test_all_five_resnets_are_offered():
     assert set(RESNETS) <= set(BACKBONES)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_finest_inner_map_is_computed_again_not_kept(frozen):
+    """The gradients are those of the plain computation, and nothing of its size is saved beside the body's map."""
+    torch.manual_seed(0)
+    fpn = FeaturePyramidNetwork([8, 16, 16, 16], 8).double()
+    sides = (12, 14), (6, 7), (3, 4), (2, 2)
+    outcomes = []
+    for over_pictures in (True, False):  # as if there were a batch norm, or not
+        fpn.over_pictures = over_pictures
+        generator = torch.Generator().manual_seed(1)
+        maps = [torch.randn(3, c, *s, dtype=torch.float64, generator=generator)
+                for c, s in zip((8, 16, 16, 16), sides, strict=True)]
+        for i, m in enumerate(maps):
+            m.requires_grad_(not (frozen and i == 0))
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
+            pyramid = fpn(maps)
+        sum((p * p).sum() for p in pyramid).backward()
+        grads = [t.grad for t in (*maps, *fpn.parameters())]
+        fpn.zero_grad()
+        large = {t.data_ptr() for t in saved if t.numel() == maps[0].numel() and t.data_ptr() != maps[0].data_ptr()}
+        outcomes.append((pyramid, grads, len(large)))
+    (plain, plain_grads, kept), (pyramid, grads, spared) = outcomes
+    assert (kept, spared) == (1, 0)
+    for one, two in zip((*plain, *plain_grads), (*pyramid, *grads), strict=True):
+        assert one is two is None or torch.allclose(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_batch_norm_in_the_pyramid_sees_all_pictures_at_once():
+    assert build_backbone("resnet18", "batch", 5, 16, fpn_norm=True, width=16).fpn.over_pictures
+    assert not build_backbone("resnet18", "group", 5, 16, fpn_norm=True, width=32).fpn.over_pictures

@@ -15,6 +15,7 @@ from network_files import create_model, load_weights
 from train_utils import checkpoint as checkpoints
 from train_utils import resume
 from train_utils import run_folder as run_folders
+from train_utils.allocator import returning_freed_memory
 from train_utils.arguments import add_arguments, resolve
 from train_utils.coco_evaluators import choose_evaluator
 from train_utils.command import config_from_args
@@ -35,6 +36,8 @@ def run(args, world, output_dir="./save_weights"):
     """
     say = print if world.is_main else lambda *_, **__: None
     with ExitStack() as at_end:
+        if world.device.type == "cpu":
+            at_end.enter_context(returning_freed_memory())
         find = partial(run_folders.find_checkpoint, args.output_dir, args.resume, output_dir)
         path = world.on_main(find)
         checkpoint = checkpoints.load_checkpoint(path) if path else None
