@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import ROOT, call, flags
+from small_runs import call, flags
 from tiny_model import NAMES, tiny_model, write_coco, write_pictures
 
 import predict
@@ -198,29 +198,3 @@ def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
     heads = ("--box-head-channels", 32, "--mask-head-channels", 16, "--norm", "batch")
     assert call(monkeypatch, *small, *heads, "--weights", "model_25.pth") == 0
     assert "weights: model_25.pth" in capsys.readouterr().out
-
-
-def parsed(script, words, monkeypatch):
-    if script in ("train.py", "train_multi_GPU.py"):
-        return parsed_for_training(words)
-    monkeypatch.setattr(sys, "argv", [script, *words])
-    return {"validation.py": validation, "predict.py": predict}[script].parse_args()
-
-
-def test_what_the_guide_names_is_known(monkeypatch):
-    text = (ROOT / "docs" / "coming_from_other_projects.md").read_text()
-    commands = [code.split() for code in re.findall(r"`([^`]+)`", text.replace("\n", " "))]
-    scripts = [words[1:] for words in commands if words[0] == "python" and words[1] != "-m" and len(words) > 2]
-    assert len(scripts) >= 8
-    for script, *words in scripts:
-        parsed(script, words, monkeypatch)
-    tools = [words[2] for words in commands if words[:2] == ["python", "-m"]]
-    assert len(tools) == 2 and all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in tools)
-    flags = [words for words in commands if words[0].startswith("--")]
-    parser = Parser()
-    add_arguments(parser)
-    add = {"--weights-path": validation, "--img-path": predict}
-    names = {name for action in parser._actions for name in action.option_strings}
-    assert len(flags) >= 25
-    for name, *_ in flags:
-        assert name.replace("_", "-") in names or name in add, name

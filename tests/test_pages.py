@@ -1,0 +1,81 @@
+"""Every command and flag that the README and the pages in docs/ name is one that the commands take."""
+
+import importlib
+import itertools
+import re
+import sys
+
+import pytest
+from small_runs import ROOT
+
+import predict
+import validation
+from train_utils.command import Parser
+from train_utils.train_loop import add_arguments
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+TOOLS = ("tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset")
+
+
+def commands_of(text):
+    """The words of each command: lines of bash blocks, and code within sentences."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    rest = re.sub(r"```.*?```", "", text, flags=re.S).replace("\n", " ")
+    lines = [*"".join(blocks).replace("\\\n", " ").splitlines(), *re.findall(r"`([^`]+)`", rest)]
+    parts = [part for line in lines for part in re.split(r"  #| && ", line)]
+    return [[word for word in part.split() if word != "…"] for part in parts if part.strip(" …")]
+
+
+def parse(script, words, monkeypatch):
+    """Give the words to the parser of a script or module; what has none must exist."""
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    if script in ("train.py", "train_multi_GPU.py"):
+        parser = Parser()
+        add_arguments(parser)
+        parser.parse_args()
+    elif script in ("validation.py", "predict.py"):
+        {"validation.py": validation, "predict.py": predict}[script].parse_args()
+    elif script in TOOLS:
+        importlib.import_module(script).parse_args()
+    else:
+        path = ROOT / script.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), script
+
+
+def script_of(words):
+    """(script or module, its words) of a command that starts one of ours with something to do, else None."""
+    words = list(itertools.dropwhile(lambda word: "=" in word, words))
+    if words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("benchmarks", "tests", "tools"):
+        return (words[2], words[3:]) if words[3:] or words[2] not in TOOLS else None
+    scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
+    if not words or words[0] not in ("python", "torchrun") or not scripts:
+        return None
+    script, rest = words[scripts[0]], words[scripts[0] + 1 :]
+    return (script, rest) if rest or script.startswith("train") else None
+
+
+@pytest.fixture
+def known(monkeypatch, capsys):
+    """Every flag of any command."""
+    for script in ("train.py", "validation.py", "predict.py", *TOOLS):
+        with pytest.raises(SystemExit):
+            parse(script, ["--help"], monkeypatch)
+    return set(re.findall(r"-{1,2}[a-z][a-z0-9-]*", capsys.readouterr().out)) | {"--nproc_per_node", "--max-restarts"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_and_flags_are_known(page, monkeypatch, known):
+    commands = [words for words in commands_of(page.read_text(encoding="utf-8")) if "--help" not in words]
+    for script, words in filter(None, map(script_of, commands)):
+        parse(script, words, monkeypatch)
+    for words in commands:
+        if words[0].startswith("--") and len(words[0]) > 2:
+            assert words[0].replace("_", "-") in known, words[0]
+
+
+def test_pages_have_commands():
+    found = {page.name: commands_of(page.read_text(encoding="utf-8")) for page in PAGES}
+    counts = {name: sum(map(bool, map(script_of, commands))) for name, commands in found.items()}
+    assert counts["README.md"] > 20 and counts["coming_from_other_projects.md"] > 8
+    assert script_of(["CUDA_VISIBLE_DEVICES=0", "torchrun", "--nproc_per_node=2", "train_multi_GPU.py", "-b", "2"]) == (
+        "train_multi_GPU.py", ["-b", "2"])
