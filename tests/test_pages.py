@@ -60,7 +60,8 @@ def known(monkeypatch, capsys):
     for script in ("train.py", "validation.py", "predict.py", *TOOLS):
         with pytest.raises(SystemExit):
             parse(script, ["--help"], monkeypatch)
-    return set(re.findall(r"-{1,2}[a-z][a-z0-9-]*", capsys.readouterr().out)) | {"--nproc_per_node", "--max-restarts"}
+    own = set(re.findall(r"-{1,2}[a-z][a-z0-9-]*", capsys.readouterr().out))
+    return own | {"--nproc-per-node", "--max-restarts", "--full", "--train"}  # torchrun's, tests.faults', a benchmark's
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
