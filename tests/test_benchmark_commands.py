@@ -4,8 +4,9 @@ import re
 
 import pytest
 from coco_folders import many, write
+from tiny_model import write_checkpoint, write_coco
 
-from benchmarks import distributed, huge_picture, mini_masks
+from benchmarks import compare_models, distributed, huge_picture, mini_masks
 
 pytestmark = pytest.mark.slow
 
@@ -35,3 +36,14 @@ def test_ranks_are_timed_beside_one_rank(tmp_path, capfd):
     head, *lines = capfd.readouterr().out.splitlines()[-4:]
     assert "2 ranks of one thread" in head
     assert [line[:22].strip() for line in lines] == list(distributed.MODES) and "1.00 x one rank" in lines[0]
+
+
+def test_models_are_timed_beside_one_another(tmp_path, capfd):
+    write_coco(tmp_path / "data")
+    for name, width in (("one.pth", 64), ("two.pth", 16)):
+        write_checkpoint(tmp_path / name, width=width)
+    paths = [str(tmp_path / name) for name in ("one.pth", "two.pth")]
+    compare_models.main([*paths, "--data-path", str(tmp_path / "data"), "--turns", "1", "--pictures", "2"])
+    lines = re.findall(r"(\w+): (.*): ([\d.]+) pictures/s, ([\d.]+) times the first", capfd.readouterr().out)
+    assert [line[:2] for line in lines] == [(what, path) for what in ("detection", "training") for path in paths]
+    assert all(float(rate) > 0 for *_, rate, _ in lines) and lines[0][3] == lines[2][3] == "1.00"
