@@ -1,4 +1,4 @@
-"""Every command and flag that the README and the pages in docs/ name is one that the commands take."""
+"""Commands and flags that the README and the pages in docs/ name are known; the Chinese README keeps in step."""
 
 import importlib
 import itertools
@@ -80,3 +80,24 @@ def test_pages_have_commands():
     assert counts["README.md"] > 20 and counts["coming_from_other_projects.md"] > 8
     assert script_of(["CUDA_VISIBLE_DEVICES=0", "torchrun", "--nproc_per_node=2", "train_multi_GPU.py", "-b", "2"]) == (
         "train_multi_GPU.py", ["-b", "2"])
+
+
+def outline(page):
+    """What a page has in any language: headings, code without its comments, spans of code, tables, links, figures."""
+    page = re.sub(r"<!-- benchmarks -->.*<!-- end of benchmarks -->", "", page, flags=re.S)
+    blocks = re.findall(r"```.*?```", page, re.S)
+    text = re.sub(r"```.*?```", "", page, flags=re.S)
+    return {
+        "headings": re.findall(r"^#+(?= )", text, re.M),
+        "blocks": [re.sub(r"(?<=\S)  (?![a-z_]+\.py).*", "", block) for block in blocks],  # a wide gap, a comment
+        "code": {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)},
+        "flags": set(re.findall(r"--[a-z][\w-]*", text, re.A)),
+        "tables": [table.count("\n") for table in re.findall(r"(?:^\|.*\n)+", text, re.M)],
+        "links": sorted(re.findall(r"\]\((docs/[^)]+)\)", text)),
+        "figures": sorted(re.findall(r"\d+(?:[.,]\d+)*(?:e-\d+)?", text)),
+    }
+
+
+def test_chinese_readme_is_in_step():
+    english, chinese = (outline((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "README.zh-CN.md"))
+    assert chinese == english
