@@ -19,6 +19,13 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # the models are small: more threads would mostly wait, most of all beside other work
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Several files at once in the whole suite; what is named on the command line runs in this process."""
+    whole = config.args_source is not config.ArgsSource.ARGS
+    return min(4, os.cpu_count() or 1) if whole else 0
+
+
 # no deadline: the machine may be busy; no database: nothing is left in the working folder
 hypothesis.settings.register_profile("project", deadline=None, database=None, derandomize=True)
 hypothesis.settings.load_profile("project")
