@@ -118,7 +118,7 @@ class MaskRCNNConfig:
     def _is_fixed_size(self) -> bool:
         sides = self.fixed_size
         return isinstance(sides, tuple) and len(sides) == 2 and all(
-            side > 0 and side % max(self.size_divisible, 1) == 0 for side in sides)
+            isinstance(side, int) and side > 0 and side % max(self.size_divisible, 1) == 0 for side in sides)
 
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint or JSON."""

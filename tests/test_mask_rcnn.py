@@ -569,6 +569,7 @@ class TestConfig:
             ({"fixed_size": (96, 100)}, r"fixed_size is \(96, 100\): .*multiples of size_divisible, 32"),
             ({"fixed_size": 96}, "a height and a width"),
             ({"fixed_size": [0, 32]}, "fixed_size"),
+            ({"fixed_size": ["none", 32]}, r"fixed_size is \('none', 32\)"),
         ],
     )
     def test_what_does_not_fit_is_named(self, config, message):
