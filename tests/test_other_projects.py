@@ -124,6 +124,12 @@ def test_what_cannot_be_meant_is_an_error(tmp_path, monkeypatch, capsys, words, 
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_steps_of_the_built_in_data_end_with_its_epochs():
+    args = parsed_for_training(["--lr-step-size", "2"])
+    resolve(args, ONE)
+    assert (args.epochs, args.lr_steps) == (4, [2])  # what a resumed run will make of it
+
+
 def test_a_run_that_starts_with_a_later_epoch(tmp_path, monkeypatch, capsys):
     data = make_shapes(tmp_path / "shapes", train=4, val=1, size=48)
     more = ("--start-epoch", 2, "--epochs", 3, "--lr-step-size", 2, "--warmup-iters", 1)

@@ -241,8 +241,8 @@ def _add_optimizer_arguments(group):
 
 def resolve(args, world):
     """Fill in, in place, what was not given. Raises InputError for flags that contradict each other."""
-    resolve_aliases(args)
     built_in = args.data_path is None
+    resolve_aliases(args, (BUILT_IN_RUN if built_in else USUAL)["epochs"])
     if built_in:
         model = built_in_model(args.weights)
         # The built-in optimiser goes with its learning rate: either both are its own, or neither.
@@ -273,8 +273,11 @@ def built_in_model(weights):
     return {**BUILT_IN_MODEL, "backbone_width": None} if weights == "imagenet" else BUILT_IN_MODEL
 
 
-def resolve_aliases(args, usual_epochs=USUAL["epochs"]):
-    """Say --pretrain, --freeze-at, --sync-bn and --lr-step-size by the flags they stand for, in place."""
+def resolve_aliases(args, usual_epochs):
+    """Say --pretrain, --freeze-at, --sync-bn and --lr-step-size by the flags they stand for, in place.
+
+    usual_epochs: of a run without --epochs.
+    """
     if args.lr_step_size is not None:
         args.lr_steps = lr_steps(args, usual_epochs)
     if args.pretrain is not None:
