@@ -71,6 +71,8 @@ def open_val_set(args: argparse.Namespace, trained: dict, label_map):
     chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     path, strict = chosen.pop("data_path", None), args.strict
+    if args.detections is not None:
+        chosen["label_json"] = args.label_json_path  # else the names are label_map's
     return open_data_set(path, split="val", label_map=label_map, strict=strict,
                          follow_links=args.follow_links, **chosen).val
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from npy_folders import many
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -166,6 +167,18 @@ def test_a_wrong_file_is_named(run, data, text, said):
     Path("submission.json").write_text(text)
     status, _, err = run("--detections", "submission.json", "--data-path", data)
     assert status == 2 and err.count("\n") == 1 and "submission.json: " in err and said in err, err
+
+
+def test_classes_that_a_json_names(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    many(tmp_path / "npy", 2)
+    (tmp_path / "names.json").write_text('{"1": "cat", "2": "dog", "3": "cow"}')
+    entry = {"image_id": 1, "category_id": 3, "score": 1, "bbox": [2, 3, 10, 12]}
+    (tmp_path / "r.json").write_text(json.dumps([entry]))
+    words = ("--detections", "r.json", "--data-path", "npy")
+    assert "category_id 3 is none of the data's 2" in run(*words)[2]
+    status, out, _ = run(*words, "--label-json-path", "names.json")
+    assert status == 0 and "dog" in out and "class_" not in out
 
 
 @pytest.mark.parametrize("flags", [(), ("--detections", "r.json"), ("--detections", "r.json", "--weights-path", "w")])
