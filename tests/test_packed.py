@@ -1,5 +1,6 @@
 """A packed data set gives the samples and the ground truth of the data it was made from; a damaged one is refused."""
 
+import json
 import pickle
 import struct
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from coco_folders import annotation, coco, square, write
+from npy_folders import many
 from PIL import Image
 from small_runs import ROOT, call, differences, flags
 
@@ -115,6 +117,25 @@ def test_a_run_on_packed_data_is_the_same_run(tmp_path, monkeypatch):
     for data, folder in ((tmp_path / "data", "one"), (out, "two")):
         assert call(monkeypatch, *flags(data, tmp_path / folder, "--epochs", 1, "--horizontal-flip", "1")) == 0
     assert differences(tmp_path / "one", tmp_path / "two", epoch=0) == []
+
+
+def test_a_run_goes_on_with_its_data_packed(tmp_path, monkeypatch):
+    source, run_folder = many(tmp_path / "npy", 5), tmp_path / "run"
+    (tmp_path / "names.json").write_text('{"1": "cat", "2": "dog"}')
+    told = ("--label-json-path", str(tmp_path / "names.json"))
+    assert call(monkeypatch, *flags(source, run_folder, "--epochs", 1, "--dataset", "npy", *told)) == 0
+    out = packed(source, tmp_path / "out", monkeypatch, *told)
+    more = ("--resume", "auto", "--epochs", 2, "--allow-changed", "epochs")
+    assert call(monkeypatch, *flags(out, run_folder, *more)) == 0
+    assert json.loads((run_folder / "args.json").read_text())["label_json_path"] is None
+
+
+def test_a_packed_file_holds_no_files_to_keep_encoded(tmp_path, monkeypatch, capsys):
+    varied(tmp_path / "data")
+    out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["pack_dataset", str(out), str(tmp_path / "two"), "--keep-encoded"])
+    assert run_command(pack_dataset.main) == 2 and "--keep-encoded" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
 
 
 def test_the_command_names_what_it_leaves_out(tmp_path):

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from backbone.errors import InputError
-from my_dataset_packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT
+from my_dataset_packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedDataset
 from tools.conversion import new_folder
 from train_utils import command
 from train_utils.array_block import block_pieces, padded
@@ -134,6 +134,8 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
 
     Raises InputError where there is no room, and for pictures and annotations that can't be used.
     """
+    if keep_encoded and isinstance(data_set, PackedDataset):
+        raise InputError(f"--keep-encoded: {data_set.source} is packed already; give the data that it was packed from")
     need = sum(Path(data_set.file_name(i)).stat().st_size for i in range(len(data_set))) if keep_encoded else (
         3 * int(data_set.sizes.prod(dim=1).sum()))
     free = shutil.disk_usage(path.parent).free

@@ -1,7 +1,8 @@
 """What a resumed run takes over from its checkpoint, and what may not differ between the two.
 
-A flag that is not given keeps the checkpoint's value. One that is given with another value is refused, because
-the run would no longer be the one that was cut, unless --allow-changed names it.
+A flag that is not given keeps the checkpoint's value, but for PLACES, where the data lie elsewhere now. One that is
+given with another value is refused, because the run would no longer be the one that was cut, unless --allow-changed
+names it.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from train_utils.arguments import ALIASES, resolve_aliases
 from train_utils.command import config_from_args, plain_args
+from train_utils.files import user_path
 from train_utils.reference_flags import OF_THE_LAUNCHER
 from train_utils.run_state import reading_training_state
 
@@ -27,6 +29,7 @@ FREE = OWN | {
     "data_path", "dataset", "early_stop", "image_dir", "keep", "label_json_path", "log_steps", "num_classes",
     "print_freq", "recompute", "save_every_epochs", "save_every_steps", "skip_bad_batches", "strict", "year",
 }  # fmt: skip
+PLACES = {"dataset", "image_dir", "label_json_path", "year"}  # which belong to a --data-path
 BATCH = {"batch_size", "accumulate_steps"}
 DATA = "data"  # what --allow-changed calls the pictures
 
@@ -52,8 +55,10 @@ def take_over(args, checkpoint, world):
                 f"--resume: --{flag} {_text(new)} was {_text(old)} before; leave the flag out, or give "
                 f"--allow-changed {flag} as well"
             )
+    places = [user_path(values.get("data_path") or "").resolve() for values in (before, here)]
+    own = OWN | PLACES if "data_path" in given and places[0] != places[1] else OWN
     for name, value in before.items():
-        if name not in given and name not in OWN and hasattr(args, name):
+        if name not in given and name not in own and hasattr(args, name):
             setattr(args, name, value)
     if args.test_only:
         return []
