@@ -135,9 +135,9 @@ def test_magnify():
 
 def test_curves(tmp_path):
     plot_loss_and_lr(tmp_path / "loss.png", [2.0, 1.5, float("nan"), 1.0], [0.001, 0.01, 0.01, 0.001])
-    plot_average_precision(tmp_path / "ap.png", [0.1, 0.3], [0.05, -1.0])
-    epochs = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 1.5}, {}]
-    plot_losses(tmp_path / "losses.png", list("abbbb"), epochs, epochs[::-1])
+    plot_average_precision(tmp_path / "ap.png", [5, 6], [0.1, 0.3], [0.05, -1.0])
+    epochs = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 1.5}, {}, {"a": None, "b": 1.0}]
+    plot_losses(tmp_path / "losses.png", list("abbbb"), range(4), epochs, epochs[::-1])
     for name, size in (("loss.png", (960, 600)), ("ap.png", (960, 600)), ("losses.png", (1200, 1320))):
         with Image.open(tmp_path / name) as picture:
             pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)

@@ -144,11 +144,12 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
     figure.savefig(path)
 
 
-def plot_average_precision(path: str | Path, box_ap: Sequence[float], mask_ap: Sequence[float]) -> None:
-    """Writes a PNG of the box and the mask AP (IoU 0.50:0.95) after each epoch."""
+def plot_average_precision(path: str | Path, epochs: Sequence[int], box_ap: Sequence[float],
+                           mask_ap: Sequence[float]) -> None:
+    """Writes a PNG of the box and the mask AP (IoU 0.50:0.95) after each of the epochs."""
     figure, axes = _new_figure()
     for values, label, color in ((box_ap, "box AP", "tab:blue"), (mask_ap, "mask AP", "tab:green")):
-        axes.plot(range(len(values)), values, color=color, marker=".", label=label)
+        axes.plot(epochs, values, color=color, marker=".", label=label)
     axes.set(xlabel="epoch", ylabel="AP (IoU 0.50:0.95)", title="Average precision on the val split")
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -156,17 +157,19 @@ def plot_average_precision(path: str | Path, box_ap: Sequence[float], mask_ap: S
     figure.savefig(path)
 
 
-def plot_losses(path: str | Path, names: Sequence[str], train: Sequence[dict], val: Sequence[dict]) -> None:
+def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], train: Sequence[dict],
+                val: Sequence[dict]) -> None:
     """Writes a PNG of 3 x 2 plots: the sum and the five losses (`names`) over the epochs, in training and validation.
 
-    train, val: {name: mean over the epoch} of each epoch; what an epoch lacks leaves a gap.
+    train, val: {name: mean over the epoch} of each epoch; what an epoch lacks, or has as None, leaves a gap.
     """
     figure, axes = _new_figure(3, 2)
     for plot, name in zip(axes.flat, ("sum of the losses", *names), strict=True):
-        for epochs, label, color in ((train, "training", "tab:red"), (val, "validation", "tab:blue")):
+        for losses, label, color in ((train, "training", "tab:red"), (val, "validation", "tab:blue")):
             parts = names if plot is axes.flat[0] else [name]
-            values = [sum(epoch.get(part, math.nan) for part in parts) for epoch in epochs]
-            plot.plot(range(len(values)), values, color=color, marker=".", label=label)
+            known = [[epoch.get(part) for part in parts] for epoch in losses]
+            values = [math.nan if None in some else sum(some) for some in known]
+            plot.plot(epochs, values, color=color, marker=".", label=label)
         plot.set(xlabel="epoch", title=name)
         plot.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*plot.get_legend_handles_labels(), loc="outside lower center", ncols=2)

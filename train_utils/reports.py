@@ -30,10 +30,12 @@ def write_curves(folder, writer, curve):
     """The PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter."""
     losses, rates = zip(*curve, strict=True)
     plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates)
-    train, val = ([record.get(f"{part}_losses") or {} for record in writer.history()] for part in ("train", "val"))
-    plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, train, val)
+    records = writer.history()
+    epochs = [record["epoch"] for record in records]
+    train, val = ([record.get(f"{part}_losses") or {} for record in records] for part in ("train", "val"))
+    plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, epochs, train, val)
     box_ap, mask_ap = ([record["AP"] for record in writer.history(t)] for t in ("bbox", "segm"))
-    plot_average_precision(folder / f"mAP{writer.stamp}.png", box_ap, mask_ap)
+    plot_average_precision(folder / f"mAP{writer.stamp}.png", epochs, box_ap, mask_ap)
 
 
 def save_for_replay(folder, error, model, data_set, rank=0):
@@ -89,7 +91,7 @@ def say_what_is_where(folder, best_ap, val_set):
         print(f"\ndone: best mask AP {best_ap:.4f}. The resumed run had ended: nothing new is in {folder}")
         return
     print(f"\ndone: best mask AP {best_ap:.4f}. In {folder}:")
-    print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; every epoch's, to resume")
+    print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; the kept epochs', to resume")
     print("  det_results*, seg_results*          COCO numbers per epoch, for boxes and masks (.txt, .json)")
     print("  model_min_val_loss.pth              weights with the lowest validation loss")
     print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
