@@ -157,6 +157,9 @@ class PackedDataset:
         categories = [{"id": category, "name": name} for category, name in pairs]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
+    def _size(self, i: int) -> tuple[int, int]:
+        return tuple(self.index["sizes"][self.rows[i]].tolist())
+
     def _objects(self, i: int) -> list[int]:
         """The first object of picture i, and the one after its last."""
         return self.index["first"][self.rows[i] :][:2].tolist()
@@ -171,7 +174,7 @@ class PackedDataset:
         return content
 
     def _image(self, i: int) -> torch.Tensor:
-        size, kind, content = tuple(self.sizes[i].tolist()), self.index["kinds"][self.rows[i]], self._part(i, 0)
+        size, kind, content = self._size(i), self.index["kinds"][self.rows[i]], self._part(i, 0)
         if kind == PIXELS:
             return torch.from_numpy(content.reshape(3, *size).copy())
         image = read_picture(f"{self.source}: {self.file_name(i)}", kind == UPRIGHT, content)
@@ -187,7 +190,7 @@ class PackedDataset:
             starts = np.cumsum(-(-counts // 8) * 8) - -(-counts // 8) * 8
             parts = [pixels[start : start + count] for start, count in zip(starts, counts, strict=True)]
             pixels = np.concatenate(parts)
-        return CroppedMasks(torch.from_numpy(pixels), torch.from_numpy(boxes.copy()), tuple(self.sizes[i].tolist()))
+        return CroppedMasks(torch.from_numpy(pixels), torch.from_numpy(boxes.copy()), self._size(i))
 
     def _open(self):
         try:
