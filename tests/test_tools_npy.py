@@ -204,11 +204,13 @@ def test_pictures_that_cannot_be_read_are_named(run, tmp_path):
 
 
 def test_mistakes_are_named(run, tmp_path, monkeypatch):
-    path = write(tmp_path / "data", many(3))
+    path, empty = write(tmp_path / "data", many(3)), write(tmp_path / "data" / "empty", coco(annotations=[]))
     out = tmp_path / "out"
     for tool, words, told in (
         (coco_to_npy, [path, tmp_path / "data"], "data: exists already"),
         (coco_to_npy, [path, out, "--classes", "dog"], "--classes dog: the data has thing"),
+        (coco_to_npy, [empty, out, "--balanced"], "none of its 1 pictures shows a class to choose by"),
+        (coco_to_npy, [empty, out, "--classes", "thing"], "none of its 1 pictures shows a class to choose by"),
         (coco_to_npy, [tmp_path / "none", out], "no such file"),
         (npy_to_coco, [tmp_path / "none", out], "no such folder"),
         (npy_to_coco, [tmp_path / "data", out], "images_train/ with annotations_train/"),

@@ -93,6 +93,9 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
                   for i in tqdm(range(len(data_set)), desc="looking", unit="picture", disable=None, leave=False)
                   ] if args.classes or args.balanced else [set()] * len(data_set)
     chosen = choose(classes_of, args.classes is None, args.limit, args.balanced, args.seed)
+    if not chosen:
+        raise InputError(f"{data_set.source}: none of its {len(data_set)} pictures shows a class to choose by; give "
+                         "other --classes, leave --balanced out, or convert the other split's json alone")
     folders = [out / f"{kind}_{name}".rstrip("_") for kind in ("images", "annotations")]
     for folder in folders:
         folder.mkdir()
