@@ -102,6 +102,7 @@ def test_flags_of_validation(monkeypatch, words, name, value):
         ("--start-epoch 3", True, "--start-epoch 3: left aside"),
         ("--world-size 4", False, "--world-size 4: left aside, torchrun started 1 process(es)"),
         ("--dist-url tcp://localhost:1234", False, "--dist-url tcp://localhost:1234: left aside"),
+        ("--dist-url tcp://host --test-only --start-epoch 26", False, "--dist-url tcp://host: left aside"),
     ],
 )
 def test_what_contradicts_is_told(words, resumed, said):

@@ -36,7 +36,7 @@ def check_reference_flags(args, world, resumed):
     lines = []
     if resumed and args.start_epoch:
         lines.append(f"--start-epoch {args.start_epoch}: left aside, the resumed run goes on where it was")
-    elif args.start_epoch >= args.epochs:
+    elif args.start_epoch >= args.epochs and not args.test_only:
         raise InputError(f"--start-epoch {args.start_epoch}: nothing is left of {args.epochs} --epochs")
     if args.world_size not in (None, world.size):
         lines.append(f"--world-size {args.world_size}: left aside, torchrun started {world.size} process(es)")
