@@ -255,10 +255,14 @@ def test_label_map_of_other_data(tmp_path):
     assert LabelMap.from_json(tmp_path / "names.json").names == ("x", "y")
 
 
-@pytest.mark.parametrize("names", [[], {"a": "b"}, {"0": "background"}, {}, None])
-def test_wrong_label_names(names):
-    with pytest.raises(InputError, match="label"):
-        LabelMap.from_names(names)
+@pytest.mark.parametrize(
+    "names",
+    [[], {"a": "b"}, {"0": "background"}, {}, None, {"a": 1, "b": 1}, {"1": "a", "01": "b"}, {"1": None}, {"1": ["a"]}],
+)
+def test_wrong_label_names(tmp_path, names):
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(InputError, match="names.json: label"):
+        LabelMap.from_json(tmp_path / "names.json")
 
 
 @pytest.mark.parametrize(

@@ -48,18 +48,23 @@ class LabelMap:
         Category ids are the labels.
         """
         try:
-            if names and all(isinstance(label, int) for label in names.values()):
-                names = {label: name for name, label in names.items()}
-            by_label = {int(label): name for label, name in names.items()}
+            turned = all(type(label) is int for label in names.values())
+            pairs = sorted((label, name) if turned else (int(name), label) for name, label in names.items())
+            if not all(isinstance(name, str) for _, name in pairs):
+                raise TypeError("a name is not text")
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError('label names must be a json object such as {"1": "person"}') from error
-        labels = sorted(by_label)
-        return cls(labels, labels, [by_label[label] for label in labels])
+        labels = [label for label, _ in pairs]
+        return cls(labels, labels, [name for _, name in pairs])
 
     @classmethod
     def from_json(cls, path) -> "LabelMap":
-        """Read a `{"1": "person", ...}` file."""
-        return cls.from_names(read_json(path))
+        """Read a `{"1": "person", ...}` file; InputError names it."""
+        names = read_json(path)
+        try:
+            return cls.from_names(names)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def to_label(self, category_id: int) -> int:
         """Label of a category id; KeyError if the map has no such category."""
