@@ -208,6 +208,8 @@ class PackedDataset:
             self.names, self.given_ids = values["names"], dict(values["given_ids"])
             self.skipped, self.first_skipped = values["skipped"], values["first_skipped"]
             self._check(place)
+        except FileNotFoundError as error:
+            raise InputError(f"{self.source}: no such file; train.pack and val.pack are needed") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise

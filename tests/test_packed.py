@@ -233,6 +233,15 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, monkeypatch, chan
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_file_is_told(tmp_path, monkeypatch):
+    varied(tmp_path / "data")
+    out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
+    (out / "val.pack").unlink()
+    assert len(open_data_set(out, split="train").train)
+    with pytest.raises(InputError, match="val.pack: no such file"):
+        open_data_set(out)
+
+
 def test_one_file_is_a_validation_set_but_not_a_training_set(tmp_path, monkeypatch):
     varied(tmp_path / "data")
     path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "val.pack"
