@@ -91,6 +91,14 @@ def test_what_would_change_the_run_is_refused(resumed, tmp_path, more, said):
     assert status == 2 and said in printed and not (tmp_path / "run").exists()
 
 
+def test_a_flag_that_an_older_version_had_not_is_a_change(data, cut, tmp_path, monkeypatch, capsys):
+    saved = torch.load(cut / "model_0.pth", weights_only=True)
+    del saved["args"]["repeat"]
+    save_checkpoint(tmp_path / "model_0.pth", saved)
+    assert call(monkeypatch, *flags(data, tmp_path, "--resume", "auto", "--repeat", 2, "--momentum", 0.5)) == 2
+    assert "--repeat 2 was None before" in capsys.readouterr().err
+
+
 def test_what_may_change_applies(resumed, tmp_path):
     status, printed = resumed("--lr", 1e-4, "--workers", 1, "--print-freq", 2, "--allow-changed", "lr")
     assert status == 0 and "changed: --lr 0.002 -> 0.0001" in printed and "learning rate 0.0001" in printed

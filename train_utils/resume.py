@@ -46,8 +46,8 @@ def take_over(args, checkpoint, world):
     before, here = checkpoint["args"], plain_args(args)
     changed = {} if args.test_only else _changed_config(args, checkpoint, given)
     for name in () if args.test_only else given - FREE - BATCH - changed.keys() - checkpoint["config"].keys():
-        if name in before and here[name] != before[name]:
-            changed[name] = (before[name], here[name])
+        if here[name] != before.get(name):  # None: of a version that had no such flag
+            changed[name] = (before.get(name), here[name])
     for name, (old, new) in changed.items():
         if name not in allowed:
             flag = name.replace("_", "-")
