@@ -180,7 +180,7 @@ def test_a_picture_stored_sideways(tmp_path):
     lambda m: m.astype(bool), lambda m: m * 255, lambda m: m.astype(np.float32), lambda m: m * 0.9,
     lambda m: m * 255.0, lambda m: m.astype(np.int64) * 300, lambda m: m.tolist(), list, np.asfortranarray,
     lambda m: np.where(m, 200, 60).astype(np.uint8),
-], ids=str)
+])
 def test_forms_of_masks(tmp_path, form):
     assert (masks_of(one(tmp_path, {**TWO, "masks": form(TWO["masks"])})) == TWO["masks"]).all()
 
