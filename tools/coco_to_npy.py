@@ -12,6 +12,7 @@ Exit status 1: finished, but some pictures could not be read: they are named and
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -87,11 +88,36 @@ def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced:
     return sorted(taken)
 
 
+def shown_classes(data_set, labels: dict[int, int]) -> list[set[int]]:
+    """The labels, among those to write, that each picture shows; no mask is decoded for it."""
+    packed, to_label = data_set.annotations, data_set.label_map.to_label
+    found = [packed.category_ids[packed.objects(row)].tolist() for row in data_set.rows]
+    return [{to_label(category) for category in categories} & labels.keys() for categories in found]
+
+
+def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict, dict]:
+    """(what the .npy of a picture holds, {label: how many of its objects are written}); those without a pixel are
+    not written. InputError where the masks would take more than a .npy file may have."""
+    masks = target["masks"]
+    full = (masks.boxes[:, 2] > 0).tolist()
+    kept = [k for k, label in enumerate(target["labels"].tolist()) if label in labels and full[k]]
+    if len(kept) * masks.size[0] * masks.size[1] > npy_reader.MAX_PICKLE - 2**20:
+        raise InputError(f"{source}: its {len(kept)} masks would take more than a .npy file may have "
+                         f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the picture down, or choose fewer --classes")
+    own = target["labels"][kept].tolist()
+    content = {
+        "boxes": target["boxes"][kept].numpy(),
+        "labels": np.array([labels[label] for label in own], dtype=np.int64),
+        "masks": masks[kept].to_masks().numpy(),
+    }
+    if target["iscrowd"][kept].any():
+        content["iscrowd"] = target["iscrowd"][kept].numpy()
+    return content, Counter(own)
+
+
 def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) -> int:
     """Convert one split; returns the number of pictures that could not be read."""
-    classes_of = [set(data_set.target(i)["labels"].tolist()) & labels.keys()
-                  for i in tqdm(range(len(data_set)), desc="looking", unit="picture", disable=None, leave=False)
-                  ] if args.classes or args.balanced else [set()] * len(data_set)
+    classes_of = shown_classes(data_set, labels)
     chosen = choose(classes_of, args.classes is None, args.limit, args.balanced, args.seed)
     if not chosen:
         raise InputError(f"{data_set.source}: none of its {len(data_set)} pictures shows a class to choose by; give "
@@ -100,7 +126,7 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
     for folder in folders:
         folder.mkdir()
     sources = [Path(data_set.file_name(i)) for i in chosen]
-    shown, objects, others, empty, linked, unreadable = dict.fromkeys(labels, 0), 0, 0, 0, 0, 0
+    shown, counts = Counter(dict.fromkeys(labels, 0)), Counter()
     stems = [Path(drawn).stem for drawn in output_names(sources)]  # none twice
     for i, source, stem in tqdm(list(zip(chosen, sources, stems, strict=True)), desc=name or "pictures",
                                 unit="picture", disable=None):
@@ -108,40 +134,30 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
             picture_size(source)
         except PictureError as error:
             print(f"not converted: {error}", file=sys.stderr, flush=True)
-            unreadable += 1
+            counts["pictures could not be read"] += 1
             continue
         target = data_set.target(i)
-        wanted = [k for k, label in enumerate(target["labels"].tolist()) if label in labels]
-        masks = target["masks"][wanted]
-        full = (masks.boxes[:, 2] > 0).tolist()
-        kept = [k for k, has_pixels in zip(wanted, full, strict=True) if has_pixels]
-        if len(kept) * masks.size[0] * masks.size[1] > npy_reader.MAX_PICKLE - 2**20:
-            raise InputError(f"{source}: its {len(kept)} masks would take more than a .npy file may have "
-                             f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the picture down, or choose fewer --classes")
-        content = {
-            "boxes": target["boxes"][kept].numpy(),
-            "labels": np.array([labels[label] for label in target["labels"][kept].tolist()], dtype=np.int64),
-            "masks": target["masks"][kept].to_masks().numpy(),
-        }
-        if target["iscrowd"][kept].any():
-            content["iscrowd"] = target["iscrowd"][kept].numpy()
-        linked += place_picture(source, folders[0] / (stem + source.suffix), args.link)
+        content, written = content_of(target, labels, source)
+        symbolic = place_picture(source, folders[0] / (stem + source.suffix), args.link)
         np.save(folders[1] / f"{stem}.npy", content)
-        for label in set(target["labels"][kept].tolist()):
-            shown[label] += 1
-        objects += len(kept)
-        others += len(target["labels"]) - len(wanted)
-        empty += len(wanted) - len(kept)
-    line = f"{folders[0].name}: {len(chosen) - unreadable} of {len(data_set)} pictures, {objects} objects"
-    for count, what in ((others, "objects of other classes left out"), (empty, "objects without a pixel left out"),
-                        (unreadable, "pictures could not be read"),
-                        (linked, "pictures are symbolic links: training needs --follow-links")):
-        line += f", {count} {what}" if count else ""
-    print(visible(line))
+        shown.update(written.keys())
+        wanted = sum(label in labels for label in target["labels"].tolist())
+        counts["pictures"] += 1
+        counts["objects"] += written.total()
+        counts["objects of other classes left out"] += len(target["labels"]) - wanted
+        counts["objects without a pixel left out"] += wanted - written.total()
+        counts["pictures are symbolic links: training needs --follow-links"] += symbolic
+    tell(folders[0].name, data_set, counts, shown)
+    return counts["pictures could not be read"]
+
+
+def tell(folder: str, data_set, counts: Counter, shown: Counter) -> None:
+    """Print what was written; shown: {label: pictures that show it}."""
+    line = f"{folder}: {counts.pop('pictures', 0)} of {len(data_set)} pictures, {counts.pop('objects', 0)} objects"
+    print(visible(", ".join([line, *(f"{count} {what}" for what, count in counts.items() if count)])))
     if len(shown) <= 20:
-        print(visible("pictures of each class: " + ", ".join(
-            f"{data_set.label_map.name(label)} {count}" for label, count in shown.items())))
-    return unreadable
+        classes = (f"{data_set.label_map.name(label)} {count}" for label, count in shown.items())
+        print(visible(f"pictures of each class: {', '.join(classes)}"))
 
 
 def main() -> int:
