@@ -1,4 +1,4 @@
-"""Instances drawn on an image, and the curves: what matters can be seen, the rest of the image is left."""
+"""Instances drawn on an image: what matters can be seen, the rest of the image is left."""
 
 import colorsys
 import itertools
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from network_files.cropped_masks import CroppedMasks
-from train_utils.drawing import draw_detections, instance_color, plot_average_precision, plot_loss_and_lr, plot_losses
+from train_utils.drawing import draw_detections, instance_color
 
 
 def grey(height: int, width: int) -> torch.Tensor:
@@ -131,16 +131,3 @@ def test_magnify():
     assert torch.equal(pixels[:, 9 * 4, 17 * 4], color) and torch.equal(
         pixels[:, 19 * 4 - 1, 27 * 4 - 1], color
     )
-
-
-def test_curves(tmp_path):
-    plot_loss_and_lr(tmp_path / "loss.png", [2.0, 1.5, float("nan"), 1.0], [0.001, 0.01, 0.01, 0.001])
-    plot_average_precision(tmp_path / "ap.png", [5, 6], [0.1, 0.3], [0.05, -1.0])
-    epochs = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 1.5}, {}, {"a": None, "b": 1.0}]
-    plot_losses(tmp_path / "losses.png", list("abbbb"), range(4), epochs, epochs[::-1])
-    for name, size in (("loss.png", (960, 600)), ("ap.png", (960, 600)), ("losses.png", (1200, 1320))):
-        with Image.open(tmp_path / name) as picture:
-            pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
-        assert picture.size == size
-        coloured = (pixels.max(1) - pixels.min(1) > 100).sum()
-        assert coloured > 200  # lines were drawn

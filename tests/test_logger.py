@@ -1,4 +1,4 @@
-"""Console lines, results files and TensorBoard, read back."""
+"""Console lines and results files, read back."""
 
 import io
 import json
@@ -7,17 +7,9 @@ import re
 
 import pytest
 import torch
-from PIL import Image
 
 from backbone.errors import InputError
-from train_utils.logger import (
-    COCO_NUMBERS,
-    MetricLogger,
-    ResultsWriter,
-    SmoothedValue,
-    TensorBoard,
-    picture_grid,
-)
+from train_utils.logger import COCO_NUMBERS, MetricLogger, ResultsWriter, SmoothedValue
 
 LOSSES = {"loss_classifier": 0.5, "loss_box_reg": 0.25, "loss_mask": 0.125, "loss_objectness": 0.0625,
           "loss_rpn_box_reg": 0.03125}
@@ -165,64 +157,3 @@ def test_foreign_json_is_named_and_left_alone(tmp_path, text):
     with pytest.raises(InputError, match="det_results.json: not a results file"):
         ResultsWriter(tmp_path)
     assert path.read_text() == text
-
-
-# --- TensorBoard -------------------------------------------------------------------------------------------
-
-
-def events(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
-
-
-def test_tensorboard_holds_losses_lr_coco_numbers_and_pictures(tmp_path):
-    board = TensorBoard(tmp_path)
-    board.step(0, LOSSES, 0.1)
-    board.step(1, None, 0.2)
-    board.epoch(2, STATS, val_losses=LOSSES)
-    board.pictures(2, [[Image.new("RGB", (30, 20)), Image.new("L", (10, 20))]])
-    board.close()
-    read = events(tmp_path)
-    tags = read.Tags()
-    expected = {f"{t}/{n}" for t in STATS for n in COCO_NUMBERS} | {"train/lr"}
-    expected |= {f"{part}/{n}" for part in ("train", "val") for n in (*LOSSES, "loss")}
-    assert set(tags["scalars"]) == expected
-    assert [(e.step, round(e.value, 6)) for e in read.Scalars("train/lr")] == [(0, 0.1), (1, 0.2)]
-    assert [e.step for e in read.Scalars("train/loss")] == [0]
-    assert read.Scalars("segm/AP50")[0].value == pytest.approx(0.05)
-    (picture,) = read.Images(tags["images"][0])
-    assert (picture.height, picture.width) == (256, 384 + 4 + 128)
-
-
-def test_tensorboard_resumes_without_doubled_steps(tmp_path):
-    first = TensorBoard(tmp_path)
-    for step in range(5):
-        first.step(step, LOSSES, 1.0)
-        if step == 2:
-            first.epoch(3, STATS)
-    first.close()
-    second = TensorBoard(tmp_path, steps_done=3)
-    for step in range(3, 6):
-        second.step(step, LOSSES, 2.0)
-    second.close()
-    points = [(e.step, e.value) for e in events(tmp_path).Scalars("train/lr")]
-    assert points == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
-    assert [e.step for e in events(tmp_path).Scalars("segm/AP")] == [2]  # of the epoch that had ended
-
-
-def test_disabled_tensorboard_writes_nothing(tmp_path):
-    board = TensorBoard(tmp_path, enabled=False)
-    board.step(0, LOSSES, 0.1)
-    board.epoch(1, STATS)
-    board.pictures(1, [[Image.new("RGB", (3, 2))]])
-    board.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_picture_grid_places_rows_below_each_other():
-    red, blue = Image.new("RGB", (8, 4), "red"), Image.new("RGB", (2, 4), "blue")
-    grid = picture_grid([[red, blue], [blue]], height=8, gap=2)
-    assert grid.size == (16 + 2 + 4, 8 + 2 + 8)
-    at = [grid.getpixel(xy) for xy in ((15, 7), (16, 0), (18, 0), (0, 10), (4, 10))]
-    assert at == [(255, 0, 0), (255,) * 3, (0, 0, 255), (0, 0, 255), (255,) * 3]

@@ -1,4 +1,4 @@
-"""Pictures for people: instances drawn on an image, and the curves of a training run.
+"""Pictures for people: instances drawn on an image.
 
 D detections, H x W the image. Boxes are x1 y1 x2 y2 in the image's pixels. Lines and letters grow with the
 image, so that names can be read on a thumbnail and on a 50-megapixel photo.
@@ -7,7 +7,6 @@ image, so that names can be read on a thumbnail and on a 50-megapixel photo.
 import colorsys
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -128,60 +127,3 @@ def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
     """Black or white, whichever stands out on `color` (Rec. 601 luma)."""
     red, green, blue = color
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
-
-
-def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: Sequence[float]) -> None:
-    """Writes a PNG of the training loss and the learning rate, one value of each per step (or per epoch)."""
-    figure, axes = _new_figure()
-    steps = range(1, len(losses) + 1)
-    marker = "." if len(losses) < 50 else None  # a line through one point would not be seen
-    loss_line = axes.plot(steps, losses, color="tab:red", marker=marker, label="loss")
-    axes.set(xlabel="step", ylabel="training loss", title="Training loss and learning rate")
-    rate_axes = axes.twinx()
-    rate_line = rate_axes.plot(steps, learning_rates, color="tab:blue", marker=marker, label="learning rate")
-    rate_axes.set_ylabel("learning rate")
-    figure.legend(handles=loss_line + rate_line, loc="outside lower center", ncols=2)
-    figure.savefig(path)
-
-
-def plot_average_precision(path: str | Path, epochs: Sequence[int], box_ap: Sequence[float],
-                           mask_ap: Sequence[float]) -> None:
-    """Writes a PNG of the box and the mask AP (IoU 0.50:0.95) after each of the epochs."""
-    figure, axes = _new_figure()
-    for values, label, color in ((box_ap, "box AP", "tab:blue"), (mask_ap, "mask AP", "tab:green")):
-        axes.plot(epochs, values, color=color, marker=".", label=label)
-    axes.set(xlabel="epoch", ylabel="AP (IoU 0.50:0.95)", title="Average precision on the val split")
-    axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(path)
-
-
-def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], train: Sequence[dict],
-                val: Sequence[dict]) -> None:
-    """Writes a PNG of 3 x 2 plots: the sum and the five losses (`names`) over the epochs, in training and validation.
-
-    train, val: {name: mean over the epoch} of each epoch; what an epoch lacks, or has as None, leaves a gap.
-    """
-    figure, axes = _new_figure(3, 2)
-    for plot, name in zip(axes.flat, ("sum of the losses", *names), strict=True):
-        for losses, label, color in ((train, "training", "tab:red"), (val, "validation", "tab:blue")):
-            parts = names if plot is axes.flat[0] else [name]
-            known = [[epoch.get(part) for part in parts] for epoch in losses]
-            values = [math.nan if None in some else sum(some) for some in known]
-            plot.plot(epochs, values, color=color, marker=".", label=label)
-        plot.set(xlabel="epoch", title=name)
-        plot.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*plot.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.savefig(path)
-
-
-def _new_figure(rows: int = 1, columns: int = 1):
-    # Imported here: matplotlib is slow to load. A Figure without pyplot needs no display and leaves no state.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5) if rows == 1 else (10, 11), dpi=120, layout="constrained")
-    axes = figure.subplots(rows, columns)
-    for plot in figure.axes:
-        plot.grid(alpha=0.3)
-    return figure, axes

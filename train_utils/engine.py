@@ -54,12 +54,12 @@ class Learner:
     seed: int = 0
 
     def step(self, step):
-        """Use the gradient; returns whether it overflowed float16, and was left out."""
-        overflow = self.precision.step(self.optimizer, self.clip_grad_norm)
+        """Use the gradient; returns its norm, and whether it overflowed float16 and was left out."""
+        norm, overflow = self.precision.step(self.optimizer, self.clip_grad_norm)
         self.schedule.step()
         if self.ema:
             self.ema.update(self.model, step)
-        return overflow
+        return norm, overflow
 
     def pass_over(self, statistics):
         """Count a step without its gradient; statistics: running_statistics of before."""
@@ -74,7 +74,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished step; the last four are this rank's own, the others the same on every rank."""
+    """One finished step; indices to data_seconds are this rank's own, the others the same on every rank."""
 
     step: int
     losses: dict[str, float] | None  # mean over all micro-batches; None: no picture could be read
@@ -87,6 +87,7 @@ class StepRecord:
     skipped_files: list[str]
     seconds: float
     data_seconds: float
+    gradient_norm: "HostCopy | None" = None  # before clipping; None: the gradient was not used
 
 
 def train_one_epoch(
@@ -120,9 +121,10 @@ def train_one_epoch(
         skipped = [name for batch in batches for name in batch.skipped]
         counts = torch.tensor([sum(used), len(skipped), stop_requested()], dtype=torch.float64)
         total = world.sum(torch.cat([losses[used].sum(dim=0), counts]))  # [5 + 3]
-        lr, bad, overflow = learner.schedule.get_last_lr()[0], None, False
+        lr, bad, overflow, norm = learner.schedule.get_last_lr()[0], None, False, None
         if total.isfinite().all():
-            overflow = learner.step(step)
+            norm, overflow = learner.step(step)
+            norm = HostCopy(norm)
         else:
             bad = non_finite(step, batches, losses)
             if not may_skip():
@@ -133,7 +135,7 @@ def train_one_epoch(
         indices = [index for batch in batches for index in batch.indices]
         seconds = time.perf_counter() - start
         yield StepRecord(
-            step, means, lr, int(skips), stop > 0, overflow, bad, indices, skipped, seconds, data_seconds
+            step, means, lr, int(skips), stop > 0, overflow, bad, indices, skipped, seconds, data_seconds, norm
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: the console line, the det_results / seg_results files, steps.jsonl, TensorBoard."""
+"""What a run tells: the console line, the det_results / seg_results files, steps.jsonl."""
 
 from __future__ import annotations
 
@@ -289,75 +289,3 @@ class StepLog:
 
     def close(self) -> None:
         self.file.close()
-
-
-class TensorBoard:
-    """Losses and lr per step, COCO numbers and pictures per epoch, under `folder`/tensorboard.
-
-    The x axis of all of them is the optimiser step (0-based; an evaluation stands at the last step before
-    it), so that TensorBoard leaves out what a run writes anew that is resumed with `steps_done`.
-    """
-
-    def __init__(self, folder: str | Path, steps_done: int = 0, enabled: bool = True) -> None:
-        self.writer = None
-        if enabled:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-            self.path = make_folder(Path(folder) / "tensorboard")
-            with writing(self.path):
-                self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)
-
-    def step(self, step: int, losses: Mapping[str, float] | None, lr: float) -> None:
-        """Log the optimiser step `step` (0-based)."""
-        scalars = {f"train/{n}": v for n, v in losses.items()} if losses else {}
-        if losses:
-            scalars["train/loss"] = sum(losses.values())
-        self._scalars({**scalars, "train/lr": lr}, step)
-
-    def epoch(self, steps_done: int, stats: Mapping[str, Sequence[float]],
-              val_losses: Mapping[str, float] | None = None) -> None:
-        """Log the evaluation after `steps_done` steps: 12 COCO numbers per IoU type, and losses."""
-        scalars = {f"{iou_type}/{name}": value for iou_type, numbers in stats.items()
-                   for name, value in zip(COCO_NUMBERS, numbers, strict=True)}
-        if val_losses:
-            scalars.update({f"val/{name}": value for name, value in val_losses.items()})
-            scalars["val/loss"] = sum(val_losses.values())
-        self._scalars(scalars, steps_done - 1)
-        if self.writer:
-            with writing(self.path):
-                self.writer.flush()
-
-    def pictures(self, steps_done: int, rows: Sequence[Sequence],
-                 tag: str = "val/ground truth | prediction") -> None:
-        """Log a grid of PIL pictures: one row per sequence, ground truth left, prediction right."""
-        if self.writer and rows:
-            import numpy as np
-            with writing(self.path):
-                self.writer.add_image(tag, np.asarray(picture_grid(rows)), steps_done - 1, dataformats="HWC")
-
-    def close(self) -> None:
-        if self.writer:
-            with writing(self.path):
-                self.writer.close()
-            self.writer = None
-
-    def _scalars(self, scalars: Mapping[str, float], step: int) -> None:
-        if self.writer:
-            with writing(self.path):
-                for name, value in scalars.items():
-                    self.writer.add_scalar(name, value, step)
-
-
-def picture_grid(rows: Sequence[Sequence], height: int = 256, gap: int = 4):
-    """PIL pictures in rows -> one RGB PIL picture; each becomes `height` pixels high."""
-    from PIL import Image
-
-    scaled = [[p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for p in row]
-              for row in rows]
-    width = max(sum(p.width + gap for p in row) for row in scaled) - gap
-    grid = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
-    for i, row in enumerate(scaled):
-        left = 0
-        for picture in row:
-            grid.paste(picture, (left, i * (height + gap)))
-            left += picture.width + gap
-    return grid

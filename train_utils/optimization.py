@@ -72,12 +72,19 @@ class Precision:
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def step(self, optimizer, clip_grad_norm=None):
-        """One optimiser step, gradients cleared; returns whether the scaler left it out for an overflow."""
+        """One optimiser step, gradients cleared.
+
+        Returns the norm of the whole gradient before any clipping (a tensor on its device; not finite after an
+        overflow), and whether the scaler left the step out for an overflow.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if clip_grad_norm:
             if self.scaler:
                 self.scaler.unscale_(optimizer)
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = norm / self.scaler.get_scale() if self.scaler else norm
         overflow = False
         if self.scaler:
             scale, first = self.scaler.get_scale(), not optimizer.state
@@ -89,4 +96,4 @@ class Precision:
         else:
             optimizer.step()
         optimizer.zero_grad()
-        return overflow
+        return norm, overflow

@@ -5,7 +5,8 @@ import torch
 from backbone.errors import InputError
 from network_files.instance_masks import mask_probs_to_bool
 from train_utils.command import LESS_MEMORY, first_line
-from train_utils.drawing import draw_detections, plot_average_precision, plot_loss_and_lr, plot_losses
+from train_utils.curves import plot_average_precision, plot_loss_and_lr, plot_losses
+from train_utils.drawing import draw_detections
 from train_utils.engine import LOSS_NAMES
 from train_utils.files import atomic_file
 
@@ -26,16 +27,19 @@ def picture_rows(samples, label_map):
     return rows
 
 
-def write_curves(folder, writer, curve):
-    """The PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter."""
+def write_curves(folder, writer, curve, steps_per_epoch, about):
+    """The PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter; about: a line of text."""
     losses, rates = zip(*curve, strict=True)
-    plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates)
     records = writer.history()
     epochs = [record["epoch"] for record in records]
     train, val = ([record.get(f"{part}_losses") or {} for record in records] for part in ("train", "val"))
-    plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, epochs, train, val)
-    box_ap, mask_ap = ([record["AP"] for record in writer.history(t)] for t in ("bbox", "segm"))
-    plot_average_precision(folder / f"mAP{writer.stamp}.png", epochs, box_ap, mask_ap)
+    sums = [None if len(v) < len(LOSS_NAMES) or None in v.values() else sum(v.values()) for v in val]
+    val_loss = dict(zip(epochs, sums, strict=True))
+    plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates, steps_per_epoch, val_loss, about)
+    plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, epochs, train, val, about)
+    numbers = {f"{what} {name}": [record[name] for record in writer.history(iou_type)]
+               for iou_type, what in (("segm", "mask"), ("bbox", "box")) for name in ("AP", "AP50")}
+    plot_average_precision(folder / f"mAP{writer.stamp}.png", epochs, numbers, "mask AP", about)
 
 
 def save_for_replay(folder, error, model, data_set, rank=0):

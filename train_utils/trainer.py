@@ -1,5 +1,6 @@
 """The epochs of a run: train, evaluate, write the numbers, save; the model and the data are given."""
 
+import shlex
 import sys
 from contextlib import nullcontext
 
@@ -10,6 +11,7 @@ from train_utils import checkpoint as checkpoints
 from train_utils import resume
 from train_utils import run_folder as run_folders
 from train_utils.arguments import global_batch
+from train_utils.board import TensorBoard
 from train_utils.command import plain_args
 from train_utils.data_sets import EvalLoader, TrainLoader
 from train_utils.ema import EMA
@@ -21,7 +23,7 @@ from train_utils.engine import (
     settle_gradient_exchange,
     train_one_epoch,
 )
-from train_utils.logger import MetricLogger, ResultsWriter, StepLog, TensorBoard
+from train_utils.logger import MetricLogger, ResultsWriter, StepLog
 from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule
 from train_utils.reports import (
     explain_lack_of_memory,
@@ -126,6 +128,8 @@ class Trainer:
         self.say_start()
         if self.world.is_main:
             run_folders.write_args(self.folder, plain_args(args))
+        command = shlex.join(["python", *sys.argv])
+        self.board.run(progress.step, command, flags=plain_args(args), model=self.learner.model.config.to_dict())
         for epoch in range(progress.epochs_done, args.epochs):
             if args.early_stop and progress.epochs_since_best >= args.early_stop:
                 self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
@@ -177,7 +181,8 @@ class Trainer:
                 if record.bad:
                     self.tell_bad(record.bad)
                 log.step(record.seconds, record.data_seconds, record.losses, record.lr)
-                self.board.step(record.step, record.losses, record.lr)
+                late = {"train/gradient norm": record.gradient_norm} if record.gradient_norm else {}
+                self.board.step(record.step, record.losses, record.lr, late)
                 progress.take_in(record)
                 self.tell_skipped(record.skipped_files)
                 if args.log_steps:
@@ -243,9 +248,17 @@ class Trainer:
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
         self.writer.write(epoch, stats, loss, lr, **more)
-        self.board.epoch(self.progress.step, stats, result.losses)
+        per_class = {iou_type: numbers.per_class for iou_type, numbers in result.stats.items()}
+        self.board.epoch(self.progress.step, stats, result.losses, per_class)
         self.board.pictures(self.progress.step, picture_rows(result.samples, self.splits.label_map))
-        write_curves(self.folder, self.writer, self.progress.curve)
+        write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
+
+    def about(self):
+        """A line on the run for its curves."""
+        args, config, train = self.args, self.learner.model.config, self.splits.train
+        return (f"{self.folder.resolve().name}: {config.backbone} {config.variant}, {len(train)} training and "
+                f"{len(self.splits.val)} validation pictures, {len(train.label_map)} class(es), "
+                f"{global_batch(args, self.world)} pictures a step, {args.optimizer}, rate {args.lr:g}")
 
     def tell_skipped(self, files):
         """Name each unreadable picture once."""

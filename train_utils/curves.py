@@ -1,0 +1,121 @@
+"""The PNGs of a run's curves: each says by itself what is drawn, in which unit, of which run, and marks the best."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+BEST = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "linestyle": "none"}
+FEW = 50  # points of a line that are marked, too
+SMOOTHED = 0.05  # of all steps: the window of the running mean
+
+
+def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: Sequence[float],
+                     steps_per_epoch: int, val: Mapping[int, float | None] | None = None, about: str = "") -> None:
+    """Writes a PNG of the training loss and the learning rate, one value of each per step, and of the validation
+    losses {epoch: loss} at the epochs' ends. about: a line that says which run it is."""
+    figure, (axes,) = _new_figure("Training loss and learning rate", about)
+    steps = range(1, len(losses) + 1)
+    window = round(len(losses) * SMOOTHED)
+    marker = "." if len(losses) < FEW else None  # a line through one point would not be seen
+    lines = axes.plot(steps, losses, color="tab:red", marker=marker, label="training loss of a step",
+                      alpha=0.35 if window > 1 else 1, linewidth=1)
+    if window > 1:
+        lines += axes.plot(steps, running_mean(losses, window), color="tab:red", label=f"mean of {window} steps")
+    known = {epoch: loss for epoch, loss in (val or {}).items() if loss is not None and math.isfinite(loss)}
+    if known:
+        at = [(epoch + 1) * steps_per_epoch for epoch in known]
+        lines += axes.plot(at, list(known.values()), color="tab:green", marker="o", label="validation loss")
+        lines += _mark_best(axes, at, list(known.values()), list(known), min, "lowest validation loss", ".3f")
+    axes.set(xlabel="optimiser step", ylabel="loss (sum of the five, no unit)")
+    axes.set_ylim(bottom=0)
+    epochs = axes.secondary_xaxis("top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch))
+    epochs.set_xlabel("epochs done")
+    rates = axes.twinx()
+    lines += rates.plot(steps, learning_rates, color="tab:blue", linewidth=1, marker=marker, label="learning rate")
+    rates.set_ylabel("learning rate (per step)")
+    rates.set_ylim(bottom=0)
+    figure.legend(handles=lines, loc="outside lower center", ncols=3)
+    figure.savefig(path)
+
+
+def plot_average_precision(path: str | Path, epochs: Sequence[int], numbers: Mapping[str, Sequence[float]],
+                           best: str, about: str = "") -> None:
+    """Writes a PNG of average precisions in 0..1 after each of the epochs, name -> values (-1: absent, a gap);
+    the best epoch of the one named `best` is marked."""
+    figure, (axes,) = _new_figure("Average precision on the validation pictures", about)
+    for i, (name, values) in enumerate(numbers.items()):
+        values = [value if value >= 0 else math.nan for value in values]
+        axes.plot(epochs, values, color=f"C{i // 2}", linestyle=("-", "--")[i % 2], marker=".", label=name)
+        if name == best:
+            _mark_best(axes, epochs, values, epochs, max, f"best {name}", ".3f")
+    axes.set(xlabel="epoch (the first is 0)", ylabel="average precision (0 to 1)")
+    axes.set_ylim(bottom=0)
+    _whole_epochs(axes)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path)
+
+
+def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], train: Sequence[dict],
+                val: Sequence[dict], about: str = "") -> None:
+    """Writes a PNG of 3 x 2 plots: the sum and the five losses (`names`) over the epochs, in training and validation.
+
+    train, val: {name: mean over the epoch} of each epoch; what an epoch lacks, or has as None, leaves a gap. The
+    lowest validation loss of each is marked.
+    """
+    figure, plots = _new_figure("Losses, means over each epoch", about, 3, 2)
+    for plot, name in zip(plots, ("sum of the losses", *names), strict=True):
+        for losses, label, color in ((train, "training", "tab:red"), (val, "validation", "tab:blue")):
+            parts = names if plot is plots[0] else [name]
+            known = [[epoch.get(part) for part in parts] for epoch in losses]
+            values = [math.nan if None in some else sum(some) for some in known]
+            plot.plot(epochs, values, color=color, marker=".", label=label)
+            if losses is val:
+                _mark_best(plot, epochs, values, epochs, min, "lowest validation loss", ".3f", brief=True)
+        plot.set(xlabel="epoch (the first is 0)", ylabel="loss (no unit)", title=name)
+        plot.set_ylim(bottom=0)
+        _whole_epochs(plot)
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path)
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and the window - 1 before it; NaN is left out."""
+    known = np.isfinite(values)
+    sums, counts = (np.cumsum(np.concatenate(([0], part))) for part in (np.where(known, values, 0), known))
+    starts = np.maximum(np.arange(len(values)) + 1 - window, 0)
+    sums, counts = sums[1:] - sums[starts], counts[1:] - counts[starts]
+    return np.divide(sums, counts, out=np.full(len(values), math.nan), where=counts > 0).tolist()
+
+
+def _mark_best(plot, x: Sequence[float], values: Sequence[float], epochs: Sequence[int], choose, what: str,
+               form: str, brief: bool = False) -> list:
+    """A star at the best value, the first of equal ones, named in the legend (brief: beside the star)."""
+    known = [i for i, value in enumerate(values) if math.isfinite(value)]
+    if not known:
+        return []
+    best = choose(known, key=values.__getitem__)
+    number = f"{values[best]:{form}}, epoch {epochs[best]}"
+    if brief:
+        plot.annotate(number, (x[best], values[best]), textcoords="offset points", xytext=(0, -18), ha="center",
+                      fontsize=8)
+    label = what if brief else f"{what}: {number}"
+    return plot.plot([x[best]], [values[best]], color="gold", label=label, **BEST)
+
+
+def _whole_epochs(plot) -> None:
+    plot.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tuple:
+    """(figure, its plots)."""
+    # Imported here: matplotlib is slow to load. A Figure without pyplot needs no display and leaves no state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.4) if rows == 1 else (10, 11), dpi=120, layout="constrained")
+    figure.suptitle(f"{title}\n{about}" if about else title, fontsize=11)
+    plots = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for plot in plots:
+        plot.grid(alpha=0.3)
+    return figure, plots
