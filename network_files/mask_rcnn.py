@@ -9,6 +9,7 @@ from backbone import Block, FrozenBatchNorm2d, InputError, build_backbone
 from network_files.boxes import scale_boxes
 from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import paste_masks
+from network_files.recorder import Recorder
 from network_files.roi_align import FeatureTable
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
@@ -25,7 +26,8 @@ class MaskRCNN(nn.Module):
 
     images: uint8 0..255 or float 0..1, [3, H, W] each. targets, one dict per picture: boxes [G, 4] (x1 y1 x2
     y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
-    [G], and sample_seed (int) to fix the picture's draws. Raises ValueError for shapes that do not fit.
+    [G], and sample_seed (int) to fix the picture's draws. recorder is given what each stage sees. Raises ValueError
+    for shapes that do not fit.
     """
 
     def __init__(self, config: MaskRCNNConfig):
@@ -40,20 +42,25 @@ class MaskRCNN(nn.Module):
         self.transform = Transform(config.min_size, config.max_size, config.image_mean, config.image_std,
                                    config.size_divisible, config.fixed_size)
 
-    def forward(self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True):
+    def forward(
+        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True,
+        recorder: Recorder | None = None,
+    ):
         if self.training and targets is None:
             raise ValueError("training needs targets: call model(images, targets), or model.eval() first")
         self._check_device(images)
         batch = self.transform.batch(images, targets, self.training, self.rpn.head.cls_logits.weight.dtype)
+        if recorder is not None:
+            recorder("batch", pictures=batch.pictures, sizes=batch.sizes, original_sizes=batch.original_sizes)
         objects = targets and [prepare_objects(target, batch, i) for i, target in enumerate(targets)]
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
         table = FeatureTable(self.backbone(batch.pictures), torch.promote_types(batch.pictures.dtype, torch.float32))
-        proposals, losses = self.rpn(batch, table, objects)
+        proposals, losses = self.rpn(batch, table, objects, recorder)
         if objects is not None:
-            losses = self.roi_heads.losses(table, proposals, objects) | losses
+            losses = self.roi_heads.losses(table, proposals, objects, recorder) | losses
         if self.training:
             return losses
-        detections = self.roi_heads.detect(batch, table, proposals)
+        detections = self.roi_heads.detect(batch, table, proposals, recorder)
         detections = [self._to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
         return detections if objects is None else (losses, detections)
 

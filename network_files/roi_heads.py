@@ -17,6 +17,7 @@ from network_files.config import MaskRCNNConfig
 from network_files.instance_masks import mask_targets
 from network_files.losses import box_losses, loss_in_parts, mask_loss
 from network_files.nms import batched_nms
+from network_files.recorder import Recorder
 from network_files.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import Objects, PictureBatch
 
@@ -141,10 +142,16 @@ class RoIHeads(nn.Module):
         self.mask_predictor = MaskPredictor(mask_width, config.num_classes)
         self.coder = BoxCoder(config.bbox_reg_weights)
 
-    def pool(self, table: FeatureTable, rois: Tensor, picture: Tensor, size: int, few: bool = False) -> Tensor:
+    def pool(
+        self, table: FeatureTable, rois: Tensor, picture: Tensor, size: int, few: bool = False,
+        recorder: Recorder | None = None,
+    ) -> Tensor:
         """RoIAlign of rois [K, 4] of these pictures [K] on P2..P5 -> [K, c, size, size]."""
-        return roi_align(table, rois, picture, roi_levels(rois, len(STRIDES)), STRIDES, size,
-                         self.config.roi_sampling_ratio, few)
+        level = roi_levels(rois, len(STRIDES))
+        pooled = roi_align(table, rois, picture, level, STRIDES, size, self.config.roi_sampling_ratio, few)
+        if recorder is not None:
+            recorder("rois", rois=rois, level=level, pooled=pooled)
+        return pooled
 
     def boxes(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """RoI features [K, c, S, S] -> class logits [K, C] and deltas [K, 4 C], at least float32."""
@@ -157,10 +164,12 @@ class RoIHeads(nn.Module):
         logits = self.mask_predictor(self.mask_head(pooled), labels)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def losses(self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects]) -> dict[str, Tensor]:
+    def losses(
+        self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects], recorder: Recorder | None = None
+    ) -> dict[str, Tensor]:
         """The three losses over sampled proposals; the mask's over the positive ones. In training nothing reads
         the table after this, and it is cleared."""
-        samples = self.sample(proposals, objects)
+        samples = self.sample(proposals, objects, recorder)
         reference = torch.cat(samples.rois)
         positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
         rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
@@ -169,16 +178,20 @@ class RoIHeads(nn.Module):
         for_boxes = self.pool(table, reference, picture_of(samples.rois), self.config.box_roi_size)
         if self.training:
             del table.rows
-        losses = self._mask_loss(for_masks, samples, positive, objects)
+        losses = self._mask_loss(for_masks, samples, positive, objects, recorder)
         del for_masks
         logits, deltas = self.boxes(for_boxes)
         own = [o.boxes.to(reference.dtype)[m] if len(o.boxes) else r  # a background RoI's own box: delta 0, unused
                for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)]
         targets = self.coder.encode(torch.cat(own), reference)
+        if recorder is not None:
+            recorder("box_targets", rois=samples.rois, labels=samples.labels, deltas=targets)
         return losses | box_losses(logits, deltas, torch.cat(samples.labels), targets)
 
     @torch.no_grad()
-    def sample(self, proposals: list[Tensor], objects: list[Objects]) -> Samples:
+    def sample(
+        self, proposals: list[Tensor], objects: list[Objects], recorder: Recorder | None = None
+    ) -> Samples:
         """Label the proposals and the objects' own boxes, and draw a balanced part of each picture's."""
         cfg, samples = self.config, Samples([], [], [])
         for boxes, obj in zip(proposals, objects, strict=True):
@@ -192,19 +205,24 @@ class RoIHeads(nn.Module):
             positive, negative = matching.sample_balanced(
                 label, cfg.box_batch_size_per_image, cfg.box_positive_fraction, obj.generators[1])
             chosen = torch.cat((positive, negative))
+            if recorder is not None:
+                recorder("roi_samples", boxes=boxes, matched=matched, label=label, chosen=chosen)
             samples.rois.append(boxes[chosen])
             samples.labels.append(label[chosen])
             samples.matched.append(matched[chosen].clamp(min=0))
         return samples
 
     def _mask_loss(
-        self, pooled: Tensor, samples: Samples, positive: list[Tensor], objects: list[Objects]
+        self, pooled: Tensor, samples: Samples, positive: list[Tensor], objects: list[Objects],
+        recorder: Recorder | None,
     ) -> dict[str, Tensor]:
         """From the features of the positive RoIs [K, c, S, S], some at a time."""
         rois, labels, matched = ([t[p] for t, p in zip(ts, positive, strict=True)]
                                  for ts in (samples.rois, samples.labels, samples.matched))
         cells = 2 * self.config.mask_roi_size
         targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells)
+        if recorder is not None:
+            recorder("mask_targets", rois=rois, labels=labels, matched=matched, targets=targets)
 
         def loss(x: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
             return mask_loss(self.masks(x, labels), targets)["loss_mask"] * (len(x) / max(len(pooled), 1))
@@ -215,22 +233,29 @@ class RoIHeads(nn.Module):
         parameters = [*self.mask_head.parameters(), *self.mask_predictor.parameters()]
         return {"loss_mask": loss_in_parts(loss, pooled, parts, parameters)}
 
-    def detect(self, batch: PictureBatch, table: FeatureTable, proposals: list[Tensor]) -> list[dict[str, Tensor]]:
+    def detect(
+        self, batch: PictureBatch, table: FeatureTable, proposals: list[Tensor], recorder: Recorder | None = None
+    ) -> list[dict[str, Tensor]]:
         """Per picture: boxes [D, 4] in the resized picture, scores, labels, and mask_probs [D, M, M]."""
         # picture by picture, so that a picture's numbers do not depend on the others in its batch
         detections = []
         for i, rois in enumerate(proposals):
             picture = torch.full((len(rois),), i, device=rois.device)
-            pooled = self.pool(table, rois, picture, self.config.box_roi_size)
-            detection = self._detect_boxes(*self.boxes(pooled), rois, batch.sizes[i])
+            pooled = self.pool(table, rois, picture, self.config.box_roi_size, recorder=recorder)
+            detection = self._detect_boxes(*self.boxes(pooled), rois, batch.sizes[i], recorder)
             boxes, labels = detection["boxes"], detection["labels"]
             pooled = self.pool(table, boxes, picture[:1].expand(len(boxes)), self.config.mask_roi_size)
             logits = torch.cat([self.masks(*some) for some in
                                 zip(pooled.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)])
-            detections.append(detection | {"mask_probs": logits.to(rois.dtype).sigmoid()})
+            probs = logits.to(rois.dtype).sigmoid()
+            if recorder is not None:
+                recorder("masks", probs=probs)
+            detections.append(detection | {"mask_probs": probs})
         return detections
 
-    def _detect_boxes(self, logits: Tensor, deltas: Tensor, rois: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    def _detect_boxes(
+        self, logits: Tensor, deltas: Tensor, rois: Tensor, size: tuple[int, int], recorder: Recorder | None
+    ) -> dict[str, Tensor]:
         """logits [P, C], deltas [P, 4 C], rois [P, 4] -> the best boxes after NMS within each class."""
         cfg = self.config
         scores = logits.softmax(1)
@@ -242,4 +267,6 @@ class RoIHeads(nn.Module):
         good = at_least(boxes, MIN_SIDE)
         boxes, score, label = boxes[good], score[good], label[good]
         keep = batched_nms(boxes, score, label, cfg.box_nms_thresh)[: cfg.box_detections_per_img]
+        if recorder is not None:
+            recorder("classes", scores=scores, roi=roi, good=good, boxes=boxes, labels=label, score=score, keep=keep)
         return {"boxes": boxes[keep], "labels": label[keep], "scores": score[keep]}

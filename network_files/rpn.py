@@ -15,6 +15,7 @@ from network_files.boxes import BoxCoder, at_least, clip_boxes
 from network_files.config import MaskRCNNConfig
 from network_files.losses import rpn_losses
 from network_files.nms import batched_nms
+from network_files.recorder import Recorder
 from network_files.roi_align import FeatureTable
 from network_files.transform import Objects, PictureBatch
 
@@ -74,7 +75,8 @@ class RegionProposalNetwork(nn.Module):
         self.coder = BoxCoder()
 
     def forward(
-        self, batch: PictureBatch, table: FeatureTable, objects: list[Objects] | None = None
+        self, batch: PictureBatch, table: FeatureTable, objects: list[Objects] | None = None,
+        recorder: Recorder | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return proposals, one [P, 4] per picture by falling objectness, and losses ({} without objects).
 
@@ -92,11 +94,13 @@ class RegionProposalNetwork(nn.Module):
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         logits, deltas = [t.to(dtype) for t in logits], [t.to(dtype) for t in deltas]
         anchors = self.anchors(maps, batch.padded)
-        proposals = self._propose(batch, logits, deltas, anchors)
+        if recorder is not None:
+            recorder("rpn", maps=maps, anchors=anchors, logits=logits, deltas=deltas)
+        proposals = self._propose(batch, logits, deltas, anchors, recorder)
         if objects is None:
             return proposals, {}
         counts = [len(a) for a in anchors]
-        picture, anchor, labels, targets = self._sample(torch.cat(anchors), objects)
+        picture, anchor, labels, targets = self._sample(torch.cat(anchors), objects, recorder)
         if few:
             logit, delta = self._at(table, picture, anchor, counts)
         else:
@@ -115,7 +119,7 @@ class RegionProposalNetwork(nn.Module):
         return logits[row, own], deltas[row, own]
 
     @torch.no_grad()
-    def _propose(self, batch, logits, deltas, anchors) -> list[Tensor]:
+    def _propose(self, batch, logits, deltas, anchors, recorder) -> list[Tensor]:
         """The best anchors of each level, decoded, clipped, cleared of near-duplicates within the level."""
         cfg = self.config
         before = cfg.rpn_pre_nms_top_n_train if self.training else cfg.rpn_pre_nms_top_n_test
@@ -127,17 +131,24 @@ class RegionProposalNetwork(nn.Module):
             references.append(anchor[top])
             objectness.append(score)
             levels.append(torch.full_like(top, level))
+            if recorder is not None:
+                recorder("candidates", anchor=top)
         decoded = self.coder.decode(torch.cat(best, 1), torch.cat(references, 1))  # [N, K, 4]
         scores, proposals = torch.cat(objectness, 1).sigmoid(), []
         for box, score, level, size in zip(decoded, scores, torch.cat(levels, 1), batch.sizes, strict=True):
             box = clip_boxes(box, size)
             good = at_least(box, MIN_SIDE) & (score >= cfg.rpn_score_thresh)
             box, score, level = box[good], score[good], level[good]
-            proposals.append(box[batched_nms(box, score, level, cfg.rpn_nms_thresh)[:after]])
+            keep = batched_nms(box, score, level, cfg.rpn_nms_thresh)[:after]
+            if recorder is not None:
+                recorder("proposals", good=good, boxes=box, scores=score, levels=level, keep=keep)
+            proposals.append(box[keep])
         return proposals
 
     @torch.no_grad()
-    def _sample(self, anchors: Tensor, objects: list[Objects]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _sample(
+        self, anchors: Tensor, objects: list[Objects], recorder: Recorder | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw anchors [A, 4] that train: their picture, number and label (1, 0), int64 [S], the positives' deltas."""
         cfg = self.config
         pictures, samples, labels, targets = [], [], [], []
@@ -152,4 +163,7 @@ class RegionProposalNetwork(nn.Module):
             samples.append(sampled)
             labels.append(label[sampled])
             targets.append(self.coder.encode(obj.boxes.to(anchors.dtype)[matched[positive]], anchors[positive]))
+            if recorder is not None:
+                recorder("rpn_targets", objects=obj.boxes, crowds=obj.crowds, matched=matched, label=label,
+                         positive=positive, negative=negative, deltas=targets[-1])
         return torch.cat(pictures), torch.cat(samples), torch.cat(labels), torch.cat(targets)

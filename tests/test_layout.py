@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK_LAYERS = [  # a module imports from the rows above its own
-    {"boxes", "roi_align", "losses", "cropped_masks", "plain_pickle", "file_stamp"},
+    {"boxes", "roi_align", "losses", "cropped_masks", "plain_pickle", "file_stamp", "recorder"},
     {"nms"},
     {"config", "instance_masks", "anchors", "matching", "architecture"},
     {"transform"},

@@ -1,0 +1,52 @@
+"""What each stage of a forward pass sees, kept for those who want to look: `model(images, recorder=Recorder())`.
+
+    seen = Recorder()
+    losses, detections = model(images, targets, recorder=seen)  # in evaluation: every stage from one pass
+    seen["proposals"][0]["boxes"]  # of picture 0
+
+The network hands over values that it has anyway, under the stage's name; without a recorder it does nothing more
+than check that there is none. N pictures, L levels, A anchors, K candidates, P proposals, S sampled, D detections.
+
+    stage         records      values
+    batch         one          pictures [N, 3, ph, pw], sizes (h, w) and original_sizes (H, W) of each
+    rpn           one          per level: maps [N, C, H, W], anchors [A_l, 4], logits [N, A_l], deltas [N, A_l, 4]
+    candidates    per level    anchor [N, k]: the best anchors' numbers within the level, by falling logit
+    proposals     per picture  good bool [K]: candidates (level by level) that are large enough; of these: boxes,
+                               scores, levels, and keep [P]: which survive NMS, by falling score
+    rpn_targets   per picture  objects [G, 4], crowds, matched [A] (`matching.match_boxes`), label [A] (1, 0, -1:
+                               ignored), sampled positive and negative anchors' numbers, the positives' deltas
+    roi_samples   per picture  boxes [P + G, 4] (proposals, then objects), matched, label, chosen [S]: the sampled
+    box_targets   one          rois and labels of each picture, deltas [S, 4] over all pictures
+    mask_targets  one          rois, labels and matched of each picture's positives, targets [K, M, M] over all
+    rois          per picture  rois [P, 4], level [P] (0: P2), pooled [P, C, S, S]
+    classes       per picture  scores [P, C]; of each (RoI, class) worth a look: roi, good (bool: large enough); of the
+                               good: boxes, labels, score, and keep [D]: which survive NMS, by falling score
+    masks         per picture  probs [D, M, M]
+
+Boxes are x1 y1 x2 y2 in the resized picture's pixels.
+"""
+
+from torch import Tensor
+
+
+class Recorder:
+    """stages: {stage: its records, dicts of values, in the order in which they came}. One for each forward pass."""
+
+    def __init__(self):
+        self.stages: dict[str, list[dict]] = {}
+
+    def __call__(self, stage: str, **values) -> None:
+        self.stages.setdefault(stage, []).append(copied(values))
+
+    def __getitem__(self, stage: str) -> list[dict]:
+        """The stage's records; none where the pass did not come to it."""
+        return self.stages.get(stage, [])
+
+
+def copied(value):
+    """Tensors, also in lists, tuples and dicts, as copies on the CPU without gradient: nothing of the pass is kept."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    return type(value)(map(copied, value)) if isinstance(value, (list, tuple)) else value
