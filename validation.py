@@ -3,6 +3,7 @@
     python validation.py --weights-path save_weights/model_best.pth --data-path DATA
     python validation.py --weights-path save_weights/model_best.pth         the data that it was trained with
     python validation.py --detections submission.json --data-path DATA      a COCO results json, without a model
+    python validation.py --weights-path save_weights/model_best.pth --report       a page about its mistakes, too
 
 Evaluates the val split (of data with a single json: the share that training held out) and writes
 record_mAP.txt, record_mAP.json and detections.json into --output-dir. The numbers do not depend on
@@ -10,10 +11,12 @@ record_mAP.txt, record_mAP.json and detections.json into --output-dir. The numbe
 Exit status 1: finished, but some pictures could not be read: they are named and left out of the numbers.
 --strict makes these, and annotations that can't be used (skipped and counted else), an error.
 Results (--detections) are scored on the val split too, and on all pictures of data with a single json.
+--report writes report.html: what each kind of mistake costs, class by class, and the pictures that show it.
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,6 +31,7 @@ from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
 from train_utils.files import make_folder, user_path
 from train_utils.inference import add_model_arguments, check_same_classes, load_model
+from train_utils.mistakes import PICTURES, write_report
 from train_utils.trainer import val_loader
 
 
@@ -51,7 +55,13 @@ def parse_args() -> argparse.Namespace:
     command.add_flag(parser, "--follow-links",
                      help="follow pictures that are links out of the data folder (else they are an error)")
     command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
+    command.add_flag(parser, "--report", help="write report.html too, a page about the mistakes")
+    parser.add_argument("--report-pictures", type=command.non_negative_int, default=PICTURES, metavar="N",
+                        help=f"pictures to look at in it, those with most mistakes; its size is bounded: the more, the "
+                             f"smaller they are (default: {PICTURES})")
     args = parser.parse_args()
+    if "report_pictures" in args.given and not args.report:
+        parser.error("--report-pictures N is about the page of --report; give both")
     if (args.weights_path is None) == (args.detections is None):
         parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
     if args.detections is not None and args.data_path is None:
@@ -77,8 +87,8 @@ def open_val_set(args: argparse.Namespace, trained: dict, label_map):
                          follow_links=args.follow_links, **chosen).val
 
 
-def score_detections(args: argparse.Namespace) -> None:
-    """Writes and prints the numbers of a results file: of its boxes, of its masks, or of both."""
+def score_detections(args: argparse.Namespace) -> int:
+    """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
     data_set = open_val_set(args, {"val_fraction": 1.0}, None)
     print(data_set.describe())
     truth = data_set.ground_truth()
@@ -91,6 +101,19 @@ def score_detections(args: argparse.Namespace) -> None:
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {pictures} of {len(data_set)} pictures")
     print("written:", *paths)
+    return write_page_of(args, stats, found[list(stats)[-1]], data_set, None) if args.report else command.EXIT_OK
+
+
+def write_page_of(args: argparse.Namespace, stats: dict, results: list[dict], data_set, image_ids) -> int:
+    """Writes the report and says so; the exit status."""
+    start, folder = time.perf_counter(), user_path(args.output_dir)
+    source = args.weights_path if args.detections is None else args.detections
+    made = write_report(folder, source, stats, results, data_set, image_ids, args.report_pictures, args.strict)
+    for name in made.unreadable:
+        print(f"not in the report: {name}", file=sys.stderr)
+    print(f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.pictures} pictures to look at, "
+          f"{time.perf_counter() - start:.1f} s)")
+    return command.EXIT_SOME_UNUSABLE if made.unreadable else command.EXIT_OK
 
 
 def report(folder: Path, result: EvalResult, data_set) -> int:
@@ -131,7 +154,10 @@ def main() -> int | None:
             bar.update(len(batch.images) + len(batch.skipped))
 
         result = evaluate(model, loader, data_set, world, on_batch=count)
-    return report(output_dir, result, data_set)
+    status = report(output_dir, result, data_set)
+    if args.report:
+        status = max(status, write_page_of(args, result.stats, result.results, data_set, result.image_ids))
+    return status
 
 
 if __name__ == "__main__":

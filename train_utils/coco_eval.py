@@ -6,6 +6,7 @@ D detections of one image. Boxes are x1 y1 x2 y2 in the model's detections and x
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,16 +139,19 @@ def _average_precision_50(categories: Sequence[dict], precision: np.ndarray) -> 
 
     precision: IoU thresholds x 101 recall thresholds x categories by id x areas x detection limits.
     """
-    categories = sorted(categories, key=lambda category: category["id"])
-    names = [category["name"] for category in categories]
     per_class = {}
-    for index, (name, category) in enumerate(zip(names, categories, strict=True)):
-        if names.count(name) > 1:
-            name = f"{name} ({category['id']})"
+    for index, name in enumerate(category_names(categories).values()):
         values = precision[0, :, index, 0, -1]  # [101]
         present = values[values > -1]
         per_class[name] = float(np.mean(present)) if present.size else None
     return per_class
+
+
+def category_names(categories: Sequence[dict]) -> dict[int, str]:
+    """Category id -> name, by id; a name that several bear is told apart by the id."""
+    names = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
+    counts = Counter(names.values())
+    return {i: f"{name} ({i})" if counts[name] > 1 else name for i, name in names.items()}
 
 
 def format_record(results: dict[str, IouTypeResult]) -> str:

@@ -241,7 +241,7 @@ def to_device(batch, device):
 
 @dataclass
 class EvalResult:
-    """One evaluation, the same on every rank but for `results` and `samples`, which rank 0 has alone."""
+    """One evaluation, the same on every rank but for what follows `seconds`, which rank 0 has alone."""
 
     stats: dict[str, IouTypeResult]  # "bbox", "segm"
     losses: dict[str, float]  # mean over the pictures
@@ -249,6 +249,7 @@ class EvalResult:
     seconds: float
     results: list[dict] = field(default_factory=list)  # COCO result dicts, both box and mask
     samples: list[tuple] = field(default_factory=list)  # (image, target, detection), on the CPU
+    image_ids: list[int] = field(default_factory=list)  # the pictures that the numbers are about
 
     @property
     def mask_ap(self):
@@ -298,7 +299,8 @@ def evaluate(
             f"none of the {len(data_set)} validation pictures could be read; the first: {skipped[0]}"
         )
     results = [result for outcome in outcomes for result in outcome.results]
-    return EvalResult(stats, losses, skipped, time.perf_counter() - start, results, samples)
+    image_ids = sorted(i for outcome in outcomes for i in outcome.image_ids)
+    return EvalResult(stats, losses, skipped, time.perf_counter() - start, results, samples, image_ids)
 
 
 def evaluate_batch(model, batch, label_map, device, precision, mask_threshold):

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -77,10 +78,11 @@ def table(head: Sequence, rows: Sequence[Sequence], **attributes: object) -> Htm
 
 
 def is_number(cell: object) -> bool:
+    text = re.sub("<[^>]*>", "", cell) if isinstance(cell, Html) else str(cell)
     try:
-        float(str(cell).replace(",", "").rstrip("%"))
+        float(text.replace(",", "").rstrip("%"))
     except ValueError:
-        return str(cell) == "n/a"
+        return text == "n/a"
     return True
 
 
