@@ -79,9 +79,9 @@ def test_a_value_on_the_way_is_read_a_step_later(tmp_path):
             return super().read()
 
     board = TensorBoard(tmp_path)
-    board.step(0, LOSSES, 0.1, {"train/gradient norm": Late(torch.tensor(3.0))})
+    board.step(0, LOSSES, 0.1, {"gradient norm": Late(torch.tensor(3.0))})
     assert read == []
-    board.step(1, LOSSES, 0.1, {"train/gradient norm": Late(torch.tensor(5.0))})
+    board.step(1, LOSSES, 0.1, {"gradient norm": Late(torch.tensor(5.0))})
     assert read == [3.0]
     board.close()
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/gradient norm")] == [(0, 3.0), (1, 5.0)]

@@ -35,7 +35,7 @@ class StandIn(nn.Module):
         self.layer, self.frozen = nn.Linear(3, len(LOSS_NAMES)), nn.Linear(1, 1)
         self.frozen.requires_grad_(False)
 
-    def forward(self, images, targets, paste_masks=True):
+    def forward(self, images, targets, paste_masks=True, recorder=None):
         pictures = torch.stack(images).to(self.layer.weight.dtype) / 255
         normal = self.norm(pictures).mean(dim=(2, 3))  # [N, 3]
         values = self.layer(self.dropout(normal)).square().mean(dim=0)  # [5]
@@ -157,7 +157,7 @@ def test_dropout_differs_between_steps_and_ranks():
 def test_a_batch_without_pictures_is_a_step_of_weight_zero():
     learner = make_learner()
     before = weights(learner)
-    zero_weighted_step(learner, empty(make_batch(range(2))), World.single(CPU), 1.0)
+    zero_weighted_step(learner, empty(make_batch(range(2))), World.single(CPU))
     assert_equal(before, weights(learner))
     assert (learner.model.layer.weight.grad == 0).all()
 
@@ -212,9 +212,20 @@ def test_half_precision_scales_and_bfloat16_does_not():
     assert amp_dtype(CPU) in (torch.bfloat16, None)
     scaled, plain = make_learner(precision=Precision(CPU, torch.float16)), make_learner()
     scaled.precision.dtype = None  # the scaler alone: float16 arithmetic would round
-    run_steps(scaled, Loader())
-    run_steps(plain, Loader())
+    norms = [[record.measures["gradient norm"].read() for record in run_steps(learner, Loader())]
+             for learner in (scaled, plain)]
     assert_equal(weights(scaled), weights(plain), rtol=1e-4, atol=1e-6)
+    assert_equal(torch.stack(norms[0]), torch.stack(norms[1]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_the_gradient_norm_is_that_before_clipping(clip):
+    learner, twin = make_learner(clip=clip), make_learner()
+    batch = make_batch(range(2))
+    sum(twin.model(batch.images, batch.targets).values()).backward()
+    expected = torch.cat([p.grad.flatten() for p in twin.model.parameters() if p.grad is not None]).norm()
+    first = run_steps(learner, Loader(batch_size=2))[0]
+    assert_equal(first.measures["gradient norm"].read(), expected, rtol=1e-6, atol=0)
 
 
 # --- learning rate ---

@@ -82,6 +82,21 @@ def test_a_run_leaves_its_files(finished):
     assert losses[0]["loss"] > losses[1]["loss"] > 0 and losses[0]["val_losses"]["loss_mask"] > 0
 
 
+def test_tensorboard_tells_what_one_looks_for(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(finished[0] / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    measures = ("gradient norm", "positive anchors", "positive RoIs", "proposal recall 0.5")
+    values = {name: [event.value for event in read.Scalars(f"train/{name}")] for name in measures}
+    assert all(len(each) == 2 * STEPS and min(each) >= 0 for each in values.values())
+    assert min(values["gradient norm"]) > 0 and max(values["positive anchors"]) > 0
+    assert len(read.Scalars("AP50 of masks/ellipse")) == len(read.Scalars("AP50 of boxes/ellipse")) == 2
+    assert [event.step for event in read.Images("val/ground truth | prediction")] == [STEPS - 1, 2 * STEPS - 1]
+    (command,) = read.Tensors("run/command/text_summary")
+    assert b"train.py" in command.tensor_proto.string_val[0]
+    assert {"run/flags/text_summary", "run/model/text_summary"} <= set(read.Tags()["tensors"])
+
+
 # --- cut and resumed ---
 
 

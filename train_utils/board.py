@@ -42,7 +42,7 @@ class TensorBoard:
     def step(self, step: int, losses: Mapping[str, float] | None, lr: float, on_the_way: Mapping = ()) -> None:
         """Log the optimiser step `step` (0-based).
 
-        on_the_way: name -> an object whose read() gives the number once a device has computed it; they are logged
+        on_the_way: name -> an object whose read() gives the number once its device has computed it; they are logged
         with the next step, so that nothing waits for them.
         """
         self._log_waiting()
@@ -90,7 +90,7 @@ class TensorBoard:
 
     def _log_waiting(self) -> None:
         for step, values in self.waiting:
-            self._scalars({name: float(value.read()) for name, value in values.items()}, step)
+            self._scalars({f"train/{name}": float(value.read()) for name, value in values.items()}, step)
         self.waiting = []
 
     def _scalars(self, scalars: Mapping[str, float], step: int) -> None:

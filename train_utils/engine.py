@@ -18,6 +18,7 @@ from train_utils.coco_eval import IouTypeResult, evaluate_results, to_coco_resul
 from train_utils.command import is_lack_of_memory
 from train_utils.data_sets import Batch, sample_seed
 from train_utils.optimization import Precision
+from train_utils.step_counts import StepCounts
 
 LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 DROPOUT_STREAM = 3  # beside those of loaders.py: the generator that dropout draws from
@@ -74,7 +75,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished step; indices to data_seconds are this rank's own, the others the same on every rank."""
+    """One finished step; from `indices` on it is this rank's own, before that the same on every rank."""
 
     step: int
     losses: dict[str, float] | None  # mean over all micro-batches; None: no picture could be read
@@ -87,7 +88,7 @@ class StepRecord:
     skipped_files: list[str]
     seconds: float
     data_seconds: float
-    gradient_norm: "HostCopy | None" = None  # before clipping; None: the gradient was not used
+    measures: "dict[str, HostCopy]"  # the norm of a gradient that was used (before clipping), and StepCounts.means
 
 
 def train_one_epoch(
@@ -98,11 +99,13 @@ def train_one_epoch(
     first_step: int = 0,
     stop_requested: Callable[[], bool] = bool,
     may_skip: Callable[[], bool] = bool,
+    counts_of: Callable[[int], StepCounts | None] = lambda step: None,
 ) -> Iterator[StepRecord]:
     """Train from step `first_step` of `epoch` to its end, yielding after each step, to log and to save.
 
     Where a loss is not finite the optimiser does not use the gradient: with may_skip() the step is done
     without it and the running means are put back, else NonFiniteLoss is raised. OutOfMemory is raised too.
+    counts_of(step): the recorder that this rank's passes of that step are given.
     """
     learner.parallel.train()
     micro_batches = iter(loader.epoch(epoch, first_step))
@@ -116,15 +119,16 @@ def train_one_epoch(
         torch.manual_seed(sample_seed(learner.seed, step, world.rank, stream=DROPOUT_STREAM))
         statistics = running_statistics(learner.model) if may_skip() else []
         with reporting_lack_of_memory(step, batches), world.together(waits=False):
-            losses = accumulate_gradients(learner, batches, world)  # [accumulate_steps, 5]
+            counts = counts_of(step)
+            losses = accumulate_gradients(learner, batches, world, counts)  # [accumulate_steps, 5]
         used = [len(batch.images) > 0 for batch in batches]
         skipped = [name for batch in batches for name in batch.skipped]
-        counts = torch.tensor([sum(used), len(skipped), stop_requested()], dtype=torch.float64)
-        total = world.sum(torch.cat([losses[used].sum(dim=0), counts]))  # [5 + 3]
-        lr, bad, overflow, norm = learner.schedule.get_last_lr()[0], None, False, None
+        others = torch.tensor([sum(used), len(skipped), stop_requested()], dtype=torch.float64)
+        total = world.sum(torch.cat([losses[used].sum(dim=0), others]))  # [5 + 3]
+        lr, bad, overflow = learner.schedule.get_last_lr()[0], None, False
+        measures = counts.means() if counts else {}
         if total.isfinite().all():
-            norm, overflow = learner.step(step)
-            norm = HostCopy(norm)
+            measures["gradient norm"], overflow = learner.step(step)
         else:
             bad = non_finite(step, batches, losses)
             if not may_skip():
@@ -135,7 +139,8 @@ def train_one_epoch(
         indices = [index for batch in batches for index in batch.indices]
         seconds = time.perf_counter() - start
         yield StepRecord(
-            step, means, lr, int(skips), stop > 0, overflow, bad, indices, skipped, seconds, data_seconds, norm
+            step, means, lr, int(skips), stop > 0, overflow, bad, indices, skipped, seconds, data_seconds,
+            {name: HostCopy(torch.as_tensor(value)) for name, value in measures.items()},
         )
 
 
@@ -171,32 +176,34 @@ def settle_gradient_exchange(learner, world):
     if world.size > 1:
         learner.parallel.train()
         with world.together(waits=False):
-            zero_weighted_step(learner, Batch([], [], [], []), world, 0.0)
+            zero_weighted_step(learner, Batch([], [], [], []), world)
         learner.optimizer.zero_grad()
 
 
-def accumulate_gradients(learner, batches, world):
+def accumulate_gradients(learner, batches, world, recorder=None):
     """Forward and backward of each micro-batch -> their losses, float64 [len(batches), 5] on the CPU."""
     losses = []
     for index, batch in enumerate(batches):
         with world.no_sync(learner.parallel, last=index == len(batches) - 1):
-            run = forward_backward if batch.images else zero_weighted_step
-            losses.append(run(learner, batch, world, 1 / len(batches)))
+            if batch.images:
+                losses.append(forward_backward(learner, batch, world, 1 / len(batches), recorder))
+            else:
+                losses.append(zero_weighted_step(learner, batch, world))
     return torch.stack([copy.read() for copy in losses]).double()
 
 
-def forward_backward(learner, batch, world, weight):
+def forward_backward(learner, batch, world, weight, recorder=None):
     """Add the gradient of one micro-batch's loss, times weight; returns the HostCopy of its losses [5]."""
     images, targets = to_device(batch, world.device)
     with learner.precision.autocast():
-        losses = learner.parallel(images, targets)
+        losses = learner.parallel(images, targets, recorder=recorder)
     copy = HostCopy(torch.stack([losses[name].detach() for name in LOSS_NAMES]))
     with world.together():  # gradients are exchanged while they are computed
         learner.precision.backward(sum(losses.values()) * weight)
     return copy
 
 
-def zero_weighted_step(learner, batch, world, weight):
+def zero_weighted_step(learner, batch, world):
     """Take part in the exchange of gradients without a picture: by a dummy one, weighted 0."""
     buffers = [buffer.clone() for buffer in learner.model.buffers()]
     target = {

@@ -33,6 +33,7 @@ from train_utils.reports import (
     write_curves,
 )
 from train_utils.run_state import Progress, begin_at, from_checkpoint, to_checkpoint
+from train_utils.step_counts import StepCounts
 from transforms import build_augment
 
 SAMPLES = 4  # validation pictures in TensorBoard's grid
@@ -174,15 +175,14 @@ class Trainer:
         if progress.meters:
             log.load_state_dict(progress.meters)
         steps = train_one_epoch(
-            self.learner, self.loader, self.world, epoch, first, self.stop.requested, self.may_skip
+            self.learner, self.loader, self.world, epoch, first, self.stop.requested, self.may_skip, self.counts_of
         )
         try:
             for record in steps:
                 if record.bad:
                     self.tell_bad(record.bad)
                 log.step(record.seconds, record.data_seconds, record.losses, record.lr)
-                late = {"train/gradient norm": record.gradient_norm} if record.gradient_norm else {}
-                self.board.step(record.step, record.losses, record.lr, late)
+                self.board.step(record.step, record.losses, record.lr, record.measures)
                 progress.take_in(record)
                 self.tell_skipped(record.skipped_files)
                 if args.log_steps:
@@ -203,6 +203,10 @@ class Trainer:
         if not log.averages():
             raise InputError("no training picture could be read, or no loss was finite; see the lines above")
         return log.averages()
+
+    def counts_of(self, step):
+        """What TensorBoard shows beside the losses is counted where a line is printed: on a GPU it costs time."""
+        return StepCounts() if self.world.is_main and step % self.args.print_freq == 0 else None
 
     def may_skip(self):
         """Whether one more step with a loss that is not finite is passed over."""
