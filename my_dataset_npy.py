@@ -100,7 +100,7 @@ def read_folder(image_dir: Path, annotation_dir: Path) -> tuple[CocoAnnotations,
     found = annotation_cache.load(key, DTYPES) if worthwhile else None
     if found is not None:
         return CocoAnnotations(annotation_dir, *found), found[0]["note"]
-    scans = [_scan(*pair) for pair in tqdm(paths, desc=annotation_dir.name, unit="file", disable=None, leave=False)]
+    scans = [scan_pair(*pair) for pair in tqdm(paths, desc=annotation_dir.name, unit="file", disable=None, leave=False)]
     turn, note = _orientation(scans)
     scans = [scan.turned() if scan.rows_first is None and turn else scan for scan in scans]
     skipped = {reason: len(names) for reason, names in left.items()}
@@ -128,7 +128,8 @@ def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
     return state.hexdigest(), total >= annotation_cache.WORTHWHILE and newest < time.time_ns() - SETTLED
 
 
-def _scan(picture: Path, annotation: Path) -> Scan:
+def scan_pair(picture: Path, annotation: Path) -> Scan:
+    """What one .npy says of its picture; InputError names the file."""
     objects = npy.read_objects(annotation)
     sides = objects.masks.shape[1:]
     try:

@@ -68,7 +68,8 @@ class Packer:
                 continue
             except (InputError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 what = f"{error} is missing" if isinstance(error, KeyError) else error
-                raise InputError(f"{self.path}: annotation {_name(sequence, annotation)}: {what}") from error
+                self._refuse(f"{self.path}: annotation {name_of(sequence, annotation)}: {what}", annotation, error)
+                continue
             for name, value in zip(FIELDS, (sequence, row, *values[:-1], len(values[-1])), strict=True):
                 fields[name].append(value)
             parts += values[-1]
@@ -76,10 +77,16 @@ class Packer:
             self._keep(fields, [len(part) for part in parts], b"".join(parts))
 
     def _skip(self, reason: str, sequence: int, annotation: dict) -> None:
-        name = _name(sequence, annotation)
+        name = name_of(sequence, annotation)
         self.first_skipped.setdefault(reason, name if annotation.get("id") is None else f"id {name}")
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
-        self._skipped_ids.append(annotation_id(annotation))
+        try:
+            self._skipped_ids.append(annotation_id(annotation))
+        except InputError as error:
+            self._refuse(f"{self.path}: annotation {name}: {error}", annotation, error)
+
+    def _refuse(self, message: str, annotation, error: Exception) -> None:
+        raise InputError(message) from error
 
     def repeated_id(self) -> int | None:
         """An annotation id that stands twice, of skipped ones too; before `arrays`."""
@@ -218,7 +225,7 @@ class _Plain:
             yield fields, lengths[parts] * content.itemsize, content.tobytes()
 
 
-def _name(sequence: int, annotation) -> str:
+def name_of(sequence: int, annotation) -> str:
     """What a message calls the annotation."""
     if not isinstance(annotation, dict):
         return brief(annotation)

@@ -33,6 +33,8 @@ DTYPES = {
     "annotation_ids": np.int64, "category_ids": np.int64, "iscrowd": np.uint8, "boxes": np.float64,
     "areas": np.float64, "kinds": np.uint8, "first_part": np.int64, "part_bytes": np.uint8, "part_first": np.int64,
 }
+NO_MASKS = "no annotation has a segmentation; polygons or RLE masks are needed"
+STANDS_TWICE = "stands twice; give each annotation an id of its own"
 
 
 class Ragged:
@@ -140,12 +142,12 @@ def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotat
     for start in range(0, len(raw["annotations"]), BATCH):
         packer.add(raw["annotations"][start : start + BATCH])
     if packer.skipped.get(NO_SEGMENTATION) == packer.count > 0:
-        raise InputError(f"{path}: no annotation has a segmentation; polygons or RLE masks are needed")
+        raise InputError(f"{path}: {NO_MASKS}")
     repeated = packer.repeated_id()
     if repeated is not None:
         given = (a["id"] for a in raw["annotations"] if a.get("id") is not None and as_id(a["id"], "id") == repeated)
-        raise InputError(f"{path}: annotation id {next(given)} stands twice; give each annotation an id of its own")
-    return CocoAnnotations(path, *_packed(raw["categories"], categories, images, packer))
+        raise InputError(f"{path}: annotation id {next(given)} {STANDS_TWICE}")
+    return CocoAnnotations(path, *packed_values(raw["categories"], categories, images, packer))
 
 
 def read_indexed(path) -> CocoAnnotations | None:
@@ -211,10 +213,10 @@ def _read_in_batches(path, file) -> tuple[tuple, str]:
         raise Unusual("a category that is not listed")
     if packer.repeated_id() is not None:
         raise Unusual("an id that stands twice")
-    return _packed(listed, categories, images, packer), state.hexdigest()
+    return packed_values(listed, categories, images, packer), state.hexdigest()
 
 
-def _packed(listed: list, categories: dict[int, str], images: list[tuple], packer: Packer) -> tuple[dict, dict]:
+def packed_values(listed: list, categories: dict[int, str], images: list[tuple], packer: Packer) -> tuple[dict, dict]:
     """(plain values as json has them, arrays): what CocoAnnotations is made of, and the cache keeps."""
     values = {
         "categories": list(categories.items()), "given": list(given_categories(listed).items()),

@@ -61,8 +61,7 @@ def open_data_set(
         raise InputError(f"{path}: no such file or folder; check --data-path")
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{path}: the folder is empty; {LOOKED_FOR}")
-    if dataset == "auto":
-        dataset = next((name for name, found in FOUND_BY.items() if found(path)), "coco")
+    dataset = layout_of(path, dataset)
     refuse_flags(path, dataset, {"--image-dir": image_dir, "--year": year, "--label-json-path": label_json})
     if dataset == "voc":
         splits = _open_voc(path, year, split, label_map, follow_links)
@@ -104,6 +103,13 @@ def refuse_missing(data_set) -> None:
             f"first is {data_set.file_name(first)} (image id {data_set.given_id(first)}); put them there, or take "
             "them out of the list"
         )
+
+
+def layout_of(path: Path, dataset: str = "auto") -> str:
+    """The layout of the data in `path`, where `dataset` does not say it."""
+    if dataset != "auto":
+        return dataset
+    return next((name for name, found in FOUND_BY.items() if found(path)), "coco")
 
 
 def is_voc(path: Path) -> bool:
@@ -158,17 +164,20 @@ def _open_voc(path, year, split, label_map, follow_links) -> DataSplits:
 
 
 def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map, follow_links) -> DataSplits:
-    if path.is_file():
-        root = data_root(path)
-        as_val = split == "val" and role_of(path) in ("val", "test")
-        jsons = {"val" if as_val else "all": path}
-    else:
-        root = path.parent if path.name == "annotations" else path
-        jsons = find_jsons(root, year)
+    root, jsons = coco_files(path, year, split)
     return _open_splits(
         jsons, lambda json_path, labels: _read_coco(json_path, root, image_dir, labels, follow_links), path,
         val_fraction, seed, split, label_map,
     )
+
+
+def coco_files(path: Path, year=None, split=None) -> tuple[Path, dict[str, Path]]:
+    """(folder of the data, {"train" | "val" | "all": json}) of a folder or of one json."""
+    if path.is_file():
+        as_val = split == "val" and role_of(path) in ("val", "test")
+        return data_root(path), {"val" if as_val else "all": path}
+    root = path.parent if path.name == "annotations" else path
+    return root, find_jsons(root, year)
 
 
 def _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_links) -> DataSplits:
@@ -200,7 +209,7 @@ def _open_splits(found: dict, read, path, val_fraction, seed, split, label_map) 
     parts = {role: read(found[role], label_map) for role in wanted}
     if len(parts) == 2 and label_map is None:
         given = {**parts["train"].label_map.given, **parts["val"].label_map.given}
-        label_map = LabelMap.from_categories(_merged_categories(parts["train"], parts["val"]), given)
+        label_map = LabelMap.from_categories(merged_categories(parts["train"], parts["val"]), given)
         for part in parts.values():
             part.label_map = label_map
     label_map = label_map or parts[wanted[0]].label_map
@@ -237,7 +246,7 @@ def _read_coco(json_path, root, image_dir, label_map, follow_links):
     return data
 
 
-def _merged_categories(train, val) -> dict[int, str]:
+def merged_categories(train, val) -> dict[int, str]:
     """Categories of both jsons, which may not contradict one another."""
     merged = dict(train.annotations.categories)
     for category, name in val.annotations.categories.items():

@@ -5,7 +5,7 @@ The data folder and the folder of its pictures may be links themselves, and lie 
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from backbone.errors import InputError
@@ -19,22 +19,40 @@ def refuse_links(source, image_dir, root, names: Iterable[str]) -> None:
     source: what lists the names. Each folder is looked at once, a picture only if it is a link. Names that leave
     `root` as text are passed over: they are refused where they are read.
     """
+    for error in links_out(source, image_dir, root, names):
+        raise error
+
+
+def links_out(source, image_dir, root, names: Iterable[str]) -> Iterator[InputError]:
+    """What `refuse_links` would raise, for each such link."""
     inside = _inside(image_dir, root)
     links: dict[str, frozenset[str] | None] = {}  # of a folder; None: of one that the name itself leaves
     for name in names:
         folder, base = os.path.split(name)
         if folder not in links:
-            links[folder] = _links_below(image_dir, folder, root, inside, source)
+            path = os.path.join(image_dir, folder)
+            below = _is_in(os.path.abspath(path), (os.path.abspath(root), os.path.abspath(image_dir)))
+            if below and (error := _leads_out(source, path, inside)):
+                yield error
+                below = False
+            links[folder] = _links_in(path) if below else None
         found = links[folder]
-        if found and base in found:
-            _refuse(source, os.path.join(image_dir, name), inside)
+        if found and base in found and (error := _leads_out(source, os.path.join(image_dir, name), inside)):
+            yield error
 
 
 def refuse_links_in(folders: Iterable[Path], root) -> None:
     """InputError if a folder below `root` has a file that is a link out of both."""
+    for error in links_out_of(folders, root):
+        raise error
+
+
+def links_out_of(folders: Iterable[Path], root) -> Iterator[InputError]:
+    """What `refuse_links_in` would raise, for each such link."""
     for folder in folders:
         for name in sorted(_links_in(folder)):
-            _refuse(folder, os.path.join(folder, name), _inside(folder, root))
+            if error := _leads_out(folder, os.path.join(folder, name), _inside(folder, root)):
+                yield error
 
 
 def refuse_links_of(pattern: str | Path, paths: Iterable[Path]) -> None:
@@ -44,15 +62,8 @@ def refuse_links_of(pattern: str | Path, paths: Iterable[Path]) -> None:
         fixed = os.path.dirname(fixed)
     inside = _inside(fixed or ".", fixed or ".")
     for path in paths:
-        _refuse(f"--img-path {pattern}", path, inside)
-
-
-def _links_below(image_dir, folder: str, root, inside, source) -> frozenset[str] | None:
-    path = os.path.join(image_dir, folder)
-    if not _is_in(os.path.abspath(path), (os.path.abspath(root), os.path.abspath(image_dir))):
-        return None
-    _refuse(source, path, inside)
-    return _links_in(path)
+        if error := _leads_out(f"--img-path {pattern}", path, inside):
+            raise error
 
 
 def _links_in(folder) -> frozenset[str]:
@@ -67,10 +78,11 @@ def _inside(*folders) -> tuple[str, ...]:
     return tuple({os.path.realpath(folder) for folder in folders})
 
 
-def _refuse(source, path, inside: tuple[str, ...]) -> None:
+def _leads_out(source, path, inside: tuple[str, ...]) -> InputError | None:
     target = os.path.realpath(path)
-    if not _is_in(target, inside):
-        raise InputError(f"{source}: {path} leads out of the data by a link, to {target}; {ADVICE}")
+    if _is_in(target, inside):
+        return None
+    return InputError(f"{source}: {path} leads out of the data by a link, to {target}; {ADVICE}")
 
 
 def _is_in(path: str, folders: tuple[str, ...]) -> bool:

@@ -1,0 +1,228 @@
+"""What training would make of a data set, before it starts: mistakes, oddities, sizes, anchors, doubles.
+
+    python -m tools.check_data D                       any data that train.py reads; a json; a folder of pictures
+    python -m tools.check_data D --min-size 512        as the model would see it: its flags are train.py's
+    python -m tools.check_data D --full                also open every picture (by itself up to 2,000 pictures)
+    python -m tools.check_data D --fix OUT             write corrected copies of COCO jsons, and a list of changes
+
+Written are check_data.html (a page to look at) and check_data.json (every find, for programs) in --output-dir. What
+the loader refuses or skips is told in its own words, every annotation of it and not only the first. The data is never
+changed. Exit status: 0 nothing to complain of; 1 warnings; 2 errors, at which training would stop.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from backbone.errors import InputError
+from network_files import MaskRCNNConfig
+from tools.doctor import anchors, duplicates, fix, looks, page, pictures, statistics
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
+from tools.doctor.opening import Opened, open_all
+from tools.doctor.table import outlines, table_of
+from train_utils import command
+from train_utils.data_sets import LAYOUTS
+from train_utils.files import make_folder, user_path, write_text
+from train_utils.pages import write_page
+from train_utils.plain_text import one_line
+
+SMALL = 2000  # pictures up to which all are opened unless --quick says otherwise
+SHOWN = 6  # finds of a kind on the console
+
+
+def parse_args() -> argparse.Namespace:
+    parser = command.Parser(prog="-m tools.check_data", description=__doc__)
+    parser.add_argument("data", help="a data set as train.py's --data-path, a json, or a folder of pictures")
+    parser.add_argument("--dataset", choices=LAYOUTS, default="auto", help="its layout (default: auto)")
+    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
+    parser.add_argument("--year", help="where the folder has several years")
+    parser.add_argument("--label-json-path", metavar="J", help="class names of .npy data")
+    command.add_flag(parser, "--follow-links", help="follow pictures that are links out of the data")
+    passes = parser.add_mutually_exclusive_group()
+    passes.add_argument("--full", action="store_true", help="open every picture")
+    passes.add_argument("--quick", action="store_true", help="open only those of the contact sheet")
+    parser.add_argument("--workers", "-j", type=command.non_negative_int, default=0,
+                        help="processes that open pictures (default: 0, this one)")
+    parser.add_argument("--samples", type=command.non_negative_int, default=18,
+                        help="pictures of the contact sheet (default: 18)")
+    parser.add_argument("--seed", type=command.seed, default=0, help="of their choice (default: 0)")
+    parser.add_argument("--output-dir", default="check_data", help="where page and json go (default: ./check_data)")
+    parser.add_argument("--fix", metavar="OUT", help="a new folder for corrected annotations (COCO)")
+    command.add_config_arguments(parser)
+    return parser.parse_args()
+
+
+class Report:
+    """All that was found out; `look` fills it."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.finds = args, Finds()
+        self.config = MaskRCNNConfig(**command.config_from_args(args))
+        self.tables: dict = {}
+        self.outlines: dict = {}
+        self.classes: dict = {}
+        self.histograms: dict = {}
+        self.sizes: dict = {}
+        self.reach: list = []
+        self.doubles: list = []
+        self.opened: Opened | None = None
+        self.full = False
+
+    @property
+    def splits(self) -> dict:
+        """What can be looked at: data sets, or {"": pictures}."""
+        return self.opened.splits or ({"": self.opened.pictures} if self.opened.pictures else {})
+
+    def look(self) -> None:
+        """Everything but the pictures."""
+        args, finds = self.args, self.finds
+        self.opened = open_all(args.data, finds, args.dataset, args.image_dir, args.year, args.label_json_path,
+                               args.follow_links)
+        self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
+        for split, table in self.tables.items():
+            outline = outlines(table)
+            looks.look_at_objects(table, outline, split, finds)
+            looks.look_after_resizing(table, self.config, split, finds)
+            looks.look_at_pictures(table, split, finds)
+        if self.tables:
+            tables = list(self.tables.values())
+            self.classes = looks.look_at_classes(self.tables, finds)
+            looks.look_across(self.tables, finds)
+            self.histograms = statistics.histograms(tables, self.config)
+            self.sizes = statistics.picture_sizes(tables)
+            self.reach = anchors.reach(tables, self.config)
+        count = sum(map(len, self.splits.values()))
+        self.full = args.full or (count <= SMALL and not args.quick)
+
+    def open_pictures(self) -> None:
+        seen = {split: pictures.full_pass(part, self.args.workers, self.finds, split)
+                for split, part in self.splits.items()}
+        self.doubles = duplicates.find_doubles(seen)
+        duplicates.tell_doubles(self.doubles, self.splits, self.finds)
+
+    def lines(self) -> list[str]:
+        """What the data is, a line a split."""
+        told = []
+        for split, table in self.tables.items():
+            counts, data_set = table.counts(), table.data_set
+            told.append(f"{split}: {len(counts):,} pictures ({int((counts == 0).sum()):,} without objects), "
+                        f"{int(counts.sum()):,} objects of {len(data_set.label_map)} classes, "
+                        f"{int(table.crowd.sum()):,} crowd regions")
+        return told or [f"{len(self.opened.pictures):,} pictures without annotations"] * bool(self.opened.pictures)
+
+    def anchor_lines(self) -> list[str]:
+        told = []
+        for i, reach in enumerate(self.reach):
+            flags = "anchors" if i == 0 else reach.flags()
+            told.append(f"{flags}: {reach.share(0.5):.1%} of the objects at IoU 0.5, {reach.share(0.7):.1%} at 0.7")
+        return told
+
+    def to_dict(self) -> dict:
+        """check_data.json."""
+        return {
+            "data": str(self.opened.path), "layout": self.opened.layout, "error": self.opened.verdict,
+            "full_pass": self.full, "counts": {severity: self.finds.total(severity) for severity in SEVERITIES},
+            "splits": {split: {"source": str(table.data_set.source), "pictures": len(table.sizes),
+                               "objects": int(table.counts().sum()), "crowd_regions": int(table.crowd.sum())}
+                       for split, table in self.tables.items()},
+            "classes": self.classes, "histograms": self.histograms, "picture_sizes": self.sizes,
+            "anchors": [{"anchor_sizes": list(reach.sizes), "aspect_ratios": list(reach.ratios),
+                         "share_at_0.5": reach.share(0.5), "share_at_0.7": reach.share(0.7)} for reach in self.reach],
+            "doubles": [{"first": duplicates.path_of(self.splits, double.first), "same_pixels": double.same,
+                         "second": duplicates.path_of(self.splits, double.second),
+                         "correlation": round(double.correlation, 4)} for double in self.doubles],
+            "finds": self.finds.to_list(),
+        }
+
+    def write(self, folder: Path) -> Path:
+        """The json and the page; returns the page's path."""
+        make_folder(folder)
+        sheet, seconds = page.contact_sheet(self.splits, self.args.samples, self.args.seed, self.finds)
+        told = what_is_left(self, seconds)
+        sections = [page.finds_section(self.finds)]
+        if self.splits and self.args.samples:
+            sections.append(page.section("sheet", "Chosen by chance, as training gets them", sheet))
+        if self.tables:
+            config = self.config
+            sizing = (f"after resizing to {config.fixed_size}" if config.fixed_size else
+                      f"after resizing with --min-size {config.min_size[-1]} --max-size {config.max_size}")
+            sections.append(page.classes_section(self.classes))
+            sections.append(page.histograms_section(self.histograms, self.sizes))
+            sections.append(page.anchors_section(self.reach, sizing))
+        if self.full and self.splits:
+            sections.append(page.doubles_section(self.doubles, self.splits))
+        lead = page.summary([*self.lines(), told], self.opened.verdict, self.finds)
+        title = f"{self.opened.path.resolve().name}: the data, checked"
+        write_page(folder / "check_data.html", page.whole_page(title, lead, sections))
+        write_text(folder / "check_data.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        return folder / "check_data.html"
+
+
+def what_is_left(report: Report, seconds: list[float]) -> str:
+    """What the full pass adds, and how long it would take, as far as the contact sheet tells."""
+    if report.full:
+        return "Every picture was opened."
+    count = sum(map(len, report.splits.values()))
+    told = ("Only the contact sheet's pictures were opened. --full opens all: unreadable ones, sizes that the "
+            "annotations contradict, EXIF orientations, blank ones, and doubles within and across the splits")
+    if seconds and count:
+        total = sum(seconds) / len(seconds) * count / max(report.args.workers, 1)
+        told += f"; about {_duration(total)} with --workers {report.args.workers}, as the contact sheet's took"
+    return told + "."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def show(report: Report) -> None:
+    """The summary on the console: errors first."""
+    print(f"{report.opened.path} ({report.opened.layout})")
+    for line in (*report.lines(), *report.anchor_lines()):
+        print(f"  {line}")
+    verdict = report.opened.verdict
+    print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")
+    for kind, count in report.finds.counts():
+        print(one_line(f"{kind.severity}: {kind.title}: {count:,}"))
+        listed = report.finds[kind]
+        few = listed[: 0 if kind.severity == NOTE else SHOWN if kind.severity == ERROR else 2]
+        for find in few:
+            print(f"    {find.text}")
+        if few and len(listed) > len(few):
+            print(f"    and {count - len(few):,} more")
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """--output-dir; InputError if it lies in the data."""
+    folder, data = user_path(args.output_dir), user_path(args.data)
+    root = data.resolve() if data.is_dir() else data.resolve().parent
+    if folder.resolve() == root or (data.is_dir() and root in folder.resolve().parents):
+        raise InputError(f"--output-dir {folder}: lies in the data; give a folder outside of it")
+    return folder
+
+
+def main() -> int:
+    args = parse_args()
+    start = time.monotonic()
+    folder = output_folder(args)
+    report = Report(args)
+    report.look()
+    if report.full:
+        report.open_pictures()
+    path = report.write(folder)
+    show(report)
+    print(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)")
+    if args.fix:
+        fix.write(report.opened, args, report.tables)
+    if report.finds.total(ERROR):
+        return command.EXIT_WRONG_INPUT
+    return command.EXIT_SOME_UNUSABLE if report.finds.total(WARNING) else command.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))

@@ -1,0 +1,139 @@
+"""How well anchors can fit the objects of a data set: the best IoU of each object with any anchor of its picture.
+
+An anchor's IoU with a box depends on the distances of their centres in x and y, each for itself, and falls with both;
+so of one size and ratio the anchor on the nearest cell is the best, and no other is looked at.
+A objects, L levels, R aspect ratios.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from network_files.anchors import cell_anchors
+from network_files.config import MaskRCNNConfig
+from network_files.transform import padded_size, resized_size
+
+STRIDES = (4, 8, 16, 32)  # of the body's levels; the last level has every other cell of the one below it
+LOW, GAIN = 0.9, 0.02  # below this share of objects at IoU 0.5 other sizes are sought, and told if they bring so much
+MORE_RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
+SAMPLE = 5000  # objects that sizes are tried on
+
+
+class Scene(NamedTuple):
+    """Objects in the frame of their resized pictures: boxes float64 [A, 4] x1 y1 x2 y2; steps [A, L, 2] pixels
+    between the cells of each level in y and x; grids [A, L, 2] numbers of cells."""
+
+    boxes: np.ndarray
+    steps: np.ndarray
+    grids: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> "Scene":
+        return Scene(self.boxes[chosen], self.steps[chosen], self.grids[chosen])
+
+
+def resized(table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(height and width of each picture after resizing, of what it alone is padded to), int64 [I, 2] each."""
+    found, inverse = np.unique(table.sizes, axis=0, return_inverse=True)
+    sizing = config.min_size[-1], config.max_size
+    small = [resized_size(h, w, *sizing, config.fixed_size) for h, w in found.tolist()]
+    padded = [padded_size(h, w, *sizing, config.size_divisible, config.fixed_size) for h, w in found.tolist()]
+    inverse = inverse.reshape(-1)
+    return tuple(np.array(sizes, dtype=np.int64).reshape(-1, 2)[inverse] for sizes in (small, padded))
+
+
+def scene(table, config: MaskRCNNConfig) -> Scene:
+    """Of all objects that are not crowds and have a side in the picture."""
+    small, padded = resized(table, config)
+    boxes = table.clipped
+    kept = ~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    picture = table.picture[kept]
+    scale = (small / np.maximum(table.sizes, 1))[picture]  # [A, 2] y, x
+    grids = [padded // stride for stride in STRIDES]
+    grids.append((grids[-1] - 1) // 2 + 1)
+    grids = np.stack(grids, axis=1)  # [I, L, 2]
+    steps = padded[:, None] // grids
+    return Scene(boxes[kept] * scale[:, [1, 0, 1, 0]], steps[picture], grids[picture])
+
+
+def best_iou(objects: Scene, sizes, aspect_ratios) -> np.ndarray:
+    """Each object's best IoU with an anchor: float64 [A]."""
+    low, high = objects.boxes[:, :2], objects.boxes[:, 2:]
+    area, centre = (high - low).prod(1), (low + high) / 2
+    best = np.zeros(len(area))
+    for level, size in enumerate(sizes):
+        step = objects.steps[:, level, ::-1]  # [A, 2] x, y
+        nearest = np.clip(np.rint(centre / step), 0, objects.grids[:, level, ::-1] - 1) * step  # [A, 2]
+        for half in cell_anchors(size, tuple(aspect_ratios))[:, 2:].double().numpy():  # [2] of each ratio
+            sides = np.minimum(high, nearest + half) - np.maximum(low, nearest - half)
+            shared = sides.clip(0).prod(1)
+            best = np.maximum(best, shared / (area + 4 * half.prod() - shared))
+    return best
+
+
+def suggest(objects: Scene, sizes, ratios, seed: int = 0) -> tuple[int, ...]:
+    """One size per level with which more objects are reached: the best of several spreads over the objects' sides,
+    then each size for itself a little smaller or larger while that helps. Tried on a sample."""
+    rng = np.random.default_rng(seed)
+    if len(objects.boxes) > SAMPLE:
+        objects = objects.take(np.sort(rng.choice(len(objects.boxes), SAMPLE, replace=False)))
+    sides = np.sqrt((objects.boxes[:, 2:] - objects.boxes[:, :2]).prod(1))
+    levels = len(sizes)
+    starts = [np.quantile(sides, np.linspace(edge, 1 - edge, levels)) for edge in (0.03, 0.1, 0.2)]
+    starts += [np.array(sizes) * 2.0**power for power in np.arange(-4, 2.1, 0.5)]
+    tried: dict[tuple, float] = {}
+
+    def score(given) -> float:
+        if given not in tried:
+            found = best_iou(objects, given, ratios)
+            tried[given] = float((found >= 0.5).mean() + 0.5 * (found >= 0.7).mean())
+        return tried[given]
+
+    best = max((_whole(start) for start in starts), key=score)
+    improved = True
+    while improved:
+        improved = False
+        for level in range(levels):
+            for factor in (0.7, 0.85, 1.2, 1.4):
+                other = _whole([size * (factor if i == level else 1) for i, size in enumerate(best)])
+                if score(other) > score(best) + 1e-4:
+                    best, improved = other, True
+    return best
+
+
+def _whole(sizes) -> tuple[int, ...]:
+    return tuple(sorted(max(2, round(float(size))) for size in sizes))
+
+
+class Reach(NamedTuple):
+    """sizes, one per level, and aspect ratios of anchors; ious [A]: each object's best with one of them."""
+
+    sizes: tuple[int, ...]
+    ratios: tuple[float, ...]
+    ious: np.ndarray
+
+    def share(self, least: float) -> float:
+        """Of the objects, that have an anchor of so much IoU."""
+        return float((self.ious >= least).mean()) if len(self.ious) else 1.0
+
+    def flags(self) -> str:
+        sizes, ratios = (" ".join(f"{value:g}" for value in values) for values in (self.sizes, self.ratios))
+        return f"--anchor-sizes {sizes} --aspect-ratios {ratios}"
+
+
+def reach(tables: list, config: MaskRCNNConfig) -> list[Reach]:
+    """Of the configured anchors; where few objects are reached, of better sizes, then of more ratios, if that helps."""
+    scenes = [scene(table, config) for table in tables]
+    objects = Scene(*(np.concatenate(parts) for parts in zip(*scenes, strict=True)))
+
+    def of(sizes, ratios):
+        return Reach(sizes, ratios, best_iou(objects, sizes, ratios))
+
+    found = [of(config.anchor_sizes, config.aspect_ratios)]
+    for ratios in (config.aspect_ratios, MORE_RATIOS):
+        best = found[-1]
+        if best.share(0.5) >= LOW or not len(best.ious):
+            break
+        other = of(suggest(objects, best.sizes, ratios), ratios)
+        if other.share(0.5) >= best.share(0.5) + GAIN:
+            found.append(other)
+    return found

@@ -1,0 +1,92 @@
+"""What was found: each find is of a kind, which has a severity and says what to do.
+
+error: train.py stops at it. warning: it is skipped, or most likely a mistake. note: good to know.
+"""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from train_utils.plain_text import one_line
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+SEVERITIES = (ERROR, WARNING, NOTE)
+KEPT = 20_000  # finds of one kind that are listed; the rest is counted
+MOST_KINDS = 200  # kinds made of messages
+VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b")
+
+
+class Kind(NamedTuple):
+    """title: what is counted; advice: what to do about it."""
+
+    severity: str
+    title: str
+    advice: str = ""
+
+
+class Find(NamedTuple):
+    """text: one line that names the file, and the annotation where it is about one. Ids as the data has them."""
+
+    text: str
+    split: str
+    image: int | str | None
+    annotation: int | str | None
+
+
+OTHER = Kind(ERROR, "other mistakes")
+
+
+class Finds:
+    """All finds by kind, in the order of severity."""
+
+    def __init__(self):
+        self._of: dict[Kind, list[Find]] = {}
+        self._counts: Counter[Kind] = Counter()
+
+    def add(self, kind: Kind, text: str, split: str = "", image=None, annotation=None, count: int = 1) -> None:
+        """count: of several that the text tells in one line."""
+        listed = self._of.setdefault(kind, [])
+        self._counts[kind] += count
+        if len(listed) < KEPT:
+            listed.append(Find(one_line(str(text)), split, _plain(image), _plain(annotation)))
+
+    def mistake(self, message: str, advice: str = "", **where) -> None:
+        """An error in the loader's words; its kind is what remains of them without names and values."""
+        kind = Kind(ERROR, kind_of(message), advice)
+        self.add(kind if kind in self._of or len(self._of) < MOST_KINDS else OTHER, message, **where)
+
+    def __getitem__(self, kind: Kind) -> list[Find]:
+        return self._of.get(kind, [])
+
+    def counts(self) -> list[tuple[Kind, int]]:
+        """(kind, how often), errors first."""
+        return sorted(self._counts.items(), key=lambda item: SEVERITIES.index(item[0].severity))
+
+    def total(self, severity: str) -> int:
+        return sum(count for kind, count in self._counts.items() if kind.severity == severity)
+
+    def texts(self, severity: str) -> list[str]:
+        return [find.text for kind, found in self._of.items() if kind.severity == severity for find in found]
+
+    def to_list(self) -> list[dict]:
+        """Plain values for json."""
+        return [
+            {**kind._asdict(), "count": count, "finds": [find._asdict() for find in self._of[kind]]}
+            for kind, count in self.counts()
+        ]
+
+
+def kind_of(message: str) -> str:
+    """What a message says but for names and values: "a.json: annotation 7: bbox has 3 numbers, ..." is
+    "bbox has … numbers"."""
+    parts = one_line(message).split(": ")
+    told = parts[1:] if len(parts) > 1 else parts  # the first is the file
+    if len(told) > 1 and re.match(r"(annotation|image id|image|category|object|masks|labels|category id)\b", told[0]):
+        told = told[1:]
+    words = VALUES.sub("…", ": ".join(told)).split(";")[0]
+    return words.strip(" ,")[:100] or "mistakes"
+
+
+def _plain(value):
+    """An id as json has it: numpy's integers as Python's."""
+    return int(value) if hasattr(value, "item") else value

@@ -1,0 +1,255 @@
+"""What the loader takes but looks like a mistake, and what is good to know; from the annotations alone.
+
+A objects of one data set, in the flat arrays of a `Table`.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from my_dataset_coco import CocoDataset
+from tools.doctor.anchors import resized
+from tools.doctor.finds import NOTE, WARNING, Finds, Kind
+from tools.doctor.table import Outlines, Table
+
+SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
+WHOLE, TINY, THIN = 0.95, 4, 20  # share of the picture; pixels after resizing; ratio of sides
+FAR_OUT = 2  # pixels and hundredths of the side that a box may leave the picture by: tools round
+AREA_FACTOR, AREA_PIXELS = 2, 20  # how far an area may be from the mask's, and by how much
+FEW, UNEVEN = 10, 100  # objects of a class; times the median class
+NEIGHBOURS = 1000  # objects, by their left side, that each is compared with
+
+TWICE = Kind(WARNING, "objects annotated twice (same class, boxes of IoU over 0.95)",
+             "Each detection can match one of them; --fix drops those that are the same in everything.")
+BOX_DIFFERS = Kind(WARNING, "boxes that are not their mask's (IoU under 0.5)",
+                   "Boxes are trained as annotated; --fix takes the mask's.")
+AREA_DIFFERS = Kind(WARNING, "areas that are not their mask's",
+                    "The evaluation sorts objects by this area into small, medium and large; --fix measures it anew.")
+NO_PIXEL = Kind(WARNING, "polygons that cover no pixel", "Their mask is empty in training; --fix drops them.")
+OUTSIDE = Kind(WARNING, "boxes that reach out of the picture", "They are clipped in training; --fix clips them.")
+UNDER_A_PIXEL = Kind(WARNING, "objects less than a pixel wide or high", "Take them out if they were drawn by mistake.")
+SMALL = Kind(NOTE, f"objects under {TINY} pixels a side after resizing",
+             "They are hardly to be found: a larger --min-size and --max-size makes them larger.")
+COVERS = Kind(WARNING, "objects that cover over 95% of their picture", "Is it an object, or the whole picture's label?")
+LONG = Kind(WARNING, f"objects over {THIN} times as long as wide", "Anchors hardly fit them; are they drawn right?")
+NO_OBJECTS = "pictures without objects"
+MANY = Kind(WARNING, "pictures with suspiciously many objects", "Are they annotated as the others are?")
+TOO_MANY = Kind(WARNING, "pictures with more objects than the model may report",
+                "Raise --box-detections-per-img, or the rest can't be found.")
+UNUSED = Kind(WARNING, "classes without any object", "Take them out of the categories, or annotate some.")
+ONLY_VAL = Kind(WARNING, "classes in val, but not in train", "They can't be learnt.")
+ONLY_TRAIN = Kind(NOTE, "classes in train, but not in val", "Their AP is n/a.")
+RARE = Kind(NOTE, f"classes of fewer than {FEW} objects in training", "Few will be found; --repeat does not help them.")
+IMBALANCE = Kind(NOTE, f"classes of over {UNEVEN} times as many objects as the middle one", "")
+ALIKE = Kind(WARNING, "classes whose names differ only in capitals, blanks or signs, or not at all",
+             "If they are one class, give them one id.")
+SAME_PICTURE = Kind(WARNING, "pictures both in train and in val", "The AP on val is too good: take them out of one.")
+SAME_NAME = Kind(NOTE, "file names both in train and in val", "Different files; the full pass compares what they show.")
+SAME_IDS = Kind(NOTE, "image ids both in train and in val", "Harmless where each split numbers its own pictures.")
+FROM_ZERO = Kind(NOTE, "category ids that begin at 0", "They become labels from 1 on; results have the given ones.")
+TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in training; results have the given ones.")
+NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Nothing can be learnt or measured there.")
+
+
+def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: Finds) -> None:
+    boxes, sizes = table.boxes, table.sizes[table.picture][:, ::-1]  # [A, 4], [A, 2] width, height
+    clipped, own = table.clipped, ~table.crowd
+
+    def tell(kind, chosen, what):
+        for k in np.flatnonzero(chosen).tolist():
+            finds.add(kind, f"{table.name(k)}: {what(k)}", split, **table.where(k))
+
+    sides = clipped[:, 2:] - clipped[:, :2]
+    tell(UNDER_A_PIXEL, (sides < 1).any(1) & own, lambda k: f"a box of {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels")
+    beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes).max(1) if len(boxes) else np.zeros(0)
+    tell(OUTSIDE, beyond > FAR_OUT + 0.01 * sizes.max(1), lambda k: f"its box {box(boxes[k])} reaches {beyond[k]:.4g} "
+         f"pixels beyond a picture of {sizes[k, 0]}x{sizes[k, 1]}")
+    share = sides.prod(1) / sizes.prod(1)
+    tell(COVERS, (share > WHOLE) & own, lambda k: f"its box covers {share[k]:.1%} of the picture")
+    ratio = sides.max(1, initial=0) / np.maximum(sides.min(1, initial=np.inf), 1)
+    tell(LONG, (ratio > THIN) & own, lambda k: f"a box of {sides[k, 0]:.4g} x {sides[k, 1]:.4g} pixels")
+    for first, second in twins(table):
+        finds.add(TWICE, f"{table.name(second)}: its box {box(boxes[second])} is nearly that of "
+                         f"{table.where(first)['annotation'] or 'another object'}", split, **table.where(second))
+    if outline is not None:
+        _look_at_masks(table, outline, tell)
+
+
+def look_after_resizing(table: Table, config, split: str, finds: Finds) -> None:
+    small, _ = resized(table, config)
+    scale = (small / table.sizes)[table.picture][:, ::-1]
+    sides = (table.clipped[:, 2:] - table.clipped[:, :2]) * scale
+    tiny = np.flatnonzero((sides < TINY).any(1) & ~table.crowd)
+    for k in tiny.tolist():
+        finds.add(SMALL, f"{table.name(k)}: {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels after resizing", split,
+                  **table.where(k))
+    counts = table.counts()
+    most = config.box_detections_per_img
+    for i in np.flatnonzero(counts > most).tolist():
+        finds.add(TOO_MANY, f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}",
+                  split, table.data_set.given_id(i))
+
+
+def _look_at_masks(table: Table, outline: Outlines, tell) -> None:
+    tight = np.clip(outline.tight, 0, table.sizes[table.picture][:, [1, 0, 1, 0]])
+    clipped = table.clipped
+    overlap = iou(clipped, tight)
+    tell(BOX_DIFFERS, overlap < OTHER_IOU,
+         lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])} (IoU {overlap[k]:.2f})")
+    areas, given = outline.areas, table.areas
+    doubtful = (given > AREA_FACTOR * areas) | (given * AREA_FACTOR < areas)
+    doubtful &= np.abs(given - areas) > AREA_PIXELS
+    thin = areas < 2
+    true = {k: mask_area(table, k) for k in np.flatnonzero(doubtful | thin).tolist()}  # as training has it
+    empty = np.array([k in true and true[k] == 0 for k in range(len(areas))], dtype=bool)
+    wrong = np.array([k in true and not empty[k] and area_differs(given[k], true[k]) for k in range(len(areas))],
+                     dtype=bool)
+    tell(NO_PIXEL, empty, lambda k: f"its mask within {box(tight[k])} has no pixel")
+    tell(AREA_DIFFERS, wrong, lambda k: f"area is {given[k]:.6g}, its mask has {true[k]:.0f} pixels")
+
+
+def area_differs(given: float, pixels: float) -> bool:
+    """Whether an annotated area can't be the one of a mask of so many pixels; False for NaN, which is none."""
+    far = given > AREA_FACTOR * pixels or given * AREA_FACTOR < pixels
+    return bool(far and abs(given - pixels) > AREA_PIXELS)
+
+
+def mask_area(table: Table, k: int) -> float:
+    """Pixels of object k's mask in training."""
+    from pycocotools import mask as coco_mask
+
+    size = tuple(table.sizes[table.picture[k]].tolist())
+    return float(coco_mask.area(table.data_set.annotations.rle(int(table.rows[k]), size)))
+
+
+def twins(table: Table) -> list[tuple[int, int]]:
+    """(object, one after it) of the same picture and class whose boxes are nearly the same; crowds apart."""
+    boxes = table.clipped
+    chosen = np.flatnonzero(~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1))
+    order = chosen[np.lexsort((boxes[chosen, 0], table.labels[chosen], table.picture[chosen]))]
+    x1, width = boxes[order, 0], (boxes[order, 2] - boxes[order, 0])
+    group = table.picture[order] * (int(table.labels.max(initial=0)) + 1) + table.labels[order]
+    found: list[tuple[int, int]] = []
+    for shift in range(1, min(len(order), NEIGHBOURS)):
+        near = (group[shift:] == group[:-shift]) & (x1[shift:] - x1[:-shift] <= (1 - SAME_IOU) * width[:-shift] + 1e-9)
+        if not near.any():
+            break
+        at = np.flatnonzero(near)
+        same = iou(boxes[order[at]], boxes[order[at + shift]]) > SAME_IOU
+        found += [(min(a, b), max(a, b)) for a, b in
+                  zip(order[at[same]].tolist(), order[at[same] + shift].tolist(), strict=True)]
+    return sorted(found)
+
+
+def look_at_pictures(table: Table, split: str, finds: Finds) -> None:
+    """Pictures of suspiciously many or no objects, and ids."""
+    data_set, counts = table.data_set, table.counts()
+    empty = np.flatnonzero(np.bincount(table.picture, minlength=len(counts)) == 0)
+    if len(empty) == len(counts):
+        finds.add(NO_BOXES_AT_ALL, f"{data_set.source}: none of its {len(counts)} pictures has an object", split)
+    else:
+        severity = WARNING if len(empty) > len(counts) / 2 else NOTE
+        kind = Kind(severity, NO_OBJECTS, "They train as background; --drop-empty leaves them out.")
+        for i in empty.tolist():
+            finds.add(kind, f"{data_set.file_name(i)}: no object", split, data_set.given_id(i))
+    for i in many(counts).tolist():
+        finds.add(MANY, f"{data_set.file_name(i)}: {counts[i]} objects, the middle picture has {np.median(counts):.0f}",
+                  split, data_set.given_id(i))
+    if isinstance(data_set, CocoDataset):
+        packed = data_set.annotations
+        if packed.given_categories or len(packed.given.values):
+            finds.add(TEXT_IDS, f"{packed.path}: ids of "
+                      + " and ".join(what for what, there in (("images", len(packed.given.values)), (
+                          "categories", packed.given_categories)) if there), split)
+        if min(packed.categories) == 0:
+            finds.add(FROM_ZERO, f"{packed.path}: category id 0 is {packed.categories[0]!r}", split)
+
+
+def many(counts: np.ndarray) -> np.ndarray:
+    """Pictures whose number of objects is far beyond the others', by a robust measure on the logarithm."""
+    logs = np.log1p(counts)
+    spread = 1.4826 * np.median(np.abs(logs - np.median(logs))) if len(logs) else 0
+    return np.flatnonzero((logs > np.median(logs) + 4 * max(spread, 0.35)) & (counts > 20)) if len(logs) else logs[:0]
+
+
+def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[str, int]]:
+    """{class: {split: objects}}, crowds apart."""
+    label_map = next(iter(tables.values())).data_set.label_map
+    labels = label_map.labels()
+    counts = {split: np.bincount(table.labels[~table.crowd], minlength=label_map.num_labels)
+              for split, table in tables.items()}
+    sources = " and ".join(str(table.data_set.source) for table in tables.values())
+    training = counts.get("train", counts.get("all"))
+    rare = []
+    for label in labels:
+        name, each = label_map.name(label), {split: int(count[label]) for split, count in counts.items()}
+        told = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
+        if not any(each.values()):
+            finds.add(UNUSED, told)
+        elif training is None or not (0 < training[label] < FEW):
+            pass
+        else:
+            rare.append(label)
+        if {"train", "val"} <= each.keys():
+            if each["val"] and not each["train"]:
+                finds.add(ONLY_VAL, f"{told}: {each['val']} objects in val")
+            if each["train"] and not each["val"]:
+                finds.add(ONLY_TRAIN, f"{told}: {each['train']} objects in train")
+        if training is not None and training[label] > UNEVEN * max(np.median(training[labels]), 1):
+            finds.add(IMBALANCE, f"{told}: {training[label]} objects, the middle class has "
+                                 f"{np.median(training[labels]):.0f}")
+    for label in rare:
+        finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: {training[label]} objects")
+    alike = defaultdict(list)
+    for label in labels:
+        name = label_map.name(label)
+        alike["".join(filter(str.isalnum, name.casefold())) or name].append(label)
+    for group in alike.values():
+        if len(group) > 1:
+            told = ", ".join(f"{label_map.name(label)!r} (category {label_map.to_category(label)})" for label in group)
+            finds.add(ALIKE, f"{sources}: {told}")
+    return {label_map.name(label): {split: int(count[label]) for split, count in counts.items()} for label in labels}
+
+
+def look_across(tables: dict[str, Table], finds: Finds) -> None:
+    """What train and val share, by their files' names and the disk's word: no file is opened."""
+    if not {"train", "val"} <= tables.keys():
+        return
+    train, val = (tables[split].data_set for split in ("train", "val"))
+    paths = {split: [Path(part.file_name(i)) for i in range(len(part))]
+             for split, part in (("train", train), ("val", val))}
+    of_name = {path.name: i for i, path in enumerate(paths["train"])}
+    for j, path in enumerate(paths["val"]):
+        i = of_name.get(path.name)
+        if i is None:
+            continue
+        other = paths["train"][i]
+        if path == other or _same_size(path, other):
+            finds.add(SAME_PICTURE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
+        else:
+            finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))
+    ids = [{part.given_id(i) for i in range(len(part))} for part in (train, val)] if isinstance(
+        train, CocoDataset) else [set(), set()]
+    shared = ids[0] & ids[1]
+    if shared:
+        some = ", ".join(map(str, sorted(shared, key=str)[:5]))
+        finds.add(SAME_IDS, f"{train.source} and {val.source}: {len(shared)} ids, such as {some}", count=len(shared))
+
+
+def _same_size(one: Path, other: Path) -> bool:
+    try:
+        return one.stat().st_size == other.stat().st_size > 0
+    except OSError:  # missing: told elsewhere
+        return False
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of boxes [K, 4] x1 y1 x2 y2, row by row; 0 where both are empty."""
+    shared = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (a, b)]
+    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
+
+
+def box(values: np.ndarray) -> str:
+    return "[" + ", ".join(f"{value:.5g}" for value in values) + "]"

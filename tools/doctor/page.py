@@ -1,0 +1,178 @@
+"""The doctor's page: what was found, and what the data is like. One file, without a script."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from backbone.errors import InputError
+from tools.doctor import duplicates, pictures
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
+from train_utils.drawing import draw_detections
+from train_utils.pages import Html, Section, figure, joined, page, picture, section, table, tag
+from train_utils.pages.plots import bars, curves
+from train_utils.pictures import read_picture
+
+LISTED = 50  # finds of a kind on the page; check_data.json has all
+BARS = 40  # classes in the plot; the table has all
+PAIRS = 24  # doubles that are shown
+THUMB = 300  # pixels a side
+CLASS = {ERROR: "bad", WARNING: "warn", NOTE: "soft"}
+STYLE = """
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }
+.sheet figure { margin: 0; } .sheet img { width: 100%; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; max-width: 40rem; margin: 1rem 0; }
+.pair figure { margin: 0; } .pair img { width: 100%; }
+.pair p { grid-column: 1 / -1; margin: 0; }
+details { border-bottom: 1px solid var(--line); padding: .4rem 0; } summary { cursor: pointer; }
+details li { font-size: .9rem; overflow-wrap: anywhere; } details ul { padding-left: 1.2rem; }
+.verdict { border-left: 4px solid; padding-left: .7rem; max-width: none; }
+"""
+
+
+def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Html, list[float]]:
+    """Pictures chosen by chance with their objects as training gets them, and the seconds that each took to read."""
+    places = [(split, i) for split, part in splits.items() for i in range(len(part))
+              if isinstance(part, list) or not part.missing[i]]
+    order = np.random.default_rng(seed).permutation(len(places))
+    cards, seconds = [], []
+    for k in order[:count].tolist():
+        split, i = places[k]
+        part = splits[split]
+        seen = pictures.Reader(part)[i]
+        if seen.error is not None:
+            known = seen.error[0] in finds.texts(ERROR) + finds.texts(WARNING)
+            if not known:
+                pictures.tell(seen, part, split, finds)
+            cards.append(tag("figure", tag("p", "cannot be read", class_="bad"), tag("figcaption", seen.error[0])))
+            continue
+        seconds.append(seen.seconds)
+        drawn, told = _drawn(part, i)
+        name = _name(splits, (split, i))
+        cards.append(figure(picture(drawn, f"{name}, {told}", THUMB, loading="lazy"),
+                            f"{name.rsplit('/', 1)[-1]} ({told}{', ' + split if split else ''})"))
+    return tag("div", *cards, class_="sheet"), seconds
+
+
+def _drawn(part, i: int) -> tuple[Image.Image, str]:
+    if isinstance(part, list):
+        image = read_picture(part[i])
+        return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
+    image, target = part[i]
+    magnify = max(1, THUMB // max(image.shape[1:]))
+    crowds = int(target["iscrowd"].sum())
+    name_of = part.label_map.name
+    few = len(target["labels"]) <= 30  # captions of more would hide them all
+    drawn = draw_detections(image, target["boxes"], target["labels"], None, target["masks"],
+                            name_of if few else lambda label: "", magnify)
+    told = f"{len(target['labels']) - crowds} objects" + (f", {crowds} crowds" if crowds else "")
+    return drawn, told
+
+
+def _name(splits: dict, place: tuple[str, int]) -> str:
+    return duplicates.path_of(splits, place)
+
+
+def finds_section(finds: Finds) -> Section:
+    parts: list[Html] = []
+    for severity in SEVERITIES:
+        kinds = [(kind, count) for kind, count in finds.counts() if kind.severity == severity]
+        if not kinds:
+            continue
+        parts.append(tag("h3", {ERROR: "Errors: training stops", WARNING: "Warnings", NOTE: "Notes"}[severity]))
+        for kind, count in kinds:
+            listed = finds[kind]
+            more = len(listed) - LISTED
+            parts.append(tag(
+                "details",
+                tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), kind.title),
+                tag("p", kind.advice) if kind.advice else "",
+                tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
+                tag("p", f"and {more:,} more: check_data.json lists them", class_="soft") if more > 0 else "",
+                open=severity == ERROR))
+    return section("finds", "Finds", *(parts or [tag("p", "Nothing was found.", class_="good")]))
+
+
+def classes_section(classes: dict[str, dict[str, int]]) -> Section:
+    total = {name: sum(each.values()) for name, each in classes.items()}
+    names = sorted(total, key=lambda name: -total[name])
+    splits = list(next(iter(classes.values()), {}))
+    shown = names[:BARS]
+    caption = f"The {BARS} classes with the most objects, of {len(names)}" if len(names) > BARS else "All classes"
+    plot = figure(bars([total[name] for name in shown], shown, "class", "objects"), caption + "; crowds apart.")
+    rows = [[name, *(f"{classes[name][split]:,}" for split in splits)] for name in names]
+    full = tag("details", tag("summary", f"All {len(names)} classes"), table(["class", *splits], rows))
+    return section("classes", "Classes", plot, full)
+
+
+def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
+    what = {
+        "objects by size": ("root of the box's area in pixels, after resizing", "objects"),
+        "objects by width : height": ("width : height", "objects"),
+        "pictures by objects": ("objects in a picture, crowds apart", "pictures"),
+        "pictures by width : height": ("width : height", "pictures"),
+    }
+    plots = [figure(bars(list(found.values()), list(found), *what[title]), title.capitalize())
+             for title, found in histograms.items()]
+    rows = [[size, f"{count:,}"] for size, count in sizes.items()]
+    return section("shapes", "Sizes and shapes", tag("div", *plots, class_="plots"),
+                   tag("h3", "Commonest picture sizes (width x height)"), table(["pixels", "pictures"], rows))
+
+
+def anchors_section(found: Sequence, sizing: str) -> Section:
+    names = ["configured", *("better sizes" if reach.ratios == found[0].ratios else "with more ratios"
+                             for reach in found[1:])]
+    rows = [[name, " ".join(map(str, reach.sizes)), " ".join(f"{r:g}" for r in reach.ratios),
+             f"{reach.share(0.5):.1%}", f"{reach.share(0.7):.1%}"] for name, reach in zip(names, found, strict=True)]
+    least = np.linspace(0.2, 1, 33)
+    lines = {name: (least.tolist(), [100 * reach.share(x) for x in least])
+             for name, reach in zip(names, found, strict=True)}
+    told = [tag("p", f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is "
+                     "given its best anchor, but one that overlaps more is easier to refine.")]
+    for reach in found[1:]:
+        more = len(reach.ratios) / len(found[0].ratios)
+        cost = f" ({more:.2g} times as many anchors)" if more > 1 else ""
+        told.append(tag("p", f"This would reach {reach.share(0.5):.1%} at IoU 0.5{cost}:"))
+        told.append(tag("pre", reach.flags()))
+    if len(found) == 1 and found[0].share(0.5) < 0.9:
+        told.append(tag("p", "No other anchor sizes and no more ratios reach noticeably more.", class_="soft"))
+    plot = figure(curves(lines, "IoU", "% of objects", (0.2, 1), (0, 100)), "Objects by the IoU of their best anchor")
+    head = ["anchors", "sizes", "width : height ratios", "IoU 0.5", "IoU 0.7"]
+    head[2] = "ratios (height / width)"
+    return section("anchors", "Anchors", *told, table(head, rows), plot)
+
+
+def doubles_section(doubles: list, splits: dict) -> Section:
+    parts = []
+    for double in doubles[:PAIRS]:
+        sides = []
+        for place in (double.first, double.second):
+            try:
+                drawn, _ = _drawn(splits[place[0]], place[1])
+            except InputError as error:  # it has changed since it was read
+                sides.append(tag("figure", tag("figcaption", str(error))))
+                continue
+            name = _name(splits, place)
+            sides.append(figure(picture(drawn, name, THUMB, loading="lazy"),
+                                f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}"))
+        told = "the same in every pixel" if double.same else f"nearly the same (correlation {double.correlation:.4f})"
+        across = double.first[0] != double.second[0]
+        parts.append(tag("div", tag("p", ("In both splits: " if across else "") + told,
+                                    class_="warn" if across else "soft"), *sides, class_="pair"))
+    if len(doubles) > PAIRS:
+        parts.append(tag("p", f"and {len(doubles) - PAIRS:,} more: check_data.json lists them", class_="soft"))
+    return section("doubles", "Pictures that show the same", *(parts or [tag("p", "None were found.", class_="good")]))
+
+
+def summary(lines: Sequence[str], verdict: str | None, finds: Finds) -> Html:
+    """What stands under the title."""
+    told = f"train.py would stop: {verdict}" if verdict else "train.py would open this data."
+    counts = [f"{finds.total(severity):,} {severity}{'' if finds.total(severity) == 1 else 's'}"
+              for severity in SEVERITIES]
+    return joined(*(tag("p", line) for line in lines),
+                  tag("p", told, class_=f"verdict {'bad' if verdict else 'good'}"),
+                  tag("p", tag("b", ", ".join(counts))))
+
+
+def whole_page(title: str, lead: Html, sections: Sequence[Section]) -> str:
+    return page(title, lead, sections, style=STYLE)

@@ -1,0 +1,139 @@
+"""The full pass: every picture opened as training opens it, and what it shows in a few bytes, to find doubles by.
+
+A picture that training skips is a warning, one that it stops at an error, both in the loader's words.
+"""
+
+import hashlib
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from backbone.errors import InputError
+from tools.doctor.finds import NOTE, WARNING, Finds, Kind
+from train_utils.pictures import EXIF_ORIENTATION, PictureError, formats, picture_suffixes, read_picture
+
+THUMB = 32  # pixels a side of the copies that doubles are compared by
+HASH = 8  # rows, and differences in each, of the difference hash
+BLANK = 2  # largest difference of pixels of a picture that shows nothing
+UNREADABLE = Kind(WARNING, "skipped: pictures that cannot be read",
+                  "Training leaves them out and counts them; under --strict they are an error. Save them anew.")
+BLANKS = Kind(WARNING, "pictures of one colour", "Were they exported right? 16 bits of small values come out black.")
+ODD = "Read as training reads them; no need to act where they look right on the contact sheet."
+TURNED = Kind(NOTE, "pictures turned by their EXIF orientation", ODD)
+DEEP = Kind(NOTE, "pictures of more than 8 bits", "Scaled to 8 bits by their type's range, not by their content.")
+COLOURS = Kind(NOTE, "pictures in other colours than RGB or grey", ODD)
+FRAMES = Kind(NOTE, "animations, of which the first frame is read", ODD)
+
+
+class Seen(NamedTuple):
+    """What one picture is like. error: (the loader's words, whether it is only skipped), or None; blank; notes: (Kind,
+    text); digest: of its pixels; hash: HASH x HASH bits; thumb: uint8 THUMB x THUMB grey, as bytes."""
+
+    i: int
+    error: tuple[str, bool] | None
+    blank: bool
+    notes: tuple
+    digest: bytes
+    hash: int
+    thumb: bytes
+    seconds: float
+
+
+class Reader:
+    """A sequence of `Seen`, for a DataLoader. data: a data set, or paths of pictures."""
+
+    def __init__(self, data):
+        self.data, self.paths = data, isinstance(data, list)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Seen:
+        start = time.perf_counter()
+        path = self.data[i] if self.paths else self.data.file_name(i)
+        notes = tuple(header_notes(path))
+        try:
+            image = read_picture(path) if self.paths else self.data[i][0]
+        except InputError as error:
+            return Seen(i, (str(error), isinstance(error, PictureError)), False, notes, b"", 0, b"", 0.0)
+        digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=str(tuple(image.shape)).encode()).digest()
+        thumb = thumbnail(image)
+        blank = int(image.max()) - int(image.min()) <= BLANK
+        return Seen(i, None, blank, notes, digest, difference_hash(thumb), thumb.tobytes(), time.perf_counter() - start)
+
+
+def header_notes(path):
+    """(Kind, text) of what is unusual about a picture file, from its header; nothing where it can't be opened."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats()) as image:
+                mode, frames = image.mode, getattr(image, "n_frames", 1)
+                try:
+                    turn = image.getexif().get(EXIF_ORIENTATION, 1)
+                except Exception:  # as in train_utils/pictures.py: damaged tags say nothing about the pixels
+                    turn = 1
+    except Exception:  # the reader of the pixels says what is wrong
+        return
+    if turn in range(2, 9):
+        yield TURNED, f"{path}: EXIF orientation {turn}"
+    if mode.startswith("I") or mode == "F":
+        yield DEEP, f"{path}: mode {mode}"
+    elif mode not in ("RGB", "L", "1"):
+        yield COLOURS, f"{path}: mode {mode}"
+    if frames > 1:
+        yield FRAMES, f"{path}: {frames} frames"
+
+
+def thumbnail(image: torch.Tensor) -> np.ndarray:
+    """uint8 [3, H, W] -> grey uint8 [THUMB, THUMB], each pixel the mean of its part."""
+    grey = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
+    return np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX, reducing_gap=2))
+
+
+def difference_hash(thumb: np.ndarray) -> int:
+    """Whether each of HASH x HASH places is darker than its right neighbour (dHash, Krawetz 2013): 64 bits."""
+    small = np.asarray(Image.fromarray(thumb).resize((HASH + 1, HASH), Image.Resampling.BOX), dtype=np.int16)
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+
+
+def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
+    """Open every picture there is of a data set, or of a list of paths; returns those that can be read."""
+    present = range(len(data)) if isinstance(data, list) else np.flatnonzero(~data.missing).tolist()
+    loader = DataLoader(Reader(data), batch_size=16 if len(data) > 64 else 1, sampler=present,
+                        num_workers=min(workers, len(data)), collate_fn=list)
+    found = []
+    for batch in tqdm(loader, desc=f"pictures {split}".strip(), unit="batch", disable=None, leave=False):
+        found += batch
+    for seen in found:
+        tell(seen, data, split, finds)
+    return [seen for seen in found if seen.error is None]
+
+
+def tell(seen: Seen, data, split: str, finds: Finds) -> None:
+    """Add what is wrong with a picture, and unusual about it."""
+    path, image = (data[seen.i], None) if isinstance(data, list) else (
+        data.file_name(seen.i), data.given_id(seen.i))
+    for kind, text in seen.notes:
+        finds.add(kind, text, split, image)
+    if seen.error is not None:
+        message, skipped = seen.error
+        if skipped:
+            finds.add(UNREADABLE, message, split, image)
+        else:
+            finds.mistake(message, split=split, image=image)
+    elif seen.blank:
+        finds.add(BLANKS, f"{path}: all its pixels are alike", split, image)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The picture files of a folder and of those in it, by their suffixes."""
+    suffixes = picture_suffixes()
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())

@@ -1,0 +1,132 @@
+"""All objects of a data set in flat arrays, whatever its layout. I pictures, A objects, crowd regions among them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from my_dataset_coco import CocoDataset
+from train_utils.coco_segmentation import HUNDREDTHS, POLYGON, RLE
+
+CHUNK = 2**15  # annotations whose polygons are looked at at once
+
+
+class Table(NamedTuple):
+    """sizes int64 [I, 2] (height, width); picture int64 [A], the position in the data set; boxes float64 [A, 4]
+    x1 y1 x2 y2 as annotated, and clipped ones within the picture; labels int64 [A]; crowd bool [A]; areas float64 [A]
+    as annotated, NaN where they are not; ids list of A, or None where objects have none."""
+
+    data_set: object
+    sizes: np.ndarray
+    picture: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    ids: np.ndarray | None
+    rows: np.ndarray | None  # of CocoAnnotations
+
+    @property
+    def clipped(self) -> np.ndarray:
+        return np.clip(self.boxes, 0, self.sizes[self.picture][:, [1, 0, 1, 0]])
+
+    def counts(self) -> np.ndarray:
+        """Objects of each picture, crowds apart: int64 [I]."""
+        return np.bincount(self.picture[~self.crowd], minlength=len(self.sizes))
+
+    def file(self, k: int) -> str:
+        return self.data_set.file_name(int(self.picture[k]))
+
+    def where(self, k: int) -> dict:
+        """Object k's ids as `Finds.add` takes them."""
+        return {"image": self.data_set.given_id(int(self.picture[k])),
+                "annotation": None if self.ids is None else int(self.ids[k])}
+
+    def name(self, k: int) -> str:
+        """What a message calls object k."""
+        where = self.where(k)
+        number = f"annotation {where['annotation']}" if where["annotation"] is not None else "an object"
+        name = self.data_set.label_map.name(int(self.labels[k]))
+        return f"{self.data_set.source}: {number} of image {where['image']} ({name})"
+
+
+def table_of(data_set) -> Table:
+    sizes = np.asarray(data_set.sizes)
+    if isinstance(data_set, CocoDataset):
+        packed = data_set.annotations
+        rows, picture = _rows(packed.first, data_set.rows)
+        boxes = packed.boxes[rows].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        label_of = {category: data_set.label_map.to_label(category) for category in packed.categories}
+        used, inverse = np.unique(packed.category_ids[rows], return_inverse=True)
+        labels = np.array([label_of[i] for i in used.tolist()], dtype=np.int64)[inverse]
+        ids = packed.annotation_ids[rows]
+        return Table(data_set, sizes, picture, boxes, labels, packed.iscrowd[rows].astype(bool),
+                     packed.areas[rows], ids, rows)
+    if hasattr(data_set, "index"):  # packed
+        index = data_set.index
+        rows, picture = _rows(index["first"], data_set.rows)
+        boxes, areas = (index[key][rows].astype(np.float64) for key in ("boxes", "areas"))
+        return Table(data_set, sizes, picture, boxes, index["labels"][rows], index["iscrowd"][rows].astype(bool),
+                     areas, index["annotation_ids"][rows], None)
+    counts = data_set.object_counts()
+    boxes, total = data_set.boxes.numpy().astype(np.float64), int(counts.sum())
+    return Table(data_set, sizes, np.repeat(np.arange(len(data_set)), counts), boxes, data_set.labels.numpy(),
+                 np.zeros(total, dtype=bool), data_set.areas.numpy().astype(np.float64), None, None)
+
+
+def _rows(first: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the objects of these pictures, their pictures' positions), int64 [A] each; first as a data set's."""
+    counts = first[pictures + 1] - first[pictures]
+    rows = np.arange(counts.sum()) + np.repeat(first[pictures] - (np.cumsum(counts) - counts), counts)
+    return rows, np.repeat(np.arange(len(pictures)), counts)
+
+
+class Outlines(NamedTuple):
+    """What the masks of a COCO data set measure: tight float64 [A, 4] x1 y1 x2 y2 around polygons' points or RLEs'
+    pixels, areas float64 [A] in pixels (polygons': each by the shoelace formula, added up)."""
+
+    tight: np.ndarray
+    areas: np.ndarray
+
+
+def outlines(table: Table) -> Outlines | None:
+    """None where the layout has no annotated masks beside the boxes. No mask is rasterised."""
+    if table.rows is None:
+        return None
+    packed, rows = table.data_set.annotations, table.rows
+    tight, areas = np.zeros((len(rows), 4)), np.zeros(len(rows))
+    kinds = packed.kinds[rows]
+    for kind, dtype in ((HUNDREDTHS, np.uint16), (POLYGON, np.float64)):
+        chosen = np.flatnonzero(kinds == kind)
+        for start in range(0, len(chosen), CHUNK):
+            some = chosen[start : start + CHUNK]
+            tight[some], areas[some] = _of_polygons(packed, rows[some], dtype)
+    for k in np.flatnonzero(kinds == RLE).tolist():
+        rle = packed.rle(int(rows[k]), tuple(table.sizes[table.picture[k]].tolist()))
+        x, y, w, h = coco_mask.toBbox(rle).tolist()
+        tight[k], areas[k] = (x, y, x + w, y + h), coco_mask.area(rle)
+    return Outlines(tight, areas)
+
+
+def _of_polygons(packed, rows: np.ndarray, dtype) -> tuple[np.ndarray, np.ndarray]:
+    """(x1 y1 x2 y2 [K, 4], areas [K]) of annotations whose numbers are all of one type."""
+    counts = packed.first_part[rows + 1] - packed.first_part[rows]  # parts of each
+    ends = np.cumsum(counts)
+    parts = np.arange(ends[-1]) + np.repeat(packed.first_part[rows] - (ends - counts), counts)  # [R]
+    starts, stops = packed.parts.first[parts], packed.parts.first[parts + 1]
+    bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+    content = b"".join([packed.parts.values[a:b].tobytes() for a, b in bounds])
+    numbers = np.frombuffer(content, dtype)
+    numbers = numbers / 100 if dtype == np.uint16 else numbers
+    x, y = numbers[::2], numbers[1::2]  # [T]
+    points = (stops - starts) // (2 * np.dtype(dtype).itemsize)  # of each part
+    first_point = np.cumsum(points) - points
+    following = np.arange(1, len(x) + 1)
+    following[first_point + points - 1] = first_point  # polygons are closed
+    shoelace = np.abs(np.add.reduceat(x * y[following] - x[following] * y, first_point)) / 2  # [R]
+    first_part = ends - counts
+    first = first_point[first_part]
+    tight = np.stack([np.minimum.reduceat(x, first), np.minimum.reduceat(y, first),
+                      np.maximum.reduceat(x, first), np.maximum.reduceat(y, first)], axis=1)
+    return tight, np.add.reduceat(shoelace, first_part)
