@@ -25,12 +25,17 @@ from train_utils import command
 from train_utils.checkpoint import is_checkpoint, load_file
 from train_utils.coco_eval import evaluate_results, format_record, write_record, write_results
 from train_utils.coco_evaluators import choose_evaluator
-from train_utils.data_sets import LAYOUTS, open_data_set
 from train_utils.detections_file import read_detections
 from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
 from train_utils.files import make_folder, user_path
-from train_utils.inference import add_model_arguments, check_same_classes, load_model
+from train_utils.inference import (
+    add_data_arguments,
+    add_model_arguments,
+    check_same_classes,
+    load_model,
+    open_split,
+)
 from train_utils.mistakes import PICTURES, write_report
 from train_utils.trainer import val_loader
 
@@ -39,22 +44,11 @@ def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
     add_model_arguments(parser, required=False)
     parser.add_argument("--detections", metavar="R.json", help="in place of --weights-path: the results to score")
-    parser.add_argument("--data-path", metavar="DATA",
-                        help="COCO, VOC or .npy folder, or a json (default: what the checkpoint was trained with)")
-    parser.add_argument("--dataset", choices=LAYOUTS, help="layout (default: auto)")
-    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
-    parser.add_argument("--year", help="VOC year, where the folder holds several")
-    parser.add_argument("--val-fraction", type=command.fraction,
-                        help="val share of data without a split (default: as in training, else 0.2)")
-    parser.add_argument("--seed", type=command.seed,
-                        help="chooses that share (default: as in training, else 0)")
+    add_data_arguments(parser)
     parser.add_argument("--batch-size", "-b", type=command.positive_int, default=1,
                         help="pictures at a time, of equal size each time (default: 1)")
     parser.add_argument("--workers", "-j", type=command.non_negative_int, default=0,
                         help="processes that read pictures (default: 0)")
-    command.add_flag(parser, "--follow-links",
-                     help="follow pictures that are links out of the data folder (else they are an error)")
-    command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
     command.add_flag(parser, "--report", help="write report.html too, a page about the mistakes")
     parser.add_argument("--report-pictures", type=command.non_negative_int, default=PICTURES, metavar="N",
                         help=f"pictures to look at in it, those with most mistakes; its size is bounded: the more, the "
@@ -69,27 +63,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def open_val_set(args: argparse.Namespace, trained: dict, label_map):
-    """The val split that the flags name, else that of the training flags `trained`.
-
-    label_map: the weights' own, or None for the data's.
-    """
-    places = ("data_path", "dataset", "image_dir", "year")
-    if any(getattr(args, name) is not None for name in places):
-        trained = {name: value for name, value in trained.items() if name not in places}
-    given = {name: getattr(args, name) for name in (*places, "val_fraction", "seed")}
-    chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    path, strict = chosen.pop("data_path", None), args.strict
-    if args.detections is not None:
-        chosen["label_json"] = args.label_json_path  # else the names are label_map's
-    return open_data_set(path, split="val", label_map=label_map, strict=strict,
-                         follow_links=args.follow_links, **chosen).val
-
-
 def score_detections(args: argparse.Namespace) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
-    data_set = open_val_set(args, {"val_fraction": 1.0}, None)
+    data_set = open_split(args, "val", {"val_fraction": 1.0}, None, args.label_json_path)
     print(data_set.describe())
     truth = data_set.ground_truth()
     found = read_detections(args.detections, data_set, {category["id"] for category in truth["categories"]})
@@ -143,7 +119,7 @@ def main() -> int | None:
     # A bare state dict knows no category ids: the data's own are taken unless the user names the classes.
     named = is_checkpoint(content) or args.label_json_path is not None
     trained = content.get("args", {}) if is_checkpoint(content) else {}  # other projects' are not our flags
-    data_set = open_val_set(args, trained, label_map if named else None)
+    data_set = open_split(args, "val", trained, label_map if named else None)
     check_same_classes(args.weights_path, label_map, data_set, named)
     print(data_set.describe())
     output_dir = make_folder(user_path(args.output_dir))  # rather now than after hours

@@ -44,6 +44,9 @@ BUILT_IN_MODEL = dict(
 BUILT_IN_RUN = dict(epochs=4, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
 
+# What of the flags makes a training sample of what is loaded: the arguments of transforms.build_augment, in order.
+AUGMENTATION = ("horizontal_flip", "vertical_flip", "photometric", "large_scale_jitter", "jitter_scale", "expand",
+                "mini_mask")
 # Flags that stand for another one.
 ALIASES = {"pretrain": "weights", "freeze_at": "trainable_layers", "sync_bn": "norm", "lr_step_size": "lr_steps"}
 USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
@@ -96,6 +99,12 @@ def _add_data_arguments(group):
     )
     add("--repeat", type=positive_int, default=1, metavar="N", help="times that an epoch has each picture (default: 1)")
     add("--workers", "-j", type=non_negative_int, help="loader processes (default: few on a CPU, 8 beside a GPU)")
+    add_augmentation_arguments(group)
+
+
+def add_augmentation_arguments(group):
+    """Flags named AUGMENTATION."""
+    add = group.add_argument
     add("--horizontal-flip", type=fraction, default=0.5, metavar="P", help="probability (default: 0.5)")
     add(
         "--vertical-flip",

@@ -1,4 +1,4 @@
-"""What validation.py and predict.py share: flags that name a model, loading it, one detection pass, a Predictor."""
+"""What commands on trained models share: flags that name a model and data, opening both, one detection pass."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from network_files.instance_masks import mask_probs_to_bool
 from train_utils import command
 from train_utils.checkpoint import model_from_checkpoint
 from train_utils.coco_eval import to_coco_results
+from train_utils.data_sets import LAYOUTS, open_data_set
 from train_utils.drawing import draw_detections
 from train_utils.label_map import LabelMap
 from train_utils.pictures import PictureError
@@ -27,6 +28,38 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     group.add_argument("--num-classes", type=command.positive_int, help="classes, without background")
     group.add_argument("--label-json-path", metavar="J", help='class names: a json file {"1": "person", ...}')
     command.add_config_arguments(parser)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name data: those that are absent are as in training, see `open_split`."""
+    parser.add_argument("--data-path", metavar="DATA",
+                        help="COCO, VOC or .npy folder, or a json (default: what the checkpoint was trained with)")
+    parser.add_argument("--dataset", choices=LAYOUTS, help="layout (default: auto)")
+    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
+    parser.add_argument("--year", help="VOC year, where the folder holds several")
+    parser.add_argument("--val-fraction", type=command.fraction,
+                        help="val share of data without a split (default: as in training, else 0.2)")
+    parser.add_argument("--seed", type=command.seed,
+                        help="chooses that share (default: as in training, else 0)")
+    command.add_flag(parser, "--follow-links",
+                     help="follow pictures that are links out of the data folder (else they are an error)")
+    command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
+
+
+def open_split(args: argparse.Namespace, split: str, trained: dict, label_map: LabelMap | None, label_json=None):
+    """The split, "train" or "val", of the data that the flags name, else of that of the training flags `trained`.
+
+    label_map: the weights' own, or None for the data's; label_json: then the file of its names.
+    """
+    places = ("data_path", "dataset", "image_dir", "year")
+    if any(getattr(args, name) is not None for name in places):
+        trained = {name: value for name, value in trained.items() if name not in places}
+    given = {name: getattr(args, name) for name in (*places, "val_fraction", "seed")}
+    chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    splits = open_data_set(chosen.pop("data_path", None), split=split, label_map=label_map, strict=args.strict,
+                           follow_links=args.follow_links, label_json=label_json, **chosen)
+    return getattr(splits, split)
 
 
 def load_model(args: argparse.Namespace, device: torch.device):

@@ -10,7 +10,7 @@ from backbone.errors import InputError
 from train_utils import checkpoint as checkpoints
 from train_utils import resume
 from train_utils import run_folder as run_folders
-from train_utils.arguments import global_batch
+from train_utils.arguments import AUGMENTATION, global_batch
 from train_utils.board import TensorBoard
 from train_utils.command import plain_args
 from train_utils.data_sets import EvalLoader, TrainLoader
@@ -85,15 +85,7 @@ class Trainer:
     def __init__(self, args, world, splits, data, model, folder, checkpoint, stop, say):
         self.args, self.world, self.splits, self.folder = args, world, splits, folder
         self.stop, self.say, self.told = stop, say, set()
-        augment = build_augment(
-            args.horizontal_flip,
-            args.vertical_flip,
-            args.photometric,
-            args.large_scale_jitter,
-            args.jitter_scale,
-            args.expand,
-            args.mini_mask,
-        )
+        augment = build_augment(*(getattr(args, name) for name in AUGMENTATION))
         self.loader = TrainLoader(
             splits.train,
             augment,
