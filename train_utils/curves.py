@@ -32,6 +32,7 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
     axes.set_ylim(bottom=0)
     epochs = axes.secondary_xaxis("top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch))
     epochs.set_xlabel("epochs done")
+    _whole_epochs(epochs)
     rates = axes.twinx()
     lines += rates.plot(steps, learning_rates, color="tab:blue", linewidth=1, marker=marker, label="learning rate")
     rates.set_ylabel("learning rate (per step)")
