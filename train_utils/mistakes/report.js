@@ -131,9 +131,9 @@ function numbered(picture, frame) {
   const add = (drawing, path, text) => {
     lines.push(element("li", {}, text));
     const drawn = [...drawing.querySelectorAll("path")].find((one) => one.getAttribute("d") === path);
-    const box = drawn.getBBox();
-    drawing.append(svg("text", {x: box.x + box.width / 2, y: box.y + box.height / 2 + 6, "text-anchor": "middle"},
-                       String(lines.length)));
+    const box = drawn.getBBox(), inside = Math.min(box.width, box.height) > 30; // else it would hide the object
+    const y = inside ? box.y + box.height / 2 + 6 : box.y > 20 ? box.y - 4 : box.y + box.height + 16;
+    drawing.append(svg("text", {x: box.x + box.width / 2, y, "text-anchor": "middle"}, String(lines.length)));
   };
   const [truth, prediction] = frame.querySelectorAll("svg");
   for (const [label, state, path] of objects) {
