@@ -5,7 +5,7 @@ from pycocotools import mask as coco_mask
 
 from train_utils.mistakes.matching import to_rle
 
-SHARES = {"right": 0.62, "class": 0.1, "location": 0.1, "both": 0.04, "duplicate": 0.06, "missed": 0.08}
+SHARES = {"right": 0.56, "class": 0.1, "location": 0.1, "both": 0.1, "duplicate": 0.06, "missed": 0.08}
 
 
 def result(annotation: dict, size: tuple[int, int], score: float, category: int | None = None, shift=(0, 0)) -> dict:

@@ -2,7 +2,7 @@
 
 `write_report` puts together what the modules beside this file work out, each one thing: matching (detections and
 objects), average_precision, errors (kinds of mistakes and their cost), scores (F1, calibration), confusion, crowding,
-advice, outlines and gallery (the pictures), page (the sections; report.js and report.css are the page's own).
+advice, outlines and gallery (the pictures), sections (of the page; report.js and report.css are its own).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train_utils.coco_eval import IouTypeResult, category_names
-from train_utils.mistakes import page as sections
+from train_utils.mistakes import sections
 from train_utils.mistakes.advice import advise
 from train_utils.mistakes.average_precision import curves_at
 from train_utils.mistakes.confusion import confusion_matrix

@@ -1,0 +1,360 @@
+"""report.html as validation.py --report writes it: its numbers are the record's, and a browser can do all it offers."""
+
+import json
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from browser import Browser, needs_browser
+from spoilt_results import spoil
+from tiny_model import write_checkpoint, write_coco
+
+import validation
+from my_dataset_shapes import make_shapes
+from train_utils.coco_eval import evaluate_results
+from train_utils.command import run_command
+from train_utils.data_sets import open_data_set
+from train_utils.mistakes import gallery as gallery_module
+from train_utils.mistakes import sections, write_report
+from train_utils.mistakes.errors import KINDS, kinds_of
+from train_utils.mistakes.gallery import Shown
+from train_utils.mistakes.matching import match
+from train_utils.mistakes.scores import best_of_all
+
+
+class Tables(HTMLParser):
+    """{id of a table: rows of cells}; a cell is its text, or (text, value) where it is a <data>."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.table = {}, None
+        self.feed(text)
+
+    def handle_starttag(self, name, attributes):
+        given = dict(attributes)
+        if name == "table":
+            self.table = self.tables.setdefault(given.get("id"), [])
+        elif name == "tr":
+            self.table.append([])
+        elif name in ("td", "th"):
+            self.table[-1].append("")
+        elif name == "data" and self.table and self.table[-1]:
+            self.table[-1][-1] = given["value"]
+
+    def handle_endtag(self, name):
+        if name == "table":
+            self.table = None
+
+    def handle_data(self, text):
+        if self.table and self.table[-1]:
+            cell = self.table[-1][-1]
+            is_value = self.get_starttag_text().startswith("<data")
+            self.table[-1][-1] = (text, cell) if is_value and isinstance(cell, str) else cell + text
+
+
+def validate(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["validation.py", "--device", "cpu", *map(str, flags)])
+    return run_command(validation.main)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder of the report, data set, results) of drawn shapes with every kind of mistake."""
+    folder = tmp_path_factory.mktemp("report")
+    data = make_shapes(folder / "shapes", 1, 40, 96)
+    shapes = open_data_set(data, split="val").val
+    results = spoil(shapes.ground_truth())
+    (folder / "r.json").write_text(json.dumps(results))
+    with pytest.MonkeyPatch.context() as patch:
+        flags = ("--detections", folder / "r.json", "--data-path", data, "--output-dir", folder, "--report")
+        assert validate(patch, *flags) == 0
+    return folder, shapes, results
+
+
+@pytest.fixture(scope="module")
+def browser(made):
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(made, browser):
+    browser.errors.clear()
+    browser.fetched.clear()
+    browser.prefer("light")
+    browser.resize(1200, 900)
+    browser.open(made[0] / "report.html")
+    yield browser
+    assert browser.errors == [] and browser.fetched == []
+
+
+def choose(browser, id, value):
+    browser.run(f"(() => {{ const s = document.getElementById('{id}'); s.value = '{value}';"
+                "s.dispatchEvent(new Event('change')); })()")
+
+
+def names(browser):
+    return browser.run("[...document.querySelectorAll('.card .name')].map(e => e.textContent)")
+
+
+def await_focus(browser, name):
+    """A dialog tells that it was closed a moment later."""
+    browser.run("new Promise(done => { const look = () => document.activeElement.className === 'card'"
+                f" && document.activeElement.querySelector('.name').textContent === '{name}'"
+                " ? done() : setTimeout(look, 9); look(); })")
+
+
+def test_the_numbers_are_the_records(made):
+    folder, shapes, results = made
+    record = json.loads((folder / "record_mAP.json").read_text())
+    tables = Tables((folder / "report.html").read_text()).tables
+    assert tables["stats"][0][2:] == ["boxes", "masks"] and len(tables["stats"]) == 13
+    for name, _, *cells in tables["stats"][1:]:
+        for (text, value), iou_type in zip(cells, ("bbox", "segm"), strict=True):
+            number = record[iou_type]["stats"][name]
+            assert float(value) == number and text == ("n/a" if number == -1 else f"{number:.4f}")
+    per_class = {row[0]: row for row in tables["per-class"][1:]}
+    assert list(per_class) == list(record["segm"]["per_class"])
+    assert {name: float(row[4][1]) for name, row in per_class.items()} == record["segm"]["per_class"]
+    mean = np.mean([float(row[3][1]) for row in per_class.values()])
+    assert mean == pytest.approx(record["segm"]["stats"]["AP"])
+    groups = [float(row[2][1]) for row in tables["by-size"][1:]]
+    assert groups == [record["segm"]["stats"][name] for name in ("APs", "APm", "APl")]
+    assert {row[0] for row in tables["costs"][1:]} == {*KINDS, "false positives", "false negatives"}
+
+
+@needs_browser
+def test_the_list_of_pictures_is_sorted_and_filtered(made, opened):
+    _, shapes, results = made
+    some = shapes.ground_truth()
+    matches = match(some, results, "segm")
+    shown = Shown(matches, kinds_of(matches), best_of_all(matches).score)
+    mistakes = {image["file_name"]: found for image, found in zip(some["images"], shown.mistakes(), strict=True)}
+    opened.click("#more")
+    assert len(names(opened)) == 40 and opened.text("#count") == "40 of 40 pictures"
+    totals = [mistakes[name].total() for name in names(opened)]
+    assert totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
+    choose(opened, "by", "name")
+    assert names(opened) == sorted(mistakes)[:24]
+    for kind, name in enumerate(KINDS):
+        choose(opened, "by-kind", kind)
+        with_it = {file for file, found in mistakes.items() if any(key[0] == kind for key in found)}
+        assert with_it and set(names(opened)) == with_it, name
+    choose(opened, "by-class", 1)  # and the last kind, missed
+    assert set(names(opened)) == {file for file, found in mistakes.items() if (5, 1, -1) in found}
+    assert opened.run("document.querySelectorAll('.card path.k5:not(.dim)').length") == sum(
+        found[5, 1, -1] for found in mistakes.values())
+    choose(opened, "by-kind", "")
+    choose(opened, "by", "missed")
+    assert set(names(opened)) == {file for file, found in mistakes.items() if any(1 in key[1:3] for key in found)}
+
+
+@needs_browser
+def test_a_picture_is_enlarged_and_the_keyboard_goes_on(opened):
+    first, second = names(opened)[:2]
+    opened.click(".card")
+    assert opened.run("document.getElementById('viewer').open") and opened.text("#viewer-name") == first
+    assert opened.text("#viewer-place") == "1 of 40"
+    assert opened.run("document.querySelectorAll('#viewer svg').length") == 2
+    wrong = opened.run("document.querySelectorAll('#viewer svg text').length")
+    assert wrong == opened.run("document.querySelectorAll('#viewer-list li').length") > 0
+    all_outlines = opened.run("document.querySelectorAll('#viewer path').length")
+    opened.click("#only")
+    assert 0 < opened.run("document.querySelectorAll('#viewer path').length") < all_outlines
+    opened.press("ArrowRight")
+    assert opened.text("#viewer-name") == second
+    opened.press("ArrowLeft")
+    opened.press("ArrowLeft")  # there is none before the first
+    assert opened.text("#viewer-name") == first
+    opened.press("ArrowRight")
+    opened.press("Escape")
+    await_focus(opened, second)
+    assert not opened.run("document.getElementById('viewer').open")
+    opened.press("Enter")
+    for _ in range(30):  # beyond what the list shows at first
+        opened.press("ArrowRight")
+    last = opened.text("#viewer-name")
+    opened.press("Escape")
+    await_focus(opened, last)
+    assert names(opened)[31] == last
+
+
+@needs_browser
+def test_tables_are_sorted_and_curves_drawn(opened):
+    column = "[...document.querySelectorAll('#per-class tbody td:nth-child(5) data')].map(data => +data.value)"
+    opened.click("#per-class th:nth-child(5) button")
+    rising = opened.run(column)
+    assert rising == sorted(rising) and len(set(rising)) == 3
+    opened.press("Enter")  # the heading has the focus
+    assert opened.run(column) == rising[::-1]
+    assert opened.run("document.querySelector('#per-class th:nth-child(5)').ariaSort") == "descending"
+    before = opened.run("document.querySelector('#curve .curve').getAttribute('points')")
+    choose(opened, "curve-class", 2)
+    assert opened.run("document.querySelector('#curve .curve').getAttribute('points')") != before
+    choose(opened, "curve-class", 0)
+    choose(opened, "curve-class", opened.run("document.querySelector('#curve-class [selected]').value"))
+    drawn = opened.run("document.querySelector('#curve .curve').getAttribute('points')")  # as it was drawn in Python
+    both = [np.array([point.split(",") for point in points.split()], float) for points in (before, drawn)]
+    assert np.abs(both[0] - both[1]).max() < 0.3
+    assert "triangle" in opened.run("document.querySelector('#curve').innerText")
+
+
+@needs_browser
+def test_the_keyboard_reaches_everything(opened):
+    wanted = {"by-kind", "by-class", "by", "more", "curve-class"}
+    reached, cards, headings = set(), 0, 0
+    for _ in range(120):
+        opened.press("Tab")
+        reached.add(opened.run("document.activeElement.id"))
+        cards += opened.run("document.activeElement.className") == "card"
+        headings += opened.run("document.activeElement.matches('th button')")
+        if wanted <= reached and headings >= 9:
+            break
+    assert wanted <= reached and cards == 24 and headings == 9
+    opened.run("document.getElementById('by-kind').focus()")
+    opened.press("m")
+    assert opened.run("document.getElementById('by-kind').selectedOptions[0].text") == "missed"
+    assert opened.text("#count") != "40 of 40 pictures"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert opened.run(outline) == "solid"
+    opened.run("document.querySelector('.card').focus()")
+    opened.press("Enter")
+    inside = set()
+    for _ in range(6):
+        inside.add(opened.run("document.activeElement.id"))
+        opened.press("Tab")
+    assert {"next", "close", "only"} <= inside
+
+
+CONTRAST = """(selector) => {
+    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const light = (color, under) => {
+        canvas.fillStyle = under; canvas.fillRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+            .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    };
+    const ground = (e) => { const c = getComputedStyle(e).backgroundColor;
+        return c === "rgba(0, 0, 0, 0)" && e.parentElement ? ground(e.parentElement) : c; };
+    return Math.min(...[...document.querySelectorAll(selector)].filter(e => e.getClientRects().length).map(e => {
+        const [a, b] = [light(getComputedStyle(e).color, ground(e)), light(ground(e), ground(e))];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    }));
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_on_a_phone_in_light_and_dark(opened, scheme):
+    opened.prefer(scheme)
+    opened.resize(360, 700, mobile=True)
+    assert not opened.too_wide()
+    for selector in ("p", "td", "th", "th button", ".soft", ".said", ".name", "label", "select", "nav a", "figcaption"):
+        assert opened.run(f"({CONTRAST})('{selector}')") >= 4.5, selector
+    # what is wide scrolls by itself
+    assert opened.run("[...document.querySelectorAll('table, svg, .card')].every("
+                      "e => e.closest('.scroll') || e.getBoundingClientRect().right <= innerWidth)")
+    opened.click(".card")
+    assert not opened.too_wide() and opened.run(f"({CONTRAST})('#viewer li, #viewer button, #viewer h3')") >= 4.5
+    assert opened.run("document.getElementById('viewer').getBoundingClientRect().right <= innerWidth")
+    # the two pictures stand one over the other
+    tops = opened.run("[...document.querySelectorAll('#viewer figure')].map(e => e.getBoundingClientRect().top)")
+    assert tops[1] > tops[0] + 100
+
+
+HOSTILE = {3: "</script><script>console.error(1)</script>", 5: "\u202ew" + "o" * 300 + "rd", 8: "\U0001f600"}
+
+
+def write_odd(folder):
+    """Data in COCO layout with text ids, names that are not ASCII, and HOSTILE classes, two of them without objects."""
+    write_coco(folder, HOSTILE)
+    content = json.loads((folder / "instances_val.json").read_text())
+    for n, image in enumerate(content["images"]):
+        (folder / "images" / image["file_name"]).rename(folder / "images" / f"b<i>ld \u00e9 {n}.png")
+        image["file_name"] = f"b<i>ld \u00e9 {n}.png"
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                annotation["image_id"], annotation["category_id"] = f"pic {n}", 3
+        image["id"] = f"pic {n}"
+    (folder / "instances_val.json").write_text(json.dumps(content))
+    return folder
+
+
+@needs_browser
+def test_odd_names_no_detection_and_pictures_that_can_not_be_read(tmp_path, monkeypatch, capsys, browser):
+    data = write_odd(tmp_path / "data")
+    (data / "images" / "b<i>ld \u00e9 1.png").write_bytes(b"no picture")
+    for name, results in (("none", []), ("boxes", [{"image_id": "pic 0", "category_id": 5, "score": 0.75,
+                                                    "bbox": [4, 4, 20, 24]}])):
+        (tmp_path / "r.json").write_text(json.dumps(results))
+        flags = ("--detections", tmp_path / "r.json", "--data-path", data, "--output-dir", tmp_path / name)
+        assert validate(monkeypatch, *flags, "--report") == 1
+        out, err = capsys.readouterr()
+        assert "3 of 4 pictures to look at" in out and "not in the report" in err and "\u00e9 1.png" in err
+        browser.errors.clear()
+        browser.resize(360, 700, mobile=True)
+        browser.open(tmp_path / name / "report.html")
+        assert browser.text("#count") == "4 of 4 pictures" and not browser.too_wide()
+        assert "1 could not be read" in browser.text("#pictures p")
+        unread = "[...document.querySelectorAll('.card')].find(e => !e.querySelector('svg'))"
+        browser.run(unread + ".click()")
+        assert browser.text("#viewer-name") == "b<i>ld \u00e9 1.png" and "not in the page" in browser.text("#viewer")
+        assert browser.run("document.querySelectorAll('#viewer-list li').length") == 1
+        assert browser.errors == [] and browser.fetched == []
+    assert validate(monkeypatch, *flags, "--report", "--strict") == 2
+
+
+def test_the_page_stays_small(made, tmp_path, monkeypatch):
+    _, shapes, results = made
+    stats = {"segm": evaluated(shapes, results)}
+    whole = write_report(tmp_path, "r", stats, results, shapes, pictures=1000)
+    assert whole.drawn == whole.pictures == 40
+    monkeypatch.setattr(gallery_module, "SIDES", (96, 60, 30))
+    monkeypatch.setattr(gallery_module, "ROOM", 80_000)
+    small = write_report(tmp_path, "r", stats, results, shapes)
+    assert small.size < whole.size and small.drawn == 40
+    assert sum(len(json.dumps(drawing)) for drawing in json.loads(page_data(small.path))["drawings"]) < 82_000
+    monkeypatch.setattr(gallery_module, "ROOM", 20_000)  # not enough for the smallest pictures
+    assert 0 < write_report(tmp_path, "r", stats, results, shapes).drawn < 40
+    monkeypatch.setattr(gallery_module, "ROWS_ROOM", 400)
+    few = write_report(tmp_path, "r", stats, results, shapes)
+    assert 0 < few.drawn < 20 and "with fewest mistakes are not listed" in few.path.read_text()
+    none = write_report(tmp_path, "r", stats, results, shapes, pictures=0)
+    assert none.drawn == 0 and "0 of the 40 pictures" in none.path.read_text()
+
+
+def evaluated(data_set, results):
+    return evaluate_results(data_set.ground_truth(), results, ["segm"])["segm"]
+
+
+def page_data(path):
+    return path.read_text().split('id="data">')[1].split("</script>")[0]
+
+
+def test_a_matrix_of_many_classes_shows_the_worst(made, monkeypatch, tmp_path):
+    _, shapes, results = made
+    monkeypatch.setattr(sections, "WHOLE_MATRIX", 2)
+    monkeypatch.setattr(sections, "PART_OF_MATRIX", 2)
+    made_now = write_report(tmp_path, "r", {"segm": evaluated(shapes, results)}, results, shapes)
+    text = made_now.path.read_text()
+    assert len(Tables(text).tables["confusion-matrix"]) == 4 and "2 of 3 classes with most mistakes" in text
+
+
+def test_with_weights_it_is_about_the_pictures_that_were_evaluated(tmp_path, monkeypatch, capsys):
+    data, weights = write_coco(tmp_path / "data"), write_checkpoint(tmp_path / "model.pth", width=8)
+    (data / "images" / "1.png").write_bytes(b"no picture")
+    flags = ("--weights-path", weights, "--data-path", data, "--output-dir", tmp_path / "out")
+    assert validate(monkeypatch, *flags, "--report", "--report-pictures", 2) == 1
+    assert "2 of 3 pictures to look at" in capsys.readouterr().out
+    rows = json.loads(page_data(tmp_path / "out" / "report.html"))["rows"]
+    assert sorted(row[0] for row in rows) == ["0.png", "2.png", "3.png"]
+    with pytest.raises(SystemExit):
+        validate(monkeypatch, *flags, "--report-pictures", 2)
+    assert "--report" in capsys.readouterr().err
+
+
+def test_a_run_without_the_flag_writes_no_page(made, tmp_path, monkeypatch):
+    folder, *_ = made
+    flags = ("--detections", folder / "r.json", "--data-path", folder / "shapes", "--output-dir", tmp_path)
+    assert validate(monkeypatch, *flags) == 0 and not (tmp_path / "report.html").exists()
