@@ -212,13 +212,15 @@ def main() -> int:
     folder = output_folder(args)
     report = Report(args)
     report.look()
+    if args.fix:
+        fix.check(report.opened, args.fix)
     if report.full:
         report.open_pictures()
     path = report.write(folder)
     show(report)
     print(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)")
     if args.fix:
-        fix.write(report.opened, args, report.tables)
+        fix.write(report.opened, args)
     if report.finds.total(ERROR):
         return command.EXIT_WRONG_INPUT
     return command.EXIT_SOME_UNUSABLE if report.finds.total(WARNING) else command.EXIT_OK

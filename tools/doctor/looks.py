@@ -62,9 +62,9 @@ def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: F
 
     sides = clipped[:, 2:] - clipped[:, :2]
     tell(UNDER_A_PIXEL, (sides < 1).any(1) & own, lambda k: f"a box of {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels")
-    beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes).max(1) if len(boxes) else np.zeros(0)
-    tell(OUTSIDE, beyond > FAR_OUT + 0.01 * sizes.max(1), lambda k: f"its box {box(boxes[k])} reaches {beyond[k]:.4g} "
-         f"pixels beyond a picture of {sizes[k, 0]}x{sizes[k, 1]}")
+    out = beyond(boxes, sizes)
+    tell(OUTSIDE, out > allowed(sizes), lambda k: f"its box {box(boxes[k])} reaches {out[k]:.4g} pixels beyond a "
+         f"picture of {sizes[k, 0]}x{sizes[k, 1]}")
     share = sides.prod(1) / sizes.prod(1)
     tell(COVERS, (share > WHOLE) & own, lambda k: f"its box covers {share[k]:.1%} of the picture")
     ratio = sides.max(1, initial=0) / np.maximum(sides.min(1, initial=np.inf), 1)
@@ -242,6 +242,16 @@ def _same_size(one: Path, other: Path) -> bool:
         return one.stat().st_size == other.stat().st_size > 0
     except OSError:  # missing: told elsewhere
         return False
+
+
+def beyond(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """How many pixels boxes [A, 4] x1 y1 x2 y2 reach out of pictures of sizes [A, 2] (width, height): [A]."""
+    return np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes).max(1, initial=-np.inf)
+
+
+def allowed(sizes: np.ndarray) -> np.ndarray:
+    """How many may be taken for rounding: [A]."""
+    return FAR_OUT + 0.01 * sizes.max(1, initial=0)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

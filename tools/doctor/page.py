@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image
 
 from backbone.errors import InputError
@@ -14,18 +15,21 @@ from train_utils.pages.plots import bars, curves
 from train_utils.pictures import read_picture
 
 LISTED = 50  # finds of a kind on the page; check_data.json has all
-BARS = 40  # classes in the plot; the table has all
+BARS = 25  # classes that are shown at once
 PAIRS = 24  # doubles that are shown
-THUMB = 300  # pixels a side
+THUMB = 360  # pixels a side
 CLASS = {ERROR: "bad", WARNING: "warn", NOTE: "soft"}
 STYLE = """
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }
+.sheet, .two { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+.two { grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)); } .two figure { margin: 0; }
 .sheet figure { margin: 0; } .sheet img { width: 100%; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; max-width: 40rem; margin: 1rem 0; }
 .pair figure { margin: 0; } .pair img { width: 100%; }
 .pair p { grid-column: 1 / -1; margin: 0; }
 details { border-bottom: 1px solid var(--line); padding: .4rem 0; } summary { cursor: pointer; }
 details li { font-size: .9rem; overflow-wrap: anywhere; } details ul { padding-left: 1.2rem; }
+.count { display: block; background: var(--c0); height: .7rem; min-width: 1px; margin-top: .45rem; }
+.classes td:last-child { width: 60%; min-width: 8rem; } .classes table { width: 100%; max-width: 46rem; }
 .verdict { border-left: 4px solid; padding-left: .7rem; max-width: none; }
 """
 
@@ -59,12 +63,13 @@ def _drawn(part, i: int) -> tuple[Image.Image, str]:
         image = read_picture(part[i])
         return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
     image, target = part[i]
-    magnify = max(1, THUMB // max(image.shape[1:]))
     crowds = int(target["iscrowd"].sum())
-    name_of = part.label_map.name
-    few = len(target["labels"]) <= 30  # captions of more would hide them all
-    drawn = draw_detections(image, target["boxes"], target["labels"], None, target["masks"],
-                            name_of if few else lambda label: "", magnify)
+    scale = THUMB / max(image.shape[1:])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1:])
+    image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
+    few = len(target["labels"]) <= 25  # captions of more would hide them all
+    drawn = draw_detections(image, target["boxes"] * scale, target["labels"], None, target["masks"].resize(size),
+                            part.label_map.name if few else lambda label: "")
     told = f"{len(target['labels']) - crowds} objects" + (f", {crowds} crowds" if crowds else "")
     return drawn, told
 
@@ -97,12 +102,15 @@ def classes_section(classes: dict[str, dict[str, int]]) -> Section:
     total = {name: sum(each.values()) for name, each in classes.items()}
     names = sorted(total, key=lambda name: -total[name])
     splits = list(next(iter(classes.values()), {}))
-    shown = names[:BARS]
-    caption = f"The {BARS} classes with the most objects, of {len(names)}" if len(names) > BARS else "All classes"
-    plot = figure(bars([total[name] for name in shown], shown, "class", "objects"), caption + "; crowds apart.")
-    rows = [[name, *(f"{classes[name][split]:,}" for split in splits)] for name in names]
-    full = tag("details", tag("summary", f"All {len(names)} classes"), table(["class", *splits], rows))
-    return section("classes", "Classes", plot, full)
+    most = max([*total.values(), 1])
+    rows = [[name, *(f"{classes[name][split]:,}" for split in splits),
+             tag("span", class_="count", style=f"width:{100 * total[name] / most:.1f}%")] for name in names]
+    head = ["class", *splits, "objects, crowds apart"]
+    parts = [tag("div", table(head, rows[:BARS]), class_="classes")]
+    if len(rows) > BARS:
+        parts.append(tag("details", tag("summary", f"The other {len(rows) - BARS} of {len(rows)} classes"),
+                         tag("div", table(head, rows[BARS:]), class_="classes")))
+    return section("classes", "Classes", *parts)
 
 
 def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
@@ -115,7 +123,7 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
     plots = [figure(bars(list(found.values()), list(found), *what[title]), title.capitalize())
              for title, found in histograms.items()]
     rows = [[size, f"{count:,}"] for size, count in sizes.items()]
-    return section("shapes", "Sizes and shapes", tag("div", *plots, class_="plots"),
+    return section("shapes", "Sizes and shapes", tag("div", *plots, class_="two"),
                    tag("h3", "Commonest picture sizes (width x height)"), table(["pixels", "pictures"], rows))
 
 
@@ -137,8 +145,7 @@ def anchors_section(found: Sequence, sizing: str) -> Section:
     if len(found) == 1 and found[0].share(0.5) < 0.9:
         told.append(tag("p", "No other anchor sizes and no more ratios reach noticeably more.", class_="soft"))
     plot = figure(curves(lines, "IoU", "% of objects", (0.2, 1), (0, 100)), "Objects by the IoU of their best anchor")
-    head = ["anchors", "sizes", "width : height ratios", "IoU 0.5", "IoU 0.7"]
-    head[2] = "ratios (height / width)"
+    head = ["anchors", "sizes", "ratios (height / width)", "IoU 0.5", "IoU 0.7"]
     return section("anchors", "Anchors", *told, table(head, rows), plot)
 
 
