@@ -1,1 +1,1 @@
-"""Commands beside training: `python -m tools.coco_to_npy --help`, `python -m tools.npy_to_coco --help`."""
+"""Commands beside training: coco_to_npy, npy_to_coco, pack_dataset, visualise_stages; each as `python -m tools.NAME`."""

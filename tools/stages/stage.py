@@ -1,0 +1,46 @@
+"""What a stage shows: pictures and numbers; and where in the code a function stands."""
+
+import inspect
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Panel(NamedTuple):
+    """A picture of a stage and what it shows."""
+
+    caption: str
+    picture: Image.Image
+
+
+Facts = list[tuple[str, str]]  # what, its value
+Shown = tuple[list[Panel], Facts]
+
+
+def where(function) -> str:
+    """`network_files/rpn.py:78 RegionProposalNetwork.forward` of a function or class of the project."""
+    function = inspect.unwrap(function)  # of no_grad and the like
+    lines, first = inspect.getsourcelines(function)
+    line = first + next(i for i, text in enumerate(lines) if text.lstrip().startswith(("def ", "class ")))
+    path = Path(inspect.getsourcefile(function)).resolve().relative_to(ROOT)
+    return f"{path.as_posix()}:{line} {function.__qualname__}"
+
+
+def shape(tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def spread(values, digits: int = 2) -> str:
+    """The smallest, the median and the largest of values [N]."""
+    if not len(values):
+        return "none"
+    return " / ".join(f"{float(v):,.{digits}f}" for v in (values.min(), values.median(), values.max()))
+
+
+def size_of(box) -> str:
+    """`12 x 30` of a box [4]: width x height in pixels."""
+    x1, y1, x2, y2 = box.tolist()
+    return f"{x2 - x1:.0f} x {y2 - y1:.0f}"

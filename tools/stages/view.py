@@ -1,0 +1,123 @@
+"""One picture's way through the network, in evaluation: what goes in, what the recorder saw, what comes out.
+
+G objects (crowd regions apart), A anchors over all levels, P proposals, D detections.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from network_files import MaskRCNN, MaskRCNNConfig, Recorder
+from network_files.boxes import box_iou
+from tools.stages.trace import anchor_of_proposal, proposal_of_detection
+
+
+@dataclass
+class View:
+    """before: (image uint8 [3, H, W], target) as loaded; image, target: what the network was given, after augmentation;
+    the target is None for a picture alone. mini: cells a side of mini masks."""
+
+    config: MaskRCNNConfig
+    name_of: Callable[[int], str]
+    before: tuple[Tensor, dict | None]
+    image: Tensor
+    target: dict | None
+    seen: Recorder
+    losses: dict[str, float]
+    detections: dict[str, Tensor]
+    mini: int = 56
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the resized picture."""
+        return self.seen["batch"][0]["sizes"][0]
+
+    @property
+    def padded(self) -> Tensor:
+        """The batch's picture, its normalisation undone: uint8 [3, ph, pw]."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std))
+        picture = self.seen["batch"][0]["pictures"][0].float()
+        return ((picture * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    @property
+    def picture(self) -> Tensor:
+        """The resized picture, uint8 [3, h, w]: the frame of anchors, proposals and RoIs."""
+        return self.padded[:, : self.size[0], : self.size[1]]
+
+    @property
+    def objects(self) -> Tensor:
+        """Boxes of the objects in the resized picture, [G, 4]."""
+        return self.seen["rpn_targets"][0]["objects"] if self.target is not None else torch.zeros(0, 4)
+
+    @staticmethod
+    def own(target: dict) -> Tensor:
+        """Which of a target's annotations are objects, not crowd regions: bool [N]."""
+        crowd = target.get("iscrowd")
+        return torch.ones(len(target["labels"]), dtype=torch.bool) if crowd is None else crowd == 0
+
+    @property
+    def anchors(self) -> Tensor:
+        return torch.cat(self.seen["rpn"][0]["anchors"]).float()
+
+    @property
+    def proposals(self) -> Tensor:
+        """[P, 4], by falling objectness."""
+        record = self.seen["proposals"][0]
+        return record["boxes"][record["keep"]].float()
+
+    @property
+    def found(self) -> Tensor:
+        """Boxes of the detections in the resized picture, [D, 4]."""
+        record = self.seen["classes"][0]
+        return record["boxes"][record["keep"]].float()
+
+    def path(self, detection: int) -> tuple[int, int]:
+        """The anchor, numbered over all levels, and the proposal behind a detection."""
+        proposal = int(proposal_of_detection(self.seen, 0)[detection])
+        return int(anchor_of_proposal(self.seen, 0)[proposal]), proposal
+
+    def level_of(self, anchor: int) -> int:
+        """The level of an anchor that is numbered over all levels, 0: P2."""
+        ends = torch.tensor([len(a) for a in self.seen["rpn"][0]["anchors"]]).cumsum(0)
+        return int(torch.searchsorted(ends, anchor, right=True))
+
+    def name(self, label) -> str:
+        return self.name_of(int(label))
+
+    def title(self, detection: int) -> str:
+        """Name and score of a detection."""
+        return f"{self.name(self.detections['labels'][detection])} {self.detections['scores'][detection]:.2f}"
+
+    def told(self, *losses: str) -> list[tuple[str, str]]:
+        return [(name, f"{self.losses[name]:.4f}") for name in losses]
+
+
+@torch.inference_mode()
+def look(model: MaskRCNN, image: Tensor, target: dict | None, name_of: Callable[[int], str],
+         before: tuple[Tensor, dict | None] | None = None, mini: int | None = None) -> View:
+    """Send a picture (uint8 [3, H, W]) and its target, if it has one, through the model once, with a recorder.
+
+    mini: cells a side that training keeps masks in; None: every pixel (a comparison then takes 56).
+    """
+    device, seen = next(model.parameters()).device, Recorder()
+    training, given = model.training, None
+    if target is not None:
+        masks = target["masks"].limited(mini) if mini else target["masks"]
+        given = [{key: value.to(device) if hasattr(value, "to") else value
+                  for key, value in {**target, "masks": masks}.items()}]
+    result = model.eval()([image.to(device)], given, paste_masks=False, recorder=seen)
+    model.train(training)
+    losses, detections = result if given else ({}, result)
+    return View(model.config, name_of, before or (image, target), image, target, seen,
+                {name: float(value) for name, value in losses.items()},
+                {key: value.cpu() for key, value in detections[0].items()}, mini or 56)
+
+
+def best_overlap(objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest overlap of each object [G, 4] with a box [B, 4], 0..1, and which box that is (-1: none): [G] each."""
+    iou, index = torch.zeros(len(objects)), torch.full((len(objects),), -1)
+    for i, some in enumerate(objects if len(boxes) else ()):  # one by one: all at once may take gigabytes
+        iou[i], index[i] = box_iou(some[None].float(), boxes)[0].max(0)
+    return iou, index

@@ -1,0 +1,53 @@
+"""The stages of a View as files: a picture for each, and one page that explains them in order."""
+
+from pathlib import Path
+
+from tools.stages.canvas import sheet
+from tools.stages.lesson import PAPERS, Lesson, lessons_for
+from tools.stages.stage import Facts, Panel, where
+from tools.stages.view import View
+from train_utils import pages
+from train_utils.files import atomic_file
+
+PAGE = "stages.html"
+SIDE = 640  # pixels of a picture on the page; the files have more
+WITHOUT = ("This picture came alone, without objects, so the stages that teach the network are left out (RPN targets, "
+           "box targets, mask targets), and no overlap with objects is told. They are shown for a picture of a data "
+           "set: --data-path DATA --index 0 in place of --img-path.")
+STYLE = """
+.stage figure { flex: 0 1 auto; max-width: min(100%, 33rem); }
+.facts .number { text-align: left; }
+.scroll + .scroll { margin-top: .8rem; }
+"""
+
+
+def write_stages(view: View, folder: Path, title: str, lead: list[str]) -> list[Path]:
+    """Writes 01_sample.png, 02_batch.png, ... and stages.html into a folder; returns their paths, the page last.
+
+    title: of the page; lead: sentences under it.
+    """
+    paths, sections = [], []
+    for number, lesson in enumerate(lessons_for(view), 1):
+        panels, facts = lesson.show(view)
+        if panels:
+            paths.append(folder / f"{number:02}_{lesson.name}.png")
+            with atomic_file(paths[-1]) as file:
+                sheet(panels).save(file, "PNG")
+        sections.append(_section(lesson, f"{number}. {lesson.heading}", lesson.told(view), panels, facts))
+    sentences = [*lead, *([] if view.target is not None else [WITHOUT])]
+    lead = pages.joined(*(pages.tag("p", sentence) for sentence in sentences))
+    paths.append(folder / PAGE)
+    pages.write_page(paths[-1], pages.page(title, lead, sections, style=STYLE))
+    return paths
+
+
+def _section(lesson: Lesson, heading: str, text: str, panels: list[Panel], facts: Facts) -> pages.Section:
+    code = pages.joined(*(pages.tag("div", pages.tag("code", where(function))) for function in lesson.code))
+    papers = [pages.tag("a", f"{paper}, section {section}", href=PAPERS[paper]) for paper, section in lesson.papers]
+    read = pages.joined(*(pages.tag("div", paper) for paper in papers))
+    figures = [pages.figure(pages.picture(panel.picture, f"{lesson.heading}: {panel.caption}", SIDE), panel.caption)
+               for panel in panels]
+    return pages.section(
+        lesson.name, heading, pages.tag("p", text), "" if panels or not lesson.empty else pages.tag("p", lesson.empty),
+        pages.tag("div", *figures, class_="plots stage"), pages.table(("what", "value"), facts, class_="facts"),
+        pages.table(("in the code", "in the papers"), [(code, read)]))
