@@ -47,7 +47,7 @@ class Axes:
 def bars(values: Sequence[float], labels: Sequence[str], x_label: str, y_label: str) -> Html:
     """A bar for each value; the label of every bar that has room for it."""
     axes = Axes((0, max(len(values), 1)), (0, max([*values, 0]) or 1), x_label, y_label)
-    every = max(1, math.ceil(max(map(len, labels), default=1) * 8 * len(labels) / (WIDTH - LEFT - RIGHT)))
+    every = max(1, math.ceil(max(map(len, labels), default=1) * 6.5 * len(labels) / (WIDTH - LEFT - RIGHT)))
     parts = []
     for i, (value, label) in enumerate(zip(values, labels, strict=True)):
         top = axes.y(value)
