@@ -393,6 +393,27 @@ def test_odd_jsons_are_told_in_lines(run, tmp_path):
         assert status in (0, 1, 2) and err.count("\n") <= 1
 
 
+@pytest.mark.parametrize("linked", ["0.png", "more/secret.png"])
+def test_links_out_of_the_data_are_not_followed(run, tmp_path, monkeypatch, linked):
+    """Neither for a size, nor for the contact sheet, nor by the full pass."""
+    write_pictures(tmp_path / "outside")
+    folder = write_coco(tmp_path / "d")
+    data = json.loads((folder / "instances_val.json").read_text())
+    if linked == "0.png":
+        (folder / "images" / "0.png").unlink()
+        (folder / "images" / "0.png").symlink_to(tmp_path / "outside" / "0.png")
+    else:
+        (folder / "images" / "more").symlink_to(tmp_path / "outside")
+    data["images"][0] = {"id": 10, "file_name": linked if linked == "0.png" else "more/0.png"}
+    (folder / "instances_val.json").write_text(json.dumps(data))
+    opened, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *args, **how: opened.append(str(path)) or real(path, *args, **how))
+    status, _, _, found = run(folder, "--dataset", "coco", samples=8)
+    assert status == 2 and any("leads out of the data" in text for text in texts(found, "error"))
+    assert found["splits"]["val"]["pictures"] == 3 and len(opened) > 6
+    assert not any(os.path.realpath(path).startswith(str(tmp_path / "outside")) for path in opened)
+
+
 @needs_browser
 def test_the_page_in_a_browser(run, tmp_path):
     """Light and dark, wide and narrow: nothing is fetched, nothing complained of, and names stay text."""

@@ -13,6 +13,7 @@ changed. Exit status: 0 nothing to complain of; 1 warnings; 2 errors, at which t
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -210,10 +211,10 @@ def main() -> int:
     args = parse_args()
     start = time.monotonic()
     folder = output_folder(args)
+    if args.fix and os.path.lexists(user_path(args.fix)):
+        raise InputError(f"--fix {args.fix}: exists already; give a new folder")
     report = Report(args)
     report.look()
-    if args.fix:
-        fix.check(report.opened, args.fix)
     if report.full:
         report.open_pictures()
     path = report.write(folder)

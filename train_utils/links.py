@@ -19,26 +19,23 @@ def refuse_links(source, image_dir, root, names: Iterable[str]) -> None:
     source: what lists the names. Each folder is looked at once, a picture only if it is a link. Names that leave
     `root` as text are passed over: they are refused where they are read.
     """
-    for error in links_out(source, image_dir, root, names):
+    for _, error in links_out(source, image_dir, root, names):
         raise error
 
 
-def links_out(source, image_dir, root, names: Iterable[str]) -> Iterator[InputError]:
-    """What `refuse_links` would raise, for each such link."""
+def links_out(source, image_dir, root, names: Iterable[str]) -> Iterator[tuple[str, InputError]]:
+    """(name, what `refuse_links` would raise) of each such picture."""
     inside = _inside(image_dir, root)
-    links: dict[str, frozenset[str] | None] = {}  # of a folder; None: of one that the name itself leaves
+    links: dict[str, frozenset[str] | InputError] = {}  # in a folder; or what is wrong with the folder itself
     for name in names:
         folder, base = os.path.split(name)
         if folder not in links:
-            path = os.path.join(image_dir, folder)
-            below = _is_in(os.path.abspath(path), (os.path.abspath(root), os.path.abspath(image_dir)))
-            if below and (error := _leads_out(source, path, inside)):
-                yield error
-                below = False
-            links[folder] = _links_in(path) if below else None
+            links[folder] = _links_below(image_dir, folder, root, inside, source)
         found = links[folder]
-        if found and base in found and (error := _leads_out(source, os.path.join(image_dir, name), inside)):
-            yield error
+        if isinstance(found, InputError):
+            yield name, found
+        elif base in found and (error := _leads_out(source, os.path.join(image_dir, name), inside)):
+            yield name, error
 
 
 def refuse_links_in(folders: Iterable[Path], root) -> None:
@@ -64,6 +61,13 @@ def refuse_links_of(pattern: str | Path, paths: Iterable[Path]) -> None:
     for path in paths:
         if error := _leads_out(f"--img-path {pattern}", path, inside):
             raise error
+
+
+def _links_below(image_dir, folder: str, root, inside, source) -> frozenset[str] | InputError:
+    path = os.path.join(image_dir, folder)
+    if not _is_in(os.path.abspath(path), (os.path.abspath(root), os.path.abspath(image_dir))):
+        return frozenset()  # the name itself leaves it
+    return _leads_out(source, path, inside) or _links_in(path)
 
 
 def _links_in(folder) -> frozenset[str]:

@@ -93,7 +93,7 @@ def list_skips(data_set: CocoDataset, split: str, finds: Finds) -> None:
 
 def _list_json(path, root, image_dir, follow_links, finds, split) -> CocoDataset | None:
     listed, listed_categories, annotations = _lists(path)
-    names = [image["file_name"] for image in listed if isinstance(image, dict) and _is_name(image.get("file_name"))]
+    names = _names(listed)
     if not names:
         raise InputError(f"{path}: its list of images holds no file_name")
     try:
@@ -168,9 +168,13 @@ def _images(listed, path, folder, root, follow_links, finds, split) -> tuple[lis
     size_of = None if folder is None else size_reader(folder, root)
     images: dict[int, tuple] = {}
     bad: set[int] = set()
+    linked: dict[str, InputError] = {}
+    if folder is not None and not follow_links:  # first, as headers may be read for sizes
+        linked = dict(links_out(path, folder, root, _names(listed)))
     for image in listed:
-        checked = None
         try:
+            if linked and isinstance(image, dict) and image.get("file_name") in linked:
+                raise linked[image["file_name"]]
             checked = check_image(image, path, size_of)
             if folder is not None:
                 _check_place(path, folder, checked, root)
@@ -186,9 +190,6 @@ def _images(listed, path, folder, root, follow_links, finds, split) -> tuple[lis
                 bad.add(number)
             continue
         images[checked[0]] = checked
-    if folder is not None and not follow_links:
-        for error in links_out(path, folder, root, [image[1] for image in images.values()]):
-            finds.mistake(str(error), split=split)
     return list(images.values()), bad - images.keys()
 
 
@@ -216,8 +217,9 @@ def _error(check, *args) -> InputError | None:
     return None
 
 
-def _is_name(value) -> bool:
-    return isinstance(value, str) and bool(value)
+def _names(images: list) -> list[str]:
+    names = [image.get("file_name") for image in images if isinstance(image, dict)]
+    return [name for name in names if isinstance(name, str) and name]
 
 
 def _id(entry, key: str):

@@ -13,7 +13,7 @@ from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 
 MOST_BITS = 7  # that the hashes of a pair may differ in: one less than there are bytes
 CORRELATION = 0.99  # of the thumbnails, from which they show the same
-EVEN = 2.0  # standard deviation of a thumbnail, of 255, below which correlation says nothing
+EVEN = 1.0  # standard deviation of a thumbnail, of 255, below which correlation says nothing
 BLOCK = 1024  # hashes compared with all of their byte at once
 MOST_PAIRS = 100_000
 BITS = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)

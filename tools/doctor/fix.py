@@ -59,17 +59,14 @@ class Change(NamedTuple):
         return one_line(f"{self.file}: {self.about} {self.id}: {told}: {self.why}")
 
 
-def check(opened: Opened, out) -> None:
-    """InputError where there is nothing that could be corrected."""
+def write(opened: Opened, args: Namespace) -> Path:
+    """Write OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
+
+    InputError where the data is no COCO json that can be read.
+    """
     if opened.layout != "coco":
         raise InputError(f"--fix: {opened.path} is {opened.layout} data; only COCO jsons are corrected, so correct the "
                          "files that are named by hand")
-    if os.path.lexists(user_path(out)):
-        raise InputError(f"--fix {out}: exists already; give a new folder")
-
-
-def write(opened: Opened, args: Namespace) -> Path:
-    """Write OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT."""
     root, jsons = coco_files(opened.path, args.year)
     changes: list[Change] = []
     fixed, folders = {}, {}

@@ -61,6 +61,11 @@ def open_all(path, finds: Finds, dataset="auto", image_dir=None, year=None, labe
     pictures = []
     if verdict and not splits and not finds.total("error") and path.is_dir():
         pictures = pictures_below(path)
+        if not follow_links:
+            folders = {picture.parent for picture in pictures}
+            for error in links_out_of(sorted(folders), path):
+                finds.mistake(str(error))
+            pictures = [picture for picture in pictures if path.resolve() in picture.resolve().parents]
     if verdict and verdict not in finds.texts("error") and not (finds[MISSING] and "files are missing" in verdict):
         finds.mistake(verdict)
     return Opened(path, "pictures" if pictures else layout, splits, verdict, pictures)
