@@ -113,7 +113,7 @@ def test_every_mistake_is_listed(run, tmp_path):
     data["images"][0]["height"] = 0
     for number, change in enumerate([{"bbox": [1, 2, 3]}, {"bbox": [1, 2, float("nan"), 4]}, {"iscrowd": "0"},
                                      {"category_id": 5}, {"segmentation": "x"}, {"segmentation": []}, {"image_id": 99},
-                                     {"image_id": 8}, {"id": 2}], 20):
+                                     {"image_id": 8}, {"id": 2}, {"id": 3, "bbox": [1]}], 20):
         data["annotations"].append({**annotation(number, 2), **change})
     data["categories"] += [{"id": 1, "name": "again"}, {"name": "no id"}]
     for image in data["images"]:
@@ -126,9 +126,10 @@ def test_every_mistake_is_listed(run, tmp_path):
     for said in ("image id 1: a size of 30x0", "image id 3 stands twice", "image id 8: file_name None", "has no id",
                  "annotation 20: bbox has 3", "annotation 21: bbox holds a number", "annotation 22: iscrowd '0'",
                  "annotation 23: category_id 5 is not in", "annotation 24: segmentation is neither",
-                 "annotation id 2 stands twice", "category id 1 stands twice", "'no id'", "5.png is missing"):
+                 "annotation id 2 stands twice", "annotation id 3 stands twice",
+                 "category id 1 stands twice", "'no id'", "5.png is missing"):
         assert said in errors, said
-    assert status == 2 and found["counts"]["error"] == len(errors.splitlines()) == 13, errors
+    assert status == 2 and found["counts"]["error"] == len(errors.splitlines()) == 15, errors
     listed = counts(found)
     assert listed["skipped: annotations without segmentation"] == 1
     assert listed["skipped: annotations of images that are not listed"] == 1
@@ -219,17 +220,28 @@ def test_doubles(tmp_path, shared_data):
     assert found == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
 
 
+def test_pictures_of_one_hash_are_told_apart_by_their_thumbnails():
+    thumbs = np.random.default_rng(0).integers(0, 256, (3, pictures.THUMB**2), dtype=np.uint8)
+    thumbs[1, :600] = thumbs[0, :600]  # correlate by a half
+    thumbs[2] = thumbs[0] // 2
+    seen = [pictures.Seen(i, None, False, (), bytes([i]), 5, thumb.tobytes(), 0.0) for i, thumb in enumerate(thumbs)]
+    (double,) = duplicates.find_doubles({"train": seen[:2], "val": seen[2:]})
+    assert (double.first, double.second) == (("train", 0), ("val", 2)) and not double.same
+
+
 def test_near_hashes_are_those_of_a_plain_loop():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, 60, dtype=np.uint64)
     for bits in range(1, 10):
         flips = rng.choice(64, bits, replace=False).astype(np.uint64)
         hashes = np.append(hashes, hashes[bits] ^ np.bitwise_or.reduce(np.uint64(1) << flips))
+    for byte in range(8):  # a bit of all others
+        hashes = np.append(hashes, hashes[20 + byte] ^ np.uint64(0x0101010101010101 & ~(1 << 8 * byte)))
     with patch.object(duplicates, "BLOCK", 3):
         found = duplicates.near_hashes(hashes)
     wanted = [(i, j) for j in range(len(hashes)) for i in range(j)
               if bin(int(hashes[i] ^ hashes[j])).count("1") <= duplicates.MOST_BITS]
-    assert sorted(found) == sorted(wanted) and len(wanted) >= 7
+    assert sorted(found) == sorted(wanted) and len(wanted) >= 15
 
 
 @pytest.mark.parametrize("fields", [
