@@ -48,55 +48,55 @@ def mask_loops(mask: np.ndarray, box, scale: float) -> list[np.ndarray]:
 
 
 def border_loops(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed chains of pixel corners [n, 2] x y around the set pixels of mask [h, w], the set ones to the right."""
+    """Closed chains of the corners [n, 2] x y of pixels around the set ones of mask [h, w], those to the right."""
     padded = np.pad(mask.astype(bool), 1)
-    inside = padded[1:-1, 1:-1]
-    sides = (  # the neighbour that is not set; from corner, to corner of a pixel
-        (padded[:-2, 1:-1], (0, 0), (1, 0)), (padded[1:-1, 2:], (1, 0), (1, 1)),
-        (padded[2:, 1:-1], (1, 1), (0, 1)), (padded[1:-1, :-2], (0, 1), (0, 0)),
-    )
-    after: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for neighbour, (ax, ay), (bx, by) in sides:
-        ys, xs = np.nonzero(inside & ~neighbour)
-        for x, y in zip(xs.tolist(), ys.tolist(), strict=True):
-            after.setdefault((x + ax, y + ay), []).append((x + bx, y + by))
-    loops = []
-    while after:
-        start = point = next(iter(after))
-        chain = []
-        while point != start or not chain:
-            chain.append(point)
-            following = after[point]
-            following_point = following.pop()
-            if not following:
-                del after[point]
-            point = following_point
-        loops.append(np.array(chain))
+    inside, stride = padded[1:-1, 1:-1], mask.shape[1] + 1  # corner x y has the number y * stride + x
+    sides = (  # of a pixel, clockwise: the neighbour that is not set, its first corner, the way to its second
+        (padded[:-2, 1:-1], 0, 1), (padded[1:-1, 2:], 1, stride), (padded[2:, 1:-1], stride + 1, -1),
+        (padded[1:-1, :-2], stride, -stride),
+    )  # fmt: skip
+    starts, ends = [], []
+    for neighbour, corner, way in sides:
+        y, x = np.nonzero(inside & ~neighbour)
+        starts.append(y * stride + x + corner)
+        ends.append(starts[-1] + way)
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    following = np.empty(len(start), dtype=np.int64)  # as many sides begin at a corner as end there
+    following[np.argsort(end, kind="stable")] = np.argsort(start, kind="stable")
+    following, seen, loops = following.tolist(), bytearray(len(start)), []
+    for first in range(len(following)):
+        chain, side = [], first
+        while not seen[side]:
+            seen[side] = 1
+            chain.append(side)
+            side = following[side]
+        if chain:
+            loops.append(np.stack(np.divmod(start[chain], stride)[::-1], axis=1))
     return loops
 
 
 def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
     """A closed loop [n, 2] with the points left out that lie within tolerance of the rest (Douglas and Peucker)."""
-    far = int(np.abs(loop - loop[0]).sum(axis=1).argmax())
-    closed = np.concatenate([loop, loop[:1]])
+    points = loop[:, 0] + 1j * loop[:, 1]
+    way = np.roll(points, -1) - points
+    points = points[way != np.roll(way, 1)]  # of a straight run its ends
+    far = int(np.abs(points - points[0]).argmax())
+    closed = np.append(points, points[0])
     keep = np.zeros(len(closed), dtype=bool)
-    keep[[0, far, len(loop)]] = True
-    open_parts = [(0, far), (far, len(loop))]
+    keep[[0, far]] = True
+    open_parts = [(0, far), (far, len(points))]
     while open_parts:
         a, b = open_parts.pop()
         if b - a < 2:
             continue
-        chord, points = closed[b] - closed[a], closed[a + 1 : b] - closed[a]
-        length = np.hypot(*chord)
-        if length:
-            away = np.abs(points[:, 0] * chord[1] - points[:, 1] * chord[0]) / length
-        else:
-            away = np.hypot(*points.T)
+        chord, rest = closed[b] - closed[a], closed[a + 1 : b] - closed[a]
+        away = np.abs((rest * chord.conjugate()).imag) / abs(chord) if chord else np.abs(rest)
         k = int(away.argmax())
         if away[k] > tolerance:
             keep[a + 1 + k] = True
             open_parts += [(a, a + 1 + k), (a + 1 + k, b)]
-    return closed[:-1][keep[:-1]]
+    kept = closed[:-1][keep[:-1]]
+    return np.stack([kept.real, kept.imag], axis=1)
 
 
 def _path(loop: np.ndarray) -> str:
