@@ -89,6 +89,20 @@ def test_put_right_the_better_of_two_stays():
     assert cost["class"] == (1, pytest.approx(0.5)) and cost["missed"] == (0, 0.0)
 
 
+def test_put_right_the_worse_of_two_is_neither_right_nor_wrong():
+    """Objects A, B, C; A is detected as class 2 and, with a lower score, rightly; B below both; C is missed."""
+    some = truth([(1, 1, 0, 0, 20, 20), (1, 1, 50, 50, 20, 20), (1, 1, 0, 70, 20, 20)])
+    results = found((1, 2, 0.9, 0, 0, 20, 20), (1, 1, 0.8, 0, 0, 20, 20), (1, 1, 0.7, 50, 50, 20, 20))
+    assert costs(match(some, results, "bbox"))["class"] == (1, pytest.approx(0))  # precision 1 to recall 2 / 3, still
+
+
+def test_of_equal_overlaps_the_last_object_is_taken():
+    """As in pycocotools; else the second detection were a duplicate."""
+    some = truth([(1, 1, 0, 0, 20, 20), (1, 1, 10, 0, 20, 20)])
+    matches = match(some, found((1, 1, 0.9, 5, 0, 20, 20), (1, 1, 0.8, 0, 0, 20, 20)), "bbox")  # IoU 0.6 with both
+    assert matches.matched[0].tolist() == [1, 0] and kinds_of(matches).tolist() == [-1, -1]
+
+
 def test_the_greater_overlap_decides_the_kind():
     boxes = [(1, 1, 0, 0, 20, 20), (1, 2, 0, 10, 20, 20)]
     matches = match(truth(boxes), found((1, 1, 0.9, 0, 9, 20, 20)), "bbox")  # IoU 0.38 with 1, 0.90 with 2
@@ -262,7 +276,7 @@ def test_the_confusion_matrix_by_hand():
 def test_crowding_groups_by_the_objects_of_a_picture():
     boxes = [(1, 1, 0, 0, 20, 20), *((2, 1, 0, 10 * i, 9, 9) for i in range(6)), (1, 1, 50, 50, 40, 40, True)]
     groups = by_crowding(match(truth(boxes, images=3), found((1, 1, 0.9, 0, 0, 20, 20)), "bbox"))
-    assert [group[:4] for group in groups] == [("1", 1, 1, pytest.approx(1)), ("6 to 15", 1, 6, 0.0)]
+    assert [group[:4] for group in groups] == [("1 object", 1, 1, pytest.approx(1)), ("6 to 15", 1, 6, 0.0)]
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,8 @@ def write_report(
     shapes = sections.IOU_TYPES[iou_type]
     lead = joined(
         tag("p", f"{source}, on {data_set.describe()}"),
+        tag("p", f"AP of {shapes}: ", tag("b", sections.value(stats[iou_type].stats[0])), ", at IoU 0.5: ",
+            tag("b", sections.value(stats[iou_type].stats[1]))),
         tag("p", f"{len(results):,} detections in {len(matches.image_ids):,} pictures. IoU below is that of {shapes}; "
                  "AP, crowds and the limit of 100 detections of a class in a picture are as in COCO.", class_="soft"),
         sections.data_block(gallery, names, each[0]),

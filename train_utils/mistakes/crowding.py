@@ -32,7 +32,7 @@ def by_crowding(matches: Matches) -> list[Crowding]:
     groups = []
     for low, beyond in zip(BOUNDS, (*BOUNDS[1:], None), strict=True):
         chosen = (counts >= low) & (counts < (beyond or np.inf))
-        label = f"{low} and more" if beyond is None else f"{low}" if beyond == low + 1 else f"{low} to {beyond - 1}"
+        label = f"{low} and more" if beyond is None else "1 object" if beyond == 2 else f"{low} to {beyond - 1}"
         if chosen.any():
             groups.append(Crowding(label, int(chosen.sum()), int(counts[chosen].sum()), *mean_ap(matches, chosen)))
     return groups

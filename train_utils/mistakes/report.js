@@ -129,8 +129,11 @@ function show() {
 function numbered(picture, frame) {
   const {objects, detections} = picture.drawing, lines = [];
   const add = (drawing, path, text) => {
-    lines.push(element("li", {}, text));
-    const drawn = [...drawing.querySelectorAll("path")].find((one) => one.getAttribute("d") === path);
+    const line = element("li", {}, text);
+    lines.push(line);
+    const drawn = [...drawing.querySelectorAll("path:not(.halo)")].find((one) => one.getAttribute("d") === path);
+    line.addEventListener("pointerenter", () => drawn.classList.add("lit"));
+    line.addEventListener("pointerleave", () => drawn.classList.remove("lit"));
     const box = drawn.getBBox(), inside = Math.min(box.width, box.height) > 30; // else it would hide the object
     const y = inside ? box.y + box.height / 2 + 6 : box.y > 20 ? box.y - 4 : box.y + box.height + 16;
     drawing.append(svg("text", {x: box.x + box.width / 2, y, "text-anchor": "middle"}, String(lines.length)));

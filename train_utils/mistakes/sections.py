@@ -1,6 +1,7 @@
 """The sections of the report: numbers as tables and plots that need no script, and the pictures, which need one."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,9 +58,16 @@ def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
 
 def advice_section(lines: Sequence[str]) -> Section:
     none = f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out."
-    listed = tag("ul", *(tag("li", line) for line in lines), id="advice") if lines else tag("p", none, id="advice")
+    listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
     note = tag("p", f"Said of each kind of mistake that costs {WORTH} AP or more, at most four.", class_="soft")
     return section("advice", "Advice", listed, note if lines else "")
+
+
+def _with_flags(text: str) -> Html:
+    """The text with what comes before its first bracket in bold, and flags as code."""
+    kind, bracket, rest = text.partition(" (")
+    parts = re.split("(--[a-z-]+)", bracket + rest)
+    return joined(tag("b", kind), *(tag("code", part) if part.startswith("--") else part for part in parts))
 
 
 def errors_section(costs: dict[str, tuple[int, float]]) -> Section:
@@ -151,7 +159,7 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
         "groups", "Size and crowding",
         tag("h3", "AP by the size of the objects"), table(["objects", "", "AP"], by_size, id="by-size"),
         tag("h3", "AP by the number of objects in the picture"),
-        table(["objects in the picture", "pictures", "objects", "AP", "AP50"], by_count, id="by-crowding"),
+        table(["a picture has", "pictures", "objects", "AP", "AP50"], by_count, id="by-crowding"),
         tag("p", "Each row is an evaluation of these pictures alone. A few pictures say little.", class_="soft"),
     )
 
