@@ -67,6 +67,8 @@ def test_a_mistake_of_each_kind(wrong, kind, ap, put_right):
     # the object of class 1 is missed, unless a detection of another class or place lies on it
     covered = kind in ("class", "location")
     assert missed_of(matches, kinds_of(matches)).tolist() == [not covered, False]
+    states = Shown(matches, kinds_of(matches), 0.0).object_state.tolist()
+    assert states == [KINDS.index(kind if covered else "missed"), FINE]
     assert cost["missed"][0] == (not covered) and cost["false negatives"][0] == 1
     others = {name for name in KINDS if name not in (kind, "missed")}
     assert all(cost[name] == (0, 0.0) for name in others)

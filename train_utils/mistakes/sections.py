@@ -133,9 +133,9 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
         total = max(int(matrix[i].sum()), 1)
         cells = [tag("td", f"{matrix[i, j]:,}" if matrix[i, j] else "", class_="number",
                      style=f"--share:{matrix[i, j] / total:.2f}" if matrix[i, j] else None) for j in rows]
-        body.append(tag("tr", tag("th", label, scope="row"), *cells))
+        body.append(tag("tr", tag("th", label, scope="row", title=label), *cells))
     head = tag("tr", tag("th", "is, detected as", scope="col"),
-               *(tag("th", tag("span", label), scope="col") for label in labels))
+               *(tag("th", tag("span", label), scope="col", title=label) for label in labels))
     whole = tag("table", tag("thead", head), tag("tbody", *body), id="confusion-matrix")
     pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix)]
     return section(
@@ -186,8 +186,8 @@ def pictures_section(gallery: Gallery, names: list[str], least_score: float) -> 
     """What the script fills."""
     drawn = sum(drawing is not None for drawing in gallery.drawings)
     said = [f"Shown are detections with a score of {least_score:.3f} or more: there F1 over all classes is highest. ",
-            f"{drawn:,} of the {gallery.total:,} pictures, those with most mistakes, can be looked at; "
-            "--report-pictures gives more or fewer. "]
+            f"{drawn:,} of the {gallery.total:,} pictures, those with most mistakes, can be looked at; ",
+            tag("code", "--report-pictures"), " gives more or fewer. "]
     if len(gallery.rows) < gallery.total:
         said.append(f"{gallery.total - len(gallery.rows):,} with fewest mistakes are not listed. ")
     if gallery.unreadable:
