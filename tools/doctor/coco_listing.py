@@ -51,7 +51,7 @@ class Listing(Packer):
             self.finds.add(UNCHECKED, text, self.split, annotation.get("image_id"), annotation.get("id"))
             return
         super()._skip(reason, sequence, annotation)
-        text = f"{self.path}: annotation {name_of(sequence, annotation)}: one of the {reason}"
+        text = f"{self.path}: annotation {name_of(sequence, annotation)}: skipped: {reason}"
         self.finds.add(Kind(WARNING, f"skipped: {reason}", SKIPPED), text, self.split, _id(annotation, "image_id"),
                        _id(annotation, "id"))
 

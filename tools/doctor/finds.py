@@ -13,7 +13,7 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 KEPT = 20_000  # finds of one kind that are listed; the rest is counted
 MOST_KINDS = 200  # kinds made of messages
-VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b")
+VALUES = re.compile(r"neither 0 nor 1|'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b")
 
 
 class Kind(NamedTuple):
@@ -83,7 +83,7 @@ def kind_of(message: str) -> str:
     told = parts[1:] if len(parts) > 1 else parts  # the first is the file
     if len(told) > 1 and re.match(r"(annotation|image id|image|category|object|masks|labels|category id)\b", told[0]):
         told = told[1:]
-    words = VALUES.sub("…", ": ".join(told)).split(";")[0]
+    words = VALUES.sub(lambda found: found[0] if found[0][0] == "n" else "…", ": ".join(told)).split(";")[0]
     return words.strip(" ,")[:100] or "mistakes"
 
 

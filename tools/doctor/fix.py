@@ -170,7 +170,7 @@ class Corrector:
             if mask is not None and outline(mask, size) > LONGEST_OUTLINE:
                 return annotation
         except Skip as reason:
-            self._change("annotation", annotation, "entry", annotation, None, f"one of the {reason}")
+            self._change("annotation", annotation, "entry", annotation, None, f"training skips it: {reason}")
             return None
         except (InputError, TypeError, AttributeError, OverflowError):  # left to the user
             return annotation
@@ -267,7 +267,7 @@ def _left(out: Path, image_dir: Path, args: Namespace) -> Finds:
 def _show(changes: list[Change], left: Finds, args: Namespace, image_dir: Path) -> None:
     counts = Counter((change.about, change.what, change.why) for change in changes)
     for (about, what, why), count in counts.most_common():
-        print(one_line(f"fixed: {count:,} {about}: {'taken out' if what == 'entry' else what}: {why}"))
+        print(one_line(f"fixed: {about}: {'taken out' if what == 'entry' else what}: {why}: {count:,}"))
     for severity in (ERROR, WARNING):
         for kind, count in left.counts():
             if kind.severity == severity:
