@@ -14,7 +14,7 @@ from train_utils.command import Parser
 from train_utils.train_loop import add_arguments
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-TOOLS = ("tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset", "tools.visualise_stages")
+TOOLS = ("tools.check_data", "tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset", "tools.visualise_stages")
 
 
 def commands_of(text):
