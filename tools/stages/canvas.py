@@ -32,7 +32,8 @@ class Canvas:
         resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
         image = image.resize(size, resample, box=(x1, y1, x1 + width, y1 + height))
         if faded:
-            image = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", size, (90, 95, 100)), 0.35)
+            image = Image.blend(image, image.convert("L").convert("RGB"), 0.7)
+            image = Image.blend(image, Image.new("RGB", size, (70, 74, 78)), 0.35)
         self.image = image
         self.draw = ImageDraw.Draw(self.image, "RGBA")
         self.font = ImageFont.load_default(15)
@@ -49,12 +50,12 @@ class Canvas:
         self.draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=(*color, round(255 * opacity)),
                             width=width or self.line)
 
-    def boxes(self, boxes: torch.Tensor, color, width: int = 1, opacity: float = 1.0) -> "Canvas":
+    def boxes(self, boxes: torch.Tensor, color, width: int = 2, opacity: float = 1.0) -> "Canvas":
         for box in boxes.tolist():
             self.box(box, color, width, opacity)
         return self
 
-    def dots(self, points: torch.Tensor, color, radius: float = 2) -> None:
+    def dots(self, points: torch.Tensor, color, radius: float = 3) -> None:
         for point in points.tolist():
             x, y = self.at(*point)
             self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)

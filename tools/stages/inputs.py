@@ -102,7 +102,7 @@ def _overlaps(view: View) -> tuple[Panel, Facts]:
     iou, index = best_overlap(view.objects, view.anchors)
     canvas, threshold = Canvas(view.picture, faded=True), view.config.rpn_fg_iou_thresh
     for i, (box, best) in enumerate(zip(view.objects, index, strict=True)):
-        canvas.box(box.tolist(), instance_color(i), 3)
+        canvas.box(box.tolist(), instance_color(i), 4)
         canvas.box(view.anchors[best].tolist(), instance_color(i), 1)
         if len(iou) <= FEW:
             canvas.write(f"{iou[i]:.2f}", *box[:2].tolist(), instance_color(i))

@@ -14,7 +14,7 @@ def rpn_targets(view: View) -> Shown:
     label, positive, negative = record["label"], record["positive"], record["negative"]
     positives = (label == 1).nonzero()[:, 0]
     labels = Canvas(view.picture, faded=True)
-    labels.dots(centres(view.anchors[label < 0]), YELLOW, 1.5)
+    labels.dots(centres(view.anchors[label < 0]), YELLOW, 2)
     labels.boxes(view.anchors[positives[:: len(positives) // SHOWN + 1]], GREEN)
     sampled = Canvas(view.picture, faded=True).boxes(view.objects, BLUE, 3).boxes(view.anchors[positive], GREEN)
     sampled.dots(centres(view.anchors[negative]), RED)
