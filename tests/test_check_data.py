@@ -68,7 +68,7 @@ def test_each_case_of_the_catalogue_is_told_as_training_tells_it(case, tmp_path,
     errors, warnings = texts(found, "error"), texts(found, "warning")
     if case.outcome == catalogue.ERROR:
         assert status == 2 and any(all(word in text for word in case.says) for text in [*errors, found["error"] or ""])
-        assert errors
+        assert errors and found["error"]
     else:
         assert status < 2 and not errors and found["error"] is None, errors
     if case.outcome == catalogue.SKIP:

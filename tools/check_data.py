@@ -20,7 +20,7 @@ from pathlib import Path
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
-from tools.doctor import anchors, duplicates, fix, looks, page, pictures, statistics
+from tools.doctor import anchors, classes, duplicates, fix, looks, page, pictures, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import outlines, table_of
@@ -77,6 +77,11 @@ class Report:
         """What can be looked at: data sets, or {"": pictures}."""
         return self.opened.splits or ({"": self.opened.pictures} if self.opened.pictures else {})
 
+    @property
+    def verdict(self) -> str | None:
+        """What train.py would stop at: when it opens the data, or at a picture."""
+        return self.opened.verdict or next(iter(self.finds.texts(ERROR)), None)
+
     def look(self) -> None:
         """Everything but the pictures."""
         args, finds = self.args, self.finds
@@ -90,8 +95,8 @@ class Report:
             looks.look_at_pictures(table, split, finds)
         if self.tables:
             tables = list(self.tables.values())
-            self.classes = looks.look_at_classes(self.tables, finds)
-            looks.look_across(self.tables, finds)
+            self.classes = classes.look_at_classes(self.tables, finds)
+            classes.look_across(self.tables, finds)
             self.histograms = statistics.histograms(tables, self.config)
             self.sizes = statistics.picture_sizes(tables)
             self.reach = anchors.reach(tables, self.config)
@@ -124,7 +129,7 @@ class Report:
     def to_dict(self) -> dict:
         """check_data.json."""
         return {
-            "data": str(self.opened.path), "layout": self.opened.layout, "error": self.opened.verdict,
+            "data": str(self.opened.path), "layout": self.opened.layout, "error": self.verdict,
             "full_pass": self.full, "counts": {severity: self.finds.total(severity) for severity in SEVERITIES},
             "splits": {split: {"source": str(table.data_set.source), "pictures": len(table.sizes),
                                "objects": int(table.counts().sum()), "crowd_regions": int(table.crowd.sum())}
@@ -155,7 +160,7 @@ class Report:
             sections.append(page.anchors_section(self.reach, sizing))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
-        lead = page.summary([*self.lines(), told], self.opened.verdict, self.finds)
+        lead = page.summary([*self.lines(), told], self.verdict, self.finds)
         title = f"{self.opened.path.resolve().name}: the data, checked"
         write_page(folder / "check_data.html", page.whole_page(title, lead, sections))
         write_text(folder / "check_data.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
@@ -186,7 +191,7 @@ def show(report: Report) -> None:
     print(f"{report.opened.path} ({report.opened.layout})")
     for line in (*report.lines(), *report.anchor_lines()):
         print(f"  {line}")
-    verdict = report.opened.verdict
+    verdict = report.verdict
     print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")
     for kind, count in report.finds.counts():
         print(one_line(f"{kind.severity}: {kind.title}: {count:,}"))

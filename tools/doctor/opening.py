@@ -1,9 +1,10 @@
 """A data set as train.py would open it, and where it would not: every mistake, and what is sound of it.
 
 The loader itself (`open_data_set`) has the first and the last word: its message is the verdict. Only where it stops
-or skips is the data read again item by item.
+or skips is the data read again item by item. (A large json with a mistake is only read item by item.)
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,12 @@ from backbone.errors import InputError
 from my_dataset_npy import scan_pair
 from tools.conversion import open_splits
 from tools.doctor.coco_listing import MISSING, list_coco, list_missing, list_skips
-from tools.doctor.finds import WARNING, Finds, Kind
+from tools.doctor.finds import ERROR, WARNING, Finds, Kind
 from tools.doctor.pictures import pictures_below
 from tools.doctor.voc_listing import list_voc
+from train_utils import annotation_cache
+from train_utils.annotation_cache import cache_folder
+from train_utils.coco_annotations import read_indexed
 from train_utils.data_sets import coco_files, layout_of, merged_categories
 from train_utils.files import user_path
 from train_utils.links import links_out_of
@@ -43,30 +47,38 @@ def open_all(path, finds: Finds, dataset="auto", image_dir=None, year=None, labe
         raise InputError(f"{path}: no such file or folder")
     layout = layout_of(path, dataset)
     options = dict(image_dir=image_dir, year=year, label_json=label_json, follow_links=follow_links)
-    splits, verdict, roles = {}, None, ()
+    splits, verdict, roles, listed = {}, None, (), False
     try:
         roles = _roles(path, layout, year)
-        splits = open_splits(path, layout, roles, **options)
+        if layout == "coco" and _is_large_and_wrong(path, year):
+            splits, listed = _list_coco(path, finds, image_dir, year, follow_links), True
+            verdict = next(iter(finds.texts(ERROR)), None)  # the first in the loader's order
+        if verdict is None:
+            splits = open_splits(path, layout, roles, **options)
+            splits = {split or "all": data_set for split, data_set in splits.items()}
         if not {"train", "all"} & set(roles):
             finds.add(NO_TRAINING, f"{path}: no training data beside the validation data")
     except InputError as error:
         verdict = str(error)
-    splits = {split or "all": data_set for split, data_set in splits.items()}
-    if layout == "coco" and roles and (verdict or any(data_set.skipped for data_set in splits.values())):
-        splits = _look_closer(path, splits, verdict, finds, image_dir, year, follow_links)
+    if layout == "coco" and roles and not listed:
+        if verdict:
+            splits = _list_coco(path, finds, image_dir, year, follow_links)
+        for split, data_set in splits.items():
+            if data_set.skipped and not verdict:
+                list_skips(data_set, split, finds)
     elif layout == "voc":
         splits = list_voc(path, year, follow_links, splits, verdict, finds)
     elif layout == "npy" and roles:
         _list_npy(path, splits, verdict, follow_links, finds)
     pictures = []
-    if verdict and not splits and not finds.total("error") and path.is_dir():
+    if verdict and not splits and not finds.total(ERROR) and path.is_dir():
         pictures = pictures_below(path)
         if not follow_links:
             folders = {picture.parent for picture in pictures}
             for error in links_out_of(sorted(folders), path):
                 finds.mistake(str(error))
             pictures = [picture for picture in pictures if path.resolve() in picture.resolve().parents]
-    if verdict and verdict not in finds.texts("error") and not (finds[MISSING] and "files are missing" in verdict):
+    if verdict and verdict not in finds.texts(ERROR) and not (finds[MISSING] and "files are missing" in verdict):
         finds.mistake(verdict)
     return Opened(path, "pictures" if pictures else layout, splits, verdict, pictures)
 
@@ -82,13 +94,17 @@ def _roles(path: Path, layout: str, year) -> tuple:
     return ("train", "val")
 
 
-def _look_closer(path, splits, verdict, finds, image_dir, year, follow_links) -> dict:
-    """COCO data that the loader stops at, or skips something of."""
-    if verdict is None:
-        for split, data_set in splits.items():
-            if data_set.skipped:
-                list_skips(data_set, split, finds)
-        return splits
+def _is_large_and_wrong(path: Path, year) -> bool:
+    """Whether the loader would read a large json as a whole, for the sake of a mistake: gigabytes of memory that
+    reading it piece by piece does not take."""
+    if cache_folder() is None:  # a json that is well would be read twice
+        return False
+    jsons = coco_files(path, year)[1].values()
+    return any(os.path.getsize(json) >= annotation_cache.WORTHWHILE and read_indexed(json) is None for json in jsons)
+
+
+def _list_coco(path, finds, image_dir, year, follow_links) -> dict:
+    """{split: what is sound} of COCO data that the loader stops at."""
     root, jsons = coco_files(path, year)
     splits = list_coco(root, jsons, image_dir, follow_links, finds)
     if {"train", "val"} <= splits.keys():

@@ -1,0 +1,100 @@
+"""What classes and splits look like: names, numbers of objects, and what train and val share."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from my_dataset_coco import CocoDataset
+from tools.doctor.finds import NOTE, WARNING, Finds, Kind
+from tools.doctor.table import Table
+
+FEW, UNEVEN = 10, 100  # objects of a class; times the median class
+
+UNUSED = Kind(WARNING, "classes without any object", "Take them out of the categories, or annotate some.")
+ONLY_VAL = Kind(WARNING, "classes in val, but not in train", "They can't be learnt.")
+ONLY_TRAIN = Kind(NOTE, "classes in train, but not in val", "Their AP is n/a.")
+RARE = Kind(NOTE, f"classes of fewer than {FEW} objects in training",
+            "Few of them will be found: annotate more where it matters.")
+IMBALANCE = Kind(NOTE, f"classes of over {UNEVEN} times as many objects as the middle one", "")
+ALIKE = Kind(WARNING, "classes whose names differ only in capitals, blanks or signs, or not at all",
+             "If they are one class, give them one id.")
+SAME_PICTURE = Kind(WARNING, "pictures both in train and in val", "The AP on val is too good: take them out of one.")
+SAME_NAME = Kind(NOTE, "file names both in train and in val", "Different files; the full pass compares what they show.")
+SAME_IDS = Kind(NOTE, "image ids both in train and in val", "Harmless where each split numbers its own pictures.")
+
+
+def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[str, int]]:
+    """{class: {split: objects}}, crowds apart."""
+    label_map = next(iter(tables.values())).data_set.label_map
+    labels = label_map.labels()
+    counts = {split: np.bincount(table.labels[~table.crowd], minlength=label_map.num_labels)
+              for split, table in tables.items()}
+    sources = " and ".join(str(table.data_set.source) for table in tables.values())
+    training = counts.get("train", counts.get("all"))
+    rare = []
+    for label in labels:
+        name, each = label_map.name(label), {split: int(count[label]) for split, count in counts.items()}
+        told = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
+        if not any(each.values()):
+            finds.add(UNUSED, told)
+        elif training is None or not (0 < training[label] < FEW):
+            pass
+        else:
+            rare.append(label)
+        if {"train", "val"} <= each.keys():
+            if each["val"] and not each["train"]:
+                finds.add(ONLY_VAL, f"{told}: {each['val']} objects in val")
+            if each["train"] and not each["val"]:
+                finds.add(ONLY_TRAIN, f"{told}: {each['train']} objects in train")
+        if training is not None and training[label] > UNEVEN * max(np.median(training[labels]), 1):
+            finds.add(IMBALANCE, f"{told}: {training[label]} objects, the middle class has "
+                                 f"{np.median(training[labels]):.0f}")
+    for label in rare:
+        finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: {training[label]} objects")
+    alike = defaultdict(list)
+    for label in labels:
+        name = label_map.name(label)
+        alike["".join(filter(str.isalnum, name.casefold())) or name].append(label)
+    for group in alike.values():
+        if len(group) > 1:
+            told = ", ".join(f"{label_map.name(label)!r} (category {label_map.to_category(label)})" for label in group)
+            finds.add(ALIKE, f"{sources}: {told}")
+    return {label_map.name(label): {split: int(count[label]) for split, count in counts.items()} for label in labels}
+
+
+def look_across(tables: dict[str, Table], finds: Finds) -> None:
+    """What train and val share, by their files' names and the disk's word: no file is opened."""
+    if not {"train", "val"} <= tables.keys():
+        return
+    train, val = (tables[split].data_set for split in ("train", "val"))
+    of_name = {name: i for i, name in enumerate(_base_names(train))}
+    for j, name in enumerate(_base_names(val)):
+        if name not in of_name:
+            continue
+        other, path = Path(train.file_name(of_name[name])), Path(val.file_name(j))
+        if path == other or _same_size(path, other):
+            finds.add(SAME_PICTURE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
+        else:
+            finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))
+    ids = [{part.given_id(i) for i in range(len(part))} for part in (train, val)] if isinstance(
+        train, CocoDataset) else [set(), set()]
+    shared = ids[0] & ids[1]
+    if shared:
+        some = ", ".join(map(str, sorted(shared, key=str)[:5]))
+        finds.add(SAME_IDS, f"{train.source} and {val.source}: {len(shared)} ids, such as {some}", count=len(shared))
+
+
+def _base_names(data_set) -> list[str]:
+    if isinstance(data_set, CocoDataset):  # all at once: a path for each takes seconds
+        names = data_set.annotations.file_names()
+        return [os.path.basename(names[row]) for row in data_set.rows.tolist()]
+    return [os.path.basename(data_set.file_name(i)) for i in range(len(data_set))]
+
+
+def _same_size(one: Path, other: Path) -> bool:
+    try:
+        return one.stat().st_size == other.stat().st_size > 0
+    except OSError:  # missing: told elsewhere
+        return False

@@ -1,0 +1,223 @@
+"""One COCO json's content, corrected entry by entry; nothing is guessed, and every change is noted.
+
+What the loader would skip is taken out, what can't be meant otherwise is corrected, all else stays as it is.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from backbone.errors import InputError
+from my_dataset_coco import picture_path, size_reader
+from tools.doctor import looks
+from train_utils.coco_checks import as_id, check_image
+from train_utils.coco_segmentation import (
+    LONGEST_OUTLINE,
+    RLE,
+    Skip,
+    box_of,
+    finite,
+    outline,
+    overlaps,
+    rasterise,
+    read_segmentation,
+    unpack_polygon,
+)
+from train_utils.plain_text import brief, one_line
+
+
+class Change(NamedTuple):
+    """about: image, annotation or category; what: the key, or "entry" where it is taken out (after: None)."""
+
+    file: str
+    about: str
+    id: object
+    what: str
+    before: object
+    after: object
+    why: str
+
+    def __str__(self):
+        if self.what == "entry":
+            return one_line(f"{self.file}: {self.about} {self.id}: taken out: {self.why}")
+        told = f"{self.what} {brief(self.before)} -> {brief(self.after)}"
+        return one_line(f"{self.file}: {self.about} {self.id}: {told}: {self.why}")
+
+
+class Corrector:
+    """Corrects the content of one json; `changes` is added to."""
+
+    def __init__(self, path, image_dir: Path, root: Path, changes: list[Change]):
+        self.path, self.image_dir, self.root, self.changes = str(path), image_dir, root, changes
+        self.sizes: dict[int, tuple[int, int]] = {}  # of sound images, by id
+        self.dropped: set[int] = set()  # images
+        self.known: set[int] = set()  # all ids of images, sound or not
+
+    def correct(self, raw: dict) -> dict:
+        images = self._kept("image", raw["images"], self._image)
+        annotations = self._kept("annotation", raw["annotations"], self._annotation)
+        return {**raw, "images": images, "annotations": self._numbered(annotations),
+                "categories": self._kept("category", raw["categories"], lambda category: category)}
+
+    def _kept(self, about: str, entries: list, correct) -> list:
+        """The entries that stay, corrected; one that is the same as another in everything is taken out."""
+        kept, seen = [], set()
+        for entry in entries:
+            whole = {**entry, "id": None} if about == "annotation" and isinstance(entry, dict) else entry
+            key = hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).digest()
+            if isinstance(entry, dict) and key in seen:
+                self._change(about, entry, "entry", entry, None, "it is the same as another")
+                continue
+            seen.add(key)
+            corrected = correct(entry) if isinstance(entry, dict) else entry
+            if corrected is not None:
+                kept.append(corrected)
+        return kept
+
+    def _change(self, about, entry, what, before, after, why) -> None:
+        self.changes.append(Change(self.path, about, entry.get("id"), what, before, after, why))
+
+    def _image(self, image: dict) -> dict | None:
+        number = _number(image, "id")
+        if number is None:
+            return image
+        self.known.add(number)
+        name = image.get("file_name")
+        try:
+            place = picture_path(self.image_dir, name, self.root) if isinstance(name, str) and name else None
+        except InputError:  # it leaves the data
+            return image
+        if place and not os.path.isfile(place):
+            self.dropped.add(number)
+            self._change("image", image, "entry", image, None, "its picture is missing")
+            return None
+        try:
+            _, _, size, _ = check_image(image, self.path, None)
+        except InputError:
+            try:
+                high, wide = size_reader(self.image_dir, self.root)(name) if place else (0, 0)
+                candidate = {**image, "height": high, "width": wide}
+                _, _, size, _ = check_image(candidate, self.path, None)
+            except InputError:
+                return image
+            before = [image.get("width"), image.get("height")]
+            self._change("image", image, "width, height", before, [wide, high], "as the picture is")
+            image = candidate
+        self.sizes[number] = size
+        return image
+
+    def _annotation(self, annotation: dict) -> dict | None:
+        number = _number(annotation, "image_id")
+        if number in self.dropped or number is not None and number not in self.known:
+            why = "its picture is missing" if number in self.dropped else "its image is not listed"
+            self._change("annotation", annotation, "entry", annotation, None, why)
+            return None
+        if number not in self.sizes:
+            return annotation
+        size = self.sizes[number]
+        try:
+            kind, parts = read_segmentation(annotation.get("segmentation"), size)
+            mask = None if kind == RLE else [unpack_polygon(kind, part) for part in parts]
+            if mask is not None and outline(mask, size) > LONGEST_OUTLINE:
+                return annotation
+        except Skip as reason:
+            self._change("annotation", annotation, "entry", annotation, None, f"training skips it: {reason}")
+            return None
+        except (InputError, TypeError, AttributeError, OverflowError):  # left to the user
+            return annotation
+        annotation = self._with_crowd(annotation)
+        rle = {"size": list(size), "counts": parts[0]} if mask is None else None
+        rough = float(coco_mask.area(rle)) if rle else _shoelace(mask)
+        pixels = rough
+        if rle is None and (rough < 2 or self._is_doubtful(annotation.get("area"), rough)):
+            pixels = float(coco_mask.area(rasterise(mask, size)))  # as training has it
+            if pixels == 0:
+                self._change("annotation", annotation, "entry", annotation, None, "its polygons cover no pixel")
+                return None
+        annotation = self._with_box(annotation, _clip(box_of(kind, parts, size), size), size)
+        return self._with_area(annotation, pixels)
+
+    def _with_crowd(self, annotation: dict) -> dict:
+        crowd = annotation.get("iscrowd")
+        if crowd in ("0", "1"):
+            self._change("annotation", annotation, "iscrowd", crowd, int(crowd), "a number is needed")
+            annotation = {**annotation, "iscrowd": int(crowd)}
+        return annotation
+
+    def _with_box(self, annotation: dict, tight: list[float], size) -> dict:
+        given = annotation.get("bbox")
+        if not given:
+            return annotation  # the loader takes the mask's
+        try:
+            box = finite(given, "bbox")
+            if len(box) != 4:
+                raise InputError(f"it has {len(box)} numbers")
+        except InputError as error:
+            return self._boxed(annotation, tight, f"the mask's box is taken, as {error}")
+        clipped = _clip(box, size)
+        inside = overlaps(box[0], box[2], size[1]) and overlaps(box[1], box[3], size[0])
+        if not inside or looks.iou(_corners(clipped), _corners(tight))[0] < looks.OTHER_IOU:
+            return self._boxed(annotation, tight, "the mask lies elsewhere, and its box is taken")
+        if looks.beyond(_corners(box), np.array([size[::-1]]))[0] > looks.allowed(np.array([size[::-1]]))[0]:
+            return self._boxed(annotation, clipped, "clipped to the picture")
+        return annotation
+
+    def _boxed(self, annotation, box, why) -> dict:
+        box = [round(value, 4) for value in box]
+        self._change("annotation", annotation, "bbox", annotation["bbox"], box, why)
+        return {**annotation, "bbox": box}
+
+    def _is_doubtful(self, area, pixels: float) -> bool:
+        try:
+            return area is not None and looks.area_differs(finite([area], "area")[0], pixels)
+        except InputError:
+            return True
+
+    def _with_area(self, annotation: dict, pixels: float) -> dict:
+        area = annotation.get("area")
+        if not self._is_doubtful(area, pixels):
+            return annotation
+        self._change("annotation", annotation, "area", area, pixels, "the mask's pixels are counted")
+        return {**annotation, "area": pixels}
+
+    def _numbered(self, annotations: list) -> list:
+        """An id that stands twice is a new one the second time."""
+        numbers = [_number(annotation, "id") for annotation in annotations]
+        new = max([number for number in numbers if number is not None], default=0) + 1
+        seen: set[int] = set()
+        for i, number in enumerate(numbers):
+            if number in seen:
+                self._change("annotation", annotations[i], "id", annotations[i]["id"], new, "it stood twice")
+                annotations[i], new = {**annotations[i], "id": new}, new + 1
+            elif number is not None:
+                seen.add(number)
+        return annotations
+
+
+def _number(entry, key: str) -> int | None:
+    try:
+        return as_id(entry.get(key), key) if isinstance(entry, dict) else None
+    except InputError:
+        return None
+
+
+def _shoelace(polygons: list[np.ndarray]) -> float:
+    corners = [(points[::2], points[1::2]) for points in polygons]
+    return sum(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2 for x, y in corners)
+
+
+def _clip(box, size) -> list[float]:
+    """x y w h within a picture of `size` (H, W)."""
+    x1, y1 = (min(max(value, 0.0), side) for value, side in zip(box[:2], size[::-1], strict=True))
+    x2, y2 = (min(max(box[k] + box[k + 2], 0.0), side) for k, side in zip((0, 1), size[::-1], strict=True))
+    return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
+
+
+def _corners(box) -> np.ndarray:
+    x, y, w, h = box
+    return np.array([[x, y, x + w, y + h]])
