@@ -172,6 +172,11 @@ def test_a_picture_is_enlarged_and_the_keyboard_goes_on(opened):
     await_focus(opened, second)
     assert not opened.run("document.getElementById('viewer').open")
     opened.press("Enter")
+    opened.press("Tab", shift=True)  # on the button that leads to the first picture
+    opened.press("Enter")
+    assert opened.text("#viewer-name") == first and "previous" in opened.focused()
+    opened.press("ArrowRight")
+    assert opened.text("#viewer-name") == second
     for _ in range(30):  # beyond what the list shows at first
         opened.press("ArrowRight")
     last = opened.text("#viewer-name")
@@ -198,6 +203,18 @@ def test_tables_are_sorted_and_curves_drawn(opened):
     both = [np.array([point.split(",") for point in points.split()], float) for points in (before, drawn)]
     assert np.abs(both[0] - both[1]).max() < 0.3
     assert "triangle" in opened.run("document.querySelector('#curve').innerText")
+
+
+@needs_browser
+def test_without_a_script_numbers_and_plots_are_there(made, browser):
+    browser.ask("Emulation.setScriptExecutionDisabled", value=True)
+    browser.open(made[0] / "report.html")
+    assert "0." in browser.text("#stats")
+    assert browser.run("[...document.querySelectorAll('main svg')].every(e => e.getClientRects().length)")
+    assert "needs JavaScript" in browser.text("#pictures")
+    assert browser.run("document.querySelectorAll('label, main select').length > 0 && "
+                       "[...document.querySelectorAll('label')].every(e => !e.getClientRects().length)")
+    browser.ask("Emulation.setScriptExecutionDisabled", value=False)
 
 
 @needs_browser

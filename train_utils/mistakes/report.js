@@ -108,8 +108,9 @@ function show() {
   const picture = list[at], viewer = byId("viewer");
   byId("viewer-name").textContent = picture.name;
   byId("viewer-place").textContent = `${at + 1} of ${list.length}`;
-  byId("previous").disabled = at === 0;
-  byId("next").disabled = at === list.length - 1;
+  // not disabled: a button that has the focus would lose it, and with it the keys
+  byId("previous").setAttribute("aria-disabled", at === 0);
+  byId("next").setAttribute("aria-disabled", at === list.length - 1);
   const frame = viewer.querySelector(".pair");
   frame.replaceChildren();
   if (!picture.drawing) {
@@ -218,6 +219,7 @@ byId("next").addEventListener("click", () => step(1));
 byId("close").addEventListener("click", () => byId("viewer").close());
 byId("only").addEventListener("change", show);
 byId("viewer").addEventListener("close", closed);
+byId("viewer").addEventListener("click", (event) => { if (event.target === byId("viewer")) byId("viewer").close(); });
 byId("viewer").addEventListener("keydown", (event) => {
   if (event.key === "ArrowLeft") step(-1);
   else if (event.key === "ArrowRight") step(1);
