@@ -313,6 +313,8 @@ def test_odd_names_no_detection_and_pictures_that_can_not_be_read(tmp_path, monk
         browser.resize(360, 700, mobile=True)
         browser.open(tmp_path / name / "report.html")
         assert browser.text("#count") == "4 of 4 pictures" and not browser.too_wide()
+        widths = "[...document.querySelectorAll('td, th')].map(e => e.getBoundingClientRect().width)"
+        assert max(browser.run(widths)) < 420  # also of the class with the long name
         assert "1 could not be read" in browser.text("#pictures p")
         unread = "[...document.querySelectorAll('.card')].find(e => !e.querySelector('svg'))"
         browser.run(unread + ".click()")
