@@ -143,7 +143,7 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
         tag("p", f"Detections with a score of {least_score:.3f} or more, best first and whatever their class, take the "
                  f"free object that they cover best, from IoU {FOREGROUND} on. A row holds the objects of a class, and "
                  "last the detections that lie on no object; a column holds what was detected as a class, and last "
-                 f"the objects that were not detected. The darker, the greater the part of the row.{part}"),
+                 f"the objects that were not detected. The stronger the colour, the greater its part of a row.{part}"),
         tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="confusion matrix"),
         joined(tag("h3", "Most often confused"), table(["is", "detected as", "times"], pairs)) if pairs else "",
     )
