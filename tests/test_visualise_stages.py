@@ -14,10 +14,12 @@ from plain_loops import random_boxes, slow_iou
 from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 from network_files import CroppedMasks, create_model
+from network_files.roi_align import FeatureTable, roi_align
 from tools import visualise_stages
 from tools.stages.canvas import GREEN, Canvas, sheet, window_around
 from tools.stages.lesson import LESSONS, lessons_for
 from tools.stages.stage import ROOT, where
+from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
 from train_utils.command import run_command
 from train_utils.data_sets import TrainLoader, open_data_set
@@ -215,6 +217,18 @@ def test_a_box_is_drawn_where_it_is():
         wanted = [(30 - left) * scale, (20 - top) * scale, (50 - left) * scale, (40 - top) * scale]
         assert np.abs(np.subtract(found, wanted)).max() <= 1
     assert window_around(torch.tensor([[0.0, 0, 1, 1]]), (3, 3)) == (0, 0, 3, 3)
+
+
+def test_roi_align_points_are_where_roi_align_reads():
+    """On a ramp, a bin's value is the mean place of its points."""
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
+    ramps = 8 * torch.stack((x, y))[None]  # the pixels of a map of stride 8
+    zero = torch.zeros(1, dtype=torch.int64)
+    for roi in (torch.tensor([10.0, 21, 95, 64]), torch.tensor([33.0, 40, 35, 90])):  # narrower than a cell, the second
+        pooled = roi_align(FeatureTable([ramps]), roi[None], zero, zero, (8,), 7)[0]  # [2, 7, 7]
+        xs, ys = (points.view(7, 2).mean(1) for points in roi_align_points(roi, 8, 7, 2))
+        torch.testing.assert_close(pooled[0], xs.expand(7, 7), rtol=0, atol=1e-3)
+        torch.testing.assert_close(pooled[1], ys[:, None].expand(7, 7), rtol=0, atol=1e-3)
 
 
 def test_where_names_the_line_of_the_definition():

@@ -9,10 +9,12 @@ from tools.stages.canvas import BLUE, GREEN, LEVEL_COLORS, RED, SIDE, YELLOW, Ca
 from tools.stages.inputs import drawn
 from tools.stages.regions import SHOWN
 from tools.stages.stage import Panel, Shown, shape, size_of, spread
+from tools.stages.trace import roi_align_points
 from tools.stages.view import View, best_overlap
 from train_utils.drawing import draw_detections
 
 CLOSE = 6  # objects or detections looked at closely
+OF_LEVEL = 15  # RoIs drawn of each level
 CLOSE_SIDE = 340  # pixels of such a picture
 
 
@@ -20,16 +22,33 @@ def roi_levels(view: View) -> Shown:
     record = view.seen["rois"][0]
     rois, levels = record["rois"].float(), record["level"]
     canvas, sides = Canvas(view.picture, faded=True), (rois[:, 2:] - rois[:, :2]).prod(1).sqrt()
-    for roi, level in reversed(list(zip(rois.tolist(), levels.tolist(), strict=True))[:SHOWN]):  # the best on top
-        canvas.box(roi, LEVEL_COLORS[level], 2, 0.8)
     facts = [("RoIs", shape(rois)), ("their pooled features", shape(record["pooled"]))]
-    for level, stride in enumerate(STRIDES):
-        own = sides[levels == level]
+    for level, (stride, color) in enumerate(zip(STRIDES, LEVEL_COLORS, strict=False)):
+        own = (levels == level).nonzero()[:, 0]
+        canvas.boxes(rois[own[:OF_LEVEL]], color)
+        canvas.write(f"P{level + 2}: {len(own):,}", *canvas.point(6 + 100 * level, 6), color)
         facts.append((f"P{level + 2}, stride {stride}: RoIs; root of the area in pixels, least / median / largest",
-                      f"{len(own):,}; {spread(own, 0)}"))
-        canvas.write(f"P{level + 2}: {len(own):,}", *canvas.point(6 + 100 * level, 6), LEVEL_COLORS[level])
-    return [Panel(f"the best {min(SHOWN, len(rois))} of {len(rois):,} proposals, a colour for each level; the numbers "
-                  "count all", canvas.image)], facts
+                      f"{len(own):,}; {spread(sides[own], 0)}"))
+    panels = [Panel(f"how many RoIs take which level, and the best {OF_LEVEL} of each", canvas.image)]
+    if len(rois):
+        best = view.path(0)[1] if len(view.found) else 0
+        panels.append(_aligned(view, rois[best], int(levels[best])))
+    return panels, facts
+
+
+def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
+    """The points at which RoIAlign reads a level for one RoI."""
+    stride, size, ratio = STRIDES[level], view.config.box_roi_size, view.config.roi_sampling_ratio
+    canvas = Canvas(view.picture, window_around(roi[None], view.size), faded=True, side=CLOSE_SIDE + 80)
+    cells = [torch.arange(length // stride + 1) * float(stride) for length in reversed(view.size)]
+    canvas.dots(torch.cartesian_prod(*cells), (230, 230, 230), 2)
+    xs, ys = roi_align_points(roi, stride, size, 1)  # the bins' centres
+    w, h = (roi[2:] - roi[:2]).clamp(min=stride) / size / 2
+    x, y = torch.cartesian_prod(xs, ys).unbind(1)
+    canvas.boxes(torch.stack((x - w, y - h, x + w, y + h), 1), LEVEL_COLORS[level], 1)
+    canvas.dots(torch.cartesian_prod(*roi_align_points(roi, stride, size, ratio)), YELLOW, 2)
+    return Panel(f"RoIAlign of one RoI on P{level + 2}: {size} x {size} bins, each the mean of {ratio} x {ratio} "
+                 "points (yellow) between the level's cells (white)", canvas.image)
 
 
 def box_targets(view: View) -> Shown:
@@ -61,8 +80,9 @@ def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Pa
     for roi in some.tolist():
         canvas.box(roi, GREEN)
         canvas.move(roi, box.tolist(), GREEN)
-    return Panel(f"{name}, {size_of(box)} pixels (blue), and {len(some)} of its {len(rois)} RoIs; they overlap it by "
-                 f"{iou.min():.2f} to {iou.max():.2f}", canvas.image)
+    which = f"{len(some)} of its {len(rois)} RoIs" if len(rois) > 1 else "its only RoI"
+    overlap = f"{iou.min():.2f} to {iou.max():.2f}" if len(rois) > 1 else f"{iou[0]:.2f}"
+    return Panel(f"{name}, {size_of(box)} pixels (blue), and {which}; overlap {overlap}", canvas.image)
 
 
 def refinement(view: View) -> Shown:

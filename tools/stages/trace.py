@@ -1,4 +1,4 @@
-"""Which anchor is behind a proposal, and which proposal behind a detection, from a Recorder."""
+"""What is behind what: the anchor of a proposal and the proposal of a detection, from a Recorder; a RoI's points."""
 
 import torch
 from torch import Tensor
@@ -25,3 +25,11 @@ def proposal_of_detection(seen: Recorder, i: int) -> Tensor:
     """The proposal that each detection of picture i is decoded from: int64 [D]."""
     record = seen["classes"][i]
     return record["roi"][record["good"]][record["keep"]]
+
+
+def roi_align_points(roi: Tensor, stride: int, size: int, ratio: int) -> tuple[Tensor, Tensor]:
+    """The columns and rows, in pixels, at which RoIAlign reads a level of this stride for a RoI [4] of size x size bins
+    with ratio x ratio points each: float [size * ratio] each."""
+    sides = (roi[2:] - roi[:2]).clamp(min=stride)  # a cell at least
+    steps = (torch.arange(size * ratio) + 0.5) / (size * ratio)
+    return roi[0] + steps * sides[0], roi[1] + steps * sides[1]

@@ -10,12 +10,13 @@ from train_utils import pages
 from train_utils.files import atomic_file
 
 PAGE = "stages.html"
-SIDE = 640  # pixels of a picture on the page; the files have more
+SIDE = 640  # pixels of a picture in the page; the files have more
+WIDE = 528  # most that it takes of the page's width: two stand side by side
 WITHOUT = ("This picture came alone, without objects, so the stages that teach the network are left out (RPN targets, "
            "box targets, mask targets), and no overlap with objects is told. They are shown for a picture of a data "
            "set: --data-path DATA --index 0 in place of --img-path.")
 STYLE = """
-.stage figure { flex: 0 1 auto; max-width: min(100%, 33rem); }
+.stage figure { flex: 0 1 auto; }
 .facts .number { text-align: left; }
 .scroll + .scroll { margin-top: .8rem; }
 """
@@ -45,9 +46,15 @@ def _section(lesson: Lesson, heading: str, text: str, panels: list[Panel], facts
     code = pages.joined(*(pages.tag("div", pages.tag("code", where(function))) for function in lesson.code))
     papers = [pages.tag("a", f"{paper}, section {section}", href=PAPERS[paper]) for paper, section in lesson.papers]
     read = pages.joined(*(pages.tag("div", paper) for paper in papers))
-    figures = [pages.figure(pages.picture(panel.picture, f"{lesson.heading}: {panel.caption}", SIDE), panel.caption)
-               for panel in panels]
     return pages.section(
         lesson.name, heading, pages.tag("p", text), "" if panels or not lesson.empty else pages.tag("p", lesson.empty),
-        pages.tag("div", *figures, class_="plots stage"), pages.table(("what", "value"), facts, class_="facts"),
+        pages.tag("div", *(_figure(lesson, panel) for panel in panels), class_="plots stage"),
+        pages.table(("what", "value"), facts, class_="facts"),
         pages.table(("in the code", "in the papers"), [(code, read)]))
+
+
+def _figure(lesson: Lesson, panel: Panel) -> pages.Html:
+    """A caption no wider than its picture, so that small ones share a row."""
+    picture = pages.picture(panel.picture, f"{lesson.heading}: {panel.caption}", SIDE)
+    width = min(panel.picture.width, WIDE)
+    return pages.tag("figure", picture, pages.tag("figcaption", panel.caption), style=f"max-width: {width}px")
