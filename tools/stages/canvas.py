@@ -118,7 +118,8 @@ def window_around(boxes: torch.Tensor, size: tuple[int, int], margin: float = 0.
 def tiles(titled: Sequence[tuple[str, Image.Image | None]], columns: int = 3, side: int = 168) -> Image.Image:
     """Small pictures in rows, each under its title; None leaves a place free."""
     across, down, font = side + 8, side + 24, ImageFont.load_default(13)
-    whole = Image.new("RGB", (columns * across - 8, -(-len(titled) // columns) * down), (255, 255, 255))
+    # not white, as masks are
+    whole = Image.new("RGB", (columns * across - 8, -(-len(titled) // columns) * down), (222, 226, 230))
     draw = ImageDraw.Draw(whole)
     for i, (title, image) in enumerate(titled):
         x, y = i % columns * across, i // columns * down

@@ -11,7 +11,7 @@ from train_utils.files import atomic_file
 
 PAGE = "stages.html"
 SIDE = 640  # pixels of a picture in the page; the files have more
-WIDE = 528  # most that it takes of the page's width: two stand side by side
+WIDE = 512  # most that it takes of the page's width: two stand side by side
 WITHOUT = ("This picture came alone, without objects, so the stages that teach the network are left out (RPN targets, "
            "box targets, mask targets), and no overlap with objects is told. They are shown for a picture of a data "
            "set: --data-path DATA --index 0 in place of --img-path.")
