@@ -161,9 +161,11 @@ class Corrector:
             return self._boxed(annotation, tight, f"the mask's box is taken, as {error}")
         clipped = _clip(box, size)
         inside = overlaps(box[0], box[2], size[1]) and overlaps(box[1], box[3], size[0])
-        if not inside or looks.iou(_corners(clipped), _corners(tight))[0] < looks.OTHER_IOU:
+        if not inside or _iou(clipped, tight) < looks.OTHER_IOU:
             return self._boxed(annotation, tight, "the mask lies elsewhere, and its box is taken")
-        if looks.beyond(_corners(box), np.array([size[::-1]]))[0] > looks.allowed(np.array([size[::-1]]))[0]:
+        x, y, w, h = box
+        out = max(-x, -y, x + w - size[1], y + h - size[0])
+        if out > 0 and out > looks.allowed(np.array([size]))[0]:
             return self._boxed(annotation, clipped, "clipped to the picture")
         return annotation
 
@@ -207,8 +209,11 @@ def _number(entry, key: str) -> int | None:
 
 
 def _shoelace(polygons: list[np.ndarray]) -> float:
-    corners = [(points[::2], points[1::2]) for points in polygons]
-    return sum(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2 for x, y in corners)
+    total = 0.0
+    for points in polygons:
+        x, y = points[::2], points[1::2]
+        total += abs(float(x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0])) / 2
+    return total
 
 
 def _clip(box, size) -> list[float]:
@@ -218,6 +223,9 @@ def _clip(box, size) -> list[float]:
     return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
 
 
-def _corners(box) -> np.ndarray:
-    x, y, w, h = box
-    return np.array([[x, y, x + w, y + h]])
+def _iou(one: list[float], other: list[float]) -> float:
+    """Of two boxes x y w h (a million of them are too many for arrays of four)."""
+    wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    shared = max(wide, 0) * max(high, 0)
+    return shared / max(one[2] * one[3] + other[2] * other[3] - shared, 1e-9)

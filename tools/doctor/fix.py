@@ -21,6 +21,7 @@ from train_utils.coco_checks import check_is_coco
 from train_utils.coco_layout import find_image_dir
 from train_utils.data_sets import coco_files
 from train_utils.files import user_path, write_text
+from train_utils.json_stream import no_collection
 from train_utils.label_map import read_json
 from train_utils.plain_text import brief, one_line
 
@@ -43,7 +44,8 @@ def write(opened: Opened, args: Namespace) -> Path:
         names = [name for name in names if isinstance(name, str) and name]
         given = user_path(args.image_dir) if args.image_dir else None
         folders[split] = given or find_image_dir(root, path, names or [""])
-        fixed[split] = Corrector(path, folders[split], given or root, changes).correct(raw)
+        with no_collection():  # of what a large json is made of
+            fixed[split] = Corrector(path, folders[split], given or root, changes).correct(raw)
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
     for split, folder in folders.items():
         _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), changes)
