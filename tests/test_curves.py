@@ -77,3 +77,9 @@ def test_running_mean_as_a_loop_has_it():
         known = [v for v in values[max(0, end - 3) : end] if not math.isnan(v)]
         expected.append(sum(known) / len(known) if known else NAN)
     assert running_mean(values, 3) == pytest.approx(expected, nan_ok=True)
+
+
+def test_any_name_of_a_run_is_drawn_as_it_is(tmp_path, figures, recwarn):
+    about = r"$\frac$ 图: 8 pictures"
+    plot_average_precision(tmp_path / "a.png", [0], {"mask AP": [0.5]}, "mask AP", about)
+    assert about in texts(figures[0]) and not recwarn.list

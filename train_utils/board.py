@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from backbone.errors import InputError
 from train_utils.files import make_folder, writing
 from train_utils.logger import COCO_NUMBERS
+from train_utils.plain_text import encodable
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks"}
 
@@ -26,12 +28,16 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
             self.path = make_folder(Path(folder) / "tensorboard")
             with writing(self.path):
-                self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)
+                try:
+                    self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)
+                except UnicodeEncodeError as error:  # bytes that are no text
+                    raise InputError(f"{self.path}: TensorBoard can't write below this name, which is not UTF-8; give "
+                                     "another --output-dir") from error
 
     def run(self, steps_done: int, command: str, **tables: Mapping) -> None:
         """Log as text what is run: the command line, and tables of names and values."""
         if self.writer:
-            texts = {"command": f"    {command}"}
+            texts = {"command": f"    {encodable(command)}"}
             for name, values in tables.items():
                 rows = (f"| {key} | `{json.dumps(value)}` |" for key, value in values.items())
                 texts[name] = "\n".join(["| name | value |", "|---|---|", *rows])

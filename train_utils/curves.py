@@ -1,6 +1,7 @@
 """The PNGs of a run's curves: each says by itself what is drawn, in which unit, of which run, and marks the best."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
     rates.set_ylabel("learning rate (per step)")
     rates.set_ylim(bottom=0)
     figure.legend(handles=lines, loc="outside lower center", ncols=3)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_average_precision(path: str | Path, epochs: Sequence[int], numbers: Mapping[str, Sequence[float]],
@@ -55,7 +56,7 @@ def plot_average_precision(path: str | Path, epochs: Sequence[int], numbers: Map
     axes.set_ylim(bottom=0)
     _whole_epochs(axes)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], train: Sequence[dict],
@@ -78,7 +79,7 @@ def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], t
         plot.set_ylim(bottom=0)
         _whole_epochs(plot)
     figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -115,8 +116,14 @@ def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tupl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.4) if rows == 1 else (10, 11), dpi=120, layout="constrained")
-    figure.suptitle(f"{title}\n{about}" if about else title, fontsize=11)
+    figure.suptitle(f"{title}\n{about}" if about else title, fontsize=11, parse_math=False)
     plots = list(figure.subplots(rows, columns, squeeze=False).flat)
     for plot in plots:
         plot.grid(alpha=0.3)
     return figure, plots
+
+
+def _save(figure, path: str | Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of the run's name is a box then
+        figure.savefig(path)

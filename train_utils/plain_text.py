@@ -15,6 +15,11 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def encodable(text: str) -> str:
+    """`visible`, and as UTF-8 can have it: file names may hold bytes that are no text."""
+    return visible(text).encode(errors="backslashreplace").decode()
+
+
 def brief(value) -> str:
     """repr of a value from a file, cut where it is long or deep."""
     return _brief.repr(value)

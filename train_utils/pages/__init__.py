@@ -17,7 +17,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from train_utils.files import make_folder, write_text
-from train_utils.plain_text import visible
+from train_utils.plain_text import encodable
 
 HERE = Path(__file__).parent
 EMPTY = {"img", "input", "br", "path", "rect", "line", "circle"}  # elements that have no content
@@ -40,18 +40,13 @@ class Section(NamedTuple):
 
 def escaped(text: object) -> Html:
     """Any text as HTML; `Html` as it is."""
-    return text if isinstance(text, Html) else Html(html.escape(_printable(text)))
-
-
-def _printable(text: object) -> str:
-    """As UTF-8 can have it: file names may hold bytes that are no text."""
-    return visible(str(text)).encode(errors="backslashreplace").decode()
+    return text if isinstance(text, Html) else Html(html.escape(encodable(str(text))))
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
     """<name attributes>content</name>. `class_` is class, `data_id` data-id; None and False leave an attribute out."""
     given = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(_printable(value))}"')
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(encodable(str(value)))}"')
         for key, value in attributes.items() if value is not None and value is not False)
     return Html(f"<{name}{given}/>" if name in EMPTY else f"<{name}{given}>{joined(*content)}</{name}>")
 
