@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from train_utils.coco_annotations import read_annotations
-from train_utils.coco_segmentation import decode_counts
+from train_utils.coco_segmentation import decode_counts, decode_many, rles_fit
 from train_utils.label_map import LabelMap, coco_names, read_json
 from train_utils.pictures import PictureError
 
@@ -389,6 +389,24 @@ def test_counts_of_compressed_rle(height, width, seed):
     mask = np.random.default_rng(seed).random((height, width)) < 0.4
     rle = compressed(mask.astype(np.uint8))
     assert decode_counts(rle["counts"].encode()).tolist() == uncompressed(mask.astype(np.uint8))["counts"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32), st.sampled_from(
+    ("whole", "empty", "cut", "another size", "strange"))), min_size=1, max_size=6))
+def test_many_compressed_rles_at_once(several):
+    counts, pixels, runs = [], [], []
+    for height, width, seed, how in several:
+        mask = (np.random.default_rng(seed).random((height, width)) < 0.4).astype(np.uint8)
+        whole = compressed(mask)["counts"].encode()
+        counts.append({"empty": b"", "cut": whole[:-1] + b"o", "strange": whole + b"\x7f"}.get(how, whole))
+        pixels.append(height * width + (how == "another size"))
+        runs.append(uncompressed(mask)["counts"])
+    found, first, damaged = decode_many(counts)
+    kinds = [how for *_, how in several]
+    assert damaged.tolist() == [how in ("empty", "cut", "strange") for how in kinds]
+    assert rles_fit(counts, np.array(pixels)).tolist() == [how == "whole" for how in kinds]
+    for i in np.flatnonzero(~damaged):
+        assert found[first[i] : first[i + 1]].tolist() == runs[i]
 
 
 def test_long_runs_of_compressed_rle():

@@ -122,27 +122,53 @@ def rle_counts(rle: dict, size) -> bytes:
 
 
 def decode_counts(counts: bytes) -> np.ndarray:
-    """Run lengths, int64, of a compressed RLE (the LEB128-like code of pycocotools' maskApi.c).
+    """Run lengths, int64, of a compressed RLE."""
+    runs, _, damaged = decode_many([counts])
+    if damaged[0]:
+        raise InputError("RLE counts are damaged")
+    return runs
+
+
+def rles_fit(counts: list[bytes], pixels: np.ndarray) -> np.ndarray:
+    """Whether each of N compressed RLEs is whole and covers so many pixels (int64 [N]): bool [N]."""
+    if not counts:
+        return np.zeros(0, dtype=bool)
+    runs, first, damaged = decode_many(counts)
+    most = np.repeat(pixels, np.diff(first))
+    wrong = np.logical_or.reduceat((runs < 0) | (runs > most), first[:-1])
+    return ~(damaged | wrong) & (np.add.reduceat(runs, first[:-1]) == pixels)
+
+
+def decode_many(counts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run lengths, int64 [R], of N > 0 compressed RLEs (the LEB128-like code of pycocotools' maskApi.c); where each
+    RLE's begin and end, int64 [N + 1]; which RLEs are damaged, so that theirs mean nothing, bool [N].
 
     A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
     the last one is the sign. From the fourth on, numbers are differences to the run two before.
     """
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    last = (codes & 0x20) == 0
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        raise InputError("RLE counts are damaged")
-    number = np.concatenate([[0], np.cumsum(last)[:-1]])  # which number a character belongs to
-    start = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    shift = 5 * (np.arange(len(codes)) - start[number])
-    if shift.max() > 55:
-        raise InputError("RLE counts are damaged")
-    values = np.zeros(number[-1] + 1, dtype=np.int64)
-    np.add.at(values, number, (codes & 0x1F) << shift)
-    negative = (codes[last] & 0x10) != 0
-    values -= np.where(negative, np.int64(1) << (shift[last] + 5), 0)
-    for parity in (1, 2):  # runs 1, 3, 5, ... and 2, 4, 6, ... are two chains of differences
-        values[parity::2] = np.cumsum(values[parity::2])
-    return values
+    lengths = np.array([len(one) or 1 for one in counts])
+    codes = np.frombuffer(b"".join([one or b"o" for one in counts]), dtype=np.uint8).astype(np.int64) - 48
+    more, end = codes & 0x20, lengths.cumsum() - 1
+    damaged = more[end] > 0  # the last number is cut off, as that of an empty string, for which "o" stands
+    more[end] = 0
+    stops = np.flatnonzero(more == 0)
+    start = np.empty_like(stops)  # of each number
+    start[0], start[1:] = 0, stops[:-1] + 1
+    shift = np.arange(len(codes)) - start.repeat(stops - start + 1)
+    damaged |= np.logical_or.reduceat((codes >> 6 != 0) | (shift > 11), end - lengths + 1)
+    shift = 5 * np.minimum(shift, 11)
+    values = np.add.reduceat((codes & 0x1F) << shift, start)
+    values -= (codes[stops] >> 4 & 1) << (shift[stops] + 5)
+    first = np.zeros(len(counts) + 1, dtype=np.int64)
+    first[1:] = np.searchsorted(stops, end) + 1
+    numbers = first[1:] - first[:-1]
+    place = np.arange(len(values)) - first[:-1].repeat(numbers)  # of a number in its RLE
+    runs, odd = values, place & 1
+    for chain in (odd, (odd ^ 1) & (place > 0)):  # runs 1, 3, 5, ... and 2, 4, 6, ... are chains of differences
+        sums = (values * chain).cumsum()
+        # an RLE's first number is in no chain: the sum there is that of the RLEs before
+        runs = np.where(chain, sums - sums[first[:-1]].repeat(numbers), runs)
+    return runs, first, damaged
 
 
 def outline(polygons: list[np.ndarray], size) -> float:

@@ -1,13 +1,16 @@
 """A detections file (COCO results json) by any program, checked entry by entry against the data it is about."""
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from train_utils.coco_checks import as_id
-from train_utils.coco_segmentation import finite, rle_counts
+from train_utils.coco_segmentation import finite, rle_counts, rles_fit
 from train_utils.json_stream import RepeatedKey, object_of
 from train_utils.label_map import read_json
 from train_utils.plain_text import brief
+
+AT_ONCE = 4096  # masks checked together
 
 
 def read_detections(path, data_set, categories: set[int]) -> dict[str, list[dict]]:
@@ -20,11 +23,9 @@ def read_detections(path, data_set, categories: set[int]) -> dict[str, list[dict
     if not isinstance(entries, list):
         raise InputError(f"{path}: not a list of detections (COCO results json), as predict.py --coco-json writes it")
     sizes = {data_set.image_id(i): tuple(size) for i, size in enumerate(data_set.sizes.tolist())}
-    for i, entry in enumerate(entries):
-        try:
-            entries[i] = _check(entry, sizes, categories)
-        except InputError as error:
-            raise InputError(f"{path}: entry {i} (the first is 0): {error}") from error
+    i, mistake = _check_all(entries, sizes, categories)
+    if mistake is not None:
+        raise InputError(f"{path}: entry {i} (the first is 0): {mistake}") from mistake
     found = {"bbox": [e for e in entries if "bbox" in e], "segm": [e for e in entries if "segmentation" in e]}
     if not found["bbox"]:
         found["bbox"] = [{**e, "bbox": coco_mask.toBbox(e["segmentation"]).tolist()} for e in found["segm"]]
@@ -39,8 +40,32 @@ def _kept(pairs: list[tuple]):
         return error
 
 
+def _check_all(entries: list, sizes: dict, categories: set[int]) -> tuple[int, InputError | None]:
+    """Put results as the evaluation takes them in the entries' places; (number, mistake) of the first that is wrong."""
+    i, mistake = 0, None
+    for i, entry in enumerate(entries):
+        try:
+            entries[i] = _check(entry, sizes, categories)
+        except InputError as error:
+            mistake = error
+            break
+    good = entries if mistake is None else entries[:i]
+    for start in range(0, len(good), AT_ONCE):
+        some = enumerate(good[start : start + AT_ONCE], start)
+        masks = {k: entry["segmentation"] for k, entry in some if "segmentation" in entry}
+        pixels = np.array([mask["size"][0] * mask["size"][1] for mask in masks.values()], dtype=np.int64)
+        fit = rles_fit([mask["counts"] for mask in masks.values()], pixels)
+        if not fit.all():
+            k, mask = list(masks.items())[int(fit.argmin())]
+            try:
+                rle_counts({**mask, "counts": mask["counts"].decode(errors="surrogatepass")}, mask["size"])
+            except InputError as error:
+                return k, error
+    return i, mistake
+
+
 def _check(entry, sizes: dict, categories: set[int]) -> dict:
-    """A result as the evaluation takes it."""
+    """A result as the evaluation takes it, but for whether the runs of its mask fit the picture."""
     segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
     for part in (entry, segmentation):
         if isinstance(part, RepeatedKey):
@@ -65,8 +90,10 @@ def _check(entry, sizes: dict, categories: set[int]) -> dict:
     if segmentation:
         if not isinstance(segmentation, dict):
             raise InputError('segmentation is not an RLE, {"size": [height, width], "counts": "..."}')
-        size = sizes[result["image_id"]]
-        result["segmentation"] = {"size": list(size), "counts": rle_counts(segmentation, size)}
+        size, counts = list(sizes[result["image_id"]]), segmentation.get("counts")
+        later = isinstance(counts, str) and segmentation.get("size") == size
+        result["segmentation"] = {
+            "size": size, "counts": counts.encode(errors="surrogatepass") if later else rle_counts(segmentation, size)}
     elif "bbox" not in result:
         raise InputError("has neither bbox nor segmentation")
     return result

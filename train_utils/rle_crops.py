@@ -7,15 +7,16 @@ import numpy as np
 import torch
 
 from network_files.cropped_masks import CroppedMasks
-from train_utils.coco_segmentation import decode_counts
+from train_utils.coco_segmentation import decode_many
 
 
 def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
     """Compressed RLEs (counts: bytes) of one picture of `size` (H, W) -> CroppedMasks."""
     boxes = np.zeros((len(rles), 4), dtype=np.int64)
     pixels = [np.zeros(0, dtype=np.uint8)]
-    for i, rle in enumerate(rles):
-        edges = np.cumsum(decode_counts(rle["counts"]))  # where runs end
+    runs, first, _ = decode_many([rle["counts"] for rle in rles]) if rles else (None, (), None)
+    for i in range(len(rles)):
+        edges = np.cumsum(runs[first[i] : first[i + 1]])  # where runs end
         boxes[i] = _tight_box(edges, size[0])
         pixels.append(_crop(edges, boxes[i].tolist(), size[0]).reshape(-1))
     return CroppedMasks(torch.from_numpy(np.concatenate(pixels)), torch.from_numpy(boxes), size)
