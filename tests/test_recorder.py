@@ -48,7 +48,7 @@ def values_of(result):
 
 
 def run(training, recorder=None, count=2):
-    model = tiny_model().train(training)
+    model = tiny_model(width=16).train(training)
     images, targets = map(list, zip(*(sample(i) for i in range(count)), strict=True))
     with torch.set_grad_enabled(training):
         return model(images, targets, recorder=recorder)
@@ -87,7 +87,7 @@ def test_the_feature_table_is_freed_as_ever(monkeypatch, recorder):
         made(table, *args)
         rows.append(StorageWeakRef(table.rows.untyped_storage()))
 
-    model = tiny_model().train()
+    model = tiny_model(width=16).train()
     monkeypatch.setattr(FeatureTable, "__init__", note)
     boxes = model.roi_heads.boxes
     monkeypatch.setattr(model.roi_heads, "boxes", lambda x: (alive.append(not rows[0].expired()), boxes(x))[1])
@@ -115,14 +115,14 @@ def test_stages_of_each_mode():
                       "mask_targets": 1, "box_targets": 1, "rois": 2, "classes": 2, "masks": 2}
     assert set(seen[True].stages) == set(counts) - {"rois", "classes", "masks"}
     alone = Recorder()
-    tiny_model()([sample()[0]], recorder=alone)
+    tiny_model(width=16)([sample()[0]], recorder=alone)
     assert set(alone.stages) == set(counts) - {"rpn_targets", "roi_samples", "mask_targets", "box_targets"}
     assert alone["rpn_targets"] == []
 
 
 def test_proposals_and_detections_are_traced_to_their_anchors():
     """Decoding the deltas of the anchor that is said to be behind it gives each proposal, and so each detection."""
-    model, seen = tiny_model(), Recorder()
+    model, seen = tiny_model(width=16), Recorder()
     handed = []
     detect = model.roi_heads.detect
     model.roi_heads.detect = lambda batch, table, proposals, *more: (

@@ -31,12 +31,12 @@ def stored():
 
 @pytest.mark.slow
 def test_it_runs(stored, monkeypatch, tmp_path):
-    for name, value in {"TOUR_STEPS": "24", "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path)}.items():
+    for name, value in {"TOUR_STEPS": "16", "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     notebook = NotebookClient(stored, timeout=300, resources={"metadata": {"path": str(TOUR.parent)}}).execute()
     said = texts(notebook)
     losses = [float(loss) for loss in re.findall(r"step +\d+  loss ([\d.]+)", said)]
-    assert len(losses) == 3 and losses[-1] < 0.7 * losses[0]
+    assert len(losses) == 2 and losses[-1] < 0.8 * losses[0]
     assert "keep the same ones: True" in said and "proposals    1 record(s)" in said
     places = {match[0] for match in PLACE.finditer(said)}
     assert places >= {where(function) for lesson in LESSONS for function in lesson.code}

@@ -26,6 +26,7 @@ from train_utils.data_sets import TrainLoader, open_data_set
 from train_utils.distributed import World
 from transforms import build_augment
 
+WIDTH = 8  # of the backbone: small, and so quick to write and read
 NAMES_OF_STAGES = [lesson.name for lesson in LESSONS]
 WITHOUT_TARGET = [lesson.name for lesson in LESSONS if not lesson.needs_target]
 
@@ -42,7 +43,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def run(*flags, names=NAMES):
         path, trained_on = tmp_path / "model.pth", str(tmp_path / "data")
-        weights = write_checkpoint(path, names=names, data_path=trained_on, photometric=True)
+        weights = write_checkpoint(path, names=names, width=WIDTH, data_path=trained_on, photometric=True)
         monkeypatch.setattr(sys, "argv", ["visualise_stages", "--device", "cpu", "--weights-path", str(weights),
                                           *map(str, flags)])
         try:
@@ -121,6 +122,7 @@ def test_without_objects_and_detections(run, data, tmp_path):
     ((), "give either --index"),
     (("--index", 1, "--img-path", "x.png"), "give either --index"),
     (("--img-path", "nowhere.png"), "nowhere.png"),
+    (("--img-path", "data"), "--img-path data: a folder"),
     (("--index", 1, "--data-path", "nowhere"), "nowhere: no such file or folder"),
     (("--index", 1, "--weights-path", "none.pth"), "none.pth: no such checkpoint file"),
 ])
@@ -140,7 +142,8 @@ def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     """Of the epoch and the index, as TrainLoader gives it."""
     splits = open_data_set(data)
     loader = TrainLoader(splits.train, build_augment(0.5, 0.5, True), World.single(torch.device("cpu")), 1, seed=3)
-    weights = write_checkpoint(tmp_path / "model.pth", vertical_flip=0.5, photometric=True, seed=3, mini_mask=8)
+    flags = {"vertical_flip": 0.5, "photometric": True, "seed": 3, "mini_mask": 8}
+    weights = write_checkpoint(tmp_path / "model.pth", width=WIDTH, **flags)
     monkeypatch.setattr(sys, "argv", ["", "--weights-path", str(weights), "--data-path", str(data), "--index", "2",
                                       "--epoch", "5"])
     args = visualise_stages.parse_args()
@@ -181,7 +184,7 @@ ODD = {  # height, width, boxes, crowds, config
 @pytest.mark.parametrize("case", ODD)
 def test_odd_samples(case):
     height, width, boxes, crowds, config = ODD[case]
-    given = {**tiny_model().config.to_dict(), "backbone_width": None, "norm": None, **config}
+    given = {**tiny_model(width=WIDTH).config.to_dict(), "norm": None, **config}
     model = create_model(**given)
     image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
     view = look(model, image, target_of(boxes, height, width, crowds), str, mini=4)

@@ -66,6 +66,8 @@ class Sample(NamedTuple):
 
 
 def picture_alone(path: str) -> Sample:
+    if user_path(path).is_dir():
+        raise InputError(f"--img-path {path}: a folder; give one picture of it")
     sample = read_picture(user_path(path)), None
     return Sample(sample, sample, None, Path(path).name, [])
 

@@ -97,7 +97,7 @@ class View:
 @torch.inference_mode()
 def look(model: MaskRCNN, image: Tensor, target: dict | None, name_of: Callable[[int], str],
          before: tuple[Tensor, dict | None] | None = None, mini: int | None = None) -> View:
-    """Send a picture (uint8 [3, H, W]) and its target, if it has one, through the model once, with a recorder.
+    """Send a picture (uint8 [3, H, W]) and its target (masks: CroppedMasks), if it has one, through the model once.
 
     mini: cells a side that training keeps masks in; None: every pixel (a comparison then takes 56).
     """
