@@ -126,6 +126,7 @@ def test_nothing_found_and_nothing_to_find():
     nothing = match(truth(TWO), [], "bbox")
     cost = costs(nothing)
     assert cost["missed"] == (2, 1.0) and cost["false positives"] == (0, 0.0)
+    assert "no detection at all" in advise(nothing, cost, np.zeros((3, 3)), ["a", "b"], np.full(2, 9.0))[0]
     assert best_of_all(nothing) is None and math.isnan(calibration(nothing)[1]) and by_crowding(nothing)[0].ap == 0
     empty = match(truth([]), found(HIT), "bbox")
     assert costs(empty)["background"][0] == 1 and math.isnan(costs(empty)["background"][1])
@@ -264,6 +265,12 @@ def test_calibration_by_hand():
     bins, error = calibration(match(truth(boxes), results, "bbox"))
     assert [b.count for b in bins] == [0] * 8 + [2, 1] and bins[8].precision == 0.5 and bins[9].score == 1.0
     assert bins[8].score == pytest.approx(0.83) and error == pytest.approx((2 * 0.33 + 0) / 3)
+
+
+def test_scores_beyond_0_and_1_count_in_the_outer_bins():
+    results = found((1, 1, 1e18, 0, 0, 20, 20), (1, 1, -3.0, 80, 0, 20, 20))
+    bins, _ = calibration(match(truth(TWO), results, "bbox"))
+    assert [b.count for b in bins] == [1] + [0] * 8 + [1] and bins[9].precision == 1
 
 
 def test_the_confusion_matrix_by_hand():

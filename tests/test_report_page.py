@@ -343,6 +343,18 @@ def test_the_page_stays_small(made, tmp_path, monkeypatch):
     assert none.drawn == 0 and "0 of the 40 pictures" in none.path.read_text()
 
 
+def test_without_detections_or_objects_nothing_is_said_of_them(made, tmp_path):
+    _, shapes, results = made
+    none = write_report(tmp_path, "r", {"segm": evaluated(shapes, [])}, [], shapes).path.read_text()
+    assert "no detection at all" in none and "F1 over all classes is highest" not in none
+    data = write_coco(tmp_path / "data")
+    content = json.loads((data / "instances_val.json").read_text())
+    (data / "instances_val.json").write_text(json.dumps({**content, "annotations": []}))
+    empty = open_data_set(data, split="val").val
+    text = write_report(tmp_path, "r", {"segm": evaluated(empty, [])}, [], empty).path.read_text()
+    assert "no object to find: there is no AP" in text and "nothing stands out" not in text
+
+
 def evaluated(data_set, results):
     return evaluate_results(data_set.ground_truth(), results, ["segm"])["segm"]
 

@@ -63,10 +63,10 @@ def write_report(
     known = objects > 0
     means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
     parts = [
-        sections.advice_section(advise(matches, cost, matrix, names, areas)),
+        sections.advice_section(advise(matches, cost, matrix, names, areas), bool(known.any())),
         sections.numbers_section(stats),
         sections.errors_section(cost),
-        sections.pictures_section(gallery, names, least_score),
+        sections.pictures_section(gallery, names, least_score, best is not None),
         sections.classes_section(names, objects.tolist(), found.tolist(), np.mean(each, axis=(0, 2)),
                                  [stats[iou_type].per_class[name] for name in given_names], best_of_classes(matches)),
         sections.curves_section(means, names, each[0], int(objects.argmax())),

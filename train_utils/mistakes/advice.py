@@ -24,7 +24,7 @@ def advise(matches: Matches, costs: dict, matrix: np.ndarray, names: list[str], 
         "duplicate": lambda: "one object is detected several times: lower --box-nms-thresh, which "
                              "validation.py and predict.py take too.",
         "background": lambda: _background(matches, kinds),
-        "missed": lambda: _missed(areas[missed_of(matches, kinds)]),
+        "missed": lambda: _missed(areas[missed_of(matches, kinds)], len(kinds)),
     }
     dear = sorted((kind for kind in KINDS if costs[kind][1] >= WORTH), key=lambda kind: -costs[kind][1])
     return [f"{kind} ({costs[kind][0]:,}, {costs[kind][1]:.3f} AP): {said[kind]()}" for kind in dear[:4]]
@@ -47,7 +47,10 @@ def _background(matches: Matches, kinds: np.ndarray) -> str:
             "predict.py leaves them out; longer training lowers them.")
 
 
-def _missed(areas: np.ndarray) -> str:
+def _missed(areas: np.ndarray, detections: int) -> str:
+    if not detections:
+        return ("there is no detection at all. Train longer (--epochs), and see whether a lower --box-score-thresh "
+                "finds anything.")
     small = float((areas < SMALL).mean())
     if small >= 0.5:
         return (f"{small:.0%} of the objects that are missed are smaller than 32 x 32 pixels. Give the network larger "

@@ -69,12 +69,13 @@ function card(picture) {
   return element("li", {}, button);
 }
 
+const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+
 function summary(picture) {
   const times = data.kinds.map((_, kind) =>
     picture.mistakes.reduce((sum, m) => sum + (m.kind === kind ? m.times : 0), 0));
   const said = data.kinds.map((kind, i) => times[i] ? `${times[i]} ${kind}` : "").filter(Boolean);
-  const objects = picture.objects === 1 ? "1 object" : `${picture.objects} objects`;
-  return `${objects}; ${said.length ? said.join(", ") : "no mistake"}`;
+  return `${counted(picture.objects, "object")}; ${said.length ? said.join(", ") : "no mistake"}`;
 }
 
 // ground truth and prediction: the same picture under two sets of outlines
@@ -119,7 +120,8 @@ function show() {
     byId("viewer-list").replaceChildren(...lines.map((line) => element("li", {}, line)));
     return;
   }
-  const captions = [`ground truth: ${picture.objects} objects`, `prediction: ${picture.drawing.detections.length} detections`];
+  const captions = [`ground truth: ${counted(picture.objects, "object")}`,
+                    `prediction: ${counted(picture.drawing.detections.length, "detection")}`];
   pair(picture, byId("only").checked).forEach((drawing, i) => {
     frame.append(element("figure", {}, drawing, element("figcaption", {}, captions[i])));
   });

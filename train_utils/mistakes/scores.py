@@ -67,7 +67,7 @@ def calibration(matches: Matches) -> tuple[list[Bin], float]:
     """
     used = ~matches.ignored[0]
     score, right = matches.score[used], matches.matched[0, used] >= 0
-    place = np.clip((score * BINS).astype(np.int64), 0, BINS - 1)
+    place = np.clip(score * BINS, 0, BINS - 1).astype(np.int64)
     counts = np.bincount(place, minlength=BINS)
     sums = (np.bincount(place, weights, minlength=BINS) for weights in (score, right))
     means, precisions = (np.divide(sum_, counts, out=np.full(BINS, np.nan), where=counts > 0) for sum_ in sums)

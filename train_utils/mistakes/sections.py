@@ -56,8 +56,10 @@ def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
                    tag("p", "As in record_mAP.txt and record_mAP.json. n/a: there is no such object.", class_="soft"))
 
 
-def advice_section(lines: Sequence[str]) -> Section:
-    none = f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out."
+def advice_section(lines: Sequence[str], is_any: bool) -> Section:
+    """is_any: there is an object to find."""
+    none = (f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out." if is_any else
+            "These pictures hold no object to find: there is no AP, and no mistake has a cost.")
     listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
     note = tag("p", f"Said of each kind of mistake that costs {WORTH} AP or more, at most four.", class_="soft")
     return section("advice", "Advice", listed, note if lines else "")
@@ -182,10 +184,11 @@ def calibration_section(bins: Sequence[Bin], error: float) -> Section:
     )
 
 
-def pictures_section(gallery: Gallery, names: list[str], least_score: float) -> Section:
-    """What the script fills."""
+def pictures_section(gallery: Gallery, names: list[str], least_score: float, is_best: bool) -> Section:
+    """What the script fills. is_best: F1 is highest at this score (else there is no detection, or no object)."""
     drawn = sum(drawing is not None for drawing in gallery.drawings)
-    said = [f"Shown are detections with a score of {least_score:.3f} or more: there F1 over all classes is highest. ",
+    why = ": there F1 over all classes is highest" if is_best else ""
+    said = [f"Shown are detections with a score of {least_score:.3f} or more{why}. ",
             f"{drawn:,} of the {gallery.total:,} pictures, those with most mistakes, can be looked at; ",
             tag("code", "--report-pictures"), " gives more or fewer. "]
     if len(gallery.rows) < gallery.total:
