@@ -83,3 +83,12 @@ def test_any_name_of_a_run_is_drawn_as_it_is(tmp_path, figures, recwarn):
     about = r"$\frac$ 图: 8 pictures"
     plot_average_precision(tmp_path / "a.png", [0], {"mask AP": [0.5]}, "mask AP", about)
     assert about in texts(figures[0]) and not recwarn.list
+    plot_average_precision(tmp_path / "a.png", [0], {"mask AP": [0.5]}, "mask AP", "n" * 255)
+    assert max(map(len, texts(figures[1]).split("\n"))) < 120
+
+
+def test_one_step_has_whole_numbers_on_its_axes(tmp_path, figures):
+    plot_loss_and_lr(tmp_path / "a.png", [2.0], [0.01], 1, {0: 1.0})
+    plot_average_precision(tmp_path / "b.png", [0], {"mask AP": [0.5]}, "mask AP")
+    plots = [*figures[0].axes[:1], *figures[0].axes[0].child_axes, *figures[1].axes]
+    assert all(tick == int(tick) for plot in plots for tick in plot.get_xticks()) and len(plots) == 3

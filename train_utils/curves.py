@@ -1,6 +1,7 @@
 """The PNGs of a run's curves: each says by itself what is drawn, in which unit, of which run, and marks the best."""
 
 import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 BEST = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "linestyle": "none"}
 FEW = 50  # points of a line that are marked, too
+LONGEST = 100  # letters of a line that fits
 SMOOTHED = 0.05  # of all steps: the window of the running mean
 
 
@@ -31,9 +33,10 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
         lines += _mark_best(axes, at, list(known.values()), list(known), min, "lowest validation loss", ".3f")
     axes.set(xlabel="optimiser step", ylabel="loss (sum of the five, no unit)")
     axes.set_ylim(bottom=0)
+    _whole_numbers(axes)
     epochs = axes.secondary_xaxis("top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch))
     epochs.set_xlabel("epochs done")
-    _whole_epochs(epochs)
+    _whole_numbers(epochs)
     rates = axes.twinx()
     lines += rates.plot(steps, learning_rates, color="tab:blue", linewidth=1, marker=marker, label="learning rate")
     rates.set_ylabel("learning rate (per step)")
@@ -54,7 +57,7 @@ def plot_average_precision(path: str | Path, epochs: Sequence[int], numbers: Map
             _mark_best(axes, epochs, values, epochs, max, f"best {name}", ".3f")
     axes.set(xlabel="epoch (the first is 0)", ylabel="average precision (0 to 1)")
     axes.set_ylim(bottom=0)
-    _whole_epochs(axes)
+    _whole_numbers(axes)
     figure.legend(loc="outside lower center", ncols=3)
     _save(figure, path)
 
@@ -77,7 +80,7 @@ def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], t
                 _mark_best(plot, epochs, values, epochs, min, "lowest validation loss", ".3f", brief=True)
         plot.set(xlabel="epoch (the first is 0)", ylabel="loss (no unit)", title=name)
         plot.set_ylim(bottom=0)
-        _whole_epochs(plot)
+        _whole_numbers(plot)
     figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     _save(figure, path)
 
@@ -106,8 +109,8 @@ def _mark_best(plot, x: Sequence[float], values: Sequence[float], epochs: Sequen
     return plot.plot([x[best]], [values[best]], color="gold", label=label, **BEST)
 
 
-def _whole_epochs(plot) -> None:
-    plot.xaxis.get_major_locator().set_params(integer=True)
+def _whole_numbers(plot) -> None:
+    plot.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # also of one epoch, or one step
 
 
 def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tuple:
@@ -116,7 +119,7 @@ def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tupl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.4) if rows == 1 else (10, 11), dpi=120, layout="constrained")
-    figure.suptitle(f"{title}\n{about}" if about else title, fontsize=11, parse_math=False)
+    figure.suptitle("\n".join([title, *textwrap.wrap(about, LONGEST)]), fontsize=11, parse_math=False)
     plots = list(figure.subplots(rows, columns, squeeze=False).flat)
     for plot in plots:
         plot.grid(alpha=0.3)

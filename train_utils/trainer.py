@@ -197,7 +197,7 @@ class Trainer:
         return log.averages()
 
     def counts_of(self, step):
-        """What TensorBoard shows beside the losses is counted where a line is printed: on a GPU it costs time."""
+        """What TensorBoard shows beside the losses is counted every --print-freq steps: on a GPU it costs time."""
         return StepCounts() if self.world.is_main and step % self.args.print_freq == 0 else None
 
     def may_skip(self):
