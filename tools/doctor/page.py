@@ -16,7 +16,7 @@ from train_utils.pictures import read_picture
 
 LISTED = 50  # finds of a kind on the page; check_data.json has all
 BARS = 25  # classes that are shown at once
-PAIRS = 24  # doubles that are shown
+PAIRS = 12  # doubles that are shown
 THUMB = 360  # pixels a side
 CLASS = {ERROR: "bad", WARNING: "warn", NOTE: "soft"}
 STYLE = """
@@ -150,18 +150,22 @@ def anchors_section(found: Sequence, sizing: str) -> Section:
 
 
 def doubles_section(doubles: list, splits: dict) -> Section:
-    parts = []
+    parts: list[Html] = []
+    cards: dict[tuple, Html] = {}  # a picture may have several doubles
+
+    def card(place) -> Html:
+        name = _name(splits, place)
+        try:
+            drawn, _ = _drawn(splits[place[0]], place[1])
+        except InputError as error:  # it has changed since it was read
+            return tag("figure", tag("figcaption", str(error)))
+        return figure(picture(drawn, name, THUMB, loading="lazy"),
+                      f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}")
+
     for double in doubles[:PAIRS]:
-        sides = []
-        for place in (double.first, double.second):
-            try:
-                drawn, _ = _drawn(splits[place[0]], place[1])
-            except InputError as error:  # it has changed since it was read
-                sides.append(tag("figure", tag("figcaption", str(error))))
-                continue
-            name = _name(splits, place)
-            sides.append(figure(picture(drawn, name, THUMB, loading="lazy"),
-                                f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}"))
+        places = double.first, double.second
+        cards |= {place: card(place) for place in places if place not in cards}
+        sides = [cards[place] for place in places]
         told = "the same in every pixel" if double.same else f"nearly the same (correlation {double.correlation:.4f})"
         across = double.first[0] != double.second[0]
         parts.append(tag("div", tag("p", ("In both splits: " if across else "") + told,
