@@ -43,7 +43,8 @@ def mask_loops(mask: np.ndarray, box, scale: float) -> list[np.ndarray]:
     # how large a pixel of the mask is in the drawing
     step = np.array([(x2 - x1) / mask.shape[1], (y2 - y1) / mask.shape[0]]) * scale
     tolerance, corner = TOLERANCE * max(1.0, step.max()), (x1 * scale, y1 * scale)
-    loops = (simplified(loop * step + corner, tolerance) for loop in border_loops(mask))
+    # four corners are a single pixel, all within tolerance: noisy masks have thousands
+    loops = (simplified(loop * step + corner, tolerance) for loop in border_loops(mask) if len(loop) > 4)
     return [loop for loop in loops if len(loop) > 2]
 
 

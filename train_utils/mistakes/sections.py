@@ -26,7 +26,7 @@ STATS = {
     "AP": "AP at IoU 0.50 to 0.95", "AP50": "AP at IoU 0.50", "AP75": "AP at IoU 0.75",
     "APs": "AP, small objects (below 32 x 32 pixels)", "APm": "AP, medium objects",
     "APl": "AP, large objects (96 x 96 pixels and more)",
-    "AR1": "AR with 1 detection a picture", "AR10": "AR with 10 detections", "AR100": "AR with 100 detections",
+    "AR1": "AR with 1 detection of a class in a picture", "AR10": "AR with 10", "AR100": "AR with 100",
     "ARs": "AR, small objects", "ARm": "AR, medium objects", "ARl": "AR, large objects",
 }
 EXPLAINED = {
