@@ -329,6 +329,17 @@ def test_advice_names_what_costs_most(shapes):
     assert advise(matches, dict.fromkeys(cost, (1, WORTH - 0.001)), matrix, ["a", "b", "c"], areas) == []
 
 
+@pytest.mark.parametrize(("score", "area", "said"), [
+    (0.9, 1000, ["100% of them with a score of 0.5", "100% of the objects that are missed are smaller"]),
+    (0.1, 1024, ["nearly all with scores below 0.5", "not even with low scores"]),
+])  # fmt: skip
+def test_advice_looks_at_scores_and_sizes(score, area, said):
+    matches = match(truth(TWO), found((1, 1, score, 80, 0, 9, 9)), "bbox")
+    cost = dict.fromkeys(KINDS, (1, 0.0)) | {"background": (1, 0.5), "missed": (2, 0.4)}
+    lines = advise(matches, cost, np.zeros((3, 3)), ["a", "b"], np.full(2, area))
+    assert len(lines) == 2 and all(part in line for part, line in zip(said, lines, strict=True))
+
+
 def test_outlines_go_around_the_set_pixels():
     mask = np.zeros((5, 6), dtype=bool)
     mask[1:4, 1:5], mask[2, 2] = True, False
@@ -340,6 +351,11 @@ def test_outlines_go_around_the_set_pixels():
         areas = [np.sum(loop[:, 0] * np.roll(loop[:, 1], -1) - np.roll(loop[:, 0], -1) * loop[:, 1]) / 2
                  for loop in border_loops(mask)]
         assert sum(areas) == mask.sum()
+
+
+def test_stairs_of_a_mask_that_is_drawn_larger_are_a_line():
+    (loop,) = mask_loops(np.tri(8), (0, 0, 8, 8), 10.0)
+    assert len(loop) <= 5
 
 
 def test_an_outline_that_vanishes_is_a_box():

@@ -1,5 +1,7 @@
 """The numbers that TensorBoard shows of a training step, beside what a whole record of the same pass holds."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_model import tiny_model
@@ -7,6 +9,7 @@ from tiny_model import tiny_model
 from network_files import Recorder
 from network_files.boxes import box_iou
 from train_utils.step_counts import StepCounts
+from train_utils.trainer import Trainer
 
 
 def two_pictures():
@@ -42,3 +45,20 @@ def test_no_objects_have_no_recall():
     means = counts.means()
     assert set(means) == {"positive anchors", "positive RoIs"} and float(means["positive RoIs"]) == 0
     assert StepCounts().means().keys() == means.keys()
+
+
+def test_recall_by_hand():
+    counts, far = StepCounts(), torch.tensor([[50.0, 50, 60, 60]])
+    box, half, less = (torch.tensor([[0.0, 0, 10, height]]) for height in (10, 5, 4))  # IoU with box: 1, 0.5, 0.4
+    for boxes, keep in ((torch.cat((box, half)), [1]), (torch.cat((far, less)), [0, 1])):
+        counts("proposals", boxes=boxes, keep=torch.tensor(keep))
+    for objects in (torch.cat((box, far)), torch.cat((far, box))):
+        counts("rpn_targets", objects=objects, positive=torch.arange(3))
+    means = counts.means()
+    assert float(means["proposal recall 0.5"]) == 2 / 4 and means["positive anchors"] == 3  # `half` and `far`
+
+
+@pytest.mark.parametrize(("is_main", "counted"), [(True, [0, 3]), (False, [])])
+def test_steps_are_counted_as_often_as_lines_are_printed(is_main, counted):
+    trainer = SimpleNamespace(world=SimpleNamespace(is_main=is_main), args=SimpleNamespace(print_freq=3))
+    assert [step for step in range(5) if Trainer.counts_of(trainer, step)] == counted
