@@ -61,7 +61,8 @@ def known(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             parse(script, ["--help"], monkeypatch)
     own = set(re.findall(r"-{1,2}[a-z][a-z0-9-]*", capsys.readouterr().out))
-    return own | {"--nproc-per-node", "--max-restarts", "--full", "--train"}  # torchrun's, tests.faults', a benchmark's
+    others = {"--nproc-per-node", "--max-restarts", "--full", "--train", "--val"}  # of torchrun, tests.faults, benchmarks
+    return own | others
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
