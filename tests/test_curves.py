@@ -52,6 +52,8 @@ def test_losses(tmp_path, figures):
     epochs = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 1.5}, {}, {"a": None, "b": 1.0}]
     plot_losses(tmp_path / "a.png", list("abbbb"), range(4), epochs, epochs[::-1])
     assert stars(figures[0])[1] == (2, 0.5)  # of `a` in validation
+    assert all(plot.get_ylim()[0] == 0 and plot.get_ylim()[1] > 1.05 * max(
+        value for line in plot.lines for value in line.get_ydata() if value == value) for plot in figures[0].axes)
     assert figures[0].axes[1].get_title() == "a"
 
 

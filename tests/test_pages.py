@@ -61,7 +61,7 @@ def known(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             parse(script, ["--help"], monkeypatch)
     own = set(re.findall(r"-{1,2}[a-z][a-z0-9-]*", capsys.readouterr().out))
-    others = {"--nproc-per-node", "--max-restarts", "--full", "--train", "--val"}  # of torchrun, tests.faults, benchmarks
+    others = {"--nproc-per-node", "--max-restarts", "--full", "--train", "--val"}  # torchrun's and such
     return own | others
 
 

@@ -32,7 +32,7 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
         lines += axes.plot(at, list(known.values()), color="tab:green", marker="o", label="validation loss")
         lines += _mark_best(axes, at, list(known.values()), list(known), min, "lowest validation loss", ".3f")
     axes.set(xlabel="optimiser step", ylabel="loss (sum of the five, no unit)")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     _whole_numbers(axes)
     epochs = axes.secondary_xaxis("top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch))
     epochs.set_xlabel("epochs done")
@@ -40,7 +40,7 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
     rates = axes.twinx()
     lines += rates.plot(steps, learning_rates, color="tab:blue", linewidth=1, marker=marker, label="learning rate")
     rates.set_ylabel("learning rate (per step)")
-    rates.set_ylim(bottom=0)
+    _from_zero(rates)
     figure.legend(handles=lines, loc="outside lower center", ncols=3)
     _save(figure, path)
 
@@ -56,7 +56,7 @@ def plot_average_precision(path: str | Path, epochs: Sequence[int], numbers: Map
         if name == best:
             _mark_best(axes, epochs, values, epochs, max, f"best {name}", ".3f")
     axes.set(xlabel="epoch (the first is 0)", ylabel="average precision (0 to 1)")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     _whole_numbers(axes)
     figure.legend(loc="outside lower center", ncols=3)
     _save(figure, path)
@@ -79,7 +79,7 @@ def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], t
             if losses is val:
                 _mark_best(plot, epochs, values, epochs, min, "lowest validation loss", ".3f", brief=True)
         plot.set(xlabel="epoch (the first is 0)", ylabel="loss (no unit)", title=name)
-        plot.set_ylim(bottom=0)
+        _from_zero(plot)
         _whole_numbers(plot)
     figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     _save(figure, path)
@@ -111,6 +111,11 @@ def _mark_best(plot, x: Sequence[float], values: Sequence[float], epochs: Sequen
 
 def _whole_numbers(plot) -> None:
     plot.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # also of one epoch, or one step
+
+
+def _from_zero(plot) -> None:
+    """The y axis from 0, with room above for marks."""
+    plot.set_ylim(0, plot.get_ylim()[1] * 1.05)
 
 
 def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tuple:
