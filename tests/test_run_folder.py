@@ -9,6 +9,7 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.checkpoint import FORMAT_VERSION, copy_checkpoint, save_checkpoint
+from train_utils.files import make_folder, write_text
 from train_utils.run_folder import (
     checkpoint_path,
     find_checkpoint,
@@ -153,3 +154,14 @@ def test_output_dir_that_is_a_file(tmp_path):
     for folder in (tmp_path / "f", tmp_path / "f" / "g"):
         with pytest.raises(InputError, match="f"):
             prepare(folder)
+
+
+def test_a_file_in_a_folders_place_and_the_other_way_round(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="is a file, or lies in one, where a folder is needed"):
+            make_folder(path)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(InputError, match="report.html: is a folder, where a file is to be written"):
+        write_text(tmp_path / "report.html", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "report.html"]

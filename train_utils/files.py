@@ -40,6 +40,10 @@ def _advice(error: OSError, path: Path, size: int | None) -> str:
                 "give another --output-dir (a training run goes on with --resume auto)")
     if error.errno in FORBIDDEN:
         return f"may not be written ({os.strerror(error.errno)}); give an --output-dir that you may write to"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "is a file, or lies in one, where a folder is needed; give another --output-dir"
+    if error.errno == errno.EISDIR:
+        return "is a folder, where a file is to be written; move it away, or give another --output-dir"
     return f"could not be written: {error.strerror or error}"
 
 
