@@ -82,10 +82,14 @@ def test_a_run_leaves_its_files(finished):
     assert losses[0]["loss"] > losses[1]["loss"] > 0 and losses[0]["val_losses"]["loss_mask"] > 0
 
 
-def test_tensorboard_tells_what_one_looks_for(finished):
+def board_of(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    read = EventAccumulator(str(finished[0] / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+
+
+def test_tensorboard_tells_what_one_looks_for(finished):
+    read = board_of(finished[0])
     measures = ("gradient norm", "positive anchors", "positive RoIs", "proposal recall 0.5")
     values = {name: [event.value for event in read.Scalars(f"train/{name}")] for name in measures}
     assert all(len(each) == 2 * STEPS and min(each) >= 0 for each in values.values())
@@ -116,6 +120,8 @@ def test_terminated_within_an_epoch_it_resumes_bit_for_bit(finished, shapes, tmp
     assert process.returncode == 0, errors
     assert f"[{cut['step']}/6]" in output and "[1/6]" not in output.split("Epoch: [1]")[0]
     assert differences(finished[0], tmp_path / "run") == []
+    norms = board_of(tmp_path / "run").Scalars("train/gradient norm")
+    assert [event.step for event in norms] == list(range(2 * STEPS))  # also of the last step before the cut
 
 
 @pytest.mark.slow

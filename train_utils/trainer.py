@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import torch
 
@@ -123,20 +123,20 @@ class Trainer:
             run_folders.write_args(self.folder, plain_args(args))
         command = shlex.join(["python", *sys.argv])
         self.board.run(progress.step, command, flags=plain_args(args), model=self.learner.model.config.to_dict())
-        for epoch in range(progress.epochs_done, args.epochs):
-            if args.early_stop and progress.epochs_since_best >= args.early_stop:
-                self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
-                break
-            averages = self.train_epoch(epoch)
-            result = self.evaluate()
-            names = progress.end_epoch(epoch, result.mask_ap, sum(result.losses.values()))
-            # Written before the checkpoint: where a kill comes between, the resumed run replaces the lines.
-            self.world.on_main(self.report, epoch, averages, result)
-            self.save(*names, epoch)
-            if self.world.sum(torch.tensor(float(self.stop.requested()))) > 0:
-                self.say(f"stopped after epoch {epoch}, saved; --resume auto goes on from here")
-                self.stop.leave()
-        self.board.close()
+        with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
+            for epoch in range(progress.epochs_done, args.epochs):
+                if args.early_stop and progress.epochs_since_best >= args.early_stop:
+                    self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
+                    break
+                averages = self.train_epoch(epoch)
+                result = self.evaluate()
+                names = progress.end_epoch(epoch, result.mask_ap, sum(result.losses.values()))
+                # Written before the checkpoint: where a kill comes between, the resumed run replaces the lines.
+                self.world.on_main(self.report, epoch, averages, result)
+                self.save(*names, epoch)
+                if self.world.sum(torch.tensor(float(self.stop.requested()))) > 0:
+                    self.say(f"stopped after epoch {epoch}, saved; --resume auto goes on from here")
+                    self.stop.leave()
         if self.steps:
             self.steps.close()
         if self.world.is_main:
