@@ -1,6 +1,7 @@
 """The kinds of mistakes and their cost by hand, and beside slow plain loops; AP beside pycocotools."""
 
 import math
+import re
 
 import hypothesis.strategies as st
 import numpy as np
@@ -126,7 +127,7 @@ def test_nothing_found_and_nothing_to_find():
     nothing = match(truth(TWO), [], "bbox")
     cost = costs(nothing)
     assert cost["missed"] == (2, 1.0) and cost["false positives"] == (0, 0.0)
-    assert "no detection at all" in advise(nothing, cost, np.zeros((3, 3)), ["a", "b"], np.full(2, 9.0))[0]
+    assert "no detection at all" in advise(nothing, cost, np.zeros((3, 3)), 0.5, ["a", "b"], np.full(2, 9.0))[0]
     assert best_of_all(nothing) is None and math.isnan(calibration(nothing)[1]) and by_crowding(nothing)[0].ap == 0
     empty = match(truth([]), found(HIT), "bbox")
     assert costs(empty)["background"][0] == 1 and math.isnan(costs(empty)["background"][1])
@@ -322,11 +323,12 @@ def test_advice_names_what_costs_most(shapes):
     matches = match(some, results, "segm")
     areas = np.array([some["annotations"][i]["area"] for i in matches.annotation])
     cost, matrix = costs(matches), confusion_matrix(matches, 0.3)
-    lines = advise(matches, cost, matrix, ["a", "b", "c"], areas)
+    lines = advise(matches, cost, matrix, 0.3, ["a", "b", "c"], areas)
     dear = [kind for kind in sorted(KINDS, key=lambda kind: -cost[kind][1]) if cost[kind][1] >= WORTH]
     assert [line.split()[0] for line in lines] == dear[:4] and {"class", "missed"} <= set(dear)
-    assert "taken for" in lines[dear.index("class")] and "--" in lines[dear.index("missed")]
-    assert advise(matches, dict.fromkeys(cost, (1, WORTH - 0.001)), matrix, ["a", "b", "c"], areas) == []
+    assert re.search(r"Of detections with a score of 0.300 or more: \w taken for", lines[dear.index("class")])
+    assert "--" in lines[dear.index("missed")]
+    assert advise(matches, dict.fromkeys(cost, (1, WORTH - 0.001)), matrix, 0.3, ["a", "b", "c"], areas) == []
 
 
 @pytest.mark.parametrize(("score", "area", "said"), [
@@ -336,7 +338,7 @@ def test_advice_names_what_costs_most(shapes):
 def test_advice_looks_at_scores_and_sizes(score, area, said):
     matches = match(truth(TWO), found((1, 1, score, 80, 0, 9, 9)), "bbox")
     cost = dict.fromkeys(KINDS, (1, 0.0)) | {"background": (1, 0.5), "missed": (2, 0.4)}
-    lines = advise(matches, cost, np.zeros((3, 3)), ["a", "b"], np.full(2, area))
+    lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.full(2, area))
     assert len(lines) == 2 and all(part in line for part, line in zip(said, lines, strict=True))
 
 

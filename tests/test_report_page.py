@@ -355,6 +355,25 @@ def test_without_detections_or_objects_nothing_is_said_of_them(made, tmp_path):
     assert "no object to find: there is no AP" in text and "nothing stands out" not in text
 
 
+def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):
+    data = write_coco(tmp_path / "data")
+    content = json.loads((data / "instances_val.json").read_text())
+    first = content["annotations"][0]
+    content["annotations"][0] = {**first, "iscrowd": 1}
+    (data / "instances_val.json").write_text(json.dumps(content))
+    some = open_data_set(data, split="val").val
+    every = some.ground_truth()["annotations"]
+    results = [{"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.75, "bbox": a["bbox"]}
+               for a in every]
+    stats = {"bbox": evaluate_results(some.ground_truth(), results, ["bbox"])["bbox"]}
+    text = write_report(tmp_path, "r", stats, results, some).path.read_text()
+    assert sum(int(row[1]) for row in Tables(text).tables["bins"][1:]) == len(every) - 1
+    assert text.count("1 detection inside a crowd region is left out") == 2  # of the costs and the calibration
+    assert text.count("with a score of 0.750 or more") == 3  # costs, pictures, confusion
+    assert "All 4 pictures can be looked at" in text and "2 detections inside crowd regions" in sections.in_crowds(2)
+    assert sections.in_crowds(0) == ""
+
+
 def evaluated(data_set, results):
     return evaluate_results(data_set.ground_truth(), results, ["segm"])["segm"]
 

@@ -60,19 +60,19 @@ def write_report(
     cost, matrix = costs(matches), confusion_matrix(matches, least_score)
     areas = np.array([truth["annotations"][i]["area"] for i in matches.annotation.tolist()])
     gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, pictures, strict)
-    known = objects > 0
+    known, left_out = objects > 0, int(matches.ignored[0].sum())
     means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
     parts = [
-        sections.advice_section(advise(matches, cost, matrix, names, areas), bool(known.any())),
+        sections.advice_section(advise(matches, cost, matrix, least_score, names, areas), bool(known.any())),
         sections.numbers_section(stats),
-        sections.errors_section(cost),
+        sections.errors_section(cost, least_score, left_out),
         sections.pictures_section(gallery, names, least_score, best is not None),
         sections.classes_section(names, objects.tolist(), found.tolist(), np.mean(each, axis=(0, 2)),
                                  [stats[iou_type].per_class[name] for name in given_names], best_of_classes(matches)),
         sections.curves_section(means, names, each[0], int(objects.argmax())),
         sections.confusion_section(matrix, names, least_score),
         sections.groups_section(stats, iou_type, by_crowding(matches)),
-        sections.calibration_section(*calibration(matches)),
+        sections.calibration_section(*calibration(matches), left_out),
     ]
     shapes = sections.IOU_TYPES[iou_type]
     lead = joined(

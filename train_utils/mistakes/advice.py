@@ -11,11 +11,15 @@ SURE = 0.5  # score from which a false positive is sure of itself
 SMALL = 32**2  # pixels, COCO's
 
 
-def advise(matches: Matches, costs: dict, matrix: np.ndarray, names: list[str], areas: np.ndarray) -> list[str]:
-    """At most four lines, the costliest kind first. areas: of the objects in pixels, float [G]."""
+def advise(matches: Matches, costs: dict, matrix: np.ndarray, least_score: float, names: list[str],
+           areas: np.ndarray) -> list[str]:
+    """At most four lines, the costliest kind first.
+
+    costs: of all detections; matrix: of those of at least `least_score`; areas: of the objects in pixels, float [G].
+    """
     kinds = kinds_of(matches)
     said = {
-        "class": lambda: _confused(matrix, names),
+        "class": lambda: _confused(matrix, least_score, names),
         "location": lambda: "objects are found in part, or with too much around them. Train longer (--epochs), give "
                             "the network larger pictures (--min-size, --max-size), and check that the annotations' "
                             "outlines are all drawn in the same way.",
@@ -30,10 +34,10 @@ def advise(matches: Matches, costs: dict, matrix: np.ndarray, names: list[str], 
     return [f"{kind} ({costs[kind][0]:,}, {costs[kind][1]:.3f} AP): {said[kind]()}" for kind in dear[:4]]
 
 
-def _confused(matrix: np.ndarray, names: list[str]) -> str:
+def _confused(matrix: np.ndarray, least_score: float, names: list[str]) -> str:
     pairs = [f"{names[i]} taken for {names[j]} ({times}x)" for i, j, times in most_confused(matrix, 3)]
-    which = ": " + ", ".join(pairs) if pairs else ""
-    return (f"objects are found, but as another class{which}. Look at their annotations, which may contradict one "
+    which = f" Of detections with a score of {least_score:.3f} or more: {', '.join(pairs)}." if pairs else ""
+    return (f"objects are found, but as another class.{which} Look at their annotations, which may contradict one "
             "another; give these classes more pictures, or make one class of them.")
 
 

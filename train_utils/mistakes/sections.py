@@ -35,10 +35,12 @@ EXPLAINED = {
     "both": f"IoU of {BACKGROUND} to {FOREGROUND} with an object of another class",
     "duplicate": "on an object that a better detection has",
     "background": f"IoU below {BACKGROUND} with all objects",
-    "missed": "an object that no detection matches, nor lies on with the wrong class or place",
+    "missed": "an object on which no detection lies, not even one of another class or in a wrong place",
     "false positives": "all wrong detections together",
     "false negatives": "all objects that no detection matches",
 }
+PLAIN = {"class": "wrong class", "location": "wrong place", "both": "wrong class and wrong place",
+         "duplicate": "found once more", "background": "nothing is there", "missed": "not found"}
 
 
 def value(number: float | None, form: str = ".4f") -> Html:
@@ -61,7 +63,8 @@ def advice_section(lines: Sequence[str], is_any: bool) -> Section:
     none = (f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out." if is_any else
             "These pictures hold no object to find: there is no AP, and no mistake has a cost.")
     listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
-    note = tag("p", f"Said of each kind of mistake that costs {WORTH} AP or more, at most four.", class_="soft")
+    note = tag("p", f"Said of each kind of mistake that costs {WORTH} AP or more, at most four. Where no score is "
+                    "named, all detections count.", class_="soft")
     return section("advice", "Advice", listed, note if lines else "")
 
 
@@ -72,7 +75,15 @@ def _with_flags(text: str) -> Html:
     return joined(tag("b", kind), *(tag("code", part) if part.startswith("--") else part for part in parts))
 
 
-def errors_section(costs: dict[str, tuple[int, float]]) -> Section:
+def in_crowds(left_out: int) -> Html | str:
+    """What is said of detections inside crowd regions, where there are any."""
+    which = "1 detection inside a crowd region is" if left_out == 1 else (
+        f"{left_out:,} detections inside crowd regions are")
+    return tag("p", f"{which} left out: neither right nor wrong.", class_="soft") if left_out else ""
+
+
+def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int) -> Section:
+    """least_score: of the detections that the sections of pictures and confusion count; left_out: inside crowds."""
     rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
     shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
     return section(
@@ -81,6 +92,11 @@ def errors_section(costs: dict[str, tuple[int, float]]) -> Section:
                "How far AP at IoU 0.5 would rise if this kind alone were put right (TIDE, Bolya et al. 2020). The "
                "costs do not add up: one mistake hides another."),
         table(["kind", "what it is", "how many", "cost"], rows, id="costs"),
+        tag("p", "All detections count here, whatever their score. Pictures and Confusion count those with a score of "
+                 f"{least_score:.3f} or more: there more objects may be missed, and fewer"
+                 " detections wrong.",
+            class_="soft"),
+        in_crowds(left_out),
     )
 
 
@@ -145,7 +161,8 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
         tag("p", f"Detections with a score of {least_score:.3f} or more, best first and whatever their class, take the "
                  f"free object that they cover best, from IoU {FOREGROUND} on. A row holds the objects of a class, and "
                  "last the detections that lie on no object; a column holds what was detected as a class, and last "
-                 f"the objects that were not detected. The stronger the colour, the greater its part of a row.{part}"),
+                 "the objects that none of these detected. The stronger the colour, the greater its part of a "
+                 f"row.{part}"),
         tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="confusion matrix"),
         joined(tag("h3", "Most often confused"), table(["is", "detected as", "times"], pairs)) if pairs else "",
     )
@@ -166,11 +183,12 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
     )
 
 
-def calibration_section(bins: Sequence[Bin], error: float) -> Section:
+def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Section:
+    """left_out: detections inside crowds."""
     filled = [b for b in bins if b.count]
     heading = "Calibration"
     if not filled:
-        return section("calibration", heading, tag("p", "There is no detection."))
+        return section("calibration", heading, tag("p", "There is no detection."), in_crowds(left_out))
     line = {"detections": ([b.score for b in filled], [b.precision for b in filled])}
     rows = [[f"{b.low:.1f} to {b.high:.1f}", f"{b.count:,}", value(b.score, ".3f"), value(b.precision, ".3f")]
             for b in bins]
@@ -181,6 +199,7 @@ def calibration_section(bins: Sequence[Bin], error: float) -> Section:
                            "right seven times in ten; below it scores are too high. Expected calibration error: ",
                    value(error, ".3f"), ".")),
         table(["score", "detections", "mean score", "right (IoU 0.5)"], rows, id="bins"),
+        in_crowds(left_out),
     )
 
 
@@ -188,14 +207,18 @@ def pictures_section(gallery: Gallery, names: list[str], least_score: float, is_
     """What the script fills. is_best: F1 is highest at this score (else there is no detection, or no object)."""
     drawn = sum(drawing is not None for drawing in gallery.drawings)
     why = ": there F1 over all classes is highest" if is_best else ""
-    said = [f"Shown are detections with a score of {least_score:.3f} or more{why}. ",
-            f"{drawn:,} of the {gallery.total:,} pictures, those with most mistakes, can be looked at; ",
-            tag("code", "--report-pictures"), " gives more or fewer. "]
+    said = [f"Shown and counted are detections with a score of {least_score:.3f} or more{why}. On the left of each "
+            "pair is what is annotated, on the right what is detected. "]
+    if drawn == gallery.total > 1:
+        said.append(f"All {drawn:,} pictures can be looked at. ")
+    elif drawn < gallery.total:
+        said += [f"{drawn:,} of the {gallery.total:,} pictures, those with most mistakes, can be looked at; ",
+                 tag("code", "--report-pictures"), " gives more or fewer. "]
     if len(gallery.rows) < gallery.total:
         said.append(f"{gallery.total - len(gallery.rows):,} with fewest mistakes are not listed. ")
     if gallery.unreadable:
         said.append(f"{len(gallery.unreadable):,} could not be read, the first: {gallery.unreadable[0]}")
-    kinds = [tag("option", kind, value=i) for i, kind in enumerate(KINDS)]
+    kinds = [tag("option", kind, value=i, title=EXPLAINED[kind]) for i, kind in enumerate(KINDS)]
     classes = [tag("option", name, value=i) for i, name in enumerate(names)]
     sorts = {"mistakes": "most mistakes", "f1": "lowest F1", "missed": "most objects missed",
              "false": "most false detections", "objects": "most objects", "name": "file name"}
@@ -204,8 +227,9 @@ def pictures_section(gallery: Gallery, names: list[str], least_score: float, is_
         tag("label", "Class ", tag("select", tag("option", "all", value=""), *classes, id="by-class")),
         tag("label", "Sort ", tag("select", *(tag("option", text, value=key) for key, text in sorts.items()), id="by")),
     ]
-    legend = [tag("li", tag("i", class_=f"k{i}"), text) for i, text in (
-        (FINE, "right"), *enumerate(KINDS), (ASIDE, "crowd, or inside one"))]
+    legend = [tag("li", tag("i", class_=f"k{i}"), text, title=title) for i, text, title in (
+        (FINE, "right", None), *((i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind])
+                                 for i, kind in enumerate(KINDS)), (ASIDE, "crowd, or inside one", None))]
     return section(
         "pictures", "Pictures",
         tag("p", *said),
