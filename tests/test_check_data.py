@@ -341,7 +341,25 @@ def test_what_cannot_be_meant_stays(run, tmp_path):
     write(tmp_path / "d", data)
     _, out, _, _ = run(tmp_path / "d", "--fix", tmp_path / "fixed")
     fixed = json.loads((tmp_path / "fixed" / "instances.json").read_text())
-    assert fixed == data and "left to you: error" in out
+    assert fixed == data and "left to you: error" in out and "nothing to correct" in out
+    assert "training would still stop: " in out and "; left to you: 2 errors" in out and "train on it" not in out
+    assert f"{tmp_path / 'fixed' / 'instances.json'}: annotation 20" in out
+
+
+def test_what_only_the_pictures_tell_is_left_to_the_user(run, tmp_path):
+    """And file names that begin elsewhere are no correction."""
+    data = many(12)
+    data["annotations"].append(annotation(20, 4, bbox=[2, 3, 5, 5], segmentation=[[2, 3, 7, 3, 7, 8, 2, 8]], area=25))
+    folder = both(tmp_path / "d", data)
+    (folder / "train2017" / "2.png").write_bytes(b"text")
+    picture(folder / "train2017" / "3.png", (20, 31))
+    _, out, _, _ = run(folder, "--box-detections-per-img", 1, "--fix", tmp_path / "fixed")
+    left = json.loads((tmp_path / "fixed" / "changes.json").read_text())
+    titles = [kind["title"] for kind in left["left_to_you"]]
+    for title in ("skipped: pictures that cannot be read", "pictures with more objects than the model may report"):
+        assert title in titles, titles
+    assert "training would still stop: " in out and "3.png" in out and "; left to you: 1 error\n" in out
+    assert left["changes"] == [] and "nothing to correct" in out and "begins with train2017/" in left["remarks"][0]
 
 
 @pytest.mark.parametrize("words, said", [

@@ -61,6 +61,7 @@ class Report:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.finds = args, Finds()
+        self.of_pictures = Finds(self.finds)  # what only opened pictures tell
         self.config = MaskRCNNConfig(**command.config_from_args(args))
         self.tables: dict = {}
         self.outlines: dict = {}
@@ -104,10 +105,10 @@ class Report:
         self.full = args.full or (count <= SMALL and not args.quick)
 
     def open_pictures(self) -> None:
-        seen = {split: pictures.full_pass(part, self.args.workers, self.finds, split)
+        seen = {split: pictures.full_pass(part, self.args.workers, self.of_pictures, split)
                 for split, part in self.splits.items()}
         self.doubles = duplicates.find_doubles(seen)
-        duplicates.tell_doubles(self.doubles, self.splits, self.finds)
+        duplicates.tell_doubles(self.doubles, self.splits, self.of_pictures)
 
     def lines(self) -> list[str]:
         """What the data is, a line a split."""
@@ -146,7 +147,7 @@ class Report:
     def write(self, folder: Path) -> Path:
         """The json and the page; returns the page's path."""
         make_folder(folder)
-        sheet, seconds = page.contact_sheet(self.splits, self.args.samples, self.args.seed, self.finds)
+        sheet, seconds = page.contact_sheet(self.splits, self.args.samples, self.args.seed, self.of_pictures)
         told = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.args.samples:
@@ -226,7 +227,7 @@ def main() -> int:
     show(report)
     print(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)")
     if args.fix:
-        fix.write(report.opened, args)
+        fix.write(report.opened, args, report.config, report.of_pictures)
     if report.finds.total(ERROR):
         return command.EXIT_WRONG_INPUT
     return command.EXIT_SOME_UNUSABLE if report.finds.total(WARNING) else command.EXIT_OK

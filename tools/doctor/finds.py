@@ -37,14 +37,17 @@ OTHER = Kind(ERROR, "other mistakes")
 
 
 class Finds:
-    """All finds by kind, in the order of severity."""
+    """All finds by kind, in the order of severity. also: others that get the same."""
 
-    def __init__(self):
+    def __init__(self, also: "Finds | None" = None):
+        self._also = also
         self._of: dict[Kind, list[Find]] = {}
         self._counts: Counter[Kind] = Counter()
 
     def add(self, kind: Kind, text: str, split: str = "", image=None, annotation=None, count: int = 1) -> None:
         """count: of several that the text tells in one line."""
+        if self._also is not None:
+            self._also.add(kind, text, split, image, annotation, count)
         listed = self._of.setdefault(kind, [])
         self._counts[kind] += count
         if len(listed) < KEPT:
@@ -54,6 +57,13 @@ class Finds:
         """An error in the loader's words; its kind is what remains of them without names and values."""
         kind = Kind(ERROR, kind_of(message), advice)
         self.add(kind if kind in self._of or len(self._of) < MOST_KINDS else OTHER, message, **where)
+
+    def take(self, other: "Finds", rename=str) -> None:
+        """The errors and warnings of another; rename: what becomes of their texts."""
+        for kind, count in other.counts():
+            if kind.severity != NOTE:
+                self._counts[kind] += count
+                self._of.setdefault(kind, []).extend(find._replace(text=rename(find.text)) for find in other[kind])
 
     def __getitem__(self, kind: Kind) -> list[Find]:
         return self._of.get(kind, [])
@@ -74,6 +84,11 @@ class Finds:
             {**kind._asdict(), "count": count, "finds": [find._asdict() for find in self._of[kind]]}
             for kind, count in self.counts()
         ]
+
+
+def counted(count: int, what: str) -> str:
+    """"1 object", "1,000 objects"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def kind_of(message: str) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 from backbone.errors import InputError
 from tools.conversion import new_folder
 from tools.doctor import looks
+from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.corrections import Change, Corrector
-from tools.doctor.finds import ERROR, WARNING, Finds
-from tools.doctor.opening import Opened, open_all
+from tools.doctor.finds import ERROR, Finds, counted
+from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import outlines, table_of
 from train_utils.coco_checks import check_is_coco
 from train_utils.coco_layout import find_image_dir
@@ -26,8 +27,10 @@ from train_utils.label_map import read_json
 from train_utils.plain_text import brief, one_line
 
 
-def write(opened: Opened, args: Namespace) -> Path:
+def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
     """Write OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
+
+    config: of the model to be trained; of_pictures: what opening the pictures told, which no json can correct.
 
     InputError where the data is no COCO json that can be read.
     """
@@ -36,6 +39,7 @@ def write(opened: Opened, args: Namespace) -> Path:
                          "files that are named by hand")
     root, jsons = coco_files(opened.path, args.year)
     changes: list[Change] = []
+    remarks: list[str] = []
     fixed, folders = {}, {}
     for split, path in jsons.items():
         raw = read_json(path)
@@ -48,51 +52,69 @@ def write(opened: Opened, args: Namespace) -> Path:
             fixed[split] = Corrector(path, folders[split], given or root, changes).correct(raw)
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
     for split, folder in folders.items():
-        _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), changes)
+        _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), remarks)
     with new_folder(args.fix) as out:
         for split, content in fixed.items():
             write_text(out / f"instances{'' if split == 'all' else f'_{split}'}.json", json.dumps(content))
-        left = _left(out, image_dir, args)
+        left, verdict = _left(out, image_dir, args, config, of_pictures)
         listed = [{**change._asdict(), "before": _plain(change.before)} for change in changes]
-        whole = {"data": str(opened.path), "image_dir": str(image_dir), "changes": listed,
+        whole = {"data": str(opened.path), "image_dir": str(image_dir), "changes": listed, "remarks": remarks,
                  "left_to_you": left.to_list()}
         write_text(out / "changes.json", json.dumps(whole, indent=1) + "\n")
         write_text(out / "changes.txt", "".join(f"{change}\n" for change in changes))
-    _show(changes, left, args, image_dir)
+    _show(changes, remarks, left, verdict, args, image_dir)
     return user_path(args.fix)
 
 
-def _move_names(content: dict, path, prefix: Path, changes: list[Change]) -> None:
+def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
     """File names that begin at the folder that the pictures of all splits lie in."""
     if prefix == Path("."):
         return
     for i, image in enumerate(content["images"]):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str):
             content["images"][i] = {**image, "file_name": f"{prefix.as_posix()}/{image['file_name']}"}
-    changes.append(Change(str(path), "all images", "", "file_name", "NAME", f"{prefix.as_posix()}/NAME",
-                          "one --image-dir serves all splits"))
+    remarks.append(f"{path}: each file_name now begins with {prefix.as_posix()}/, so that one --image-dir serves all "
+                   "splits")
 
 
-def _left(out: Path, image_dir: Path, args: Namespace) -> Finds:
-    """What is still found in the corrected jsons, but for notes and what only pictures tell."""
-    finds = Finds()
+def _left(out: Path, image_dir: Path, args: Namespace, config, of_pictures: Finds) -> tuple[Finds, str | None]:
+    """(errors and warnings that the corrected data has, what train.py would stop at or None)."""
+    finds, left = Finds(), Finds()
     opened = open_all(out, finds, "coco", str(image_dir), follow_links=args.follow_links)
-    for split, part in opened.splits.items():
-        table = table_of(part)
+    tables = {split: table_of(part) for split, part in opened.splits.items()}
+    for split, table in tables.items():
         looks.look_at_objects(table, outlines(table), split, finds)
-    return finds
+        looks.look_after_resizing(table, config, split, finds)
+        looks.look_at_pictures(table, split, finds)
+    if tables:
+        look_at_classes(tables, finds)
+        look_across(tables, finds)
+
+    def placed(text: str) -> str:  # the folder has its name only when it is whole
+        return text.replace(str(out), str(user_path(args.fix)))
+
+    left.take(finds, placed)
+    left.take(of_pictures)
+    verdict = opened.verdict or next(iter(left.texts(ERROR)), None)
+    return left, verdict and placed(verdict)
 
 
-def _show(changes: list[Change], left: Finds, args: Namespace, image_dir: Path) -> None:
+def _show(changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, args: Namespace,
+          image_dir: Path) -> None:
     counts = Counter((change.about, change.what, change.why) for change in changes)
     for (about, what, why), count in counts.most_common():
         print(one_line(f"fixed: {about}: {'taken out' if what == 'entry' else what}: {why}: {count:,}"))
-    for severity in (ERROR, WARNING):
-        for kind, count in left.counts():
-            if kind.severity == severity:
-                print(one_line(f"left to you: {severity}: {kind.title}: {count:,}"))
-    print(f"written: {args.fix} with {len(changes):,} changes, all in changes.txt and changes.json")
-    print(f"train on it: python train.py --data-path {args.fix} --image-dir {image_dir}")
+    if not changes:
+        print("nothing to correct")
+    for remark in remarks:
+        print(one_line(remark))
+    for kind, count in left.counts():
+        print(one_line(f"left to you: {kind.severity}: {kind.title}: {count:,}"))
+    print(f"written: {args.fix} with {counted(len(changes), 'change')}, all in changes.txt and changes.json")
+    if verdict:
+        print(one_line(f"training would still stop: {verdict}; left to you: {counted(left.total(ERROR), 'error')}"))
+    elif not left[NO_TRAINING]:
+        print(f"train on it: python train.py --data-path {args.fix} --image-dir {image_dir}")
 
 
 def _plain(value):
