@@ -1,6 +1,7 @@
 """Flags, model flags, device and exit status of the commands."""
 
 import argparse
+import importlib.machinery
 import dataclasses
 import json
 import os
@@ -65,6 +66,21 @@ def test_abbreviated_flag_is_refused_in_one_line(capsys):
     message = capsys.readouterr().err
     assert stop.value.code == 2
     assert message.startswith("error: unrecognized arguments: --min-siz") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("module, told", [
+    (None, "python train.py"), ("tools.check_data", "python -m tools.check_data"),
+    ("benchmarks.__main__", "python -m benchmarks"),
+])
+def test_the_program_is_named_as_it_is_started(module, told, monkeypatch, capsys):
+    spec = module and importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train.py", "--bad"])
+    parser = model_parser()
+    assert parser.format_usage().startswith(f"usage: {told} ")
+    with pytest.raises(SystemExit):
+        parser.parse_args()
+    assert f"({told} --help lists the flags)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind, good, bad", [

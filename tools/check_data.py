@@ -35,7 +35,7 @@ SHOWN = 6  # finds of a kind on the console
 
 
 def parse_args() -> argparse.Namespace:
-    parser = command.Parser(prog="-m tools.check_data", description=__doc__)
+    parser = command.Parser(description=__doc__)
     parser.add_argument("data", help="a data set as train.py's --data-path, a json, or a folder of pictures")
     parser.add_argument("--dataset", choices=LAYOUTS, default="auto", help="its layout (default: auto)")
     parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")

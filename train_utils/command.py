@@ -33,6 +33,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args, **kwargs) -> None:
+        kwargs.setdefault("prog", _program())
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
@@ -55,7 +56,14 @@ class Parser(argparse.ArgumentParser):
                 action.default = default
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(EXIT_WRONG_INPUT, f"error: {message} (python {self.prog} --help lists the flags)\n")
+        self.exit(EXIT_WRONG_INPUT, f"error: {message} ({self.prog} --help lists the flags)\n")
+
+
+def _program() -> str:
+    """How this program was started: `python train.py`, `python -m tools.check_data`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None of a script
+    module = spec and spec.name.removesuffix(".__main__")
+    return f"python -m {module}" if module else f"python {os.path.basename(sys.argv[0])}"
 
 
 def _dashed(word: str) -> str:
