@@ -14,7 +14,7 @@ from coco_folders import annotation, many, picture, write
 from npy_folders import add, rectangles
 from npy_folders import many as many_npy
 from PIL import Image
-from tiny_model import write_coco, write_pictures
+from tiny_model import write_checkpoint, write_coco, write_pictures
 
 from my_dataset_shapes import make_shapes
 from network_files.anchors import AnchorGrid
@@ -283,6 +283,24 @@ def test_better_anchors_are_proposed_and_reach_what_is_said(run, tmp_path):
     assert f"--anchor-sizes {' '.join(sizes)}" in out
     again = run(tmp_path / "d", "--min-size", 20, "--max-size", 30, "--anchor-sizes", *sizes)[3]
     assert again["anchors"] == [better]
+
+
+def test_the_model_is_the_checkpoints_or_the_built_in_ones(run, tmp_path, monkeypatch):
+    """And the console says which, and how many classes have objects."""
+    data = many(12)
+    data["categories"].append({"id": 2, "name": "other"})
+    both(tmp_path / "data" / "shapes", data)
+    monkeypatch.chdir(tmp_path)
+    _, out, _, found = run("data/shapes")
+    assert "anchors --anchor-sizes 16 32 64 128 256 --aspect-ratios 0.5 1 2 after resizing with --min-size 128" in out
+    assert "train: 12 pictures (0 without objects), 12 objects of 2 classes (1 of them with objects)" in out
+    checkpoint = write_checkpoint(tmp_path / "W.pth")
+    _, out, _, found = run("data/shapes", "--weights-path", checkpoint, "--max-size", 77)
+    assert f"--max-size 77 (the model of {checkpoint}, and the flags given): " in out
+    assert found["anchors"][0]["anchor_sizes"] == [8, 16, 32, 48, 64]
+    (tmp_path / "none.pth").write_bytes(b"")
+    status, _, err, _ = run("data/shapes", "--weights-path", tmp_path / "none.pth")
+    assert status == 2 and err.startswith("error: ") and "none.pth" in err and err.count("\n") == 1
 
 
 def fixable(folder):

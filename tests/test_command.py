@@ -1,8 +1,8 @@
 """Flags, model flags, device and exit status of the commands."""
 
 import argparse
-import importlib.machinery
 import dataclasses
+import importlib.machinery
 import json
 import os
 import subprocess

@@ -2,6 +2,7 @@
 
     python -m tools.check_data D                       any data that train.py reads; a json; a folder of pictures
     python -m tools.check_data D --min-size 512        as the model would see it: its flags are train.py's
+    python -m tools.check_data D --weights-path W      as the model of a checkpoint would see it
     python -m tools.check_data D --full                also open every picture (by itself up to 2,000 pictures)
     python -m tools.check_data D --fix OUT             write corrected copies of COCO jsons, and a list of changes
 
@@ -18,14 +19,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
+from network_files.architecture import infer_architecture
 from tools.doctor import anchors, classes, duplicates, fix, looks, page, pictures, statistics
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import outlines, table_of
 from train_utils import command
-from train_utils.data_sets import LAYOUTS
+from train_utils.arguments import BUILT_IN_MODEL
+from train_utils.checkpoint import fitting_settings, is_checkpoint, load_file
+from train_utils.data_sets import LAYOUTS, SHAPES_FOLDER
 from train_utils.files import make_folder, user_path, write_text
 from train_utils.pages import write_page
 from train_utils.plain_text import one_line
@@ -47,6 +53,8 @@ def parse_args() -> argparse.Namespace:
     passes.add_argument("--quick", action="store_true", help="open only those of the contact sheet")
     parser.add_argument("--workers", "-j", type=command.non_negative_int, default=0,
                         help="processes that open pictures (default: 0, this one)")
+    parser.add_argument("--weights-path", metavar="W",
+                        help="a checkpoint: sizes and anchors are looked at for its model")
     parser.add_argument("--samples", type=command.non_negative_int, default=18,
                         help="pictures of the contact sheet (default: 18)")
     parser.add_argument("--seed", type=command.seed, default=0, help="of their choice (default: 0)")
@@ -62,7 +70,7 @@ class Report:
     def __init__(self, args: argparse.Namespace):
         self.args, self.finds = args, Finds()
         self.of_pictures = Finds(self.finds)  # what only opened pictures tell
-        self.config = MaskRCNNConfig(**command.config_from_args(args))
+        self.config, self.assumed = model_config(args)
         self.tables: dict = {}
         self.outlines: dict = {}
         self.classes: dict = {}
@@ -115,16 +123,27 @@ class Report:
         told = []
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
-            told.append(f"{split}: {len(counts):,} pictures ({int((counts == 0).sum()):,} without objects), "
-                        f"{int(counts.sum()):,} objects of {len(data_set.label_map)} classes, "
-                        f"{int(table.crowd.sum()):,} crowd regions")
-        return told or [f"{len(self.opened.pictures):,} pictures without annotations"] * bool(self.opened.pictures)
+            known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
+            of_classes = f"{known} classes ({used} of them with objects)" if used < known else (
+                f"{known} class{'' if known == 1 else 'es'}")
+            told.append(f"{split}: {counted(len(counts), 'picture')} ({int((counts == 0).sum()):,} without objects), "
+                        f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
+                        f"{counted(int(table.crowd.sum()), 'crowd region')}")
+        return told or [f"{counted(len(self.opened.pictures), 'picture')} without annotations"] * bool(
+            self.opened.pictures)
+
+    @property
+    def sizing(self) -> str:
+        config = self.config
+        if config.fixed_size:
+            return "after resizing to {} x {}".format(*config.fixed_size)
+        return f"after resizing with --min-size {config.min_size[-1]} --max-size {config.max_size}"
 
     def anchor_lines(self) -> list[str]:
         told = []
         for i, reach in enumerate(self.reach):
-            flags = "anchors" if i == 0 else reach.flags()
-            told.append(f"{flags}: {reach.share(0.5):.1%} of the objects at IoU 0.5, {reach.share(0.7):.1%} at 0.7")
+            of = f"anchors {reach.flags()} {self.sizing} ({self.assumed})" if i == 0 else reach.flags()
+            told.append(f"{of}: {reach.share(0.5):.1%} of the objects at IoU 0.5, {reach.share(0.7):.1%} at 0.7")
         return told
 
     def to_dict(self) -> dict:
@@ -153,12 +172,9 @@ class Report:
         if self.splits and self.args.samples:
             sections.append(page.section("sheet", "Chosen by chance, as training gets them", sheet))
         if self.tables:
-            config = self.config
-            sizing = (f"after resizing to {config.fixed_size}" if config.fixed_size else
-                      f"after resizing with --min-size {config.min_size[-1]} --max-size {config.max_size}")
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
-            sections.append(page.anchors_section(self.reach, sizing))
+            sections.append(page.anchors_section(self.reach, f"{self.sizing} ({self.assumed})"))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
         lead = page.summary([*self.lines(), told], self.verdict, self.finds)
@@ -166,6 +182,23 @@ class Report:
         write_page(folder / "check_data.html", page.whole_page(title, lead, sections))
         write_text(folder / "check_data.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         return folder / "check_data.html"
+
+
+def model_config(args: argparse.Namespace) -> tuple[MaskRCNNConfig, str]:
+    """(the model that sizes and anchors are looked at for, where it is from): the checkpoint's of --weights-path, else
+    train.py's for this data; flags that are given precede it."""
+    given = command.config_from_args(args)
+    if args.weights_path:
+        path = user_path(args.weights_path)
+        content = load_file(path)
+        own, state = ((content["config"], content["model"]) if is_checkpoint(content) else
+                      (infer_architecture(content, str(path)), content))
+        config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
+    elif user_path(args.data).resolve() == Path(SHAPES_FOLDER).resolve():
+        config, source = MaskRCNNConfig(**{**BUILT_IN_MODEL, **given}), "train.py's model for these shapes"
+    else:
+        config, source = MaskRCNNConfig(**given), "train.py's usual model"
+    return config, source + (", and the flags given" if given else "")
 
 
 def what_is_left(report: Report, seconds: list[float]) -> str:
