@@ -14,10 +14,12 @@ from plain_loops import random_boxes, slow_iou
 from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 from network_files import CroppedMasks, create_model
+from network_files.anchors import AnchorGrid
 from network_files.roi_align import FeatureTable, roi_align
 from tools import visualise_stages
 from tools.stages.canvas import GREEN, Canvas, sheet, window_around
 from tools.stages.lesson import LESSONS, lessons_for
+from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
@@ -98,6 +100,7 @@ def test_a_picture_alone_and_names_that_are_no_tags(run, data, tmp_path):
     assert (status, err) == (0, "")
     text = (tmp_path / "alone" / "stages.html").read_text()
     page = Reader(text)
+    assert "all that the network is given" in page.text and "Augmentation changes" not in page.text
     assert page.sections == WITHOUT_TARGET and "--data-path DATA --index 0" in page.text
     assert "ground truth" not in " ".join(page.pictures) and "2.png" in page.text
     assert "script" not in page.tags and "&lt;script&gt;" in text
@@ -154,7 +157,12 @@ def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     assert sample.after[1]["sample_seed"] == batch.targets[0]["sample_seed"]
     assert torch.equal(sample.after[1]["boxes"], batch.targets[0]["boxes"])
     assert torch.equal(sample.before[0], splits.train[2][0])
-    assert not torch.equal(sample.before[0], sample.after[0])
+    assert not torch.equal(sample.before[0], sample.after[0]) and "draws again" not in str(sample.lead)
+    for name in ("horizontal_flip", "vertical_flip"):
+        setattr(args, name, 1e-9)
+    args.photometric, args.given = False, {*args.given, "horizontal_flip", "vertical_flip", "photometric"}
+    sample = visualise_stages.sample_of_data(args, content, splits.label_map)
+    assert sample.lead[-1] == "By this draw it changed nothing; --epoch 6 draws again."
 
 
 def target_of(boxes, height, width, crowds=0):
@@ -220,6 +228,44 @@ def test_a_box_is_drawn_where_it_is():
         wanted = [(30 - left) * scale, (20 - top) * scale, (50 - left) * scale, (40 - top) * scale]
         assert np.abs(np.subtract(found, wanted)).max() <= 1
     assert window_around(torch.tensor([[0.0, 0, 1, 1]]), (3, 3)) == (0, 0, 3, 3)
+
+
+def test_heat_lies_where_the_anchors_are():
+    """Of a level, the middle of a hot cell is that of its anchors; the last cells reach to the border."""
+    grid = AnchorGrid((32,), (0.5, 1.0, 2.0))
+    hot = torch.zeros(4, 6)
+    hot[2, 3] = 1
+    anchors = grid([hot[None, None]], (32, 48))[0].view(4, 6, 3, 4)[2, 3]
+    canvas = Canvas(torch.zeros(3, 32, 48, dtype=torch.uint8)).heat(hot, 48, 32, opacity=1)
+    rows, columns = np.nonzero(np.asarray(canvas.image)[..., 0] == 252)
+    assert len(rows) == (8 * canvas.scale) ** 2
+    middle = ((columns.mean() + 0.5) / canvas.scale, (rows.mean() + 0.5) / canvas.scale)
+    assert middle == pytest.approx(anchors.view(-1, 2, 2).mean(dim=(0, 1)).tolist())
+    image = np.asarray(canvas.heat(torch.ones(4, 6), 48, 32, opacity=1).image)
+    assert (image == image[0, 0]).all()
+
+
+def test_anchors_are_numbered_within_their_level_and_the_limit_on_proposals_is_told():
+    view = look(tiny_model(width=WIDTH), torch.randint(0, 255, (3, 48, 64), dtype=torch.uint8), None, str)
+    start = 0
+    for level, anchors in enumerate(view.seen["rpn"][0]["anchors"]):
+        last = len(anchors) - 1
+        assert view.place_of(start) == (level, 0) and view.place_of(start + last) == (level, last)
+        start += len(anchors)
+    facts, record = dict(proposals(view)[1]), view.seen["proposals"][0]
+    left = sum(plain_nms(record, level) for level in range(5))
+    assert facts["left by NMS, before the limit on proposals"] == f"{left:,}" and left > len(view.proposals) == 20
+
+
+def plain_nms(record, level):
+    """How many boxes of a level NMS leaves."""
+    own = record["levels"] == level
+    kept = []
+    for i in record["scores"][own].argsort(descending=True, stable=True).tolist():
+        box = record["boxes"][own][i].tolist()
+        if all(slow_iou(box, other) <= 0.7 for other in kept):
+            kept.append(box)
+    return len(kept)
 
 
 def test_roi_align_points_are_where_roi_align_reads():

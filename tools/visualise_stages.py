@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from backbone.errors import InputError
 from tools.stages.view import look
 from tools.stages.writing import write_stages
@@ -95,6 +97,8 @@ def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample
         drawn = str(augment)[len("Compose(") : -1] or "nothing is switched on"
         after = augment(image, target, sample_rng(seed, args.epoch, i, AUGMENTATION_STREAM))
         lead.append(f"Augmented as in epoch {args.epoch} with seed {seed}: {drawn}.")
+        if augment.transforms and torch.equal(after[0], image):
+            lead.append(f"By this draw it changed nothing; --epoch {args.epoch + 1} draws again.")
     after = after[0], {**after[1], "sample_seed": sample_seed(seed, args.epoch, i)}
     return Sample((image, target), after, mini, Path(data_set.file_name(i)).name, lead)
 

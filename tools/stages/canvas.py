@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from train_utils.drawing import instance_color
@@ -86,9 +87,14 @@ class Canvas:
         self.draw.text((left + 4, top + 1), text, fill=(0, 0, 0) if light else (255, 255, 255), font=self.font)
 
     def heat(self, values: torch.Tensor, width: float, height: float, opacity: float = 0.75) -> "Canvas":
-        """values [h, w] in 0..1 as colours over the first width x height pixels of the picture."""
+        """values [h, w] in 0..1, of a map's cells, as colours over the first width x height pixels of the picture.
+
+        A cell is drawn around its left upper corner: there its anchors are centred, and RoIAlign reads it.
+        """
         right, bottom = (max(1, round(length)) for length in self.at(width, height))
-        layer = heat_picture(values).resize((right, bottom), Image.Resampling.NEAREST)
+        (h, w), repeated = values.shape, F.pad(values[None], (0, 1, 0, 1), mode="replicate")[0]
+        box = 0.5, 0.5, w + 0.5, h + 0.5
+        layer = heat_picture(repeated).resize((right, bottom), Image.Resampling.NEAREST, box=box)
         part = self.image.crop((0, 0, right, bottom))
         self.image.paste(Image.blend(part, layer, opacity), (0, 0))
         return self

@@ -100,7 +100,8 @@ def refinement(view: View) -> Shown:
             canvas.box(box, color)
         canvas.move(start, middle, YELLOW)
         canvas.move(middle, end, BLUE)
-        caption = f"{view.title(d)}: anchor {anchor:,} of P{view.level_of(anchor) + 2}, proposal {proposal:,}"
+        level, number = view.place_of(anchor)
+        caption = f"{view.title(d)}: anchor {number:,} of P{level + 2}, proposal {proposal:,}"
         if overlaps is not None:
             caption += f"; best overlap with an object {_steps(overlaps[d])}"
         panels.append(Panel(caption, canvas.image))
@@ -141,6 +142,7 @@ def detections(view: View) -> Shown:
         panels.append(Panel("ground truth", drawn(view, view.image, view.target)))
         own = view.target["boxes"][view.own(view.target)]
         iou, _ = best_overlap(own, boxes)
-        facts.append(("objects that a detection on the picture overlaps by 0.5 or more, of whatever class",
+        which = "the one detection" if len(boxes) == 1 else f"one of the {len(boxes)} detections"
+        facts.append((f"objects that {which} shown overlaps by 0.5 or more, of whatever class",
                       f"{int((iou >= 0.5).sum())} of {len(own)}"))
     return panels, facts

@@ -33,7 +33,8 @@ def sample(view: View) -> Shown:
     panels, facts = [Panel("as loaded", drawn(view, image, target))], [("picture as loaded", shape(image))]
     if view.target is not None:
         same = view.image.shape == image.shape and torch.equal(view.image, image)
-        caption = "augmentation, by this draw, changed nothing" if same else "after augmentation: what the network gets"
+        change = "augmentation changed nothing" if same else "after augmentation"
+        caption = f"what the network gets: {change}"
         panels.append(Panel(caption, drawn(view, view.image, view.target)))
         own = view.own(view.target)
         facts += [

@@ -29,7 +29,8 @@ PAPERS = {
 
 class Lesson(NamedTuple):
     """One stage. show: makes its pictures and numbers; papers: (of PAPERS, section); code: functions;
-    text: may name fields of the config in braces; empty: what is said where there is no picture."""
+    text: may name fields of the config in braces; empty: what is said where there is no picture; alone: the text for a
+    picture without a target, where it is another."""
 
     name: str
     heading: str
@@ -39,11 +40,12 @@ class Lesson(NamedTuple):
     text: str
     needs_target: bool = False
     empty: str = ""
+    alone: str = ""
 
     def told(self, view: View) -> str:
         """The text with the config's numbers."""
-        config = view.config
-        return " ".join(self.text.split()).format(**vars(config), mini=view.mini, cells=2 * config.mask_roi_size)
+        config, text = view.config, self.text if view.target is not None else self.alone or self.text
+        return " ".join(text.split()).format(**vars(config), mini=view.mini, cells=2 * config.mask_roi_size)
 
 
 LESSONS = (
@@ -51,7 +53,8 @@ LESSONS = (
            (build_augment, sample_rng, CroppedMasks), """
         A picture and its target: boxes (x1 y1 x2 y2 in pixels), labels, and masks, each kept as the crop inside its
         own box. Augmentation changes picture and target together. Its random numbers are a function of seed, epoch
-        and index, so that this sample can be drawn again at any time."""),
+        and index, so that this sample can be drawn again at any time.""", alone="""
+        The picture as it was read, red, green and blue from 0 to 255: all that the network is given."""),
     Lesson("batch", "The resized, padded batch", inputs.batch, (("Mask R-CNN", "3.1"),), (Transform.batch,), """
         The picture is normalised (minus ImageNet's mean colour, by its standard deviation), resized, and put into
         the left upper corner of a batch whose sides are multiples of {size_divisible}. Padding is zero, which
@@ -78,14 +81,14 @@ LESSONS = (
     Lesson("objectness", "RPN objectness", regions.objectness, (("Faster R-CNN", "3.1"), ("FPN", "4.1")),
            (RPNHead.forward,), """
         One small head runs over all levels: 3x3 convolution, then an objectness logit and four box deltas for each
-        anchor of a cell. Where a cell is light, the best of its anchors is sure to be on an object. Each level
-        answers for objects of its anchors' size."""),
+        anchor of a cell. A cell is drawn around its left upper corner, on which its anchors are centred; where it is
+        light, the best of them is sure to be on an object. Each level answers for objects of its anchors' size."""),
     Lesson("proposals", "Proposals before and after NMS", regions.proposals, (("Faster R-CNN", "3.1 and 3.3"),),
            (RegionProposalNetwork._propose, BoxCoder.decode, nms.batched_nms), """
         The best anchors of each level are moved by their deltas and clipped to the picture. Many then lie on the
         same object: non-maximum suppression (NMS) drops every box that overlaps a better one of its level by more
-        than {rpn_nms_thresh}. What is left is all that the second half will see: an object without a proposal
-        cannot be found any more."""),
+        than {rpn_nms_thresh}. Of what is left the best {rpn_post_nms_top_n_test:,} stay, and they are all that the
+        second half will see: an object without a proposal cannot be found any more."""),
     Lesson("roi_levels", "The level that each RoI takes", heads.roi_levels,
            (("FPN", "4.2, equation 1"), ("Mask R-CNN", "3, RoIAlign")),
            (roi_align.roi_levels, RoIHeads.pool, roi_align.roi_align), """

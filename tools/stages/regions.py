@@ -1,6 +1,7 @@
 """The RPN's stages: its targets, its objectness, its proposals."""
 
 from network_files.matching import BELOW
+from network_files.nms import batched_nms
 from tools.stages.canvas import BLUE, GREEN, RED, YELLOW, Canvas, centres
 from tools.stages.inputs import MAP_SIDE
 from tools.stages.stage import Panel, Shown, shape, spread
@@ -59,14 +60,17 @@ def proposals(view: View) -> Shown:
     before = Canvas(view.picture, faded=True).boxes(best, YELLOW, opacity=0.7)
     after = Canvas(view.picture, faded=True).boxes(view.proposals[:SHOWN], GREEN, opacity=0.7)
     panels = [Panel(f"before NMS: the best {len(best)} of {len(levels):,} candidates", before.image),
-              Panel(f"after NMS: the best {min(SHOWN, len(kept))} of {len(kept):,} proposals", after.image)]
+              Panel(f"after NMS and the limit: the best {min(SHOWN, len(kept))} of {len(kept):,} proposals",
+                    after.image)]
+    left = len(batched_nms(record["boxes"], scores, levels, cfg.rpn_nms_thresh))
     facts = [(f"P{level + 2}: candidates, proposals", f"{(levels == level).sum():,}, {(kept == level).sum():,}")
              for level in range(len(cfg.anchor_sizes))]
     facts += [
         ("objectness of the proposals: least / median / largest", spread(scores[record["keep"]])),
         ("most candidates of a level, here as in evaluation (in training)",
          f"{cfg.rpn_pre_nms_top_n_test:,} ({cfg.rpn_pre_nms_top_n_train:,})"),
-        ("most proposals in all, here as in evaluation (in training)",
+        ("left by NMS, before the limit on proposals", f"{left:,}"),
+        ("that limit: most proposals in all, here as in evaluation (in training)",
          f"{cfg.rpn_post_nms_top_n_test:,} ({cfg.rpn_post_nms_top_n_train:,})")]
     if len(view.objects):
         iou, _ = best_overlap(view.objects, view.proposals)

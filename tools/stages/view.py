@@ -3,6 +3,8 @@
 G objects (crowd regions apart), A anchors over all levels, P proposals, D detections.
 """
 
+import bisect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,10 +80,11 @@ class View:
         proposal = int(proposal_of_detection(self.seen, 0)[detection])
         return int(anchor_of_proposal(self.seen, 0)[proposal]), proposal
 
-    def level_of(self, anchor: int) -> int:
-        """The level of an anchor that is numbered over all levels, 0: P2."""
-        ends = torch.tensor([len(a) for a in self.seen["rpn"][0]["anchors"]]).cumsum(0)
-        return int(torch.searchsorted(ends, anchor, right=True))
+    def place_of(self, anchor: int) -> tuple[int, int]:
+        """The level (0: P2) of an anchor that is numbered over all levels, and its number within that level."""
+        starts = [0, *itertools.accumulate(map(len, self.seen["rpn"][0]["anchors"]))]
+        level = bisect.bisect(starts, anchor) - 1
+        return level, anchor - starts[level]
 
     def name(self, label) -> str:
         return self.name_of(int(label))
