@@ -22,7 +22,7 @@ from network_files.boxes import box_iou
 from network_files.config import MaskRCNNConfig
 from tests.faults import catalogue, fuzz
 from tools import check_data, pack_dataset
-from tools.doctor import anchors, duplicates, pictures
+from tools.doctor import anchors, duplicates, finds, pictures
 from tools.doctor.table import outlines, table_of
 from train_utils import annotation_cache
 from train_utils.command import run_command
@@ -79,6 +79,19 @@ def test_each_case_of_the_catalogue_is_told_as_training_tells_it(case, tmp_path,
             (reason,) = case.says
             number, reason = reason.split(" (first")[0].split(" ", 1)
             assert counts(found)[f"skipped: {reason}"] == 2 * int(number) == 2 * case.skips
+
+
+@pytest.mark.parametrize("message, title", [
+    ("a.json: annotation 7: iscrowd '0' is neither 0 nor 1; mend it", "iscrowd is neither 0 nor 1"),
+    ("b/1.png: the picture is 48x65 (width x height), but b/a.json says 48x64 for image id 1",
+     "pictures of another size than annotated"),
+    ("b.xml: object 2: class 'Cat' is not in names.json (is 'cat' meant?); give it", "class is not in names.json"),
+    ("a.json: annotation 7: 'category_id' is missing", "'category_id' is missing"),
+    ("a.json: " + "word " * 30, "word " * 19 + "…"),
+    ("m.png: cannot read this mask (no image 'a/b (1).png')", "cannot read this mask"),
+])
+def test_the_title_of_a_message_has_no_values_and_ends_with_a_word(message, title):
+    assert finds.kind_of(message) == title
 
 
 def both(folder, content):

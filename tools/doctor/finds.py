@@ -4,6 +4,7 @@ error: train.py stops at it. warning: it is skipped, or most likely a mistake. n
 """
 
 import re
+import textwrap
 from collections import Counter
 from typing import NamedTuple
 
@@ -13,7 +14,19 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 KEPT = 20_000  # finds of one kind that are listed; the rest is counted
 MOST_KINDS = 200  # kinds made of messages
-VALUES = re.compile(r"neither 0 nor 1|'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b")
+TITLES = {  # of the commonest messages, by how they begin
+    r"the picture is \d+x\d+": "pictures of another size than annotated",
+    r"a size of \S+x\S+$": "images whose size cannot be",
+    r"bbox has \d+ numbers": "boxes that have not four numbers",
+    r"polygon reaches": "polygons that reach far out of their picture",
+    r"RLE is for a size": "RLEs for another size than their picture's",
+    r"RLE does not fit its size": "RLEs that do not fit their size",
+    r"a decompression bomb": "pictures of far too many pixels",
+    r"cannot be read: '\S+' codec": "files that are no UTF-8 text",
+    r"\S+ pictures are not read": "pictures of a format that is not read",
+}
+VALUES = re.compile(r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
+                    r"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b")
 
 
 class Kind(NamedTuple):
@@ -92,14 +105,19 @@ def counted(count: int, what: str) -> str:
 
 
 def kind_of(message: str) -> str:
-    """What a message says but for names and values: "a.json: annotation 7: bbox has 3 numbers, ..." is
-    "bbox has … numbers"."""
+    """What a message says but for names, values and parentheses: "a.json: annotation 7: iscrowd '0' is neither 0 nor
+    1, ..." is "iscrowd is neither 0 nor 1"."""
     parts = one_line(message).split(": ")
     told = parts[1:] if len(parts) > 1 else parts  # the first is the file
     if len(told) > 1 and re.match(r"(annotation|image id|image|category|object|masks|labels|category id)\b", told[0]):
         told = told[1:]
-    words = VALUES.sub(lambda found: found[0] if found[0][0] == "n" else "…", ": ".join(told)).split(";")[0]
-    return words.strip(" ,")[:100] or "mistakes"
+    whole = ": ".join(told)
+    for start, title in TITLES.items():
+        if re.match(start, whole):
+            return title
+    words = re.sub(r" \([^()]*(?:\([^()]*\)[^()]*)*\)", "", VALUES.sub(lambda found: found["kept"] or "…", whole))
+    words = re.sub(r"\b(id|category_id|class|key|iscrowd|width|height) …", r"\1", words.split(";")[0]).strip(" ,")
+    return textwrap.shorten(words, 100, placeholder=" …") or "mistakes"
 
 
 def _plain(value):
