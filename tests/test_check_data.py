@@ -305,11 +305,11 @@ def test_the_model_is_the_checkpoints_or_the_built_in_ones(run, tmp_path, monkey
     both(tmp_path / "data" / "shapes", data)
     monkeypatch.chdir(tmp_path)
     _, out, _, found = run("data/shapes")
-    assert "anchors --anchor-sizes 16 32 64 128 256 --aspect-ratios 0.5 1 2 after resizing with --min-size 128" in out
+    assert "(--min-size 128 --max-size 128 --anchor-sizes 16 32 64 128 256 --aspect-ratios 0.5 1 2)" in out
     assert "train: 12 pictures (0 without objects), 12 objects of 2 classes (1 of them with objects)" in out
     checkpoint = write_checkpoint(tmp_path / "W.pth")
     _, out, _, found = run("data/shapes", "--weights-path", checkpoint, "--max-size", 77)
-    assert f"--max-size 77 (the model of {checkpoint}, and the flags given): " in out
+    assert f"anchors of the model of {checkpoint}, and the flags given (--min-size 64 --max-size 77 --anchor" in out
     assert found["anchors"][0]["anchor_sizes"] == [8, 16, 32, 48, 64]
     (tmp_path / "none.pth").write_bytes(b"")
     status, _, err, _ = run("data/shapes", "--weights-path", tmp_path / "none.pth")
@@ -391,6 +391,16 @@ def test_what_only_the_pictures_tell_is_left_to_the_user(run, tmp_path):
         assert title in titles, titles
     assert "training would still stop: " in out and "3.png" in out and "; left to you: 1 error\n" in out
     assert left["changes"] == [] and "nothing to correct" in out and "begins with train2017/" in left["remarks"][0]
+
+
+def test_what_is_no_data_set_is_said_once(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("text")
+    for name in ("empty", "notes.txt"):
+        status, out, _, found = run(tmp_path / name)
+        assert status == 2 and f"{tmp_path / name} (no known layout)" in out and out.count("looked for") <= 1
+        assert found["error"] and found["layout"] == "no known layout"
+        assert "picture was opened" not in (tmp_path / "checked" / "check_data.html").read_text()
 
 
 @pytest.mark.parametrize("words, said", [

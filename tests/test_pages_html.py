@@ -38,6 +38,12 @@ def test_plots_of_nothing_and_of_one_value_are_drawn():
         assert plot.startswith("<svg") and "nan" not in plot
 
 
+def test_counts_have_whole_ticks_only():
+    assert ticks(0, 2, least=1) == [0, 1, 2] and 0.5 in ticks(0, 2)
+    assert ">1.5<" not in bars([2, 1], ["a", "b"], "x", "y")
+    assert ">0.5<" in bars([1.5, 1], ["a", "b"], "x", "y")
+
+
 def test_bars_are_as_high_as_their_values():
     plot = bars([1, 4], ["a", "b"], "x", "y")
     heights = [float(part.partition('"')[0]) for part in plot.split(' height="')[2:]]

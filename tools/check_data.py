@@ -136,13 +136,13 @@ class Report:
     def sizing(self) -> str:
         config = self.config
         if config.fixed_size:
-            return "after resizing to {} x {}".format(*config.fixed_size)
-        return f"after resizing with --min-size {config.min_size[-1]} --max-size {config.max_size}"
+            return "--fixed-size {} {}".format(*config.fixed_size)
+        return f"--min-size {config.min_size[-1]} --max-size {config.max_size}"
 
     def anchor_lines(self) -> list[str]:
         told = []
         for i, reach in enumerate(self.reach):
-            of = f"anchors {reach.flags()} {self.sizing} ({self.assumed})" if i == 0 else reach.flags()
+            of = f"anchors of {self.assumed} ({self.sizing} {reach.flags()})" if i == 0 else reach.flags()
             told.append(f"{of}: {reach.share(0.5):.1%} of the objects at IoU 0.5, {reach.share(0.7):.1%} at 0.7")
         return told
 
@@ -170,11 +170,12 @@ class Report:
         told = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.args.samples:
-            sections.append(page.section("sheet", "Chosen by chance, as training gets them", sheet))
+            sections.append(page.section("sheet", "Samples, as training gets them" if self.tables else
+                                         "Some of the pictures", sheet))
         if self.tables:
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
-            sections.append(page.anchors_section(self.reach, f"{self.sizing} ({self.assumed})"))
+            sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
         lead = page.summary([*self.lines(), told], self.verdict, self.finds)
@@ -203,9 +204,9 @@ def model_config(args: argparse.Namespace) -> tuple[MaskRCNNConfig, str]:
 
 def what_is_left(report: Report, seconds: list[float]) -> str:
     """What the full pass adds, and how long it would take, as far as the contact sheet tells."""
-    if report.full:
-        return "Every picture was opened."
     count = sum(map(len, report.splits.values()))
+    if report.full:
+        return "Every picture was opened." * bool(count)
     told = ("Only the contact sheet's pictures were opened. --full opens all: unreadable ones, sizes that the "
             "annotations contradict, EXIF orientations, blank ones, and doubles within and across the splits")
     if seconds and count:
@@ -225,7 +226,7 @@ def show(report: Report) -> None:
     print(f"{report.opened.path} ({report.opened.layout})")
     for line in (*report.lines(), *report.anchor_lines()):
         print(f"  {line}")
-    verdict = report.verdict
+    verdict = page.brief_verdict(report.verdict, report.finds)
     print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")
     for kind, count in report.finds.counts():
         print(one_line(f"{kind.severity}: {kind.title}: {count:,}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from my_dataset_coco import CocoDataset
-from tools.doctor.finds import NOTE, WARNING, Finds, Kind
+from tools.doctor.finds import NOTE, WARNING, Finds, Kind, counted
 from tools.doctor.table import Table
 
 FEW, UNEVEN = 10, 100  # objects of a class; times the median class
@@ -45,14 +45,15 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
             rare.append(label)
         if {"train", "val"} <= each.keys():
             if each["val"] and not each["train"]:
-                finds.add(ONLY_VAL, f"{told}: {each['val']} objects in val")
+                finds.add(ONLY_VAL, f"{told}: {counted(each['val'], 'object')} in val")
             if each["train"] and not each["val"]:
-                finds.add(ONLY_TRAIN, f"{told}: {each['train']} objects in train")
+                finds.add(ONLY_TRAIN, f"{told}: {counted(each['train'], 'object')} in train")
         if training is not None and training[label] > UNEVEN * max(np.median(training[labels]), 1):
             finds.add(IMBALANCE, f"{told}: {training[label]} objects, the middle class has "
                                  f"{np.median(training[labels]):.0f}")
     for label in rare:
-        finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: {training[label]} objects")
+        finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: "
+                       f"{counted(int(training[label]), 'object')}")
     alike = defaultdict(list)
     for label in labels:
         name = label_map.name(label)

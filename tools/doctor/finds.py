@@ -104,6 +104,12 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def of_several(count: int, what: str) -> str:
+    """The same of a plural that goes on: (1, "instances without a box") -> "1 instance without a box"."""
+    one = re.sub(r"^(annotation|instance|image|picture|object|file|pixel)s\b", r"\1", what)
+    return f"{count:,} {one if count == 1 else what}"
+
+
 def kind_of(message: str) -> str:
     """What a message says but for names, values and parentheses: "a.json: annotation 7: iscrowd '0' is neither 0 nor
     1, ..." is "iscrowd is neither 0 nor 1"."""

@@ -12,7 +12,7 @@ from backbone.errors import InputError
 from my_dataset_npy import scan_pair
 from tools.conversion import open_splits
 from tools.doctor.coco_listing import MISSING, list_coco, list_missing, list_skips
-from tools.doctor.finds import ERROR, WARNING, Finds, Kind
+from tools.doctor.finds import ERROR, WARNING, Finds, Kind, of_several
 from tools.doctor.pictures import pictures_below
 from tools.doctor.voc_listing import list_voc
 from train_utils import annotation_cache
@@ -28,9 +28,9 @@ LEFT_OUT = "Training leaves them out; the first of them is named."
 
 
 class Opened(NamedTuple):
-    """path: of the data; layout: coco, voc, npy, packed or pictures; splits: {"train" | "val" | "all": data set} as
-    far as they are sound; verdict: the error that train.py would end with, or None; pictures: files, where there are
-    no annotations."""
+    """path: of the data; layout: coco, voc, npy, packed, pictures or "no known layout"; splits: {"train" | "val" |
+    "all": data set} as far as they are sound; verdict: the error that train.py would end with, or None; pictures:
+    files, where there are no annotations."""
 
     path: Path
     layout: str
@@ -80,6 +80,9 @@ def open_all(path, finds: Finds, dataset="auto", image_dir=None, year=None, labe
             pictures = [picture for picture in pictures if path.resolve() in picture.resolve().parents]
     if verdict and verdict not in finds.texts(ERROR) and not (finds[MISSING] and "files are missing" in verdict):
         finds.mistake(verdict)
+    is_other_file = path.is_file() and path.suffix.lower() != ".json"
+    if dataset == "auto" and layout == "coco" and not splits and (not roles or is_other_file):
+        layout = "no known layout"
     return Opened(path, "pictures" if pictures else layout, splits, verdict, pictures)
 
 
@@ -121,7 +124,7 @@ def _list_npy(path, splits, verdict, follow_links, finds) -> None:
     """The loader's counts of what it skips; where it stops, every file that can't be used."""
     for split, data_set in splits.items():
         for reason, count in data_set.skipped.items():
-            text = f"{data_set.source}: {count} {reason} (first: {data_set.first_skipped[reason]})"
+            text = f"{data_set.source}: {of_several(count, reason)} (first: {data_set.first_skipped[reason]})"
             finds.add(Kind(WARNING, f"skipped: {reason}", LEFT_OUT), text, split, count=count)
     if verdict is None:
         return

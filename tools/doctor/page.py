@@ -8,11 +8,14 @@ from PIL import Image
 
 from backbone.errors import InputError
 from tools.doctor import duplicates, pictures
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from train_utils.drawing import draw_detections
+from train_utils.loaders import AUGMENTATION, sample_rng
 from train_utils.pages import Html, Section, figure, joined, page, picture, section, table, tag
 from train_utils.pages.plots import bars, curves
 from train_utils.pictures import read_picture
+from train_utils.plain_text import one_line
+from transforms import build_augment
 
 LISTED = 50  # finds of a kind on the page; check_data.json has all
 BARS = 25  # classes that are shown at once
@@ -35,7 +38,15 @@ details li { font-size: .9rem; overflow-wrap: anywhere; } details ul { padding-l
 
 
 def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Html, list[float]]:
-    """Pictures chosen by chance with their objects as training gets them, and the seconds that each took to read."""
+    """Pictures chosen by chance with their objects as training gets them, and the seconds that each took to read.
+
+    Those of training are augmented as train.py does it by default, in epoch 0.
+    """
+    default = build_augment()
+
+    def augment(image, target, i):
+        return default(image, target, sample_rng(seed, 0, i, AUGMENTATION))
+
     places = [(split, i) for split, part in splits.items() for i in range(len(part))
               if isinstance(part, list) or not part.missing[i]]
     order = np.random.default_rng(seed).permutation(len(places))
@@ -51,26 +62,42 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
             cards.append(tag("figure", tag("p", "cannot be read", class_="bad"), tag("figcaption", seen.error[0])))
             continue
         seconds.append(seen.seconds)
-        drawn, told = _drawn(part, i)
+        drawn, told = _drawn(part, i, augment if split in ("train", "all") else None)
         name = _name(splits, (split, i))
         cards.append(figure(picture(drawn, f"{name}, {told}", THUMB, loading="lazy"),
                             f"{name.rsplit('/', 1)[-1]} ({told}{', ' + split if split else ''})"))
-    return tag("div", *cards, class_="sheet"), seconds
+    told = tag("p", _sheet_told(splits, len(cards), len(places)))
+    return joined(told, tag("div", *cards, class_="sheet")), seconds
 
 
-def _drawn(part, i: int) -> tuple[Image.Image, str]:
+def _sheet_told(splits: dict, shown: int, count: int) -> str:
+    """How the pictures of the contact sheet were chosen and read."""
+    chosen = "All pictures" if shown == count else f"{shown:,} of {count:,} pictures, chosen by chance"
+    if "" in splits:
+        return f"{chosen}."
+    chosen += ", as they are loaded and before they are resized"
+    if {"train", "all"} & splits.keys():
+        chosen += ". Those for training are mirrored by chance, as train.py does it without further flags"
+        chosen += "; those of val never are" if "val" in splits else ""
+    return f"{chosen}."
+
+
+def _drawn(part, i: int, augment=None) -> tuple[Image.Image, str]:
+    """A picture with its objects, and how many; augment: (image, target, i) -> (image, target)."""
     if isinstance(part, list):
         image = read_picture(part[i])
         return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
     image, target = part[i]
+    if augment is not None:
+        image, target = augment(image, target, i)
     crowds = int(target["iscrowd"].sum())
     scale = THUMB / max(image.shape[1:])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1:])
     image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
-    few = len(target["labels"]) <= 25  # captions of more would hide them all
+    few = len(target["labels"]) <= 25 and len(part.label_map) > 1  # captions of more would hide them all
     drawn = draw_detections(image, target["boxes"] * scale, target["labels"], None, target["masks"].resize(size),
                             part.label_map.name if few else lambda label: "")
-    told = f"{len(target['labels']) - crowds} objects" + (f", {crowds} crowds" if crowds else "")
+    told = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
     return drawn, told
 
 
@@ -104,7 +131,8 @@ def classes_section(classes: dict[str, dict[str, int]]) -> Section:
     splits = list(next(iter(classes.values()), {}))
     most = max([*total.values(), 1])
     rows = [[name, *(f"{classes[name][split]:,}" for split in splits),
-             tag("span", class_="count", style=f"width:{100 * total[name] / most:.1f}%")] for name in names]
+             tag("span", class_="count", style=f"width:{100 * total[name] / most:.1f}%") if total[name] else ""]
+            for name in names]
     head = ["class", *splits, "objects, crowds apart"]
     parts = [tag("div", table(head, rows[:BARS]), class_="classes")]
     if len(rows) > BARS:
@@ -177,12 +205,18 @@ def doubles_section(doubles: list, splits: dict) -> Section:
 
 def summary(lines: Sequence[str], verdict: str | None, finds: Finds) -> Html:
     """What stands under the title."""
+    verdict = brief_verdict(verdict, finds)
     told = f"train.py would stop: {verdict}" if verdict else "train.py would open this data."
     counts = [f"{finds.total(severity):,} {severity}{'' if finds.total(severity) == 1 else 's'}"
               for severity in SEVERITIES]
-    return joined(*(tag("p", line) for line in lines),
+    return joined(*(tag("p", line) for line in lines if line),
                   tag("p", told, class_=f"verdict {'bad' if verdict else 'good'}"),
                   tag("p", tag("b", ", ".join(counts))))
+
+
+def brief_verdict(verdict: str | None, finds: Finds) -> str | None:
+    """Without what to do about it, where that stands among the finds."""
+    return verdict.split("; ")[0] if verdict and one_line(verdict) in finds.texts(ERROR) else verdict
 
 
 def whole_page(title: str, lead: Html, sections: Sequence[Section]) -> str:

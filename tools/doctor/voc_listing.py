@@ -7,7 +7,7 @@ import numpy as np
 from backbone.errors import InputError
 from my_dataset_voc import CLASS_DIFFERS, FROM_CLASS_MASK, NO_XML, XML_SIZE, Scan, VocDataset
 from tools.doctor.coco_listing import MISSING, SKIPPED
-from tools.doctor.finds import NOTE, WARNING, Finds, Kind
+from tools.doctor.finds import NOTE, WARNING, Finds, Kind, of_several
 from train_utils import voc_format as voc
 from train_utils.data_sets import VOC_FOLDERS
 from train_utils.links import links_out_of
@@ -76,15 +76,16 @@ def _tell(listing: ListingVoc, split: str, finds: Finds) -> None:
             if count:
                 whole.pop(reason, None)
                 kind = Kind(WARNING, f"skipped: {reason}", SKIPPED.replace(", or --fix", ""))
-                finds.add(kind, f"{xml}: {count} {reason}", split, name, count=int(count))
+                finds.add(kind, f"{xml}: {of_several(int(count), reason)}", split, name, count=int(count))
         for reason, count in scan.notes.items():
             if count:
-                finds.add(Kind(SEVERITY[reason], reason, DECIDED), f"{xml}: {int(count)} {reason}", split, name,
-                          count=int(count))
+                finds.add(Kind(SEVERITY[reason], reason, DECIDED), f"{xml}: {of_several(int(count), reason)}", split,
+                          name, count=int(count))
         boxes = voc.read_xml(xml, listing.class_ids).boxes
         if (boxes % 1).any():
             finds.add(FRACTIONS, f"{xml}: boxes with fractions, such as {boxes[(boxes % 1).any(1)][0].tolist()}", split,
                       name)
     for reason, count in whole.items():  # of the list itself
         finds.add(Kind(WARNING, f"skipped: {reason}", SKIPPED.replace(", or --fix", "")),
-                  f"{listing.source}: {count} {reason} (first: {listing.first_skipped[reason]})", split, count=count)
+                  f"{listing.source}: {of_several(int(count), reason)} (first: {listing.first_skipped[reason]})", split,
+                  count=count)

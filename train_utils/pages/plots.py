@@ -14,9 +14,11 @@ COLORS = 7  # --c0 .. of page.css
 
 
 class Axes:
-    """x_range, y_range: (low, high) of the data."""
+    """x_range, y_range: (low, high) of the data; whole: y counts something, so that only whole ticks make sense."""
 
-    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float], x_label: str, y_label: str):
+    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float], x_label: str, y_label: str,
+                 whole: bool = False):
+        self.least = 1.0 if whole else 0.0
         self.x_range, self.y_range, self.x_label, self.y_label = _widened(x_range), _widened(y_range), x_label, y_label
 
     def x(self, value: float) -> float:
@@ -29,7 +31,7 @@ class Axes:
 
     def y_ticks(self) -> Html:
         lines = []
-        for value in ticks(*self.y_range):
+        for value in ticks(*self.y_range, least=self.least):
             lines.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(value), y2=self.y(value), class_="grid"))
             lines.append(_text(LEFT - 6, self.y(value) + 4, f"{value:,g}", "end"))
         return joined(*lines)
@@ -46,7 +48,8 @@ class Axes:
 
 def bars(values: Sequence[float], labels: Sequence[str], x_label: str, y_label: str) -> Html:
     """A bar for each value; the label of every bar that has room for it."""
-    axes = Axes((0, max(len(values), 1)), (0, max([*values, 0]) or 1), x_label, y_label)
+    axes = Axes((0, max(len(values), 1)), (0, max([*values, 0]) or 1), x_label, y_label,
+                whole=all(float(value).is_integer() for value in values))
     every = max(1, math.ceil(max(map(len, labels), default=1) * 6.5 * len(labels) / (WIDTH - LEFT - RIGHT)))
     parts = []
     for i, (value, label) in enumerate(zip(values, labels, strict=True)):
@@ -84,9 +87,9 @@ def curves(
     return _plot(summary, axes.y_ticks(), axes.x_ticks(), *parts, axes.labels())
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from low to high: steps of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / about
+def ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers from low to high: steps of 1, 2 or 5 times a power of ten, of at least `least`."""
+    rough = max((high - low) / about, least)
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
