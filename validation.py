@@ -77,14 +77,17 @@ def score_detections(args: argparse.Namespace) -> int:
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {pictures} of {len(data_set)} pictures")
     print("written:", *paths)
-    return write_page_of(args, stats, found[list(stats)[-1]], data_set, None) if args.report else command.EXIT_OK
+    return write_page_of(args, stats, found[list(stats)[-1]], data_set, None, None) if args.report else command.EXIT_OK
 
 
-def write_page_of(args: argparse.Namespace, stats: dict, results: list[dict], data_set, image_ids) -> int:
+def write_page_of(
+    args: argparse.Namespace, stats: dict, results: list[dict], data_set, image_ids, progress: dict | None
+) -> int:
     """Writes the report and says so; the exit status."""
     start, folder = time.perf_counter(), user_path(args.output_dir)
     source = args.weights_path if args.detections is None else args.detections
-    made = write_report(folder, source, stats, results, data_set, image_ids, args.report_pictures, args.strict)
+    made = write_report(folder, source, stats, results, data_set, image_ids, args.report_pictures, args.strict,
+                        progress)
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
     print(f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.pictures} pictures to look at, "
@@ -132,7 +135,8 @@ def main() -> int | None:
         result = evaluate(model, loader, data_set, world, on_batch=count)
     status = report(output_dir, result, data_set)
     if args.report:
-        status = max(status, write_page_of(args, result.stats, result.results, data_set, result.image_ids))
+        progress = content.get("progress") if is_checkpoint(content) else None
+        status = max(status, write_page_of(args, result.stats, result.results, data_set, result.image_ids, progress))
     return status
 
 

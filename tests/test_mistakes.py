@@ -6,13 +6,14 @@ import re
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from spoilt_results import result, spoil
 
 from my_dataset_shapes import make_shapes
 from train_utils.coco_eval import evaluate_results
 from train_utils.data_sets import open_data_set
-from train_utils.mistakes.advice import WORTH, advise
+from train_utils.mistakes.advice import WORTH, advise, train_on
 from train_utils.mistakes.average_precision import RECALLS, curves_at, mean_of_known
 from train_utils.mistakes.confusion import confusion_matrix, most_confused
 from train_utils.mistakes.crowding import by_crowding, mean_ap
@@ -340,6 +341,22 @@ def test_advice_looks_at_scores_and_sizes(score, area, said):
     cost = dict.fromkeys(KINDS, (1, 0.0)) | {"background": (1, 0.5), "missed": (2, 0.4)}
     lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.full(2, area))
     assert len(lines) == 2 and all(part in line for part, line in zip(said, lines, strict=True))
+
+
+@pytest.mark.parametrize(("epochs", "steps", "said"), [
+    ([2.0, 1.0, 0.94], 12, "loss 0.940 in the last 12 of 36 steps, 1.000 in the 12 before"),
+    ([2.0, 1.0, 0.96], 12, None),
+    ([2.0, 1.0, 1.5], 12, None),
+    ([2.0, float("nan"), 1.5], 12, "loss 1.500 in the last 12 of 24 steps"),
+    ([2.0, 2.0, 1.0], 4, None),  # so few steps say nothing
+    ([3.0, 2.0, 1.0], 7, "loss 1.300 in the last 10 of 21 steps, 2.600 in the 10 before"),
+    ([], 12, None),
+])  # fmt: skip
+def test_advice_is_first_to_train_on_while_the_loss_falls(epochs, steps, said):
+    curve = torch.tensor([(loss, 0.01) for loss in epochs for _ in range(steps)], dtype=torch.float64)
+    lines = train_on({"curve": curve, "steps_per_epoch": steps})
+    assert len(lines) == bool(said) and (said or "") in "".join(lines)
+    assert train_on({}) == []
 
 
 def test_outlines_go_around_the_set_pixels():

@@ -6,12 +6,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from browser import Browser, needs_browser
 from spoilt_results import spoil
 from tiny_model import write_checkpoint, write_coco
 
 import validation
 from my_dataset_shapes import make_shapes
+from train_utils.checkpoint import load_file, save_checkpoint
 from train_utils.coco_eval import evaluate_results
 from train_utils.command import run_command
 from train_utils.data_sets import open_data_set
@@ -395,8 +397,12 @@ def test_with_weights_it_is_about_the_pictures_that_were_evaluated(tmp_path, mon
     data, weights = write_coco(tmp_path / "data"), write_checkpoint(tmp_path / "model.pth", width=8)
     (data / "images" / "1.png").write_bytes(b"no picture")
     flags = ("--weights-path", weights, "--data-path", data, "--output-dir", tmp_path / "out")
+    progress = {"curve": torch.tensor([(3.0, 0.1), (2.0, 0.1)]).repeat_interleave(10, 0), "steps_per_epoch": 10}
+    save_checkpoint(weights, {**load_file(weights), "progress": progress})
     assert validate(monkeypatch, *flags, "--report", "--report-pictures", 2) == 1
     assert "2 of 3 pictures to look at" in capsys.readouterr().out
+    advice = (tmp_path / "out" / "report.html").read_text().split("<li>")[1]
+    assert advice.startswith("<b>train on</b> (loss 2.000 in the last 10 of 20 steps")
     rows = json.loads(page_data(tmp_path / "out" / "report.html"))["rows"]
     assert sorted(row[0] for row in rows) == ["0.png", "2.png", "3.png"]
     with pytest.raises(SystemExit):

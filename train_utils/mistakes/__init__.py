@@ -13,7 +13,7 @@ import numpy as np
 
 from train_utils.coco_eval import IouTypeResult, category_names
 from train_utils.mistakes import sections
-from train_utils.mistakes.advice import advise
+from train_utils.mistakes.advice import advise, train_on
 from train_utils.mistakes.average_precision import curves_at
 from train_utils.mistakes.confusion import confusion_matrix
 from train_utils.mistakes.crowding import by_crowding
@@ -41,12 +41,14 @@ class Report(NamedTuple):
 def write_report(
     folder: Path, source: str, stats: dict[str, IouTypeResult], results: Sequence[dict], data_set,
     image_ids: Sequence[int] | None = None, pictures: int = PICTURES, strict: bool = False,
+    progress: dict | None = None,
 ) -> Report:
     """Writes report.html into `folder`.
 
     source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
     results: its COCO results of the last of these types; image_ids: the pictures that the numbers are about (default:
-    all); pictures: how many can be looked at, at most; strict: one that can't be read raises its InputError.
+    all); pictures: how many can be looked at, at most; strict: one that can't be read raises its InputError;
+    progress: of the run, from its checkpoint, where there is one.
     """
     truth, iou_type = data_set.ground_truth(), list(stats)[-1]
     given_names = list(category_names(truth["categories"]).values())
@@ -62,8 +64,10 @@ def write_report(
     gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, pictures, strict)
     known, left_out = objects > 0, int(matches.ignored[0].sum())
     means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
+    advice = [*(train_on(progress or {}) if known.any() else ()),
+              *advise(matches, cost, matrix, least_score, names, areas)]
     parts = [
-        sections.advice_section(advise(matches, cost, matrix, least_score, names, areas), bool(known.any())),
+        sections.advice_section(advice, bool(known.any())),
         sections.numbers_section(stats),
         sections.errors_section(cost, least_score, left_out),
         sections.pictures_section(gallery, names, least_score, best is not None),

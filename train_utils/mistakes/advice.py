@@ -9,6 +9,7 @@ from train_utils.mistakes.matching import Matches
 WORTH = 0.03  # of AP at IoU 0.5: what a kind must cost to be mentioned
 SURE = 0.5  # score from which a false positive is sure of itself
 SMALL = 32**2  # pixels, COCO's
+FALLING, LEAST_STEPS = 0.05, 10  # of the loss, from one stretch of steps to the next; steps in each
 
 
 def advise(matches: Matches, costs: dict, matrix: np.ndarray, least_score: float, names: list[str],
@@ -32,6 +33,22 @@ def advise(matches: Matches, costs: dict, matrix: np.ndarray, least_score: float
     }
     dear = sorted((kind for kind in KINDS if costs[kind][1] >= WORTH), key=lambda kind: -costs[kind][1])
     return [f"{kind} ({costs[kind][0]:,}, {costs[kind][1]:.3f} AP): {said[kind]()}" for kind in dear[:4]]
+
+
+def train_on(progress: dict) -> list[str]:
+    """A line where the loss was still falling when a checkpoint was written: the mean of the last epoch's steps (of one
+    epoch: of its second half) is clearly below that before. progress: the checkpoint's; {}: not known, so no line."""
+    losses = np.asarray(progress.get("curve", ()), dtype=np.float64).reshape(-1, 2)[:, 0]
+    losses = losses[np.isfinite(losses)]
+    steps = min(max(progress.get("steps_per_epoch", 0), LEAST_STEPS), len(losses) // 2)
+    if steps < LEAST_STEPS:
+        return []
+    before, last = (float(part.mean()) for part in np.split(losses[-2 * steps :], 2))
+    if not last < (1 - FALLING) * before:
+        return []
+    return [f"train on (loss {last:.3f} in the last {steps:,} of {len(losses):,} steps, {before:.3f} in the {steps:,} "
+            "before): it was still falling when these weights were written. See first what longer training puts right: "
+            "--resume auto goes on with a run that was stopped; one that is done needs more --epochs."]
 
 
 def _confused(matrix: np.ndarray, least_score: float, names: list[str]) -> str:
