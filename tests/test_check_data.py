@@ -22,7 +22,7 @@ from network_files.boxes import box_iou
 from network_files.config import MaskRCNNConfig
 from tests.faults import catalogue, fuzz
 from tools import check_data, pack_dataset
-from tools.doctor import anchors, duplicates, finds, pictures
+from tools.doctor import anchors, duplicates, finds, page, pictures
 from tools.doctor.table import outlines, table_of
 from train_utils import annotation_cache
 from train_utils.command import run_command
@@ -391,6 +391,25 @@ def test_what_only_the_pictures_tell_is_left_to_the_user(run, tmp_path):
         assert title in titles, titles
     assert "training would still stop: " in out and "3.png" in out and "; left to you: 1 error\n" in out
     assert left["changes"] == [] and "nothing to correct" in out and "begins with train2017/" in left["remarks"][0]
+
+
+def test_the_contact_sheet_augments_training_pictures_only(run, tmp_path):
+    data, seen = many(6), []
+    data["categories"].append({"id": 2, "name": "unused"})
+
+    def record(image, target, rng):
+        seen.append(int(target["image_id"]))
+        return image.flip(2), target
+
+    with patch.object(page, "build_augment", lambda: record):
+        run(both(tmp_path / "d", data), samples=20)
+    told = (tmp_path / "checked" / "check_data.html").read_text()
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6] and "mirrored by chance" in told
+    assert "(1 object, train)" in told and "width:0.0%" not in told and "</b>class without any object" in told
+    write_pictures(tmp_path / "pictures")
+    run(tmp_path / "pictures", samples=20)
+    told = (tmp_path / "checked" / "check_data.html").read_text()
+    assert "Some of the pictures" in told and "mirrored" not in told
 
 
 def test_what_is_no_data_set_is_said_once(run, tmp_path):

@@ -105,9 +105,10 @@ def counted(count: int, what: str) -> str:
 
 
 def of_several(count: int, what: str) -> str:
-    """The same of a plural that goes on: (1, "instances without a box") -> "1 instance without a box"."""
-    one = re.sub(r"^(annotation|instance|image|picture|object|file|pixel)s\b", r"\1", what)
-    return f"{count:,} {one if count == 1 else what}"
+    """A plural that goes on, for so many: (1, "instances without a box") -> "instance without a box"."""
+    if count != 1 or re.search(r"\b(that|whose|are)\b", what):
+        return what
+    return re.sub(r"^(annotation|instance|image|picture|object|file|split|class(?=e))e?s\b", r"\1", what)
 
 
 def kind_of(message: str) -> str:

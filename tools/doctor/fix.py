@@ -110,7 +110,8 @@ def _show(changes: list[Change], remarks: list[str], left: Finds, verdict: str |
         print(one_line(remark))
     for kind, count in left.counts():
         print(one_line(f"left to you: {kind.severity}: {kind.title}: {count:,}"))
-    print(f"written: {args.fix} with {counted(len(changes), 'change')}, all in changes.txt and changes.json")
+    told = f" with {counted(len(changes), 'change')}, all in changes.txt and changes.json" if changes else ""
+    print(f"written: {args.fix}{told}")
     if verdict:
         print(one_line(f"training would still stop: {verdict}; left to you: {counted(left.total(ERROR), 'error')}"))
     elif not left[NO_TRAINING]:

@@ -124,7 +124,7 @@ def _list_npy(path, splits, verdict, follow_links, finds) -> None:
     """The loader's counts of what it skips; where it stops, every file that can't be used."""
     for split, data_set in splits.items():
         for reason, count in data_set.skipped.items():
-            text = f"{data_set.source}: {of_several(count, reason)} (first: {data_set.first_skipped[reason]})"
+            text = f"{data_set.source}: {count} {of_several(count, reason)} (first: {data_set.first_skipped[reason]})"
             finds.add(Kind(WARNING, f"skipped: {reason}", LEFT_OUT), text, split, count=count)
     if verdict is None:
         return

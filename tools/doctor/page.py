@@ -8,7 +8,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from tools.doctor import duplicates, pictures
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted, of_several
 from train_utils.drawing import draw_detections
 from train_utils.loaders import AUGMENTATION, sample_rng
 from train_utils.pages import Html, Section, figure, joined, page, picture, section, table, tag
@@ -117,7 +117,7 @@ def finds_section(finds: Finds) -> Section:
             more = len(listed) - LISTED
             parts.append(tag(
                 "details",
-                tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), kind.title),
+                tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
                 tag("p", kind.advice) if kind.advice else "",
                 tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
                 tag("p", f"and {more:,} more: check_data.json lists them", class_="soft") if more > 0 else "",

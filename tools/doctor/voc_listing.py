@@ -76,10 +76,10 @@ def _tell(listing: ListingVoc, split: str, finds: Finds) -> None:
             if count:
                 whole.pop(reason, None)
                 kind = Kind(WARNING, f"skipped: {reason}", SKIPPED.replace(", or --fix", ""))
-                finds.add(kind, f"{xml}: {of_several(int(count), reason)}", split, name, count=int(count))
+                finds.add(kind, f"{xml}: {count} {of_several(count, reason)}", split, name, count=int(count))
         for reason, count in scan.notes.items():
             if count:
-                finds.add(Kind(SEVERITY[reason], reason, DECIDED), f"{xml}: {of_several(int(count), reason)}", split,
+                finds.add(Kind(SEVERITY[reason], reason, DECIDED), f"{xml}: {count} {of_several(count, reason)}", split,
                           name, count=int(count))
         boxes = voc.read_xml(xml, listing.class_ids).boxes
         if (boxes % 1).any():
@@ -87,5 +87,5 @@ def _tell(listing: ListingVoc, split: str, finds: Finds) -> None:
                       name)
     for reason, count in whole.items():  # of the list itself
         finds.add(Kind(WARNING, f"skipped: {reason}", SKIPPED.replace(", or --fix", "")),
-                  f"{listing.source}: {of_several(int(count), reason)} (first: {listing.first_skipped[reason]})", split,
-                  count=count)
+                  f"{listing.source}: {count} {of_several(count, reason)} (first: {listing.first_skipped[reason]})",
+                  split, count=count)
