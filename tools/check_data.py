@@ -24,10 +24,10 @@ import numpy as np
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.architecture import infer_architecture
-from tools.doctor import anchors, classes, duplicates, fix, looks, page, pictures, statistics
+from tools.doctor import anchors, duplicates, fix, looks, page, pictures, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from tools.doctor.opening import Opened, open_all
-from tools.doctor.table import outlines, table_of
+from tools.doctor.table import table_of
 from train_utils import command
 from train_utils.arguments import BUILT_IN_MODEL
 from train_utils.checkpoint import fitting_settings, is_checkpoint, load_file
@@ -72,7 +72,6 @@ class Report:
         self.of_pictures = Finds(self.finds)  # what only opened pictures tell
         self.config, self.assumed = model_config(args)
         self.tables: dict = {}
-        self.outlines: dict = {}
         self.classes: dict = {}
         self.histograms: dict = {}
         self.sizes: dict = {}
@@ -97,15 +96,9 @@ class Report:
         self.opened = open_all(args.data, finds, args.dataset, args.image_dir, args.year, args.label_json_path,
                                args.follow_links)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
-        for split, table in self.tables.items():
-            outline = outlines(table)
-            looks.look_at_objects(table, outline, split, finds)
-            looks.look_after_resizing(table, self.config, split, finds)
-            looks.look_at_pictures(table, split, finds)
+        self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:
             tables = list(self.tables.values())
-            self.classes = classes.look_at_classes(self.tables, finds)
-            classes.look_across(self.tables, finds)
             self.histograms = statistics.histograms(tables, self.config)
             self.sizes = statistics.picture_sizes(tables)
             self.reach = anchors.reach(tables, self.config)

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from backbone.errors import InputError
+from train_utils.files import user_path
 
 ROLE = re.compile(r"(?<![a-z])(train|training|val|valid|validation|minival|test)(?![a-z])")
 ROLES = {"training": "train", "valid": "val", "validation": "val", "minival": "val"}
@@ -93,6 +94,25 @@ def _mentions(path: Path, key: bytes) -> bool:
 def data_root(json_path: Path) -> Path:
     """The data folder of a json that was given by its own path."""
     return json_path.parent.parent if json_path.parent.name in ("annotations", "labels") else json_path.parent
+
+
+def listed_names(images: list) -> list[str]:
+    """The file names in a json's list of images, as far as they are text."""
+    names = [image.get("file_name") for image in images if isinstance(image, dict)]
+    return [name for name in names if isinstance(name, str) and name]
+
+
+def picture_folder(root: Path, json_path: Path, image_dir, names: list[str]) -> tuple[Path, Path]:
+    """(folder where the pictures `names` of a json begin, folder that none may leave): those around the json, or
+    `image_dir`, the --image-dir of a command, where it is given. InputError where there is none."""
+    if not names:
+        raise InputError(f"{json_path}: its list of images holds no file_name")
+    if image_dir is None:
+        return find_image_dir(root, json_path, names), root
+    folder = user_path(image_dir)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; check --image-dir")
+    return folder, folder
 
 
 def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:

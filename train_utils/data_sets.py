@@ -9,7 +9,7 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.coco_annotations import read_annotations, read_indexed
 from train_utils.coco_checks import check_is_coco
-from train_utils.coco_layout import LOOKED_FOR, data_root, find_image_dir, find_jsons, role_of
+from train_utils.coco_layout import LOOKED_FOR, data_root, find_jsons, listed_names, picture_folder, role_of
 from train_utils.files import user_path
 from train_utils.label_map import LabelMap, read_json
 from train_utils.links import refuse_links, refuse_links_in
@@ -225,16 +225,8 @@ def _read_coco(json_path, root, image_dir, label_map, follow_links):
     else:
         raw = read_json(json_path)
         check_is_coco(raw, json_path)
-        names = [image.get("file_name") for image in raw["images"] if isinstance(image, dict)]
-        names = [name for name in names if isinstance(name, str) and name]
-    if not names:
-        raise InputError(f"{json_path}: its list of images holds no file_name")
-    if image_dir is None:
-        image_dir = find_image_dir(root, json_path, names)
-    else:
-        image_dir = root = user_path(image_dir)
-        if not image_dir.is_dir():
-            raise InputError(f"{image_dir}: no such folder; check --image-dir")
+        names = listed_names(raw["images"])
+    image_dir, root = picture_folder(root, json_path, image_dir, names)
     if not follow_links:
         refuse_links(json_path, image_dir, root, names)
     if annotations is None:

@@ -39,9 +39,7 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
         told = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
         if not any(each.values()):
             finds.add(UNUSED, told)
-        elif training is None or not (0 < training[label] < FEW):
-            pass
-        else:
+        elif training is not None and 0 < training[label] < FEW:
             rare.append(label)
         if {"train", "val"} <= each.keys():
             if each["val"] and not each["train"]:

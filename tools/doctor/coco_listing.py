@@ -14,9 +14,8 @@ from tools.doctor.finds import ERROR, NOTE, WARNING, Finds, Kind
 from train_utils.annotation_packer import Packer, name_of
 from train_utils.coco_annotations import NO_MASKS, STANDS_TWICE, CocoAnnotations, packed_values
 from train_utils.coco_checks import as_id, check_categories, check_different, check_image, check_is_coco
-from train_utils.coco_layout import find_image_dir
+from train_utils.coco_layout import listed_names, picture_folder
 from train_utils.coco_segmentation import NO_SEGMENTATION
-from train_utils.files import user_path
 from train_utils.json_stream import BATCH, Unusual, no_collection, read_lists
 from train_utils.label_map import read_json
 from train_utils.links import links_out
@@ -93,17 +92,12 @@ def list_skips(data_set: CocoDataset, split: str, finds: Finds) -> None:
 
 def _list_json(path, root, image_dir, follow_links, finds, split) -> CocoDataset | None:
     listed, listed_categories, annotations = _lists(path)
-    names = _names(listed)
-    if not names:
-        raise InputError(f"{path}: its list of images holds no file_name")
+    names = listed_names(listed)
     try:
-        if image_dir is None:
-            folder = find_image_dir(root, path, names)
-        else:
-            folder = root = user_path(image_dir)
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such folder; check --image-dir")
+        folder, root = picture_folder(root, path, image_dir, names)
     except InputError as error:
+        if not names:
+            raise
         finds.mistake(str(error), split=split)
         folder = None
     categories = _categories(listed_categories, path, finds, split)
@@ -170,7 +164,7 @@ def _images(listed, path, folder, root, follow_links, finds, split) -> tuple[lis
     bad: set[int] = set()
     linked: dict[str, InputError] = {}
     if folder is not None and not follow_links:  # first, as headers may be read for sizes
-        linked = dict(links_out(path, folder, root, _names(listed)))
+        linked = dict(links_out(path, folder, root, listed_names(listed)))
     for image in listed:
         try:
             if linked and isinstance(image, dict) and image.get("file_name") in linked:
@@ -215,11 +209,6 @@ def _error(check, *args) -> InputError | None:
     except InputError as error:
         return error
     return None
-
-
-def _names(images: list) -> list[str]:
-    names = [image.get("file_name") for image in images if isinstance(image, dict)]
-    return [name for name in names if isinstance(name, str) and name]
 
 
 def _id(entry, key: str):

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from backbone.errors import InputError
 from tools.conversion import new_folder
-from tools.doctor import looks
-from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.corrections import Change, Corrector
 from tools.doctor.finds import ERROR, Finds, counted
+from tools.doctor.looks import look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
-from tools.doctor.table import outlines, table_of
+from tools.doctor.table import table_of
 from train_utils.coco_checks import check_is_coco
-from train_utils.coco_layout import find_image_dir
+from train_utils.coco_layout import listed_names, picture_folder
 from train_utils.data_sets import coco_files
 from train_utils.files import user_path, write_text
 from train_utils.json_stream import no_collection
@@ -44,12 +43,9 @@ def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
     for split, path in jsons.items():
         raw = read_json(path)
         check_is_coco(raw, path)
-        names = [image.get("file_name") for image in raw["images"] if isinstance(image, dict)]
-        names = [name for name in names if isinstance(name, str) and name]
-        given = user_path(args.image_dir) if args.image_dir else None
-        folders[split] = given or find_image_dir(root, path, names or [""])
+        folders[split], bounds = picture_folder(root, path, args.image_dir, listed_names(raw["images"]))
         with no_collection():  # of what a large json is made of
-            fixed[split] = Corrector(path, folders[split], given or root, changes).correct(raw)
+            fixed[split] = Corrector(path, folders[split], bounds, changes).correct(raw)
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
     for split, folder in folders.items():
         _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), remarks)
@@ -82,13 +78,7 @@ def _left(out: Path, image_dir: Path, args: Namespace, config, of_pictures: Find
     finds, left = Finds(), Finds()
     opened = open_all(out, finds, "coco", str(image_dir), follow_links=args.follow_links)
     tables = {split: table_of(part) for split, part in opened.splits.items()}
-    for split, table in tables.items():
-        looks.look_at_objects(table, outlines(table), split, finds)
-        looks.look_after_resizing(table, config, split, finds)
-        looks.look_at_pictures(table, split, finds)
-    if tables:
-        look_at_classes(tables, finds)
-        look_across(tables, finds)
+    look_at_all(tables, config, finds)
 
     def placed(text: str) -> str:  # the folder has its name only when it is whole
         return text.replace(str(out), str(user_path(args.fix)))

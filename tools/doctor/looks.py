@@ -8,8 +8,9 @@ from pycocotools import mask as coco_mask
 
 from my_dataset_coco import CocoDataset
 from tools.doctor.anchors import resized
+from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
-from tools.doctor.table import Outlines, Table
+from tools.doctor.table import Outlines, Table, outlines
 
 SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
 WHOLE, TINY, THIN = 0.95, 4, 20  # share of the picture; pixels after resizing; ratio of sides
@@ -37,6 +38,22 @@ TOO_MANY = Kind(WARNING, "pictures with more objects than the model may report",
 FROM_ZERO = Kind(NOTE, "category ids that begin at 0", "They become labels from 1 on; results have the given ones.")
 TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in training; results have the given ones.")
 NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Nothing can be learnt or measured there.")
+
+
+def look_at_all(tables: dict[str, Table], config, finds: Finds) -> dict[str, dict[str, int]]:
+    """Everything that the annotations tell of {split: table}; returns {class: {split: objects}}, crowds apart.
+
+    config: of the model that is to be trained.
+    """
+    for split, table in tables.items():
+        look_at_objects(table, outlines(table), split, finds)
+        look_after_resizing(table, config, split, finds)
+        look_at_pictures(table, split, finds)
+    if not tables:
+        return {}
+    counts = look_at_classes(tables, finds)
+    look_across(tables, finds)
+    return counts
 
 
 def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: Finds) -> None:
