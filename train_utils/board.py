@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backbone.errors import InputError
+from train_utils.coco_eval import IOU_TYPES
 from train_utils.files import make_folder, writing
 from train_utils.logger import COCO_NUMBERS
 from train_utils.plain_text import encodable
-
-IOU_TYPES = {"bbox": "boxes", "segm": "masks"}
 
 
 class TensorBoard:

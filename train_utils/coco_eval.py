@@ -19,6 +19,7 @@ from network_files.instance_masks import encode_masks
 from train_utils import files
 from train_utils.coco_evaluators import PYCOCOTOOLS, accumulate, choose_evaluator
 
+IOU_TYPES = {"bbox": "boxes", "segm": "masks"}  # and what people call them
 # In the order of COCOeval.summarize: AP at IoU 0.50:0.95, 0.50, 0.75, by area; recall by detections, by area.
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train_utils.coco_eval import IouTypeResult, category_names
+from train_utils.coco_eval import IOU_TYPES, IouTypeResult, category_names
 from train_utils.mistakes import sections
 from train_utils.mistakes.advice import advise, train_on
 from train_utils.mistakes.average_precision import curves_at
@@ -78,7 +78,7 @@ def write_report(
         sections.groups_section(stats, iou_type, by_crowding(matches)),
         sections.calibration_section(*calibration(matches), left_out),
     ]
-    shapes = sections.IOU_TYPES[iou_type]
+    shapes = IOU_TYPES[iou_type]
     lead = joined(
         tag("p", f"{source}, on {data_set.describe()}"),
         tag("p", f"AP of {shapes}: ", tag("b", sections.value(stats[iou_type].stats[0])), ", at IoU 0.5: ",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train_utils.coco_eval import STAT_NAMES, IouTypeResult
+from train_utils.coco_eval import IOU_TYPES, STAT_NAMES, IouTypeResult
 from train_utils.mistakes.advice import WORTH
 from train_utils.mistakes.average_precision import RECALLS
 from train_utils.mistakes.confusion import most_confused
@@ -21,7 +21,6 @@ from train_utils.pages.plots import Axes, bars, curves
 
 HERE = Path(__file__).parent
 WHOLE_MATRIX, PART_OF_MATRIX = 100, 60  # classes up to which all stand in the matrix; those that do beyond
-IOU_TYPES = {"bbox": "boxes", "segm": "masks"}
 STATS = {
     "AP": "AP at IoU 0.50 to 0.95", "AP50": "AP at IoU 0.50", "AP75": "AP at IoU 0.75",
     "APs": "AP, small objects (below 32 x 32 pixels)", "APm": "AP, medium objects",
@@ -93,8 +92,7 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
                "costs do not add up: one mistake hides another."),
         table(["kind", "what it is", "how many", "cost"], rows, id="costs"),
         tag("p", "All detections count here, whatever their score. Pictures and Confusion count those with a score of "
-                 f"{least_score:.3f} or more: there more objects may be missed, and fewer"
-                 " detections wrong.",
+                 f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong.",
             class_="soft"),
         in_crowds(left_out),
     )
