@@ -32,9 +32,9 @@ from train_utils.files import make_folder, user_path
 from train_utils.inference import (
     add_data_arguments,
     add_model_arguments,
-    check_same_classes,
     load_model,
     open_split,
+    open_split_of,
 )
 from train_utils.mistakes import PICTURES, write_report
 from train_utils.trainer import val_loader
@@ -119,12 +119,7 @@ def main() -> int | None:
         return score_detections(args)
     content = load_file(args.weights_path)
     model, label_map = load_model(args, device)
-    # A bare state dict knows no category ids: the data's own are taken unless the user names the classes.
-    named = is_checkpoint(content) or args.label_json_path is not None
-    trained = content.get("args", {}) if is_checkpoint(content) else {}  # other projects' are not our flags
-    data_set = open_split(args, "val", trained, label_map if named else None)
-    check_same_classes(args.weights_path, label_map, data_set, named)
-    print(data_set.describe())
+    data_set, _ = open_split_of(args, "val", content, label_map)
     output_dir = make_folder(user_path(args.output_dir))  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="picture", disable=None) as bar:

@@ -23,15 +23,9 @@ from tools.stages.view import look
 from tools.stages.writing import write_stages
 from train_utils import command
 from train_utils.arguments import AUGMENTATION, add_augmentation_arguments
-from train_utils.checkpoint import is_checkpoint, load_file
+from train_utils.checkpoint import load_file
 from train_utils.files import make_folder, user_path
-from train_utils.inference import (
-    add_data_arguments,
-    add_model_arguments,
-    check_same_classes,
-    load_model,
-    open_split,
-)
+from train_utils.inference import add_data_arguments, add_model_arguments, load_model, open_split_of
 from train_utils.loaders import AUGMENTATION as AUGMENTATION_STREAM
 from train_utils.loaders import sample_rng, sample_seed
 from train_utils.pictures import read_picture
@@ -76,11 +70,7 @@ def picture_alone(path: str) -> Sample:
 
 def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample:
     """What training has of a picture; content: the checkpoint's, label_map: its own."""
-    whole = is_checkpoint(content)
-    named, trained = whole or args.label_json_path is not None, content.get("args", {}) if whole else {}
-    data_set = open_split(args, args.split, trained, label_map if named else None)
-    check_same_classes(args.weights_path, label_map, data_set, named)
-    print(data_set.describe())
+    data_set, trained = open_split_of(args, args.split, content, label_map)
     i, count = args.index, len(data_set)
     if i >= count:
         raise InputError(f"--index {i}: the {args.split} split of {data_set.source} has {count} pictures, "

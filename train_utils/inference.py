@@ -9,7 +9,7 @@ from PIL import Image
 from backbone.errors import InputError
 from network_files.instance_masks import mask_probs_to_bool
 from train_utils import command
-from train_utils.checkpoint import model_from_checkpoint
+from train_utils.checkpoint import is_checkpoint, model_from_checkpoint
 from train_utils.coco_eval import to_coco_results
 from train_utils.data_sets import LAYOUTS, open_data_set
 from train_utils.drawing import draw_detections
@@ -60,6 +60,21 @@ def open_split(args: argparse.Namespace, split: str, trained: dict, label_map: L
     splits = open_data_set(chosen.pop("data_path", None), split=split, label_map=label_map, strict=args.strict,
                            follow_links=args.follow_links, label_json=label_json, **chosen)
     return getattr(splits, split)
+
+
+def open_split_of(args: argparse.Namespace, split: str, content: dict, label_map: LabelMap):
+    """(`open_split` of the data that goes with a model, the training flags); InputError for other classes.
+
+    content: of the weights' file; label_map: the model's.
+    """
+    whole = is_checkpoint(content)
+    trained = content.get("args", {}) if whole else {}  # other projects' are not our flags
+    # A bare state dict knows no category ids: the data's own are taken unless the user names the classes.
+    named = whole or args.label_json_path is not None
+    data_set = open_split(args, split, trained, label_map if named else None)
+    check_same_classes(args.weights_path, label_map, data_set, named)
+    print(data_set.describe())
+    return data_set, trained
 
 
 def load_model(args: argparse.Namespace, device: torch.device):
