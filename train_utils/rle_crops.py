@@ -12,9 +12,11 @@ from train_utils.coco_segmentation import decode_many
 
 def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
     """Compressed RLEs (counts: bytes) of one picture of `size` (H, W) -> CroppedMasks."""
+    if not rles:
+        return CroppedMasks.empty(size)
     boxes = np.zeros((len(rles), 4), dtype=np.int64)
     pixels = [np.zeros(0, dtype=np.uint8)]
-    runs, first, _ = decode_many([rle["counts"] for rle in rles]) if rles else (None, (), None)
+    runs, first, _ = decode_many([rle["counts"] for rle in rles])
     for i in range(len(rles)):
         edges = np.cumsum(runs[first[i] : first[i + 1]])  # where runs end
         boxes[i] = _tight_box(edges, size[0])
