@@ -119,8 +119,11 @@ class CocoDataset:
         images = {int(packed.image_ids[row]): packed.given_id(row) for row in self.rows if len(packed.given.values)}
         categories = {**self.label_map.given, **{i: packed.given_categories.get(i, i) for i in packed.categories}}
         return [
-            {**result, "image_id": images.get(result["image_id"], result["image_id"]),
-             "category_id": categories.get(result["category_id"], result["category_id"])}
+            {
+                **result,
+                "image_id": images.get(result["image_id"], result["image_id"]),
+                "category_id": categories.get(result["category_id"], result["category_id"]),
+            }
             for result in results
         ]
 
@@ -158,15 +161,17 @@ class CocoDataset:
             images.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
             for k in range(packed.objects(row).start, packed.objects(row).stop):
                 area = float(packed.areas[k])
-                annotations.append({
-                    "id": int(ids[k]),
-                    "image_id": image_id,
-                    "category_id": int(packed.category_ids[k]),
-                    "bbox": packed.boxes[k].tolist(),
-                    "area": float(coco_mask.area(packed.rle(k, size))) if np.isnan(area) else area,
-                    "iscrowd": int(packed.iscrowd[k]),
-                    "segmentation": packed.segmentation(k, size),
-                })
+                annotations.append(
+                    {
+                        "id": int(ids[k]),
+                        "image_id": image_id,
+                        "category_id": int(packed.category_ids[k]),
+                        "bbox": packed.boxes[k].tolist(),
+                        "area": float(coco_mask.area(packed.rle(k, size))) if np.isnan(area) else area,
+                        "iscrowd": int(packed.iscrowd[k]),
+                        "segmentation": packed.segmentation(k, size),
+                    }
+                )
         categories = [{"id": i, "name": name} for i, name in packed.categories.items()]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 

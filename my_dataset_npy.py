@@ -44,8 +44,9 @@ class NpyDataset(CocoDataset):
     be used, and the object's index in it.
     """
 
-    def __init__(self, image_dir, annotation_dir, names: dict[int, str] | None = None,
-                 label_map: LabelMap | None = None):
+    def __init__(
+        self, image_dir, annotation_dir, names: dict[int, str] | None = None, label_map: LabelMap | None = None
+    ):
         annotations, self.note = read_folder(Path(image_dir), Path(annotation_dir))
         highest = int(annotations.category_ids.max(initial=0))
         if names is None and label_map is not None:
@@ -141,8 +142,10 @@ def scan_pair(picture: Path, annotation: Path) -> Scan:
     fits, fits_turned = sides in fitting, sides[::-1] in fitting
     if not (fits or fits_turned) or sides[0] * sides[1] >= MOST_PIXELS:
         height, width = fitting[0]
-        raise InputError(f"{annotation}: its masks are {list(sides)}, but {picture} has a height of {height} and a "
-                         f"width of {width}; they must be [{height}, {width}] or [{width}, {height}]")
+        raise InputError(
+            f"{annotation}: its masks are {list(sides)}, but {picture} has a height of {height} and a "
+            f"width of {width}; they must be [{height}, {width}] or [{width}, {height}]"
+        )
     masks = (npy.set_pixels(annotation, i, mask) for i, mask in enumerate(objects.masks))
     size = sides if fits else sides[::-1]
     counts = [_encode(mask if fits else mask.T) for mask in masks]
@@ -200,10 +203,16 @@ def _pack(pairs, scans: list[Scan], skipped: dict, first: dict) -> tuple[list[tu
         per_image.append(len(kept) - before)
     table = np.array(kept, dtype=np.float64).reshape(-1, 7)  # [A, 7]
     arrays = {
-        "first": np.cumsum([0, *per_image]), "annotation_ids": np.arange(1, len(kept) + 1),
-        "category_ids": table[:, 0], "iscrowd": table[:, 1], "areas": table[:, 2].copy(), "boxes": table[:, 3:].copy(),
-        "kinds": np.full(len(kept), RLE), "first_part": np.arange(len(kept) + 1),
-        "part_bytes": np.frombuffer(b"".join(counts), dtype=np.uint8), "part_first": np.cumsum([0, *map(len, counts)]),
+        "first": np.cumsum([0, *per_image]),
+        "annotation_ids": np.arange(1, len(kept) + 1),
+        "category_ids": table[:, 0],
+        "iscrowd": table[:, 1],
+        "areas": table[:, 2].copy(),
+        "boxes": table[:, 3:].copy(),
+        "kinds": np.full(len(kept), RLE),
+        "first_part": np.arange(len(kept) + 1),
+        "part_bytes": np.frombuffer(b"".join(counts), dtype=np.uint8),
+        "part_first": np.cumsum([0, *map(len, counts)]),
     }
     return images, {name: values.astype(DTYPES[name], copy=False) for name, values in arrays.items()}
 

@@ -121,8 +121,11 @@ class PackedDataset:
     def with_given_ids(self, results: list[dict]) -> list[dict]:
         """COCO results with the ids of pictures and categories as the packed data has them."""
         return [
-            {**result, "image_id": self.given_ids.get(result["image_id"], result["image_id"]),
-             "category_id": self.label_map.given.get(result["category_id"], result["category_id"])}
+            {
+                **result,
+                "image_id": self.given_ids.get(result["image_id"], result["image_id"]),
+                "category_id": self.label_map.given.get(result["category_id"], result["category_id"]),
+            }
             for result in results
         ]
 
@@ -144,15 +147,17 @@ class PackedDataset:
             images.append({"id": self.image_id(i), "file_name": self.file_name(i), "height": height, "width": width})
             for k, crop in zip(range(*self._objects(i)), self._masks(i).crops(), strict=True):
                 x, y = index["crops"][k, :2].tolist()
-                annotations.append({
-                    "id": int(index["annotation_ids"][k]),
-                    "image_id": self.image_id(i),
-                    "category_id": self.label_map.to_category(int(index["labels"][k])),
-                    "bbox": index["given_boxes"][k].tolist(),
-                    "area": float(index["given_areas"][k]),
-                    "iscrowd": int(index["ignored"][k]),
-                    "segmentation": encode_crop(crop.bool(), x, y, (height, width)),
-                })
+                annotations.append(
+                    {
+                        "id": int(index["annotation_ids"][k]),
+                        "image_id": self.image_id(i),
+                        "category_id": self.label_map.to_category(int(index["labels"][k])),
+                        "bbox": index["given_boxes"][k].tolist(),
+                        "area": float(index["given_areas"][k]),
+                        "iscrowd": int(index["ignored"][k]),
+                        "segmentation": encode_crop(crop.bool(), x, y, (height, width)),
+                    }
+                )
         pairs = zip(self.label_map.category_ids, self.label_map.names, strict=True)
         categories = [{"id": category, "name": name} for category, name in pairs]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
@@ -224,11 +229,27 @@ class PackedDataset:
         shapes |= dict.fromkeys(("boxes", "crops", "given_boxes"), (objects, 4))
         _need("shapes", *(array.shape == shapes.get(name, (objects,)) for name, array in index.items()))
         _need("names", len(self.names) == pictures, all(isinstance(name, str) for name in self.names))
-        _need("objects", first[0] == 0, first[-1] == objects, np.diff(first) >= 0, np.isfinite(index["boxes"]),
-              np.isin(index["labels"], self.label_map.labels()))
+        _need(
+            "objects",
+            first[0] == 0,
+            first[-1] == objects,
+            np.diff(first) >= 0,
+            np.isfinite(index["boxes"]),
+            np.isin(index["labels"], self.label_map.labels()),
+        )
         (height, width), (place, picture, masks) = index["sizes"].T, index["records"].T
-        _need("records", height > 0, width > 0, place >= len(MAGIC), picture >= 0, masks >= 0, place <= end,
-              picture <= end, masks <= end, place + picture + masks <= end)
+        _need(
+            "records",
+            height > 0,
+            width > 0,
+            place >= len(MAGIC),
+            picture >= 0,
+            masks >= 0,
+            place <= end,
+            picture <= end,
+            masks <= end,
+            place + picture + masks <= end,
+        )
         pixels = 3 * height.astype(object) * width if (index["kinds"] == PIXELS).any() else picture
         _need("pictures", (index["kinds"] > PIXELS) | (picture == pixels), index["kinds"] <= AS_STORED)
         owner, (x1, y1, x2, y2) = np.repeat(np.arange(pictures), np.diff(first)), index["crops"].T

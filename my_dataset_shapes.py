@@ -37,8 +37,7 @@ def make_shapes(folder, train=900, val=60, size=128, seed=0):
     InputError when the folder holds something else, or shapes drawn with other settings.
     """
     folder = Path(folder)
-    info = {"description": "drawn shapes", "version": "2",
-            "train": train, "val": val, "size": size, "seed": seed}
+    info = {"description": "drawn shapes", "version": "2", "train": train, "val": val, "size": size, "seed": seed}
     if size < 32:
         raise InputError(f"shapes need pictures of at least 32 x 32 pixels, not {size}")
     if _is_drawn(folder, info):
@@ -63,11 +62,11 @@ def _is_drawn(folder, info):
     try:
         found = json.loads((folder / "annotations" / "instances_val2017.json").read_text())["info"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} exists and is not a shapes data set: remove it, or draw elsewhere"
-                         ) from error
+        raise InputError(f"{folder} exists and is not a shapes data set: remove it, or draw elsewhere") from error
     if found != info:
-        raise InputError(f"{folder} holds a data set with other settings ({found}, wanted {info}): "
-                         "remove it, or draw elsewhere")
+        raise InputError(
+            f"{folder} holds a data set with other settings ({found}, wanted {info}): remove it, or draw elsewhere"
+        )
     return True
 
 
@@ -99,18 +98,18 @@ def draw_picture(rng, size, count, crowded):
     picture = ground + rng.normal(0, NOISE, (size, size, 3))
     crowds = [_draw_crowd(rng, picture, ground)] if crowded else []  # (category, whole mask, iscrowd)
     while True:  # until every shape can be seen: a few tries at most
-        shapes = [(int(rng.integers(len(CLASSES))), *_random_box(rng, size, size / 8, size / 2.5))
-                  for _ in range(count)]
+        shapes = [
+            (int(rng.integers(len(CLASSES))), *_random_box(rng, size, size / 8, size / 2.5)) for _ in range(count)
+        ]
         drawn = crowds + [(kind + 1, _shape_mask(size, kind, *box), 0) for kind, *box in shapes]
         visible = _visible_parts([mask for _, mask, _ in drawn])
         whole_areas = np.array([mask.sum() for _, mask, _ in drawn])
         if (np.array([mask.sum() for mask in visible]) >= MIN_VISIBLE * whole_areas).all():
             break
-    for _, mask, _ in drawn[len(crowds):]:
+    for _, mask, _ in drawn[len(crowds) :]:
         picture[mask] = _random_colour(rng, ground)
     picture = picture.round().clip(0, 255).astype(np.uint8)
-    return picture, [(category, mask, iscrowd)
-                     for (category, _, iscrowd), mask in zip(drawn, visible, strict=True)]
+    return picture, [(category, mask, iscrowd) for (category, _, iscrowd), mask in zip(drawn, visible, strict=True)]
 
 
 def _draw_crowd(rng, picture, ground):
@@ -167,8 +166,12 @@ def _describe(mask, iscrowd):
     x, y = int(xs.min()), int(ys.min())
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     counts = _run_lengths(mask) if iscrowd else rle["counts"].decode()
-    return {"bbox": [x, y, int(xs.max()) + 1 - x, int(ys.max()) + 1 - y], "area": int(mask.sum()),
-            "iscrowd": iscrowd, "segmentation": {"size": list(mask.shape), "counts": counts}}
+    return {
+        "bbox": [x, y, int(xs.max()) + 1 - x, int(ys.max()) + 1 - y],
+        "area": int(mask.sum()),
+        "iscrowd": iscrowd,
+        "segmentation": {"size": list(mask.shape), "counts": counts},
+    }
 
 
 def _run_lengths(mask):

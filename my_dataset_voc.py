@@ -136,8 +136,10 @@ class VocDataset:
 
     def describe(self) -> str:
         """One line: pictures, objects, classes, what was skipped and what was decided."""
-        line = (f"{self.folder} {self.list_name}: {len(self)} pictures, {len(self.labels)} objects of "
-                f"{len(self.label_map)} classes, {int(self.difficult.sum())} of them difficult")
+        line = (
+            f"{self.folder} {self.list_name}: {len(self)} pictures, {len(self.labels)} objects of "
+            f"{len(self.label_map)} classes, {int(self.difficult.sum())} of them difficult"
+        )
         notes = ", ".join(f"{count} {reason}" for reason, count in self.notes.items() if count)
         for title, counts in (("skipped", describe_skips(self.skipped, self.first_skipped)), ("notes", notes)):
             line += f"; {title}: {counts}" if counts else ""
@@ -148,20 +150,21 @@ class VocDataset:
         categories = [{"id": number, "name": name} for name, number in self.class_ids.items()]
         images, annotations = [], []
         for i, (height, width) in enumerate(self.sizes.tolist()):
-            images.append({"id": self.image_id(i), "file_name": self.files[i],
-                           "height": height, "width": width})
+            images.append({"id": self.image_id(i), "file_name": self.files[i], "height": height, "width": width})
             rows = range(*self.starts[i : i + 2].tolist())
             for row, crop in zip(rows, self._crops(i), strict=True):
                 x1, y1, x2, y2 = self.boxes[row].tolist()
-                annotations.append({
-                    "id": len(annotations) + 1,
-                    "image_id": self.image_id(i),
-                    "category_id": self.label_map.to_category(int(self.labels[row])),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": int(self.areas[row]),
-                    "iscrowd": int(self.difficult[row]),
-                    "segmentation": encode_crop(crop, x1, y1, (height, width)),
-                })
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": self.image_id(i),
+                        "category_id": self.label_map.to_category(int(self.labels[row])),
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": int(self.areas[row]),
+                        "iscrowd": int(self.difficult[row]),
+                        "segmentation": encode_crop(crop, x1, y1, (height, width)),
+                    }
+                )
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
     def _rows(self, i: int) -> slice:
@@ -171,8 +174,10 @@ class VocDataset:
         """The masks of picture i, each bool [h, w] within its box."""
         rows = self._rows(i)
         objects = torch.from_numpy(voc.read_index_picture(self._mask_path("Object", self.names[i])))
-        return [objects[y1:y2, x1:x2] == number for number, (x1, y1, x2, y2) in
-                zip(self.numbers[rows].tolist(), self.boxes[rows].tolist(), strict=True)]
+        return [
+            objects[y1:y2, x1:x2] == number
+            for number, (x1, y1, x2, y2) in zip(self.numbers[rows].tolist(), self.boxes[rows].tolist(), strict=True)
+        ]
 
     def _mask_path(self, kind, name):
         return self.folder / f"Segmentation{kind}" / f"{name}.png"
@@ -203,14 +208,18 @@ class VocDataset:
         classes[matched], difficult[matched] = xml.classes[partner[matched]], xml.difficult[partner[matched]]
         known = classes > 0
         skipped = {NO_MASK: len(xml.classes) - matched.sum(), NO_CLASS: (~known).sum()}
-        notes = {FROM_CLASS_MASK: (known & ~matched).sum(),
-                 CLASS_DIFFERS: (matched & (by_mask > 0) & (by_mask != classes)).sum(),
-                 NO_XML: not xml.exists, XML_SIZE: xml.size not in (None, objects.shape)}
+        notes = {
+            FROM_CLASS_MASK: (known & ~matched).sum(),
+            CLASS_DIFFERS: (matched & (by_mask > 0) & (by_mask != classes)).sum(),
+            NO_XML: not xml.exists,
+            XML_SIZE: xml.size not in (None, objects.shape),
+        }
         columns = [column[known] for column in (numbers, boxes, areas, classes, difficult)]
         return Scan(objects.shape, *columns, skipped, notes)
 
     def _pack(self, scans):
         """One flat table of all instances, shared by loader workers; a picture's rows begin at `starts`."""
+
         def table(field):
             return torch.from_numpy(np.concatenate([getattr(scan, field) for scan in scans]))
 

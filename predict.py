@@ -43,22 +43,38 @@ DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wron
 
 def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
-    parser.add_argument("--img-path", nargs="+", metavar="PATH",
-                        help="a picture, a video, a folder, a glob, or a camera's number")
+    parser.add_argument(
+        "--img-path", nargs="+", metavar="PATH", help="a picture, a video, a folder, a glob, or a camera's number"
+    )
     parser.add_argument("--coco-json", metavar="J", help="in place of --img-path: the images of a COCO json")
     parser.add_argument("--image-dir", metavar="D", help="folder of the images that --coco-json names")
     parser.add_argument("--output", metavar="R.json", help="the results file that --coco-json leads to")
-    parser.add_argument("--score", type=command.fraction,
-                        help="least score of a detection (default: 0.5; with --coco-json none)")
-    parser.add_argument("--mask-threshold", type=command.fraction, default=0.5,
-                        help="a mask's pixels are those with a probability above this (default: 0.5)")
+    parser.add_argument(
+        "--score", type=command.fraction, help="least score of a detection (default: 0.5; with --coco-json none)"
+    )
+    parser.add_argument(
+        "--mask-threshold",
+        type=command.fraction,
+        default=0.5,
+        help="a mask's pixels are those with a probability above this (default: 0.5)",
+    )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
-    parser.add_argument("--magnify", type=command.positive_int, default=1,
-                        help="enlarge what is drawn this many times, for small pictures (default: 1)")
-    parser.add_argument("--every", type=command.positive_int, default=1, metavar="N",
-                        help="only every N-th frame of a video (default: 1)")
-    command.add_flag(parser, "--follow-links",
-                     help="follow pictures of a folder that are links out of it (else they are an error)")
+    parser.add_argument(
+        "--magnify",
+        type=command.positive_int,
+        default=1,
+        help="enlarge what is drawn this many times, for small pictures (default: 1)",
+    )
+    parser.add_argument(
+        "--every",
+        type=command.positive_int,
+        default=1,
+        metavar="N",
+        help="only every N-th frame of a video (default: 1)",
+    )
+    command.add_flag(
+        parser, "--follow-links", help="follow pictures of a folder that are links out of it (else they are an error)"
+    )
     command.add_flag(parser, "--strict", help="a picture that cannot be read is an error, before any is predicted")
     add_model_arguments(parser)
     args = parser.parse_args()
@@ -118,6 +134,7 @@ def check_video(path: Path, strict: bool) -> None:
 
 def predict_video(args: argparse.Namespace, predictor: Predictor, container, source, target: Path) -> None:
     """Writes the drawn video. SIGINT and SIGTERM end it after a frame, whole, and the command then (but a camera's)."""
+
     def annotate(image):
         return predictor.draw(predictor.detect(image), image, args.magnify)
 

@@ -107,8 +107,7 @@ class PhotometricJitter:
     work at constant luma (YIQ) instead of in HSV: one 3x3 matrix does both.
     """
 
-    def __init__(self, brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=0.05,
-                 p=0.5):
+    def __init__(self, brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=0.05, p=0.5):
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.p = hue, p
 
@@ -135,8 +134,10 @@ class PhotometricJitter:
         return value if used else neutral
 
     def __repr__(self):
-        return (f"PhotometricJitter(brightness={self.brightness}, contrast={self.contrast}, "
-                f"saturation={self.saturation}, hue={self.hue}, p={self.p})")
+        return (
+            f"PhotometricJitter(brightness={self.brightness}, contrast={self.contrast}, "
+            f"saturation={self.saturation}, hue={self.hue}, p={self.p})"
+        )
 
 
 def colour_matrix(saturation, hue):
@@ -163,12 +164,14 @@ class LargeScaleJitter:
         ratio = self.size / max(height, width) * uniform(*self.scale, rng)
         resized = max(1, round(height * ratio)), max(1, round(width * ratio))
         top, left = (int(uniform(0, max(0, side - self.size) + 1, rng)) for side in resized)
-        return (self._cut_image(image, resized, top, left),
-                self._cut_target(target, (height, width), resized, top, left))
+        return (
+            self._cut_image(image, resized, top, left),
+            self._cut_target(target, (height, width), resized, top, left),
+        )
 
     def _cut_image(self, image, resized, top, left):
         image = F.interpolate(image[None], size=resized, mode="bilinear", antialias=True)[0]
-        image = image[:, top:top + self.size, left:left + self.size]
+        image = image[:, top : top + self.size, left : left + self.size]
         return on_canvas(image, self.fill, self.size, self.size)
 
     def _cut_target(self, target, original, resized, top, left):
@@ -222,7 +225,7 @@ def on_canvas(image, fill, height, width, top=0, left=0):
     if image.is_floating_point():
         fill = fill / 255
     canvas = fill.to(image.dtype)[:, None, None].repeat(1, height, width)
-    canvas[:, top:top + image.shape[1], left:left + image.shape[2]] = image
+    canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return canvas
 
 
@@ -241,8 +244,15 @@ class MiniMasks:
         return f"MiniMasks({self.size})"
 
 
-def build_augment(horizontal_flip=0.5, vertical_flip=0.0, photometric=False, large_scale_jitter=None,
-                  jitter_scale=(0.1, 2.0), expand=None, mini_mask=None):
+def build_augment(
+    horizontal_flip=0.5,
+    vertical_flip=0.0,
+    photometric=False,
+    large_scale_jitter=None,
+    jitter_scale=(0.1, 2.0),
+    expand=None,
+    mini_mask=None,
+):
     """The training augmentation from plain options -> Compose (of nothing, when all are off).
 
     horizontal_flip, vertical_flip: probabilities; photometric: PhotometricJitter with its own ranges;

@@ -29,13 +29,7 @@ from train_utils.detections_file import read_detections
 from train_utils.distributed import World
 from train_utils.engine import EvalResult, evaluate
 from train_utils.files import make_folder, user_path
-from train_utils.inference import (
-    add_data_arguments,
-    add_model_arguments,
-    load_model,
-    open_split,
-    open_split_of,
-)
+from train_utils.inference import add_data_arguments, add_model_arguments, load_model, open_split, open_split_of
 from train_utils.mistakes import PICTURES, write_report
 from train_utils.trainer import val_loader
 
@@ -45,14 +39,25 @@ def parse_args() -> argparse.Namespace:
     add_model_arguments(parser, required=False)
     parser.add_argument("--detections", metavar="R.json", help="in place of --weights-path: the results to score")
     add_data_arguments(parser)
-    parser.add_argument("--batch-size", "-b", type=command.positive_int, default=1,
-                        help="pictures at a time, of equal size each time (default: 1)")
-    parser.add_argument("--workers", "-j", type=command.non_negative_int, default=0,
-                        help="processes that read pictures (default: 0)")
+    parser.add_argument(
+        "--batch-size",
+        "-b",
+        type=command.positive_int,
+        default=1,
+        help="pictures at a time, of equal size each time (default: 1)",
+    )
+    parser.add_argument(
+        "--workers", "-j", type=command.non_negative_int, default=0, help="processes that read pictures (default: 0)"
+    )
     command.add_flag(parser, "--report", help="write report.html too, a page about the mistakes")
-    parser.add_argument("--report-pictures", type=command.non_negative_int, default=PICTURES, metavar="N",
-                        help=f"pictures to look at in it, those with most mistakes; its size is bounded: the more, the "
-                             f"smaller they are (default: {PICTURES})")
+    parser.add_argument(
+        "--report-pictures",
+        type=command.non_negative_int,
+        default=PICTURES,
+        metavar="N",
+        help=f"pictures to look at in it, those with most mistakes; its size is bounded: the more, the "
+        f"smaller they are (default: {PICTURES})",
+    )
     args = parser.parse_args()
     if "report_pictures" in args.given and not args.report:
         parser.error("--report-pictures N is about the page of --report; give both")
@@ -86,12 +91,15 @@ def write_page_of(
     """Writes the report and says so; the exit status."""
     start, folder = time.perf_counter(), user_path(args.output_dir)
     source = args.weights_path if args.detections is None else args.detections
-    made = write_report(folder, source, stats, results, data_set, image_ids, args.report_pictures, args.strict,
-                        progress)
+    made = write_report(
+        folder, source, stats, results, data_set, image_ids, args.report_pictures, args.strict, progress
+    )
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
-    print(f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.pictures} pictures to look at, "
-          f"{time.perf_counter() - start:.1f} s)")
+    print(
+        f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.pictures} pictures to look at, "
+        f"{time.perf_counter() - start:.1f} s)"
+    )
     return command.EXIT_SOME_UNUSABLE if made.unreadable else command.EXIT_OK
 
 
@@ -124,6 +132,7 @@ def main() -> int | None:
     world = World.single(device)
     with tqdm(total=len(data_set), unit="picture", disable=None) as bar:
         loader = val_loader(args, world, data_set, model.config, args.strict)
+
         def count(batch):
             bar.update(len(batch.images) + len(batch.skipped))
 

@@ -13,8 +13,18 @@ from backbone.mobilenet import MOBILENETS, STEM
 from backbone.norm import NORMS, ConvNorm, FrozenBatchNorm2d, norm_layer
 from backbone.resnet import RESNETS, ResNet
 
-__all__ = ["BACKBONES", "NORMS", "Backbone", "Block", "ConvNorm", "FrozenBatchNorm2d", "InputError", "build_backbone",
-           "norm_layer", "usual_width"]
+__all__ = [
+    "BACKBONES",
+    "NORMS",
+    "Backbone",
+    "Block",
+    "ConvNorm",
+    "FrozenBatchNorm2d",
+    "InputError",
+    "build_backbone",
+    "norm_layer",
+    "usual_width",
+]
 
 # name -> builder(norm, width) of a body with `out_channels` (four counts) and `freeze(trainable_layers)`
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -45,8 +55,13 @@ class Backbone(nn.Module):
 
 
 def build_backbone(
-    name: str, norm: str, trainable_layers: int, fpn_channels: int = 256, fpn_norm: bool = False,
-    frozen_eps: float = 1e-5, width: int | None = None,
+    name: str,
+    norm: str,
+    trainable_layers: int,
+    fpn_channels: int = 256,
+    fpn_norm: bool = False,
+    frozen_eps: float = 1e-5,
+    width: int | None = None,
 ) -> Backbone:
     """Build a body by name on an FPN.
 

@@ -17,9 +17,7 @@ class FeaturePyramidNetwork(nn.Module):
     convolution smooths the sum. P6 takes every other cell of P5 (a max-pool of size 1 and stride 2).
     """
 
-    def __init__(
-        self, in_channels: list[int], out_channels: int, norm: Callable[[int], nn.Module] | None = None
-    ):
+    def __init__(self, in_channels: list[int], out_channels: int, norm: Callable[[int], nn.Module] | None = None):
         super().__init__()
         self.inner_blocks = nn.ModuleList(ConvNorm(c, out_channels, 1, norm) for c in in_channels)
         self.layer_blocks = nn.ModuleList(ConvNorm(out_channels, out_channels, 3, norm) for _ in in_channels)
@@ -44,6 +42,7 @@ class FeaturePyramidNetwork(nn.Module):
     def _finest(self, body: Tensor, coarser: Tensor) -> Tensor:
         """P2. Its inner map is the largest activation of all, and cheap: on a CPU, where memory is what limits, the
         backward pass computes it again, picture by picture."""
+
         def smoothed(body, coarser):
             return self.layer_blocks[0](self._inner(0, body, coarser))
 

@@ -61,7 +61,8 @@ class InvertedResidual(Block):
         self.conv = nn.Sequential(
             *([ConvNormReLU6(c_in, hidden, 1, norm)] if expansion > 1 else []),
             ConvNormReLU6(hidden, hidden, 3, norm, stride, groups=hidden),
-            nn.Conv2d(hidden, c_out, 1, bias=False), norm(c_out),  # in torchvision's places, for its names
+            nn.Conv2d(hidden, c_out, 1, bias=False),
+            norm(c_out),  # in torchvision's places, for its names
         )
         self.shortcut = stride == 1 and c_in == c_out
 

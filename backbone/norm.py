@@ -79,8 +79,16 @@ class FoldedConvolution(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         scale = scale[:, None, None, None]
         x_grad, weight_grad, shift_grad = torch.ops.aten.convolution_backward(
-            grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), [len(scale)], *ctx.geometry, False, [0, 0],
-            ctx.groups, [ctx.needs_input_grad[i] for i in (0, 1, 3)])
+            grad,
+            x.to(grad.dtype),
+            (weight * scale).to(grad.dtype),
+            [len(scale)],
+            *ctx.geometry,
+            False,
+            [0, 0],
+            ctx.groups,
+            [ctx.needs_input_grad[i] for i in (0, 1, 3)],
+        )
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype).mul_(scale)
         # autograd casts the other two where autocast made the convolution's type another
@@ -90,8 +98,15 @@ class FoldedConvolution(torch.autograd.Function):
 class ConvNorm(nn.Sequential):
     """A convolution that keeps the size (at stride 1), and its norm where there is one (then without a bias)."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, norm: Callable[[int], nn.Module] | None, stride: int = 1,
-                 groups: int = 1):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        norm: Callable[[int], nn.Module] | None,
+        stride: int = 1,
+        groups: int = 1,
+    ):
         conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=norm is None)
         super().__init__(*([conv] if norm is None else [conv, norm(c_out)]))
         if conv.bias is not None:

@@ -76,8 +76,9 @@ class ResNet(nn.Module):
 
     stages = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], norm: Norm,
-                 width: int = 64):
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], norm: Norm, width: int = 64
+    ):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), norm(width)
         c_in, self.out_channels = width, []

@@ -22,7 +22,11 @@ from train_utils.command import pick_device, positive_int, run_command
 from train_utils.files import write_text
 
 BENCHMARKS = [
-    *operators.BENCHMARKS, *models.BENCHMARKS, *loading.BENCHMARKS, *evaluation.BENCHMARKS, *annotations.BENCHMARKS,
+    *operators.BENCHMARKS,
+    *models.BENCHMARKS,
+    *loading.BENCHMARKS,
+    *evaluation.BENCHMARKS,
+    *annotations.BENCHMARKS,
 ]
 README = Path(__file__).resolve().parents[1] / "README.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -37,8 +41,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive_int, default=9, help="measured turns (default: 9)")
     parser.add_argument("--threads", type=positive_int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:i (default: cpu)")
-    parser.add_argument("--data", type=Path, default=DATA,
-                        help="a folder with coco_mini/ in it; drawn pictures are taken where it is missing")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=DATA,
+        help="a folder with coco_mini/ in it; drawn pictures are taken where it is missing",
+    )
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory columns empty")
     return parser.parse_args(argv)

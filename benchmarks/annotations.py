@@ -42,8 +42,10 @@ def data_folder(pictures: int) -> Path:
     if shutil.disk_usage(place).free < NEEDED:
         raise LeftOut(f"less than 2 GiB are free in {place}")
     unfinished = Path(tempfile.mkdtemp(dir=place))
-    for path, part in ((coco_size.write_train(unfinished, pictures), "train2017"),
-                       (coco_size.write_val(unfinished, 50, 1)[0], "val2017")):
+    for path, part in (
+        (coco_size.write_train(unfinished, pictures), "train2017"),
+        (coco_size.write_val(unfinished, 50, 1)[0], "val2017"),
+    ):
         coco_size.write_picture_files(path, unfinished / part)
     unfinished.rename(folder)
     return folder
@@ -123,7 +125,8 @@ def private_mib(pid: int) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.annotations", description=__doc__,
+        prog="python -m benchmarks.annotations",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--pictures", type=positive_int, nargs="+", default=COUNTS, help="sizes to open")
@@ -137,20 +140,37 @@ def main(argv: list[str] | None = None) -> None:
             for what, place in (("no cache", "off"), ("first", cache), ("second", cache)):
                 count, seconds, kept, peak = in_fresh_process(measure_opening, pictures, place)
                 thousands = count / 1000
-                print(f"| {count} | {what} | {seconds:.2f} s | {seconds / thousands * 1e3:.0f} ms | {kept:.0f} MiB | "
-                      f"{kept / thousands:.2f} MiB | {peak:.0f} MiB |", flush=True)
+                print(
+                    f"| {count} | {what} | {seconds:.2f} s | {seconds / thousands * 1e3:.0f} ms | {kept:.0f} MiB | "
+                    f"{kept / thousands:.2f} MiB | {peak:.0f} MiB |",
+                    flush=True,
+                )
         for place in ("off", cache) if args.workers else ():
             first, last, objects, seconds = in_fresh_process(measure_workers, args.pictures[-1], place, args.workers)
-            print(f"\n{'no cache' if place == 'off' else 'cache'}: an epoch of {objects} objects' targets by "
-                  f"{args.workers} workers, {seconds:.0f} s; private MiB of each after its first batch "
-                  f"{', '.join(f'{m:.1f}' for m in first)}, after the epoch {', '.join(f'{m:.1f}' for m in last)}")
+            print(
+                f"\n{'no cache' if place == 'off' else 'cache'}: an epoch of {objects} objects' targets by "
+                f"{args.workers} workers, {seconds:.0f} s; private MiB of each after its first batch "
+                f"{', '.join(f'{m:.1f}' for m in first)}, after the epoch {', '.join(f'{m:.1f}' for m in last)}"
+            )
 
 
 BENCHMARKS = [
-    Benchmark("annotations_first", "opening 118,287 pictures' annotations, no cache",
-              partial(prepare_opening, again=False), against="pycocotools", memory=KEPT, takes_minutes=True),
-    Benchmark("annotations_again", "the same, second opening",
-              partial(prepare_opening, again=True), against="pycocotools", memory=KEPT, takes_minutes=True),
+    Benchmark(
+        "annotations_first",
+        "opening 118,287 pictures' annotations, no cache",
+        partial(prepare_opening, again=False),
+        against="pycocotools",
+        memory=KEPT,
+        takes_minutes=True,
+    ),
+    Benchmark(
+        "annotations_again",
+        "the same, second opening",
+        partial(prepare_opening, again=True),
+        against="pycocotools",
+        memory=KEPT,
+        takes_minutes=True,
+    ),
 ]
 
 if __name__ == "__main__":

@@ -126,12 +126,17 @@ def _write_instances(path: Path, pictures: int, seed: int) -> Path:
         file.write(b'{"info": {"description": "drawn by chance", "year": 2017},"licenses": [],"images": [')
         for row, (image_id, (height, width)) in enumerate(zip(ids.tolist(), sizes.tolist(), strict=True)):
             name = f"{image_id:012d}.jpg"
-            file.write((",\n" * (row > 0) + (
-                f'{{"license": {row % 8 + 1},"file_name": "{name}","coco_url": '
-                f'"http://images.cocodataset.org/train2017/{name}","height": {height},"width": {width},'
-                f'"date_captured": "2013-11-14 17:02:52","flickr_url": '
-                f'"http://farm7.staticflickr.com/6116/{image_id:010d}_a0123456789_z.jpg","id": {image_id}}}'
-            )).encode())
+            file.write(
+                (
+                    ",\n" * (row > 0)
+                    + (
+                        f'{{"license": {row % 8 + 1},"file_name": "{name}","coco_url": '
+                        f'"http://images.cocodataset.org/train2017/{name}","height": {height},"width": {width},'
+                        f'"date_captured": "2013-11-14 17:02:52","flickr_url": '
+                        f'"http://farm7.staticflickr.com/6116/{image_id:010d}_a0123456789_z.jpg","id": {image_id}}}'
+                    )
+                ).encode()
+            )
         file.write(b'],"annotations": [')
         for start in range(0, count, BLOCK):
             stop = min(start + BLOCK, count)
@@ -144,8 +149,14 @@ def _write_instances(path: Path, pictures: int, seed: int) -> Path:
                 f'"image_id": {image_id},"bbox": [{box}],"category_id": {category},'
                 f'"id": {i + 1 if i < count - crowds else 900_000_000_000 + i}}}'
                 for i, segmentation, area, image_id, box, category in zip(
-                    range(start, stop), segmentations, areas, ids[rows].tolist(), boxes,
-                    categories[start:stop].tolist(), strict=True)
+                    range(start, stop),
+                    segmentations,
+                    areas,
+                    ids[rows].tolist(),
+                    boxes,
+                    categories[start:stop].tolist(),
+                    strict=True,
+                )
             ]
             file.write((",\n" * (start > 0) + ",\n".join(lines)).encode())
         listed = [{"supercategory": "thing", "id": i, "name": name} for i, name in coco_names().items()]
@@ -191,18 +202,26 @@ def _write_detections(path: Path, truth: dict, per_picture: int, seed: int) -> N
             found = objects[image["id"]][:per_picture]
             false = Drawn(np.array([size] * (per_picture - len(found))).reshape(-1, 2), rng)
             rles = [_displaced(annotation, size, rng) for annotation in found]
-            rles += [coco_mask.merge(coco_mask.frPyObjects(false.polygons(k), *size))
-                     for k in range(per_picture - len(found))]
+            rles += [
+                coco_mask.merge(coco_mask.frPyObjects(false.polygons(k), *size))
+                for k in range(per_picture - len(found))
+            ]
             boxes = coco_mask.toBbox(rles) + rng.normal(0, 0.5, (per_picture, 4)) * [1, 1, 0, 0]
             categories = rng.choice(category_ids, per_picture)
             right = np.flatnonzero(rng.random(len(found)) < 0.9)
             categories[right] = [found[k]["category_id"] for k in right]
             scores = np.concatenate((rng.beta(3, 1.5, len(found)), rng.beta(1, 8, per_picture - len(found))))
             results = [
-                {"image_id": image["id"], "category_id": category, "bbox": box,
-                 "segmentation": {"size": list(size), "counts": rle["counts"].decode()}, "score": score}
+                {
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "segmentation": {"size": list(size), "counts": rle["counts"].decode()},
+                    "score": score,
+                }
                 for category, box, rle, score in zip(
-                    categories.tolist(), boxes.tolist(), rles, scores.tolist(), strict=True)
+                    categories.tolist(), boxes.tolist(), rles, scores.tolist(), strict=True
+                )
             ]
             file.write((", " * (n > 0) + json.dumps(results)[1:-1]).encode())
         file.write(b"]")
@@ -212,15 +231,15 @@ def _displaced(annotation: dict, size: tuple[int, int], rng) -> dict:
     """An object's RLE, a little off its place: by a twentieth of its sides."""
     shift = rng.normal(0, 0.05, 2) * annotation["bbox"][2:]
     limit = np.array(size[::-1])
-    moved = [(np.array(part).reshape(-1, 2) + shift).clip(0, limit).ravel().tolist()
-             for part in annotation["segmentation"]]
+    moved = [
+        (np.array(part).reshape(-1, 2) + shift).clip(0, limit).ravel().tolist() for part in annotation["segmentation"]
+    ]
     return coco_mask.merge(coco_mask.frPyObjects(moved, *size))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.coco_size", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m benchmarks.coco_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--val", action="store_true", help="val2017's size and detections, not train2017's")

@@ -31,8 +31,10 @@ MODES = ("one rank", "ranks for themselves", "ranks together")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.distributed", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m benchmarks.distributed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--ranks", type=positive_int, default=2)
     parser.add_argument("--turns", type=positive_int, default=3, help="measured turns (default: 3)")
@@ -47,8 +49,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def learner_of(world: World, args: argparse.Namespace, num_classes: int) -> Learner:
     torch.manual_seed(0)
-    model = create_model(num_classes, args.backbone, min_size=args.min_size, max_size=args.max_size,
-                         trainable_layers=args.trainable_layers)
+    model = create_model(
+        num_classes,
+        args.backbone,
+        min_size=args.min_size,
+        max_size=args.max_size,
+        trainable_layers=args.trainable_layers,
+    )
     optimizer = build_optimizer(model, "sgd", 1e-4)
     schedule = build_schedule(optimizer, total_steps=10**6, warmup_steps=0)
     return Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
@@ -71,8 +78,13 @@ def work(args: argparse.Namespace) -> dict[str, float] | None:
     world = World.from_environment("cpu")
     data = open_data_set(args.data_path)
     single = World.single("cpu")
-    modes = dict(zip(MODES, (steps_of(single, args, data), steps_of(single, args, data), steps_of(world, args, data)),
-                     strict=True))
+    modes = dict(
+        zip(
+            MODES,
+            (steps_of(single, args, data), steps_of(single, args, data), steps_of(world, args, data)),
+            strict=True,
+        )
+    )
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for turn in range(args.turns + 1):  # the first one warms up
         for mode, steps in modes.items():
@@ -91,8 +103,12 @@ def launch(argv: list[str], ranks: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                           "OMP_NUM_THREADS": "1"}
+    shared = os.environ | {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "benchmarks.distributed", *argv]
     started = [subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(ranks)]
     return max(abs(process.wait()) for process in started)  # negative where a signal ended it
@@ -105,8 +121,10 @@ def main(argv: list[str] | None = None) -> int:
         return launch(argv, args.ranks)
     seconds = work(args)
     if seconds:
-        print(f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, {args.batch_size} picture(s) per rank, "
-              f"{args.ranks} ranks of one thread, {os.cpu_count()} cores")
+        print(
+            f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, {args.batch_size} picture(s) per rank, "
+            f"{args.ranks} ranks of one thread, {os.cpu_count()} cores"
+        )
         for mode, median in seconds.items():
             share = seconds["one rank"] / median * (1 if mode == "one rank" else args.ranks)
             rate = args.batch_size / median * (1 if mode == "one rank" else args.ranks)

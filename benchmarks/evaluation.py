@@ -85,8 +85,13 @@ def prepare(evaluator: str, settings: Settings):
 
 
 BENCHMARKS = [
-    Benchmark("evaluation", f"evaluation of {SMALL} pictures x 100 results", partial(prepare, PYCOCOTOOLS), difference,
-              "pycocotools"),
+    Benchmark(
+        "evaluation",
+        f"evaluation of {SMALL} pictures x 100 results",
+        partial(prepare, PYCOCOTOOLS),
+        difference,
+        "pycocotools",
+    ),
     Benchmark("evaluation_faster", f"the same with {FASTER}", partial(prepare, FASTER), difference, "pycocotools"),
 ]
 
@@ -98,8 +103,11 @@ def _run_alone(side: str, paths, evaluator: str, sender) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--pictures", type=positive_int, default=5000)
     parser.add_argument("--evaluator", choices=[PYCOCOTOOLS, FASTER], default=PYCOCOTOOLS, help="of our side")
     parser.add_argument("--side", choices=SIDES, help="this one only")
@@ -111,12 +119,17 @@ def main(argv: list[str] | None = None) -> None:
         outcomes = {}
         for side in [args.side] if args.side else SIDES:
             seconds, peak, stats = outcomes[side] = in_fresh_process(_run_alone, side, paths, args.evaluator)
-            print(f"{side:6} {args.evaluator if side == 'ours' else PYCOCOTOOLS:16} {seconds:7.1f} s  {peak:6.0f} MiB  "
-                  f"{json.dumps(stats)}", flush=True)
+            print(
+                f"{side:6} {args.evaluator if side == 'ours' else PYCOCOTOOLS:16} {seconds:7.1f} s  {peak:6.0f} MiB  "
+                f"{json.dumps(stats)}",
+                flush=True,
+            )
     if len(outcomes) == 2:
         (seconds, peak, stats), (their_seconds, their_peak, their_stats) = outcomes.values()
-        print(f"ratio {seconds / their_seconds:.2f} of time, {peak / their_peak:.2f} of memory; "
-              f"largest difference {difference(stats, their_stats):.1e}")
+        print(
+            f"ratio {seconds / their_seconds:.2f} of time, {peak / their_peak:.2f} of memory; "
+            f"largest difference {difference(stats, their_stats):.1e}"
+        )
 
 
 if __name__ == "__main__":

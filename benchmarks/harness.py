@@ -102,8 +102,17 @@ def measure(benchmark: Benchmark, settings: Settings, memory: bool = True) -> Ro
             seconds[side].append(_timed(run, settings.device))
     ours, theirs = (statistics.median(seconds[side]) for side in SIDES)
     peaks = [memory_of(benchmark, settings, side) if memory else None for side in SIDES]
-    return Row(benchmark.name, benchmark.what, benchmark.against, ours, theirs, ours / theirs, *peaks, difference,
-               settings.repeats)
+    return Row(
+        benchmark.name,
+        benchmark.what,
+        benchmark.against,
+        ours,
+        theirs,
+        ours / theirs,
+        *peaks,
+        difference,
+        settings.repeats,
+    )
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
@@ -189,8 +198,10 @@ def describe_machine(device: torch.device) -> str:
     import torchvision
 
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return (f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} threads "
-            f"of {os.cpu_count()} cores, {processor}")
+    return (
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} threads "
+        f"of {os.cpu_count()} cores, {processor}"
+    )
 
 
 def _cpu_name() -> str:

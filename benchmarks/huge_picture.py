@@ -31,8 +31,11 @@ CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("disc", "square"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.huge_picture", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.huge_picture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--train", action="store_true", help="one training step instead of an evaluation")
     parser.add_argument("--width", type=positive_int, default=4000)
     parser.add_argument("--height", type=positive_int, default=3000)
@@ -60,9 +63,17 @@ def draw_picture(path: Path, height: int, width: int, objects: int, rng: np.rand
         points = np.round(centre + outline[:, None] * np.stack((np.cos(angle), np.sin(angle)), 1), 2)  # [40, 2]
         draw.polygon([tuple(p) for p in points.tolist()], fill=tuple(rng.integers(0, 256, 3).tolist()))
         low, high = points.min(0), points.max(0)
-        annotations.append({"id": i + 1, "image_id": 1, "category_id": i % 3 + 1, "iscrowd": 0,
-                            "bbox": [*low.tolist(), *(high - low).tolist()], "area": float(2.2 * radius**2),
-                            "segmentation": [points.ravel().tolist()]})
+        annotations.append(
+            {
+                "id": i + 1,
+                "image_id": 1,
+                "category_id": i % 3 + 1,
+                "iscrowd": 0,
+                "bbox": [*low.tolist(), *(high - low).tolist()],
+                "area": float(2.2 * radius**2),
+                "segmentation": [points.ravel().tolist()],
+            }
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, quality=90)
     return annotations
@@ -85,14 +96,34 @@ def command_for(args: argparse.Namespace, folder: Path) -> list[str]:
     if args.train:
         write_split(folder, "train", args.height, args.width, args.objects)
         write_split(folder, "val", 64, 64, 1)  # the evaluation after the step takes next to nothing
-        return ["train.py", *places, *sizes, "--weights", "none", "--norm", "frozen", "--batch-size", "1",
-                "--epochs", "1", "--workers", "0"]
+        return [
+            "train.py",
+            *places,
+            *sizes,
+            "--weights",
+            "none",
+            "--norm",
+            "frozen",
+            "--batch-size",
+            "1",
+            "--epochs",
+            "1",
+            "--workers",
+            "0",
+        ]
     write_split(folder, "val", args.height, args.width, args.objects)
     torch.manual_seed(0)
     model = create_model(len(CATEGORIES) + 1, args.backbone, min_size=args.min_size, max_size=args.max_size)
     torch.save(model.state_dict(), folder / "weights.pth")
-    return ["validation.py", "--weights-path", str(folder / "weights.pth"), *places, *sizes,
-            "--box-detections-per-img", str(args.detections)]
+    return [
+        "validation.py",
+        "--weights-path",
+        str(folder / "weights.pth"),
+        *places,
+        *sizes,
+        "--box-detections-per-img",
+        str(args.detections),
+    ]
 
 
 def run(args: argparse.Namespace, folder: Path) -> int:
@@ -104,8 +135,10 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     status = process.wait()
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{command[0]}: {args.width}x{args.height}, {args.objects} objects, {args.backbone}: exit status {status}, "
-          f"{seconds:.1f} s, peak {peak:.0f} MiB, {os.environ.get('OMP_NUM_THREADS', 'all')} threads")
+    print(
+        f"{command[0]}: {args.width}x{args.height}, {args.objects} objects, {args.backbone}: exit status {status}, "
+        f"{seconds:.1f} s, peak {peak:.0f} MiB, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
+    )
     return status
 
 

@@ -44,8 +44,14 @@ def _drawn(number: int, size: tuple[int, int]):
     seen = masks.flatten(1).bool().any(1)
     cropped = CroppedMasks.from_masks(masks[seen])
     labels = torch.tensor([category for category, _, _ in objects])[seen]
-    return image, {"boxes": cropped.boxes.float(), "labels": labels, "masks": cropped, "image_id": number,
-                   "area": cropped.areas().float(), "iscrowd": torch.zeros(len(cropped), dtype=torch.uint8)}
+    return image, {
+        "boxes": cropped.boxes.float(),
+        "labels": labels,
+        "masks": cropped,
+        "image_id": number,
+        "area": cropped.areas().float(),
+        "iscrowd": torch.zeros(len(cropped), dtype=torch.uint8),
+    }
 
 
 def with_objects(target: dict, count: int) -> dict:
@@ -57,8 +63,10 @@ def with_objects(target: dict, count: int) -> dict:
 def as_torchvision(pairs: list, device: torch.device) -> tuple[list[Tensor], list[dict]]:
     """The pairs in the form that torchvision's model takes: float pictures, full-size masks."""
     images = [image.to(device) / 255 for image, _ in pairs]
-    targets = [{"boxes": t["boxes"].to(device), "labels": t["labels"].to(device),
-                "masks": t["masks"].to_masks().to(device)} for _, t in pairs]
+    targets = [
+        {"boxes": t["boxes"].to(device), "labels": t["labels"].to(device), "masks": t["masks"].to_masks().to(device)}
+        for _, t in pairs
+    ]
     return images, targets
 
 

@@ -72,8 +72,15 @@ class ReferenceData(torch.utils.data.Dataset):
 
 def reference_loader(json_path, image_dir, flip=0.5, workers=WORKERS) -> DataLoader:
     """Batches (images, targets) in a random order, through torch's own transport."""
-    return DataLoader(ReferenceData(image_dir, json_path, flip), batch_size=BATCH, shuffle=True, num_workers=workers,
-                      collate_fn=collate, persistent_workers=workers > 0, drop_last=True)
+    return DataLoader(
+        ReferenceData(image_dir, json_path, flip),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        drop_last=True,
+    )
 
 
 def collate(batch: list) -> tuple:
@@ -109,10 +116,27 @@ def count(batches) -> list[int]:
 
 
 BENCHMARKS = [
-    Benchmark("loading", f"an epoch of coco_mini's 80 training photos, {WORKERS} workers, batches of {BATCH}",
-              prepare_loading, lambda ours, theirs: abs(ours[0] - theirs[0]), memory=lambda settings, side: None),
-    Benchmark("loading_packed", "the same, data packed by tools.pack_dataset", prepare_packed,
-              lambda ours, theirs: abs(ours[0] - theirs[0]), against="its files", memory=lambda settings, side: None),
-    Benchmark("loading_encoded", "the same, with --keep-encoded", partial(prepare_packed, keep_encoded=True),
-              lambda ours, theirs: abs(ours[0] - theirs[0]), against="its files", memory=lambda settings, side: None),
+    Benchmark(
+        "loading",
+        f"an epoch of coco_mini's 80 training photos, {WORKERS} workers, batches of {BATCH}",
+        prepare_loading,
+        lambda ours, theirs: abs(ours[0] - theirs[0]),
+        memory=lambda settings, side: None,
+    ),
+    Benchmark(
+        "loading_packed",
+        "the same, data packed by tools.pack_dataset",
+        prepare_packed,
+        lambda ours, theirs: abs(ours[0] - theirs[0]),
+        against="its files",
+        memory=lambda settings, side: None,
+    ),
+    Benchmark(
+        "loading_encoded",
+        "the same, with --keep-encoded",
+        partial(prepare_packed, keep_encoded=True),
+        lambda ours, theirs: abs(ours[0] - theirs[0]),
+        against="its files",
+        memory=lambda settings, side: None,
+    ),
 ]

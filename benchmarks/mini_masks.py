@@ -23,8 +23,10 @@ def measure(targets: list, rois: list, resized: list, whole: list | None, limit:
     """A line of text, and the targets [P, 28, 28] of each picture."""
     masks = [t["masks"] if limit is None else t["masks"].limited(limit) for t in targets]
     start = time.perf_counter()
-    found = [mask_targets([m], [r], [torch.arange(len(m))], [size], CELLS)
-             for m, r, size in zip(masks, rois, resized, strict=True)]
+    found = [
+        mask_targets([m], [r], [torch.arange(len(m))], [size], CELLS)
+        for m, r, size in zip(masks, rois, resized, strict=True)
+    ]
     seconds = time.perf_counter() - start
     size = sum(len(m.pixels) + 8 * m.boxes.numel() for m in masks) / len(masks)
     line = f"{limit or 'whole':>6} {size:>12,.0f} {1e3 * seconds / len(masks):>10.2f}"
@@ -32,8 +34,10 @@ def measure(targets: list, rois: list, resized: list, whole: list | None, limit:
         empty = sum(not bool(crop.any()) for m in masks for crop in m.crops())
         a, b = torch.cat(found), torch.cat(whole)
         difference = (a - b).abs()
-        line += (f" {empty:>6} {difference.mean():>9.4f} {difference.max():>7.2f} "
-                 f"{((a > 0.5) != (b > 0.5)).float().mean():>12.2%}")
+        line += (
+            f" {empty:>6} {difference.mean():>9.4f} {difference.max():>7.2f} "
+            f"{((a > 0.5) != (b > 0.5)).float().mean():>12.2%}"
+        )
     return line, found
 
 

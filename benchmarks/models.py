@@ -97,8 +97,9 @@ def prepare_training(settings: Settings, case: Case):
     dense = as_torchvision(pairs, settings.device)
 
     def side(model, dtype, inputs):  # so small a rate that the weights stay what they are
-        return partial(train_step, model, build_optimizer(model, "sgd", 1e-9), inputs,
-                       Precision(settings.device, _amp(dtype)))
+        return partial(
+            train_step, model, build_optimizer(model, "sgd", 1e-9), inputs, Precision(settings.device, _amp(dtype))
+        )
 
     ours = side(ours, case.ours, lambda: to_device(batch, settings.device))
     if settings.device.type == "cpu":
@@ -126,30 +127,42 @@ INFERENCE = {
     "inference_compiled": ("the same, ours with --compile", Case(compiled=True)),
     "inference_bf16": ("the same, ours in bfloat16", Case(ours=BF16)),
     "inference_bf16_both": ("the same, both in bfloat16", Case(ours=BF16, theirs=BF16)),
-    "gpu_inference_16": ("inference, 16 pictures of 1333x800, bfloat16",
-                         Case(16, (480, 800), 8, BF16, BF16, gpu=True)),
-    "gpu_inference_1": ("inference before pasting, 1 picture of 1333x800, bfloat16",
-                        Case(1, (480, 800), 8, BF16, BF16, paste=False, gpu=True)),
+    "gpu_inference_16": ("inference, 16 pictures of 1333x800, bfloat16", Case(16, (480, 800), 8, BF16, BF16, gpu=True)),
+    "gpu_inference_1": (
+        "inference before pasting, 1 picture of 1333x800, bfloat16",
+        Case(1, (480, 800), 8, BF16, BF16, paste=False, gpu=True),
+    ),
 }
 SMALL = {"min_size": 256, "max_size": 256, "anchor_sizes": (8, 16, 32, 64, 128), "box_batch_size_per_image": 128}
 TRAINING = {
     "training_step": ("training step, ResNet-50-FPN, 2 pictures of 8 objects, float32", Case(2)),
     "training_step_bf16": ("the same, ours in bfloat16", Case(2, ours=BF16)),
-    "training_step_small": ("training step, ResNet-18-FPN, 4 pictures of 256x192, float32",
-                            Case(4, objects=None, backbone="resnet18", options=SMALL)),
+    "training_step_small": (
+        "training step, ResNet-18-FPN, 4 pictures of 256x192, float32",
+        Case(4, objects=None, backbone="resnet18", options=SMALL),
+    ),
     "training_step_200": ("training step, 2 pictures of 200 objects, float32", Case(2, objects=200)),
-    "training_step_recompute": ("training step, 2 pictures of 8 objects, ours with --recompute",
-                                Case(2, recompute=True)),
-    "training_step_200_recompute": ("training step, 2 pictures of 200 objects, ours with --recompute",
-                                    Case(2, objects=200, recompute=True)),
-    "gpu_training": ("training step, 12 pictures of 1333x800, bfloat16",
-                     Case(12, (480, 800), 8, BF16, BF16, gpu=True)),
-    "gpu_training_compiled": ("the same, ours with --compile",
-                              Case(12, (480, 800), 8, BF16, BF16, gpu=True, compiled=True)),
+    "training_step_recompute": (
+        "training step, 2 pictures of 8 objects, ours with --recompute",
+        Case(2, recompute=True),
+    ),
+    "training_step_200_recompute": (
+        "training step, 2 pictures of 200 objects, ours with --recompute",
+        Case(2, objects=200, recompute=True),
+    ),
+    "gpu_training": ("training step, 12 pictures of 1333x800, bfloat16", Case(12, (480, 800), 8, BF16, BF16, gpu=True)),
+    "gpu_training_compiled": (
+        "the same, ours with --compile",
+        Case(12, (480, 800), 8, BF16, BF16, gpu=True, compiled=True),
+    ),
 }
 BENCHMARKS = [
-    *(Benchmark(name, what, partial(prepare_inference, case=case), largest_difference)
-      for name, (what, case) in INFERENCE.items()),
-    *(Benchmark(name, what, partial(prepare_training, case=case), largest_difference)
-      for name, (what, case) in TRAINING.items()),
+    *(
+        Benchmark(name, what, partial(prepare_inference, case=case), largest_difference)
+        for name, (what, case) in INFERENCE.items()
+    ),
+    *(
+        Benchmark(name, what, partial(prepare_training, case=case), largest_difference)
+        for name, (what, case) in TRAINING.items()
+    ),
 ]

@@ -93,10 +93,18 @@ def prepare_mask_targets(settings: Settings):
 BENCHMARKS = [
     Benchmark("nms_2000", "NMS, 2,000 boxes", partial(prepare_nms, count=2000), largest_difference),
     Benchmark("nms_10000", "NMS, 10,000 boxes", partial(prepare_nms, count=10000), largest_difference),
-    Benchmark("roi_align", "RoIAlign, 1,000 RoIs, 256 channels, 7x7", partial(prepare_roi_align, backward=False),
-              largest_difference),
-    Benchmark("roi_align_backward", "the same, forward and backward", partial(prepare_roi_align, backward=True),
-              largest_difference),
+    Benchmark(
+        "roi_align",
+        "RoIAlign, 1,000 RoIs, 256 channels, 7x7",
+        partial(prepare_roi_align, backward=False),
+        largest_difference,
+    ),
+    Benchmark(
+        "roi_align_backward",
+        "the same, forward and backward",
+        partial(prepare_roi_align, backward=True),
+        largest_difference,
+    ),
     Benchmark("paste", "100 masks to RLE, 1333x800", prepare_paste, differing_pixels),
     Benchmark("mask_targets", "mask targets, 50 objects, 128 RoIs, 1333x800", prepare_mask_targets, largest_difference),
 ]

@@ -35,8 +35,10 @@ class AnchorGrid:
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         key = (maps[0].device, dtype, padded, *(m.shape[-2:] for m in maps))
         if key != self._key:
-            self._anchors = [self._level(cell.to(m.device, dtype), m.shape[-2:], padded)
-                             for cell, m in zip(self.cells, maps, strict=True)]
+            self._anchors = [
+                self._level(cell.to(m.device, dtype), m.shape[-2:], padded)
+                for cell, m in zip(self.cells, maps, strict=True)
+            ]
             self._key = key
         return self._anchors
 

@@ -108,8 +108,9 @@ def _matches(pattern: str, state: Mapping) -> set[tuple[str, ...]]:
 def _backbone(state: Mapping, origin: str) -> str:
     name = _name(state)
     if name is None:
-        raise InputError(f"{origin}: its backbone is no known ResNet or MobileNet "
-                         f"(ResNet blocks per layer: {_blocks(state)[0]})")
+        raise InputError(
+            f"{origin}: its backbone is no known ResNet or MobileNet (ResNet blocks per layer: {_blocks(state)[0]})"
+        )
     return name
 
 
@@ -126,7 +127,8 @@ def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
     """Blocks in layer1..layer4, and whether they are bottlenecks: a key of RESNETS."""
     blocks = _matches(r"backbone\.body\.layer(\d)\.(\d+)\.conv1\.weight", state)
     return tuple(sum(layer == str(i) for layer, _ in blocks) for i in range(1, 5)), (
-        "backbone.body.layer1.0.conv3.weight" in state)
+        "backbone.body.layer1.0.conv3.weight" in state
+    )
 
 
 def _norm(state: Mapping) -> str:

@@ -53,8 +53,10 @@ def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, i
 
     The two ratios are rounded to float32 first, as torchvision's `resize_boxes` does.
     """
-    ratio_y, ratio_x = (torch.tensor(t, dtype=torch.float32) / torch.tensor(f, dtype=torch.float32)
-                        for t, f in zip(to_size, from_size, strict=True))
+    ratio_y, ratio_x = (
+        torch.tensor(t, dtype=torch.float32) / torch.tensor(f, dtype=torch.float32)
+        for t, f in zip(to_size, from_size, strict=True)
+    )
     ratios = [ratio_x.item(), ratio_y.item()] * 2
     return boxes * boxes.new_tensor(ratios)
 

@@ -11,10 +11,22 @@ def setting(default, text: str):
 
 
 COUNTS = (
-    "backbone_width", "fpn_channels", "rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train",
-    "rpn_post_nms_top_n_test", "rpn_batch_size_per_image", "box_detections_per_img", "box_batch_size_per_image",
-    "box_roi_size", "box_head_channels", "mask_roi_size", "mask_head_channels", "mask_head_layers",
-    "roi_sampling_ratio")
+    "backbone_width",
+    "fpn_channels",
+    "rpn_pre_nms_top_n_train",
+    "rpn_pre_nms_top_n_test",
+    "rpn_post_nms_top_n_train",
+    "rpn_post_nms_top_n_test",
+    "rpn_batch_size_per_image",
+    "box_detections_per_img",
+    "box_batch_size_per_image",
+    "box_roi_size",
+    "box_head_channels",
+    "mask_roi_size",
+    "mask_head_channels",
+    "mask_head_layers",
+    "roi_sampling_ratio",
+)
 LENGTHS = {"image_mean": 3, "image_std": 3, "bbox_reg_weights": 4}
 
 
@@ -28,23 +40,25 @@ class MaskRCNNConfig:
     backbone: str = setting("resnet50", f"body: {', '.join(BACKBONES)}")
     variant: str = setting("v1", "v1 (Mask R-CNN paper) or v2 (torchvision's improved baseline)")
     backbone_width: int | None = setting(
-        None, "channels of the body's stem, which all others scale with (default: the papers', 64, MobileNet 32)")
+        None, "channels of the body's stem, which all others scale with (default: the papers', 64, MobileNet 32)"
+    )
     norm: str | None = setting(None, f"normalisation: {', '.join(NORMS)} (default: v1 frozen, v2 batch)")
     trainable_layers: int = setting(3, "backbone stages that train, 0..5, counted from the top (torchvision)")
     frozen_bn_eps: float = setting(1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)")
     fpn_channels: int = setting(256, "channels of every pyramid level (FPN paper)")
 
     min_size: tuple[int, ...] = setting(
-        (800,), "pixels of the shorter side; of several, training draws one per picture and evaluation takes the last")
+        (800,), "pixels of the shorter side; of several, training draws one per picture and evaluation takes the last"
+    )
     max_size: int = setting(1333, "most pixels of the longer side")
     fixed_size: tuple[int, int] | None = setting(
-        None, "height and width that every picture is scaled to fit and padded to, in place of min_size and max_size")
+        None, "height and width that every picture is scaled to fit and padded to, in place of min_size and max_size"
+    )
     image_mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1")
     image_std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1")
     size_divisible: int = setting(32, "padded sides are multiples of this (the coarsest body stride)")
 
-    anchor_sizes: tuple[int, ...] = setting(
-        (32, 64, 128, 256, 512), "anchor side in pixels, one per level (FPN paper)")
+    anchor_sizes: tuple[int, ...] = setting((32, 64, 128, 256, 512), "anchor side in pixels, one per level (FPN paper)")
     aspect_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "anchor height / width, on every level (FPN paper)")
     rpn_pre_nms_top_n_train: int = setting(2000, "best anchors per level before NMS, in training")
     rpn_pre_nms_top_n_test: int = setting(1000, "the same in evaluation")
@@ -65,7 +79,8 @@ class MaskRCNNConfig:
     box_batch_size_per_image: int = setting(512, "proposals sampled per picture (Mask R-CNN with FPN)")
     box_positive_fraction: float = setting(0.25, "largest share of positives among them (Fast R-CNN)")
     bbox_reg_weights: tuple[float, ...] = setting(
-        (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)")
+        (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)"
+    )
     box_roi_size: int = setting(7, "cells a side that the box head sees of a RoI (FPN paper)")
     box_head_channels: int = setting(1024, "width of the box head (FPN paper)")
     box_head_convs: int = setting(4, "convolutions in v2's box head (torchvision)")
@@ -74,9 +89,11 @@ class MaskRCNNConfig:
     mask_head_layers: int = setting(4, "convolutions in the mask head (Mask R-CNN)")
     roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)")
     crowd_ioa_thresh: float | None = setting(
-        0.7, "share of a box inside a crowd region from which it is no negative example (None: off)")
+        0.7, "share of a box inside a crowd region from which it is no negative example (None: off)"
+    )
     dropout: float = setting(
-        0.0, "share dropped in training after fc6 and fc7 (v2: its one linear layer) and each mask convolution")
+        0.0, "share dropped in training after fc6 and fc7 (v2: its one linear layer) and each mask convolution"
+    )
 
     def __post_init__(self):
         for f in fields(self):  # lists from JSON or a caller become tuples, one number a tuple of one
@@ -100,14 +117,19 @@ class MaskRCNNConfig:
             (min(self.anchor_sizes, default=0) <= 0, "anchor_sizes must be positive numbers"),
             (min(self.aspect_ratios, default=0) <= 0, "aspect_ratios must be positive numbers"),
             *((getattr(self, name) < 1, f"{name} is {getattr(self, name)}: it must be 1 or more") for name in COUNTS),
-            *((len(getattr(self, name)) != n, f"{name} has {len(getattr(self, name))} numbers: give {n}")
-              for name, n in LENGTHS.items()),
+            *(
+                (len(getattr(self, name)) != n, f"{name} has {len(getattr(self, name))} numbers: give {n}")
+                for name, n in LENGTHS.items()
+            ),
             (not min(self.image_std, default=0) > 0, "image_std must be positive numbers"),
             (not min(self.bbox_reg_weights, default=0) > 0, "bbox_reg_weights must be positive numbers"),
             (low < 1, f"min_size is {low}: it must be 1 pixel or more"),
             (high > self.max_size, f"min_size {high} is larger than max_size {self.max_size}"),
-            (self.fixed_size is not None and not self._is_fixed_size(), f"fixed_size is {self.fixed_size}: give a "
-             f"height and a width, both multiples of size_divisible, {self.size_divisible}"),
+            (
+                self.fixed_size is not None and not self._is_fixed_size(),
+                f"fixed_size is {self.fixed_size}: give a "
+                f"height and a width, both multiples of size_divisible, {self.size_divisible}",
+            ),
             (self.size_divisible < 32 or self.size_divisible % 32, "size_divisible must be a multiple of 32"),
             (not 0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be at least 0 and below 1"),
         ]
@@ -117,8 +139,11 @@ class MaskRCNNConfig:
 
     def _is_fixed_size(self) -> bool:
         sides = self.fixed_size
-        return isinstance(sides, tuple) and len(sides) == 2 and all(
-            isinstance(side, int) and side > 0 and side % max(self.size_divisible, 1) == 0 for side in sides)
+        return (
+            isinstance(sides, tuple)
+            and len(sides) == 2
+            and all(isinstance(side, int) and side > 0 and side % max(self.size_divisible, 1) == 0 for side in sides)
+        )
 
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint or JSON."""

@@ -80,8 +80,10 @@ class CroppedMasks:
         if self.limit is None:
             return kept
         sides = (self.boxes[:, 2:] - self.boxes[:, :2]).tolist()
-        return [part[_cell_of(height, part.shape[0])][:, _cell_of(width, part.shape[1])]
-                for part, (width, height) in zip(kept, sides, strict=True)]
+        return [
+            part[_cell_of(height, part.shape[0])][:, _cell_of(width, part.shape[1])]
+            for part, (width, height) in zip(kept, sides, strict=True)
+        ]
 
     def crop(self, i: int) -> Tensor:
         """The i-th crop, uint8 [h, w]."""
@@ -159,8 +161,12 @@ class CroppedMasks:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CroppedMasks":
         """Moved to a device."""
-        return CroppedMasks(self.pixels.to(device, non_blocking=non_blocking),
-                            self.boxes.to(device, non_blocking=non_blocking), self.size, self.limit)
+        return CroppedMasks(
+            self.pixels.to(device, non_blocking=non_blocking),
+            self.boxes.to(device, non_blocking=non_blocking),
+            self.size,
+            self.limit,
+        )
 
     def pin_memory(self) -> "CroppedMasks":
         return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size, self.limit)

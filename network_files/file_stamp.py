@@ -15,8 +15,10 @@ from typing import BinaryIO
 STAMP = re.compile(rb"(sha256=([0-9a-f]{64}) saved=(\d{1,30}))(?: own=([0-9a-f]{16}))?")
 ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22  # the record that ends a zip, before its comment
 CHUNK = 1 << 20
-NO_STAMP = ("the checksum at its end is missing or damaged; a file that you wrote with torch.save: write it with "
-            "train_utils.checkpoint.save_checkpoint")
+NO_STAMP = (
+    "the checksum at its end is missing or damaged; a file that you wrote with torch.save: write it with "
+    "train_utils.checkpoint.save_checkpoint"
+)
 
 
 def make_stamp(sha256: str, saved: int) -> bytes:
@@ -82,6 +84,6 @@ def _read_comment(file: BinaryIO) -> tuple[int, bytes | None]:
     start = tail.rfind(ZIP_END)
     if start < 0:
         return size, b""
-    comment = tail[start + ZIP_END_SIZE:]
-    length = int.from_bytes(tail[start + ZIP_END_SIZE - 2:start + ZIP_END_SIZE], "little")
+    comment = tail[start + ZIP_END_SIZE :]
+    length = int.from_bytes(tail[start + ZIP_END_SIZE - 2 : start + ZIP_END_SIZE], "little")
     return size, comment if len(comment) == length else None

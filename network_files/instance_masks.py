@@ -167,9 +167,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return out
 
 
-def mask_probs_to_bool(
-    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
-) -> CroppedMasks:
+def mask_probs_to_bool(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> CroppedMasks:
     """Masks probs [D, m, m] pasted into boxes [D, 4] and set where > threshold, as crops on the CPU."""
     crops, corners = [None] * len(probs), torch.zeros(len(probs), 4, dtype=torch.int64)
     for i, x, y, crop in _pasted_crops(probs, boxes, size, threshold):
@@ -177,9 +175,7 @@ def mask_probs_to_bool(
     return CroppedMasks.from_crops(crops, corners, size)
 
 
-def encode_masks(
-    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
-) -> list[dict]:
+def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
     """Masks probs [D, m, m] pasted into boxes [D, 4] of a (H, W) picture, set where > threshold, as COCO RLE.
 
     Returns D dicts {"size": [H, W], "counts": str}; equal to pycocotools' encoding of the full-size masks.

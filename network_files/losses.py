@@ -21,10 +21,7 @@ def _box_loss(deltas: Tensor, targets: Tensor, sampled: int) -> Tensor:
 def rpn_losses(objectness: Tensor, labels: Tensor, deltas: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """objectness logits [S] against labels [S] in {0, 1}; deltas [K, 4] of the positives against targets [K, 4]."""
     loss = F.binary_cross_entropy_with_logits(objectness, labels.to(objectness.dtype), reduction="sum")
-    return {
-        "loss_objectness": loss / max(len(labels), 1),
-        "loss_rpn_box_reg": _box_loss(deltas, targets, len(labels)),
-    }
+    return {"loss_objectness": loss / max(len(labels), 1), "loss_rpn_box_reg": _box_loss(deltas, targets, len(labels))}
 
 
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -34,16 +34,31 @@ class MaskRCNN(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(
-            config.backbone, config.norm, config.trainable_layers, config.fpn_channels,
-            fpn_norm=config.variant == "v2", frozen_eps=config.frozen_bn_eps, width=config.backbone_width)
+            config.backbone,
+            config.norm,
+            config.trainable_layers,
+            config.fpn_channels,
+            fpn_norm=config.variant == "v2",
+            frozen_eps=config.frozen_bn_eps,
+            width=config.backbone_width,
+        )
         self.rpn = RegionProposalNetwork(config, config.fpn_channels, depth=1 if config.variant == "v1" else 2)
         self.roi_heads = RoIHeads(config, config.fpn_channels)
         self.to(memory_format=torch.channels_last)  # as the activations: else each convolution reorders its weight
-        self.transform = Transform(config.min_size, config.max_size, config.image_mean, config.image_std,
-                                   config.size_divisible, config.fixed_size)
+        self.transform = Transform(
+            config.min_size,
+            config.max_size,
+            config.image_mean,
+            config.image_std,
+            config.size_divisible,
+            config.fixed_size,
+        )
 
     def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True,
+        self,
+        images: list[Tensor],
+        targets: list[dict] | None = None,
+        paste_masks: bool = True,
         recorder: Recorder | None = None,
     ):
         if self.training and targets is None:
@@ -84,8 +99,9 @@ class MaskRCNN(nn.Module):
         Raises InputError for batch norm, whose statistics would count every batch twice.
         """
         if self.config.norm in ("batch", "sync"):
-            raise InputError(f"--recompute does not go with --norm {self.config.norm}: take frozen or group, "
-                             "or leave the flag out")
+            raise InputError(
+                f"--recompute does not go with --norm {self.config.norm}: take frozen or group, or leave the flag out"
+            )
         for module in self.backbone.modules():
             if isinstance(module, Block):
                 module.recompute = True

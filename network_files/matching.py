@@ -16,9 +16,7 @@ BELOW = -1  # overlaps every object by less than the low threshold: background
 BETWEEN = -2  # between the thresholds: neither object nor background, ignored
 
 
-def match(
-    overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, keep_best: bool = False
-) -> Tensor:
+def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, keep_best: bool = False) -> Tensor:
     """The object that each box stands for.
 
     overlaps() yields the IoU matrix in parts [G, b] of some boxes each, G > 0 -> int64 [B]: an object's index where the
@@ -42,7 +40,12 @@ def _best(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def match_boxes(
-    objects: Tensor, crowds: Tensor, boxes: Tensor, high: float, low: float, keep_best: bool,
+    objects: Tensor,
+    crowds: Tensor,
+    boxes: Tensor,
+    high: float,
+    low: float,
+    keep_best: bool,
     crowd_ioa_thresh: float | None,
 ) -> Tensor:
     """`match` boxes [B, 4] with objects [G, 4]; a background box that lies in a crowd region is ignored.

@@ -22,8 +22,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     boxes [N, 4], scores [N] -> kept indices int64 [K], by falling score; equal scores keep their order.
     Equal to torchvision.ops.nms.
     """
-    return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device),
-                       iou_threshold)
+    return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -122,4 +121,3 @@ def _by_blocks(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
             block = block[keep & (groups[block] == groups[stop])]
             alive[stop:end] &= ~(box_iou(boxes[block], boxes[stop:end]) > threshold).any(0)
     return alive
-

@@ -17,7 +17,9 @@ NUMBERS = {  # opcode -> how its number is packed, and how many bytes that takes
     for code, form in {"K": "<B", "M": "<H", "J": "<i", "G": ">d"}.items()
 }
 COUNTED = {  # opcode -> bytes of the length of what follows
-    **dict.fromkeys(b"U\x8cC\x8a", 1), **dict.fromkeys(b"XB", 4), **dict.fromkeys(b"\x8d\x8e\x96", 8),
+    **dict.fromkeys(b"U\x8cC\x8a", 1),
+    **dict.fromkeys(b"XB", 4),
+    **dict.fromkeys(b"\x8d\x8e\x96", 8),
 }
 TEXTS = frozenset(b"UX\x8c\x8d")
 GET, PUT = {ord("h"): 1, ord("j"): 4}, {ord("q"): 1, ord("r"): 4}
@@ -46,8 +48,13 @@ class Built:
         raise PickleRefused(f"sets the state of a {type(self).__name__.lower()}")
 
 
-def interpret(data, known: Callable[[Name], bool], call: Callable[[Name, tuple], Any], at: int = 0,
-              persistent: Callable[[Any], Any] | None = None) -> tuple[Any, int]:
+def interpret(
+    data,
+    known: Callable[[Name], bool],
+    call: Callable[[Name, tuple], Any],
+    at: int = 0,
+    persistent: Callable[[Any], Any] | None = None,
+) -> tuple[Any, int]:
     """(value, where it ended) of the pickle that begins at `at` in `data` (bytes, or a map of a file).
 
     known: which globals may be named; call: (such a name, arguments) -> value; persistent: the same for a

@@ -121,8 +121,14 @@ class FeatureTable:
 
 
 def roi_align(
-    table: FeatureTable, rois: Tensor, picture: Tensor, level: Tensor, strides: tuple[int, ...],
-    output_size: int, sampling_ratio: int = 2, few: bool = False,
+    table: FeatureTable,
+    rois: Tensor,
+    picture: Tensor,
+    level: Tensor,
+    strides: tuple[int, ...],
+    output_size: int,
+    sampling_ratio: int = 2,
+    few: bool = False,
 ) -> Tensor:
     """Sample a fixed-size feature for each RoI.
 

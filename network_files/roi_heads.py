@@ -53,7 +53,8 @@ class ConvFCHead(nn.Sequential):
     def __init__(self, channels: int, roi_size: int, width: int, convs: int, norm, dropout: float):
         super().__init__(
             *(conv3x3(channels, channels, norm) for _ in range(convs)),
-            nn.Flatten(), nn.Linear(channels * roi_size**2, width),  # in torchvision's places, for its names
+            nn.Flatten(),
+            nn.Linear(channels * roi_size**2, width),  # in torchvision's places, for its names
         )
         self.dropout = dropout
 
@@ -134,8 +135,10 @@ class RoIHeads(nn.Module):
         self.batch_statistics = v2 and config.norm in ("batch", "sync")  # the heads' norms want all RoIs at once
         box_width, dropout = config.box_head_channels, config.dropout
         self.box_head = (
-            ConvFCHead(channels, config.box_roi_size, box_width, config.box_head_convs, norm, dropout) if v2
-            else TwoMLPHead(channels, config.box_roi_size, box_width, dropout))
+            ConvFCHead(channels, config.box_roi_size, box_width, config.box_head_convs, norm, dropout)
+            if v2
+            else TwoMLPHead(channels, config.box_roi_size, box_width, dropout)
+        )
         self.box_predictor = BoxPredictor(box_width, config.num_classes)
         mask_width = config.mask_head_channels
         self.mask_head = MaskHead(channels, mask_width, config.mask_head_layers, norm, dropout)
@@ -143,7 +146,12 @@ class RoIHeads(nn.Module):
         self.coder = BoxCoder(config.bbox_reg_weights)
 
     def pool(
-        self, table: FeatureTable, rois: Tensor, picture: Tensor, size: int, few: bool = False,
+        self,
+        table: FeatureTable,
+        rois: Tensor,
+        picture: Tensor,
+        size: int,
+        few: bool = False,
         recorder: Recorder | None = None,
     ) -> Tensor:
         """RoIAlign of rois [K, 4] of these pictures [K] on P2..P5 -> [K, c, size, size]."""
@@ -181,29 +189,36 @@ class RoIHeads(nn.Module):
         losses = self._mask_loss(for_masks, samples, positive, objects, recorder)
         del for_masks
         logits, deltas = self.boxes(for_boxes)
-        own = [o.boxes.to(reference.dtype)[m] if len(o.boxes) else r  # a background RoI's own box: delta 0, unused
-               for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)]
+        own = [
+            o.boxes.to(reference.dtype)[m] if len(o.boxes) else r  # a background RoI's own box: delta 0, unused
+            for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)
+        ]
         targets = self.coder.encode(torch.cat(own), reference)
         if recorder is not None:
             recorder("box_targets", rois=samples.rois, labels=samples.labels, deltas=targets)
         return losses | box_losses(logits, deltas, torch.cat(samples.labels), targets)
 
     @torch.no_grad()
-    def sample(
-        self, proposals: list[Tensor], objects: list[Objects], recorder: Recorder | None = None
-    ) -> Samples:
+    def sample(self, proposals: list[Tensor], objects: list[Objects], recorder: Recorder | None = None) -> Samples:
         """Label the proposals and the objects' own boxes, and draw a balanced part of each picture's."""
         cfg, samples = self.config, Samples([], [], [])
         for boxes, obj in zip(proposals, objects, strict=True):
             boxes = torch.cat((boxes, obj.boxes.to(boxes.dtype)))
-            matched = matching.match_boxes(obj.boxes.to(boxes.dtype), obj.crowds.to(boxes.dtype), boxes,
-                                           cfg.box_fg_iou_thresh, cfg.box_bg_iou_thresh, False,
-                                           cfg.crowd_ioa_thresh)  # [P + G]
+            matched = matching.match_boxes(
+                obj.boxes.to(boxes.dtype),
+                obj.crowds.to(boxes.dtype),
+                boxes,
+                cfg.box_fg_iou_thresh,
+                cfg.box_bg_iou_thresh,
+                False,
+                cfg.crowd_ioa_thresh,
+            )  # [P + G]
             label = torch.where(matched == matching.BELOW, 0, -1)
             if len(obj.labels):
                 label = torch.where(matched >= 0, obj.labels[matched.clamp(min=0)], label)
             positive, negative = matching.sample_balanced(
-                label, cfg.box_batch_size_per_image, cfg.box_positive_fraction, obj.generators[1])
+                label, cfg.box_batch_size_per_image, cfg.box_positive_fraction, obj.generators[1]
+            )
             chosen = torch.cat((positive, negative))
             if recorder is not None:
                 recorder("roi_samples", boxes=boxes, matched=matched, label=label, chosen=chosen)
@@ -213,12 +228,17 @@ class RoIHeads(nn.Module):
         return samples
 
     def _mask_loss(
-        self, pooled: Tensor, samples: Samples, positive: list[Tensor], objects: list[Objects],
+        self,
+        pooled: Tensor,
+        samples: Samples,
+        positive: list[Tensor],
+        objects: list[Objects],
         recorder: Recorder | None,
     ) -> dict[str, Tensor]:
         """From the features of the positive RoIs [K, c, S, S], some at a time."""
-        rois, labels, matched = ([t[p] for t, p in zip(ts, positive, strict=True)]
-                                 for ts in (samples.rois, samples.labels, samples.matched))
+        rois, labels, matched = (
+            [t[p] for t, p in zip(ts, positive, strict=True)] for ts in (samples.rois, samples.labels, samples.matched)
+        )
         cells = 2 * self.config.mask_roi_size
         targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells)
         if recorder is not None:
@@ -245,8 +265,12 @@ class RoIHeads(nn.Module):
             detection = self._detect_boxes(*self.boxes(pooled), rois, batch.sizes[i], recorder)
             boxes, labels = detection["boxes"], detection["labels"]
             pooled = self.pool(table, boxes, picture[:1].expand(len(boxes)), self.config.mask_roi_size)
-            logits = torch.cat([self.masks(*some) for some in
-                                zip(pooled.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)])
+            logits = torch.cat(
+                [
+                    self.masks(*some)
+                    for some in zip(pooled.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)
+                ]
+            )
             probs = logits.to(rois.dtype).sigmoid()
             if recorder is not None:
                 recorder("masks", probs=probs)

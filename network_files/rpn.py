@@ -75,7 +75,10 @@ class RegionProposalNetwork(nn.Module):
         self.coder = BoxCoder()
 
     def forward(
-        self, batch: PictureBatch, table: FeatureTable, objects: list[Objects] | None = None,
+        self,
+        batch: PictureBatch,
+        table: FeatureTable,
+        objects: list[Objects] | None = None,
         recorder: Recorder | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return proposals, one [P, 4] per picture by falling objectness, and losses ({} without objects).
@@ -84,8 +87,11 @@ class RegionProposalNetwork(nn.Module):
         gradient, and again with it on the sampled cells. The result is the same.
         """
         maps = table.maps()
-        few = objects is not None and torch.is_grad_enabled() and (
-            self.head.pays_at(len(objects) * self.config.rpn_batch_size_per_image, maps))
+        few = (
+            objects is not None
+            and torch.is_grad_enabled()
+            and (self.head.pays_at(len(objects) * self.config.rpn_batch_size_per_image, maps))
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not few):
             logits, deltas = self.head(maps)
         if few:  # older versions of torch would take the weights again that autocast has cast without gradient
@@ -153,17 +159,27 @@ class RegionProposalNetwork(nn.Module):
         cfg = self.config
         pictures, samples, labels, targets = [], [], [], []
         for i, obj in enumerate(objects):
-            matched = matching.match_boxes(obj.boxes, obj.crowds, anchors, cfg.rpn_fg_iou_thresh,
-                                           cfg.rpn_bg_iou_thresh, True, cfg.crowd_ioa_thresh)  # [A]
+            matched = matching.match_boxes(
+                obj.boxes, obj.crowds, anchors, cfg.rpn_fg_iou_thresh, cfg.rpn_bg_iou_thresh, True, cfg.crowd_ioa_thresh
+            )  # [A]
             label = torch.where(matched >= 0, 1, torch.where(matched == matching.BELOW, 0, -1))
             positive, negative = matching.sample_balanced(
-                label, cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction, obj.generators[0])
+                label, cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction, obj.generators[0]
+            )
             sampled = torch.cat((positive, negative))
             pictures.append(torch.full_like(sampled, i))
             samples.append(sampled)
             labels.append(label[sampled])
             targets.append(self.coder.encode(obj.boxes.to(anchors.dtype)[matched[positive]], anchors[positive]))
             if recorder is not None:
-                recorder("rpn_targets", objects=obj.boxes, crowds=obj.crowds, matched=matched, label=label,
-                         positive=positive, negative=negative, deltas=targets[-1])
+                recorder(
+                    "rpn_targets",
+                    objects=obj.boxes,
+                    crowds=obj.crowds,
+                    matched=matched,
+                    label=label,
+                    positive=positive,
+                    negative=negative,
+                    deltas=targets[-1],
+                )
         return torch.cat(pictures), torch.cat(samples), torch.cat(labels), torch.cat(targets)

@@ -26,8 +26,11 @@ MAX_DIRECTORY = 2**24  # bytes of a zip's list of entries
 END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 ITEM_BYTES = {
-    **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8), **dict.fromkeys(("Float", "Int"), 4), "ComplexDouble": 16,
-    **dict.fromkeys(("Half", "BFloat16", "Short"), 2), **dict.fromkeys(("Char", "Byte", "Bool", "Untyped"), 1),
+    **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
+    **dict.fromkeys(("Float", "Int"), 4),
+    "ComplexDouble": 16,
+    **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
+    **dict.fromkeys(("Char", "Byte", "Bool", "Untyped"), 1),
 }
 COUNTER = Name("collections", "Counter")  # MultiStepLR's milestones
 DICTS = {Name("collections", "OrderedDict"), COUNTER}
@@ -35,8 +38,20 @@ TENSORS = {Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_re
 PARAMETER = Name("torch._utils", "_rebuild_parameter")
 REBUILD = TENSORS | {PARAMETER}
 NAMESPACE = Name("argparse", "Namespace")
-UNREADABLE = (EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-              OverflowError, MemoryError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile)
+UNREADABLE = (
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 def read_torch_file(path: str | Path) -> dict:
@@ -191,8 +206,11 @@ def _check_pickle(data, at: int, length_of) -> tuple[dict[str, Storage], int]:
 
 def _is_known(name: Name) -> bool:
     if name.module in ("torch", "torch.storage"):
-        return (name.name in ("Size", "device") or name.name.removesuffix("Storage") in ITEM_BYTES
-                or isinstance(getattr(torch, name.name, None), torch.dtype))
+        return (
+            name.name in ("Size", "device")
+            or name.name.removesuffix("Storage") in ITEM_BYTES
+            or isinstance(getattr(torch, name.name, None), torch.dtype)
+        )
     return name in DICTS | REBUILD | {NAMESPACE}
 
 

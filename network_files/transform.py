@@ -97,7 +97,8 @@ class Transform:
             resized.append(F.interpolate(self._normalise(image, dtype)[None], size=size, mode="bilinear")[0])
         sizes = [tuple(image.shape[-2:]) for image in resized]
         padded = self.fixed_size or [
-            math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)]
+            math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)
+        ]
         pictures = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
         for slot, image in zip(pictures, resized, strict=True):
             slot[:, : image.shape[1], : image.shape[2]] = image

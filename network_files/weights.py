@@ -51,8 +51,10 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
         content, name = read_torch_file(path), str(path)
     lines = _load(model, content, name, replace_predictors)
     if url and not _sha256(path).startswith(_hash_in(url)):
-        lines.append(f"{path}: of the working folder; its SHA-256 does not begin with {_hash_in(url)}, so it is not "
-                     "torchvision's file")
+        lines.append(
+            f"{path}: of the working folder; its SHA-256 does not begin with {_hash_in(url)}, so it is not "
+            "torchvision's file"
+        )
     if model.config.norm == "frozen":
         config = content.get("config")  # a checkpoint notes what it was trained with
         eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
@@ -68,10 +70,13 @@ def published(model: MaskRCNN, name: str) -> str:
     config = model.config
     url = COCO.get((config.backbone, config.variant)) if name == "coco" else IMAGENET.get(config.backbone)
     if url is None:
-        have = ", ".join(" ".join(key) if isinstance(key, tuple) else key
-                         for key in (COCO if name == "coco" else IMAGENET))
-        raise InputError(f"there are no {name} weights for {config.backbone} {config.variant} "
-                         f"(there are for: {have}): choose other weights, or none")
+        have = ", ".join(
+            " ".join(key) if isinstance(key, tuple) else key for key in (COCO if name == "coco" else IMAGENET)
+        )
+        raise InputError(
+            f"there are no {name} weights for {config.backbone} {config.variant} "
+            f"(there are for: {have}): choose other weights, or none"
+        )
     return url
 
 
@@ -93,8 +98,10 @@ def fetch(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
         except (URLError, OSError, RuntimeError) as error:
             reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"cannot fetch {url} ({reason}): put that file into {folder}, "
-                             "or start from random weights with --weights none") from error
+            raise InputError(
+                f"cannot fetch {url} ({reason}): put that file into {folder}, "
+                "or start from random weights with --weights none"
+            ) from error
     elif not _sha256(path).startswith(prefix):
         raise InputError(f"{path}: the file is damaged (its SHA-256 does not begin with {prefix}): delete it")
     return path
@@ -113,8 +120,9 @@ def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -
     own = model.state_dict()
     backbone_only = not any(key.startswith(("backbone.", "rpn.", "roi_heads.")) for key in state)
     if backbone_only:
-        state = {f"backbone.body.{key}": value for key, value in state.items()
-                 if not key.startswith(("fc.", "classifier."))}
+        state = {
+            f"backbone.body.{key}": value for key, value in state.items() if not key.startswith(("fc.", "classifier."))
+        }
     _check_norm(model, state, name)
     replaced = [] if backbone_only else _drop_predictors(model, state, own, name, replace_predictors)
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
@@ -126,10 +134,14 @@ def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -
 def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:
     has_statistics = any(key.endswith("running_mean") for key in state)
     if has_statistics and model.config.norm == "group":
-        raise InputError(f"{name}: batch-norm weights do not work under group norm: choose --norm frozen or batch, "
-                         "or --weights none")
-    if not has_statistics and model.config.norm != "group" and any(
-            name in key for name in (".bn1.", ".features.0.1.") for key in state):
+        raise InputError(
+            f"{name}: batch-norm weights do not work under group norm: choose --norm frozen or batch, or --weights none"
+        )
+    if (
+        not has_statistics
+        and model.config.norm != "group"
+        and any(name in key for name in (".bn1.", ".features.0.1.") for key in state)
+    ):
         raise InputError(f"{name}: group-norm weights need --norm group")
 
 
@@ -140,8 +152,10 @@ def _drop_predictors(model, state: dict, own: dict, name: str, replace: bool) ->
         return []
     if not replace:
         theirs, ours = len(scores) - 1, model.config.num_classes - 1
-        raise InputError(f"{name}: is for {theirs} classes, not {ours}: give --num-classes {theirs}, "
-                         "or fine-tune with it as --weights")
+        raise InputError(
+            f"{name}: is for {theirs} classes, not {ours}: give --num-classes {theirs}, "
+            "or fine-tune with it as --weights"
+        )
     dropped = [key for key in own if key.startswith(PREDICTORS)]
     for key in dropped:
         state.pop(key, None)
@@ -152,15 +166,22 @@ def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_
     shapes = [key for key in state if key in own and state[key].shape != own[key].shape]
     foreign = [key for key in state if key not in own]
     # torchvision's ImageNet files lack nothing, a partial file lacks stages; a detector must be whole
-    missing = [] if backbone_only else [
-        key for key in own if key not in state and key not in replaced and not key.endswith("num_batches_tracked")]
+    missing = (
+        []
+        if backbone_only
+        else [
+            key for key in own if key not in state and key not in replaced and not key.endswith("num_batches_tracked")
+        ]
+    )
     matched = len(state) - len(shapes) - len(foreign)
     if foreign or missing or shapes or not matched:
         example = shapes or foreign or missing
-        what = ("has another shape here" if shapes else "has no place here" if foreign else "is missing in the file")
-        raise InputError(f"{name}: holds {describe(state)}, which does not fit this model, {describe(own)} "
-                         f"({len(shapes)} shapes differ, {len(foreign)} keys unknown, {len(missing)} missing; "
-                         f"{str((example or ['it'])[0])[:100]} {what}): check --backbone, --variant, --backbone-width")
+        what = "has another shape here" if shapes else "has no place here" if foreign else "is missing in the file"
+        raise InputError(
+            f"{name}: holds {describe(state)}, which does not fit this model, {describe(own)} "
+            f"({len(shapes)} shapes differ, {len(foreign)} keys unknown, {len(missing)} missing; "
+            f"{str((example or ['it'])[0])[:100]} {what}): check --backbone, --variant, --backbone-width"
+        )
 
 
 def _report(state: dict, own: dict, replaced: list[str], name: str, backbone_only: bool) -> list[str]:
@@ -168,8 +189,11 @@ def _report(state: dict, own: dict, replaced: list[str], name: str, backbone_onl
     if replaced:
         lines.append(f"replaced for the new classes, random: {', '.join(replaced)}")
     if backbone_only:
-        missing = [key for key in own if key.startswith("backbone.body.") and key not in state
-                   and not key.endswith("num_batches_tracked")]
+        missing = [
+            key
+            for key in own
+            if key.startswith("backbone.body.") and key not in state and not key.endswith("num_batches_tracked")
+        ]
         stages = sorted({re.match(r"features\.\d+|\w+", key.removeprefix("backbone.body."))[0] for key in missing})
         if missing:
             lines.append(f"not in the file, random: {len(missing)} tensors of {', '.join(stages)}")
@@ -178,5 +202,8 @@ def _report(state: dict, own: dict, replaced: list[str], name: str, backbone_onl
 
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
-            hashlib.sha256(file.read()).hexdigest())
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else (hashlib.sha256(file.read()).hexdigest())
+        )

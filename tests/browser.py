@@ -17,10 +17,21 @@ import pytest
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(
-    PROGRAM is None, reason="chromium is not installed (a system package: apt install chromium); pages are not tried")
+    PROGRAM is None, reason="chromium is not installed (a system package: apt install chromium); pages are not tried"
+)
 PATIENCE = 60  # seconds for one answer
-KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), " ": (32, " "), "ArrowLeft": (37, ""),
-        "ArrowUp": (38, ""), "ArrowRight": (39, ""), "ArrowDown": (40, ""), "Home": (36, ""), "End": (35, "")}
+KEYS = {
+    "Enter": (13, "\r"),
+    "Tab": (9, ""),
+    "Escape": (27, ""),
+    " ": (32, " "),
+    "ArrowLeft": (37, ""),
+    "ArrowUp": (38, ""),
+    "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""),
+    "Home": (36, ""),
+    "End": (35, ""),
+}
 SHIFT = 8
 
 
@@ -34,12 +45,24 @@ class Browser:
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         read_by_it, self.to = os.pipe()
         self.source, written_by_it = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe",
-                 "--disable-dev-shm-usage", "--disable-background-networking", f"--user-data-dir={self.profile.name}"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--remote-debugging-pipe",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            f"--user-data-dir={self.profile.name}",
+        ]
         # the browser reads descriptor 3 and writes descriptor 4
         wires = f'exec "$@" 3<&{read_by_it} 4>&{written_by_it}'
-        self.process = subprocess.Popen(["bash", "-c", wires, "wires", PROGRAM, *flags], stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL, pass_fds=(read_by_it, written_by_it))
+        self.process = subprocess.Popen(
+            ["bash", "-c", wires, "wires", PROGRAM, *flags],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(read_by_it, written_by_it),
+        )
         os.close(read_by_it)
         os.close(written_by_it)
         self.session = None

@@ -19,8 +19,14 @@ def square(x=2, y=3, side=10):
 def annotation(i=1, image_id=1, **fields):
     """A square of category 1; None leaves a field out."""
     whole = {
-        "id": i, "image_id": image_id, "category_id": 1, "bbox": [2, 3, 10, 10], "area": 100, "iscrowd": 0,
-        "segmentation": square(), **fields,
+        "id": i,
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": [2, 3, 10, 10],
+        "area": 100,
+        "iscrowd": 0,
+        "segmentation": square(),
+        **fields,
     }
     return {key: value for key, value in whole.items() if value is not None}
 

@@ -1,7 +1,7 @@
 """The largest differences from torchvision, item by item, on real photos where they are there.
 
-    python tests/fidelity_report.py            a few minutes on two CPU cores
-    python tests/fidelity_report.py --size 800 at the published models' picture size
+python tests/fidelity_report.py            a few minutes on two CPU cores
+python tests/fidelity_report.py --size 800 at the published models' picture size
 """
 
 import argparse
@@ -22,8 +22,9 @@ CASES = {"v1 resnet50": ("resnet50", "v1"), "v2 resnet50": ("resnet50", "v2")}
 
 def photos(count):
     folder = conftest.find_shared_data()
-    pictures = sample_pictures.coco_photos(folder / "coco_mini", count) if folder else (
-        sample_pictures.drawn_pictures(count))
+    pictures = (
+        sample_pictures.coco_photos(folder / "coco_mini", count) if folder else (sample_pictures.drawn_pictures(count))
+    )
     return [(image.float() / 255, target) for image, target in pictures]
 
 
@@ -53,8 +54,10 @@ def whole_model(name, size, pictures):
     sum(expected.values()).backward()
     sum(found.values()).backward()
     gradients = dict(theirs.named_parameters())
-    worst = max(largest(p.grad, gradients[n].grad) / max(1.0, float(gradients[n].grad.abs().max()))
-                for n, p in ours.named_parameters())
+    worst = max(
+        largest(p.grad, gradients[n].grad) / max(1.0, float(gradients[n].grad.abs().max()))
+        for n, p in ours.named_parameters()
+    )
     print(f"{name}, float64, gradients of {len(gradients)} parameters: {worst}")
 
 

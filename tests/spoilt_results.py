@@ -14,7 +14,8 @@ def result(annotation: dict, size: tuple[int, int], score: float, category: int 
     moved = np.zeros_like(pixels, order="F")
     (dx, dy), (height, width) = shift, size
     moved[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = pixels[
-        max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
+        max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)
+    ]
     rle = coco_mask.encode(moved)
     return {
         "image_id": annotation["image_id"], "category_id": category or annotation["category_id"], "score": score,
@@ -42,7 +43,10 @@ def spoil(truth: dict, seed: int = 0, shares: dict[str, float] = SHARES) -> list
     for image_id, (height, width) in sizes.items():
         if rng.random() < 1 / 6:
             x, y, w, h = int(width * 0.05), int(height * 0.05), max(width // 6, 2), max(height // 6, 2)
-            place = {"image_id": image_id, "category_id": int(rng.choice(ids)),
-                     "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+            place = {
+                "image_id": image_id,
+                "category_id": int(rng.choice(ids)),
+                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            }
             found.append(result(place, (height, width), float(rng.beta(2, 4))))
     return found

@@ -56,8 +56,18 @@ def same(a, b):
     assert (a.first_skipped, a.given_categories) == (b.first_skipped, b.given_categories)
     assert [a.given_id(row) for row in range(len(a))] == [b.given_id(row) for row in range(len(b))]
     assert a.file_names() == b.file_names()
-    for name in ("image_ids", "sizes", "first", "annotation_ids", "category_ids", "iscrowd", "boxes", "areas",
-                 "kinds", "first_part"):
+    for name in (
+        "image_ids",
+        "sizes",
+        "first",
+        "annotation_ids",
+        "category_ids",
+        "iscrowd",
+        "boxes",
+        "areas",
+        "kinds",
+        "first_part",
+    ):
         left, right = getattr(a, name), getattr(b, name)
         assert left.dtype == right.dtype == DTYPES[name] and np.array_equal(left, right, equal_nan=name == "areas")
     for name in ("values", "first"):
@@ -135,8 +145,13 @@ def other_types(index, monkeypatch):
     index.unlink()
     with monkeypatch.context() as patch:
         pieces, change = annotation_cache.block_pieces, {"areas": np.float32}
-        patch.setattr(annotation_cache, "block_pieces", lambda values, arrays: pieces(
-            values, {name: array.astype(change.get(name, array.dtype)) for name, array in arrays.items()}))
+        patch.setattr(
+            annotation_cache,
+            "block_pieces",
+            lambda values, arrays: pieces(
+                values, {name: array.astype(change.get(name, array.dtype)) for name, array in arrays.items()}
+            ),
+        )
         read_annotations(index.parent.parent / "instances.json")
 
 

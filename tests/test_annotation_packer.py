@@ -13,35 +13,79 @@ from train_utils.coco_segmentation import HUNDREDTHS, POLYGON, RLE, pack_polygon
 
 IMAGES = [{"id": i, "file_name": f"{i}.png", "height": 20 + i, "width": 30} for i in range(7)]
 FINE = [
-    {}, {"segmentation": [*square(), *square(12)]}, {"segmentation": [[0.01, 0.07, 29.99, 0, 3, 19.13]]},
-    {"segmentation": [[1 / 3, 2, 3, 4, 5, 6.5]]}, {"segmentation": [[-1, 2, 3, 4, 5, 6]]}, {"bbox": [-4, -4, 9, 9.5]},
-    {"segmentation": [[0, 0, 299, 0, 5, 5]]}, {"area": None}, {"area": 12.345}, {"bbox": None}, {"iscrowd": None},
-    {"id": None}, {"id": lambda n: 7.0 + n}, {"category_id": 1.0}, {"image_id": 3.0}, {"segmentation": square()[0]},
-    {"id": lambda n: f"a{n}"}, {"id": lambda n: -n}, {"id": lambda n: 10**30 + n}, {"image_id": "3"},
+    {},
+    {"segmentation": [*square(), *square(12)]},
+    {"segmentation": [[0.01, 0.07, 29.99, 0, 3, 19.13]]},
+    {"segmentation": [[1 / 3, 2, 3, 4, 5, 6.5]]},
+    {"segmentation": [[-1, 2, 3, 4, 5, 6]]},
+    {"bbox": [-4, -4, 9, 9.5]},
+    {"segmentation": [[0, 0, 299, 0, 5, 5]]},
+    {"area": None},
+    {"area": 12.345},
+    {"bbox": None},
+    {"iscrowd": None},
+    {"id": None},
+    {"id": lambda n: 7.0 + n},
+    {"category_id": 1.0},
+    {"image_id": 3.0},
+    {"segmentation": square()[0]},
+    {"id": lambda n: f"a{n}"},
+    {"id": lambda n: -n},
+    {"id": lambda n: 10**30 + n},
+    {"image_id": "3"},
     {"category_id": "1"},
-    {"segmentation": [[1, 1, 5, 5], *square()]}, {"segmentation": [["1", "2", "3", "4", "9", "1"]]},
+    {"segmentation": [[1, 1, 5, 5], *square()]},
+    {"segmentation": [["1", "2", "3", "4", "9", "1"]]},
 ]
 SKIPPED = [
-    {"bbox": [2, 3, 0, 10]}, {"bbox": [30, 3, 10, 10]}, {"bbox": [29.9999999, 3, 1e-9, 10]}, {"segmentation": None},
-    {"segmentation": [[1, 1, 5, 5]]}, {"image_id": 99}, {"bbox": [2, -10, 5, 10]}, {"segmentation": []},
-    {"segmentation": [[1, 1, 2, 2, 3, 4, 5]]}, {"segmentation": [*square(), [1, 1, 2]]}, {"segmentation": square(30)},
-    {"segmentation": [[1, 1, 5, 1, 9, 1]]}, {"segmentation": [[-3, 5, -1, 5, -1, 9]]}, {"image_id": "99"},
+    {"bbox": [2, 3, 0, 10]},
+    {"bbox": [30, 3, 10, 10]},
+    {"bbox": [29.9999999, 3, 1e-9, 10]},
+    {"segmentation": None},
+    {"segmentation": [[1, 1, 5, 5]]},
+    {"image_id": 99},
+    {"bbox": [2, -10, 5, 10]},
+    {"segmentation": []},
+    {"segmentation": [[1, 1, 2, 2, 3, 4, 5]]},
+    {"segmentation": [*square(), [1, 1, 2]]},
+    {"segmentation": square(30)},
+    {"segmentation": [[1, 1, 5, 1, 9, 1]]},
+    {"segmentation": [[-3, 5, -1, 5, -1, 9]]},
+    {"image_id": "99"},
 ]
 WRONG = [
-    {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, True]}, {"bbox": [1, 2, 1e308, 3]}, {"bbox": [1, 2, 3, 10**400]},
-    {"area": float("nan")}, {"area": "x"}, {"area": True}, {"category_id": 2}, {"category_id": None}, {"iscrowd": 2},
-    {"segmentation": [[1, 1, 300 + 7 * 10 + 1, 5, 5, 5]]}, {"segmentation": [[1, 1, float("inf"), 5, 5, 5]]},
-    {"segmentation": [[1, 1, float("nan"), 5, 5, 5]]}, {"segmentation": None, "bbox": None}, {"segmentation": "x"},
-    {"segmentation": [[1, 1, 2, 2, 3, "x"]]}, {"segmentation": [[1, 1, None, 2, 3, 3]]}, {"image_id": 1.5},
-    {"segmentation": [[1e308] * 6]}, {"segmentation": [[1, 1, 2], [1, 1, float("nan"), 5, 5, 5]]},
+    {"bbox": [1, 2, 3]},
+    {"bbox": [1, 2, 3, True]},
+    {"bbox": [1, 2, 1e308, 3]},
+    {"bbox": [1, 2, 3, 10**400]},
+    {"area": float("nan")},
+    {"area": "x"},
+    {"area": True},
+    {"category_id": 2},
+    {"category_id": None},
+    {"iscrowd": 2},
+    {"segmentation": [[1, 1, 300 + 7 * 10 + 1, 5, 5, 5]]},
+    {"segmentation": [[1, 1, float("inf"), 5, 5, 5]]},
+    {"segmentation": [[1, 1, float("nan"), 5, 5, 5]]},
+    {"segmentation": None, "bbox": None},
+    {"segmentation": "x"},
+    {"segmentation": [[1, 1, 2, 2, 3, "x"]]},
+    {"segmentation": [[1, 1, None, 2, 3, 3]]},
+    {"image_id": 1.5},
+    {"segmentation": [[1e308] * 6]},
+    {"segmentation": [[1, 1, 2], [1, 1, float("nan"), 5, 5, 5]]},
 ]
 
 
 def some(rng, forms, count):
     picked = [forms[i] for i in rng.integers(len(forms), size=count)]
-    return [annotation(**{"i": n + 100, "image_id": int(rng.integers(7))} | {
-                       "i" if k == "id" else k: v(n) if callable(v) else v for k, v in form.items()})
-            for n, form in enumerate(picked)]
+    return [
+        annotation(
+            **{"i": n + 100, "image_id": int(rng.integers(7))}
+            | {"i" if k == "id" else k: v(n) if callable(v) else v for k, v in form.items()}
+        )
+        for n, form in enumerate(picked)
+    ]
 
 
 def read_both_ways(path, monkeypatch, streamed=True):
@@ -50,8 +94,9 @@ def read_both_ways(path, monkeypatch, streamed=True):
     for one_by_one in (False, True):
         with monkeypatch.context() as patch:
             if one_by_one:
-                patch.setattr(annotation_packer._Plain, "take",
-                              lambda self, batch, _: list(enumerate(batch, self.start)))
+                patch.setattr(
+                    annotation_packer._Plain, "take", lambda self, batch, _: list(enumerate(batch, self.start))
+                )
             raw = None if streamed else json.loads(path.read_text())
             try:
                 results.append(read_annotations(path, raw))
@@ -141,8 +186,13 @@ def test_annotations_before_images_and_no_images(tmp_path):
 
 @pytest.mark.parametrize(
     ("numbers", "kind"),
-    [([0, 655.35, 0.1, 0.29, 1.15, 4.35], HUNDREDTHS), ([0, 655.36], POLYGON), ([-0.01, 3], POLYGON),
-     ([0.125, 3], POLYGON), ([0.1 + 0.2, 1], POLYGON)],
+    [
+        ([0, 655.35, 0.1, 0.29, 1.15, 4.35], HUNDREDTHS),
+        ([0, 655.36], POLYGON),
+        ([-0.01, 3], POLYGON),
+        ([0.125, 3], POLYGON),
+        ([0.1 + 0.2, 1], POLYGON),
+    ],
 )
 def test_packed_polygons_lose_nothing(numbers, kind):
     found, (part,) = pack_polygons([np.array(numbers, dtype=np.float64)])

@@ -144,12 +144,7 @@ class TestFrozenBatchNorm:
 
 @pytest.mark.parametrize(
     ("norm", "kind"),
-    [
-        ("batch", nn.BatchNorm2d),
-        ("sync", nn.SyncBatchNorm),
-        ("group", nn.GroupNorm),
-        ("frozen", FrozenBatchNorm2d),
-    ],
+    [("batch", nn.BatchNorm2d), ("sync", nn.SyncBatchNorm), ("group", nn.GroupNorm), ("frozen", FrozenBatchNorm2d)],
 )
 def test_every_norm_layer_of_the_body_is_of_the_kind_asked_for(norm, kind):
     with torch.device("meta"):
@@ -196,8 +191,10 @@ def test_the_finest_inner_map_is_computed_again_not_kept(frozen):
     for over_pictures in (True, False):  # as if there were a batch norm, or not
         fpn.over_pictures = over_pictures
         generator = torch.Generator().manual_seed(1)
-        maps = [torch.randn(3, c, *s, dtype=torch.float64, generator=generator)
-                for c, s in zip((8, 16, 16, 16), sides, strict=True)]
+        maps = [
+            torch.randn(3, c, *s, dtype=torch.float64, generator=generator)
+            for c, s in zip((8, 16, 16, 16), sides, strict=True)
+        ]
         for i, m in enumerate(maps):
             m.requires_grad_(not (frozen and i == 0))
         saved = []

@@ -93,8 +93,9 @@ def test_the_run_is_told_as_text(tmp_path):
     board.run(0, "python train.py --lr 0.1", flags={"lr": 0.1, "amp": False})
     board.close()
     read = events(tmp_path)
-    texts = [read.Tensors(f"run/{name}/text_summary")[0].tensor_proto.string_val[0].decode()
-             for name in ("command", "flags")]
+    texts = [
+        read.Tensors(f"run/{name}/text_summary")[0].tensor_proto.string_val[0].decode() for name in ("command", "flags")
+    ]
     assert texts[0].strip() == "python train.py --lr 0.1" and "| lr | `0.1` |" in texts[1]
 
 
@@ -102,7 +103,8 @@ def test_names_that_are_no_text_are_told_as_escapes_and_refused_for_the_folder(t
     board = TensorBoard(tmp_path)
     board.run(0, "python train.py --data-path d\udcff", flags={"data_path": "d\udcff"})
     board.close()
-    assert b"--data-path d\\udcff" in (
-        events(tmp_path).Tensors("run/command/text_summary")[0].tensor_proto.string_val[0])
+    assert (
+        b"--data-path d\\udcff" in (events(tmp_path).Tensors("run/command/text_summary")[0].tensor_proto.string_val[0])
+    )
     with pytest.raises(InputError, match="not UTF-8; give another --output-dir"):
         TensorBoard(tmp_path / "o\udcff")

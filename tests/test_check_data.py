@@ -32,11 +32,13 @@ from train_utils.data_sets import open_data_set
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Runs the command -> (exit status, stdout, stderr, check_data.json or None)."""
+
     def run(*words, samples=0):
         out = tmp_path / "checked"
         (out / "check_data.json").unlink(missing_ok=True)
-        monkeypatch.setattr(sys, "argv", ["check_data", *map(str, words), "--output-dir", str(out), "--samples",
-                                          str(samples)])
+        monkeypatch.setattr(
+            sys, "argv", ["check_data", *map(str, words), "--output-dir", str(out), "--samples", str(samples)]
+        )
         try:
             status = run_command(check_data.main)
         except SystemExit as stop:
@@ -60,8 +62,10 @@ def test_each_case_of_the_catalogue_is_told_as_training_tells_it(case, tmp_path,
     data = case.data(tmp_path / "data")
     case.make(data)
     data.write()
-    with patch.dict(os.environ, {"MASKRCNN_CACHE": str(tmp_path / "cache")}), patch.object(
-            annotation_cache, "WORTHWHILE", 1):
+    with (
+        patch.dict(os.environ, {"MASKRCNN_CACHE": str(tmp_path / "cache")}),
+        patch.object(annotation_cache, "WORTHWHILE", 1),
+    ):
         for _ in range(1 + (case.outcome == catalogue.SKIP)):  # the second reads what the first has stored
             status, _, err, found = run(data.folder, "--min-size", 64, "--max-size", 96)
             assert not err, err
@@ -81,15 +85,20 @@ def test_each_case_of_the_catalogue_is_told_as_training_tells_it(case, tmp_path,
             assert counts(found)[f"skipped: {reason}"] == 2 * int(number) == 2 * case.skips
 
 
-@pytest.mark.parametrize("message, title", [
-    ("a.json: annotation 7: iscrowd '0' is neither 0 nor 1; mend it", "iscrowd is neither 0 nor 1"),
-    ("b/1.png: the picture is 48x65 (width x height), but b/a.json says 48x64 for image id 1",
-     "pictures of another size than annotated"),
-    ("b.xml: object 2: class 'Cat' is not in names.json (is 'cat' meant?); give it", "class is not in names.json"),
-    ("a.json: annotation 7: 'category_id' is missing", "'category_id' is missing"),
-    ("a.json: " + "word " * 30, "word " * 19 + "…"),
-    ("m.png: cannot read this mask (no image 'a/b (1).png')", "cannot read this mask"),
-])
+@pytest.mark.parametrize(
+    "message, title",
+    [
+        ("a.json: annotation 7: iscrowd '0' is neither 0 nor 1; mend it", "iscrowd is neither 0 nor 1"),
+        (
+            "b/1.png: the picture is 48x65 (width x height), but b/a.json says 48x64 for image id 1",
+            "pictures of another size than annotated",
+        ),
+        ("b.xml: object 2: class 'Cat' is not in names.json (is 'cat' meant?); give it", "class is not in names.json"),
+        ("a.json: annotation 7: 'category_id' is missing", "'category_id' is missing"),
+        ("a.json: " + "word " * 30, "word " * 19 + "…"),
+        ("m.png: cannot read this mask (no image 'a/b (1).png')", "cannot read this mask"),
+    ],
+)
 def test_the_title_of_a_message_has_no_values_and_ends_with_a_word(message, title):
     assert finds.kind_of(message) == title
 
@@ -124,9 +133,21 @@ def test_every_mistake_is_listed(run, tmp_path):
     data = many(6)
     data["images"] += [{"id": 3, "file_name": "3.png", "height": 20, "width": 30}, {"id": 8}, {"file_name": "9.png"}]
     data["images"][0]["height"] = 0
-    for number, change in enumerate([{"bbox": [1, 2, 3]}, {"bbox": [1, 2, float("nan"), 4]}, {"iscrowd": "0"},
-                                     {"category_id": 5}, {"segmentation": "x"}, {"segmentation": []}, {"image_id": 99},
-                                     {"image_id": 8}, {"id": 2}, {"id": 3, "bbox": [1]}], 20):
+    for number, change in enumerate(
+        [
+            {"bbox": [1, 2, 3]},
+            {"bbox": [1, 2, float("nan"), 4]},
+            {"iscrowd": "0"},
+            {"category_id": 5},
+            {"segmentation": "x"},
+            {"segmentation": []},
+            {"image_id": 99},
+            {"image_id": 8},
+            {"id": 2},
+            {"id": 3, "bbox": [1]},
+        ],
+        20,
+    ):
         data["annotations"].append({**annotation(number, 2), **change})
     data["categories"] += [{"id": 1, "name": "again"}, {"name": "no id"}]
     for image in data["images"]:
@@ -136,34 +157,57 @@ def test_every_mistake_is_listed(run, tmp_path):
     (tmp_path / "d" / "images" / "5.png").unlink()
     status, _, _, found = run(tmp_path / "d")
     errors = "\n".join(texts(found, "error"))
-    for said in ("image id 1: a size of 30x0", "image id 3 stands twice", "image id 8: file_name None", "has no id",
-                 "annotation 20: bbox has 3", "annotation 21: bbox holds a number", "annotation 22: iscrowd '0'",
-                 "annotation 23: category_id 5 is not in", "annotation 24: segmentation is neither",
-                 "annotation id 2 stands twice", "annotation id 3 stands twice",
-                 "category id 1 stands twice", "'no id'", "5.png is missing"):
+    for said in (
+        "image id 1: a size of 30x0",
+        "image id 3 stands twice",
+        "image id 8: file_name None",
+        "has no id",
+        "annotation 20: bbox has 3",
+        "annotation 21: bbox holds a number",
+        "annotation 22: iscrowd '0'",
+        "annotation 23: category_id 5 is not in",
+        "annotation 24: segmentation is neither",
+        "annotation id 2 stands twice",
+        "annotation id 3 stands twice",
+        "category id 1 stands twice",
+        "'no id'",
+        "5.png is missing",
+    ):
         assert said in errors, said
     assert status == 2 and found["counts"]["error"] == len(errors.splitlines()) == 15, errors
     listed = counts(found)
     assert listed["skipped: annotations without segmentation"] == 1
     assert listed["skipped: annotations of images that are not listed"] == 1
     assert listed["annotations of images that have an error: not checked"] == 2  # of images 1 and 8
-    assert found["splits"]["all"] == {"source": found["splits"]["all"]["source"], "pictures": 5, "objects": 6,
-                                      "crowd_regions": 0}
+    assert found["splits"]["all"] == {
+        "source": found["splits"]["all"]["source"],
+        "pictures": 5,
+        "objects": 6,
+        "crowd_regions": 0,
+    }
 
 
 ODD = [  # more annotations of picture 2, and what they are told as
     ({"id": 30, "image_id": 2}, "objects annotated twice (same class, boxes of IoU over 0.95)"),
     ({"id": 31, "bbox": [20, 3, 9, 9]}, "boxes that are not their mask's (IoU under 0.5)"),
-    ({"id": 32, "bbox": [2, 3, 60, 10], "segmentation": [[2, 3, 62, 3, 62, 13, 2, 13]], "area": 280},
-     "boxes that reach out of the picture"),
+    (
+        {"id": 32, "bbox": [2, 3, 60, 10], "segmentation": [[2, 3, 62, 3, 62, 13, 2, 13]], "area": 280},
+        "boxes that reach out of the picture",
+    ),
     ({"id": 33, "area": 1000}, "areas that are not their mask's"),
-    ({"id": 34, "bbox": [5, 5, 0.9, 9], "segmentation": [[5, 5, 5.9, 5, 5.9, 14, 5, 14]], "area": 8},
-     "objects less than a pixel wide or high"),
+    (
+        {"id": 34, "bbox": [5, 5, 0.9, 9], "segmentation": [[5, 5, 5.9, 5, 5.9, 14, 5, 14]], "area": 8},
+        "objects less than a pixel wide or high",
+    ),
     ({"id": 35, "bbox": [5, 5, 2, 2], "segmentation": [[5, 5, 7, 7, 5, 5]], "area": 1}, "polygons that cover no pixel"),
-    ({"id": 36, "bbox": [0, 0, 30, 20], "segmentation": [[0, 0, 30, 0, 30, 20, 0, 20]], "area": 600},
-     "objects that cover over 95% of their picture"),
-    ({"id": 37, "bbox": [0, 5, 29, 1.2], "segmentation": [[0, 5, 29, 5, 29, 6.2, 0, 6.2]], "area": 29},
-     "objects over 20 times as long as wide"),
+    (
+        {"id": 36, "bbox": [0, 0, 30, 20], "segmentation": [[0, 0, 30, 0, 30, 20, 0, 20]], "area": 600},
+        "objects that cover over 95% of their picture",
+    ),
+    (
+        {"id": 37, "bbox": [0, 5, 29, 1.2], "segmentation": [[0, 5, 29, 5, 29, 6.2, 0, 6.2]], "area": 29},
+        "objects over 20 times as long as wide",
+    ),
 ]
 
 
@@ -217,16 +261,23 @@ def test_pictures_and_splits(run, tmp_path):
     assert counts(found)["image ids both in train and in val"] == counts(found)["category ids that begin at 0"] == 1
     assert counts(found)["classes in val, but not in train"] == 1
     quick = run(folder, "--quick", samples=2)
-    assert "pictures of one colour" not in counts(quick[3]) and "--full opens all" in (
-        tmp_path / "checked" / "check_data.html").read_text()
+    assert (
+        "pictures of one colour" not in counts(quick[3])
+        and "--full opens all" in (tmp_path / "checked" / "check_data.html").read_text()
+    )
 
 
 def test_doubles(tmp_path, shared_data):
     """Saved, smaller and darker copies are found; of dark microscopy pictures none is taken for another."""
     paths = sorted((shared_data / "nuclei" / "images").glob("*.png"))[:40]
     image = Image.open(sorted((shared_data / "coco_mini" / "val2017").glob("*.jpg"))[0])
-    for name, other in (("a.jpg", image), ("b.png", image), ("c.jpg", image.resize((320, 213))),
-                        ("d.jpg", image.point(lambda value: value * 0.7)), ("e.png", image.transpose(0))):
+    for name, other in (
+        ("a.jpg", image),
+        ("b.png", image),
+        ("c.jpg", image.resize((320, 213))),
+        ("d.jpg", image.point(lambda value: value * 0.7)),
+        ("e.png", image.transpose(0)),
+    ):
         other.save(tmp_path / name, quality=60)
     seen = {"": pictures.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, check_data.Finds())}
     found = {(double.first[1], double.second[1]) for double in duplicates.find_doubles(seen)}
@@ -252,15 +303,23 @@ def test_near_hashes_are_those_of_a_plain_loop():
         hashes = np.append(hashes, hashes[20 + byte] ^ np.uint64(0x0101010101010101 & ~(1 << 8 * byte)))
     with patch.object(duplicates, "BLOCK", 3):
         found = duplicates.near_hashes(hashes)
-    wanted = [(i, j) for j in range(len(hashes)) for i in range(j)
-              if bin(int(hashes[i] ^ hashes[j])).count("1") <= duplicates.MOST_BITS]
+    wanted = [
+        (i, j)
+        for j in range(len(hashes))
+        for i in range(j)
+        if bin(int(hashes[i] ^ hashes[j])).count("1") <= duplicates.MOST_BITS
+    ]
     assert sorted(found) == sorted(wanted) and len(wanted) >= 15
 
 
-@pytest.mark.parametrize("fields", [
-    {"min_size": (64,), "max_size": 96}, {"min_size": (100,), "max_size": 333},
-    {"fixed_size": (128, 160), "anchor_sizes": (11, 20, 33, 70, 140), "aspect_ratios": (0.3, 1.0)},
-])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"min_size": (64,), "max_size": 96},
+        {"min_size": (100,), "max_size": 333},
+        {"fixed_size": (128, 160), "anchor_sizes": (11, 20, 33, 70, 140), "aspect_ratios": (0.3, 1.0)},
+    ],
+)
 def test_anchors_are_those_of_the_grid(tmp_path, fields):
     """Each object's best IoU is that of box_iou with every anchor of its picture's grid."""
     config = MaskRCNNConfig(**{"anchor_sizes": (8, 16, 32, 64, 128), **fields})
@@ -324,12 +383,32 @@ def fixable(folder):
     data["images"].append({"id": 70, "file_name": "gone.png", "height": 20, "width": 30})
     data["images"].append(dict(data["images"][0]))
     data["images"][1].update(height=None, width=None)
-    for number, change in enumerate([
-            {"bbox": [1, 2, 3]}, {"bbox": [1, 2, float("nan"), 4]}, {"bbox": [4, 4, 0, 9]}, {"iscrowd": "0"},
-            {"area": float("nan")}, {"segmentation": []}, {"image_id": 99}, {"image_id": 70}, {"id": 2},
-            {"segmentation": [[1, 2, 3]]}], 50):
-        data["annotations"].append({**annotation(number, 15 + number % 5, segmentation=[[
-            3 + number % 7, 4, 13, 4, 13, 11 + number % 7, 3, 11 + number % 7]], bbox=None), **change})
+    for number, change in enumerate(
+        [
+            {"bbox": [1, 2, 3]},
+            {"bbox": [1, 2, float("nan"), 4]},
+            {"bbox": [4, 4, 0, 9]},
+            {"iscrowd": "0"},
+            {"area": float("nan")},
+            {"segmentation": []},
+            {"image_id": 99},
+            {"image_id": 70},
+            {"id": 2},
+            {"segmentation": [[1, 2, 3]]},
+        ],
+        50,
+    ):
+        data["annotations"].append(
+            {
+                **annotation(
+                    number,
+                    15 + number % 5,
+                    segmentation=[[3 + number % 7, 4, 13, 4, 13, 11 + number % 7, 3, 11 + number % 7]],
+                    bbox=None,
+                ),
+                **change,
+            }
+        )
     data["annotations"].append(dict(data["annotations"][3], id=90))
     path.write_text(json.dumps(data))
     return folder
@@ -347,12 +426,26 @@ def test_a_corrected_copy_has_nothing_left_of_what_was_corrected(run, tmp_path):
     listed = json.loads((tmp_path / "fixed" / "changes.json").read_text())
     changes = {(c["about"], c["id"], c["what"]) for c in listed["changes"]}
     assert changes >= {
-        ("annotation", 31, "bbox"), ("annotation", 32, "bbox"), ("annotation", 33, "area"),
-        ("annotation", 35, "entry"), ("annotation", 50, "bbox"), ("annotation", 51, "bbox"), ("annotation", 52, "bbox"),
-        ("annotation", 53, "iscrowd"), ("annotation", 54, "area"), ("annotation", 55, "entry"),
-        ("annotation", 56, "entry"), ("annotation", 57, "entry"), ("annotation", 2, "id"), ("annotation", 59, "entry"),
-        ("annotation", 90, "entry"), ("image", 70, "entry"), ("image", 1, "entry"), ("image", 2, "width, height"),
-        ("annotation", 30, "entry")}, changes
+        ("annotation", 31, "bbox"),
+        ("annotation", 32, "bbox"),
+        ("annotation", 33, "area"),
+        ("annotation", 35, "entry"),
+        ("annotation", 50, "bbox"),
+        ("annotation", 51, "bbox"),
+        ("annotation", 52, "bbox"),
+        ("annotation", 53, "iscrowd"),
+        ("annotation", 54, "area"),
+        ("annotation", 55, "entry"),
+        ("annotation", 56, "entry"),
+        ("annotation", 57, "entry"),
+        ("annotation", 2, "id"),
+        ("annotation", 59, "entry"),
+        ("annotation", 90, "entry"),
+        ("image", 70, "entry"),
+        ("image", 1, "entry"),
+        ("image", 2, "width, height"),
+        ("annotation", 30, "entry"),
+    }, changes
     assert len((tmp_path / "fixed" / "changes.txt").read_text().splitlines()) == len(listed["changes"])
     assert not any(kind["title"] in FIXED or kind["severity"] == "error" for kind in listed["left_to_you"])
     image_dir = listed["image_dir"]
@@ -422,12 +515,15 @@ def test_what_is_no_data_set_is_said_once(run, tmp_path):
         assert "picture was opened" not in (tmp_path / "checked" / "check_data.html").read_text()
 
 
-@pytest.mark.parametrize("words, said", [
-    (["NONE"], "no such file or folder"),
-    (["DATA", "--fix", "DATA/images"], "exists already"),
-    (["NPY", "--fix", "OUT"], "only COCO jsons are corrected"),
-    (["DATA", "--full", "--quick"], "not allowed with"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["NONE"], "no such file or folder"),
+        (["DATA", "--fix", "DATA/images"], "exists already"),
+        (["NPY", "--fix", "OUT"], "only COCO jsons are corrected"),
+        (["DATA", "--full", "--quick"], "not allowed with"),
+    ],
+)
 def test_wrong_use_is_one_line(run, tmp_path, words, said):
     many_npy(tmp_path / "NPY", 2)
     write_coco(tmp_path / "DATA")

@@ -28,13 +28,28 @@ from train_utils.label_map import LabelMap
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-SMALL = dict(backbone="resnet18", fpn_channels=16, box_head_channels=24, mask_head_channels=8,
-             mask_head_layers=2, min_size=(64,), max_size=64)
+SMALL = dict(
+    backbone="resnet18",
+    fpn_channels=16,
+    box_head_channels=24,
+    mask_head_channels=8,
+    mask_head_layers=2,
+    min_size=(64,),
+    max_size=64,
+)
 
 
 def content(value=1.0, **more):
-    return {"format_version": FORMAT_VERSION, "model": {"w": torch.full((300, 7), value)}, "config": {},
-            "epoch": 2, "step": 30, "label_map": {}, "progress": {"meters": [1.5, None, "x"]}, **more}
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": {"w": torch.full((300, 7), value)},
+        "config": {},
+        "epoch": 2,
+        "step": 30,
+        "label_map": {},
+        "progress": {"meters": [1.5, None, "x"]},
+        **more,
+    }
 
 
 def flip_byte(path, at):
@@ -73,17 +88,20 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
             load_file(path)
 
 
-@pytest.mark.parametrize("write, reason", [
-    (lambda p: p.write_text("epoch:0 0.1"), "not a checkpoint"),
-    (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "not a checkpoint"),
-    (lambda p: p.write_bytes(b""), "empty"),
-    (lambda p: torch.save([1, 2], p), "holds a list"),
-    (lambda p: torch.save({"a": Path("x")}, p), "not a checkpoint"),  # more than plain values
-    (lambda p: p.mkdir(), "no such checkpoint file"),
-    (lambda p: None, "no such checkpoint file"),
-    (lambda p: torch.save({"w": torch.ones(1)}, p), "--weights"),
-    (lambda p: save_checkpoint(p, content(format_version=FORMAT_VERSION + 1)), "newer version"),
-])
+@pytest.mark.parametrize(
+    "write, reason",
+    [
+        (lambda p: p.write_text("epoch:0 0.1"), "not a checkpoint"),
+        (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "not a checkpoint"),
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: torch.save([1, 2], p), "holds a list"),
+        (lambda p: torch.save({"a": Path("x")}, p), "not a checkpoint"),  # more than plain values
+        (lambda p: p.mkdir(), "no such checkpoint file"),
+        (lambda p: None, "no such checkpoint file"),
+        (lambda p: torch.save({"w": torch.ones(1)}, p), "--weights"),
+        (lambda p: save_checkpoint(p, content(format_version=FORMAT_VERSION + 1)), "newer version"),
+    ],
+)
 def test_wrong_file_is_one_clear_line(tmp_path, write, reason):
     path = tmp_path / "model_1.pth"
     write(path)
@@ -170,6 +188,7 @@ def test_folder_that_may_not_be_written_is_named(tmp_path, save, monkeypatch):
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_copy_is_independent_of_the_original(tmp_path, hard_links, monkeypatch):
     if not hard_links:
+
         def refuse(*_):
             raise PermissionError(1, "Operation not permitted")
 
@@ -196,8 +215,9 @@ SAVED = functools.cache(small_model)
 def saved_model(path, **more):
     model = SAVED()
     names = LabelMap.from_categories({3: "cat", 7: "dog", 90: "hat"})
-    save_checkpoint(path, content(model=model.state_dict(), config=model.config.to_dict(),
-                                  label_map=names.to_dict(), **more))
+    save_checkpoint(
+        path, content(model=model.state_dict(), config=model.config.to_dict(), label_map=names.to_dict(), **more)
+    )
     return model, names
 
 
@@ -224,17 +244,23 @@ def test_averaged_weights_are_preferred(tmp_path):
 def test_model_flags_and_names_that_do_not_fit(tmp_path):
     path = tmp_path / "model_0.pth"
     saved_model(path)
-    for flags, reason in ((dict(fpn_channels=8), "does not fit the model flags .*fpn"),
-                          (dict(label_map=LabelMap.from_names({1: "a"})), "list of names has 1")):
+    for flags, reason in (
+        (dict(fpn_channels=8), "does not fit the model flags .*fpn"),
+        (dict(label_map=LabelMap.from_names({1: "a"})), "list of names has 1"),
+    ):
         with pytest.raises(InputError, match=reason) as caught:
             model_from_checkpoint(path, **flags)
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [
-    {"norm": "group"}, {"variant": "v2", "box_head_convs": 1, "num_classes": 91},
-    {"backbone": "resnet34", "mask_head_layers": 4},
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"norm": "group"},
+        {"variant": "v2", "box_head_convs": 1, "num_classes": 91},
+        {"backbone": "resnet34", "mask_head_layers": 4},
+    ],
+)
 def test_bare_state_dict_tells_the_architecture(config, tmp_path):
     model = small_model(**config)
     path = tmp_path / "bare.pth"
@@ -263,10 +289,17 @@ def test_torchvision_state_dicts_tell_their_architecture():
         wrapped = {"model": {"module." + key: value for key, value in uncounted.items()}, "epoch": 3}
         for content, norm in ((state, "batch"), (uncounted, "frozen"), (wrapped, "frozen")):
             assert infer_architecture(content) == {
-                "num_classes": 5, "backbone": "resnet50", "variant": variant, "norm": norm,
-                "backbone_width": 64, "fpn_channels": 256, "box_head_channels": 1024, "mask_head_channels": 256,
+                "num_classes": 5,
+                "backbone": "resnet50",
+                "variant": variant,
+                "norm": norm,
+                "backbone_width": 64,
+                "fpn_channels": 256,
+                "box_head_channels": 1024,
+                "mask_head_channels": 256,
                 "mask_head_layers": 4,
-                **({"box_head_convs": 4} if variant == "v2" else {})}
+                **({"box_head_convs": 4} if variant == "v2" else {}),
+            }
 
 
 def test_older_spelling_of_keys_is_understood():
@@ -287,9 +320,11 @@ def test_damaged_content_is_named(tmp_path):
     path = tmp_path / "x.pth"
     saved_model(path)
     whole = torch.load(path, weights_only=True)
-    for change, reason in (({"format_version": "1"}, "format version '1' is not a number"),
-                           ({"label_map": {"labels": [1]}}, "label map: labels, category_ids and names"),
-                           ({"label_map": None}, "label map: labels, category_ids and names")):
+    for change, reason in (
+        ({"format_version": "1"}, "format version '1' is not a number"),
+        ({"label_map": {"labels": [1]}}, "label map: labels, category_ids and names"),
+        ({"label_map": None}, "label map: labels, category_ids and names"),
+    ):
         save_checkpoint(path, {**whole, **change})
         with pytest.raises(InputError, match=reason):
             model_from_checkpoint(path)

@@ -219,8 +219,14 @@ def test_results_of_a_picture_that_is_not_there():
 
 @pytest.mark.parametrize(
     ("installed", "wanted", "chosen"),
-    [(None, None, PYCOCOTOOLS), ("1.7.9", None, PYCOCOTOOLS), ("1.8.0", None, FASTER), ("2.0rc1", None, FASTER),
-     ("1.8.0", PYCOCOTOOLS, PYCOCOTOOLS), ("2.0", FASTER, FASTER)],
+    [
+        (None, None, PYCOCOTOOLS),
+        ("1.7.9", None, PYCOCOTOOLS),
+        ("1.8.0", None, FASTER),
+        ("2.0rc1", None, FASTER),
+        ("1.8.0", PYCOCOTOOLS, PYCOCOTOOLS),
+        ("2.0", FASTER, FASTER),
+    ],
 )
 def test_the_evaluator_is_chosen_and_named(installed, wanted, chosen, monkeypatch, tmp_path):
     """With a stand-in for faster-coco-eval: pycocotools' own classes, which say that they were asked."""

@@ -42,10 +42,18 @@ def model_parser():
     return parser
 
 
-@pytest.mark.parametrize("words, expected", [
-    ([], False), (["--amp"], True), (["--amp", "True"], True), (["--amp", "False"], False),
-    (["--amp", "false"], False), (["--amp=True"], True), (["--amp", "--min-size", "5"], True),
-])
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([], False),
+        (["--amp"], True),
+        (["--amp", "True"], True),
+        (["--amp", "False"], False),
+        (["--amp", "false"], False),
+        (["--amp=True"], True),
+        (["--amp", "--min-size", "5"], True),
+    ],
+)
 def test_boolean_flag_means_what_it_says(words, expected):
     assert model_parser().parse_args(words).amp is expected
 
@@ -68,10 +76,14 @@ def test_abbreviated_flag_is_refused_in_one_line(capsys):
     assert message.startswith("error: unrecognized arguments: --min-siz") and message.count("\n") == 1
 
 
-@pytest.mark.parametrize("module, told", [
-    (None, "python train.py"), ("tools.check_data", "python -m tools.check_data"),
-    ("benchmarks.__main__", "python -m benchmarks"),
-])
+@pytest.mark.parametrize(
+    "module, told",
+    [
+        (None, "python train.py"),
+        ("tools.check_data", "python -m tools.check_data"),
+        ("benchmarks.__main__", "python -m benchmarks"),
+    ],
+)
 def test_the_program_is_named_as_it_is_started(module, told, monkeypatch, capsys):
     spec = module and importlib.machinery.ModuleSpec(module, None)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
@@ -83,11 +95,16 @@ def test_the_program_is_named_as_it_is_started(module, told, monkeypatch, capsys
     assert f"({told} --help lists the flags)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind, good, bad", [
-    (positive_int, "1", ["0", "-1", "1.5", "x"]), (non_negative_int, "0", ["-1", "x"]),
-    (positive_float, "1e-9", ["0", "-1", "nan", "inf", "x"]), (fraction, "1", ["1.01", "-0.1", "nan"]),
-    (seed, "0", ["-1", str(2**63), "x"]),
-])
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (positive_int, "1", ["0", "-1", "1.5", "x"]),
+        (non_negative_int, "0", ["-1", "x"]),
+        (positive_float, "1e-9", ["0", "-1", "nan", "inf", "x"]),
+        (fraction, "1", ["1.01", "-0.1", "nan"]),
+        (seed, "0", ["-1", str(2**63), "x"]),
+    ],
+)
 def test_number_types(kind, good, bad):
     assert kind(good) == float(good)
     for text in bad:
@@ -119,8 +136,12 @@ def test_config_from_args_round_trips_every_default():
 def test_config_values_take_their_types():
     words = "--anchor-sizes 8 16 32 64 128 --aspect-ratios 0.5 1 --box-score-thresh 0.3 --backbone resnet18"
     given = config_from_args(model_parser().parse_args(words.split()))
-    assert given == {"anchor_sizes": (8, 16, 32, 64, 128), "aspect_ratios": (0.5, 1.0),
-                     "box_score_thresh": 0.3, "backbone": "resnet18"}
+    assert given == {
+        "anchor_sizes": (8, 16, 32, 64, 128),
+        "aspect_ratios": (0.5, 1.0),
+        "box_score_thresh": 0.3,
+        "backbone": "resnet18",
+    }
 
 
 def test_none_switches_an_optional_field_off():
@@ -152,6 +173,7 @@ def test_plain_args_are_json():
 def raises(error):
     def main():
         raise error
+
     return main
 
 
@@ -168,22 +190,36 @@ def test_run_command_exit_status(capsys):
         run_command(raises(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("fpn_channels", 0, "1 or more"), ("box_head_channels", -1, "1 or more"), ("image_mean", (1, 2), "give 3"),
-    ("box_detections_per_img", -1, "1 or more"), ("image_std", (0, 0, 0), "positive"),
-    ("bbox_reg_weights", (1,), "give 4"),
-])
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("fpn_channels", 0, "1 or more"),
+        ("box_head_channels", -1, "1 or more"),
+        ("image_mean", (1, 2), "give 3"),
+        ("box_detections_per_img", -1, "1 or more"),
+        ("image_std", (0, 0, 0), "positive"),
+        ("bbox_reg_weights", (1,), "give 4"),
+    ],
+)
 def test_numbers_that_no_model_can_have(name, value, said):
     with pytest.raises(InputError, match=f"{name}.*{said}"):
         MaskRCNNConfig(**{name: value})
 
 
 def test_closed_pipe_is_no_traceback(tmp_path):
-    program = ("import sys; from train_utils.command import run_command\n"
-               "def main():\n    for i in range(10**5): print(i)\n"
-               "sys.exit(run_command(main))")
-    process = subprocess.Popen([sys.executable, "-B", "-c", program], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    program = (
+        "import sys; from train_utils.command import run_command\n"
+        "def main():\n    for i in range(10**5): print(i)\n"
+        "sys.exit(run_command(main))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-c", program],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
     process.stdout.readline()
     process.stdout.close()
     error = process.stderr.read()

@@ -163,7 +163,8 @@ def test_ids_of_text_and_of_any_length_are_written_back(tmp_path):
     """Inside they are numbers, of which pycocotools can make an index."""
     ids = ["7", "img-a", 10**30, 5]
     ds = open_one(
-        tmp_path, *(annotation(f"u{i}", image_id, category_id="cat") for i, image_id in enumerate(ids)),
+        tmp_path,
+        *(annotation(f"u{i}", image_id, category_id="cat") for i, image_id in enumerate(ids)),
         images=[{"id": i, "file_name": f"{n}.png", "height": 20, "width": 30} for n, i in enumerate(ids)],
         categories=[{"id": "cat", "name": "a"}, {"id": 8, "name": "b"}],
     )
@@ -391,8 +392,18 @@ def test_counts_of_compressed_rle(height, width, seed):
     assert decode_counts(rle["counts"].encode()).tolist() == uncompressed(mask.astype(np.uint8))["counts"]
 
 
-@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32), st.sampled_from(
-    ("whole", "empty", "cut", "another size", "strange"))), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 12),
+            st.integers(1, 12),
+            st.integers(0, 2**32),
+            st.sampled_from(("whole", "empty", "cut", "another size", "strange")),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_many_compressed_rles_at_once(several):
     counts, pixels, runs = [], [], []
     for height, width, seed, how in several:
@@ -418,8 +429,10 @@ def test_long_runs_of_compressed_rle():
 
 @pytest.mark.parametrize(
     ("json_name", "pictures"),
-    [("coco_mini/annotations/instances_val2017.json", "coco_mini/val2017"),
-     ("nuclei/instances_val.json", "nuclei/images")],
+    [
+        ("coco_mini/annotations/instances_val2017.json", "coco_mini/val2017"),
+        ("nuclei/instances_val.json", "nuclei/images"),
+    ],
 )
 def test_real_data_equals_pycocotools(shared_data, json_name, pictures):
     ds = CocoDataset(shared_data / json_name, shared_data / pictures)

@@ -45,7 +45,11 @@ def test_the_target(tmp_path):
     image, target = data[0]
     assert image.dtype == torch.uint8 and image.shape == (3, 20, 30)
     assert {k: v.dtype for k, v in target.items() if isinstance(v, torch.Tensor)} == {
-        "boxes": torch.float32, "labels": torch.int64, "area": torch.float32, "iscrowd": torch.uint8}
+        "boxes": torch.float32,
+        "labels": torch.int64,
+        "area": torch.float32,
+        "iscrowd": torch.uint8,
+    }
     assert target["boxes"].tolist() == TWO["boxes"].tolist() and target["labels"].tolist() == [1, 2]
     assert isinstance(target["masks"], CroppedMasks) and (masks_of(data) == TWO["masks"]).all()
     assert target["image_id"] == 7 and target["area"].tolist() == [119, 159] and target["iscrowd"].tolist() == [0, 0]
@@ -66,12 +70,15 @@ def test_the_ground_truth_is_what_pycocotools_reads(tmp_path):
     assert coco.cats[2]["name"] == "class_2" and coco.imgs[7]["file_name"] == "7.png"
 
 
-@pytest.mark.parametrize(("train", "val"), [
-    (("images_train", "annotations_train"), ("images_val", "annotations_val")),
-    (("image_train", "annotation_train"), ("image_val", "annotation_val")),
-    (("images", "annotations"), ("images_valid", "annotations_valid")),
-    (("image", "annotations"), ("images_test", "annotation_test")),
-])
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        (("images_train", "annotations_train"), ("images_val", "annotations_val")),
+        (("image_train", "annotation_train"), ("image_val", "annotation_val")),
+        (("images", "annotations"), ("images_valid", "annotations_valid")),
+        (("image", "annotations"), ("images_test", "annotation_test")),
+    ],
+)
 def test_layouts(tmp_path, train, val):
     for names, suffix, count in ((train, "_a", 4), (val, "_b", 2)):
         many(tmp_path, count, suffix)
@@ -176,31 +183,50 @@ def test_a_picture_stored_sideways(tmp_path):
     assert data[1][0].shape == (3, 30, 20) and (masks_of(data, 1) == upright["masks"]).all()
 
 
-@pytest.mark.parametrize("form", [
-    lambda m: m.astype(bool), lambda m: m * 255, lambda m: m.astype(np.float32), lambda m: m * 0.9,
-    lambda m: m * 255.0, lambda m: m.astype(np.int64) * 300, lambda m: m.tolist(), list, np.asfortranarray,
-    lambda m: np.where(m, 200, 60).astype(np.uint8),
-])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda m: m.astype(bool),
+        lambda m: m * 255,
+        lambda m: m.astype(np.float32),
+        lambda m: m * 0.9,
+        lambda m: m * 255.0,
+        lambda m: m.astype(np.int64) * 300,
+        lambda m: m.tolist(),
+        list,
+        np.asfortranarray,
+        lambda m: np.where(m, 200, 60).astype(np.uint8),
+    ],
+)
 def test_forms_of_masks(tmp_path, form):
     assert (masks_of(one(tmp_path, {**TWO, "masks": form(TWO["masks"])})) == TWO["masks"]).all()
 
 
-@pytest.mark.parametrize("form", [
-    lambda c: {key: value.tolist() for key, value in c.items()},
-    lambda c: np.array([c], dtype=object),
-    lambda c: {**c, "labels": c["labels"].astype(np.float32), "boxes": c["boxes"].astype(np.int16)},
-    lambda c: {**c, "image_id": 3, "area": [1.5, 2.5], "iscrowd": None},
-], ids=["lists", "an array of one dict", "other types", "other keys"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda c: {key: value.tolist() for key, value in c.items()},
+        lambda c: np.array([c], dtype=object),
+        lambda c: {**c, "labels": c["labels"].astype(np.float32), "boxes": c["boxes"].astype(np.int16)},
+        lambda c: {**c, "image_id": 3, "area": [1.5, 2.5], "iscrowd": None},
+    ],
+    ids=["lists", "an array of one dict", "other types", "other keys"],
+)
 def test_forms_of_files(tmp_path, form):
     target = one(tmp_path, form(TWO)).target(0)
     assert target["boxes"].tolist() == TWO["boxes"].tolist() and target["labels"].tolist() == [1, 2]
     assert (target["masks"].to_masks().numpy() == TWO["masks"]).all()
 
 
-@pytest.mark.parametrize("content", [
-    rectangles(), {"boxes": [], "labels": [], "masks": []},
-    {"boxes": np.zeros((0, 4)), "labels": np.zeros(0), "masks": np.zeros((0, 5, 9))},
-], ids=["shapes", "lists", "any sides"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        rectangles(),
+        {"boxes": [], "labels": [], "masks": []},
+        {"boxes": np.zeros((0, 4)), "labels": np.zeros(0), "masks": np.zeros((0, 5, 9))},
+    ],
+    ids=["shapes", "lists", "any sides"],
+)
 def test_pictures_without_objects(tmp_path, content):
     add(tmp_path, 3, TWO)
     data = one(tmp_path, content)
@@ -213,33 +239,40 @@ def changed(**fields):
     return {**TWO, **fields}
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    (changed(labels=[1, 0]), r"labels\[1\] is 0, but 0 is background"),
-    (changed(labels=[-1, 1]), r"labels\[0\] is -1"),
-    (changed(labels=[1.5, 1]), r"labels\[0\] is 1.5, not an integer"),
-    (changed(labels=[float("nan"), 1]), r"labels\[0\] is nan, not an integer"),
-    (changed(labels=[1, 10**9]), r"labels\[1\] is 1000000000, but they go from 1 to at most"),
-    (changed(labels=[True, True]), r"labels\[0\] is True, not an integer"),
-    (changed(labels=["a", "b"]), "labels is an array of <U1"),
-    (changed(labels=[[1], [2]]), r"shapes do not fit: boxes \[2, 4\], labels \[2, 1\]"),
-    (changed(labels=[1]), r"labels \[1\], masks \[2, 20, 30\]"),
-    (changed(labels=3), "labels is a single value"),
-    (changed(boxes=np.ones((2, 5))), r"boxes \[2, 5\]"),
-    (changed(boxes=[[0, 0, 9, float("nan")], [0, 0, 9, 9]]), r"boxes\[0\] is .*nan"),
-    (changed(boxes=[[0, 0, 9, 9], [0, 0, 9, float("inf")]]), r"boxes\[1\] is .*inf"),
-    (changed(boxes=[[0, 0, 9], [0, 0, 9, 9]]), "boxes is not an array: its rows differ in length"),
-    (changed(masks=np.ones((2, 21, 30), bool)), r"masks are \[21, 30\], but .*7.png has a height of 20 and a width"),
-    (changed(masks=np.ones((2, 600), bool)), r"masks \[2, 600\]"),
-    (changed(masks=TWO["masks"] * np.nan), r"masks\[0\] holds values from nan to nan"),
-    (changed(masks=-TWO["masks"].astype(int)), r"masks\[0\] holds values from -1 to 0"),
-    (changed(masks=TWO["masks"] * 256.0), r"masks\[0\] holds values from 0.0 to 256.0"),
-    (changed(masks=TWO["masks"] * 1j), "masks is an array of complex128"),
-    (changed(iscrowd=[0, 2]), r"iscrowd\[1\] is 2"),
-    (changed(iscrowd=[0]), r"iscrowd \[1\]"),
-    ({"boxes": [], "labels": []}, "holds a dict without masks"),
-    ([1, 2], "holds a ndarray"),
-    ("text", "holds a ndarray"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (changed(labels=[1, 0]), r"labels\[1\] is 0, but 0 is background"),
+        (changed(labels=[-1, 1]), r"labels\[0\] is -1"),
+        (changed(labels=[1.5, 1]), r"labels\[0\] is 1.5, not an integer"),
+        (changed(labels=[float("nan"), 1]), r"labels\[0\] is nan, not an integer"),
+        (changed(labels=[1, 10**9]), r"labels\[1\] is 1000000000, but they go from 1 to at most"),
+        (changed(labels=[True, True]), r"labels\[0\] is True, not an integer"),
+        (changed(labels=["a", "b"]), "labels is an array of <U1"),
+        (changed(labels=[[1], [2]]), r"shapes do not fit: boxes \[2, 4\], labels \[2, 1\]"),
+        (changed(labels=[1]), r"labels \[1\], masks \[2, 20, 30\]"),
+        (changed(labels=3), "labels is a single value"),
+        (changed(boxes=np.ones((2, 5))), r"boxes \[2, 5\]"),
+        (changed(boxes=[[0, 0, 9, float("nan")], [0, 0, 9, 9]]), r"boxes\[0\] is .*nan"),
+        (changed(boxes=[[0, 0, 9, 9], [0, 0, 9, float("inf")]]), r"boxes\[1\] is .*inf"),
+        (changed(boxes=[[0, 0, 9], [0, 0, 9, 9]]), "boxes is not an array: its rows differ in length"),
+        (
+            changed(masks=np.ones((2, 21, 30), bool)),
+            r"masks are \[21, 30\], but .*7.png has a height of 20 and a width",
+        ),
+        (changed(masks=np.ones((2, 600), bool)), r"masks \[2, 600\]"),
+        (changed(masks=TWO["masks"] * np.nan), r"masks\[0\] holds values from nan to nan"),
+        (changed(masks=-TWO["masks"].astype(int)), r"masks\[0\] holds values from -1 to 0"),
+        (changed(masks=TWO["masks"] * 256.0), r"masks\[0\] holds values from 0.0 to 256.0"),
+        (changed(masks=TWO["masks"] * 1j), "masks is an array of complex128"),
+        (changed(iscrowd=[0, 2]), r"iscrowd\[1\] is 2"),
+        (changed(iscrowd=[0]), r"iscrowd \[1\]"),
+        ({"boxes": [], "labels": []}, "holds a dict without masks"),
+        ([1, 2], "holds a ndarray"),
+        ("text", "holds a ndarray"),
+    ],
+    ids=str,
+)
 def test_mistakes_are_named(tmp_path, content, told):
     with pytest.raises(InputError, match=told) as error:
         one(tmp_path, content)
@@ -394,8 +427,17 @@ def test_commands(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
     weights = tmp_path / "run" / "model_0.pth"
     assert torch.load(weights, weights_only=True)["label_map"]["names"] == ["cat", "dog"]
-    words = ["validation.py", "--weights-path", weights, "--device", "cpu", "--output-dir", tmp_path,
-             "--val-fraction", "1"]
+    words = [
+        "validation.py",
+        "--weights-path",
+        weights,
+        "--device",
+        "cpu",
+        "--output-dir",
+        tmp_path,
+        "--val-fraction",
+        "1",
+    ]
     monkeypatch.setattr("sys.argv", [str(word) for word in words])
     assert run_command(validation.main) == 1  # 5.png can't be read
     assert f" {'dog':15}: " in (tmp_path / "record_mAP.txt").read_text()

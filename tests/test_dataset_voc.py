@@ -102,8 +102,11 @@ def test_real_photos_whose_xml_and_masks_disagree(shared_data):
 
 
 def test_objects_are_matched_by_overlap_not_by_order(maker):
-    maker.add("a", [(1, 0, (2, 2, 20, 30)), (2, 0, (40, 10, 70, 50)), (3, 0, (25, 35, 35, 55))],
-              [("cat", (41, 11, 70, 50)), ("car", (26.5, 36, 35, 55.2)), ("dog", (3, 3, 20, 30))])
+    maker.add(
+        "a",
+        [(1, 0, (2, 2, 20, 30)), (2, 0, (40, 10, 70, 50)), (3, 0, (25, 35, 35, 55))],
+        [("cat", (41, 11, 70, 50)), ("car", (26.5, 36, 35, 55.2)), ("dog", (3, 3, 20, 30))],
+    )
     for path in (maker.folder / "SegmentationClass").iterdir():
         path.unlink()
     data = VocDataset(maker.root)
@@ -111,15 +114,22 @@ def test_objects_are_matched_by_overlap_not_by_order(maker):
     assert target["labels"].tolist() == [DOG, CAT, CAR]
     assert target["boxes"].tolist() == [[2, 2, 20, 30], [40, 10, 70, 50], [25, 35, 35, 55]]
     assert {k: v.dtype for k, v in target.items() if isinstance(v, torch.Tensor)} == {
-        "boxes": torch.float32, "labels": torch.int64, "area": torch.float32, "iscrowd": torch.uint8}
+        "boxes": torch.float32,
+        "labels": torch.int64,
+        "area": torch.float32,
+        "iscrowd": torch.uint8,
+    }
     assert isinstance(target["masks"], CroppedMasks) and target["masks"].size == SIZE
     assert counts(data.skipped) == counts(data.notes) == {}
 
 
 def test_what_does_not_fit_is_counted(maker):
-    maker.add("a", [(1, DOG, (0, 0, 20, 20)), (2, CAT, (30, 30, 50, 50)), (4, 0, (60, 5, 70, 15)),
-                    (255, 255, (20, 0, 25, 60))],
-              [("dog", (1, 1, 20, 20)), ("car", (60, 40, 80, 60))], xml_size=(61, 80))
+    maker.add(
+        "a",
+        [(1, DOG, (0, 0, 20, 20)), (2, CAT, (30, 30, 50, 50)), (4, 0, (60, 5, 70, 15)), (255, 255, (20, 0, 25, 60))],
+        [("dog", (1, 1, 20, 20)), ("car", (60, 40, 80, 60))],
+        xml_size=(61, 80),
+    )
     maker.add("b", [(1, CAR, (5, 5, 30, 30))], [("person", (6, 6, 30, 30))])
     maker.add("c", [(1, CAR, (5, 5, 30, 30))], None)
     maker.list("train", ["a", "b", "", "c", "a"])
@@ -127,8 +137,7 @@ def test_what_does_not_fit_is_counted(maker):
     assert data[0][1]["labels"].tolist() == [DOG, CAT]  # number 4 has no class, 255 is void
     assert data[1][1]["labels"].tolist() == [PERSON]
     assert counts(data.skipped) == {voc.NO_MASK: 1, voc.NO_CLASS: 1, voc.LISTED_TWICE: 1}
-    assert counts(data.notes) == {
-        voc.FROM_CLASS_MASK: 2, voc.CLASS_DIFFERS: 1, voc.NO_XML: 1, voc.XML_SIZE: 1}
+    assert counts(data.notes) == {voc.FROM_CLASS_MASK: 2, voc.CLASS_DIFFERS: 1, voc.NO_XML: 1, voc.XML_SIZE: 1}
     assert data.first_skipped == {voc.NO_MASK: "a", voc.NO_CLASS: "a", voc.LISTED_TWICE: "a"}
     line = data.describe()
     assert "\n" not in line and f"1 {voc.NO_MASK} (first: a)" in line and f"2 {voc.FROM_CLASS_MASK}" in line
@@ -163,8 +172,11 @@ def test_matching_finds_any_permutation(seed, count):
 
 
 def test_difficult_trains_normally_and_is_a_crowd_in_the_ground_truth(maker):
-    maker.add("a", [(1, DOG, (0, 0, 20, 20)), (2, CAT, (30, 30, 50, 50))],
-              [("cat", (31, 31, 50, 50), 1), ("dog", (1, 1, 20, 20), 0)])
+    maker.add(
+        "a",
+        [(1, DOG, (0, 0, 20, 20)), (2, CAT, (30, 30, 50, 50))],
+        [("cat", (31, 31, 50, 50), 1), ("dog", (1, 1, 20, 20), 0)],
+    )
     maker.add("empty", [], [])
     data = VocDataset(maker.root)
     assert data[0][1]["iscrowd"].tolist() == [0, 0]
@@ -278,8 +290,9 @@ def test_pascals_twenty_classes():
     assert (ids["aeroplane"], ids["person"], ids["tvmonitor"]) == (1, 15, 20)
 
 
-@pytest.mark.parametrize("declaration", ['<?xml version="1.0" encoding="utf-8"?>', "\ufeff",
-                                         '<?xml version="1.0" encoding="ISO-8859-1"?>'])
+@pytest.mark.parametrize(
+    "declaration", ['<?xml version="1.0" encoding="utf-8"?>', "\ufeff", '<?xml version="1.0" encoding="ISO-8859-1"?>']
+)
 def test_xml_encodings(maker, declaration):
     (maker.folder / "pascal_voc_indices.json").write_text('{"élan": 1}', encoding="utf-8")
     maker.add("a", [(1, 0, (0, 0, 20, 20))], [("élan", (1, 1, 20, 20))], declaration=declaration)

@@ -49,9 +49,7 @@ def test_mask_box_and_caption_are_where_they_belong():
     assert torch.equal(image, before)
     for i, (x, y) in enumerate(((90, 130), (240, 140))):
         color = instance_color(i)
-        assert (
-            is_hue(pixels[:, y, x], color) and tuple(pixels[:, y, x].tolist()) != color
-        )  # tinted, not covered
+        assert is_hue(pixels[:, y, x], color) and tuple(pixels[:, y, x].tolist()) != color  # tinted, not covered
         x1, y1, x2, y2 = (int(v) for v in boxes[i])
         for point in ((y1, x1), (y2 - 1, x2 - 1), ((y1 + y2) // 2, x1), (y2 - 1, (x1 + x2) // 2)):
             assert tuple(pixels[:, point[0], point[1]].tolist()) == color
@@ -68,13 +66,9 @@ def test_mask_box_and_caption_are_where_they_belong():
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (16, 16), (128, 96), (1500, 2000)])
 def test_any_size_and_boxes_at_the_border(size):
     height, width = size
-    boxes = torch.tensor(
-        [[0.0, 0, width, height], [width - 0.5, height - 0.5, width, height], [-3, -3, 0, 0]]
-    )
+    boxes = torch.tensor([[0.0, 0, width, height], [width - 0.5, height - 0.5, width, height], [-3, -3, 0, 0]])
     masks = CroppedMasks.from_masks(torch.ones(3, height, width, dtype=torch.uint8))
-    picture = draw_detections(
-        grey(*size), boxes, torch.tensor([1, 2, 3]), torch.rand(3), masks, lambda label: "hé"
-    )
+    picture = draw_detections(grey(*size), boxes, torch.tensor([1, 2, 3]), torch.rand(3), masks, lambda label: "hé")
     assert picture.size == (width, height) and picture.mode == "RGB"
     assert not torch.equal(drawn(picture), grey(*size))
 
@@ -84,21 +78,15 @@ def test_letters_grow_with_the_image():
     for scale in (1, 4):
         image = grey(600 * scale, 800 * scale)
         box = torch.tensor([[100.0, 150, 300, 250]]) * scale
-        pixels = drawn(
-            draw_detections(image, box, torch.tensor([1]), torch.tensor([0.5]), None, lambda label: "cat")
-        )
-        plate = (pixels == torch.tensor(instance_color(0), dtype=torch.uint8)[:, None, None]).all(0)[
-            : 150 * scale
-        ]
+        pixels = drawn(draw_detections(image, box, torch.tensor([1]), torch.tensor([0.5]), None, lambda label: "cat"))
+        plate = (pixels == torch.tensor(instance_color(0), dtype=torch.uint8)[:, None, None]).all(0)[: 150 * scale]
         heights.append(int(plate.any(1).sum()))
     assert 10 <= heights[0] and 3 * heights[0] < heights[1] < 5 * heights[0]
 
 
 def test_captions_avoid_one_another():
     boxes = torch.tensor([[100.0, 100, 200, 200]] * 4)
-    pixels = drawn(
-        draw_detections(grey(400, 400), boxes, torch.arange(4), None, None, lambda label: "same place")
-    )
+    pixels = drawn(draw_detections(grey(400, 400), boxes, torch.arange(4), None, None, lambda label: "same place"))
     counts = [
         int((pixels == torch.tensor(instance_color(i), dtype=torch.uint8)[:, None, None]).all(0).sum())
         for i in range(4)
@@ -128,6 +116,4 @@ def test_magnify():
     assert pixels.shape == (3, 80, 120)
     assert torch.equal(pixels[:, 4:20:4, :40:4], image[:, 1:5, :10])  # away from the instance
     color = torch.tensor(instance_color(0), dtype=torch.uint8)
-    assert torch.equal(pixels[:, 9 * 4, 17 * 4], color) and torch.equal(
-        pixels[:, 19 * 4 - 1, 27 * 4 - 1], color
-    )
+    assert torch.equal(pixels[:, 9 * 4, 17 * 4], color) and torch.equal(pixels[:, 19 * 4 - 1, 27 * 4 - 1], color)

@@ -15,8 +15,9 @@ def zigzag(count, width):
 
 
 def test_a_polygon_that_goes_to_and_fro_is_named(tmp_path):
-    content = coco_folders.coco(annotations=[
-        coco_folders.annotation(), coco_folders.annotation(7, segmentation=[zigzag(20_000, 290)])])
+    content = coco_folders.coco(
+        annotations=[coco_folders.annotation(), coco_folders.annotation(7, segmentation=[zigzag(20_000, 290)])]
+    )
     data = CocoDataset(read_annotations(coco_folders.write(tmp_path, content)), tmp_path / "images")
     with pytest.raises(InputError, match=r"instances\.json: annotation 7: its polygons go to and fro"):
         data.target(0)

@@ -12,14 +12,7 @@ from backbone.errors import InputError
 from train_utils.data_sets import Batch, LabelMap
 from train_utils.distributed import World
 from train_utils.ema import EMA
-from train_utils.engine import (
-    LOSS_NAMES,
-    Learner,
-    NonFiniteLoss,
-    evaluate,
-    train_one_epoch,
-    zero_weighted_step,
-)
+from train_utils.engine import LOSS_NAMES, Learner, NonFiniteLoss, evaluate, train_one_epoch, zero_weighted_step
 from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule, lr_factor
 from train_utils.run_state import Progress
 
@@ -212,8 +205,10 @@ def test_half_precision_scales_and_bfloat16_does_not():
     assert amp_dtype(CPU) in (torch.bfloat16, None)
     scaled, plain = make_learner(precision=Precision(CPU, torch.float16)), make_learner()
     scaled.precision.dtype = None  # the scaler alone: float16 arithmetic would round
-    norms = [[record.measures["gradient norm"].read() for record in run_steps(learner, Loader())]
-             for learner in (scaled, plain)]
+    norms = [
+        [record.measures["gradient norm"].read() for record in run_steps(learner, Loader())]
+        for learner in (scaled, plain)
+    ]
     assert_equal(weights(scaled), weights(plain), rtol=1e-4, atol=1e-6)
     assert_equal(torch.stack(norms[0]), torch.stack(norms[1]), rtol=1e-4, atol=1e-6)
 
@@ -283,12 +278,7 @@ def test_evaluation_by_hand():
     batches, seen = [make_batch([0, 1]), make_batch([2])], []
     model = StandIn()
     result = evaluate(
-        model,
-        batches,
-        FullPictures(),
-        World.single("cpu"),
-        keep_samples=2,
-        on_batch=lambda b: seen.append(b.indices),
+        model, batches, FullPictures(), World.single("cpu"), keep_samples=2, on_batch=lambda b: seen.append(b.indices)
     )
     assert [result.stats[t].stats[0] for t in ("bbox", "segm")] == pytest.approx([1, 1])
     assert result.mask_ap == result.stats["segm"].stats[0]

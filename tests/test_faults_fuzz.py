@@ -18,10 +18,14 @@ def test_no_document_gets_through_the_readers_errors(tmp_path):
     assert "0 refused" not in outcome.note
 
 
-@pytest.mark.parametrize("does, shown", [
-    (lambda: 1 / 0, "ZeroDivisionError"), (lambda: os.kill(os.getpid(), 9), "signal 9"),
-    (lambda: bytearray(2 * fuzz.BYTES), "MemoryError"),
-])
+@pytest.mark.parametrize(
+    "does, shown",
+    [
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (lambda: os.kill(os.getpid(), 9), "signal 9"),
+        (lambda: bytearray(2 * fuzz.BYTES), "MemoryError"),
+    ],
+)
 def test_a_reader_that_fails_is_seen(tmp_path, monkeypatch, does, shown):
     monkeypatch.setattr(fuzz, "read", lambda kind, data, folder, index: does() if index == 7 else None)
     monkeypatch.setattr(fuzz.tempfile, "gettempdir", lambda: str(tmp_path))

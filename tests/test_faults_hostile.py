@@ -17,12 +17,15 @@ def test_every_hostile_file_is_refused(tmp_path):
     assert outcome.failures == [] and outcome.good == outcome.total >= 70
 
 
-@pytest.mark.parametrize("does, event", [
-    (lambda folder: os.system("true"), "os.system"),
-    (lambda folder: open(os.path.join(os.path.dirname(folder), "beside"), "w"), "open"),
-    (lambda folder: exec("1"), "exec"),
-    (lambda folder: pickle.loads(b"cos\nsystem\n."), "pickle.find_class"),
-])
+@pytest.mark.parametrize(
+    "does, event",
+    [
+        (lambda folder: os.system("true"), "os.system"),
+        (lambda folder: open(os.path.join(os.path.dirname(folder), "beside"), "w"), "open"),
+        (lambda folder: exec("1"), "exec"),
+        (lambda folder: pickle.loads(b"cos\nsystem\n."), "pickle.find_class"),
+    ],
+)
 def test_what_must_not_happen_is_seen(tmp_path, monkeypatch, does, event):
     work = tmp_path / "work"
     work.mkdir()

@@ -100,38 +100,44 @@ def test_what_is_allowed_is_still_done():
         assert allowed <= set(forbidden((ROOT / name).read_text(encoding="utf-8"))), name
 
 
-@pytest.mark.parametrize("source", [
-    "import torch\ntorch.load('x')",
-    "import torch\ntorch.load('x', weights_only=False)",
-    "from torch import load as read\nread('x')",
-    "import numpy as np\nnp.load('x', allow_pickle=True)",
-    "import pickle\npickle.load(f)",
-    "from pickle import loads\nloads(f)",
-    "import pickle as p\np.Unpickler(f).load()",
-    "import pickle\nclass U(pickle.Unpickler): pass",
-    "import yaml\nyaml.load(f)",
-    "eval('1')",
-    "exec('1')",
-    "import os\nos.system('x')",
-    "import subprocess\nsubprocess.run('x', shell=True)",
-    "import zipfile\nzipfile.ZipFile(f).extractall()",
-    "import tarfile\ntarfile.open(f).extract('x')",
-    "import shutil\nshutil.unpack_archive('x')",
-    "import marshal",
-    "from shelve import open",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.load('x')",
+        "import torch\ntorch.load('x', weights_only=False)",
+        "from torch import load as read\nread('x')",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import pickle\npickle.load(f)",
+        "from pickle import loads\nloads(f)",
+        "import pickle as p\np.Unpickler(f).load()",
+        "import pickle\nclass U(pickle.Unpickler): pass",
+        "import yaml\nyaml.load(f)",
+        "eval('1')",
+        "exec('1')",
+        "import os\nos.system('x')",
+        "import subprocess\nsubprocess.run('x', shell=True)",
+        "import zipfile\nzipfile.ZipFile(f).extractall()",
+        "import tarfile\ntarfile.open(f).extract('x')",
+        "import shutil\nshutil.unpack_archive('x')",
+        "import marshal",
+        "from shelve import open",
+    ],
+)
 def test_each_is_seen(source):
     assert len(forbidden(source)) == 1
 
 
-@pytest.mark.parametrize("source", [
-    "import torch\ntorch.load('x', weights_only=True)",
-    "model.eval()\npattern.exec()",
-    "import json\njson.load(f)\njson.loads(s)",
-    "import numpy as np\nnp.load('x', allow_pickle=False)",
-    "import subprocess\nsubprocess.run(['x'], shell=False)",
-    "import pickle\npickle.dumps(1)",
-    "re.compile('x')",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.load('x', weights_only=True)",
+        "model.eval()\npattern.exec()",
+        "import json\njson.load(f)\njson.loads(s)",
+        "import numpy as np\nnp.load('x', allow_pickle=False)",
+        "import subprocess\nsubprocess.run(['x'], shell=False)",
+        "import pickle\npickle.dumps(1)",
+        "re.compile('x')",
+    ],
+)
 def test_what_is_harmless_passes(source):
     assert forbidden(source) == []

@@ -13,13 +13,7 @@ from torchvision.models.detection.transform import _resize_image_and_masks
 
 from network_files import instance_masks
 from network_files.cropped_masks import CroppedMasks, nearest_index
-from network_files.instance_masks import (
-    encode_crop,
-    encode_masks,
-    mask_probs_to_bool,
-    mask_targets,
-    paste_masks,
-)
+from network_files.instance_masks import encode_crop, encode_masks, mask_probs_to_bool, mask_targets, paste_masks
 
 
 def some_masks(height=37, width=53):
@@ -123,13 +117,7 @@ class TestCroppedMasks:
 
     def test_none(self):
         empty = CroppedMasks.empty((4, 5))
-        for masks in (
-            empty,
-            empty.hflip(),
-            empty.vflip(),
-            empty[[]],
-            CroppedMasks.from_masks(torch.zeros(0, 4, 5)),
-        ):
+        for masks in (empty, empty.hflip(), empty.vflip(), empty[[]], CroppedMasks.from_masks(torch.zeros(0, 4, 5))):
             assert len(masks) == 0 and masks.to_masks().shape == (0, 4, 5) and masks.areas().shape == (0,)
         assert empty.resize((8, 9)).to_masks().shape == (0, 8, 9)
         assert empty.window(-1, -1, 3, 2).to_masks().shape == (0, 2, 3)

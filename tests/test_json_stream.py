@@ -12,9 +12,12 @@ from train_utils.json_stream import Unusual, no_collection, read_lists
 
 DOCUMENT = {
     "info": {"year": 2017, "nested": [[1, -2.5e3], {"a": None}], "text": 'a "quoted" }],[ é \\ \u4e2d'},
-    "number": 12345678901, "flag": True,
+    "number": 12345678901,
+    "flag": True,
     "images": [{"id": i, "name": "é" * i, "list": [0.1] * (i % 4)} for i in range(11)],
-    "empty": [], "annotations": [{}], "categories": [],
+    "empty": [],
+    "annotations": [{}],
+    "categories": [],
 }
 KEYS = ("images", "annotations", "categories")
 
@@ -53,13 +56,26 @@ WHOLE = json.dumps({key: [{"a": [1]}, {"a": [2]}] for key in KEYS})
     "text",
     [
         *(WHOLE[:end] for end in range(0, len(WHOLE), 5)),
-        WHOLE + "x", WHOLE + "{}", WHOLE.replace(", {", " {", 1), WHOLE.replace("}]", "},]", 1),
-        WHOLE.replace("}]", "}}", 1), WHOLE.replace("1", "1x", 1), WHOLE.replace('"images"', "images"),
-        WHOLE.replace("images", "annotations", 1), WHOLE[:-1] + ', "images": []}',
-        WHOLE[:-1] + ", 5: 1}", WHOLE.replace("images", "pictures"),
-        WHOLE.replace('{"a": [1]}', "1"), WHOLE.replace('{"a": [1]}', "[1]"), WHOLE.replace(":", ";", 1),
-        WHOLE.replace('{"a": [1]}, ', "", 1).replace('[{"a": [2]}]', '{"a": [2]}', 1), "[1]", "1", '"images"',
-        WHOLE.replace("1", "9" * 5000), WHOLE.replace("[1]", "[" * 10**5 + "]" * 10**5),
+        WHOLE + "x",
+        WHOLE + "{}",
+        WHOLE.replace(", {", " {", 1),
+        WHOLE.replace("}]", "},]", 1),
+        WHOLE.replace("}]", "}}", 1),
+        WHOLE.replace("1", "1x", 1),
+        WHOLE.replace('"images"', "images"),
+        WHOLE.replace("images", "annotations", 1),
+        WHOLE[:-1] + ', "images": []}',
+        WHOLE[:-1] + ", 5: 1}",
+        WHOLE.replace("images", "pictures"),
+        WHOLE.replace('{"a": [1]}', "1"),
+        WHOLE.replace('{"a": [1]}', "[1]"),
+        WHOLE.replace(":", ";", 1),
+        WHOLE.replace('{"a": [1]}, ', "", 1).replace('[{"a": [2]}]', '{"a": [2]}', 1),
+        "[1]",
+        "1",
+        '"images"',
+        WHOLE.replace("1", "9" * 5000),
+        WHOLE.replace("[1]", "[" * 10**5 + "]" * 10**5),
     ],
     ids=lambda text: str(zlib.crc32(text.encode())) if isinstance(text, str) else None,
 )

@@ -11,8 +11,13 @@ import torch
 from backbone.errors import InputError
 from train_utils.logger import COCO_NUMBERS, MetricLogger, ResultsWriter, SmoothedValue
 
-LOSSES = {"loss_classifier": 0.5, "loss_box_reg": 0.25, "loss_mask": 0.125, "loss_objectness": 0.0625,
-          "loss_rpn_box_reg": 0.03125}
+LOSSES = {
+    "loss_classifier": 0.5,
+    "loss_box_reg": 0.25,
+    "loss_mask": 0.125,
+    "loss_objectness": 0.0625,
+    "loss_rpn_box_reg": 0.03125,
+}
 STATS = {"bbox": [0.1 * i for i in range(11)] + [-1], "segm": [0.05 * i for i in range(12)]}
 
 
@@ -37,7 +42,8 @@ def test_console_line_to_the_letter():
     logger.step(0.5, 0.25, {"loss_mask": 0.25, "loss_box_reg": 0.5}, lr=0.0010089)
     assert out.getvalue() == (
         "Epoch: [0]  [ 200/1924]  eta: 0:21:32  lr: 0.001009  loss: 0.7500 (1.1250)  "
-        "loss_mask: 0.2500 (0.3750)  loss_box_reg: 0.5000 (0.7500)  time: 0.7500  data: 0.3750\n")
+        "loss_mask: 0.2500 (0.3750)  loss_box_reg: 0.5000 (0.7500)  time: 0.7500  data: 0.3750\n"
+    )
 
 
 def test_lines_come_every_print_freq_and_at_the_end():
@@ -115,10 +121,16 @@ def test_results_line_to_the_letter(tmp_path):
     writer.write(3, STATS, loss=1.23456, lr=0.0012345678, val_losses=LOSSES)
     assert result_lines(tmp_path) == [
         "epoch:3 0.0000  0.1000  0.2000  0.3000  0.4000  0.5000  0.6000  0.7000  0.8000  0.9000  1.0000  "
-        "-1.0000  1.2346  0.001235"]
+        "-1.0000  1.2346  0.001235"
+    ]
     (record,) = json.loads((tmp_path / "det_results.json").read_text())
-    assert record == {"epoch": 3, **dict(zip(COCO_NUMBERS, STATS["bbox"], strict=True)), "loss": 1.23456,
-                      "lr": 0.0012345678, "val_losses": LOSSES}
+    assert record == {
+        "epoch": 3,
+        **dict(zip(COCO_NUMBERS, STATS["bbox"], strict=True)),
+        "loss": 1.23456,
+        "lr": 0.0012345678,
+        "val_losses": LOSSES,
+    }
     assert json.loads((tmp_path / "seg_results.json").read_text())[0]["AP_medium"] == STATS["segm"][4]
     assert len(list(tmp_path.iterdir())) == 4  # nothing temporary stays
 

@@ -380,7 +380,8 @@ class TestDropout:
     @pytest.mark.parametrize(("variant", "linear"), [("v1", 2), ("v2", 1)])
     @pytest.mark.parametrize("training", [True, False])
     def test_follows_the_relu_of_each_linear_layer_and_each_mask_convolution(
-            self, variant, linear, training, monkeypatch):
+        self, variant, linear, training, monkeypatch
+    ):
         heads = tiny(norm="frozen", variant=variant, dropout=0.3, mask_head_layers=3).roi_heads.train(training)
         seen = []
 

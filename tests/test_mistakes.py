@@ -42,8 +42,10 @@ def truth(boxes, images=1, categories=2):
 
 def found(*boxes):
     """Results; boxes: (image, category, score, x, y, w, h)."""
-    return [{"image_id": image, "category_id": category, "score": score, "bbox": list(box)}
-            for image, category, score, *box in boxes]
+    return [
+        {"image_id": image, "category_id": category, "score": score, "bbox": list(box)}
+        for image, category, score, *box in boxes
+    ]
 
 
 TWO = [(1, 1, 0, 0, 20, 20), (1, 2, 50, 50, 20, 20)]
@@ -144,10 +146,15 @@ def test_only_the_pictures_that_count():
 
 
 numbers = st.integers(0, 8)
-objects = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), numbers, numbers, numbers, numbers, st.booleans()),
-                   max_size=8)
-detections = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.2, 0.5, 0.6, 0.9]),
-                                numbers, numbers, numbers, numbers), max_size=12)
+objects = st.lists(
+    st.tuples(st.integers(1, 3), st.integers(1, 3), numbers, numbers, numbers, numbers, st.booleans()), max_size=8
+)
+detections = st.lists(
+    st.tuples(
+        st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.2, 0.5, 0.6, 0.9]), numbers, numbers, numbers, numbers
+    ),
+    max_size=12,
+)
 
 
 @given(objects, detections)
@@ -192,12 +199,24 @@ def plain_kinds(some, results):
         if free:
             taken[max(free)[1]] = i
             continue
-        if any(inside(one["bbox"], a["bbox"]) >= 0.5 for a in near
-               if a["iscrowd"] and a["category_id"] == one["category_id"]):
+        if any(
+            inside(one["bbox"], a["bbox"]) >= 0.5
+            for a in near
+            if a["iscrowd"] and a["category_id"] == one["category_id"]
+        ):
             continue
         best = max(own, default=(0, 0))[0]
-        kinds[i] = ("duplicate" if best >= 0.5 else "class" if other >= 0.5 else "location" if best >= 0.1 else
-                    "both" if other >= 0.1 else "background")
+        kinds[i] = (
+            "duplicate"
+            if best >= 0.5
+            else "class"
+            if other >= 0.5
+            else "location"
+            if best >= 0.1
+            else "both"
+            if other >= 0.1
+            else "background"
+        )
     return kinds
 
 
@@ -215,8 +234,11 @@ def plain_ap(some, results, kinds, kind):
     for i in order:
         if i in kinds:
             continue
-        near = [(plain_iou(results[i]["bbox"], a["bbox"]), a["id"]) for a in real
-                if a["image_id"] == results[i]["image_id"] and a["category_id"] == results[i]["category_id"]]
+        near = [
+            (plain_iou(results[i]["bbox"], a["bbox"]), a["id"])
+            for a in real
+            if a["image_id"] == results[i]["image_id"] and a["category_id"] == results[i]["category_id"]
+        ]
         free = [pair for pair in near if pair[0] >= 0.5 and pair[1] not in hits]
         if free:
             hits[max(free)[1]] = i
@@ -225,8 +247,11 @@ def plain_ap(some, results, kinds, kind):
     for i in order:
         one = results[i]
         if kinds.get(i) == kind:
-            near = [a for a in real if a["image_id"] == one["image_id"]
-                    and (a["category_id"] == one["category_id"]) == (kind == "location")]
+            near = [
+                a
+                for a in real
+                if a["image_id"] == one["image_id"] and (a["category_id"] == one["category_id"]) == (kind == "location")
+            ]
             meant[i] = max(near, key=lambda a: (plain_iou(one["bbox"], a["bbox"]), -a["id"]))["id"]
         if i not in meant:
             changed.append((i, one))
@@ -234,8 +259,14 @@ def plain_ap(some, results, kinds, kind):
             claimed.add(meant[i])
             target = by_id[meant[i]]
             changed.append((i, {**one, "category_id": target["category_id"], "bbox": target["bbox"], "hit": True}))
-    return plain_mean(some, [(one, one.get("hit", False)) for i, one in sorted(changed, key=lambda pair: pair[0])
-                             if one.get("hit") or i in kinds])
+    return plain_mean(
+        some,
+        [
+            (one, one.get("hit", False))
+            for i, one in sorted(changed, key=lambda pair: pair[0])
+            if one.get("hit") or i in kinds
+        ],
+    )
 
 
 def plain_mean(some, judged):
@@ -244,8 +275,10 @@ def plain_mean(some, judged):
         count = sum(a["category_id"] == category and not a["iscrowd"] for a in some["annotations"])
         if not count:
             continue
-        own = sorted((pair for pair in judged if pair[0]["category_id"] == category),
-                     key=lambda pair: (-pair[0]["score"], pair[0]["image_id"]))
+        own = sorted(
+            (pair for pair in judged if pair[0]["category_id"] == category),
+            key=lambda pair: (-pair[0]["score"], pair[0]["image_id"]),
+        )
         hits, points = 0, []
         for n, (_, right) in enumerate(own, start=1):
             hits += right
@@ -367,8 +400,10 @@ def test_outlines_go_around_the_set_pixels():
     rng = np.random.default_rng(0)
     for _ in range(20):  # the area inside all loops, holes less, is that of the mask
         mask = rng.random((6, 7)) < 0.5
-        areas = [np.sum(loop[:, 0] * np.roll(loop[:, 1], -1) - np.roll(loop[:, 0], -1) * loop[:, 1]) / 2
-                 for loop in border_loops(mask)]
+        areas = [
+            np.sum(loop[:, 0] * np.roll(loop[:, 1], -1) - np.roll(loop[:, 0], -1) * loop[:, 1]) / 2
+            for loop in border_loops(mask)
+        ]
         assert sum(areas) == mask.sum()
 
 

@@ -20,12 +20,22 @@ USED = {"mobilenet_v1": (3, 5, 11, 13), "mobilenet_v2": (3, 6, 13, 18)}  # the l
 
 def plain_v1(width=32):
     """The paper's table 1, one layer after another, in a list of stages."""
+
     def unit(c_in, c_out, kernel, stride, groups=1):
         conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
         return [conv, nn.BatchNorm2d(c_out), nn.ReLU6()]
 
-    table = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
-             *[(512, 512, 1)] * 5, (512, 1024, 2), (1024, 1024, 1)]
+    table = [
+        (32, 64, 1),
+        (64, 128, 2),
+        (128, 128, 1),
+        (128, 256, 2),
+        (256, 256, 1),
+        (256, 512, 2),
+        *[(512, 512, 1)] * 5,
+        (512, 1024, 2),
+        (1024, 1024, 1),
+    ]
     layers = [nn.Sequential(*unit(3, width, 3, 2))]
     for c_in, c_out, stride in table:
         c_in, c_out = c_in * width // 32, c_out * width // 32
@@ -65,8 +75,10 @@ def test_maps_equal_the_reference(name, width, training):
         assert a.shape == (2, channels, 64 // stride, 96 // stride)
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     stem = [next(model.parameters()) for model in (ours, theirs)]
-    grads = [torch.autograd.grad(sum(m.square().sum() for m in maps), weight)[0]
-             for maps, weight in zip((found, expected), stem, strict=True)]
+    grads = [
+        torch.autograd.grad(sum(m.square().sum() for m in maps), weight)[0]
+        for maps, weight in zip((found, expected), stem, strict=True)
+    ]
     torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-9 * float(grads[1].abs().max()))
 
 

@@ -11,9 +11,16 @@ from backbone.errors import InputError
 from train_utils.npy_reader import read_npy
 
 SAMPLE = {
-    "boxes": np.arange(8, dtype=np.float32).reshape(2, 4), "labels": np.array([1, 2]), "name": "a.png", "n": None,
-    "masks": np.asfortranarray(np.arange(24).reshape(2, 3, 4) % 2 == 0), "scalar": np.float64(0.5), "flag": True,
-    "names": np.array(["cat", "žába"]), "list": [1, 2.5, (3, "x"), {}, b"bytes"], "none": np.zeros((0, 4), ">i2"),
+    "boxes": np.arange(8, dtype=np.float32).reshape(2, 4),
+    "labels": np.array([1, 2]),
+    "name": "a.png",
+    "n": None,
+    "masks": np.asfortranarray(np.arange(24).reshape(2, 3, 4) % 2 == 0),
+    "scalar": np.float64(0.5),
+    "flag": True,
+    "names": np.array(["cat", "žába"]),
+    "list": [1, 2.5, (3, "x"), {}, b"bytes"],
+    "none": np.zeros((0, 4), ">i2"),
 }
 
 
@@ -47,10 +54,19 @@ def raw_file(path, content=b"", descr="|O", shape=(), fortran=False, header=None
     return path
 
 
-@pytest.mark.parametrize("array", [
-    np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.array(7, ">i4"),
-    np.zeros((0, 5), np.uint8), np.array(["a", "bcd"]), np.array([True, False]), np.array([b"x"]), np.array([1 + 2j]),
-])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.array(7, ">i4"),
+        np.zeros((0, 5), np.uint8),
+        np.array(["a", "bcd"]),
+        np.array([True, False]),
+        np.array([b"x"]),
+        np.array([1 + 2j]),
+    ],
+)
 def test_arrays_come_back_as_np_save_took_them(tmp_path, array):
     np.save(tmp_path / "a.npy", array)
     assert same(read_npy(tmp_path / "a.npy"), array)
@@ -106,9 +122,11 @@ def laughs(levels=30):
 def in_array(content: bytes) -> bytes:
     """A pickle's value as the one object of an object array."""
     body = content[2:-1]
-    return (b"\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01)"
-            b"cnumpy\ndtype\nX\x02\x00\x00\x00O8\x89\x88\x87R(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff"
-            b"\xffK\x3ftb\x89](" + body + b"etb.")
+    return (
+        b"\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01)"
+        b"cnumpy\ndtype\nX\x02\x00\x00\x00O8\x89\x88\x87R(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff"
+        b"\xffK\x3ftb\x89](" + body + b"etb."
+    )
 
 
 def test_the_hand_made_pickle_is_one(tmp_path):
@@ -117,45 +135,52 @@ def test_the_hand_made_pickle_is_one(tmp_path):
     assert read_npy(path) == 7
 
 
-@pytest.mark.parametrize("write, reason", [
-    (lambda p: object_file(p, {"a": Calls(print, "x")}), "names builtins.print.*nothing was run"),
-    (lambda p: object_file(p, {"a": Calls(exec, "x")}, protocol=2), "names __builtin__.exec"),
-    (lambda p: object_file(p, np.array([1, None], dtype=object)), "array of objects within"),
-    (lambda p: object_file(p, {"a": np.float64}), "names numpy.float64"),
-    (lambda p: object_file(p, {"a": {1, 2}}), "opcode|names"),
-    (lambda p: object_file(p, {(1, 2): 3}), "tuple as the key"),
-    (lambda p: object_file(p, {"a": np.array(["2020-01-01"], "datetime64[D]")}), "type|structured"),
-    (lambda p: object_file(p, {"a": np.zeros(2, [("x", "f4")])}), "structured|type"),
-    (lambda p: np.save(p, np.zeros(2, [("x", "f4")])), "structured"),
-    (lambda p: raw_file(p, in_array(nested(100_000))), "nested more than"),
-    (lambda p: raw_file(p, in_array(laughs())), "unfolds to more than"),
-    (lambda p: raw_file(p, in_array(b"\x80\x02]q\x00h\x00a.")), "nested more than"),
-    (lambda p: raw_file(p, b"\x80\x02K\x01r\xff\xff\xff\xff."), "something else"),
-    (lambda p: raw_file(p, b"\x80\x04\x96" + (2**40).to_bytes(8, "little")), "ends early"),
-    (lambda p: raw_file(p, b"N" * 1_000_001), "more than 250000 steps"),
-    (lambda p: raw_file(p, b""), "not a sound pickle|opcode"),
-    (lambda p: raw_file(p, b"N."), "something else"),
-    (lambda p: object_file(p, 1, shape=(2,)) and raw_file(p, p.read_bytes()[p.read_bytes().index(b"\x80\x04"):]),
-     "something else"),
-    (lambda p: raw_file(p, bytes(16), "<f4", (2**40, 2**40)), "takes|shape"),
-    (lambda p: raw_file(p, bytes(16), "<f4", (2**20, 2**20)), "there are 16"),
-    (lambda p: raw_file(p, bytes(20), "<f4", (4,)), "there are 20"),
-    (lambda p: raw_file(p, bytes(16), "<f4", (-4,)), "no shape"),
-    (lambda p: raw_file(p, bytes(16), "<f4", (4.0,)), "no shape"),
-    (lambda p: raw_file(p, b"", "<U0", (2**40,)), "type"),
-    (lambda p: raw_file(p, bytes(16), "<M8[s]", (2,)), "type"),
-    (lambda p: raw_file(p, bytes(16), "V16", (1,)), "type"),
-    (lambda p: raw_file(p, header="[1, 2]"), "not a dict"),
-    (lambda p: raw_file(p, header="{'descr': '<f4'}"), "not a dict"),
-    (lambda p: raw_file(p, header="__import__('os').getpid()"), "header is damaged"),
-    (lambda p: raw_file(p, header=HUGE), "header is damaged"),
-    (lambda p: raw_file(p, header="{1: 2}" + " " * 70_000, version=2), "header has 70006 bytes"),
-    (lambda p: p.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}"), "header has 4294967295 bytes"),
-    (lambda p: p.write_bytes(b"\x93NUMPY\x09\x00"), "begin as one"),
-    (lambda p: p.write_bytes(b"PK\x03\x04"), "begin as one"),
-    (lambda p: p.write_bytes(b""), "begin as one"),
-    (lambda p: p.mkdir(), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "write, reason",
+    [
+        (lambda p: object_file(p, {"a": Calls(print, "x")}), "names builtins.print.*nothing was run"),
+        (lambda p: object_file(p, {"a": Calls(exec, "x")}, protocol=2), "names __builtin__.exec"),
+        (lambda p: object_file(p, np.array([1, None], dtype=object)), "array of objects within"),
+        (lambda p: object_file(p, {"a": np.float64}), "names numpy.float64"),
+        (lambda p: object_file(p, {"a": {1, 2}}), "opcode|names"),
+        (lambda p: object_file(p, {(1, 2): 3}), "tuple as the key"),
+        (lambda p: object_file(p, {"a": np.array(["2020-01-01"], "datetime64[D]")}), "type|structured"),
+        (lambda p: object_file(p, {"a": np.zeros(2, [("x", "f4")])}), "structured|type"),
+        (lambda p: np.save(p, np.zeros(2, [("x", "f4")])), "structured"),
+        (lambda p: raw_file(p, in_array(nested(100_000))), "nested more than"),
+        (lambda p: raw_file(p, in_array(laughs())), "unfolds to more than"),
+        (lambda p: raw_file(p, in_array(b"\x80\x02]q\x00h\x00a.")), "nested more than"),
+        (lambda p: raw_file(p, b"\x80\x02K\x01r\xff\xff\xff\xff."), "something else"),
+        (lambda p: raw_file(p, b"\x80\x04\x96" + (2**40).to_bytes(8, "little")), "ends early"),
+        (lambda p: raw_file(p, b"N" * 1_000_001), "more than 250000 steps"),
+        (lambda p: raw_file(p, b""), "not a sound pickle|opcode"),
+        (lambda p: raw_file(p, b"N."), "something else"),
+        (
+            lambda p: (
+                object_file(p, 1, shape=(2,)) and raw_file(p, p.read_bytes()[p.read_bytes().index(b"\x80\x04") :])
+            ),
+            "something else",
+        ),
+        (lambda p: raw_file(p, bytes(16), "<f4", (2**40, 2**40)), "takes|shape"),
+        (lambda p: raw_file(p, bytes(16), "<f4", (2**20, 2**20)), "there are 16"),
+        (lambda p: raw_file(p, bytes(20), "<f4", (4,)), "there are 20"),
+        (lambda p: raw_file(p, bytes(16), "<f4", (-4,)), "no shape"),
+        (lambda p: raw_file(p, bytes(16), "<f4", (4.0,)), "no shape"),
+        (lambda p: raw_file(p, b"", "<U0", (2**40,)), "type"),
+        (lambda p: raw_file(p, bytes(16), "<M8[s]", (2,)), "type"),
+        (lambda p: raw_file(p, bytes(16), "V16", (1,)), "type"),
+        (lambda p: raw_file(p, header="[1, 2]"), "not a dict"),
+        (lambda p: raw_file(p, header="{'descr': '<f4'}"), "not a dict"),
+        (lambda p: raw_file(p, header="__import__('os').getpid()"), "header is damaged"),
+        (lambda p: raw_file(p, header=HUGE), "header is damaged"),
+        (lambda p: raw_file(p, header="{1: 2}" + " " * 70_000, version=2), "header has 70006 bytes"),
+        (lambda p: p.write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}"), "header has 4294967295 bytes"),
+        (lambda p: p.write_bytes(b"\x93NUMPY\x09\x00"), "begin as one"),
+        (lambda p: p.write_bytes(b"PK\x03\x04"), "begin as one"),
+        (lambda p: p.write_bytes(b""), "begin as one"),
+        (lambda p: p.mkdir(), "cannot be read"),
+    ],
+)
 def test_what_is_no_data_is_one_line(tmp_path, write, reason):
     path = tmp_path / "a.npy"
     write(path)

@@ -46,8 +46,11 @@ def varied(folder, ids=(7, 2, 5, 9)):
 
 
 def text_ids(folder):
-    content = coco([{"id": f"p{i}", "file_name": f"{i}.png", "height": 20, "width": 30} for i in range(3)],
-                   [annotation("x", "p1", category_id="dog")], [{"id": "dog", "name": "dog"}])
+    content = coco(
+        [{"id": f"p{i}", "file_name": f"{i}.png", "height": 20, "width": 30} for i in range(3)],
+        [annotation("x", "p1", category_id="dog")],
+        [{"id": "dog", "name": "dog"}],
+    )
     write(folder, content)
 
 
@@ -97,9 +100,14 @@ def test_samples_and_ground_truth_are_the_same(tmp_path, monkeypatch, kind, word
             same_target(one.target(i), two.target(i))
             assert (one.given_id(i), one.file_name(i)) == (two.given_id(i), two.file_name(i))
         truth, other = one.ground_truth(), two.ground_truth()
-        results = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.5,
-                    "segmentation": b["segmentation"]}
-                   for a, b in zip(truth["annotations"], other["annotations"], strict=True)]
+        results = [
+            {
+                **{key: a[key] for key in ("image_id", "category_id", "bbox")},
+                "score": 0.5,
+                "segmentation": b["segmentation"],
+            }
+            for a, b in zip(truth["annotations"], other["annotations"], strict=True)
+        ]
         assert one.with_given_ids(results) == two.with_given_ids(results)
         for kept in (results, results[1:]):
             numbers, others = evaluate_results(truth, kept), evaluate_results(other, kept)
@@ -203,18 +211,33 @@ def changed(array, place, value):
     def change(arrays):
         arrays[array] = arrays[array].copy()
         arrays[array][place] = value
+
     return change
 
 
-@pytest.mark.parametrize("change", [
-    changed("records", (0, 0), 2**62), changed("records", (0, 1), -5), changed("records", (0, 2), 2**62),
-    changed("records", (0, 0), 0), changed("first", 1, 2**60), changed("first", -1, 1), changed("first", 0, 1),
-    changed("sizes", (0, 0), 2**40), changed("sizes", (0, 1), -1), changed("crops", (0, 2), 2**40),
-    changed("crops", (0, 0), -1), changed("labels", 0, 9), changed("kinds", 0, 7), changed("boxes", (0, 0), np.nan),
-    lambda arrays: arrays.update(image_ids=arrays["image_ids"][:1]),
-    lambda arrays: arrays.update(first=np.zeros(0, int)),
-    lambda arrays: arrays.pop("kinds"), lambda arrays: arrays.update(kinds=arrays["kinds"].astype(np.int64)),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed("records", (0, 0), 2**62),
+        changed("records", (0, 1), -5),
+        changed("records", (0, 2), 2**62),
+        changed("records", (0, 0), 0),
+        changed("first", 1, 2**60),
+        changed("first", -1, 1),
+        changed("first", 0, 1),
+        changed("sizes", (0, 0), 2**40),
+        changed("sizes", (0, 1), -1),
+        changed("crops", (0, 2), 2**40),
+        changed("crops", (0, 0), -1),
+        changed("labels", 0, 9),
+        changed("kinds", 0, 7),
+        changed("boxes", (0, 0), np.nan),
+        lambda arrays: arrays.update(image_ids=arrays["image_ids"][:1]),
+        lambda arrays: arrays.update(first=np.zeros(0, int)),
+        lambda arrays: arrays.pop("kinds"),
+        lambda arrays: arrays.update(kinds=arrays["kinds"].astype(np.int64)),
+    ],
+)
 def test_an_index_that_contradicts_itself_is_refused(tmp_path, monkeypatch, change):
     """Also with a right checksum, as a stranger's file can have one."""
     varied(tmp_path / "data", range(1, 7))

@@ -80,7 +80,9 @@ def test_pages_have_commands():
     counts = {name: sum(map(bool, map(script_of, commands))) for name, commands in found.items()}
     assert counts["README.md"] > 20 and counts["coming_from_other_projects.md"] > 8
     assert script_of(["CUDA_VISIBLE_DEVICES=0", "torchrun", "--nproc_per_node=2", "train_multi_GPU.py", "-b", "2"]) == (
-        "train_multi_GPU.py", ["-b", "2"])
+        "train_multi_GPU.py",
+        ["-b", "2"],
+    )
 
 
 def outline(page):

@@ -33,8 +33,12 @@ def test_ticks_are_round_and_inside(low, high):
 
 
 def test_plots_of_nothing_and_of_one_value_are_drawn():
-    for plot in (bars([], [], "x", "y"), bars([0], ["a"], "x", "y"), curves({}, "x", "y"),
-                 curves({"a": ([1], [1])}, "x", "y")):
+    for plot in (
+        bars([], [], "x", "y"),
+        bars([0], ["a"], "x", "y"),
+        curves({}, "x", "y"),
+        curves({"a": ([1], [1])}, "x", "y"),
+    ):
         assert plot.startswith("<svg") and "nan" not in plot
 
 
@@ -81,8 +85,10 @@ def test_a_page_shows_text_as_text_and_fetches_nothing(tmp_path):
 
 @needs_browser
 def test_the_browser_tells_errors_and_fetches(tmp_path):
-    (tmp_path / "p.html").write_text("<img src='http://localhost:9/x.png'><script>missing()</script>"
-                                     "<button onclick='this.textContent = 7'>b</button>")
+    (tmp_path / "p.html").write_text(
+        "<img src='http://localhost:9/x.png'><script>missing()</script>"
+        "<button onclick='this.textContent = 7'>b</button>"
+    )
     with Browser() as browser:
         browser.open(tmp_path / "p.html")
         assert any("missing" in error for error in browser.errors)

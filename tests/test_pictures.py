@@ -13,8 +13,15 @@ from train_utils.pictures import UPRIGHT, PictureError, picture_size, read_pictu
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50  # [2, 3]
 # What Pillow's own pictures hold that cannot be decoded in full.
 UNREADABLE = {
-    "broken.png", "broken_data_stream.png", "derived_empty.jpg", "derived_text.jpg", "derived_truncated.jpg",
-    "derived_truncated_flower.jpg", "truncated_end_chunk.png", "truncated_image.png", "unbound_variable.jp2",
+    "broken.png",
+    "broken_data_stream.png",
+    "derived_empty.jpg",
+    "derived_text.jpg",
+    "derived_truncated.jpg",
+    "derived_truncated_flower.jpg",
+    "truncated_end_chunk.png",
+    "truncated_image.png",
+    "unbound_variable.jp2",
 }
 BOMBS = {"badwidth.bmp", "decompression_bomb.gif"}
 
@@ -96,8 +103,12 @@ def test_unreadable_files_are_named(tmp_path, content, reason):
 
 @pytest.mark.parametrize(
     ("content", "name"),
-    [(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"), (b"SIMPLE  =                    T", "FITS"),
-     (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"), (b"\xd7\xcd\xc6\x9a\0\0" + bytes(40), "WMF")],
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
+        (b"SIMPLE  =                    T", "FITS"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
+        (b"\xd7\xcd\xc6\x9a\0\0" + bytes(40), "WMF"),
+    ],
 )
 def test_formats_that_run_other_code_are_refused(tmp_path, monkeypatch, content, name):
     path = tmp_path / "a.jpg"

@@ -71,9 +71,7 @@ def test_the_json_holds_the_models_detections(run, tmp_path):
         x, y, w, h = result["bbox"]
         assert [x, y, x + w, y + h] == pytest.approx(box, abs=1e-4)
         decoded = coco_mask.decode(result["segmentation"])
-        assert (
-            decoded != (mask[0] > 0.3).numpy()
-        ).mean() < 0.01  # paste and RLE may differ by rounding at the edge
+        assert (decoded != (mask[0] > 0.3).numpy()).mean() < 0.01  # paste and RLE may differ by rounding at the edge
 
 
 def test_score_and_classes_only_filter(run, tmp_path):
@@ -123,20 +121,9 @@ def test_a_folder_keeps_every_picture_and_names_the_broken_ones(run, tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("no picture either")
     status, out, err = run("--img-path", tmp_path / "in", "--output-dir", "out")
     assert status == 1
-    assert (
-        "broken.jpg" in err
-        and "notes.txt" in out
-        and "6 of 7 picture(s) predicted, 1 could not be read" in out
-    )
+    assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 picture(s) predicted, 1 could not be read" in out
     drawn = [path.name for path in Path("out").iterdir() if path.name != "test_result.json"]
-    assert sorted(drawn) == [
-        "0_bmp.jpg",
-        "0_png.jpg",
-        "0_png_2.jpg",
-        "1.jpg",
-        "2.jpg",
-        "3.jpg",
-    ]
+    assert sorted(drawn) == ["0_bmp.jpg", "0_png.jpg", "0_png_2.jpg", "1.jpg", "2.jpg", "3.jpg"]
     results = json.loads(Path("out/test_result.json").read_text())
     assert len({r["image_id"] for r in results}) == len({r["file_name"] for r in results}) == 6
 
@@ -204,9 +191,7 @@ def test_odd_pictures_of_real_life(run, shared_data, tmp_path):
     index = [line.split("\t") for line in (folder / "INDEX.tsv").read_text().splitlines()[1:]]
     index = [row for row in index if (folder / row[0]).exists()]
     unreadable = {row[0] for row in index if row[-1].startswith(("open:", "load:"))}
-    named = {
-        Path(line.split(": ")[1]).name for line in err.splitlines() if line.startswith("not predicted: ")
-    }
+    named = {Path(line.split(": ")[1]).name for line in err.splitlines() if line.startswith("not predicted: ")}
     assert unreadable <= named
     assert len(list(Path("test_result").iterdir())) == len(index) - len(named) >= 50
 

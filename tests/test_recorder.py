@@ -36,8 +36,14 @@ def sample(seed=0, height=60, width=80):
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
         image[:, y1:y2, x1:x2] += 100
-    return image, {"boxes": boxes, "labels": torch.tensor([1, 2, 1]), "masks": CroppedMasks.from_masks(masks),
-                   "iscrowd": torch.zeros(3, dtype=torch.uint8), "image_id": 1, "sample_seed": 5}
+    return image, {
+        "boxes": boxes,
+        "labels": torch.tensor([1, 2, 1]),
+        "masks": CroppedMasks.from_masks(masks),
+        "iscrowd": torch.zeros(3, dtype=torch.uint8),
+        "image_id": 1,
+        "sample_seed": 5,
+    }
 
 
 def values_of(result):
@@ -100,8 +106,14 @@ def test_the_feature_table_is_freed_as_ever(monkeypatch, recorder):
 def test_what_is_recorded_is_no_part_of_the_pass():
     seen = Recorder()
     losses = run(True, seen)
-    tensors = values_of([list(record.values()) for records in seen.stages.values() for record in records if
-                         not record.keys() & {"sizes"}])
+    tensors = values_of(
+        [
+            list(record.values())
+            for records in seen.stages.values()
+            for record in records
+            if not record.keys() & {"sizes"}
+        ]
+    )
     assert len(tensors) > 40 and not any(t.requires_grad for t in tensors)
     sum(losses.values()).backward()
 
@@ -111,8 +123,19 @@ def test_stages_of_each_mode():
     for training, recorder in seen.items():
         run(training, recorder)
     counts = {stage: len(records) for stage, records in seen[False].stages.items()}
-    assert counts == {"batch": 1, "rpn": 1, "candidates": 5, "proposals": 2, "rpn_targets": 2, "roi_samples": 2,
-                      "mask_targets": 1, "box_targets": 1, "rois": 2, "classes": 2, "masks": 2}
+    assert counts == {
+        "batch": 1,
+        "rpn": 1,
+        "candidates": 5,
+        "proposals": 2,
+        "rpn_targets": 2,
+        "roi_samples": 2,
+        "mask_targets": 1,
+        "box_targets": 1,
+        "rois": 2,
+        "classes": 2,
+        "masks": 2,
+    }
     assert set(seen[True].stages) == set(counts) - {"rois", "classes", "masks"}
     alone = Recorder()
     tiny_model(width=16)([sample()[0]], recorder=alone)
@@ -126,7 +149,9 @@ def test_proposals_and_detections_are_traced_to_their_anchors():
     handed = []
     detect = model.roi_heads.detect
     model.roi_heads.detect = lambda batch, table, proposals, *more: (
-        handed.extend(proposals), detect(batch, table, proposals, *more))[1]
+        handed.extend(proposals),
+        detect(batch, table, proposals, *more),
+    )[1]
     images = [sample(i)[0] for i in range(2)]
     with torch.inference_mode():
         found = model(images, paste_masks=False, recorder=seen)

@@ -92,8 +92,10 @@ def opened(made, browser):
 
 
 def choose(browser, id, value):
-    browser.run(f"(() => {{ const s = document.getElementById('{id}'); s.value = '{value}';"
-                "s.dispatchEvent(new Event('change')); })()")
+    browser.run(
+        f"(() => {{ const s = document.getElementById('{id}'); s.value = '{value}';"
+        "s.dispatchEvent(new Event('change')); })()"
+    )
 
 
 def names(browser):
@@ -102,9 +104,11 @@ def names(browser):
 
 def await_focus(browser, name):
     """A dialog tells that it was closed a moment later."""
-    browser.run("new Promise(done => { const look = () => document.activeElement.className === 'card'"
-                f" && document.activeElement.querySelector('.name').textContent === '{name}'"
-                " ? done() : setTimeout(look, 9); look(); })")
+    browser.run(
+        "new Promise(done => { const look = () => document.activeElement.className === 'card'"
+        f" && document.activeElement.querySelector('.name').textContent === '{name}'"
+        " ? done() : setTimeout(look, 9); look(); })"
+    )
 
 
 def test_the_numbers_are_the_records(made):
@@ -146,7 +150,8 @@ def test_the_list_of_pictures_is_sorted_and_filtered(made, opened):
     choose(opened, "by-class", 1)  # and the last kind, missed
     assert set(names(opened)) == {file for file, found in mistakes.items() if (5, 1, -1) in found}
     assert opened.run("document.querySelectorAll('.card path.k5:not(.dim)').length") == sum(
-        found[5, 1, -1] for found in mistakes.values())
+        found[5, 1, -1] for found in mistakes.values()
+    )
     choose(opened, "by-kind", "")
     choose(opened, "by", "missed")
     assert set(names(opened)) == {file for file, found in mistakes.items() if any(1 in key[1:3] for key in found)}
@@ -214,8 +219,10 @@ def test_without_a_script_numbers_and_plots_are_there(made, browser):
     assert "0." in browser.text("#stats")
     assert browser.run("[...document.querySelectorAll('main svg')].every(e => e.getClientRects().length)")
     assert "needs JavaScript" in browser.text("#pictures")
-    assert browser.run("document.querySelectorAll('label, main select').length > 0 && "
-                       "[...document.querySelectorAll('label')].every(e => !e.getClientRects().length)")
+    assert browser.run(
+        "document.querySelectorAll('label, main select').length > 0 && "
+        "[...document.querySelectorAll('label')].every(e => !e.getClientRects().length)"
+    )
     browser.ask("Emulation.setScriptExecutionDisabled", value=False)
 
 
@@ -272,8 +279,10 @@ def test_text_can_be_read_on_a_phone_in_light_and_dark(opened, scheme):
     for selector in ("p", "td", "th", "th button", ".soft", ".said", ".name", "label", "select", "nav a", "figcaption"):
         assert opened.run(f"({CONTRAST})('{selector}')") >= 4.5, selector
     # what is wide scrolls by itself
-    assert opened.run("[...document.querySelectorAll('table, svg, .card')].every("
-                      "e => e.closest('.scroll') || e.getBoundingClientRect().right <= innerWidth)")
+    assert opened.run(
+        "[...document.querySelectorAll('table, svg, .card')].every("
+        "e => e.closest('.scroll') || e.getBoundingClientRect().right <= innerWidth)"
+    )
     opened.click(".card")
     assert not opened.too_wide() and opened.run(f"({CONTRAST})('#viewer li, #viewer button, #viewer h3')") >= 4.5
     assert opened.run("document.getElementById('viewer').getBoundingClientRect().right <= innerWidth")
@@ -304,8 +313,10 @@ def write_odd(folder):
 def test_odd_names_no_detection_and_pictures_that_can_not_be_read(tmp_path, monkeypatch, capsys, browser):
     data = write_odd(tmp_path / "data")
     (data / "images" / "b<i>ld \u00e9 1.png").write_bytes(b"no picture")
-    for name, results in (("none", []), ("boxes", [{"image_id": "pic 0", "category_id": 5, "score": 0.75,
-                                                    "bbox": [4, 4, 20, 24]}])):
+    for name, results in (
+        ("none", []),
+        ("boxes", [{"image_id": "pic 0", "category_id": 5, "score": 0.75, "bbox": [4, 4, 20, 24]}]),
+    ):
         (tmp_path / "r.json").write_text(json.dumps(results))
         flags = ("--detections", tmp_path / "r.json", "--data-path", data, "--output-dir", tmp_path / name)
         assert validate(monkeypatch, *flags, "--report") == 1
@@ -365,8 +376,9 @@ def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):
     (data / "instances_val.json").write_text(json.dumps(content))
     some = open_data_set(data, split="val").val
     every = some.ground_truth()["annotations"]
-    results = [{"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.75, "bbox": a["bbox"]}
-               for a in every]
+    results = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.75, "bbox": a["bbox"]} for a in every
+    ]
     stats = {"bbox": evaluate_results(some.ground_truth(), results, ["bbox"])["bbox"]}
     text = write_report(tmp_path, "r", stats, results, some).path.read_text()
     assert sum(int(row[1]) for row in Tables(text).tables["bins"][1:]) == len(every) - 1

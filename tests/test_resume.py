@@ -213,7 +213,11 @@ def test_old_checkpoints_are_pruned_and_the_best_stays(data, tmp_path, monkeypat
     run = tmp_path / "run"
     assert call(monkeypatch, *flags(data, run, "--epochs", 4, "--keep", 2, "--save-every-steps", 1)) == 0
     assert sorted(path.name for path in run.glob("*.pth")) == [
-        "model_2.pth", "model_3.pth", "model_best.pth", "model_min_val_loss.pth"]
+        "model_2.pth",
+        "model_3.pth",
+        "model_best.pth",
+        "model_min_val_loss.pth",
+    ]
 
 
 def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path, monkeypatch):

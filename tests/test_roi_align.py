@@ -30,10 +30,7 @@ def test_on_paper():
 
 def test_a_roi_of_a_stride_4_level_on_paper():
     ramp = (10 * torch.arange(5.0)[:, None] + torch.arange(5.0))[None, None]
-    assert align_one(ramp, torch.tensor([[0.0, 0, 16, 16]]), 2, stride=4)[0, 0].tolist() == [
-        [11, 13],
-        [31, 33],
-    ]
+    assert align_one(ramp, torch.tensor([[0.0, 0, 16, 16]]), 2, stride=4)[0, 0].tolist() == [[11, 13], [31, 33]]
 
 
 def test_outside_the_map():

@@ -101,8 +101,10 @@ def test_losses_and_gradients_of_sampled_cells_equal_the_dense_ones(variant, obj
     pictures = PictureBatch(torch.zeros(2, 3, *PADDED, dtype=torch.float64), SIZES, SIZES)
     corner = torch.rand(objects, 2, dtype=torch.float64) * 80
     boxes = torch.cat((corner, corner + 20 + torch.rand(objects, 2, dtype=torch.float64) * 20), 1)
-    truth = [Objects(boxes[:n], torch.ones(n).long(), CroppedMasks.empty(size), boxes[:0], size, (None, None))
-             for n, size in zip((objects, 0), SIZES, strict=True)]
+    truth = [
+        Objects(boxes[:n], torch.ones(n).long(), CroppedMasks.empty(size), boxes[:0], size, (None, None))
+        for n, size in zip((objects, 0), SIZES, strict=True)
+    ]
     values = [torch.randn(2, 8, *shape, dtype=torch.float64) for shape in shapes]
     seen = []
     for sampled in (False, True):
@@ -121,8 +123,16 @@ def test_sampled_cells_have_a_gradient_under_autocast(monkeypatch):
     monkeypatch.setattr(RPNHead, "pays_at", lambda *args: True)
     rpn = create_model(3, "resnet18", fpn_channels=8).rpn.train()
     maps = [torch.randn(1, 8, PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
-    truth = [Objects(torch.tensor([[20.0, 20, 60, 50]]), torch.tensor([1]), CroppedMasks.empty(PADDED),
-                     torch.zeros(0, 4), PADDED, (None, None))]
+    truth = [
+        Objects(
+            torch.tensor([[20.0, 20, 60, 50]]),
+            torch.tensor([1]),
+            CroppedMasks.empty(PADDED),
+            torch.zeros(0, 4),
+            PADDED,
+            (None, None),
+        )
+    ]
     with torch.autocast("cpu", torch.bfloat16):
         _, losses = rpn(PictureBatch(torch.zeros(1, 3, *PADDED), [PADDED], [PADDED]), FeatureTable(maps), truth)
     sum(losses.values()).backward()

@@ -34,7 +34,8 @@ def test_means_are_those_of_the_whole_record():
     anchors = sum(int((r["label"][torch.cat((r["positive"], r["negative"]))] == 1).sum()) for r in seen["rpn_targets"])
     means = {name: float(value) for name, value in counts.means().items()}
     assert means == pytest.approx(
-        {"positive anchors": anchors / 2, "positive RoIs": rois / 2, "proposal recall 0.5": reached / 2})
+        {"positive anchors": anchors / 2, "positive RoIs": rois / 2, "proposal recall 0.5": reached / 2}
+    )
     assert anchors > 0 and rois > 0
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a tool's main -> (exit status, stdout, stderr)."""
+
     def run(tool, *words):
         monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, words)])
         try:
@@ -42,7 +43,12 @@ def contents(data):
         image, target = data[i]
         names = [data.label_map.name(label) for label in target["labels"].tolist()]
         found[Path(data.file_name(i)).stem] = (
-            image, target["boxes"], names, target["masks"].to_masks(), target["iscrowd"])
+            image,
+            target["boxes"],
+            names,
+            target["masks"].to_masks(),
+            target["iscrowd"],
+        )
     return found
 
 
@@ -137,18 +143,21 @@ def taken(folder):
     return {label: sum(label in of for of in labels) for label in data.label_map.labels()}, len(data)
 
 
-@pytest.mark.parametrize(("flags", "counts", "pictures"), [
-    ("", {1: 33, 2: 9, 3: 2}, 45),
-    ("--classes dog", {1: 9}, 9),
-    ("--classes dog cat", {1: 9, 2: 33}, 39),
-    ("--classes dog --limit 4", {1: 4}, 4),
-    ("--classes dog cat --limit 8 --balanced", {1: 4, 2: 4}, 8),
-    ("--classes cat dog --limit 16 --balanced", {1: 10, 2: 9}, 16),  # 3 of both and 6 of a dog are all there is
-    ("--classes cat dog bird --limit 12 --balanced", {1: 5, 2: 5, 3: 2}, 12),
-    ("--classes bird cat --balanced", {1: 2, 2: 2}, 4),
-    ("--limit 3 --balanced", {1: 1, 2: 1, 3: 1}, 3),
-    ("--limit 7", None, 7),
-])
+@pytest.mark.parametrize(
+    ("flags", "counts", "pictures"),
+    [
+        ("", {1: 33, 2: 9, 3: 2}, 45),
+        ("--classes dog", {1: 9}, 9),
+        ("--classes dog cat", {1: 9, 2: 33}, 39),
+        ("--classes dog --limit 4", {1: 4}, 4),
+        ("--classes dog cat --limit 8 --balanced", {1: 4, 2: 4}, 8),
+        ("--classes cat dog --limit 16 --balanced", {1: 10, 2: 9}, 16),  # 3 of both and 6 of a dog are all there is
+        ("--classes cat dog bird --limit 12 --balanced", {1: 5, 2: 5, 3: 2}, 12),
+        ("--classes bird cat --balanced", {1: 2, 2: 2}, 4),
+        ("--limit 3 --balanced", {1: 1, 2: 1, 3: 1}, 3),
+        ("--limit 7", None, 7),
+    ],
+)
 def test_samples(run, tmp_path, three_classes, flags, counts, pictures):
     status, told, _ = run(coco_to_npy, three_classes, tmp_path / "npy", *flags.split())
     found = taken(tmp_path / "npy")

@@ -47,7 +47,8 @@ def test_it_runs(stored, monkeypatch, tmp_path):
 def test_it_is_stored_with_its_outputs(stored):
     assert TOUR.stat().st_size < 1_500_000
     assert [cell.execution_count for cell in stored.cells if cell.cell_type == "code"] == list(
-        range(1, sum(cell.cell_type == "code" for cell in stored.cells) + 1)), AGAIN
+        range(1, sum(cell.cell_type == "code" for cell in stored.cells) + 1)
+    ), AGAIN
     assert "Traceback" not in texts(stored)
     content = json.loads(TOUR.read_text(encoding="utf-8"))
     assert not re.search(r"/(home|root|tmp|work|opt)/", str([cell for cell in content["cells"]]))

@@ -71,11 +71,7 @@ def test_a_run_leaves_its_files(finished):
     for line in next(folder.glob("det_results*.txt")).read_text().splitlines():
         assert re.fullmatch(r"epoch:\d (-?\d\.\d{4}  ){12}\d+\.\d{4}  0\.\d{6}", line)
     checkpoint = torch.load(folder / "model_1.pth", weights_only=True)
-    assert (checkpoint["step"], checkpoint["epoch"], checkpoint["progress"]["epochs_done"]) == (
-        2 * STEPS,
-        1,
-        2,
-    )
+    assert (checkpoint["step"], checkpoint["epoch"], checkpoint["progress"]["epochs_done"]) == (2 * STEPS, 1, 2)
     assert checkpoint["config"]["norm"] == "batch" and checkpoint["config"]["trainable_layers"] == 5
     assert json.loads((folder / "args.json").read_text())["lr"] == 0.002
     losses = json.loads((folder / "seg_results.json").read_text())
@@ -200,9 +196,7 @@ def test_unreadable_pictures_are_skipped_and_counted(shapes, tmp_path, monkeypat
     assert "000000000001.png" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_loss_that_is_not_finite_names_the_pictures_and_keeps_the_batch(
-    shapes, tmp_path, monkeypatch, capsys
-):
+def test_a_loss_that_is_not_finite_names_the_pictures_and_keeps_the_batch(shapes, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, *flags(shapes, tmp_path / "run", "--lr", 1e20, "--warmup-iters", 0)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     (path,) = (tmp_path / "run").glob("non_finite_step*.pth")
@@ -271,10 +265,4 @@ def test_published_weights_fit_the_model_of_the_built_in_data():
 
 def test_the_line_of_the_design_means_what_it_says():
     args = resolved(*"--batch-size 8 --lr 0.08 --pretrain False --amp True".split(), size=8)
-    assert (args.weights, args.amp, args.lr, args.optimizer, args.norm) == (
-        "imagenet",
-        True,
-        0.08,
-        "sgd",
-        None,
-    )
+    assert (args.weights, args.amp, args.lr, args.optimizer, args.norm) == ("imagenet", True, 0.08, "sgd", None)

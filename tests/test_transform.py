@@ -169,10 +169,6 @@ def test_a_box_that_is_none_is_named(box):
 def test_a_target_without_objects():
     ours, _ = transforms((100,), 200)
     batch = ours.batch([torch.zeros(3, 50, 50)], None, False, torch.float32)
-    target = {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(0, dtype=torch.int64),
-        "masks": torch.zeros(0, 50, 50),
-    }
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 50, 50)}
     objects = prepare_objects(target, batch, 0)
     assert objects.boxes.shape == objects.crowds.shape == (0, 4) and len(objects.masks) == 0

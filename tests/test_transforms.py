@@ -181,9 +181,14 @@ def test_large_scale_jitter_moves_picture_and_masks_alike(scale, shape):
 
 def test_large_scale_jitter_pads_with_the_fill_colour():
     image, target = torch.full((3, 50, 100), 200, dtype=torch.uint8), sample(3)[1]
-    target = {**target, "masks": CroppedMasks.empty((50, 100)), "boxes": torch.zeros(0, 4),
-              "labels": torch.zeros(0, dtype=torch.int64), "area": torch.zeros(0),
-              "iscrowd": torch.zeros(0, dtype=torch.uint8)}
+    target = {
+        **target,
+        "masks": CroppedMasks.empty((50, 100)),
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "area": torch.zeros(0),
+        "iscrowd": torch.zeros(0, dtype=torch.uint8),
+    }
     new, empty = LargeScaleJitter(80, scale=(0.5, 0.5))(image, target, generator())
     assert (new[:, :20, :40] == 200).all()
     assert new[:, 20:, :].unique(dim=1).flatten(1)[:, 0].tolist() == list(MEAN_COLOUR)

@@ -68,16 +68,7 @@ def test_from_the_command_line(weights, data, tmp_path):
 
 def test_the_batch_size_does_not_matter(run, weights, data):
     for size in (1, 2, 4):
-        flags = (
-            "--weights-path",
-            weights,
-            "--data-path",
-            data,
-            "--batch-size",
-            size,
-            "--output-dir",
-            f"out{size}",
-        )
+        flags = ("--weights-path", weights, "--data-path", data, "--batch-size", size, "--output-dir", f"out{size}")
         assert run(*flags)[0] == 0
     for name in ("record_mAP.txt", "record_mAP.json", "detections.json"):
         one, two, four = (Path(f"out{size}", name).read_text() for size in (1, 2, 4))
@@ -120,9 +111,7 @@ def test_unreadable_pictures_are_named_and_left_out(run, weights, data):
 
 
 def test_the_checkpoint_knows_its_data(run, tmp_path, data):
-    weights = write_checkpoint(
-        tmp_path / "own.pth", data_path=str(data), dataset="auto", val_fraction=0.5, seed=3
-    )
+    weights = write_checkpoint(tmp_path / "own.pth", data_path=str(data), dataset="auto", val_fraction=0.5, seed=3)
     assert run("--weights-path", weights)[0] == 0
     (data / "instances_val.json").unlink()  # now a single json: training's share and seed choose the pictures
     chosen = []

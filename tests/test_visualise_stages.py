@@ -46,8 +46,9 @@ def run(tmp_path, monkeypatch, capsys):
     def run(*flags, names=NAMES):
         path, trained_on = tmp_path / "model.pth", str(tmp_path / "data")
         weights = write_checkpoint(path, names=names, width=WIDTH, data_path=trained_on, photometric=True)
-        monkeypatch.setattr(sys, "argv", ["visualise_stages", "--device", "cpu", "--weights-path", str(weights),
-                                          *map(str, flags)])
+        monkeypatch.setattr(
+            sys, "argv", ["visualise_stages", "--device", "cpu", "--weights-path", str(weights), *map(str, flags)]
+        )
         try:
             status = run_command(visualise_stages.main)
         except SystemExit as stop:
@@ -120,15 +121,18 @@ def test_without_objects_and_detections(run, data, tmp_path):
     assert not (tmp_path / "stages" / "12_masks.png").exists()
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    (("--index", 4), "--index 4: the train split of"),
-    ((), "give either --index"),
-    (("--index", 1, "--img-path", "x.png"), "give either --index"),
-    (("--img-path", "nowhere.png"), "nowhere.png"),
-    (("--img-path", "data"), "--img-path data: a folder"),
-    (("--index", 1, "--data-path", "nowhere"), "nowhere: no such file or folder"),
-    (("--index", 1, "--weights-path", "none.pth"), "none.pth: no such checkpoint file"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--index", 4), "--index 4: the train split of"),
+        ((), "give either --index"),
+        (("--index", 1, "--img-path", "x.png"), "give either --index"),
+        (("--img-path", "nowhere.png"), "nowhere.png"),
+        (("--img-path", "data"), "--img-path data: a folder"),
+        (("--index", 1, "--data-path", "nowhere"), "nowhere: no such file or folder"),
+        (("--index", 1, "--weights-path", "none.pth"), "none.pth: no such checkpoint file"),
+    ],
+)
 def test_mistakes_are_one_line(run, data, tmp_path, flags, said):
     status, _, err = run(*flags)
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and said in err
@@ -147,8 +151,9 @@ def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     loader = TrainLoader(splits.train, build_augment(0.5, 0.5, True), World.single(torch.device("cpu")), 1, seed=3)
     flags = {"vertical_flip": 0.5, "photometric": True, "seed": 3, "mini_mask": 8}
     weights = write_checkpoint(tmp_path / "model.pth", width=WIDTH, **flags)
-    monkeypatch.setattr(sys, "argv", ["", "--weights-path", str(weights), "--data-path", str(data), "--index", "2",
-                                      "--epoch", "5"])
+    monkeypatch.setattr(
+        sys, "argv", ["", "--weights-path", str(weights), "--data-path", str(data), "--index", "2", "--epoch", "5"]
+    )
     args = visualise_stages.parse_args()
     content = visualise_stages.load_file(weights)
     sample = visualise_stages.sample_of_data(args, content, splits.label_map)
@@ -169,9 +174,13 @@ def target_of(boxes, height, width, crowds=0):
     masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[y1:y2, x1:x2] = 1
-    return {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "masks": CroppedMasks.from_masks(masks),
-            "labels": torch.arange(len(boxes)) % 3 + 1, "sample_seed": 1,
-            "iscrowd": (torch.arange(len(boxes)) < crowds).to(torch.uint8)}
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "masks": CroppedMasks.from_masks(masks),
+        "labels": torch.arange(len(boxes)) % 3 + 1,
+        "sample_seed": 1,
+        "iscrowd": (torch.arange(len(boxes)) < crowds).to(torch.uint8),
+    }
 
 
 def many_boxes(count, height, width):

@@ -334,9 +334,17 @@ class TestFilesOfOthers:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
         state = other(model.state_dict())
-        torch.save({"model": {prefix + key: value for key, value in state.items()}, "optimizer": optimizer.state_dict(),
-                    "lr_scheduler": schedule.state_dict(), "args": argparse.Namespace(lr=0.1, gpus=[0, 1], name=None),
-                    "epoch": 3}, path, **options)
+        torch.save(
+            {
+                "model": {prefix + key: value for key, value in state.items()},
+                "optimizer": optimizer.state_dict(),
+                "lr_scheduler": schedule.state_dict(),
+                "args": argparse.Namespace(lr=0.1, gpus=[0, 1], name=None),
+                "epoch": 3,
+            },
+            path,
+            **options,
+        )
         return state
 
     @pytest.mark.parametrize("prefix", ["", "module."])
@@ -364,23 +372,32 @@ class TestFilesOfOthers:
 class TestWhatDoesNotFit:
     """One line: what the file holds, what is wanted, what to do."""
 
-    @pytest.mark.parametrize("config, told", [
-        ({"variant": "v2", "norm": "frozen"}, "resnet18 v1 for 3 classes.*this model, resnet18 v2.*--variant"),
-        ({"backbone": "resnet34"}, "resnet18 v1.*this model, resnet34 v1.*check --backbone"),
-        ({"fpn_channels": 8}, "16 in the pyramid.*8 in the pyramid"),
-        ({"num_classes": 7}, "is for 3 classes, not 6: give --num-classes 3"),
-    ])
+    @pytest.mark.parametrize(
+        "config, told",
+        [
+            ({"variant": "v2", "norm": "frozen"}, "resnet18 v1 for 3 classes.*this model, resnet18 v2.*--variant"),
+            ({"backbone": "resnet34"}, "resnet18 v1.*this model, resnet34 v1.*check --backbone"),
+            ({"fpn_channels": 8}, "16 in the pyramid.*8 in the pyramid"),
+            ({"num_classes": 7}, "is for 3 classes, not 6: give --num-classes 3"),
+        ],
+    )
     def test_weights(self, config, told):
         with pytest.raises(InputError, match=told) as error:
             load_weights(tiny(**config), tiny().state_dict())
         assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("flags, told", [
-        ({"variant": "v2"}, "the model flags that were given: it holds resnet18 v1.*they ask for resnet18 v2.*leave"),
-        ({"backbone": "resnet34"}, "holds resnet18 v1.*they ask for resnet34 v1"),
-        ({"mask_head_layers": 10**9}, "1000000000 layers in the heads|layers in the heads"),
-        ({"fpn_channels": 10**6, "box_head_channels": 10**6}, "1000000 in the pyramid"),
-    ])
+    @pytest.mark.parametrize(
+        "flags, told",
+        [
+            (
+                {"variant": "v2"},
+                "the model flags that were given: it holds resnet18 v1.*they ask for resnet18 v2.*leave",
+            ),
+            ({"backbone": "resnet34"}, "holds resnet18 v1.*they ask for resnet34 v1"),
+            ({"mask_head_layers": 10**9}, "1000000000 layers in the heads|layers in the heads"),
+            ({"fpn_channels": 10**6, "box_head_channels": 10**6}, "1000000 in the pyramid"),
+        ],
+    )
     def test_flags(self, tmp_path, flags, told):
         torch.save(tiny().state_dict(), tmp_path / "a.pth")
         with pytest.raises(InputError, match=told) as error:

@@ -51,12 +51,19 @@ def parse_args() -> argparse.Namespace:
     passes = parser.add_mutually_exclusive_group()
     passes.add_argument("--full", action="store_true", help="open every picture")
     passes.add_argument("--quick", action="store_true", help="open only those of the contact sheet")
-    parser.add_argument("--workers", "-j", type=command.non_negative_int, default=0,
-                        help="processes that open pictures (default: 0, this one)")
-    parser.add_argument("--weights-path", metavar="W",
-                        help="a checkpoint: sizes and anchors are looked at for its model")
-    parser.add_argument("--samples", type=command.non_negative_int, default=18,
-                        help="pictures of the contact sheet (default: 18)")
+    parser.add_argument(
+        "--workers",
+        "-j",
+        type=command.non_negative_int,
+        default=0,
+        help="processes that open pictures (default: 0, this one)",
+    )
+    parser.add_argument(
+        "--weights-path", metavar="W", help="a checkpoint: sizes and anchors are looked at for its model"
+    )
+    parser.add_argument(
+        "--samples", type=command.non_negative_int, default=18, help="pictures of the contact sheet (default: 18)"
+    )
     parser.add_argument("--seed", type=command.seed, default=0, help="of their choice (default: 0)")
     parser.add_argument("--output-dir", default="check_data", help="where page and json go (default: ./check_data)")
     parser.add_argument("--fix", metavar="OUT", help="a new folder for corrected annotations (COCO)")
@@ -93,8 +100,9 @@ class Report:
     def look(self) -> None:
         """Everything but the pictures."""
         args, finds = self.args, self.finds
-        self.opened = open_all(args.data, finds, args.dataset, args.image_dir, args.year, args.label_json_path,
-                               args.follow_links)
+        self.opened = open_all(
+            args.data, finds, args.dataset, args.image_dir, args.year, args.label_json_path, args.follow_links
+        )
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
         self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:
@@ -106,8 +114,10 @@ class Report:
         self.full = args.full or (count <= SMALL and not args.quick)
 
     def open_pictures(self) -> None:
-        seen = {split: pictures.full_pass(part, self.args.workers, self.of_pictures, split)
-                for split, part in self.splits.items()}
+        seen = {
+            split: pictures.full_pass(part, self.args.workers, self.of_pictures, split)
+            for split, part in self.splits.items()
+        }
         self.doubles = duplicates.find_doubles(seen)
         duplicates.tell_doubles(self.doubles, self.splits, self.of_pictures)
 
@@ -117,13 +127,19 @@ class Report:
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
             known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
-            of_classes = f"{known} classes ({used} of them with objects)" if used < known else (
-                f"{known} class{'' if known == 1 else 'es'}")
-            told.append(f"{split}: {counted(len(counts), 'picture')} ({int((counts == 0).sum()):,} without objects), "
-                        f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
-                        f"{counted(int(table.crowd.sum()), 'crowd region')}")
+            of_classes = (
+                f"{known} classes ({used} of them with objects)"
+                if used < known
+                else (f"{known} class{'' if known == 1 else 'es'}")
+            )
+            told.append(
+                f"{split}: {counted(len(counts), 'picture')} ({int((counts == 0).sum()):,} without objects), "
+                f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
+                f"{counted(int(table.crowd.sum()), 'crowd region')}"
+            )
         return told or [f"{counted(len(self.opened.pictures), 'picture')} without annotations"] * bool(
-            self.opened.pictures)
+            self.opened.pictures
+        )
 
     @property
     def sizing(self) -> str:
@@ -142,17 +158,41 @@ class Report:
     def to_dict(self) -> dict:
         """check_data.json."""
         return {
-            "data": str(self.opened.path), "layout": self.opened.layout, "error": self.verdict,
-            "full_pass": self.full, "counts": {severity: self.finds.total(severity) for severity in SEVERITIES},
-            "splits": {split: {"source": str(table.data_set.source), "pictures": len(table.sizes),
-                               "objects": int(table.counts().sum()), "crowd_regions": int(table.crowd.sum())}
-                       for split, table in self.tables.items()},
-            "classes": self.classes, "histograms": self.histograms, "picture_sizes": self.sizes,
-            "anchors": [{"anchor_sizes": list(reach.sizes), "aspect_ratios": list(reach.ratios),
-                         "share_at_0.5": reach.share(0.5), "share_at_0.7": reach.share(0.7)} for reach in self.reach],
-            "doubles": [{"first": duplicates.path_of(self.splits, double.first), "same_pixels": double.same,
-                         "second": duplicates.path_of(self.splits, double.second),
-                         "correlation": round(double.correlation, 4)} for double in self.doubles],
+            "data": str(self.opened.path),
+            "layout": self.opened.layout,
+            "error": self.verdict,
+            "full_pass": self.full,
+            "counts": {severity: self.finds.total(severity) for severity in SEVERITIES},
+            "splits": {
+                split: {
+                    "source": str(table.data_set.source),
+                    "pictures": len(table.sizes),
+                    "objects": int(table.counts().sum()),
+                    "crowd_regions": int(table.crowd.sum()),
+                }
+                for split, table in self.tables.items()
+            },
+            "classes": self.classes,
+            "histograms": self.histograms,
+            "picture_sizes": self.sizes,
+            "anchors": [
+                {
+                    "anchor_sizes": list(reach.sizes),
+                    "aspect_ratios": list(reach.ratios),
+                    "share_at_0.5": reach.share(0.5),
+                    "share_at_0.7": reach.share(0.7),
+                }
+                for reach in self.reach
+            ],
+            "doubles": [
+                {
+                    "first": duplicates.path_of(self.splits, double.first),
+                    "same_pixels": double.same,
+                    "second": duplicates.path_of(self.splits, double.second),
+                    "correlation": round(double.correlation, 4),
+                }
+                for double in self.doubles
+            ],
             "finds": self.finds.to_list(),
         }
 
@@ -163,8 +203,11 @@ class Report:
         told = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.args.samples:
-            sections.append(page.section("sheet", "Samples, as training gets them" if self.tables else
-                                         "Some of the pictures", sheet))
+            sections.append(
+                page.section(
+                    "sheet", "Samples, as training gets them" if self.tables else "Some of the pictures", sheet
+                )
+            )
         if self.tables:
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
@@ -185,8 +228,11 @@ def model_config(args: argparse.Namespace) -> tuple[MaskRCNNConfig, str]:
     if args.weights_path:
         path = user_path(args.weights_path)
         content = load_file(path)
-        own, state = ((content["config"], content["model"]) if is_checkpoint(content) else
-                      (infer_architecture(content, str(path)), content))
+        own, state = (
+            (content["config"], content["model"])
+            if is_checkpoint(content)
+            else (infer_architecture(content, str(path)), content)
+        )
         config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
     elif user_path(args.data).resolve() == Path(SHAPES_FOLDER).resolve():
         config, source = MaskRCNNConfig(**{**BUILT_IN_MODEL, **given}), "train.py's model for these shapes"
@@ -200,8 +246,10 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
     count = sum(map(len, report.splits.values()))
     if report.full:
         return "Every picture was opened." * bool(count)
-    told = ("Only the contact sheet's pictures were opened. --full opens all: unreadable ones, sizes that the "
-            "annotations contradict, EXIF orientations, blank ones, and doubles within and across the splits")
+    told = (
+        "Only the contact sheet's pictures were opened. --full opens all: unreadable ones, sizes that the "
+        "annotations contradict, EXIF orientations, blank ones, and doubles within and across the splits"
+    )
     if seconds and count:
         total = sum(seconds) / len(seconds) * count / max(report.args.workers, 1)
         told += f"; about {_duration(total)} with --workers {report.args.workers}, as the contact sheet's took"

@@ -33,10 +33,18 @@ def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
     parser.add_argument("data", metavar="COCO_DATA", help="COCO folder, or a json")
     parser.add_argument("out", metavar="OUT", help="folder to be made")
-    parser.add_argument("--classes", nargs="+", metavar="NAME",
-                        help="only these, and only pictures that show one (default: all classes and pictures)")
-    parser.add_argument("--limit", type=command.positive_int, metavar="N",
-                        help="at most N pictures of each split, chosen at random (default: all)")
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="only these, and only pictures that show one (default: all classes and pictures)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=command.positive_int,
+        metavar="N",
+        help="at most N pictures of each split, chosen at random (default: all)",
+    )
     command.add_flag(parser, "--balanced", help="choose as equal numbers of pictures of each class as can be")
     parser.add_argument("--seed", type=command.seed, default=0, help="of the choice (default: 0)")
     command.add_flag(parser, "--link", help="link the pictures in place of copying them")
@@ -102,8 +110,10 @@ def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict
     full = (masks.boxes[:, 2] > 0).tolist()
     kept = [k for k, label in enumerate(target["labels"].tolist()) if label in labels and full[k]]
     if len(kept) * masks.size[0] * masks.size[1] > npy_reader.MAX_PICKLE - 2**20:
-        raise InputError(f"{source}: its {len(kept)} masks would take more than a .npy file may have "
-                         f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the picture down, or choose fewer --classes")
+        raise InputError(
+            f"{source}: its {len(kept)} masks would take more than a .npy file may have "
+            f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the picture down, or choose fewer --classes"
+        )
     own = target["labels"][kept].tolist()
     content = {
         "boxes": target["boxes"][kept].numpy(),
@@ -120,16 +130,19 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
     classes_of = shown_classes(data_set, labels)
     chosen = choose(classes_of, args.classes is None, args.limit, args.balanced, args.seed)
     if not chosen:
-        raise InputError(f"{data_set.source}: none of its {len(data_set)} pictures shows a class to choose by; give "
-                         "other --classes, leave --balanced out, or convert the other split's json alone")
+        raise InputError(
+            f"{data_set.source}: none of its {len(data_set)} pictures shows a class to choose by; give "
+            "other --classes, leave --balanced out, or convert the other split's json alone"
+        )
     folders = [out / f"{kind}_{name}".rstrip("_") for kind in ("images", "annotations")]
     for folder in folders:
         folder.mkdir()
     sources = [Path(data_set.file_name(i)) for i in chosen]
     shown, counts = Counter(dict.fromkeys(labels, 0)), Counter()
     stems = [Path(drawn).stem for drawn in output_names(sources)]  # none twice
-    for i, source, stem in tqdm(list(zip(chosen, sources, stems, strict=True)), desc=name or "pictures",
-                                unit="picture", disable=None):
+    for i, source, stem in tqdm(
+        list(zip(chosen, sources, stems, strict=True)), desc=name or "pictures", unit="picture", disable=None
+    ):
         try:
             picture_size(source)
         except PictureError as error:

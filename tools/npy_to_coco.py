@@ -57,8 +57,9 @@ def write_split(out: Path, name: str, data_set, link: bool) -> int:
     label_map = data_set.label_map
     content["categories"] = [{"id": i, "name": n} for i, n in zip(label_map.category_ids, label_map.names, strict=True)]
     content["images"] = [{**image, "id": new_ids[image["id"]]} for image in content["images"] if image["id"] in usable]
-    content["annotations"] = [{**a, "image_id": new_ids[a["image_id"]]} for a in content["annotations"]
-                              if a["image_id"] in usable]
+    content["annotations"] = [
+        {**a, "image_id": new_ids[a["image_id"]]} for a in content["annotations"] if a["image_id"] in usable
+    ]
     write_text(json_path, json.dumps(content))
     notes = f", {linked} pictures are symbolic links: training needs --follow-links" if linked else ""
     print(f"{json_path.relative_to(out)}: {len(usable)} pictures, {len(content['annotations'])} objects{notes}")
@@ -70,8 +71,14 @@ def main() -> int:
     args = parse_args()
     if not user_path(args.data).is_dir():
         raise InputError(f"{args.data}: no such folder")
-    splits = open_splits(args.data, "npy", find_npy_folders(user_path(args.data)), label_json=args.label_json_path,
-                         follow_links=args.follow_links, strict=args.strict)
+    splits = open_splits(
+        args.data,
+        "npy",
+        find_npy_folders(user_path(args.data)),
+        label_json=args.label_json_path,
+        follow_links=args.follow_links,
+        strict=args.strict,
+    )
     with new_folder(args.out) as out:
         for name, data_set in splits.items():
             print(f"{name or 'data'}: {data_set.describe()}")

@@ -39,8 +39,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
     parser.add_argument("--label-json-path", help='class names of npy data: a json file {"1": "person", ...}')
     parser.add_argument("--year", help="VOC year, where the folder holds several")
-    parser.add_argument("--val-fraction", type=command.fraction, default=0.2,
-                        help="validation share of data without a split (default: 0.2)")
+    parser.add_argument(
+        "--val-fraction",
+        type=command.fraction,
+        default=0.2,
+        help="validation share of data without a split (default: 0.2)",
+    )
     parser.add_argument("--seed", type=command.seed, default=0, help="chooses that share (default: 0)")
     command.add_flag(parser, "--keep-encoded", help="store the pictures' files, not their pixels")
     command.add_flag(parser, "--follow-links", help="follow pictures that are links out of the data (else an error)")
@@ -136,12 +140,17 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
     """
     if keep_encoded and isinstance(data_set, PackedDataset):
         raise InputError(f"--keep-encoded: {data_set.source} is packed already; give the data that it was packed from")
-    need = sum(Path(data_set.file_name(i)).stat().st_size for i in range(len(data_set))) if keep_encoded else (
-        3 * int(data_set.sizes.prod(dim=1).sum()))
+    need = (
+        sum(Path(data_set.file_name(i)).stat().st_size for i in range(len(data_set)))
+        if keep_encoded
+        else (3 * int(data_set.sizes.prod(dim=1).sum()))
+    )
     free = shutil.disk_usage(path.parent).free
     if need > free:
-        raise InputError(f"{path}: {need:,} bytes are needed, {free:,} are free; give another folder"
-                         + ("" if keep_encoded else ", or --keep-encoded"))
+        raise InputError(
+            f"{path}: {need:,} bytes are needed, {free:,} are free; give another folder"
+            + ("" if keep_encoded else ", or --keep-encoded")
+        )
     with atomic_file(path, need) as file, tqdm(total=len(data_set), desc=path.name, disable=None) as bar:
         file.write(MAGIC)
         rows, unreadable = write_records(file, data_set, keep_encoded, strict, bar)

@@ -37,11 +37,16 @@ def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
     parser.add_argument("--img-path", metavar="P", help="a picture without objects, in place of one of the data")
     add_data_arguments(parser)
-    parser.add_argument("--split", choices=("train", "val"), default="train",
-                        help="of the data; val pictures are not augmented (default: train)")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val"),
+        default="train",
+        help="of the data; val pictures are not augmented (default: train)",
+    )
     parser.add_argument("--index", type=command.non_negative_int, help="which picture of the split, from 0")
-    parser.add_argument("--epoch", type=command.non_negative_int, default=0,
-                        help="the epoch whose augmentation is drawn (default: 0)")
+    parser.add_argument(
+        "--epoch", type=command.non_negative_int, default=0, help="the epoch whose augmentation is drawn (default: 0)"
+    )
     add_model_arguments(parser)
     parser.set_defaults(output_dir="stages")
     add_augmentation_arguments(parser.add_argument_group("augmentation (default: the checkpoint's own)"))
@@ -73,12 +78,15 @@ def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample
     data_set, trained = open_split_of(args, args.split, content, label_map)
     i, count = args.index, len(data_set)
     if i >= count:
-        raise InputError(f"--index {i}: the {args.split} split of {data_set.source} has {count} pictures, "
-                         f"0 to {count - 1}")
+        raise InputError(
+            f"--index {i}: the {args.split} split of {data_set.source} has {count} pictures, 0 to {count - 1}"
+        )
     image, target = data_set[i]
     seed = trained.get("seed", 0) if args.seed is None else args.seed
-    options = {name: getattr(args, name) if name in args.given else trained.get(name, getattr(args, name))
-               for name in AUGMENTATION}
+    options = {
+        name: getattr(args, name) if name in args.given else trained.get(name, getattr(args, name))
+        for name in AUGMENTATION
+    }
     mini = options.pop("mini_mask")  # comes last and draws nothing: the whole masks are shown beside the mini ones
     augment = build_augment(**options)
     after = image, target
@@ -102,13 +110,18 @@ def main() -> int:
     folder = make_folder(user_path(args.output_dir))
     view = look(model, *sample.after, label_map.name, sample.before, sample.mini)
     cfg, seconds = model.config, time.perf_counter() - start
-    lead = [*sample.lead, f"Weights: {args.weights_path} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
-            "The model runs as in evaluation, in one pass; what is shown is what its stages recorded in it."]
+    lead = [
+        *sample.lead,
+        f"Weights: {args.weights_path} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
+        "The model runs as in evaluation, in one pass; what is shown is what its stages recorded in it.",
+    ]
     paths = write_stages(view, folder, f"What each stage sees: {sample.title}", lead)
     for path in paths:
         print(f"{visible(str(path))}: {path.stat().st_size / 1e6:.2f} MB")
-    print(f"{len(paths) - 1} pictures and a page in {time.perf_counter() - start:.1f} s, {seconds:.1f} s of it up to "
-          "the detections")
+    print(
+        f"{len(paths) - 1} pictures and a page in {time.perf_counter() - start:.1f} s, {seconds:.1f} s of it up to "
+        "the detections"
+    )
     return command.EXIT_OK
 
 

@@ -17,8 +17,15 @@ from train_utils.plain_text import brief, shown
 
 NUMBERS = {int, float}
 FIELDS = {  # one value per annotation, beside the parts' lengths and bytes
-    "sequence": np.int64, "rows": np.int64, "annotation_ids": np.int64, "category_ids": np.int64,
-    "iscrowd": np.uint8, "boxes": np.float64, "areas": np.float64, "kinds": np.uint8, "counts": np.int64,
+    "sequence": np.int64,
+    "rows": np.int64,
+    "annotation_ids": np.int64,
+    "category_ids": np.int64,
+    "iscrowd": np.uint8,
+    "boxes": np.float64,
+    "areas": np.float64,
+    "kinds": np.uint8,
+    "counts": np.int64,
 }
 GATHERED = 2**16  # annotations whose bytes are put in order at once
 
@@ -161,12 +168,18 @@ class _Plain:
                 area, crowd = annotation.get("area", 0.0), annotation.get("iscrowd", 0)
                 box, polygons = annotation["bbox"], annotation["segmentation"]
                 if not (
-                    type(category) is int and 0 <= category < 2**31
-                    and type(number) is int and 0 < number < 2**63
-                    and type(crowd) is int and 0 <= crowd <= 1
-                    and type(area) in NUMBERS and -1e300 < area < 1e300
-                    and len(box) == 4 and NUMBERS.issuperset(map(type, box))
-                    and type(polygons) is list and polygons
+                    type(category) is int
+                    and 0 <= category < 2**31
+                    and type(number) is int
+                    and 0 < number < 2**63
+                    and type(crowd) is int
+                    and 0 <= crowd <= 1
+                    and type(area) in NUMBERS
+                    and -1e300 < area < 1e300
+                    and len(box) == 4
+                    and NUMBERS.issuperset(map(type, box))
+                    and type(polygons) is list
+                    and polygons
                 ):
                     raise ValueError("not plain")
                 boxes.fromlist(box)
@@ -216,9 +229,14 @@ class _Plain:
             numbers = np.repeat(parts, lengths)  # bool, of each number
             content = rounded[numbers].astype(np.uint16) if kind == HUNDREDTHS else points[numbers]
             fields = {
-                "sequence": self.sequence, "rows": self.rows, "annotation_ids": self.ids,
-                "category_ids": self.category_ids, "iscrowd": self.iscrowd,
-                "boxes": np.array(self.boxes).reshape(-1, 4), "areas": self.areas, "counts": counts,
+                "sequence": self.sequence,
+                "rows": self.rows,
+                "annotation_ids": self.ids,
+                "category_ids": self.category_ids,
+                "iscrowd": self.iscrowd,
+                "boxes": np.array(self.boxes).reshape(-1, 4),
+                "areas": self.areas,
+                "counts": counts,
             }
             fields = {name: np.asarray(values)[chosen] for name, values in fields.items()}
             fields["kinds"] = np.full(len(fields["rows"]), kind)

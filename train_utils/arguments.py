@@ -45,8 +45,15 @@ BUILT_IN_RUN = dict(epochs=4, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
 
 # What of the flags makes a training sample of what is loaded: the arguments of transforms.build_augment, in order.
-AUGMENTATION = ("horizontal_flip", "vertical_flip", "photometric", "large_scale_jitter", "jitter_scale", "expand",
-                "mini_mask")
+AUGMENTATION = (
+    "horizontal_flip",
+    "vertical_flip",
+    "photometric",
+    "large_scale_jitter",
+    "jitter_scale",
+    "expand",
+    "mini_mask",
+)
 # Flags that stand for another one.
 ALIASES = {"pretrain": "weights", "freeze_at": "trainable_layers", "sync_bn": "norm", "lr_step_size": "lr_steps"}
 USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
@@ -64,30 +71,13 @@ def add_arguments(parser):
 
 def _add_data_arguments(group):
     add = group.add_argument
-    add(
-        "--data-path",
-        help="data set folder (COCO, VOC, .npy); absent: the built-in shapes, drawn into ./data/shapes",
-    )
-    add(
-        "--dataset",
-        default="auto",
-        choices=LAYOUTS,
-        help="layout of the data (default: auto)",
-    )
+    add("--data-path", help="data set folder (COCO, VOC, .npy); absent: the built-in shapes, drawn into ./data/shapes")
+    add("--dataset", default="auto", choices=LAYOUTS, help="layout of the data (default: auto)")
     add("--image-dir", help="folder of the pictures, where it is not the usual one")
     add("--year", help="VOC year, where the folder holds several")
     add("--label-json-path", metavar="J", help='class names of .npy data: a json file {"1": "person", ...}')
-    add(
-        "--val-fraction",
-        type=fraction,
-        default=0.2,
-        help="validation share of data without a split (default: 0.2)",
-    )
-    add(
-        "--num-classes",
-        type=positive_int,
-        help="without background; checked against the data, which tells it",
-    )
+    add("--val-fraction", type=fraction, default=0.2, help="validation share of data without a split (default: 0.2)")
+    add("--num-classes", type=positive_int, help="without background; checked against the data, which tells it")
     add_flag(group, "--drop-empty", help="leave out training pictures without objects")
     add_flag(group, "--follow-links", help="follow pictures that are links out of the data (else an error)")
     add_flag(group, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
@@ -167,12 +157,7 @@ def _add_run_arguments(group):
     add("--epochs", type=positive_int, help="passes over the data (default: 26; built-in data: 4)")
     add("--batch-size", "-b", type=positive_int, help="pictures per process (default: 2; built-in data: 4)")
     add("--accumulate-steps", type=positive_int, default=1, help="batches per optimiser step (default: 1)")
-    add(
-        "--seed",
-        type=seed,
-        default=0,
-        help="of weights, order, augmentation and sampling (default: 0)",
-    )
+    add("--seed", type=seed, default=0, help="of weights, order, augmentation and sampling (default: 0)")
     add("--print-freq", type=positive_int, default=50, help="steps between printed lines (default: 50)")
     add("--save-every-steps", type=positive_int, metavar="N", help="also save within an epoch")
     add(
@@ -215,12 +200,7 @@ def _add_optimizer_arguments(group):
     add("--optimizer", choices=["sgd", "adamw"], help="default: sgd (built-in data: adamw)")
     add("--lr", type=positive_float, help=f"default: {LR_PER_PICTURE} x global batch; adamw: {LR_ADAMW}")
     add("--momentum", type=fraction, default=0.9, help="of sgd (default: 0.9)")
-    add(
-        "--weight-decay",
-        "--wd",
-        type=fraction,
-        help=f"default: {WEIGHT_DECAY}".replace("{", "").replace("}", ""),
-    )
+    add("--weight-decay", "--wd", type=fraction, help=f"default: {WEIGHT_DECAY}".replace("{", "").replace("}", ""))
     add("--lr-schedule", choices=["steps", "cosine"], help="default: steps (built-in data: cosine)")
     add(
         "--lr-steps",
@@ -230,11 +210,7 @@ def _add_optimizer_arguments(group):
         help="when the rate falls, in epochs, such as 6.4 (default: 16/26 and 22/26 of the run)",
     )
     add("--lr-gamma", type=positive_float, default=0.1, help="factor of each fall (default: 0.1)")
-    add(
-        "--warmup-iters",
-        type=non_negative_int,
-        help="steps of linear warm-up (default: 1000, at most an epoch)",
-    )
+    add("--warmup-iters", type=non_negative_int, help="steps of linear warm-up (default: 1000, at most an epoch)")
     add("--clip-grad-norm", type=positive_float, metavar="NORM", help="clip the gradient to this norm")
     add_flag(group, "--ema", help="average the weights; the average is what is evaluated")
     add("--ema-decay", type=fraction, default=0.999, help="of --ema, per step (default: 0.999)")

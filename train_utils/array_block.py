@@ -22,8 +22,10 @@ def block_pieces(values: dict, arrays: dict[str, np.ndarray]) -> list:
     line = json.dumps({"arrays": places, "values": values}).encode()
     pieces = [line + b" " * (padded(len(line) + 1) - len(line) - 1) + b"\n"]
     for array in arrays.values():
-        pieces += [memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B") if array.size else b"",
-                   b"\0" * (padded(array.nbytes) - array.nbytes)]
+        pieces += [
+            memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B") if array.size else b"",
+            b"\0" * (padded(array.nbytes) - array.nbytes),
+        ]
     return pieces
 
 

@@ -25,13 +25,16 @@ class TensorBoard:
         self.waiting: list[tuple[int, Mapping]] = []  # (step, on_the_way)
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
+
             self.path = make_folder(Path(folder) / "tensorboard")
             with writing(self.path):
                 try:
                     self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)
                 except UnicodeEncodeError as error:  # bytes that are no text
-                    raise InputError(f"{self.path}: TensorBoard can't write below this name, which is not UTF-8; give "
-                                     "another --output-dir") from error
+                    raise InputError(
+                        f"{self.path}: TensorBoard can't write below this name, which is not UTF-8; give "
+                        "another --output-dir"
+                    ) from error
 
     def run(self, steps_done: int, command: str, **tables: Mapping) -> None:
         """Log as text what is run: the command line, and tables of names and values."""
@@ -57,19 +60,28 @@ class TensorBoard:
             scalars["train/loss"] = sum(losses.values())
         self._scalars({**scalars, "train/lr": lr}, step)
 
-    def epoch(self, steps_done: int, stats: Mapping[str, Sequence[float]],
-              val_losses: Mapping[str, float] | None = None, per_class: Mapping[str, Mapping] | None = None) -> None:
+    def epoch(
+        self,
+        steps_done: int,
+        stats: Mapping[str, Sequence[float]],
+        val_losses: Mapping[str, float] | None = None,
+        per_class: Mapping[str, Mapping] | None = None,
+    ) -> None:
         """Log the evaluation after `steps_done` steps.
 
         stats: 12 COCO numbers per IoU type; per_class: IoU type -> class name -> AP at IoU 0.5, None without
         ground truth (it is left out).
         """
         self._log_waiting()
-        scalars = {f"{iou_type}/{name}": value for iou_type, numbers in stats.items()
-                   for name, value in zip(COCO_NUMBERS, numbers, strict=True)}
+        scalars = {
+            f"{iou_type}/{name}": value
+            for iou_type, numbers in stats.items()
+            for name, value in zip(COCO_NUMBERS, numbers, strict=True)
+        }
         for iou_type, values in (per_class or {}).items():
-            scalars.update({f"AP50 of {IOU_TYPES[iou_type]}/{name}": value for name, value in values.items()
-                            if value is not None})
+            scalars.update(
+                {f"AP50 of {IOU_TYPES[iou_type]}/{name}": value for name, value in values.items() if value is not None}
+            )
         if val_losses:
             scalars.update({f"val/{name}": value for name, value in val_losses.items()})
             scalars["val/loss"] = sum(val_losses.values())
@@ -78,11 +90,11 @@ class TensorBoard:
             with writing(self.path):
                 self.writer.flush()
 
-    def pictures(self, steps_done: int, rows: Sequence[Sequence],
-                 tag: str = "val/ground truth | prediction") -> None:
+    def pictures(self, steps_done: int, rows: Sequence[Sequence], tag: str = "val/ground truth | prediction") -> None:
         """Log a grid of PIL pictures: one row per sequence, ground truth left, prediction right."""
         if self.writer and rows:
             import numpy as np
+
             with writing(self.path):
                 self.writer.add_image(tag, np.asarray(picture_grid(rows)), steps_done - 1, dataformats="HWC")
 
@@ -109,8 +121,9 @@ def picture_grid(rows: Sequence[Sequence], height: int = 256, gap: int = 4):
     """PIL pictures in rows -> one RGB PIL picture; each becomes `height` pixels high."""
     from PIL import Image
 
-    scaled = [[p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for p in row]
-              for row in rows]
+    scaled = [
+        [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for p in row] for row in rows
+    ]
     width = max(sum(p.width + gap for p in row) for row in scaled) - gap
     grid = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
     for i, row in enumerate(scaled):

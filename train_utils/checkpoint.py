@@ -132,8 +132,9 @@ def _check_version(checkpoint: dict, path: str | Path) -> None:
         shown = repr(version) if isinstance(version, str) else f"a {type(version).__name__}"
         raise InputError(f"{path}: its format version {shown[:40]} is not a number; not a checkpoint of this program")
     if version > FORMAT_VERSION:
-        raise InputError(f"{path}: written by a newer version (format {version}, known up to {FORMAT_VERSION}); "
-                         "update this program")
+        raise InputError(
+            f"{path}: written by a newer version (format {version}, known up to {FORMAT_VERSION}); update this program"
+        )
 
 
 def is_checkpoint(content: dict) -> bool:
@@ -144,8 +145,9 @@ def is_checkpoint(content: dict) -> bool:
 # --- a model for validation and prediction -----------------------------------------------------------------
 
 
-def model_from_checkpoint(path: str | Path, device: torch.device | str = "cpu",
-                          label_map: LabelMap | None = None, **config) -> tuple[MaskRCNN, LabelMap]:
+def model_from_checkpoint(
+    path: str | Path, device: torch.device | str = "cpu", label_map: LabelMap | None = None, **config
+) -> tuple[MaskRCNN, LabelMap]:
     """A model in eval mode on `device`, and the label map, from a checkpoint or a bare state dict.
 
     A checkpoint tells everything; its averaged weights ("ema") are preferred to the raw ones. For a bare
@@ -200,16 +202,20 @@ def fitting_settings(path, own: dict, flags: dict, state: dict) -> dict:
     differ = [key for key in differ if not key.endswith("num_batches_tracked")]
     if differ:
         what = "the model flags that were given" if flags else "its own settings"
-        raise InputError(f"{path}: does not fit {what}: it holds {describe(state)}, they ask for {describe(wanted)} "
-                         f"({len(differ)} tensors differ, such as {str(differ[0])[:80]}); "
-                         f"{'leave those flags out' if flags else 'take another file'}")
+        raise InputError(
+            f"{path}: does not fit {what}: it holds {describe(state)}, they ask for {describe(wanted)} "
+            f"({len(differ)} tensors differ, such as {str(differ[0])[:80]}); "
+            f"{'leave those flags out' if flags else 'take another file'}"
+        )
     return settings
 
 
 def _check_classes(path, of_file: int, label_map: LabelMap) -> None:
     if label_map.num_labels != of_file:
-        raise InputError(f"{path}: made for {of_file - 1} classes (without background), the list of names "
-                         f"has {label_map.num_labels - 1}; give the list that it was trained with")
+        raise InputError(
+            f"{path}: made for {of_file - 1} classes (without background), the list of names "
+            f"has {label_map.num_labels - 1}; give the list that it was trained with"
+        )
 
 
 def default_label_map(num_classes: int) -> LabelMap:

@@ -28,10 +28,22 @@ from train_utils.json_stream import BATCH, Unusual, no_collection, read_lists
 from train_utils.label_map import read_json
 
 DTYPES = {
-    "image_ids": np.int64, "sizes": np.int64, "name_bytes": np.uint8, "name_first": np.int64,
-    "given_bytes": np.uint8, "given_first": np.int64, "first": np.int64,
-    "annotation_ids": np.int64, "category_ids": np.int64, "iscrowd": np.uint8, "boxes": np.float64,
-    "areas": np.float64, "kinds": np.uint8, "first_part": np.int64, "part_bytes": np.uint8, "part_first": np.int64,
+    "image_ids": np.int64,
+    "sizes": np.int64,
+    "name_bytes": np.uint8,
+    "name_first": np.int64,
+    "given_bytes": np.uint8,
+    "given_first": np.int64,
+    "first": np.int64,
+    "annotation_ids": np.int64,
+    "category_ids": np.int64,
+    "iscrowd": np.uint8,
+    "boxes": np.float64,
+    "areas": np.float64,
+    "kinds": np.uint8,
+    "first_part": np.int64,
+    "part_bytes": np.uint8,
+    "part_first": np.int64,
 }
 NO_MASKS = "no annotation has a segmentation; polygons or RLE masks are needed"
 STANDS_TWICE = "stands twice; give each annotation an id of its own"
@@ -113,8 +125,10 @@ class CocoAnnotations:
             return {"size": list(size), "counts": parts[0]}
         polygons = [unpack_polygon(self.kinds[k], part) for part in parts]
         if outline(polygons, size) > LONGEST_OUTLINE:
-            raise InputError(f"{self.path}: annotation {self.annotation_ids[k]}: its polygons go to and fro for more "
-                             f"than {LONGEST_OUTLINE} pixels; draw it anew, or take it out")
+            raise InputError(
+                f"{self.path}: annotation {self.annotation_ids[k]}: its polygons go to and fro for more "
+                f"than {LONGEST_OUTLINE} pixels; draw it anew, or take it out"
+            )
         return rasterise(polygons, size)
 
     def _parts(self, k: int) -> list[bytes]:
@@ -219,8 +233,10 @@ def _read_in_batches(path, file) -> tuple[tuple, str]:
 def packed_values(listed: list, categories: dict[int, str], images: list[tuple], packer: Packer) -> tuple[dict, dict]:
     """(plain values as json has them, arrays): what CocoAnnotations is made of, and the cache keeps."""
     values = {
-        "categories": list(categories.items()), "given": list(given_categories(listed).items()),
-        "skipped": packer.skipped, "first_skipped": packer.first_skipped,
+        "categories": list(categories.items()),
+        "given": list(given_categories(listed).items()),
+        "skipped": packer.skipped,
+        "first_skipped": packer.first_skipped,
     }
     return values, {**image_arrays(images), **packer.arrays()}
 

@@ -22,8 +22,11 @@ MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; pictures of a twelfth of i
 
 def check_is_coco(raw, path):
     """InputError unless `raw` is a dict with lists of images, annotations and categories."""
-    missing = [key for key in ("images", "annotations", "categories")
-               if not isinstance(raw, dict) or not isinstance(raw.get(key), list)]
+    missing = [
+        key
+        for key in ("images", "annotations", "categories")
+        if not isinstance(raw, dict) or not isinstance(raw.get(key), list)
+    ]
     if missing:
         raise InputError(f"{path}: not a COCO instances json: it has no list of {', '.join(missing)}")
 
@@ -118,8 +121,10 @@ def check_different(images: list[tuple], path) -> None:
     seen: dict[int, str] = {}
     for image_id, name, _, given in images:
         if image_id in seen:
-            raise InputError(f"{path}: image id {given or image_id} stands twice ({seen[image_id]} and {name}); "
-                             "give each picture an id of its own")
+            raise InputError(
+                f"{path}: image id {given or image_id} stands twice ({seen[image_id]} and {name}); "
+                "give each picture an id of its own"
+            )
         seen[image_id] = name
 
 

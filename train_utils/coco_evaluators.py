@@ -37,13 +37,16 @@ def choose_evaluator(wanted: str | None = None) -> str:
         try:
             importlib.import_module("faster_coco_eval")
         except ImportError as error:
-            raise InputError(f"{FASTER} is installed but does not work ({error}): install it anew, or set "
-                             f"{VARIABLE}={PYCOCOTOOLS}") from error
+            raise InputError(
+                f"{FASTER} is installed but does not work ({error}): install it anew, or set {VARIABLE}={PYCOCOTOOLS}"
+            ) from error
         return FASTER
     if wanted == FASTER:
         needed = ".".join(map(str, FASTER_SINCE))
-        raise InputError(f"{VARIABLE} is {FASTER}, of which version {needed} or newer is not installed: "
-                         f"pip install '{FASTER}>={needed}', or give {PYCOCOTOOLS}")
+        raise InputError(
+            f"{VARIABLE} is {FASTER}, of which version {needed} or newer is not installed: "
+            f"pip install '{FASTER}>={needed}', or give {PYCOCOTOOLS}"
+        )
     return PYCOCOTOOLS
 
 
@@ -87,8 +90,10 @@ def _classes(evaluator: str) -> tuple[type, type]:
 def _renumbered(truth: dict, results: list[dict], image_ids):
     """The same with ids of images and categories 1..N, in their order: below 0 and from 2^53 on faster-coco-eval
     stops at them. What belongs to none is left out."""
-    images, categories = ({i: n for n, i in enumerate(sorted({entry["id"] for entry in truth[key]}), start=1)}
-                          for key in ("images", "categories"))
+    images, categories = (
+        {i: n for n, i in enumerate(sorted({entry["id"] for entry in truth[key]}), start=1)}
+        for key in ("images", "categories")
+    )
 
     def renumber(annotations: list[dict]) -> list[dict]:
         kept = [a for a in annotations if a["image_id"] in images and a["category_id"] in categories]

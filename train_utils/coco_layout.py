@@ -1,9 +1,9 @@
 """Finding the jsons and pictures of a COCO-format folder, however it is laid out.
 
-    annotations/instances_train2017.json   train2017/            COCO's own
-    instances_train.json                   images/               flat
-    train/_annotations.coco.json           train/                pictures beside their json
-    anything.json                          any folder near it    one json, to be split
+annotations/instances_train2017.json   train2017/            COCO's own
+instances_train.json                   images/               flat
+train/_annotations.coco.json           train/                pictures beside their json
+anything.json                          any folder near it    one json, to be split
 """
 
 import mmap
@@ -55,7 +55,7 @@ def find_jsons(root: Path, year=None) -> dict[str, Path]:
 
 
 def role_of(path: Path, root: Path | None = None) -> str:
-    """"train", "val", "test" or "all" (says neither), from a json's name, else from its folder's."""
+    """ "train", "val", "test" or "all" (says neither), from a json's name, else from its folder's."""
     for name in (path.stem, path.parent.name if path.parent != root else ""):
         match = ROLE.search(name.lower())
         if match:
@@ -69,8 +69,10 @@ def _newest(paths: list[Path]) -> Path:
     years = {path: max(re.findall(r"(?<!\d)\d{4}(?!\d)", path.stem), default="") for path in paths}
     latest = [path for path in paths if years[path] == max(years.values())]
     if len(latest) > 1:
-        raise InputError(f"{latest[0].parent}: cannot choose between {', '.join(p.name for p in latest)}; "
-                         "give one as --data-path, or remove the others")
+        raise InputError(
+            f"{latest[0].parent}: cannot choose between {', '.join(p.name for p in latest)}; "
+            "give one as --data-path, or remove the others"
+        )
     return latest[0]
 
 

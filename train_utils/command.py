@@ -86,8 +86,7 @@ def parse_bool(text: str) -> bool:
 
 def add_flag(parser, name: str, default: bool | None = False, help: str = "") -> None:
     """Add a boolean flag: `--amp`, `--amp True` and `--amp False` all mean what they say."""
-    parser.add_argument(name, nargs="?", const=True, default=default, type=parse_bool, metavar="True|False",
-                        help=help)
+    parser.add_argument(name, nargs="?", const=True, default=default, type=parse_bool, metavar="True|False", help=help)
 
 
 def positive_int(text: str) -> int:
@@ -148,9 +147,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             add_flag(group, name, default=None, help=help_text)
             continue
-        group.add_argument(name, nargs=count, type=_none_or(kind) if optional else kind, default=None,
-                           choices=_choices(field, optional), metavar=None if "choices" in field.metadata else
-                           kind.__name__.upper(), help=help_text)
+        group.add_argument(
+            name,
+            nargs=count,
+            type=_none_or(kind) if optional else kind,
+            default=None,
+            choices=_choices(field, optional),
+            metavar=None if "choices" in field.metadata else kind.__name__.upper(),
+            help=help_text,
+        )
 
 
 def config_from_args(args: argparse.Namespace) -> dict:

@@ -14,16 +14,29 @@ LONGEST = 100  # letters of a line that fits
 SMOOTHED = 0.05  # of all steps: the window of the running mean
 
 
-def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: Sequence[float],
-                     steps_per_epoch: int, val: Mapping[int, float | None] | None = None, about: str = "") -> None:
+def plot_loss_and_lr(
+    path: str | Path,
+    losses: Sequence[float],
+    learning_rates: Sequence[float],
+    steps_per_epoch: int,
+    val: Mapping[int, float | None] | None = None,
+    about: str = "",
+) -> None:
     """Writes a PNG of the training loss and the learning rate, one value of each per step, and of the validation
     losses {epoch: loss} at the epochs' ends. about: a line that says which run it is."""
     figure, (axes,) = _new_figure("Training loss and learning rate", about)
     steps = range(1, len(losses) + 1)
     window = round(len(losses) * SMOOTHED)
     marker = "." if len(losses) < FEW else None  # a line through one point would not be seen
-    lines = axes.plot(steps, losses, color="tab:red", marker=marker, label="training loss of a step",
-                      alpha=0.35 if window > 1 else 1, linewidth=1)
+    lines = axes.plot(
+        steps,
+        losses,
+        color="tab:red",
+        marker=marker,
+        label="training loss of a step",
+        alpha=0.35 if window > 1 else 1,
+        linewidth=1,
+    )
     if window > 1:
         lines += axes.plot(steps, running_mean(losses, window), color="tab:red", label=f"mean of {window} steps")
     known = {epoch: loss for epoch, loss in (val or {}).items() if loss is not None and math.isfinite(loss)}
@@ -45,8 +58,9 @@ def plot_loss_and_lr(path: str | Path, losses: Sequence[float], learning_rates: 
     _save(figure, path)
 
 
-def plot_average_precision(path: str | Path, epochs: Sequence[int], numbers: Mapping[str, Sequence[float]],
-                           best: str, about: str = "") -> None:
+def plot_average_precision(
+    path: str | Path, epochs: Sequence[int], numbers: Mapping[str, Sequence[float]], best: str, about: str = ""
+) -> None:
     """Writes a PNG of average precisions in 0..1 after each of the epochs, name -> values (-1: absent, a gap);
     the best epoch of the one named `best` is marked."""
     figure, (axes,) = _new_figure("Average precision on the validation pictures", about)
@@ -62,8 +76,14 @@ def plot_average_precision(path: str | Path, epochs: Sequence[int], numbers: Map
     _save(figure, path)
 
 
-def plot_losses(path: str | Path, names: Sequence[str], epochs: Sequence[int], train: Sequence[dict],
-                val: Sequence[dict], about: str = "") -> None:
+def plot_losses(
+    path: str | Path,
+    names: Sequence[str],
+    epochs: Sequence[int],
+    train: Sequence[dict],
+    val: Sequence[dict],
+    about: str = "",
+) -> None:
     """Writes a PNG of 3 x 2 plots: the sum and the five losses (`names`) over the epochs, in training and validation.
 
     train, val: {name: mean over the epoch} of each epoch; what an epoch lacks, or has as None, leaves a gap. The
@@ -94,8 +114,16 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return np.divide(sums, counts, out=np.full(len(values), math.nan), where=counts > 0).tolist()
 
 
-def _mark_best(plot, x: Sequence[float], values: Sequence[float], epochs: Sequence[int], choose, what: str,
-               form: str, brief: bool = False) -> list:
+def _mark_best(
+    plot,
+    x: Sequence[float],
+    values: Sequence[float],
+    epochs: Sequence[int],
+    choose,
+    what: str,
+    form: str,
+    brief: bool = False,
+) -> list:
     """A star at the best value, the first of equal ones, named in the legend (brief: beside the star)."""
     known = [i for i, value in enumerate(values) if math.isfinite(value)]
     if not known:
@@ -103,8 +131,9 @@ def _mark_best(plot, x: Sequence[float], values: Sequence[float], epochs: Sequen
     best = choose(known, key=values.__getitem__)
     number = f"{values[best]:{form}}, epoch {epochs[best]}"
     if brief:
-        plot.annotate(number, (x[best], values[best]), textcoords="offset points", xytext=(0, -18), ha="center",
-                      fontsize=8)
+        plot.annotate(
+            number, (x[best], values[best]), textcoords="offset points", xytext=(0, -18), ha="center", fontsize=8
+        )
     label = what if brief else f"{what}: {number}"
     return plot.plot([x[best]], [values[best]], color="gold", label=label, **BEST)
 

@@ -20,8 +20,16 @@ from train_utils.skips import refuse_skips
 from train_utils.voc_format import find_voc_folder
 
 __all__ = [
-    "Batch", "DataSplits", "EvalLoader", "LabelMap", "PictureError", "TrainLoader",
-    "open_data_set", "read_picture", "sample_rng", "sample_seed",
+    "Batch",
+    "DataSplits",
+    "EvalLoader",
+    "LabelMap",
+    "PictureError",
+    "TrainLoader",
+    "open_data_set",
+    "read_picture",
+    "sample_rng",
+    "sample_seed",
 ]
 SHAPES_FOLDER = "data/shapes"
 SPLITS = ("train", "val")
@@ -38,9 +46,19 @@ class DataSplits(NamedTuple):
 
 
 def open_data_set(
-    path=None, dataset="auto", image_dir=None, val_fraction=0.2, seed=0, drop_empty=False, year=None,
-    split=None, label_map=None, shapes_dir=SHAPES_FOLDER, strict=False,
-    follow_links=False, label_json=None,
+    path=None,
+    dataset="auto",
+    image_dir=None,
+    val_fraction=0.2,
+    seed=0,
+    drop_empty=False,
+    year=None,
+    split=None,
+    label_map=None,
+    shapes_dir=SHAPES_FOLDER,
+    strict=False,
+    follow_links=False,
+    label_json=None,
 ) -> DataSplits:
     """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
 
@@ -144,8 +162,9 @@ def _open_packed(path, split, label_map) -> DataSplits:
     for part in parts.values():
         label_map = label_map or part.label_map
         if part.label_map != label_map:
-            raise InputError(f"{part.source}: its {len(part.label_map)} classes are not those of the others, or of "
-                             "the weights")
+            raise InputError(
+                f"{part.source}: its {len(part.label_map)} classes are not those of the others, or of the weights"
+            )
     return DataSplits(parts.get("train"), parts.get("val"), label_map)
 
 
@@ -166,8 +185,13 @@ def _open_voc(path, year, split, label_map, follow_links) -> DataSplits:
 def _open_coco(path, image_dir, val_fraction, seed, year, split, label_map, follow_links) -> DataSplits:
     root, jsons = coco_files(path, year, split)
     return _open_splits(
-        jsons, lambda json_path, labels: _read_coco(json_path, root, image_dir, labels, follow_links), path,
-        val_fraction, seed, split, label_map,
+        jsons,
+        lambda json_path, labels: _read_coco(json_path, root, image_dir, labels, follow_links),
+        path,
+        val_fraction,
+        seed,
+        split,
+        label_map,
     )
 
 
@@ -191,7 +215,7 @@ def _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_lin
         refuse_links(path, path, path, [CLASS_FILE])
     names = read_class_names(path, label_json)
     return _open_splits(
-        folders, lambda pair, labels: NpyDataset(*pair, names, labels), path, val_fraction, seed, split, label_map,
+        folders, lambda pair, labels: NpyDataset(*pair, names, labels), path, val_fraction, seed, split, label_map
     )
 
 
@@ -233,8 +257,9 @@ def _read_coco(json_path, root, image_dir, label_map, follow_links):
         annotations = read_annotations(json_path, raw, size_reader(image_dir, root))
     data = CocoDataset(annotations, image_dir, root, label_map)
     if data.missing.all() and len(data):
-        raise InputError(f"{json_path}: none of its {len(data)} pictures (as {names[0]}) is in {image_dir}; "
-                         "check --image-dir")
+        raise InputError(
+            f"{json_path}: none of its {len(data)} pictures (as {names[0]}) is in {image_dir}; check --image-dir"
+        )
     return data
 
 
@@ -243,8 +268,10 @@ def merged_categories(train, val) -> dict[int, str]:
     merged = dict(train.annotations.categories)
     for category, name in val.annotations.categories.items():
         if merged.setdefault(category, name) != name:
-            raise InputError(f"category {category} is {merged[category]!r} in {train.annotations.path} but "
-                             f"{name!r} in {val.annotations.path}; make them agree")
+            raise InputError(
+                f"category {category} is {merged[category]!r} in {train.annotations.path} but "
+                f"{name!r} in {val.annotations.path}; make them agree"
+            )
     return dict(sorted(merged.items()))
 
 

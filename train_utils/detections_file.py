@@ -93,7 +93,9 @@ def _check(entry, sizes: dict, categories: set[int]) -> dict:
         size, counts = list(sizes[result["image_id"]]), segmentation.get("counts")
         later = isinstance(counts, str) and segmentation.get("size") == size
         result["segmentation"] = {
-            "size": size, "counts": counts.encode(errors="surrogatepass") if later else rle_counts(segmentation, size)}
+            "size": size,
+            "counts": counts.encode(errors="surrogatepass") if later else rle_counts(segmentation, size),
+        }
     elif "bbox" not in result:
         raise InputError("has neither bbox nor segmentation")
     return result

@@ -108,9 +108,7 @@ class World:
         # Buffers are not synchronised at each step: broadcast_buffers() does it where they are read.
         parallel = torch.nn.parallel.DistributedDataParallel
         names = inspect.signature(parallel).parameters
-        sync = (
-            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        )  # older torch
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # older torch
         return parallel(model, gradient_as_bucket_view=True, **{sync: False})
 
     def no_sync(self, model, last):

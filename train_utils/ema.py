@@ -49,8 +49,9 @@ class EMA:
         wrong = state.keys() ^ self.average.keys()
         wrong |= {k for k in state.keys() & self.average.keys() if state[k].shape != self.average[k].shape}
         if wrong:
-            raise InputError(f"the averaged weights are of another model: {len(wrong)} tensors differ, "
-                             f"such as {min(wrong)}")
+            raise InputError(
+                f"the averaged weights are of another model: {len(wrong)} tensors differ, such as {min(wrong)}"
+            )
         for name, value in state.items():
             self.average[name].copy_(value)
 

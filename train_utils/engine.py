@@ -139,7 +139,17 @@ def train_one_epoch(
         indices = [index for batch in batches for index in batch.indices]
         seconds = time.perf_counter() - start
         yield StepRecord(
-            step, means, lr, int(skips), stop > 0, overflow, bad, indices, skipped, seconds, data_seconds,
+            step,
+            means,
+            lr,
+            int(skips),
+            stop > 0,
+            overflow,
+            bad,
+            indices,
+            skipped,
+            seconds,
+            data_seconds,
             {name: HostCopy(torch.as_tensor(value)) for name, value in measures.items()},
         )
 
@@ -302,9 +312,7 @@ def evaluate(
     outcomes = [outcome for turn in turns for outcome in turn if outcome is not None]
     stats, losses, skipped = world.on_main(summarize, outcomes, data_set)
     if stats is None:
-        raise InputError(
-            f"none of the {len(data_set)} validation pictures could be read; the first: {skipped[0]}"
-        )
+        raise InputError(f"none of the {len(data_set)} validation pictures could be read; the first: {skipped[0]}")
     results = [result for outcome in outcomes for result in outcome.results]
     image_ids = sorted(i for outcome in outcomes for i in outcome.image_ids)
     return EvalResult(stats, losses, skipped, time.perf_counter() - start, results, samples, image_ids)

@@ -36,8 +36,10 @@ def writing(path: str | Path, size: int | None = None) -> Iterator[None]:
 def _advice(error: OSError, path: Path, size: int | None) -> str:
     if error.errno in FULL:
         needed = "" if size is None else f"{size:,} bytes needed, "
-        return (f"no room left to write it ({os.strerror(error.errno)}; {needed}{_free(path)}); free some space or "
-                "give another --output-dir (a training run goes on with --resume auto)")
+        return (
+            f"no room left to write it ({os.strerror(error.errno)}; {needed}{_free(path)}); free some space or "
+            "give another --output-dir (a training run goes on with --resume auto)"
+        )
     if error.errno in FORBIDDEN:
         return f"may not be written ({os.strerror(error.errno)}); give an --output-dir that you may write to"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):

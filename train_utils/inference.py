@@ -19,11 +19,16 @@ from train_utils.pictures import PictureError
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --weights-path, --device, --output-dir, and what a bare state dict does not tell by itself."""
-    parser.add_argument("--weights-path", required=required, metavar="W",
-                        help="a checkpoint (it tells classes and architecture), or a bare state dict")
+    parser.add_argument(
+        "--weights-path",
+        required=required,
+        metavar="W",
+        help="a checkpoint (it tells classes and architecture), or a bare state dict",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i (default: auto)")
-    parser.add_argument("--output-dir", default=".", metavar="O",
-                        help="where files are written (default: the working folder)")
+    parser.add_argument(
+        "--output-dir", default=".", metavar="O", help="where files are written (default: the working folder)"
+    )
     group = parser.add_argument_group("for a bare state dict")
     group.add_argument("--num-classes", type=command.positive_int, help="classes, without background")
     group.add_argument("--label-json-path", metavar="J", help='class names: a json file {"1": "person", ...}')
@@ -32,17 +37,23 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that name data: those that are absent are as in training, see `open_split`."""
-    parser.add_argument("--data-path", metavar="DATA",
-                        help="COCO, VOC or .npy folder, or a json (default: what the checkpoint was trained with)")
+    parser.add_argument(
+        "--data-path",
+        metavar="DATA",
+        help="COCO, VOC or .npy folder, or a json (default: what the checkpoint was trained with)",
+    )
     parser.add_argument("--dataset", choices=LAYOUTS, help="layout (default: auto)")
     parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
     parser.add_argument("--year", help="VOC year, where the folder holds several")
-    parser.add_argument("--val-fraction", type=command.fraction,
-                        help="val share of data without a split (default: as in training, else 0.2)")
-    parser.add_argument("--seed", type=command.seed,
-                        help="chooses that share (default: as in training, else 0)")
-    command.add_flag(parser, "--follow-links",
-                     help="follow pictures that are links out of the data folder (else they are an error)")
+    parser.add_argument(
+        "--val-fraction",
+        type=command.fraction,
+        help="val share of data without a split (default: as in training, else 0.2)",
+    )
+    parser.add_argument("--seed", type=command.seed, help="chooses that share (default: as in training, else 0)")
+    command.add_flag(
+        parser, "--follow-links", help="follow pictures that are links out of the data folder (else they are an error)"
+    )
     command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
 
 
@@ -57,8 +68,15 @@ def open_split(args: argparse.Namespace, split: str, trained: dict, label_map: L
     given = {name: getattr(args, name) for name in (*places, "val_fraction", "seed")}
     chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    splits = open_data_set(chosen.pop("data_path", None), split=split, label_map=label_map, strict=args.strict,
-                           follow_links=args.follow_links, label_json=label_json, **chosen)
+    splits = open_data_set(
+        chosen.pop("data_path", None),
+        split=split,
+        label_map=label_map,
+        strict=args.strict,
+        follow_links=args.follow_links,
+        label_json=label_json,
+        **chosen,
+    )
     return getattr(splits, split)
 
 
@@ -84,8 +102,10 @@ def load_model(args: argparse.Namespace, device: torch.device):
     model, label_map = model_from_checkpoint(args.weights_path, device, label_map=label_map, **config)
     possible = sorted({len(label_map), label_map.num_labels - 1})  # COCO's 80 categories have labels up to 90
     if args.num_classes is not None and args.num_classes not in possible:
-        raise InputError(f"--num-classes {args.num_classes}: {args.weights_path} was trained for "
-                         f"{' or '.join(map(str, possible))} (without background); leave the flag out")
+        raise InputError(
+            f"--num-classes {args.num_classes}: {args.weights_path} was trained for "
+            f"{' or '.join(map(str, possible))} (without background); leave the flag out"
+        )
     return model, label_map
 
 
@@ -93,8 +113,10 @@ def check_same_classes(weights_path, label_map: LabelMap, data_set, named: bool)
     """InputError unless the weights' labels are the data's; named: whether the weights' names are known."""
     data_map = data_set.label_map
     if data_map.num_labels != label_map.num_labels:
-        raise InputError(f"{weights_path}: was trained for {label_map.num_labels - 1} classes (without "
-                         f"background), the data has {data_map.num_labels - 1}; give the data's own weights")
+        raise InputError(
+            f"{weights_path}: was trained for {label_map.num_labels - 1} classes (without "
+            f"background), the data has {data_map.num_labels - 1}; give the data's own weights"
+        )
     if not named:
         return
     for category in data_set.ground_truth()["categories"]:
@@ -102,8 +124,10 @@ def check_same_classes(weights_path, label_map: LabelMap, data_set, named: bool)
             continue  # nothing is annotated with it: else the data set would have refused the label map
         name = label_map.name(label_map.to_label(category["id"]))
         if name != category["name"]:
-            raise InputError(f"{weights_path}: its category {category['id']} is {name!r}, the data's is "
-                             f"{category['name']!r}; give the weights' own data (--label-json-path renames)")
+            raise InputError(
+                f"{weights_path}: its category {category['id']} is {name!r}, the data's is "
+                f"{category['name']!r}; give the weights' own data (--label-json-path renames)"
+            )
 
 
 @torch.inference_mode()

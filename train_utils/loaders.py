@@ -85,8 +85,17 @@ class TrainLoader:
     """
 
     def __init__(
-        self, ds, augment, world, batch_size, accumulate_steps=1, seed=0, workers=0, group_factor=3,
-        strict=False, repeat=1,
+        self,
+        ds,
+        augment,
+        world,
+        batch_size,
+        accumulate_steps=1,
+        seed=0,
+        workers=0,
+        group_factor=3,
+        strict=False,
+        repeat=1,
     ):
         self.world, self.accumulate_steps, self.seed = world, accumulate_steps, seed
         self.global_batch = batch_size * world.size * accumulate_steps
@@ -116,8 +125,7 @@ class EvalLoader:
     """
 
     def __init__(
-        self, ds, world, batch_size, workers=0, min_size=800, max_size=1333, divisor=32, strict=False,
-        fixed_size=None,
+        self, ds, world, batch_size, workers=0, min_size=800, max_size=1333, divisor=32, strict=False, fixed_size=None
     ):
         min_size = min_size if isinstance(min_size, int) else min_size[-1]
         waiting: dict[tuple[int, int], list[int]] = {}
@@ -179,7 +187,11 @@ class _Loader:
             context = "fork" if sys.platform == "linux" else None
             options = {"persistent_workers": True, "multiprocessing_context": context, "prefetch_factor": 2}
         self._loader = DataLoader(
-            samples, batch_size=None, sampler=self._keys, num_workers=workers, worker_init_fn=_start_worker,
+            samples,
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=workers,
+            worker_init_fn=_start_worker,
             collate_fn=_to_bytes if workers else _as_it_is,
             generator=torch.Generator(),  # else each pass would draw from torch's global generator
             **options,
@@ -196,7 +208,6 @@ class _Loader:
             if self._pin:
                 batch = batch._replace(images=[image.pin_memory() for image in batch.images])
             yield batch
-
 
     def _through_workers(self) -> Iterator[Batch]:
         """What the loader yields; a fault of the processes that load becomes an InputError."""

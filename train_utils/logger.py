@@ -23,8 +23,20 @@ from train_utils.files import make_folder, write_text, writing
 
 WINDOW = 20  # steps that the medians on the console look back
 # the 12 COCO numbers, in pycocotools' order
-COCO_NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
-                "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+COCO_NUMBERS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR_100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
 RESULT_FILES = {"bbox": "det_results", "segm": "seg_results"}  # IoU type -> name of its files
 
 
@@ -81,9 +93,16 @@ class MetricLogger:
         enabled: False on all ranks but the main one: it averages, and shows nothing.
     """
 
-    def __init__(self, header: str, total: int, first: int = 0, print_freq: int = 50,
-                 device: torch.device | str = "cpu", enabled: bool = True,
-                 stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        header: str,
+        total: int,
+        first: int = 0,
+        print_freq: int = 50,
+        device: torch.device | str = "cpu",
+        enabled: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
         self.header, self.total, self.done, self.print_freq = header, total, first, max(1, print_freq)
         self.device, self.stream, self.enabled = torch.device(device), stream or sys.stdout, enabled
         self.meters: dict[str, SmoothedValue] = {}
@@ -91,11 +110,23 @@ class MetricLogger:
         self.time, self.data_time = SmoothedValue(), SmoothedValue()
         self.bar = None
         if enabled and self.stream.isatty():
-            self.bar = tqdm(total=total, initial=first, desc=header, file=self.stream, dynamic_ncols=True,
-                            leave=False, bar_format="{desc} {percentage:3.0f}%|{bar:10}| {postfix}")
+            self.bar = tqdm(
+                total=total,
+                initial=first,
+                desc=header,
+                file=self.stream,
+                dynamic_ncols=True,
+                leave=False,
+                bar_format="{desc} {percentage:3.0f}%|{bar:10}| {postfix}",
+            )
 
-    def step(self, seconds: float | None = None, data_seconds: float = 0.0,
-             losses: Mapping[str, float] | None = None, lr: float | None = None) -> None:
+    def step(
+        self,
+        seconds: float | None = None,
+        data_seconds: float = 0.0,
+        losses: Mapping[str, float] | None = None,
+        lr: float | None = None,
+    ) -> None:
         """Take in one finished step; `losses` is None for a step without any (then none is averaged).
 
         `seconds` of the whole step, `data_seconds` of it spent waiting for data; None: the time since the
@@ -122,8 +153,10 @@ class MetricLogger:
     def line(self, index: int) -> str:
         """The console line of step `index`; losses as `median (global average)`."""
         eta = round(self.time.global_average * max(0, self.total - index - 1))
-        fields = [f"{self.header}  [{index:{len(str(self.total))}d}/{self.total}]",
-                  f"eta: {datetime.timedelta(seconds=eta)}"]
+        fields = [
+            f"{self.header}  [{index:{len(str(self.total))}d}/{self.total}]",
+            f"eta: {datetime.timedelta(seconds=eta)}",
+        ]
         if not math.isnan(self.lr):
             fields.append(f"lr: {self.lr:.6f}")
         fields += [f"{name}: {m.median:.4f} ({m.global_average:.4f})" for name, m in self.meters.items()]
@@ -140,8 +173,11 @@ class MetricLogger:
                 print(self.line(self.done - 1), file=self.stream, flush=True)
         if self.enabled and self.time.count:
             total = datetime.timedelta(seconds=round(self.time.total))
-            print(f"{self.header}  total time: {total} ({self.time.global_average:.4f} s / it)",
-                  file=self.stream, flush=True)
+            print(
+                f"{self.header}  total time: {total} ({self.time.global_average:.4f} s / it)",
+                file=self.stream,
+                flush=True,
+            )
         self.bar, self.enabled = None, False
 
     def averages(self) -> dict[str, float]:
@@ -189,8 +225,9 @@ class ResultsWriter:
             if lines or records:
                 self._write_files(iou_type)
 
-    def write(self, epoch: int, stats: Mapping[str, Sequence[float]], loss: float | None, lr: float,
-              **more: object) -> None:
+    def write(
+        self, epoch: int, stats: Mapping[str, Sequence[float]], loss: float | None, lr: float, **more: object
+    ) -> None:
         """Add (or replace) the lines of an epoch.
 
         Args:
@@ -235,8 +272,9 @@ class ResultsWriter:
         try:
             return {int(record["epoch"]): record for record in json.loads(_read_text(path))}
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: not a results file of a run; move it away, or give another "
-                             "--output-dir") from error
+            raise InputError(
+                f"{path}: not a results file of a run; move it away, or give another --output-dir"
+            ) from error
 
     def _write_files(self, iou_type: str) -> None:
         lines, records = self.lines[iou_type], self.history(iou_type)

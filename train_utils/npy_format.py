@@ -60,11 +60,14 @@ def find_npy_folders(root: Path) -> dict[str, tuple[Path, Path]]:
                 break
             if any(pair) and suffix not in ("", "_test"):  # a test set often has no annotations
                 missing = f"{ANNOTATIONS[0] if pair[0] else PICTURES[0]}{suffix}"
-                raise InputError(f"{pair[0] or pair[1]}: there is no folder {missing} beside it; put it there, "
-                                 "or rename this one")
+                raise InputError(
+                    f"{pair[0] or pair[1]}: there is no folder {missing} beside it; put it there, or rename this one"
+                )
     if not pairs:
-        raise InputError(f"{root}: no .npy data found; looked for images_train/ with annotations_train/, "
-                         "and images/ with annotations/")
+        raise InputError(
+            f"{root}: no .npy data found; looked for images_train/ with annotations_train/, "
+            "and images/ with annotations/"
+        )
     return pairs if "val" in pairs else {"all": pairs["train"]}
 
 
@@ -84,8 +87,10 @@ def pair_files(image_dir: Path, annotation_dir: Path) -> tuple[list[tuple[str, s
     annotations, more = _by_stem(annotation_dir, {".npy"})
     pairs = [(pictures[stem], annotations[stem]) for stem in _sorted(pictures.keys() & annotations.keys())]
     if not pairs:
-        raise InputError(f"{annotation_dir}: none of its {len(annotations)} .npy files has the name of one of the "
-                         f"{len(pictures)} pictures in {image_dir}; 7.npy belongs to 7.jpg")
+        raise InputError(
+            f"{annotation_dir}: none of its {len(annotations)} .npy files has the name of one of the "
+            f"{len(pictures)} pictures in {image_dir}; 7.npy belongs to 7.jpg"
+        )
     left = {
         NO_ANNOTATION: [pictures[stem] for stem in _sorted(pictures.keys() - annotations.keys())],
         NO_PICTURE: [annotations[stem] for stem in _sorted(annotations.keys() - pictures.keys())],
@@ -131,20 +136,32 @@ def read_objects(path) -> Objects:
     if isinstance(content, np.ndarray) and content.dtype == object and content.size == 1:  # np.save(path, [{...}])
         content = content.reshape(-1)[0]
     if not isinstance(content, dict) or KEYS - content.keys():
-        what = f"a dict without {', '.join(sorted(KEYS - content.keys()))}" if isinstance(content, dict) else (
-            f"a {type(content).__name__}")
-        raise InputError(f'{path}: holds {what}; np.save(path, {{"boxes": ..., "labels": ..., "masks": ...}}) writes '
-                         "what is needed")
+        what = (
+            f"a dict without {', '.join(sorted(KEYS - content.keys()))}"
+            if isinstance(content, dict)
+            else (f"a {type(content).__name__}")
+        )
+        raise InputError(
+            f'{path}: holds {what}; np.save(path, {{"boxes": ..., "labels": ..., "masks": ...}}) writes what is needed'
+        )
     labels, boxes, masks = (_numbers(path, content, key) for key in ("labels", "boxes", "masks"))
     count = len(labels) if labels.ndim == 1 else -1
     crowd = _numbers(path, content, "iscrowd") if content.get("iscrowd") is not None else np.zeros(max(count, 0))
     if count == 0 and len(masks) == 0 and boxes.size == 0:  # an empty list has lost its other sides
         boxes, masks = boxes.reshape(0, 4), masks.reshape(0, 0, 0)
     if count < 0 or boxes.shape != (count, 4) or masks.ndim != 3 or len(masks) != count or crowd.shape != (count,):
-        shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in (
-            ("boxes", boxes), ("labels", labels), ("masks", masks), *([("iscrowd", crowd)] if count >= 0 else [])))
-        raise InputError(f"{path}: shapes do not fit: {shapes}; boxes [n, 4], labels [n] and masks [n, height, width] "
-                         "are needed")
+        shapes = ", ".join(
+            f"{key} {list(array.shape)}"
+            for key, array in (
+                ("boxes", boxes),
+                ("labels", labels),
+                ("masks", masks),
+                *([("iscrowd", crowd)] if count >= 0 else []),
+            )
+        )
+        raise InputError(
+            f"{path}: shapes do not fit: {shapes}; boxes [n, 4], labels [n] and masks [n, height, width] are needed"
+        )
     boxes = boxes.astype(np.float64)
     far = ~(np.abs(boxes) < FAR).all(1)  # NaN too
     if far.any():
@@ -154,16 +171,18 @@ def read_objects(path) -> Objects:
     if unclear.any():
         i = int(unclear.argmax())
         raise InputError(f"{path}: iscrowd[{i}] is {brief(crowd[i].item())}; correct it: 0 or 1 is needed")
-    return Objects(boxes, [_label(path, i, value) for i, value in enumerate(labels.tolist())], masks,
-                   crowd.astype(int).tolist())
+    return Objects(
+        boxes, [_label(path, i, value) for i, value in enumerate(labels.tolist())], masks, crowd.astype(int).tolist()
+    )
 
 
 def _numbers(path, content: dict, key: str) -> np.ndarray:
     try:
         array = np.asarray(content[key])
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}: {key} is not an array: its rows differ in length; save an array of numbers"
-                         ) from error
+        raise InputError(
+            f"{path}: {key} is not an array: its rows differ in length; save an array of numbers"
+        ) from error
     if array.dtype.kind not in "biuf" or array.ndim == 0:
         what = "a single value" if array.ndim == 0 else f"an array of {array.dtype}"
         raise InputError(f"{path}: {key} is {what}; an array of numbers is needed")
@@ -213,6 +232,7 @@ def read_class_names(root: Path, label_json=None) -> dict[int, str] | None:
     label_map = LabelMap.from_json(user_path(label_json))
     given = dict(zip(label_map.category_ids, label_map.names, strict=True))
     if names not in (None, given):
-        raise InputError(f"--label-json-path {label_json}: its names are not those of {path}; correct one, or take the "
-                         "latter away")
+        raise InputError(
+            f"--label-json-path {label_json}: its names are not those of {path}; correct one, or take the latter away"
+        )
     return given

@@ -49,8 +49,10 @@ def read_npy(path):
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
         reason = str(error) if isinstance(error, PickleRefused) else f"damaged: {type(error).__name__}"
-        raise InputError(f"{path}: not a .npy file that can be read ({reason}); save it again with np.save, "
-                         "as an array or as a dict of arrays") from error
+        raise InputError(
+            f"{path}: not a .npy file that can be read ({reason}); save it again with np.save, "
+            "as an array or as a dict of arrays"
+        ) from error
 
 
 def _read_header(file) -> tuple[str, bool, tuple[int, ...]]:

@@ -49,8 +49,10 @@ def _pictures_in(folder: Path) -> list[Path]:
     pictures = [path for path in files if path.suffix.lower() in known]
     others = [path.name for path in files if path.suffix.lower() not in known]
     if not pictures:
-        raise InputError(f"--img-path {folder}: no pictures in this folder (sub-folders are not searched; "
-                         f"'{folder}/**/*.jpg' in quotes finds theirs)")
+        raise InputError(
+            f"--img-path {folder}: no pictures in this folder (sub-folders are not searched; "
+            f"'{folder}/**/*.jpg' in quotes finds theirs)"
+        )
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         shown = visible(shown)

@@ -19,9 +19,7 @@ from train_utils.plain_text import visible
 
 # Those that people keep pictures in, the commonest first. Others are decoded by code that few files ever test,
 # or by another program: EPS runs Ghostscript. (An MPO is opened as the JPEG that it begins with.)
-FORMATS = (
-    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "SGI", "QOI",
-)
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "SGI", "QOI")
 EXIF_ORIENTATION = 0x0112
 # Exif 2.3, tag Orientation: what brings the stored pixels upright.
 UPRIGHT = {
@@ -139,8 +137,10 @@ def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
 def _named(path, error: Exception, content=None) -> InputError:
     """What `read_picture` raises for an error of Pillow."""
     if isinstance(error, Image.DecompressionBombError):
-        return InputError(f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
-                          "Scale it down, or take it out of the data")
+        return InputError(
+            f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
+            "Scale it down, or take it out of the data"
+        )
     if isinstance(error, Image.UnidentifiedImageError):
         refused = _refused_format(path, content)
         if refused:

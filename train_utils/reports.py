@@ -20,9 +20,7 @@ def picture_rows(samples, label_map):
         shown = detection["scores"] > SHOWN_SCORE
         boxes, labels, scores = (detection[key][shown] for key in ("boxes", "labels", "scores"))
         masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, tuple(image.shape[-2:]))
-        truth = draw_detections(
-            image, target["boxes"], target["labels"], None, target["masks"], label_map.name
-        )
+        truth = draw_detections(image, target["boxes"], target["labels"], None, target["masks"], label_map.name)
         rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name)))
     return rows
 
@@ -37,8 +35,11 @@ def write_curves(folder, writer, curve, steps_per_epoch, about):
     val_loss = dict(zip(epochs, sums, strict=True))
     plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates, steps_per_epoch, val_loss, about)
     plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, epochs, train, val, about)
-    numbers = {f"{what} {name}": [record[name] for record in writer.history(iou_type)]
-               for iou_type, what in (("segm", "mask"), ("bbox", "box")) for name in ("AP", "AP50")}
+    numbers = {
+        f"{what} {name}": [record[name] for record in writer.history(iou_type)]
+        for iou_type, what in (("segm", "mask"), ("bbox", "box"))
+        for name in ("AP", "AP50")
+    }
     plot_average_precision(folder / f"mAP{writer.stamp}.png", epochs, numbers, "mask AP", about)
 
 

@@ -81,8 +81,9 @@ def _age_key(path: Path) -> tuple[int, bool, str]:
     return saved_at(path), path.name[6:-4].isdecimal(), path.name
 
 
-def find_checkpoint(output_dir: str | Path | None, resume: str | Path | None,
-                    default: str | Path = "./save_weights") -> Path | None:
+def find_checkpoint(
+    output_dir: str | Path | None, resume: str | Path | None, default: str | Path = "./save_weights"
+) -> Path | None:
     """The checkpoint that a run goes on from: with "auto" the newest of its folder, if any; nothing is written.
 
     A run that torchrun has started anew goes on from the folder of its first start, whatever `resume` is.
@@ -103,8 +104,12 @@ def find_checkpoint(output_dir: str | Path | None, resume: str | Path | None,
     return _resume_path(user_path(resume))
 
 
-def prepare_run_folder(output_dir: str | Path | None, resume: str | Path | None = None,
-                       checkpoint: Path | None = None, default: str | Path = "./save_weights") -> RunFolder:
+def prepare_run_folder(
+    output_dir: str | Path | None,
+    resume: str | Path | None = None,
+    checkpoint: Path | None = None,
+    default: str | Path = "./save_weights",
+) -> RunFolder:
     """Choose, create and lock the folder that a run writes to; only the main process calls this.
 
     resume None: `output_dir`, or, where that holds a run, the first free numbered sibling (printed).
@@ -195,8 +200,11 @@ def _free_folder(folder: Path) -> tuple[Path, RunLock]:
         lock = None if _holds_run(place) else _lock(place)
         if lock is not None:
             if number > 1:
-                print(f"{folder} holds a run already: writing to {place} "
-                      f"(to go on with the run of a folder: --output-dir FOLDER --resume auto)", flush=True)
+                print(
+                    f"{folder} holds a run already: writing to {place} "
+                    f"(to go on with the run of a folder: --output-dir FOLDER --resume auto)",
+                    flush=True,
+                )
             return place, lock
 
 

@@ -51,12 +51,18 @@ class RunLock:
             print(f"warning: {path}: {error.strerror}; nothing keeps a second run out", file=sys.stderr, flush=True)
         with writing(path):
             file.truncate(0)
-            json.dump({
-                "pid": os.getpid(), "host": socket.gethostname(), "launcher": launcher_name(),
-                "since": datetime.datetime.now().isoformat(" ", "seconds"),
-            }, file)
+            json.dump(
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "launcher": launcher_name(),
+                    "since": datetime.datetime.now().isoformat(" ", "seconds"),
+                },
+                file,
+            )
             file.flush()
         return cls(file)
+
 
 def _lock_file(file) -> None:
     if fcntl:
@@ -87,4 +93,5 @@ def busy(folder: Path) -> str:
     """Who holds the lock of `folder`, in words."""
     who = holder(folder)
     return "another run writes to this folder" + (
-        f" (process {who.get('pid')} on {who.get('host')}, since {who.get('since')})" if who else "")
+        f" (process {who.get('pid')} on {who.get('host')}, since {who.get('since')})" if who else ""
+    )

@@ -4,7 +4,7 @@ from backbone.errors import InputError
 
 
 def describe_skips(skipped: dict[str, int], first: dict[str, str]) -> str:
-    """"3 annotations without segmentation (first: id 17), ..."; empty where there are none."""
+    """ "3 annotations without segmentation (first: id 17), ..."; empty where there are none."""
     return ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in skipped.items() if count)
 
 

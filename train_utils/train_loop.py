@@ -123,9 +123,7 @@ def build_model(args, given, label_map, checkpoint):
         lines = []
         load_weights(model, checkpoint["model"])
     config, parameters = model.config, list(model.parameters())
-    total, trained = (
-        sum(p.numel() for p in parameters if p.requires_grad or all_) / 1e6 for all_ in (True, False)
-    )
+    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or all_) / 1e6 for all_ in (True, False))
     about = (
         f"model: Mask R-CNN {config.variant}, {config.backbone}, {len(label_map.names)} classes, "
         f"{total:.1f} M parameters, {trained:.1f} M of them trained"

@@ -15,23 +15,10 @@ from train_utils.board import TensorBoard
 from train_utils.command import plain_args
 from train_utils.data_sets import EvalLoader, TrainLoader
 from train_utils.ema import EMA
-from train_utils.engine import (
-    Learner,
-    NonFiniteLoss,
-    OutOfMemory,
-    evaluate,
-    settle_gradient_exchange,
-    train_one_epoch,
-)
+from train_utils.engine import Learner, NonFiniteLoss, OutOfMemory, evaluate, settle_gradient_exchange, train_one_epoch
 from train_utils.logger import MetricLogger, ResultsWriter, StepLog
 from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule
-from train_utils.reports import (
-    explain_lack_of_memory,
-    picture_rows,
-    save_for_replay,
-    say_what_is_where,
-    write_curves,
-)
+from train_utils.reports import explain_lack_of_memory, picture_rows, save_for_replay, say_what_is_where, write_curves
 from train_utils.run_state import Progress, begin_at, from_checkpoint, to_checkpoint
 from train_utils.step_counts import StepCounts
 from transforms import build_augment
@@ -101,9 +88,7 @@ class Trainer:
         self.val_loader = val_loader(args, world, splits.val, model.config, args.strict)
         steps = self.loader.steps_per_epoch
         self.learner = build_learner(args, world, model, steps)
-        self.progress = Progress(
-            steps, global_batch=global_batch(args, world), world_size=world.size, data=data
-        )
+        self.progress = Progress(steps, global_batch=global_batch(args, world), world_size=world.size, data=data)
         if checkpoint:
             self.progress = from_checkpoint(checkpoint, self.learner, self.progress)
             for line in resume.other_environment(checkpoint, world):
@@ -144,11 +129,7 @@ class Trainer:
             say_what_is_where(self.folder, progress.best_ap, self.splits.val)
 
     def say_start(self):
-        args, dtype, steps = (
-            self.args,
-            self.learner.precision.dtype or torch.float32,
-            self.loader.steps_per_epoch,
-        )
+        args, dtype, steps = (self.args, self.learner.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
             f"{args.optimizer}: learning rate {args.lr:g}, global batch {global_batch(args, self.world)}, "
             f"{steps} steps x {args.epochs} epochs, {warmup_steps(args, steps)} steps of warm-up, "
@@ -238,9 +219,7 @@ class Trainer:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
         if any(skipped):
             self.tell_skipped(result.skipped)
-            self.say(
-                f"unreadable pictures left out: {skipped[0]} in training so far, {skipped[1]} in validation"
-            )
+            self.say(f"unreadable pictures left out: {skipped[0]} in training so far, {skipped[1]} in validation")
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
         self.writer.write(epoch, stats, loss, lr, **more)
@@ -252,9 +231,11 @@ class Trainer:
     def about(self):
         """A line on the run for its curves."""
         args, config, train = self.args, self.learner.model.config, self.splits.train
-        return (f"{self.folder.resolve().name}: {config.backbone} {config.variant}, {len(train)} training and "
-                f"{len(self.splits.val)} validation pictures, {len(train.label_map)} class(es), "
-                f"{global_batch(args, self.world)} pictures a step, {args.optimizer}, rate {args.lr:g}")
+        return (
+            f"{self.folder.resolve().name}: {config.backbone} {config.variant}, {len(train)} training and "
+            f"{len(self.splits.val)} validation pictures, {len(train.label_map)} class(es), "
+            f"{global_batch(args, self.world)} pictures a step, {args.optimizer}, rate {args.lr:g}"
+        )
 
     def tell_skipped(self, files):
         """Name each unreadable picture once."""

@@ -68,8 +68,10 @@ def open_video(path: Path):
     try:
         container = av.open(str(path.resolve()), options=options)  # a whole path: no name of a protocol
     except av.error.ArgumentError as error:
-        raise InputError(f"{path}: not in a video format that is read ({DEMUXERS.replace(',', ', ')}); a playlist is "
-                         "not followed; convert it to mp4") from error
+        raise InputError(
+            f"{path}: not in a video format that is read ({DEMUXERS.replace(',', ', ')}); a playlist is "
+            "not followed; convert it to mp4"
+        ) from error
     except (av.FFmpegError, UnicodeError) as error:
         empty = path.is_file() and path.stat().st_size == 0
         reason = "the file is empty" if empty else f"cannot be read as a video: {_reason(error)}"
@@ -98,12 +100,18 @@ def open_camera(number: int):
     try:
         return av.open(name.format(number), format=driver)
     except (av.FFmpegError, ValueError) as error:
-        raise InputError(f"--img-path {number}: no camera {name.format(number)} ({_reason(error)}); "
-                         "give a file, a folder, or another number") from error
+        raise InputError(
+            f"--img-path {number}: no camera {name.format(number)} ({_reason(error)}); "
+            "give a file, a folder, or another number"
+        ) from error
 
 
 def annotate_video(
-    container, source, target: Path, annotate: Callable[[torch.Tensor], Image.Image], every: int = 1,
+    container,
+    source,
+    target: Path,
+    annotate: Callable[[torch.Tensor], Image.Image],
+    every: int = 1,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Written:
     """Write every `every`-th frame of an open container, as annotate gives it, to the mp4 file `target`.

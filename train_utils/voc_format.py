@@ -43,8 +43,10 @@ def find_voc_folder(root, year=None):
             return chosen[-1]
         if found:
             raise InputError(f"{parent}: has no VOC{year}, only {', '.join(path.name for path in found)}")
-    raise InputError(f"{root}: not VOC data: looked for ImageSets/Segmentation in it and in its VOC2012, "
-                     "VOC2007 and VOCdevkit folders")
+    raise InputError(
+        f"{root}: not VOC data: looked for ImageSets/Segmentation in it and in its VOC2012, "
+        "VOC2007 and VOCdevkit folders"
+    )
 
 
 def _is_voc_folder(path):
@@ -77,8 +79,9 @@ def read_list(folder, list_name):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise InputError(f"{path}: cannot read this list of pictures ({error.strerror}); lists there: {found}"
-                         ) from error
+        raise InputError(
+            f"{path}: cannot read this list of pictures ({error.strerror}); lists there: {found}"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file") from error
     names = [line for line in lines if line]
@@ -208,14 +211,20 @@ def read_xml(path, class_ids):
         if name not in class_ids:
             close = difflib.get_close_matches(name[:80], class_ids, n=3)
             meant = f" (is {' or '.join(map(repr, close))} meant?)" if close else ""
-            raise InputError(f"{where}: class {brief(name)} is not in {CLASS_FILE}{meant}; for classes of your own "
-                             f"put a file of that name, {{\"name\": 1, ...}}, into {path.parent.parent}")
+            raise InputError(
+                f"{where}: class {brief(name)} is not in {CLASS_FILE}{meant}; for classes of your own "
+                f'put a file of that name, {{"name": 1, ...}}, into {path.parent.parent}'
+            )
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
         classes.append(class_ids[name])
         boxes.append((x1 - 1, y1 - 1, x2, y2))  # VOC counts pixels from 1 and includes the last
         difficult.append((item.findtext("difficult") or "").strip() == "1")
-    return XmlObjects(np.array(classes, dtype=np.int64), np.array(boxes, dtype=np.float64).reshape(-1, 4),
-                      np.array(difficult, dtype=np.int64), _xml_size(root))
+    return XmlObjects(
+        np.array(classes, dtype=np.int64),
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array(difficult, dtype=np.int64),
+        _xml_size(root),
+    )
 
 
 def _number(item, tag, where):

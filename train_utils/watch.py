@@ -132,8 +132,14 @@ class Watch(threading.Thread):
             return
         self.pass_on_signals()
         self.beats += 1
-        state = {"beat": self.beats, "what": self.what, "waits": self.waits, "pid": os.getpid(),
-                 "host": socket.gethostname(), "seconds": time.monotonic() - self.since}
+        state = {
+            "beat": self.beats,
+            "what": self.what,
+            "waits": self.waits,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "seconds": time.monotonic() - self.since,
+        }
         self.store.set(f"state/{self.rank}", json.dumps(state))
         waited = time.monotonic() - self.since if self.waits else 0.0
         if waited > self.silent / 4:
@@ -172,9 +178,12 @@ class Watch(threading.Thread):
                 for rank, s in stuck.items()
             ] or ["none of them is known to be stuck: all wait"]
             with suppress(OSError):
-                print(f"error: process {self.rank} waited {waited:.0f} s (--dist-timeout {self.timeout:g}) in "
-                      f"{self.what} for {'; '.join(lines)}. --resume auto goes on from the last checkpoint",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"error: process {self.rank} waited {waited:.0f} s (--dist-timeout {self.timeout:g}) in "
+                    f"{self.what} for {'; '.join(lines)}. --resume auto goes on from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
         os._exit(1)
 
     def leave_without_launcher(self):

@@ -50,8 +50,16 @@ def sample() -> dict:
     rng = torch.Generator().manual_seed(SEED)
     weights = {f"layer{i}.weight": torch.randn(40, 50, generator=rng) for i in range(20)}
     momentum = {i: {"momentum_buffer": torch.randn(40, 50, generator=rng)} for i in range(20)}
-    return {"format_version": 1, "model": weights, "optimizer": {"state": momentum}, "config": {"norm": "batch"},
-            "label_map": {"names": ["a"]}, "epoch": 3, "step": 40, "args": {"lr": 0.01}}
+    return {
+        "format_version": 1,
+        "model": weights,
+        "optimizer": {"state": momentum},
+        "config": {"norm": "batch"},
+        "label_map": {"names": ["a"]},
+        "epoch": 3,
+        "step": 40,
+        "args": {"lr": 0.01},
+    }
 
 
 def run(full: bool, folder: Path) -> Outcome:

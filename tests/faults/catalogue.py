@@ -118,7 +118,9 @@ def call(script, *flags) -> Done:
     """A script's main in this process; the curves, which take most of a second, are not drawn."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     with (
-        redirect_stdout(streams[0]), redirect_stderr(streams[1]), patch.object(trainer, "write_curves"),
+        redirect_stdout(streams[0]),
+        redirect_stderr(streams[1]),
+        patch.object(trainer, "write_curves"),
         patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, flags)]),
         patch.object(annotation_cache, "WORTHWHILE", 1),
     ):

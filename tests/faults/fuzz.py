@@ -56,17 +56,30 @@ class Bases:
     """What documents are made from."""
 
     def __init__(self):
-        self.coco = [coco_folders.coco(), coco_folders.many(4), coco_folders.coco(annotations=[
-            coco_folders.annotation(segmentation={"size": [20, 30], "counts": [100, 50, 450]}, iscrowd=1),
-            coco_folders.annotation(2, segmentation=[[2.5, 3, 10, 3, 10, 12.25], [1, 1, 5, 1, 5, 5]], area=None),
-        ])]
+        self.coco = [
+            coco_folders.coco(),
+            coco_folders.many(4),
+            coco_folders.coco(
+                annotations=[
+                    coco_folders.annotation(segmentation={"size": [20, 30], "counts": [100, 50, 450]}, iscrowd=1),
+                    coco_folders.annotation(
+                        2, segmentation=[[2.5, 3, 10, 3, 10, 12.25], [1, 1, 5, 1, 5, 5]], area=None
+                    ),
+                ]
+            ),
+        ]
         for path in sorted(DATA.glob("coco_mini/annotations/*.json")) + sorted(DATA.glob("nuclei/*.json")):
             self.coco += parts_of(json.loads(path.read_text()))
         xmls = [path.read_text() for path in sorted(DATA.glob("voc_mini/**/Annotations/*.xml"))]
         self.xml = [XML.format(name="aeroplane", side=64), *xmls]
-        sample = {"boxes": np.array([[0, 0, 4, 5], [1, 1, 3, 9]], np.float32), "labels": np.array([1, 2]),
-                  "names": ["a", b"b"], "masks": np.ones((2, 6, 5), bool), "score": np.float64(0.5),
-                  "none": np.zeros((0, 4))}
+        sample = {
+            "boxes": np.array([[0, 0, 4, 5], [1, 1, 3, 9]], np.float32),
+            "labels": np.array([1, 2]),
+            "names": ["a", b"b"],
+            "masks": np.ones((2, 6, 5), bool),
+            "score": np.float64(0.5),
+            "none": np.zeros((0, 4)),
+        }
         self.sample = sample
 
 
@@ -80,8 +93,13 @@ def parts_of(content: dict) -> list[dict]:
         ids = {image["id"] for image in pair}
         annotations = [a for a in content["annotations"] if a["image_id"] in ids][:12]
         used = {a["category_id"] for a in annotations}
-        found.append({"images": pair, "annotations": annotations,
-                      "categories": [c for c in content["categories"] if c["id"] in used] or content["categories"][:1]})
+        found.append(
+            {
+                "images": pair,
+                "annotations": annotations,
+                "categories": [c for c in content["categories"] if c["id"] in used] or content["categories"][:1],
+            }
+        )
     return found
 
 
@@ -153,8 +171,15 @@ def changed_xml(data: bytes, rng) -> bytes:
             continue
         inner, end = start + len(tag) + 2, stop + len(tag) + 3
         odd = str(rng.choice(ODD)).encode(errors="replace").replace(b"\x1b", b"&#27;")
-        put = rng.choice([b"", data[start:end] * 2, data[start:inner] + odd + data[stop:end],
-                          data[start:inner] + data[stop:end], b"<" + tag + b"/>"])
+        put = rng.choice(
+            [
+                b"",
+                data[start:end] * 2,
+                data[start:inner] + odd + data[stop:end],
+                data[start:inner] + data[stop:end],
+                b"<" + tag + b"/>",
+            ]
+        )
         data = data[:start] + put + data[end:]
     return data
 
@@ -196,8 +221,11 @@ def read(kind: str, data: bytes, folder: Path, index: int) -> None:
         (folder / "a.json").write_bytes(data)
         read_coco(folder / "a.json", index)
     else:
-        names = {"xml": "Annotations/a.xml", "class": "pascal_voc_indices.json",
-                 "list": "ImageSets/Segmentation/train.txt"}
+        names = {
+            "xml": "Annotations/a.xml",
+            "class": "pascal_voc_indices.json",
+            "list": "ImageSets/Segmentation/train.txt",
+        }
         root = folder / "voc" / "data" / "VOC2012"
         path = root / names[kind]
         before = path.read_bytes() if path.exists() else None
@@ -246,8 +274,11 @@ def run(full: bool, folder: Path) -> Outcome:
         index, _ = struct.unpack_from("<qq", shared, number * 16)
         if os.WIFEXITED(state) and os.WEXITSTATUS(state) == 0:
             continue
-        how = f"signal {os.WTERMSIG(state)}" if os.WIFSIGNALED(state) else (
-            (folder / f"trace{number}").read_text().strip().splitlines() or ["?"])[-1][:300]
+        how = (
+            f"signal {os.WTERMSIG(state)}"
+            if os.WIFSIGNALED(state)
+            else ((folder / f"trace{number}").read_text().strip().splitlines() or ["?"])[-1][:300]
+        )
         kind, data = document(bases, index)
         kept = Path(tempfile.gettempdir()) / f"fuzz-{SEED}-{index}.{kind}"
         kept.write_bytes(data)

@@ -37,10 +37,30 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS, MIB = 1.0, 100  # of CPU time and memory: a refusal takes less of both, beyond the program's start
 ADDRESSES = 2**31  # bytes of address space that a case may add: room for libraries' own, not for what is claimed
 PROGRAM = tuple({str(ROOT), sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()})
-SYSTEM = ("/proc/", "/sys/", "/dev/null", "/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo", "/usr/lib",
-          "/lib", "/etc/ld.so")
-FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "socket.connect",
-             "pickle.find_class", "marshal.loads_file", "ctypes.dlopen_foreign", "urllib.Request")
+SYSTEM = (
+    "/proc/",
+    "/sys/",
+    "/dev/null",
+    "/dev/urandom",
+    "/etc/localtime",
+    "/usr/share/zoneinfo",
+    "/usr/lib",
+    "/lib",
+    "/etc/ld.so",
+)
+FORBIDDEN = (
+    "os.system",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "socket.connect",
+    "pickle.find_class",
+    "marshal.loads_file",
+    "ctypes.dlopen_foreign",
+    "urllib.Request",
+)
 SMALL = """--device cpu --workers 0 --backbone resnet18 --backbone-width 8 --weights none
     --fpn-channels 16 --box-head-channels 32 --mask-head-channels 16
      --mask-head-layers 1 --epochs 1 --min-size 64 --max-size 96""".split()
@@ -72,10 +92,18 @@ def all_cases(full: bool) -> list[Case]:
     cases = []
     for number, (name, make) in enumerate(WEIGHTS_CASES.items()):
         of_weights = [
-            Case(f"{name} as --weights-path of validation", make, "validation",
-                 ("--weights-path", "FILE", "--data-path", "GOOD/data", "--device", "cpu")),
-            Case(f"{name} as --weights-path of predict", make, "predict",
-                 ("--weights-path", "FILE", "--img-path", "GOOD/data/images/0.png", "--device", "cpu")),
+            Case(
+                f"{name} as --weights-path of validation",
+                make,
+                "validation",
+                ("--weights-path", "FILE", "--data-path", "GOOD/data", "--device", "cpu"),
+            ),
+            Case(
+                f"{name} as --weights-path of predict",
+                make,
+                "predict",
+                ("--weights-path", "FILE", "--img-path", "GOOD/data/images/0.png", "--device", "cpu"),
+            ),
             Case(f"{name} as --weights", make, "train", ("--data-path", "GOOD/data", *SMALL, "--weights", "FILE")),
             Case(f"{name} as --resume", make, "train", ("--data-path", "GOOD/data", *SMALL, "--resume", "FILE")),
         ]
@@ -100,8 +128,9 @@ def run(full: bool, folder: Path) -> Outcome:
         mark = folder / f"mark{number}"  # what a payload writes, were it run
         os.environ["HOSTILE_MARK"] = str(mark)
         file = case.make(place, mark)
-        words = [str(file) if w == "FILE" else w.replace("FOLDER", str(place)).replace("GOOD", str(good))
-                 for w in case.flags]
+        words = [
+            str(file) if w == "FILE" else w.replace("FOLDER", str(place)).replace("GOOD", str(good)) for w in case.flags
+        ]
         result = in_child(case.command, words, place, (place, good))
         slowest, largest = max(slowest, result.seconds), max(largest, result.growth)
         wrong = faults_of(result, mark, full)
@@ -202,16 +231,20 @@ def _child(command, words, work, allowed, out) -> int:
     growth = (memory()["VmHWM"] - before["VmRSS"]) / 1024
     sys.stderr.flush()
     seen, events = list(dict.fromkeys(events)), []
-    out.write_text("\n".join([str(seconds), str(growth), *seen]) + "\n\0\n"
-                   + error_file.read_text(errors="backslashreplace"))
+    out.write_text(
+        "\n".join([str(seconds), str(growth), *seen]) + "\n\0\n" + error_file.read_text(errors="backslashreplace")
+    )
     return status
 
 
 def memory() -> dict[str, int]:
     """KiB by name."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)
-            if name in ("VmHWM", "VmRSS", "VmSize")}
+    return {
+        name: int(value.split()[0])
+        for name, _, value in (line.partition(":") for line in lines)
+        if name in ("VmHWM", "VmRSS", "VmSize")
+    }
 
 
 def hook(events: list[str], allowed: tuple[str, ...]):

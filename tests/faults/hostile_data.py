@@ -15,11 +15,29 @@ from tests.faults.hostile_npy import NPY_CASES
 DEEP = 100_000
 OF_VALIDATION = ("--weights-path", "GOOD/model.pth", "--data-path", "FOLDER/data", "--device", "cpu")
 OF_TRAIN = ("--data-path", "FOLDER/data", "--device", "cpu", "--weights", "none", "--backbone", "resnet18")
-OF_PREDICT = ("--weights-path", "GOOD/model.pth", "--coco-json", "FOLDER/data/instances_val.json", "--image-dir",
-              "FOLDER/data/images", "--output", "FOLDER/r.json", "--device", "cpu")
+OF_PREDICT = (
+    "--weights-path",
+    "GOOD/model.pth",
+    "--coco-json",
+    "FOLDER/data/instances_val.json",
+    "--image-dir",
+    "FOLDER/data/images",
+    "--output",
+    "FOLDER/r.json",
+    "--device",
+    "cpu",
+)
 OF_PICTURES = ("--weights-path", "GOOD/model.pth", "--img-path", "FOLDER/data/images", "--device", "cpu")
-OF_NAMES = ("--weights-path", "GOOD/model.pth", "--img-path", "GOOD/data/images/0.png", "--label-json-path", "FILE",
-            "--device", "cpu")
+OF_NAMES = (
+    "--weights-path",
+    "GOOD/model.pth",
+    "--img-path",
+    "GOOD/data/images/0.png",
+    "--label-json-path",
+    "FILE",
+    "--device",
+    "cpu",
+)
 
 
 def secret(folder):
@@ -32,6 +50,7 @@ def secret(folder):
 
 def coco(change=None, text=None):
     """A sound data set, changed: change(content of a json, folder), or text(json text) of both jsons."""
+
     def make(folder, mark):
         data = tiny_model.write_coco(folder / "data")
         secret(folder)
@@ -47,10 +66,13 @@ def coco(change=None, text=None):
 
 def named(name, with_size=True):
     """The first picture's file name is another one; {outside}: the secret's path."""
+
     def change(content, data):
         image = content["images"][0]
-        image["file_name"] = name.format(outside=os.path.relpath(data.parent.parent / "outside", data / "images"),
-                                         absolute=data.parent.parent / "outside")
+        image["file_name"] = name.format(
+            outside=os.path.relpath(data.parent.parent / "outside", data / "images"),
+            absolute=data.parent.parent / "outside",
+        )
         if not with_size:
             del image["width"], image["height"]
 
@@ -59,6 +81,7 @@ def named(name, with_size=True):
 
 def linked(what="file", with_size=True):
     """The first picture, or a folder that holds it, is a link to the secret."""
+
     def change(content, data):
         outside, image = data.parent.parent / "outside", content["images"][0]
         if what == "file":
@@ -89,6 +112,7 @@ XML = """<annotation><size><width>{side}</width><height>{side}</height></size><o
 
 def voc(xml=None, head="", classes=None, link=None, listed="a", **fields):
     """A VOC folder of one picture with one instance; xml: the annotation file's text."""
+
     def make(folder, mark):
         root = folder / "data" / "VOC2012"
         for name in ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
@@ -118,6 +142,7 @@ def voc(xml=None, head="", classes=None, link=None, listed="a", **fields):
 
 def npy(make_file=None, link=False, **fields):
     """Pictures with .npy annotations: make_file(folder, mark) writes one and returns its path, else of these fields."""
+
     def make(folder, mark):
         data = folder / "data"
         coco_folders.picture(data / "images" / "a.png", (48, 64))
@@ -137,6 +162,7 @@ def npy(make_file=None, link=False, **fields):
 
 def written(name, content):
     """A file of this content; OUTSIDE stands for the secret's path."""
+
     def make(folder, mark):
         (folder / name).write_text(content.replace("OUTSIDE", str(secret(folder))))
         return folder / name
@@ -147,8 +173,11 @@ def written(name, content):
 OF_VIDEO = ("--weights-path", "GOOD/model.pth", "--img-path", "FILE", "--device", "cpu", "--strict")
 OF_RESULTS = ("--detections", "FILE", "--data-path", "GOOD/data")
 RESULT = '{"image_id": 10, "category_id": 1, "score": 0.5, "segmentation": {"size": [48, 64], "counts": %s}}'
-LAUGHS = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a0 "ha">' + "".join(
-    f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(12)) + "]>"
+LAUGHS = (
+    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a0 "ha">'
+    + "".join(f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(12))
+    + "]>"
+)
 QUADRATIC = f'<!DOCTYPE a [<!ENTITY a "{"x" * 100_000}">]>'
 
 DATA_CASES = {
@@ -167,42 +196,78 @@ DATA_CASES = {
     "a picture that is a link out, in a folder": (linked(), "predict", OF_PICTURES),
     "lists 100,000 deep": (coco(text=lambda t: t[:-1] + ', "x": ' + "[" * DEEP + "]" * DEEP + "}"), "train", OF_TRAIN),
     "an id 900 lists deep": (
-        coco(text=lambda t: t.replace('"id": 10', '"id": ' + "[" * 900 + "]" * 900, 1)), "train", OF_TRAIN),
-    "an id of 10^6 digits": (coco(text=lambda t: t.replace('"id": 10', '"id": ' + "9" * 10**6, 1)), *(
-        "validation", OF_VALIDATION)),
+        coco(text=lambda t: t.replace('"id": 10', '"id": ' + "[" * 900 + "]" * 900, 1)),
+        "train",
+        OF_TRAIN,
+    ),
+    "an id of 10^6 digits": (
+        coco(text=lambda t: t.replace('"id": 10', '"id": ' + "9" * 10**6, 1)),
+        *("validation", OF_VALIDATION),
+    ),
     "a key that is no text": (coco(text=lambda t: t.replace('"images"', "NaN", 1)), "predict", OF_PREDICT),
     "a category without an id of 10^6 letters": (
-        coco(lambda c, _: c["categories"].append({"name": "x" * 10**6})), "train", OF_TRAIN),
+        coco(lambda c, _: c["categories"].append({"name": "x" * 10**6})),
+        "train",
+        OF_TRAIN,
+    ),
     "a list of files with a video's name": (
-        written("a.mp4", "ffconcat version 1.0\nfile 'OUTSIDE'\n"), "predict", OF_VIDEO),
+        written("a.mp4", "ffconcat version 1.0\nfile 'OUTSIDE'\n"),
+        "predict",
+        OF_VIDEO,
+    ),
     "a playlist with a video's name": (
-        written("a.mkv", "#EXTM3U\n#EXTINF:2.0,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"), "predict", OF_VIDEO),
+        written("a.mkv", "#EXTM3U\n#EXTINF:2.0,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"),
+        "predict",
+        OF_VIDEO,
+    ),
     "text with a video's name": (written("a.avi", "hello\n" * 1000), "predict", OF_VIDEO),
     "results 100,000 deep": (written("r.json", "[" * DEEP + "]" * DEEP), "validation", OF_RESULTS),
     "a result of 10^6 digits": (written("r.json", '[{"score": ' + "9" * 10**6 + "}]"), "validation", OF_RESULTS),
     "a result whose runs go round 2^64": (
-        written("r.json", "[" + RESULT % [2**63, 2**63, 3072] + "]"), "validation", OF_RESULTS),
+        written("r.json", "[" + RESULT % [2**63, 2**63, 3072] + "]"),
+        "validation",
+        OF_RESULTS,
+    ),
     "a result of endless counts": (
-        written("r.json", "[" + RESULT % f'"{"o" * 10**6}"' + "]"), "validation", OF_RESULTS),
+        written("r.json", "[" + RESULT % f'"{"o" * 10**6}"' + "]"),
+        "validation",
+        OF_RESULTS,
+    ),
     "a class file 100,000 deep": (names_file("[" * DEEP + "]" * DEEP), "predict", OF_NAMES),
     "a class file of 10^6 digits": (names_file('{"1": ' + "9" * 10**6 + "}"), "predict", OF_NAMES),
     "a class file with NaN": (names_file("{NaN: 1}"), "predict", OF_NAMES),
     "a class file whose labels are no numbers": (names_file('{"\\u001b[2J": "x"}'), "predict", OF_NAMES),
     "a class file of a label of 10^18": (names_file('{"1000000000000000000": "x"}'), "predict", OF_NAMES),
     "XML: ten entities of ten, twelve deep": (voc(head=LAUGHS, name="&a12;"), "validation", OF_VALIDATION),
-    "XML: the same in an attribute": (
-        voc(xml=LAUGHS + '<annotation x="&a12;"></annotation>'), "train", OF_TRAIN),
+    "XML: the same in an attribute": (voc(xml=LAUGHS + '<annotation x="&a12;"></annotation>'), "train", OF_TRAIN),
     "XML: an entity of 100 kB, 10,000 times": (voc(head=QUADRATIC, name="&a;" * 10_000), "validation", OF_VALIDATION),
     "XML: that in an attribute": (
-        voc(xml=QUADRATIC + f'<annotation x="{"&a;" * 10_000}"></annotation>'), "train", OF_TRAIN),
+        voc(xml=QUADRATIC + f'<annotation x="{"&a;" * 10_000}"></annotation>'),
+        "train",
+        OF_TRAIN,
+    ),
     "XML: a file as an entity": (
-        voc(head='<!DOCTYPE a [<!ENTITY x SYSTEM "file://OUTSIDE">]>', name="&x;"), "validation", OF_VALIDATION),
+        voc(head='<!DOCTYPE a [<!ENTITY x SYSTEM "file://OUTSIDE">]>', name="&x;"),
+        "validation",
+        OF_VALIDATION,
+    ),
     "XML: a parameter entity of a file": (
-        voc(head='<!DOCTYPE a [<!ENTITY % x SYSTEM "file://OUTSIDE"> %x;]>'), "train", OF_TRAIN),
-    "XML: a document type elsewhere": (voc(head='<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x.dtd">'), *(
-        "validation", OF_VALIDATION)),
-    "XML: XInclude": (voc(xml='<annotation xmlns:xi="http://www.w3.org/2001/XInclude"><object><name><xi:include '
-                              'href="OUTSIDE" parse="text"/></name></object></annotation>'), "train", OF_TRAIN),
+        voc(head='<!DOCTYPE a [<!ENTITY % x SYSTEM "file://OUTSIDE"> %x;]>'),
+        "train",
+        OF_TRAIN,
+    ),
+    "XML: a document type elsewhere": (
+        voc(head='<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x.dtd">'),
+        *("validation", OF_VALIDATION),
+    ),
+    "XML: XInclude": (
+        voc(
+            xml='<annotation xmlns:xi="http://www.w3.org/2001/XInclude"><object><name><xi:include '
+            'href="OUTSIDE" parse="text"/></name></object></annotation>'
+        ),
+        "train",
+        OF_TRAIN,
+    ),
     "XML: 100,000 deep": (voc(xml="<a>" * DEEP + "</a>" * DEEP), "validation", OF_VALIDATION),
     "XML: 120 MB": (voc(name="x" * (120 << 20)), "train", OF_TRAIN),
     "XML: a class of 10^6 letters": (voc(name="x" * 10**6), "validation", OF_VALIDATION),

@@ -35,15 +35,18 @@ def _of(content, **options):
 
 
 NPY_CASES = {
-    **{f"a pickle of os.system in protocol {protocol}": _object(os.system, "touch MARK", protocol=protocol)
-       for protocol in (2, 3, 4, 5)},
+    **{
+        f"a pickle of os.system in protocol {protocol}": _object(os.system, "touch MARK", protocol=protocol)
+        for protocol in (2, 3, 4, 5)
+    },
     "a pickle of exec": _object(builtins.exec, "open('MARK', 'w')"),
     "a pickle of eval": _object(builtins.eval, "1"),
     "a pickle of open": _object(builtins.open, "MARK", "w"),
     "a pickle of numpy's file reader": _object(np.fromfile, "/etc/passwd", "S1"),
     "a pickle that imports a module": lambda folder, mark: npy(folder, whole(called("this", "s"))),
     "a pickle that calls os.system alone": lambda folder, mark: npy(
-        folder, whole(called("os", "system", text(shell(mark))))),
+        folder, whole(called("os", "system", text(shell(mark))))
+    ),
     "a bytearray of 100 GB": _of(whole(called("builtins", "bytearray", number(100 * 2**30)))),
     "bytes of a claimed terabyte": _of(b"\x80\x04\x8e" + TERABYTE.to_bytes(8, "little") + b"x."),
     "a bytearray of a claimed terabyte": _of(b"\x80\x05\x96" + TERABYTE.to_bytes(8, "little") + b"x."),
@@ -61,7 +64,8 @@ NPY_CASES = {
     "a terabyte of texts of no length": _of(b"", descr="<U0", shape=(TERABYTE,)),
     "texts of gigabytes each": _of(bytes(64), descr="<U999999999", shape=(1,)),
     "a million objects that are not there": lambda folder, mark: npy(
-        folder, pickle.dumps(np.array([None], dtype=object)), shape=(10**6,)),
+        folder, pickle.dumps(np.array([None], dtype=object)), shape=(10**6,)
+    ),
     "a negative shape": _of(bytes(64), descr="<f8", shape=(-8,)),
     "a structured type": _of(bytes(64), descr=[("x", "<f8", (TERABYTE,))], shape=(8,)),
 }

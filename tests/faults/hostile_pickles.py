@@ -51,10 +51,18 @@ class Runs:
 
 def tensor(key="0", kind="FloatStorage", count=4, size=(4,), stride=(1,), offset=0) -> bytes:
     """A tensor of torch's pickles."""
-    storage = (b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + number(count) + b"tQ")
+    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + number(count) + b"tQ"
     shape, steps = (b"(" + b"".join(map(number, values)) + b"t" for values in (size, stride))
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + shape + steps + b"\x89"
-            + b"ccollections\nOrderedDict\n)R" + b"tR")
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(offset)
+        + shape
+        + steps
+        + b"\x89"
+        + b"ccollections\nOrderedDict\n)R"
+        + b"tR"
+    )
 
 
 def torch_zip(path: Path, body: bytes, storages=None, compress=zipfile.ZIP_STORED, **more: bytes) -> Path:
@@ -71,8 +79,11 @@ def torch_legacy(path: Path, body: bytes, storages=None) -> Path:
     """A file in torch's format before 1.6."""
     storages = {"0": (4, bytes(16))} if storages is None else storages
     start = io.BytesIO()
-    for value in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True,
-                                                  "type_sizes": {"short": 2, "int": 4, "long": 4}}):
+    for value in (
+        0x1950A86A20F9469CFC6C,
+        1001,
+        {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}},
+    ):
         pickle.dump(value, start, 2)
     start.write(whole(body))
     pickle.dump(list(storages), start, 2)

@@ -88,16 +88,37 @@ def _claims_more(folder, mark):
 def write_checkpoint(path):
     """A checkpoint of a model of half a megabyte, as far as validation and prediction read it."""
     torch.manual_seed(0)
-    model = create_model(len(tiny_model.NAMES) + 1, "resnet18", backbone_width=8, norm="batch", fpn_channels=16,
-                         box_head_channels=32, mask_head_channels=16, mask_head_layers=1, min_size=64, max_size=96)
+    model = create_model(
+        len(tiny_model.NAMES) + 1,
+        "resnet18",
+        backbone_width=8,
+        norm="batch",
+        fpn_channels=16,
+        box_head_channels=32,
+        mask_head_channels=16,
+        mask_head_layers=1,
+        min_size=64,
+        max_size=96,
+    )
     names = LabelMap.from_categories(tiny_model.NAMES).to_dict()
-    save_checkpoint(path, {"format_version": 1, "model": model.state_dict(), "config": model.config.to_dict(),
-                           "label_map": names, "args": {}, "epoch": 0, "step": 0})
+    save_checkpoint(
+        path,
+        {
+            "format_version": 1,
+            "model": model.state_dict(),
+            "config": model.config.to_dict(),
+            "label_map": names,
+            "args": {},
+            "epoch": 0,
+            "step": 0,
+        },
+    )
     return path
 
 
 def _settings(**changed):
     """A checkpoint of this program whose settings are changed."""
+
     def make(folder, mark):
         path = write_checkpoint(folder / "settings.pth")
         content = torch.load(path, weights_only=True)
@@ -128,14 +149,17 @@ def _names(*names):
     return make
 
 
-LAUGHS = b"](]q\x00" + b"".join(
-    b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(40)) + b"e"
+LAUGHS = (
+    b"](]q\x00" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(40)) + b"e"
+)
 TUPLES = b"(K\x01tq\x00" + b"".join(
-    b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
+    b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60)
+)
 SYSTEM = lambda mark: mapping(w=tensor(), x=called("os", "system", text(shell(mark))))  # noqa: E731
 POSIX = lambda mark: mapping(w=tensor(), x=called("posix", "system", text(shell(mark))))  # noqa: E731
 EXEC = lambda mark: mapping(  # noqa: E731
-    w=tensor(), x=called("builtins", "exec", text(f"import os; os.system({shell(mark)!r})")))
+    w=tensor(), x=called("builtins", "exec", text(f"import os; os.system({shell(mark)!r})"))
+)
 
 OF_CHECKPOINTS = {
     "settings of a model of 10^12 numbers": _settings(fpn_channels=10**6, box_head_channels=10**6),
@@ -159,7 +183,8 @@ WEIGHTS_CASES = {
     "a legacy file of os.system": _legacy(SYSTEM),
     "a legacy file of exec": _legacy(EXEC),
     "a legacy file whose first pickle is os.system": lambda folder, mark: _written(
-        folder / "first.pth", whole(called("os", "system", text(shell(mark))))),
+        folder / "first.pth", whole(called("os", "system", text(shell(mark))))
+    ),
     "a saved object with a method of its own": _saved({"a": Runs(print, "x")}),
     "a zip that calls torch.hub": _zip(mapping(x=called("torch.hub", "load", text("evil/repository"), text("m")))),
     "a bytearray of 100 GB": _zip(mapping(x=called("builtins", "bytearray", number(BIG)))),
@@ -186,7 +211,8 @@ WEIGHTS_CASES = {
     "a legacy file of a million lists": _legacy(b"](" + b"]" * 1_100_000 + b"e"),
     "weights that are a list": _replaced(model=[1, 2]),
     "a tar": lambda folder, mark: _written(
-        folder / "x.tar", b"storages".ljust(257, b"\0") + b"ustar\x0000" + bytes(800)),
+        folder / "x.tar", b"storages".ljust(257, b"\0") + b"ustar\x0000" + bytes(800)
+    ),
     "nothing but zeros": lambda folder, mark: _written(folder / "zeros.pth", bytes(100_000)),
     "an empty file": lambda folder, mark: _written(folder / "empty.pth", b""),
 }

@@ -16,6 +16,7 @@ INFINITE, NAN = float("inf"), float("nan")
 
 def add(*several, **fields):
     """One more annotation, id 17; or one for each dict, ids from 17."""
+
     def make(data):
         for number, each in enumerate(several or [fields], 17):
             data.add(number, **each)
@@ -111,6 +112,7 @@ def all_are_found(seen):
 
 def numbered(*, images=None, annotations=None, categories=None):
     """Other ids: functions from the old ones."""
+
     def make(data):
         for image in data.images:
             image["id"] = images(image["id"]) if images else image["id"]
@@ -125,6 +127,7 @@ def numbered(*, images=None, annotations=None, categories=None):
 
 def written_back(*, images=int, categories=int):
     """The ids in both files of results are those of the json, of the same type."""
+
     def check(seen):
         assert seen.data.object_counts().tolist() == [1] * 4
         for name in ("detections.json", "R.json"):
@@ -183,18 +186,28 @@ OUTSIDE = "annotations whose polygons have no area in the picture"
 CASES = [
     skip("box of width 0, of negative height", NO_AREA, {"bbox": [4, 4, 0, 9]}, {"bbox": [4, 4, 9, -3]}),
     skip("box outside the picture", NO_AREA, {"bbox": [48, 4, 9, 9]}, {"bbox": [-9, -9, 9, 9]}),
-    skip("polygon outside the picture, box inside", OUTSIDE, {"segmentation": [[50, 4, 60, 4, 60, 9]]},
-         {"segmentation": [[4, -9, 9, -9, 9, -1]]}),
+    skip(
+        "polygon outside the picture, box inside",
+        OUTSIDE,
+        {"segmentation": [[50, 4, 60, 4, 60, 9]]},
+        {"segmentation": [[4, -9, 9, -9, 9, -1]]},
+    ),
     skip("polygon that is a line", OUTSIDE, {"segmentation": [[4, 4, 9, 4, 20, 4]]}),
     skip("empty segmentation", "annotations without segmentation", {"segmentation": []}, {"segmentation": {}}),
     skip("no segmentation", "annotations without segmentation", {"segmentation": None}),
-    skip("polygon of an odd number of values", "annotations with a polygon of an odd number of values",
-         {"segmentation": [[4, 4, 24, 4, 24, 28, 4]]}, {"segmentation": [*SQUARE, [1, 2, 3]]}),
-    skip("polygon of two points", "annotations whose polygons have fewer than 3 points",
-         {"segmentation": [[4, 4, 24, 4]]}),
+    skip(
+        "polygon of an odd number of values",
+        "annotations with a polygon of an odd number of values",
+        {"segmentation": [[4, 4, 24, 4, 24, 28, 4]]},
+        {"segmentation": [*SQUARE, [1, 2, 3]]},
+    ),
+    skip(
+        "polygon of two points",
+        "annotations whose polygons have fewer than 3 points",
+        {"segmentation": [[4, 4, 24, 4]]},
+    ),
     skip("RLE without a pixel", "annotations whose mask is empty", rle(counts=[64 * 48])),
     skip("image that is not listed", "annotations of images that are not listed", {"image_id": 99}, {"image_id": "x"}),
-
     wrong("NaN in the box", "bbox holds a number that is not finite", bbox=[4, NAN, 9, 9]),
     wrong("Infinity in the box", "bbox holds a number that is not finite", bbox=[4, 4, INFINITE, 9]),
     wrong("a number of 400 digits in the box", "bbox holds a number that is not finite", bbox=[4, 4, 10**400, 9]),
@@ -215,38 +228,65 @@ CASES = [
     wrong("category that is not listed", "category_id 3 is not in the json's list", category_id=3),
     wrong("no category", "'category_id' is missing", category_id=None),
     wrong("iscrowd that is text", "iscrowd '0' is neither 0 nor 1", iscrowd="0"),
-
-    goes_on("box and polygon partly outside",
-            add(bbox=[-5, -5, 20, 20], segmentation=[[-5, -5, 15, -5, 15, 15, -5, 15]]),
-            mask_is(box_mask(0, 0, 15, 15), boxes=[0, 0, 15, 15])),
+    goes_on(
+        "box and polygon partly outside",
+        add(bbox=[-5, -5, 20, 20], segmentation=[[-5, -5, 15, -5, 15, 15, -5, 15]]),
+        mask_is(box_mask(0, 0, 15, 15), boxes=[0, 0, 15, 15]),
+    ),
     goes_on("compressed RLE", add(segmentation=COMPRESSED), mask_is(RING)),
     goes_on("uncompressed RLE", add(segmentation=PLAIN, iscrowd=1), mask_is(RING, iscrowd=1)),
-    goes_on("no area, no iscrowd", add(area=None, iscrowd=None, segmentation=COMPRESSED),
-            mask_is(RING, area=RING.sum(), iscrowd=0)),
+    goes_on(
+        "no area, no iscrowd",
+        add(area=None, iscrowd=None, segmentation=COMPRESSED),
+        mask_is(RING, area=RING.sum(), iscrowd=0),
+    ),
     goes_on("no box, polygon", add(bbox=None), mask_is(box_mask(4, 4, 24, 28), boxes=[4, 4, 24, 28])),
     goes_on("no box, RLE", add(bbox=None, segmentation=COMPRESSED), mask_is(RING, boxes=[4, 4, 24, 28])),
-    goes_on("a part of two points beside a whole one", add(segmentation=[[1, 1, 5, 5], *SQUARE]),
-            mask_is(box_mask(4, 4, 24, 28))),
+    goes_on(
+        "a part of two points beside a whole one",
+        add(segmentation=[[1, 1, 5, 5], *SQUARE]),
+        mask_is(box_mask(4, 4, 24, 28)),
+    ),
     goes_on("a picture without objects", one_without, has_none),
     goes_on("no objects at all", none_at_all, no_average),
     goes_on("crowds only", only_crowds, no_crowd_counts),
     goes_on("id 0", numbered(annotations=lambda i: i - 1), all_are_found),
     goes_on("no ids", numbered(annotations=lambda i: None), all_are_found),
-
-    goes_on("sparse ids", numbered(images=lambda i: i**9, annotations=lambda i: i**20, categories=lambda i: i**20),
-            written_back(images=lambda i: i**9, categories=lambda i: i**20), of="json", trained=True),
-    goes_on("ids beyond 64 bits", numbered(
-        images=lambda i: 10**30 + i, annotations=lambda i: 2**64 + i, categories=lambda i: 10**25 + i),
-        written_back(images=lambda i: 10**30 + i, categories=lambda i: 10**25 + i), of="json", trained=True),
-    goes_on("ids that are integers as text", numbered(images=str, annotations=str, categories=str),
-            written_back(images=str, categories=str), of="json", trained=True),
-    goes_on("image ids as text, with zeros before or other than integers",
-            numbered(images=lambda i: f"{i:06d}" if i % 2 else f"img {i}", annotations=lambda i: f"uuid-{i}"),
-            written_back(images=lambda i: f"{i:06d}" if i % 2 else f"img {i}"), of="json"),
-    goes_on("category ids that are words", numbered(categories=category_name), written_back(categories=category_name),
-            of="json", trained=True),
+    goes_on(
+        "sparse ids",
+        numbered(images=lambda i: i**9, annotations=lambda i: i**20, categories=lambda i: i**20),
+        written_back(images=lambda i: i**9, categories=lambda i: i**20),
+        of="json",
+        trained=True,
+    ),
+    goes_on(
+        "ids beyond 64 bits",
+        numbered(images=lambda i: 10**30 + i, annotations=lambda i: 2**64 + i, categories=lambda i: 10**25 + i),
+        written_back(images=lambda i: 10**30 + i, categories=lambda i: 10**25 + i),
+        of="json",
+        trained=True,
+    ),
+    goes_on(
+        "ids that are integers as text",
+        numbered(images=str, annotations=str, categories=str),
+        written_back(images=str, categories=str),
+        of="json",
+        trained=True,
+    ),
+    goes_on(
+        "image ids as text, with zeros before or other than integers",
+        numbered(images=lambda i: f"{i:06d}" if i % 2 else f"img {i}", annotations=lambda i: f"uuid-{i}"),
+        written_back(images=lambda i: f"{i:06d}" if i % 2 else f"img {i}"),
+        of="json",
+    ),
+    goes_on(
+        "category ids that are words",
+        numbered(categories=category_name),
+        written_back(categories=category_name),
+        of="json",
+        trained=True,
+    ),
     goes_on("ids with a point", numbered(images=float, annotations=float, categories=float), written_back(), of="json"),
-
     of_image("two of one id", twice("images"), "image id 11 stands twice (1.png and 1.png)"),
     of_image("no file name", field("file_name", None), "image id 11: file_name None"),
     of_image("height 0", field("height", 0), "image id 11: a size of 48x0"),

@@ -19,6 +19,7 @@ from train_utils.voc_format import read_class_ids
 
 def of_text(what, change, *says) -> Case:
     """change: the json's text -> what is written."""
+
     def make(data):
         data.text = change(json.dumps(data.content))
 
@@ -38,16 +39,31 @@ JSONS = [
     of_text("truncated at its last bracket", lambda text: text[:-1], "not valid json"),
     of_text("text behind it", lambda text: text + "{}", "not valid json"),
     of_text("nested too deeply", lambda text: f'{text[:-1]}, "x": {"[" * 10**5}{"]" * 10**5}}}', "not valid json"),
-    of_text("key twice in an annotation", lambda text: text.replace('"area"', '"bbox": [1, 2, 3, 4], "area"', 1),
-            "key 'bbox' stands twice in the object with id 1"),
-    of_text("key twice in an image", lambda text: text.replace('"height"', '"width": 4, "height"', 1),
-            "key 'width' stands twice in the object with id 10"),
-    of_text("two lists of images", lambda text: text.replace('{"images"', '{"images": [], "images"'),
-            "key 'images' stands twice"),
-    of_text("1e999 in a box", lambda text: text.replace("[4, 4, 20, 24]", "[4, 4, 1e999, 24]", 1),
-            "annotation 1: bbox holds a number that is not finite"),
-    of_text("an integer of 5000 digits", lambda text: text.replace("[4, 4, 20, 24]", f"[4, 4, {'9' * 5000}, 24]", 1),
-            "not valid json"),
+    of_text(
+        "key twice in an annotation",
+        lambda text: text.replace('"area"', '"bbox": [1, 2, 3, 4], "area"', 1),
+        "key 'bbox' stands twice in the object with id 1",
+    ),
+    of_text(
+        "key twice in an image",
+        lambda text: text.replace('"height"', '"width": 4, "height"', 1),
+        "key 'width' stands twice in the object with id 10",
+    ),
+    of_text(
+        "two lists of images",
+        lambda text: text.replace('{"images"', '{"images": [], "images"'),
+        "key 'images' stands twice",
+    ),
+    of_text(
+        "1e999 in a box",
+        lambda text: text.replace("[4, 4, 20, 24]", "[4, 4, 1e999, 24]", 1),
+        "annotation 1: bbox holds a number that is not finite",
+    ),
+    of_text(
+        "an integer of 5000 digits",
+        lambda text: text.replace("[4, 4, 20, 24]", f"[4, 4, {'9' * 5000}, 24]", 1),
+        "not valid json",
+    ),
     of_text("not UTF-8", lambda text: text.encode().replace(b"circle", b"\xff\xfe"), "cannot be read"),
     Case("json: byte-order mark", GO_ON, with_mark, check=all_is_there, of="json"),
 ]
@@ -90,9 +106,13 @@ class Voc:
         for name, names in self.objects.items():
             boxes = [(5, 5, 30, 20), (36, 26, 60, 45), (1, 46, 9, 48)]
             objects = "".join(
-                f"<object><name>{what}</name><bndbox>" + "".join(
+                f"<object><name>{what}</name><bndbox>"
+                + "".join(
                     f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-                ) + "</bndbox></object>" for what, box in zip(names, boxes, strict=False))
+                )
+                + "</bndbox></object>"
+                for what, box in zip(names, boxes, strict=False)
+            )
             text = f"{DECLARED.format(self.encoding)}<annotation>{objects}</annotation>"
             (self.year / "Annotations" / f"{name}.xml").write_bytes(text.encode(self.encoding))
 
@@ -188,8 +208,12 @@ def counted_once(seen):
             indices = sorted(i for loader in loaders for found in loader for i in found.indices)
             assert indices == list(range(4)), (ranks, batch, indices)
         if ranks == 3:
-            results = [r for loader in loaders if len(loader)
-                       for r in evaluate(model, loader, seen.data, World.single(torch.device("cpu"))).results]
+            results = [
+                r
+                for loader in loaders
+                if len(loader)
+                for r in evaluate(model, loader, seen.data, World.single(torch.device("cpu"))).results
+            ]
             assert sorted(results, key=lambda r: r["image_id"]) == whole
 
 
@@ -199,8 +223,13 @@ def not_applicable(seen):
 
 
 EVALUATION = [
-    Case("evaluation: no detections", GO_ON, as_it_is, check=nothing_found,
-         flags={"validation": ["--box-score-thresh", "0.999"]}),
+    Case(
+        "evaluation: no detections",
+        GO_ON,
+        as_it_is,
+        check=nothing_found,
+        flags={"validation": ["--box-score-thresh", "0.999"]},
+    ),
     Case("evaluation: pictures that ranks share unevenly", GO_ON, as_it_is, check=counted_once),
     Case("evaluation: class without ground truth", GO_ON, as_it_is, check=not_applicable),
 ]

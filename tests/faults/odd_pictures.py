@@ -34,10 +34,14 @@ def refused(what, content: bytes, said: str) -> Case:
 
 def png_of(width: int, height: int) -> bytes:
     """A whole PNG but for its pixels, of which there are few."""
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(99))),
-              (b"IEND", b""))
-    parts = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-             for name, body in chunks]
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(99))),
+        (b"IEND", b""),
+    )
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -74,6 +78,7 @@ def turned(stored_size: bool) -> Case:
 
 def mode(what, image, expected, name="1.png", within=0) -> Case:
     """expected uint8 [H, W] or [H, W, 3]."""
+
     def check(seen):
         found, wanted = image_of(seen).astype(int), expected if expected.ndim == 3 else expected[..., None]
         assert np.abs(found - wanted).max() <= within, (found[0, :5], wanted[0, :5])
@@ -172,13 +177,22 @@ CASES = [
     broken("truncated PNG", encoded("PNG")[:-900], "truncated"),
     broken("empty file", b"", "the file is empty"),
     broken("text in place of a picture", b"no picture", "not a picture in a known format"),
-    broken("grey values beyond 16 bits", encoded("TIFF", Image.fromarray(RAMP.astype(np.int32) * 1000)),
-           "convert to 8 bits", "1.tif"),
+    broken(
+        "grey values beyond 16 bits",
+        encoded("TIFF", Image.fromarray(RAMP.astype(np.int32) * 1000)),
+        "convert to 8 bits",
+        "1.tif",
+    ),
     Case("picture: missing", ERROR, missing, ("instances_", "1.png", "1 of its 4 picture files", "id 11"), of="json"),
     turned(stored_size=False),
     turned(stored_size=True),
-    Case("picture: another size than the json's", ERROR, other_size,
-         ("1.png", "48x65", "instances_", "48x64", "image id 11"), of="json"),
+    Case(
+        "picture: another size than the json's",
+        ERROR,
+        other_size,
+        ("1.png", "48x65", "instances_", "48x64", "image id 11"),
+        of="json",
+    ),
     *MODES,
     refused("decompression bomb, PNG", png_of(20_000, 20_000), "a decompression bomb"),
     refused("decompression bomb, GIF", GIF_BOMB, "a decompression bomb"),

@@ -24,8 +24,14 @@ def checkpoint(full: bool) -> dict:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    return {"format_version": 1, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 0,
-            "config": model.config.to_dict(), "label_map": {}}
+    return {
+        "format_version": 1,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 0,
+        "config": model.config.to_dict(),
+        "label_map": {},
+    }
 
 
 def run(full: bool, folder: Path) -> Outcome:

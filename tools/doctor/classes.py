@@ -15,11 +15,17 @@ FEW, UNEVEN = 10, 100  # objects of a class; times the median class
 UNUSED = Kind(WARNING, "classes without any object", "Take them out of the categories, or annotate some.")
 ONLY_VAL = Kind(WARNING, "classes in val, but not in train", "They can't be learnt.")
 ONLY_TRAIN = Kind(NOTE, "classes in train, but not in val", "Their AP is n/a.")
-RARE = Kind(NOTE, f"classes of fewer than {FEW} objects in training",
-            "Few of them will be found: annotate more where it matters.")
+RARE = Kind(
+    NOTE,
+    f"classes of fewer than {FEW} objects in training",
+    "Few of them will be found: annotate more where it matters.",
+)
 IMBALANCE = Kind(NOTE, f"classes of over {UNEVEN} times as many objects as the middle one", "")
-ALIKE = Kind(WARNING, "classes whose names differ only in capitals, blanks or signs, or not at all",
-             "If they are one class, give them one id.")
+ALIKE = Kind(
+    WARNING,
+    "classes whose names differ only in capitals, blanks or signs, or not at all",
+    "If they are one class, give them one id.",
+)
 SAME_PICTURE = Kind(WARNING, "pictures both in train and in val", "The AP on val is too good: take them out of one.")
 SAME_NAME = Kind(NOTE, "file names both in train and in val", "Different files; the full pass compares what they show.")
 SAME_IDS = Kind(NOTE, "image ids both in train and in val", "Harmless where each split numbers its own pictures.")
@@ -29,8 +35,10 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
     """{class: {split: objects}}, crowds apart."""
     label_map = next(iter(tables.values())).data_set.label_map
     labels = label_map.labels()
-    counts = {split: np.bincount(table.labels[~table.crowd], minlength=label_map.num_labels)
-              for split, table in tables.items()}
+    counts = {
+        split: np.bincount(table.labels[~table.crowd], minlength=label_map.num_labels)
+        for split, table in tables.items()
+    }
     sources = " and ".join(str(table.data_set.source) for table in tables.values())
     training = counts.get("train", counts.get("all"))
     rare = []
@@ -47,11 +55,11 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
             if each["train"] and not each["val"]:
                 finds.add(ONLY_TRAIN, f"{told}: {counted(each['train'], 'object')} in train")
         if training is not None and training[label] > UNEVEN * max(np.median(training[labels]), 1):
-            finds.add(IMBALANCE, f"{told}: {training[label]} objects, the middle class has "
-                                 f"{np.median(training[labels]):.0f}")
+            finds.add(
+                IMBALANCE, f"{told}: {training[label]} objects, the middle class has {np.median(training[labels]):.0f}"
+            )
     for label in rare:
-        finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: "
-                       f"{counted(int(training[label]), 'object')}")
+        finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: {counted(int(training[label]), 'object')}")
     alike = defaultdict(list)
     for label in labels:
         name = label_map.name(label)
@@ -77,8 +85,11 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
             finds.add(SAME_PICTURE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
         else:
             finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))
-    ids = [{part.given_id(i) for i in range(len(part))} for part in (train, val)] if isinstance(
-        train, CocoDataset) else [set(), set()]
+    ids = (
+        [{part.given_id(i) for i in range(len(part))} for part in (train, val)]
+        if isinstance(train, CocoDataset)
+        else [set(), set()]
+    )
     shared = ids[0] & ids[1]
     if shared:
         some = ", ".join(map(str, sorted(shared, key=str)[:5]))

@@ -51,8 +51,13 @@ class Listing(Packer):
             return
         super()._skip(reason, sequence, annotation)
         text = f"{self.path}: annotation {name_of(sequence, annotation)}: skipped: {reason}"
-        self.finds.add(Kind(WARNING, f"skipped: {reason}", SKIPPED), text, self.split, _id(annotation, "image_id"),
-                       _id(annotation, "id"))
+        self.finds.add(
+            Kind(WARNING, f"skipped: {reason}", SKIPPED),
+            text,
+            self.split,
+            _id(annotation, "image_id"),
+            _id(annotation, "id"),
+        )
 
     def _refuse(self, message, annotation, error) -> None:
         image, number = _id(annotation, "image_id"), _id(annotation, "id")
@@ -107,8 +112,12 @@ def _list_json(path, root, image_dir, follow_links, finds, split) -> CocoDataset
     if packer.skipped.get(NO_SEGMENTATION) == packer.count > 0:
         finds.mistake(f"{path}: {NO_MASKS}", split=split)
     for number in packer.repeated():
-        finds.mistake(f"{path}: annotation id {packer.given.get(number, number)} {STANDS_TWICE}",
-                      "--fix numbers them anew, and drops those that are the same.", split=split, annotation=number)
+        finds.mistake(
+            f"{path}: annotation id {packer.given.get(number, number)} {STANDS_TWICE}",
+            "--fix numbers them anew, and drops those that are the same.",
+            split=split,
+            annotation=number,
+        )
     if folder is None or not images or not categories:
         return None
     good = [category for category in listed_categories if _id(category, "id") is not None]

@@ -61,8 +61,12 @@ class Corrector:
     def correct(self, raw: dict) -> dict:
         images = self._kept("image", raw["images"], self._image)
         annotations = self._kept("annotation", raw["annotations"], self._annotation)
-        return {**raw, "images": images, "annotations": self._numbered(annotations),
-                "categories": self._kept("category", raw["categories"], lambda category: category)}
+        return {
+            **raw,
+            "images": images,
+            "annotations": self._numbered(annotations),
+            "categories": self._kept("category", raw["categories"], lambda category: category),
+        }
 
     def _kept(self, about: str, entries: list, correct) -> list:
         """The entries that stay, corrected; one that is the same as another in everything is taken out."""

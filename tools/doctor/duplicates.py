@@ -19,8 +19,11 @@ MOST_PAIRS = 100_000
 BITS = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)
 
 LEAK = Kind(WARNING, "the same picture in train and in val", "The AP on val is too good: take it out of one of them.")
-NEAR_LEAK = Kind(WARNING, "nearly the same picture in train and in val",
-                 "Frames of one video or copies of one photo belong into the same split.")
+NEAR_LEAK = Kind(
+    WARNING,
+    "nearly the same picture in train and in val",
+    "Frames of one video or copies of one photo belong into the same split.",
+)
 TWICE = Kind(WARNING, "the same picture twice in a split", "Are both annotated alike? Keep one.")
 NEAR = Kind(NOTE, "nearly the same picture twice in a split", "Fine for frames of a video; they count twice.")
 SPLIT_BY_CHANCE = " A split by chance (--val-fraction) puts some of them on both sides."

@@ -25,8 +25,10 @@ TITLES = {  # of the commonest messages, by how they begin
     r"cannot be read: '\S+' codec": "files that are no UTF-8 text",
     r"\S+ pictures are not read": "pictures of a format that is not read",
 }
-VALUES = re.compile(r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
-                    r"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b")
+VALUES = re.compile(
+    r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
+    r"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b"
+)
 
 
 class Kind(NamedTuple):
@@ -100,7 +102,7 @@ class Finds:
 
 
 def counted(count: int, what: str) -> str:
-    """"1 object", "1,000 objects"."""
+    """ "1 object", "1,000 objects"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 

@@ -34,8 +34,10 @@ def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
     InputError where the data is no COCO json that can be read.
     """
     if opened.layout != "coco":
-        raise InputError(f"--fix: {opened.path} is {opened.layout} data; only COCO jsons are corrected, so correct the "
-                         "files that are named by hand")
+        raise InputError(
+            f"--fix: {opened.path} is {opened.layout} data; only COCO jsons are corrected, so correct the "
+            "files that are named by hand"
+        )
     root, jsons = coco_files(opened.path, args.year)
     changes: list[Change] = []
     remarks: list[str] = []
@@ -54,8 +56,13 @@ def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
             write_text(out / f"instances{'' if split == 'all' else f'_{split}'}.json", json.dumps(content))
         left, verdict = _left(out, image_dir, args, config, of_pictures)
         listed = [{**change._asdict(), "before": _plain(change.before)} for change in changes]
-        whole = {"data": str(opened.path), "image_dir": str(image_dir), "changes": listed, "remarks": remarks,
-                 "left_to_you": left.to_list()}
+        whole = {
+            "data": str(opened.path),
+            "image_dir": str(image_dir),
+            "changes": listed,
+            "remarks": remarks,
+            "left_to_you": left.to_list(),
+        }
         write_text(out / "changes.json", json.dumps(whole, indent=1) + "\n")
         write_text(out / "changes.txt", "".join(f"{change}\n" for change in changes))
     _show(changes, remarks, left, verdict, args, image_dir)
@@ -69,8 +76,9 @@ def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
     for i, image in enumerate(content["images"]):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str):
             content["images"][i] = {**image, "file_name": f"{prefix.as_posix()}/{image['file_name']}"}
-    remarks.append(f"{path}: each file_name now begins with {prefix.as_posix()}/, so that one --image-dir serves all "
-                   "splits")
+    remarks.append(
+        f"{path}: each file_name now begins with {prefix.as_posix()}/, so that one --image-dir serves all splits"
+    )
 
 
 def _left(out: Path, image_dir: Path, args: Namespace, config, of_pictures: Finds) -> tuple[Finds, str | None]:
@@ -89,8 +97,9 @@ def _left(out: Path, image_dir: Path, args: Namespace, config, of_pictures: Find
     return left, verdict and placed(verdict)
 
 
-def _show(changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, args: Namespace,
-          image_dir: Path) -> None:
+def _show(
+    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, args: Namespace, image_dir: Path
+) -> None:
     counts = Counter((change.about, change.what, change.why) for change in changes)
     for (about, what, why), count in counts.most_common():
         print(one_line(f"fixed: {about}: {'taken out' if what == 'entry' else what}: {why}: {count:,}"))

@@ -18,23 +18,38 @@ FAR_OUT = 2  # pixels and hundredths of the side that a box may leave the pictur
 AREA_FACTOR, AREA_PIXELS = 2, 20  # how far an area may be from the mask's, and by how much
 NEIGHBOURS = 1000  # objects, by their left side, that each is compared with
 
-TWICE = Kind(WARNING, "objects annotated twice (same class, boxes of IoU over 0.95)",
-             "Each detection can match one of them; --fix drops those that are the same in everything.")
-BOX_DIFFERS = Kind(WARNING, "boxes that are not their mask's (IoU under 0.5)",
-                   "Boxes are trained as annotated; --fix takes the mask's.")
-AREA_DIFFERS = Kind(WARNING, "areas that are not their mask's",
-                    "The evaluation sorts objects by this area into small, medium and large; --fix measures it anew.")
+TWICE = Kind(
+    WARNING,
+    "objects annotated twice (same class, boxes of IoU over 0.95)",
+    "Each detection can match one of them; --fix drops those that are the same in everything.",
+)
+BOX_DIFFERS = Kind(
+    WARNING,
+    "boxes that are not their mask's (IoU under 0.5)",
+    "Boxes are trained as annotated; --fix takes the mask's.",
+)
+AREA_DIFFERS = Kind(
+    WARNING,
+    "areas that are not their mask's",
+    "The evaluation sorts objects by this area into small, medium and large; --fix measures it anew.",
+)
 NO_PIXEL = Kind(WARNING, "polygons that cover no pixel", "Their mask is empty in training; --fix drops them.")
 OUTSIDE = Kind(WARNING, "boxes that reach out of the picture", "They are clipped in training; --fix clips them.")
 UNDER_A_PIXEL = Kind(WARNING, "objects less than a pixel wide or high", "Take them out if they were drawn by mistake.")
-SMALL = Kind(NOTE, f"objects under {TINY} pixels a side after resizing",
-             "They are hardly to be found: a larger --min-size and --max-size makes them larger.")
+SMALL = Kind(
+    NOTE,
+    f"objects under {TINY} pixels a side after resizing",
+    "They are hardly to be found: a larger --min-size and --max-size makes them larger.",
+)
 COVERS = Kind(WARNING, "objects that cover over 95% of their picture", "Is it an object, or the whole picture's label?")
 LONG = Kind(WARNING, f"objects over {THIN} times as long as wide", "Anchors hardly fit them; are they drawn right?")
 NO_OBJECTS = "pictures without objects"
 MANY = Kind(WARNING, "pictures with suspiciously many objects", "Are they annotated as the others are?")
-TOO_MANY = Kind(WARNING, "pictures with more objects than the model may report",
-                "Raise --box-detections-per-img, or the rest can't be found.")
+TOO_MANY = Kind(
+    WARNING,
+    "pictures with more objects than the model may report",
+    "Raise --box-detections-per-img, or the rest can't be found.",
+)
 FROM_ZERO = Kind(NOTE, "category ids that begin at 0", "They become labels from 1 on; results have the given ones.")
 TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in training; results have the given ones.")
 NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Nothing can be learnt or measured there.")
@@ -67,15 +82,25 @@ def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: F
     sides = clipped[:, 2:] - clipped[:, :2]
     tell(UNDER_A_PIXEL, (sides < 1).any(1) & own, lambda k: f"a box of {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels")
     out = beyond(boxes, sizes)
-    tell(OUTSIDE, out > allowed(sizes), lambda k: f"its box {box(boxes[k])} reaches {out[k]:.4g} pixels beyond a "
-         f"picture of {sizes[k, 0]}x{sizes[k, 1]}")
+    tell(
+        OUTSIDE,
+        out > allowed(sizes),
+        lambda k: (
+            f"its box {box(boxes[k])} reaches {out[k]:.4g} pixels beyond a picture of {sizes[k, 0]}x{sizes[k, 1]}"
+        ),
+    )
     share = sides.prod(1) / sizes.prod(1)
     tell(COVERS, (share > WHOLE) & own, lambda k: f"its box covers {share[k]:.1%} of the picture")
     ratio = sides.max(1, initial=0) / np.maximum(sides.min(1, initial=np.inf), 1)
     tell(LONG, (ratio > THIN) & own, lambda k: f"a box of {sides[k, 0]:.4g} x {sides[k, 1]:.4g} pixels")
     for first, second in twins(table):
-        finds.add(TWICE, f"{table.name(second)}: its box {box(boxes[second])} is nearly that of "
-                         f"{table.where(first)['annotation'] or 'another object'}", split, **table.where(second))
+        finds.add(
+            TWICE,
+            f"{table.name(second)}: its box {box(boxes[second])} is nearly that of "
+            f"{table.where(first)['annotation'] or 'another object'}",
+            split,
+            **table.where(second),
+        )
     if outline is not None:
         _look_at_masks(table, outline, tell)
 
@@ -86,29 +111,41 @@ def look_after_resizing(table: Table, config, split: str, finds: Finds) -> None:
     sides = (table.clipped[:, 2:] - table.clipped[:, :2]) * scale
     tiny = np.flatnonzero((sides < TINY).any(1) & ~table.crowd)
     for k in tiny.tolist():
-        finds.add(SMALL, f"{table.name(k)}: {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels after resizing", split,
-                  **table.where(k))
+        finds.add(
+            SMALL,
+            f"{table.name(k)}: {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels after resizing",
+            split,
+            **table.where(k),
+        )
     counts = table.counts()
     most = config.box_detections_per_img
     for i in np.flatnonzero(counts > most).tolist():
-        finds.add(TOO_MANY, f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}",
-                  split, table.data_set.given_id(i))
+        finds.add(
+            TOO_MANY,
+            f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}",
+            split,
+            table.data_set.given_id(i),
+        )
 
 
 def _look_at_masks(table: Table, outline: Outlines, tell) -> None:
     tight = np.clip(outline.tight, 0, table.sizes[table.picture][:, [1, 0, 1, 0]])
     clipped = table.clipped
     overlap = iou(clipped, tight)
-    tell(BOX_DIFFERS, overlap < OTHER_IOU,
-         lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])} (IoU {overlap[k]:.2f})")
+    tell(
+        BOX_DIFFERS,
+        overlap < OTHER_IOU,
+        lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])} (IoU {overlap[k]:.2f})",
+    )
     areas, given = outline.areas, table.areas
     doubtful = (given > AREA_FACTOR * areas) | (given * AREA_FACTOR < areas)
     doubtful &= np.abs(given - areas) > AREA_PIXELS
     thin = areas < 2
     true = {k: mask_area(table, k) for k in np.flatnonzero(doubtful | thin).tolist()}  # as training has it
     empty = np.array([k in true and true[k] == 0 for k in range(len(areas))], dtype=bool)
-    wrong = np.array([k in true and not empty[k] and area_differs(given[k], true[k]) for k in range(len(areas))],
-                     dtype=bool)
+    wrong = np.array(
+        [k in true and not empty[k] and area_differs(given[k], true[k]) for k in range(len(areas))], dtype=bool
+    )
     tell(NO_PIXEL, empty, lambda k: f"its mask within {box(tight[k])} has no pixel")
     tell(AREA_DIFFERS, wrong, lambda k: f"area is {given[k]:.6g}, its mask has {true[k]:.0f} pixels")
 
@@ -139,8 +176,10 @@ def twins(table: Table) -> list[tuple[int, int]]:
             break
         at = np.flatnonzero(near)
         same = iou(boxes[order[at]], boxes[order[at + shift]]) > SAME_IOU
-        found += [(min(a, b), max(a, b)) for a, b in
-                  zip(order[at[same]].tolist(), order[at[same] + shift].tolist(), strict=True)]
+        found += [
+            (min(a, b), max(a, b))
+            for a, b in zip(order[at[same]].tolist(), order[at[same] + shift].tolist(), strict=True)
+        ]
     return sorted(found)
 
 
@@ -156,14 +195,25 @@ def look_at_pictures(table: Table, split: str, finds: Finds) -> None:
         for i in empty.tolist():
             finds.add(kind, f"{data_set.file_name(i)}: no object", split, data_set.given_id(i))
     for i in many(counts).tolist():
-        finds.add(MANY, f"{data_set.file_name(i)}: {counts[i]} objects, the middle picture has {np.median(counts):.0f}",
-                  split, data_set.given_id(i))
+        finds.add(
+            MANY,
+            f"{data_set.file_name(i)}: {counts[i]} objects, the middle picture has {np.median(counts):.0f}",
+            split,
+            data_set.given_id(i),
+        )
     if isinstance(data_set, CocoDataset):
         packed = data_set.annotations
         if packed.given_categories or len(packed.given.values):
-            finds.add(TEXT_IDS, f"{packed.path}: ids of "
-                      + " and ".join(what for what, there in (("images", len(packed.given.values)), (
-                          "categories", packed.given_categories)) if there), split)
+            finds.add(
+                TEXT_IDS,
+                f"{packed.path}: ids of "
+                + " and ".join(
+                    what
+                    for what, there in (("images", len(packed.given.values)), ("categories", packed.given_categories))
+                    if there
+                ),
+                split,
+            )
         if min(packed.categories) == 0:
             finds.add(FROM_ZERO, f"{packed.path}: category id 0 is {packed.categories[0]!r}", split)
 

@@ -39,8 +39,9 @@ class Opened(NamedTuple):
     pictures: list[Path]
 
 
-def open_all(path, finds: Finds, dataset="auto", image_dir=None, year=None, label_json=None,
-             follow_links=False) -> Opened:
+def open_all(
+    path, finds: Finds, dataset="auto", image_dir=None, year=None, label_json=None, follow_links=False
+) -> Opened:
     """InputError where there is nothing to look at."""
     path = user_path(path)
     if not path.exists():

@@ -47,8 +47,12 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
     def augment(image, target, i):
         return default(image, target, sample_rng(seed, 0, i, AUGMENTATION))
 
-    places = [(split, i) for split, part in splits.items() for i in range(len(part))
-              if isinstance(part, list) or not part.missing[i]]
+    places = [
+        (split, i)
+        for split, part in splits.items()
+        for i in range(len(part))
+        if isinstance(part, list) or not part.missing[i]
+    ]
     order = np.random.default_rng(seed).permutation(len(places))
     cards, seconds = [], []
     for k in order[:count].tolist():
@@ -64,8 +68,12 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
         seconds.append(seen.seconds)
         drawn, told = _drawn(part, i, augment if split in ("train", "all") else None)
         name = _name(splits, (split, i))
-        cards.append(figure(picture(drawn, f"{name}, {told}", THUMB, loading="lazy"),
-                            f"{name.rsplit('/', 1)[-1]} ({told}{', ' + split if split else ''})"))
+        cards.append(
+            figure(
+                picture(drawn, f"{name}, {told}", THUMB, loading="lazy"),
+                f"{name.rsplit('/', 1)[-1]} ({told}{', ' + split if split else ''})",
+            )
+        )
     told = tag("p", _sheet_told(splits, len(cards), len(places)))
     return joined(told, tag("div", *cards, class_="sheet")), seconds
 
@@ -95,8 +103,14 @@ def _drawn(part, i: int, augment=None) -> tuple[Image.Image, str]:
     size = tuple(max(1, round(side * scale)) for side in image.shape[1:])
     image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
     few = len(target["labels"]) <= 25 and len(part.label_map) > 1  # captions of more would hide them all
-    drawn = draw_detections(image, target["boxes"] * scale, target["labels"], None, target["masks"].resize(size),
-                            part.label_map.name if few else lambda label: "")
+    drawn = draw_detections(
+        image,
+        target["boxes"] * scale,
+        target["labels"],
+        None,
+        target["masks"].resize(size),
+        part.label_map.name if few else lambda label: "",
+    )
     told = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
     return drawn, told
 
@@ -115,13 +129,16 @@ def finds_section(finds: Finds) -> Section:
         for kind, count in kinds:
             listed = finds[kind]
             more = len(listed) - LISTED
-            parts.append(tag(
-                "details",
-                tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
-                tag("p", kind.advice) if kind.advice else "",
-                tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
-                tag("p", f"and {more:,} more: check_data.json lists them", class_="soft") if more > 0 else "",
-                open=severity == ERROR))
+            parts.append(
+                tag(
+                    "details",
+                    tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
+                    tag("p", kind.advice) if kind.advice else "",
+                    tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
+                    tag("p", f"and {more:,} more: check_data.json lists them", class_="soft") if more > 0 else "",
+                    open=severity == ERROR,
+                )
+            )
     return section("finds", "Finds", *(parts or [tag("p", "Nothing was found.", class_="good")]))
 
 
@@ -130,14 +147,24 @@ def classes_section(classes: dict[str, dict[str, int]]) -> Section:
     names = sorted(total, key=lambda name: -total[name])
     splits = list(next(iter(classes.values()), {}))
     most = max([*total.values(), 1])
-    rows = [[name, *(f"{classes[name][split]:,}" for split in splits),
-             tag("span", class_="count", style=f"width:{100 * total[name] / most:.1f}%") if total[name] else ""]
-            for name in names]
+    rows = [
+        [
+            name,
+            *(f"{classes[name][split]:,}" for split in splits),
+            tag("span", class_="count", style=f"width:{100 * total[name] / most:.1f}%") if total[name] else "",
+        ]
+        for name in names
+    ]
     head = ["class", *splits, "objects, crowds apart"]
     parts = [tag("div", table(head, rows[:BARS]), class_="classes")]
     if len(rows) > BARS:
-        parts.append(tag("details", tag("summary", f"The other {len(rows) - BARS} of {len(rows)} classes"),
-                         tag("div", table(head, rows[BARS:]), class_="classes")))
+        parts.append(
+            tag(
+                "details",
+                tag("summary", f"The other {len(rows) - BARS} of {len(rows)} classes"),
+                tag("div", table(head, rows[BARS:]), class_="classes"),
+            )
+        )
     return section("classes", "Classes", *parts)
 
 
@@ -148,23 +175,46 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
         "pictures by objects": ("objects in a picture, crowds apart", "pictures"),
         "pictures by width : height": ("width : height", "pictures"),
     }
-    plots = [figure(bars(list(found.values()), list(found), *what[title]), title.capitalize())
-             for title, found in histograms.items()]
+    plots = [
+        figure(bars(list(found.values()), list(found), *what[title]), title.capitalize())
+        for title, found in histograms.items()
+    ]
     rows = [[size, f"{count:,}"] for size, count in sizes.items()]
-    return section("shapes", "Sizes and shapes", tag("div", *plots, class_="two"),
-                   tag("h3", "Commonest picture sizes (width x height)"), table(["pixels", "pictures"], rows))
+    return section(
+        "shapes",
+        "Sizes and shapes",
+        tag("div", *plots, class_="two"),
+        tag("h3", "Commonest picture sizes (width x height)"),
+        table(["pixels", "pictures"], rows),
+    )
 
 
 def anchors_section(found: Sequence, sizing: str) -> Section:
-    names = ["configured", *("better sizes" if reach.ratios == found[0].ratios else "with more ratios"
-                             for reach in found[1:])]
-    rows = [[name, " ".join(map(str, reach.sizes)), " ".join(f"{r:g}" for r in reach.ratios),
-             f"{reach.share(0.5):.1%}", f"{reach.share(0.7):.1%}"] for name, reach in zip(names, found, strict=True)]
+    names = [
+        "configured",
+        *("better sizes" if reach.ratios == found[0].ratios else "with more ratios" for reach in found[1:]),
+    ]
+    rows = [
+        [
+            name,
+            " ".join(map(str, reach.sizes)),
+            " ".join(f"{r:g}" for r in reach.ratios),
+            f"{reach.share(0.5):.1%}",
+            f"{reach.share(0.7):.1%}",
+        ]
+        for name, reach in zip(names, found, strict=True)
+    ]
     least = np.linspace(0.2, 1, 33)
-    lines = {name: (least.tolist(), [100 * reach.share(x) for x in least])
-             for name, reach in zip(names, found, strict=True)}
-    told = [tag("p", f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is "
-                     "given its best anchor, but one that overlaps more is easier to refine.")]
+    lines = {
+        name: (least.tolist(), [100 * reach.share(x) for x in least]) for name, reach in zip(names, found, strict=True)
+    }
+    told = [
+        tag(
+            "p",
+            f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is "
+            "given its best anchor, but one that overlaps more is easier to refine.",
+        )
+    ]
     for reach in found[1:]:
         more = len(reach.ratios) / len(found[0].ratios)
         cost = f" ({more:.2g} times as many anchors)" if more > 1 else ""
@@ -187,8 +237,10 @@ def doubles_section(doubles: list, splits: dict) -> Section:
             drawn, _ = _drawn(splits[place[0]], place[1])
         except InputError as error:  # it has changed since it was read
             return tag("figure", tag("figcaption", str(error)))
-        return figure(picture(drawn, name, THUMB, loading="lazy"),
-                      f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}")
+        return figure(
+            picture(drawn, name, THUMB, loading="lazy"),
+            f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}",
+        )
 
     for double in doubles[:PAIRS]:
         places = double.first, double.second
@@ -196,8 +248,14 @@ def doubles_section(doubles: list, splits: dict) -> Section:
         sides = [cards[place] for place in places]
         told = "the same in every pixel" if double.same else f"nearly the same (correlation {double.correlation:.4f})"
         across = double.first[0] != double.second[0]
-        parts.append(tag("div", tag("p", ("In both splits: " if across else "") + told,
-                                    class_="warn" if across else "soft"), *sides, class_="pair"))
+        parts.append(
+            tag(
+                "div",
+                tag("p", ("In both splits: " if across else "") + told, class_="warn" if across else "soft"),
+                *sides,
+                class_="pair",
+            )
+        )
     if len(doubles) > PAIRS:
         parts.append(tag("p", f"and {len(doubles) - PAIRS:,} more: check_data.json lists them", class_="soft"))
     return section("doubles", "Pictures that show the same", *(parts or [tag("p", "None were found.", class_="good")]))
@@ -207,11 +265,14 @@ def summary(lines: Sequence[str], verdict: str | None, finds: Finds) -> Html:
     """What stands under the title."""
     verdict = brief_verdict(verdict, finds)
     told = f"train.py would stop: {verdict}" if verdict else "train.py would open this data."
-    counts = [f"{finds.total(severity):,} {severity}{'' if finds.total(severity) == 1 else 's'}"
-              for severity in SEVERITIES]
-    return joined(*(tag("p", line) for line in lines if line),
-                  tag("p", told, class_=f"verdict {'bad' if verdict else 'good'}"),
-                  tag("p", tag("b", ", ".join(counts))))
+    counts = [
+        f"{finds.total(severity):,} {severity}{'' if finds.total(severity) == 1 else 's'}" for severity in SEVERITIES
+    ]
+    return joined(
+        *(tag("p", line) for line in lines if line),
+        tag("p", told, class_=f"verdict {'bad' if verdict else 'good'}"),
+        tag("p", tag("b", ", ".join(counts))),
+    )
 
 
 def brief_verdict(verdict: str | None, finds: Finds) -> str | None:

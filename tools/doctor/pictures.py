@@ -22,8 +22,11 @@ from train_utils.pictures import EXIF_ORIENTATION, PictureError, formats, pictur
 THUMB = 32  # pixels a side of the copies that doubles are compared by
 HASH = 8  # rows, and differences in each, of the difference hash
 BLANK = 2  # largest difference of pixels of a picture that shows nothing
-UNREADABLE = Kind(WARNING, "skipped: pictures that cannot be read",
-                  "Training leaves them out and counts them; under --strict they are an error. Save them anew.")
+UNREADABLE = Kind(
+    WARNING,
+    "skipped: pictures that cannot be read",
+    "Training leaves them out and counts them; under --strict they are an error. Save them anew.",
+)
 BLANKS = Kind(WARNING, "pictures of one colour", "Were they exported right? 16 bits of small values come out black.")
 ODD = "Read as training reads them; no need to act where they look right on the contact sheet."
 TURNED = Kind(NOTE, "pictures turned by their EXIF orientation", ODD)
@@ -107,8 +110,13 @@ def difference_hash(thumb: np.ndarray) -> int:
 def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
     """Open every picture there is of a data set, or of a list of paths; returns those that can be read."""
     present = range(len(data)) if isinstance(data, list) else np.flatnonzero(~data.missing).tolist()
-    loader = DataLoader(Reader(data), batch_size=16 if len(data) > 64 else 1, sampler=present,
-                        num_workers=min(workers, len(data)), collate_fn=list)
+    loader = DataLoader(
+        Reader(data),
+        batch_size=16 if len(data) > 64 else 1,
+        sampler=present,
+        num_workers=min(workers, len(data)),
+        collate_fn=list,
+    )
     found = []
     for batch in tqdm(loader, desc=f"pictures {split}".strip(), unit="batch", disable=None, leave=False):
         found += batch
@@ -119,8 +127,7 @@ def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
 
 def tell(seen: Seen, data, split: str, finds: Finds) -> None:
     """Add what is wrong with a picture, and unusual about it."""
-    path, image = (data[seen.i], None) if isinstance(data, list) else (
-        data.file_name(seen.i), data.given_id(seen.i))
+    path, image = (data[seen.i], None) if isinstance(data, list) else (data.file_name(seen.i), data.given_id(seen.i))
     for kind, text in seen.notes:
         finds.add(kind, text, split, image)
     if seen.error is not None:

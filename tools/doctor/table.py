@@ -39,8 +39,10 @@ class Table(NamedTuple):
 
     def where(self, k: int) -> dict:
         """Object k's ids as `Finds.add` takes them."""
-        return {"image": self.data_set.given_id(int(self.picture[k])),
-                "annotation": None if self.ids is None else int(self.ids[k])}
+        return {
+            "image": self.data_set.given_id(int(self.picture[k])),
+            "annotation": None if self.ids is None else int(self.ids[k]),
+        }
 
     def name(self, k: int) -> str:
         """What a message calls object k."""
@@ -61,18 +63,37 @@ def table_of(data_set) -> Table:
         used, inverse = np.unique(packed.category_ids[rows], return_inverse=True)
         labels = np.array([label_of[i] for i in used.tolist()], dtype=np.int64)[inverse]
         ids = packed.annotation_ids[rows]
-        return Table(data_set, sizes, picture, boxes, labels, packed.iscrowd[rows].astype(bool),
-                     packed.areas[rows], ids, rows)
+        return Table(
+            data_set, sizes, picture, boxes, labels, packed.iscrowd[rows].astype(bool), packed.areas[rows], ids, rows
+        )
     if hasattr(data_set, "index"):  # packed
         index = data_set.index
         rows, picture = _rows(index["first"], data_set.rows)
         boxes, areas = (index[key][rows].astype(np.float64) for key in ("boxes", "areas"))
-        return Table(data_set, sizes, picture, boxes, index["labels"][rows], index["iscrowd"][rows].astype(bool),
-                     areas, index["annotation_ids"][rows], None)
+        return Table(
+            data_set,
+            sizes,
+            picture,
+            boxes,
+            index["labels"][rows],
+            index["iscrowd"][rows].astype(bool),
+            areas,
+            index["annotation_ids"][rows],
+            None,
+        )
     counts = data_set.object_counts()
     boxes, total = data_set.boxes.numpy().astype(np.float64), int(counts.sum())
-    return Table(data_set, sizes, np.repeat(np.arange(len(data_set)), counts), boxes, data_set.labels.numpy(),
-                 np.zeros(total, dtype=bool), data_set.areas.numpy().astype(np.float64), None, None)
+    return Table(
+        data_set,
+        sizes,
+        np.repeat(np.arange(len(data_set)), counts),
+        boxes,
+        data_set.labels.numpy(),
+        np.zeros(total, dtype=bool),
+        data_set.areas.numpy().astype(np.float64),
+        None,
+        None,
+    )
 
 
 def _rows(first: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +148,13 @@ def _of_polygons(packed, rows: np.ndarray, dtype) -> tuple[np.ndarray, np.ndarra
     shoelace = np.abs(np.add.reduceat(x * y[following] - x[following] * y, first_point)) / 2  # [R]
     first_part = ends - counts
     first = first_point[first_part]
-    tight = np.stack([np.minimum.reduceat(x, first), np.minimum.reduceat(y, first),
-                      np.maximum.reduceat(x, first), np.maximum.reduceat(y, first)], axis=1)
+    tight = np.stack(
+        [
+            np.minimum.reduceat(x, first),
+            np.minimum.reduceat(y, first),
+            np.maximum.reduceat(x, first),
+            np.maximum.reduceat(y, first),
+        ],
+        axis=1,
+    )
     return tight, np.add.reduceat(shoelace, first_part)

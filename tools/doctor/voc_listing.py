@@ -79,13 +79,22 @@ def _tell(listing: ListingVoc, split: str, finds: Finds) -> None:
                 finds.add(kind, f"{xml}: {count} {of_several(count, reason)}", split, name, count=int(count))
         for reason, count in scan.notes.items():
             if count:
-                finds.add(Kind(SEVERITY[reason], reason, DECIDED), f"{xml}: {count} {of_several(count, reason)}", split,
-                          name, count=int(count))
+                finds.add(
+                    Kind(SEVERITY[reason], reason, DECIDED),
+                    f"{xml}: {count} {of_several(count, reason)}",
+                    split,
+                    name,
+                    count=int(count),
+                )
         boxes = voc.read_xml(xml, listing.class_ids).boxes
         if (boxes % 1).any():
-            finds.add(FRACTIONS, f"{xml}: boxes with fractions, such as {boxes[(boxes % 1).any(1)][0].tolist()}", split,
-                      name)
+            finds.add(
+                FRACTIONS, f"{xml}: boxes with fractions, such as {boxes[(boxes % 1).any(1)][0].tolist()}", split, name
+            )
     for reason, count in whole.items():  # of the list itself
-        finds.add(Kind(WARNING, f"skipped: {reason}", SKIPPED.replace(", or --fix", "")),
-                  f"{listing.source}: {count} {of_several(count, reason)} (first: {listing.first_skipped[reason]})",
-                  split, count=count)
+        finds.add(
+            Kind(WARNING, f"skipped: {reason}", SKIPPED.replace(", or --fix", "")),
+            f"{listing.source}: {count} {of_several(count, reason)} (first: {listing.first_skipped[reason]})",
+            split,
+            count=count,
+        )

@@ -48,8 +48,9 @@ class Canvas:
 
     def box(self, box: Sequence[float], color, width: int | None = None, opacity: float = 1.0) -> None:
         (x1, y1), (x2, y2) = self.at(*box[:2]), self.at(*box[2:])
-        self.draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=(*color, round(255 * opacity)),
-                            width=width or self.line)
+        self.draw.rectangle(
+            (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=(*color, round(255 * opacity)), width=width or self.line
+        )
 
     def boxes(self, boxes: torch.Tensor, color, width: int = 2, opacity: float = 1.0) -> "Canvas":
         for box in boxes.tolist():

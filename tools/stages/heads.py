@@ -27,8 +27,12 @@ def roi_levels(view: View) -> Shown:
         own = (levels == level).nonzero()[:, 0]
         canvas.boxes(rois[own[:OF_LEVEL]], color)
         canvas.write(f"P{level + 2}: {len(own):,}", *canvas.point(6 + 100 * level, 6), color)
-        facts.append((f"P{level + 2}, stride {stride}: RoIs; root of the area in pixels, least / median / largest",
-                      f"{len(own):,}; {spread(sides[own], 0)}"))
+        facts.append(
+            (
+                f"P{level + 2}, stride {stride}: RoIs; root of the area in pixels, least / median / largest",
+                f"{len(own):,}; {spread(sides[own], 0)}",
+            )
+        )
     panels = [Panel(f"how many RoIs take which level, and the best {OF_LEVEL} of each", canvas.image)]
     if len(rois):
         best = view.path(0)[1] if len(view.found) else 0
@@ -47,8 +51,11 @@ def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
     x, y = torch.cartesian_prod(xs, ys).unbind(1)
     canvas.boxes(torch.stack((x - w, y - h, x + w, y + h), 1), LEVEL_COLORS[level], 1)
     canvas.dots(torch.cartesian_prod(*roi_align_points(roi, stride, size, ratio)), YELLOW, 2)
-    return Panel(f"RoIAlign of one RoI on P{level + 2}: {size} x {size} bins, each the mean of {ratio} x {ratio} "
-                 "points (yellow) between the level's cells (white)", canvas.image)
+    return Panel(
+        f"RoIAlign of one RoI on P{level + 2}: {size} x {size} bins, each the mean of {ratio} x {ratio} "
+        "points (yellow) between the level's cells (white)",
+        canvas.image,
+    )
 
 
 def box_targets(view: View) -> Shown:
@@ -64,10 +71,13 @@ def box_targets(view: View) -> Shown:
     facts = [
         ("candidates: the proposals and the objects' own boxes", f"{len(samples['boxes']):,}"),
         (f"of these positive, from an overlap of {cfg.box_fg_iou_thresh}", f"{(samples['label'] > 0).sum():,}"),
-        (f"sampled, of at most {cfg.box_batch_size_per_image}",
-         f"{len(positive)} positive, {len(background)} background"),
+        (
+            f"sampled, of at most {cfg.box_batch_size_per_image}",
+            f"{len(positive)} positive, {len(background)} background",
+        ),
         ("objects that a sampled RoI stands for", f"{len(stood_for)} of {len(view.objects)}"),
-        ("box targets (dx dy dw dh)", shape(record["deltas"]))]
+        ("box targets (dx dy dw dh)", shape(record["deltas"])),
+    ]
     return panels, facts + view.told("loss_classifier", "loss_box_reg")
 
 
@@ -87,8 +97,10 @@ def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Pa
 
 def refinement(view: View) -> Shown:
     paths = [view.path(d) for d in range(len(view.found))]
-    boxes = [torch.stack((view.anchors[anchor], view.proposals[proposal], found))
-             for (anchor, proposal), found in zip(paths, view.found, strict=True)]  # [3, 4] each
+    boxes = [
+        torch.stack((view.anchors[anchor], view.proposals[proposal], found))
+        for (anchor, proposal), found in zip(paths, view.found, strict=True)
+    ]  # [3, 4] each
     overlaps = None
     if boxes and len(view.objects):
         overlaps = torch.stack([_with_object(view.objects.float(), path) for path in boxes])
@@ -108,11 +120,18 @@ def refinement(view: View) -> Shown:
     facts = [
         ("class scores of the RoIs", shape(record["scores"])),
         (f"(RoI, class) pairs with a score above {cfg.box_score_thresh}", f"{len(record['roi']):,}"),
-        (f"left by NMS within each class at {cfg.box_nms_thresh}, at most {cfg.box_detections_per_img}",
-         str(len(record["keep"])))]
+        (
+            f"left by NMS within each class at {cfg.box_nms_thresh}, at most {cfg.box_detections_per_img}",
+            str(len(record["keep"])),
+        ),
+    ]
     if overlaps is not None:
-        facts.append(("overlap of anchor → proposal → detection with the object that the detection is best on, mean",
-                      _steps(overlaps.mean(0))))
+        facts.append(
+            (
+                "overlap of anchor → proposal → detection with the object that the detection is best on, mean",
+                _steps(overlaps.mean(0)),
+            )
+        )
     return panels, facts
 
 
@@ -129,13 +148,17 @@ def _steps(overlaps: torch.Tensor) -> str:
 def detections(view: View) -> Shown:
     found, size = view.detections, tuple(view.image.shape[-2:])
     least = 0.5 if (found["scores"] >= 0.5).any() else 0.0
-    boxes, labels, scores, probs = (found[key][found["scores"] >= least] for key in (
-        "boxes", "labels", "scores", "mask_probs"))
+    boxes, labels, scores, probs = (
+        found[key][found["scores"] >= least] for key in ("boxes", "labels", "scores", "mask_probs")
+    )
     masks = mask_probs_to_bool(probs.float(), boxes, size)
     picture = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
     picture.thumbnail((2 * SIDE, 2 * SIDE))
-    caption = f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more" if least else (
-        f"all {len(boxes)} detections: none has a score of 0.5")
+    caption = (
+        f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more"
+        if least
+        else (f"all {len(boxes)} detections: none has a score of 0.5")
+    )
     panels = [Panel(caption, picture)]
     facts = [("detections", str(len(found["scores"]))), ("scores: least / median / largest", spread(found["scores"]))]
     if view.target is not None:
@@ -143,6 +166,10 @@ def detections(view: View) -> Shown:
         own = view.target["boxes"][view.own(view.target)]
         iou, _ = best_overlap(own, boxes)
         which = "the one detection" if len(boxes) == 1 else f"one of the {len(boxes)} detections"
-        facts.append((f"objects that {which} shown overlaps by 0.5 or more, of whatever class",
-                      f"{int((iou >= 0.5).sum())} of {len(own)}"))
+        facts.append(
+            (
+                f"objects that {which} shown overlaps by 0.5 or more, of whatever class",
+                f"{int((iou >= 0.5).sum())} of {len(own)}",
+            )
+        )
     return panels, facts

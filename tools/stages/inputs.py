@@ -19,11 +19,13 @@ def drawn(view: View, image: torch.Tensor, target: dict | None) -> Image.Image:
     if target is None:
         return Canvas(image).image
     crowds = ~view.own(target)
-    names = [view.name(label) + " (crowd)" * crowd
-             for label, crowd in zip(target["labels"], crowds.tolist(), strict=True)]
+    names = [
+        view.name(label) + " (crowd)" * crowd for label, crowd in zip(target["labels"], crowds.tolist(), strict=True)
+    ]
     magnify = max(1, SIDE // max(image.shape[-2:]))
-    picture = draw_detections(image, target["boxes"], range(len(names)), None, target["masks"], names.__getitem__,
-                              magnify)
+    picture = draw_detections(
+        image, target["boxes"], range(len(names)), None, target["masks"], names.__getitem__, magnify
+    )
     picture.thumbnail((2 * SIDE, 2 * SIDE))
     return picture
 
@@ -41,7 +43,8 @@ def sample(view: View) -> Shown:
             ("picture after augmentation", shape(view.image)),
             ("annotations before and after", f"{len(target['labels'])} and {len(view.target['labels'])}"),
             ("of these crowd regions", str(int((~own).sum()))),
-            ("pixels of an object's mask: least / median / largest", spread(view.target["masks"].areas()[own], 0))]
+            ("pixels of an object's mask: least / median / largest", spread(view.target["masks"].areas()[own], 0)),
+        ]
     return panels, facts
 
 
@@ -59,7 +62,8 @@ def batch(view: View) -> Shown:
         ("original picture, height x width", f"{old_h} x {old_w}"),
         (f"resized ({rule})", f"{h} x {w}, scale {h / old_h:.3f}"),
         ("padding, share of the batch", f"{1 - h * w / pictures[0, 0].numel():.1%}"),
-        ("values after normalisation, mean and spread", f"{own.mean():.2f} and {own.std():.2f}")]
+        ("values after normalisation, mean and spread", f"{own.mean():.2f} and {own.std():.2f}"),
+    ]
     if len(cfg.min_size) > 1:
         sizes = ", ".join(map(str, cfg.min_size))
         facts.append(("shorter sides that training draws from", f"{sizes}; evaluation, as here, takes the last"))
@@ -108,8 +112,10 @@ def _overlaps(view: View) -> tuple[Panel, Facts]:
         if len(iou) <= FEW:
             canvas.write(f"{iou[i]:.2f}", *box[:2].tolist(), instance_color(i))
     unreached = view.objects[iou < threshold]
-    facts = [("best overlap (IoU) of an anchor with each object: least / median / largest", spread(iou)),
-             (f"objects that no anchor reaches at {threshold}", f"{len(unreached)} of {len(iou)}")]
+    facts = [
+        ("best overlap (IoU) of an anchor with each object: least / median / largest", spread(iou)),
+        (f"objects that no anchor reaches at {threshold}", f"{len(unreached)} of {len(iou)}"),
+    ]
     if len(unreached):
         smallest = unreached[box_area(unreached).argmin()]
         facts.append(("the smallest of them", f"{size_of(smallest)} pixels of the resized picture"))

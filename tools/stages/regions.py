@@ -21,17 +21,23 @@ def rpn_targets(view: View) -> Shown:
     sampled.dots(centres(view.anchors[negative]), RED)
     panels = [
         Panel("all anchors: positive (green), ignored (yellow, their centres); all others are negative", labels.image),
-        Panel("the sampled ones: positive (green), negative (red, their centres); objects are blue", sampled.image)]
+        Panel("the sampled ones: positive (green), negative (red, their centres); objects are blue", sampled.image),
+    ]
     counts = (len(positives), int((label < 0).sum()), int((label == 0).sum()))
     stood_for = record["matched"][positive]
     facts = [
         ("positive, ignored, negative", ", ".join(f"{count:,}" for count in counts)),
         ("positive by the low-quality rule alone", f"{_by_low_quality(view, positives):,}"),
         (f"sampled, of at most {cfg.rpn_batch_size_per_image}", f"{len(positive)} positive, {len(negative)} negative"),
-        ("objects that a sampled anchor stands for",
-         f"{len(stood_for[stood_for > BELOW].unique())} of {len(view.objects)}"),
-        ("length of a positive's target (dx dy dw dh): least / median / largest",
-         spread(record["deltas"].float().norm(dim=1)))]
+        (
+            "objects that a sampled anchor stands for",
+            f"{len(stood_for[stood_for > BELOW].unique())} of {len(view.objects)}",
+        ),
+        (
+            "length of a positive's target (dx dy dw dh): least / median / largest",
+            spread(record["deltas"].float().norm(dim=1)),
+        ),
+    ]
     return panels, facts + view.told("loss_objectness", "loss_rpn_box_reg")
 
 
@@ -47,8 +53,12 @@ def objectness(view: View) -> Shown:
     for level, (logits, maps) in enumerate(zip(record["logits"], record["maps"], strict=True), 2):
         scores = logits[0].float().sigmoid()
         best = scores.view(*maps.shape[-2:], per_cell).amax(2)  # [H, W], of a cell's anchors
-        panels.append(Panel(f"P{level}: up to {best.max():.2f}",
-                            Canvas(view.padded, side=MAP_SIDE).heat(best, pw, ph, opacity=0.8).image))
+        panels.append(
+            Panel(
+                f"P{level}: up to {best.max():.2f}",
+                Canvas(view.padded, side=MAP_SIDE).heat(best, pw, ph, opacity=0.8).image,
+            )
+        )
         facts.append((f"P{level}: logits; objectness, least / median / largest", f"{shape(logits)}; {spread(scores)}"))
     return panels, facts
 
@@ -59,22 +69,32 @@ def proposals(view: View) -> Shown:
     best = record["boxes"][scores.argsort(descending=True, stable=True)[:SHOWN]]
     before = Canvas(view.picture, faded=True).boxes(best, YELLOW, opacity=0.7)
     after = Canvas(view.picture, faded=True).boxes(view.proposals[:SHOWN], GREEN, opacity=0.7)
-    panels = [Panel(f"before NMS: the best {len(best)} of {len(levels):,} candidates", before.image),
-              Panel(f"after NMS and the limit: the best {min(SHOWN, len(kept))} of {len(kept):,} proposals",
-                    after.image)]
+    panels = [
+        Panel(f"before NMS: the best {len(best)} of {len(levels):,} candidates", before.image),
+        Panel(f"after NMS and the limit: the best {min(SHOWN, len(kept))} of {len(kept):,} proposals", after.image),
+    ]
     left = len(batched_nms(record["boxes"], scores, levels, cfg.rpn_nms_thresh))
-    facts = [(f"P{level + 2}: candidates, proposals", f"{(levels == level).sum():,}, {(kept == level).sum():,}")
-             for level in range(len(cfg.anchor_sizes))]
+    facts = [
+        (f"P{level + 2}: candidates, proposals", f"{(levels == level).sum():,}, {(kept == level).sum():,}")
+        for level in range(len(cfg.anchor_sizes))
+    ]
     facts += [
         ("objectness of the proposals: least / median / largest", spread(scores[record["keep"]])),
-        ("most candidates of a level, here as in evaluation (in training)",
-         f"{cfg.rpn_pre_nms_top_n_test:,} ({cfg.rpn_pre_nms_top_n_train:,})"),
+        (
+            "most candidates of a level, here as in evaluation (in training)",
+            f"{cfg.rpn_pre_nms_top_n_test:,} ({cfg.rpn_pre_nms_top_n_train:,})",
+        ),
         ("left by NMS, before the limit on proposals", f"{left:,}"),
-        ("that limit: most proposals in all, here as in evaluation (in training)",
-         f"{cfg.rpn_post_nms_top_n_test:,} ({cfg.rpn_post_nms_top_n_train:,})")]
+        (
+            "that limit: most proposals in all, here as in evaluation (in training)",
+            f"{cfg.rpn_post_nms_top_n_test:,} ({cfg.rpn_post_nms_top_n_train:,})",
+        ),
+    ]
     if len(view.objects):
         iou, _ = best_overlap(view.objects, view.proposals)
         facts.append(("best overlap of a proposal with each object: least / median / largest", spread(iou)))
-        facts += [(f"objects that a proposal overlaps by {least} or more", f"{int((iou >= least).sum())} of {len(iou)}")
-                  for least in (cfg.box_fg_iou_thresh, 0.75)]
+        facts += [
+            (f"objects that a proposal overlaps by {least} or more", f"{int((iou >= least).sum())} of {len(iou)}")
+            for least in (cfg.box_fg_iou_thresh, 0.75)
+        ]
     return panels, facts

@@ -98,8 +98,14 @@ class View:
 
 
 @torch.inference_mode()
-def look(model: MaskRCNN, image: Tensor, target: dict | None, name_of: Callable[[int], str],
-         before: tuple[Tensor, dict | None] | None = None, mini: int | None = None) -> View:
+def look(
+    model: MaskRCNN,
+    image: Tensor,
+    target: dict | None,
+    name_of: Callable[[int], str],
+    before: tuple[Tensor, dict | None] | None = None,
+    mini: int | None = None,
+) -> View:
     """Send a picture (uint8 [3, H, W]) and its target (masks: CroppedMasks), if it has one, through the model once.
 
     mini: cells a side that training keeps masks in; None: every pixel (a comparison then takes 56).
@@ -108,14 +114,26 @@ def look(model: MaskRCNN, image: Tensor, target: dict | None, name_of: Callable[
     training, given = model.training, None
     if target is not None:
         masks = target["masks"].limited(mini) if mini else target["masks"]
-        given = [{key: value.to(device) if hasattr(value, "to") else value
-                  for key, value in {**target, "masks": masks}.items()}]
+        given = [
+            {
+                key: value.to(device) if hasattr(value, "to") else value
+                for key, value in {**target, "masks": masks}.items()
+            }
+        ]
     result = model.eval()([image.to(device)], given, paste_masks=False, recorder=seen)
     model.train(training)
     losses, detections = result if given else ({}, result)
-    return View(model.config, name_of, before or (image, target), image, target, seen,
-                {name: float(value) for name, value in losses.items()},
-                {key: value.cpu() for key, value in detections[0].items()}, mini or 56)
+    return View(
+        model.config,
+        name_of,
+        before or (image, target),
+        image,
+        target,
+        seen,
+        {name: float(value) for name, value in losses.items()},
+        {key: value.cpu() for key, value in detections[0].items()},
+        mini or 56,
+    )
 
 
 def best_overlap(objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,11 @@ from train_utils.files import atomic_file
 PAGE = "stages.html"
 SIDE = 640  # pixels of a picture in the page; the files have more
 WIDE = 512  # most that it takes of the page's width: two stand side by side
-WITHOUT = ("This picture came alone, without objects, so the stages that teach the network are left out (RPN targets, "
-           "box targets, mask targets), and no overlap with objects is told. They are shown for a picture of a data "
-           "set: --data-path DATA --index 0 in place of --img-path.")
+WITHOUT = (
+    "This picture came alone, without objects, so the stages that teach the network are left out (RPN targets, "
+    "box targets, mask targets), and no overlap with objects is told. They are shown for a picture of a data "
+    "set: --data-path DATA --index 0 in place of --img-path."
+)
 STYLE = """
 .stage figure { flex: 0 1 auto; }
 .facts .number { text-align: left; }
@@ -47,10 +49,14 @@ def _section(lesson: Lesson, heading: str, text: str, panels: list[Panel], facts
     papers = [pages.tag("a", f"{paper}, section {section}", href=PAPERS[paper]) for paper, section in lesson.papers]
     read = pages.joined(*(pages.tag("div", paper) for paper in papers))
     return pages.section(
-        lesson.name, heading, pages.tag("p", text), "" if panels or not lesson.empty else pages.tag("p", lesson.empty),
+        lesson.name,
+        heading,
+        pages.tag("p", text),
+        "" if panels or not lesson.empty else pages.tag("p", lesson.empty),
         pages.tag("div", *(_figure(lesson, panel) for panel in panels), class_="plots stage"),
         pages.table(("what", "value"), facts, class_="facts"),
-        pages.table(("in the code", "in the papers"), [(code, read)]))
+        pages.table(("in the code", "in the papers"), [(code, read)]),
+    )
 
 
 def _figure(lesson: Lesson, panel: Panel) -> pages.Html:

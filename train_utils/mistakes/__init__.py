@@ -39,8 +39,14 @@ class Report(NamedTuple):
 
 
 def write_report(
-    folder: Path, source: str, stats: dict[str, IouTypeResult], results: Sequence[dict], data_set,
-    image_ids: Sequence[int] | None = None, pictures: int = PICTURES, strict: bool = False,
+    folder: Path,
+    source: str,
+    stats: dict[str, IouTypeResult],
+    results: Sequence[dict],
+    data_set,
+    image_ids: Sequence[int] | None = None,
+    pictures: int = PICTURES,
+    strict: bool = False,
     progress: dict | None = None,
 ) -> Report:
     """Writes report.html into `folder`.
@@ -64,15 +70,23 @@ def write_report(
     gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, pictures, strict)
     known, left_out = objects > 0, int(matches.ignored[0].sum())
     means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
-    advice = [*(train_on(progress or {}) if known.any() else ()),
-              *advise(matches, cost, matrix, least_score, names, areas)]
+    advice = [
+        *(train_on(progress or {}) if known.any() else ()),
+        *advise(matches, cost, matrix, least_score, names, areas),
+    ]
     parts = [
         sections.advice_section(advice, bool(known.any())),
         sections.numbers_section(stats),
         sections.errors_section(cost, least_score, left_out),
         sections.pictures_section(gallery, names, least_score, best is not None),
-        sections.classes_section(names, objects.tolist(), found.tolist(), np.mean(each, axis=(0, 2)),
-                                 [stats[iou_type].per_class[name] for name in given_names], best_of_classes(matches)),
+        sections.classes_section(
+            names,
+            objects.tolist(),
+            found.tolist(),
+            np.mean(each, axis=(0, 2)),
+            [stats[iou_type].per_class[name] for name in given_names],
+            best_of_classes(matches),
+        ),
         sections.curves_section(means, names, each[0], int(objects.argmax())),
         sections.confusion_section(matrix, names, least_score),
         sections.groups_section(stats, iou_type, by_crowding(matches)),
@@ -81,10 +95,19 @@ def write_report(
     shapes = IOU_TYPES[iou_type]
     lead = joined(
         tag("p", f"{source}, on {data_set.describe()}"),
-        tag("p", f"AP of {shapes}: ", tag("b", sections.value(stats[iou_type].stats[0])), ", at IoU 0.5: ",
-            tag("b", sections.value(stats[iou_type].stats[1]))),
-        tag("p", f"{len(results):,} detections in {len(matches.image_ids):,} pictures. IoU below is that of {shapes}; "
-                 "AP, crowds and the limit of 100 detections of a class in a picture are as in COCO.", class_="soft"),
+        tag(
+            "p",
+            f"AP of {shapes}: ",
+            tag("b", sections.value(stats[iou_type].stats[0])),
+            ", at IoU 0.5: ",
+            tag("b", sections.value(stats[iou_type].stats[1])),
+        ),
+        tag(
+            "p",
+            f"{len(results):,} detections in {len(matches.image_ids):,} pictures. IoU below is that of {shapes}; "
+            "AP, crowds and the limit of 100 detections of a class in a picture are as in COCO.",
+            class_="soft",
+        ),
         sections.data_block(gallery, names, each[0]),
     )
     script, style = ((Path(__file__).parent / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))

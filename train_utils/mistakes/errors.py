@@ -99,8 +99,10 @@ def costs(matches: Matches) -> dict[str, tuple[int, float]]:
     negatives = ~matches.crowd & ~found
     gains = {
         **{KINDS[kind]: (int((kinds == kind).sum()), oracle.put_right(kind)) for kind in (CLASS, LOCATION)},
-        **{KINDS[kind]: (int((kinds == kind).sum()), oracle.without(kinds == kind))
-           for kind in (BOTH, DUPLICATE, GROUND)},
+        **{
+            KINDS[kind]: (int((kinds == kind).sum()), oracle.without(kinds == kind))
+            for kind in (BOTH, DUPLICATE, GROUND)
+        },
         KINDS[MISSED]: (int(missed.sum()), oracle.without_objects(missed)),
         "false positives": (int((kinds != RIGHT).sum()), oracle.without(kinds != RIGHT)),
         "false negatives": (int(negatives.sum()), oracle.without_objects(negatives)),

@@ -60,11 +60,14 @@ class Shown:
         """Of each picture: (kind, class of the object or NO_CLASS, class of the detection or NO_CLASS) -> times."""
         matches, each = self.matches, [Counter() for _ in self.matches.image_ids]
         wrong, missed = self.detections & (self.state < FINE), self.object_state == MISSED
-        for image, *mistake in zip(*(column[wrong].tolist() for column in
-                                     (matches.image, self.state, self.meant_class, matches.category)), strict=True):
+        for image, *mistake in zip(
+            *(column[wrong].tolist() for column in (matches.image, self.state, self.meant_class, matches.category)),
+            strict=True,
+        ):
             each[image][tuple(mistake)] += 1
-        for image, category in zip(matches.object_image[missed].tolist(), matches.object_category[missed].tolist(),
-                                   strict=True):
+        for image, category in zip(
+            matches.object_image[missed].tolist(), matches.object_category[missed].tolist(), strict=True
+        ):
             each[image][MISSED, category, NO_CLASS] += 1
         return each
 
@@ -92,8 +95,10 @@ def make_gallery(shown: Shown, truth: dict, results: Sequence[dict], data_set, p
 def _draw(gallery: Gallery, shown: Shown, truth, results, data_set, order: list[int], strict: bool) -> None:
     """Adds a drawing for each picture, as long as there is room."""
     matches, places = shown.matches, {data_set.image_id(i): i for i in range(len(data_set))}
-    bounds = [np.searchsorted(column, np.arange(len(matches.image_ids) + 1))
-              for column in (matches.object_image, matches.image)]
+    bounds = [
+        np.searchsorted(column, np.arange(len(matches.image_ids) + 1))
+        for column in (matches.object_image, matches.image)
+    ]
     room = ROOM
     for i in order:
         place = places[matches.image_ids[i]]
@@ -124,13 +129,23 @@ def _outlines(shown: Shown, truth, results, objects: Sequence[int], detections: 
         "width": max(1, round(size[1] * scale)),
         "height": max(1, round(size[0] * scale)),
         "objects": [
-            [int(matches.object_category[g]), int(shown.object_state[g]),
-             path_of(truth["annotations"][matches.annotation[g]], matches.iou_type, size, scale)] for g in objects
+            [
+                int(matches.object_category[g]),
+                int(shown.object_state[g]),
+                path_of(truth["annotations"][matches.annotation[g]], matches.iou_type, size, scale),
+            ]
+            for g in objects
         ],
         "detections": [
-            [int(matches.category[d]), round(100 * float(matches.score[d])), int(shown.state[d]),
-             int(shown.meant_class[d]), round(100 * float(shown.iou[d])),
-             path_of(results[matches.result[d]], matches.iou_type, size, scale)] for d in detections
+            [
+                int(matches.category[d]),
+                round(100 * float(matches.score[d])),
+                int(shown.state[d]),
+                int(shown.meant_class[d]),
+                round(100 * float(shown.iou[d])),
+                path_of(results[matches.result[d]], matches.iou_type, size, scale),
+            ]
+            for d in detections
         ],
     }
 

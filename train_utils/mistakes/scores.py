@@ -56,8 +56,10 @@ def best_of_classes(matches: Matches) -> list[Best | None]:
     bounds = np.searchsorted(matches.category[order], np.arange(len(matches.category_ids) + 1))
     objects = np.bincount(matches.object_category[~matches.crowd], minlength=len(matches.category_ids)).tolist()
     parts = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    return [best_f1(matches.score[part], matches.matched[0, part] >= 0, count)
-            for part, count in zip(parts, objects, strict=True)]
+    return [
+        best_f1(matches.score[part], matches.matched[0, part] >= 0, count)
+        for part, count in zip(parts, objects, strict=True)
+    ]
 
 
 def calibration(matches: Matches) -> tuple[list[Bin], float]:

@@ -47,7 +47,9 @@ def tag(name: str, *content: object, **attributes: object) -> Html:
     """<name attributes>content</name>. `class_` is class, `data_id` data-id; None and False leave an attribute out."""
     given = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(encodable(str(value)))}"')
-        for key, value in attributes.items() if value is not None and value is not False)
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
     return Html(f"<{name}{given}/>" if name in EMPTY else f"<{name}{given}>{joined(*content)}</{name}>")
 
 
@@ -65,10 +67,13 @@ def figure(content: object, caption: object) -> Html:
 
 def table(head: Sequence, rows: Sequence[Sequence], **attributes: object) -> Html:
     """A table that scrolls by itself where it is too wide; numbers stand to the right."""
-    body = [tag("tr", *(tag("td", cell, class_="number" if is_number(cell) else None) for cell in row))
-            for row in rows]
-    whole = tag("table", tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))),
-                tag("tbody", *body), **attributes)
+    body = [tag("tr", *(tag("td", cell, class_="number" if is_number(cell) else None) for cell in row)) for row in rows]
+    whole = tag(
+        "table",
+        tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))),
+        tag("tbody", *body),
+        **attributes,
+    )
     return tag("div", whole, class_="scroll")
 
 
@@ -110,8 +115,10 @@ def page(title: str, lead: object, sections: Sequence[Section], script: str = ""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     head = joined(
         tag("title", title),
-        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-             f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">'),
+        Html(
+            '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">'
+        ),
         tag("style", Html((HERE / "page.css").read_text(encoding="utf-8") + style)),
     )
     contents = [tag("a", part.heading, href=f"#{part.id}") for part in sections]

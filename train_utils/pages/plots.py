@@ -16,8 +16,14 @@ COLORS = 7  # --c0 .. of page.css
 class Axes:
     """x_range, y_range: (low, high) of the data; whole: y counts something, so that only whole ticks make sense."""
 
-    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float], x_label: str, y_label: str,
-                 whole: bool = False):
+    def __init__(
+        self,
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        x_label: str,
+        y_label: str,
+        whole: bool = False,
+    ):
         self.least = 1.0 if whole else 0.0
         self.x_range, self.y_range, self.x_label, self.y_label = _widened(x_range), _widened(y_range), x_label, y_label
 
@@ -43,19 +49,31 @@ class Axes:
         middle = (TOP + HEIGHT - BOTTOM) / 2
         return joined(
             _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, self.x_label),
-            tag("text", self.y_label, x=14, y=middle, text_anchor="middle", transform=f"rotate(-90 14 {middle})"))
+            tag("text", self.y_label, x=14, y=middle, text_anchor="middle", transform=f"rotate(-90 14 {middle})"),
+        )
 
 
 def bars(values: Sequence[float], labels: Sequence[str], x_label: str, y_label: str) -> Html:
     """A bar for each value; the label of every bar that has room for it."""
-    axes = Axes((0, max(len(values), 1)), (0, max([*values, 0]) or 1), x_label, y_label,
-                whole=all(float(value).is_integer() for value in values))
+    axes = Axes(
+        (0, max(len(values), 1)),
+        (0, max([*values, 0]) or 1),
+        x_label,
+        y_label,
+        whole=all(float(value).is_integer() for value in values),
+    )
     every = max(1, math.ceil(max(map(len, labels), default=1) * 6.5 * len(labels) / (WIDTH - LEFT - RIGHT)))
     parts = []
     for i, (value, label) in enumerate(zip(values, labels, strict=True)):
         top = axes.y(value)
-        box = tag("rect", x=axes.x(i + 0.08), y=top, width=round(axes.x(0.84) - axes.x(0), 1),
-                  height=round(axes.y(0) - top, 1), fill="var(--c0)")
+        box = tag(
+            "rect",
+            x=axes.x(i + 0.08),
+            y=top,
+            width=round(axes.x(0.84) - axes.x(0), 1),
+            height=round(axes.y(0) - top, 1),
+            fill="var(--c0)",
+        )
         parts.append(tag("g", tag("title", f"{label}: {value:,g}"), box))
         if i % every == 0:
             parts.append(_text(axes.x(i + 0.5), HEIGHT - BOTTOM + 16, label))
@@ -64,8 +82,12 @@ def bars(values: Sequence[float], labels: Sequence[str], x_label: str, y_label: 
 
 
 def curves(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str,
-    x_range: tuple[float, float] | None = None, y_range: tuple[float, float] | None = None, diagonal: bool = False,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    diagonal: bool = False,
 ) -> Html:
     """A curve for each name: (x, y). diagonal: draw y = x too."""
     known = [[value for xy in lines.values() for value in xy[axis]] or [0, 1] for axis in (0, 1)]
@@ -73,8 +95,17 @@ def curves(
     parts = []
     if diagonal:
         low, high = axes.x_range
-        parts.append(tag("line", x1=axes.x(low), y1=axes.y(low), x2=axes.x(high), y2=axes.y(high), class_="grid",
-                         stroke_dasharray="4 4"))
+        parts.append(
+            tag(
+                "line",
+                x1=axes.x(low),
+                y1=axes.y(low),
+                x2=axes.x(high),
+                y2=axes.y(high),
+                class_="grid",
+                stroke_dasharray="4 4",
+            )
+        )
     for i, (name, (xs, ys)) in enumerate(lines.items()):
         points = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in zip(xs, ys, strict=True))
         color = f"stroke:var(--c{i % COLORS})"
@@ -106,5 +137,6 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> Html:
 
 
 def _plot(summary: str, *parts: Html) -> Html:
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT, role="img",
-               aria_label=summary)
+    return tag(
+        "svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT, role="img", aria_label=summary
+    )
