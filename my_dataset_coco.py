@@ -13,12 +13,12 @@ import torch
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from train_utils.coco_annotations import CocoAnnotations, read_annotations
-from train_utils.label_map import LabelMap
-from train_utils.pictures import picture_size, read_picture
-from train_utils.plain_text import visible
-from train_utils.rle_crops import cropped_masks
-from train_utils.skips import describe_skips
+from train_utils.data.formats.coco.annotations import CocoAnnotations, read_annotations
+from train_utils.data.images import picture_size, read_picture
+from train_utils.data.labels import LabelMap
+from train_utils.data.problems import describe_skips
+from train_utils.data.rle_crops import cropped_masks
+from train_utils.io.plain_text import visible
 
 FEW = 1000  # pictures that are looked up one by one: their folder may hold many more
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from backbone.errors import InputError
-from network_files.cropped_masks import CroppedMasks
-from network_files.instance_masks import encode_crop
-from train_utils import voc_format as voc
-from train_utils.label_map import LabelMap
-from train_utils.pictures import read_picture
-from train_utils.plain_text import visible
-from train_utils.skips import describe_skips
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import encode_crop
+from train_utils.data.formats import voc as voc
+from train_utils.data.images import read_picture
+from train_utils.data.labels import LabelMap
+from train_utils.data.problems import describe_skips
+from train_utils.io.plain_text import visible
 
 # skipped
 NO_MASK = "XML objects without a mask"

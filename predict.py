@@ -24,18 +24,20 @@ from tqdm import tqdm
 
 from my_dataset_coco import CocoDataset, size_reader
 from network_files import InputError
-from train_utils import command, files, video
-from train_utils.coco_annotations import read_annotations
-from train_utils.coco_eval import write_results
-from train_utils.data_sets import refuse_missing
-from train_utils.distributed import World
-from train_utils.inference import Predictor, add_model_arguments
-from train_utils.label_map import read_json
-from train_utils.links import refuse_links
-from train_utils.picture_lists import drawn_suffix, find_pictures, output_names
-from train_utils.pictures import PictureError, read_picture, refuse
-from train_utils.plain_text import visible
-from train_utils.stop_signal import StopSignal
+from train_utils.cli import command
+from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.data.images import PictureError, read_picture, refuse
+from train_utils.data.labels import read_json
+from train_utils.data.links import refuse_links
+from train_utils.data.opening import refuse_missing
+from train_utils.evaluation.numbers import write_results
+from train_utils.io import files
+from train_utils.io.plain_text import visible
+from train_utils.prediction.predictor import Predictor, add_model_arguments
+from train_utils.processes.distributed import World
+from train_utils.processes.stop_signal import StopSignal
+from train_utils.show import video
+from train_utils.show.image_lists import drawn_suffix, find_pictures, output_names
 
 RESULT_NAME = "test_result"
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right

@@ -12,9 +12,9 @@ them. SIGTERM and Ctrl-C finish the step, save, and leave with exit status 143 a
 
 import sys
 
-from train_utils.command import Parser, pick_device, run_command
-from train_utils.distributed import World
-from train_utils.train_loop import add_arguments, run
+from train_utils.cli.command import Parser, pick_device, run_command
+from train_utils.processes.distributed import World
+from train_utils.run.loop import add_arguments, run
 
 
 def main():

@@ -11,9 +11,9 @@ Writes to ./multi_train (--output-dir). `python train_multi_GPU.py --help` lists
 
 import sys
 
-from train_utils.command import Parser, run_command
-from train_utils.distributed import World
-from train_utils.train_loop import add_arguments, run
+from train_utils.cli.command import Parser, run_command
+from train_utils.processes.distributed import World
+from train_utils.run.loop import add_arguments, run
 
 
 def main():

@@ -16,7 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from network_files.cropped_masks import CroppedMasks
+from network_files.operators.cropped_masks import CroppedMasks
 
 PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
 

@@ -21,17 +21,23 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from train_utils import command
-from train_utils.checkpoint import is_checkpoint, load_file
-from train_utils.coco_eval import evaluate_results, format_record, write_record, write_results
-from train_utils.coco_evaluators import choose_evaluator
-from train_utils.detections_file import read_detections
-from train_utils.distributed import World
-from train_utils.engine import EvalResult, evaluate
-from train_utils.files import make_folder, user_path
-from train_utils.inference import add_data_arguments, add_model_arguments, load_model, open_split, open_split_of
-from train_utils.mistakes import PICTURES, write_report
-from train_utils.trainer import val_loader
+from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.cli import command
+from train_utils.evaluation.detections_file import read_detections
+from train_utils.evaluation.evaluators import choose_evaluator
+from train_utils.evaluation.mistakes import PICTURES, write_report
+from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
+from train_utils.io.files import make_folder, user_path
+from train_utils.prediction.predictor import (
+    add_data_arguments,
+    add_model_arguments,
+    load_model,
+    open_split,
+    open_split_of,
+)
+from train_utils.processes.distributed import World
+from train_utils.run.engine import EvalResult, evaluate
+from train_utils.run.epochs import val_loader
 
 
 def parse_args() -> argparse.Namespace:

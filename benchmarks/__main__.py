@@ -18,8 +18,8 @@ import torch
 from backbone.errors import InputError
 from benchmarks import annotations, evaluation, loading, models, operators
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
-from train_utils.command import pick_device, positive_int, run_command
-from train_utils.files import write_text
+from train_utils.cli.command import pick_device, positive_int, run_command
+from train_utils.io.files import write_text
 
 BENCHMARKS = [
     *operators.BENCHMARKS,

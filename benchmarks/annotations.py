@@ -24,9 +24,9 @@ import torch
 
 from benchmarks import coco_size
 from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, in_fresh_process, resident_mib
-from train_utils.command import non_negative_int, positive_int, run_command
-from train_utils.data_sets import TrainLoader, open_data_set
-from train_utils.distributed import World
+from train_utils.cli.command import non_negative_int, positive_int, run_command
+from train_utils.data.opening import TrainLoader, open_data_set
+from train_utils.processes.distributed import World
 
 NEEDED = 2 * 2**30  # bytes of disk
 COUNTS = (1_000, 10_000, coco_size.PICTURES)

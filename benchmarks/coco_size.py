@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from train_utils import files
-from train_utils.command import positive_int, run_command
-from train_utils.label_map import coco_names
+from train_utils.cli.command import positive_int, run_command
+from train_utils.data.labels import coco_names
+from train_utils.io import files
 
 PICTURES, ANNOTATIONS = 118_287, 860_001  # of instances_train2017.json
 VAL_PICTURES = 5_000

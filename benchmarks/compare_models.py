@@ -13,12 +13,12 @@ import time
 
 import torch
 
-from train_utils import command
-from train_utils.checkpoint import model_from_checkpoint
-from train_utils.data_sets import LAYOUTS, open_data_set
-from train_utils.engine import to_device
-from train_utils.loaders import Batch, sample_seed
-from train_utils.optimization import Precision, build_optimizer
+from train_utils.checkpoints.checkpoint import model_from_checkpoint
+from train_utils.cli import command
+from train_utils.data.loaders import Batch, sample_seed
+from train_utils.data.opening import LAYOUTS, open_data_set
+from train_utils.run.engine import to_device
+from train_utils.run.optimization import Precision, build_optimizer
 
 
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from network_files import create_model
-from train_utils.command import positive_int, run_command
-from train_utils.data_sets import TrainLoader, open_data_set
-from train_utils.distributed import World
-from train_utils.engine import Learner, train_one_epoch
-from train_utils.optimization import Precision, build_optimizer, build_schedule
+from train_utils.cli.command import positive_int, run_command
+from train_utils.data.opening import TrainLoader, open_data_set
+from train_utils.processes.distributed import World
+from train_utils.run.engine import Learner, train_one_epoch
+from train_utils.run.optimization import Precision, build_optimizer, build_schedule
 from transforms import build_augment
 
 MODES = ("one rank", "ranks for themselves", "ranks together")

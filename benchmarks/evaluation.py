@@ -22,10 +22,10 @@ from pathlib import Path
 from backbone.errors import InputError
 from benchmarks.coco_size import write_val
 from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, in_fresh_process, resident_mib
-from train_utils.coco_eval import evaluate_results
-from train_utils.coco_evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
-from train_utils.command import positive_int, run_command
-from train_utils.label_map import read_json
+from train_utils.cli.command import positive_int, run_command
+from train_utils.data.labels import read_json
+from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
+from train_utils.evaluation.numbers import evaluate_results
 
 IOU_TYPES = ("bbox", "segm")
 SMALL = 250  # pictures of the benchmarks in the table

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from network_files import create_model
-from train_utils.command import positive_int, run_command
+from train_utils.cli.command import positive_int, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("disc", "square", "ring"), start=1)]

@@ -20,7 +20,7 @@ def photos(data: Path | None, count: int, size: tuple[int, int] = (480, 640), ob
 
 
 def _real(data: Path, count: int, size: tuple[int, int]) -> list:
-    from train_utils.data_sets import open_data_set
+    from train_utils.data.opening import open_data_set
 
     found, data_set = [], open_data_set(data / "coco_mini").val
     for i in np.flatnonzero(data_set.object_counts()).tolist():
@@ -35,7 +35,7 @@ def _real(data: Path, count: int, size: tuple[int, int]) -> list:
 
 
 def _drawn(number: int, size: tuple[int, int]):
-    from my_dataset_shapes import draw_picture
+    from train_utils.data.formats.shapes import draw_picture
 
     side = max(size)
     picture, objects = draw_picture(np.random.default_rng(number), side, 5, False)

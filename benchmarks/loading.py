@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import Benchmark, LeftOut, Settings
-from my_dataset_packed import PackedDataset
 from tools.pack_dataset import pack
-from train_utils.data_sets import TrainLoader, open_data_set
-from train_utils.distributed import World
+from train_utils.data.formats.packed import PackedDataset
+from train_utils.data.opening import TrainLoader, open_data_set
+from train_utils.processes.distributed import World
 from transforms import build_augment
 
 WORKERS, BATCH = 2, 2

@@ -11,10 +11,10 @@ import time
 
 import torch
 
-from network_files.instance_masks import mask_targets
+from network_files.operators.instance_masks import mask_targets
 from network_files.transform import resized_size
-from train_utils.command import run_command
-from train_utils.data_sets import open_data_set
+from train_utils.cli.command import run_command
+from train_utils.data.opening import open_data_set
 
 CELLS = 28
 

@@ -13,10 +13,10 @@ from benchmarks import torchvision_model
 from benchmarks.harness import Benchmark, LeftOut, Settings, largest_difference
 from benchmarks.inputs import as_torchvision, photos
 from network_files import create_model, matching
-from train_utils.allocator import returning_freed_memory
-from train_utils.engine import to_device
-from train_utils.loaders import Batch
-from train_utils.optimization import Precision, build_optimizer, cpu_has_bf16
+from train_utils.data.loaders import Batch
+from train_utils.io.memory import returning_freed_memory
+from train_utils.run.engine import to_device
+from train_utils.run.optimization import Precision, build_optimizer, cpu_has_bf16
 
 TRAINED = 3  # stages, as both sides' default
 

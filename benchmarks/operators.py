@@ -11,9 +11,9 @@ from torchvision.models.detection.transform import _resize_image_and_masks
 
 from benchmarks.harness import Benchmark, Settings, largest_difference
 from benchmarks.inputs import clustered_boxes, photos, with_objects
-from network_files.instance_masks import encode_masks, mask_targets
-from network_files.nms import nms
-from network_files.roi_align import FeatureTable, roi_align, roi_levels
+from network_files.operators.instance_masks import encode_masks, mask_targets
+from network_files.operators.nms import nms
+from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import resized_size
 
 SIZE = (800, 1333)  # a picture as the published models see it

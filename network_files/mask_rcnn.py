@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from backbone import Block, FrozenBatchNorm2d, InputError, build_backbone
-from network_files.boxes import scale_boxes
 from network_files.config import MaskRCNNConfig
-from network_files.instance_masks import paste_masks
+from network_files.operators.boxes import scale_boxes
+from network_files.operators.instance_masks import paste_masks
+from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import Recorder
-from network_files.roi_align import FeatureTable
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
 from network_files.transform import Transform, prepare_objects

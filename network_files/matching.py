@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from network_files.boxes import box_ioa, box_iou
+from network_files.operators.boxes import box_ioa, box_iou
 
 OVERLAPS = 4_000_000  # computed at once
 BELOW = -1  # overlaps every object by less than the low threshold: background

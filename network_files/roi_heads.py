@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from backbone import ConvNorm, norm_layer
 from network_files import matching
-from network_files.boxes import BoxCoder, at_least, clip_boxes
 from network_files.config import MaskRCNNConfig
-from network_files.instance_masks import mask_targets
 from network_files.losses import box_losses, loss_in_parts, mask_loss
-from network_files.nms import batched_nms
+from network_files.operators.boxes import BoxCoder, at_least, clip_boxes
+from network_files.operators.instance_masks import mask_targets
+from network_files.operators.nms import batched_nms
+from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.recorder import Recorder
-from network_files.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import Objects, PictureBatch
 
 STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from

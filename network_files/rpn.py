@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from network_files import matching
 from network_files.anchors import AnchorGrid
-from network_files.boxes import BoxCoder, at_least, clip_boxes
 from network_files.config import MaskRCNNConfig
 from network_files.losses import rpn_losses
-from network_files.nms import batched_nms
+from network_files.operators.boxes import BoxCoder, at_least, clip_boxes
+from network_files.operators.nms import batched_nms
+from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import Recorder
-from network_files.roi_align import FeatureTable
 from network_files.transform import Objects, PictureBatch
 
 MIN_SIDE = 1e-3  # pixels; smaller proposals are dropped (torchvision)

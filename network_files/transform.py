@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network_files.boxes import scale_boxes
-from network_files.cropped_masks import CroppedMasks
+from network_files.operators.boxes import scale_boxes
+from network_files.operators.cropped_masks import CroppedMasks
 
 Size = tuple[int, int]  # height, width
 

@@ -13,9 +13,9 @@ import torchvision
 
 from benchmarks import torchvision_model as oracle
 from network_files import CroppedMasks, create_model, matching
-from network_files.instance_masks import mask_targets
-from network_files.nms import nms
-from network_files.roi_align import FeatureTable, roi_align
+from network_files.operators.instance_masks import mask_targets
+from network_files.operators.nms import nms
+from network_files.operators.roi_align import FeatureTable, roi_align
 
 CASES = {"v1 resnet50": ("resnet50", "v1"), "v2 resnet50": ("resnet50", "v2")}
 

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbone.errors import InputError  # noqa: E402
 from network_files import create_model  # noqa: E402
-from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set  # noqa: E402
-from train_utils.distributed import World  # noqa: E402
-from train_utils.engine import Learner, evaluate, train_one_epoch  # noqa: E402
-from train_utils.optimization import Precision, build_optimizer, build_schedule  # noqa: E402
+from train_utils.data.opening import EvalLoader, TrainLoader, open_data_set  # noqa: E402
+from train_utils.processes.distributed import World  # noqa: E402
+from train_utils.run.engine import Learner, evaluate, train_one_epoch  # noqa: E402
+from train_utils.run.optimization import Precision, build_optimizer, build_schedule  # noqa: E402
 
 STEPS = 20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import train
-from train_utils.command import run_command
+from train_utils.cli.command import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = """--device cpu --workers 0 --backbone resnet18 --backbone-width 16 --weights none --fpn-channels 16

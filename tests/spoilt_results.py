@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from train_utils.mistakes.matching import to_rle
+from train_utils.evaluation.mistakes.matching import to_rle
 
 SHARES = {"right": 0.56, "class": 0.1, "location": 0.1, "both": 0.1, "duplicate": 0.06, "missed": 0.08}
 

@@ -10,7 +10,7 @@ SCRIPT = """
 import sys, torch
 from contextlib import nullcontext
 from pathlib import Path
-from train_utils.allocator import returning_freed_memory
+from train_utils.io.memory import returning_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -11,9 +11,10 @@ from coco_folders import annotation, many, square, write
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
-from train_utils import annotation_cache, coco_annotations
-from train_utils.coco_annotations import DTYPES, read_annotations
-from train_utils.data_sets import open_data_set
+from train_utils.data import cache as annotation_cache
+from train_utils.data.formats.coco import annotations as coco_annotations
+from train_utils.data.formats.coco.annotations import DTYPES, read_annotations
+from train_utils.data.opening import open_data_set
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import pytest
 
 from backbone.errors import InputError
 from benchmarks import evaluation
-from train_utils import coco_evaluators
-from train_utils.coco_evaluators import FASTER, PYCOCOTOOLS
+from train_utils.evaluation import evaluators as coco_evaluators
+from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS
 
 
 def test_both_sides_agree(tmp_path):

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
-from train_utils.board import TensorBoard, picture_grid
-from train_utils.engine import HostCopy
-from train_utils.logger import COCO_NUMBERS
+from train_utils.logs.logger import COCO_NUMBERS
+from train_utils.run.engine import HostCopy
+from train_utils.logs.board import TensorBoard, picture_grid
 
 LOSSES = {"loss_classifier": 0.5, "loss_mask": 0.125}
 STATS = {"bbox": [0.1 * i for i in range(11)] + [-1], "segm": [0.05 * i for i in range(12)]}

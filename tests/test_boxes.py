@@ -11,8 +11,8 @@ from torchvision import ops
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.transform import resize_boxes
 
-from network_files import boxes as box_ops
-from network_files.boxes import BoxCoder
+from network_files.operators import boxes as box_ops
+from network_files.operators.boxes import BoxCoder
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 

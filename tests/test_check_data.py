@@ -16,17 +16,17 @@ from npy_folders import many as many_npy
 from PIL import Image
 from tiny_model import write_checkpoint, write_coco, write_pictures
 
-from my_dataset_shapes import make_shapes
 from network_files.anchors import AnchorGrid
-from network_files.boxes import box_iou
 from network_files.config import MaskRCNNConfig
+from network_files.operators.boxes import box_iou
 from tests.faults import catalogue, fuzz
 from tools import check_data, pack_dataset
 from tools.doctor import anchors, duplicates, finds, page, pictures
 from tools.doctor.table import outlines, table_of
-from train_utils import annotation_cache
-from train_utils.command import run_command
-from train_utils.data_sets import open_data_set
+from train_utils.cli.command import run_command
+from train_utils.data import cache as annotation_cache
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.data.opening import open_data_set
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 
 from backbone.errors import InputError
 from network_files import create_model
-from network_files.architecture import infer_architecture
-from train_utils.checkpoint import (
+from network_files.weight_files.architecture import infer_architecture
+from train_utils.checkpoints.checkpoint import (
     FORMAT_VERSION,
     copy_checkpoint,
     default_label_map,
@@ -23,8 +23,8 @@ from train_utils.checkpoint import (
     model_from_checkpoint,
     save_checkpoint,
 )
-from train_utils.files import write_text
-from train_utils.label_map import LabelMap
+from train_utils.data.labels import LabelMap
+from train_utils.io.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
@@ -114,7 +114,7 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from train_utils.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from train_utils.checkpoints.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 torch.set_num_threads(1)
 path, within = Path(sys.argv[1]), 0
 
@@ -153,8 +153,8 @@ def test_kill_while_saving_leaves_the_old_file_whole(tmp_path):
 
 FILE_LIMIT = """
 import resource, signal, sys, torch
-from train_utils.checkpoint import save_checkpoint
-from train_utils.command import run_command
+from train_utils.checkpoints.checkpoint import save_checkpoint
+from train_utils.cli.command import run_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 sys.exit(run_command(lambda: save_checkpoint(sys.argv[1], {"w": torch.ones(100_000)})))

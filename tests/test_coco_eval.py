@@ -17,9 +17,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbone.errors import InputError
-from train_utils.coco_eval import STAT_NAMES, evaluate_results, to_coco_results, write_record, write_results
-from train_utils.coco_evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
-from train_utils.label_map import LabelMap
+from train_utils.data.labels import LabelMap
+from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
+from train_utils.evaluation.numbers import STAT_NAMES, evaluate_results, to_coco_results, write_record, write_results
 
 H, W = 120, 160
 absent = pytest.mark.skipif(importlib.util.find_spec("faster_coco_eval") is None, reason="it is optional")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks import coco_size
-from train_utils.coco_annotations import read_annotations
-from train_utils.coco_eval import evaluate_results
+from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.evaluation.numbers import evaluate_results
 
 
 @pytest.fixture(scope="module")

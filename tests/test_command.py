@@ -14,7 +14,7 @@ import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
-from train_utils.command import (
+from train_utils.cli.command import (
     Parser,
     add_config_arguments,
     add_flag,
@@ -208,7 +208,7 @@ def test_numbers_that_no_model_can_have(name, value, said):
 
 def test_closed_pipe_is_no_traceback(tmp_path):
     program = (
-        "import sys; from train_utils.command import run_command\n"
+        "import sys; from train_utils.cli.command import run_command\n"
         "def main():\n    for i in range(10**5): print(i)\n"
         "sys.exit(run_command(main))"
     )

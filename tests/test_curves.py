@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from train_utils.curves import plot_average_precision, plot_loss_and_lr, plot_losses, running_mean
+from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses, running_mean
 
 NAN = float("nan")
 

@@ -9,8 +9,8 @@ import pytest
 from coco_folders import annotation, coco, many, write
 
 from backbone.errors import InputError
-from train_utils.data_sets import LabelMap, open_data_set, split_positions
-from train_utils.label_map import coco_names
+from train_utils.data.labels import coco_names
+from train_utils.data.opening import LabelMap, open_data_set, split_positions
 
 
 def ids(ds):
@@ -168,10 +168,10 @@ def test_a_label_map_given(tmp_path):
 
 
 def test_shapes_are_drawn_where_asked(tmp_path, monkeypatch):
-    from my_dataset_shapes import make_shapes
+    from train_utils.data.formats.shapes import make_shapes
 
     few = functools.partial(make_shapes, train=3, val=2, size=64)
-    monkeypatch.setattr("my_dataset_shapes.make_shapes", few)
+    monkeypatch.setattr("train_utils.data.formats.shapes.make_shapes", few)
     monkeypatch.chdir(tmp_path)
     splits = open_data_set()
     assert len(splits.train) == 3 and len(splits.val) == 2 and (tmp_path / "data" / "shapes").is_dir()

@@ -11,16 +11,17 @@ from PIL import Image
 from pycocotools.coco import COCO
 from small_runs import call, flags
 
-import my_dataset_npy as npy
+import train_utils.data.formats.npy_dataset as npy
 import validation
 from backbone.errors import InputError
-from my_dataset_npy import NpyDataset
-from network_files.cropped_masks import CroppedMasks
-from train_utils import annotation_cache, npy_format
-from train_utils.command import run_command
-from train_utils.data_sets import open_data_set
-from train_utils.label_map import LabelMap
-from train_utils.pictures import PictureError
+from network_files.operators.cropped_masks import CroppedMasks
+from train_utils.cli.command import run_command
+from train_utils.data import cache as annotation_cache
+from train_utils.data.formats import npy as npy_format
+from train_utils.data.formats.npy_dataset import NpyDataset
+from train_utils.data.images import PictureError
+from train_utils.data.labels import LabelMap
+from train_utils.data.opening import open_data_set
 
 TWO = rectangles((1, 2, 3, 12, 15), (2, 10, 0, 30, 8))
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-import my_dataset_shapes
+import train_utils.data.formats.shapes
 from backbone.errors import InputError
-from my_dataset_shapes import CLASSES, CROWD, EMPTY, EVERY, draw_picture, make_shapes
+from train_utils.data.formats.shapes import CLASSES, CROWD, EMPTY, EVERY, draw_picture, make_shapes
 
-ROOT = Path(my_dataset_shapes.__file__).parent
+ROOT = Path(train_utils.data.formats.shapes.__file__).parent
 SMALL = {"train": 22, "val": 14, "size": 64}
 
 
@@ -100,20 +100,20 @@ def test_train_and_val_differ(folder):
 
 def test_drawn_only_once(folder, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    monkeypatch.setattr(my_dataset_shapes, "_draw_split", None)
+    monkeypatch.setattr(train_utils.data.formats.shapes, "_draw_split", None)
     assert make_shapes(folder, **SMALL) == folder
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
 def test_an_interrupted_draw_leaves_no_data_set(tmp_path, monkeypatch):
-    real = my_dataset_shapes._draw_split
+    real = train_utils.data.formats.shapes._draw_split
 
     def interrupted(root, split, *rest):
         if split == "val2017":
             raise KeyboardInterrupt
         real(root, split, *rest)
 
-    monkeypatch.setattr(my_dataset_shapes, "_draw_split", interrupted)
+    monkeypatch.setattr(train_utils.data.formats.shapes, "_draw_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_shapes(tmp_path / "shapes", **SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -124,7 +124,7 @@ def test_an_interrupted_draw_leaves_no_data_set(tmp_path, monkeypatch):
 
 def test_a_killed_draw_is_not_mistaken_for_a_data_set(tmp_path):
     code = """if True:
-        import os, my_dataset_shapes as m
+        import os, train_utils.data.formats.shapes as m
         real = m._draw_split
         m._draw_split = lambda root, split, *a: os._exit(9) if "val" in split else real(root, split, *a)
         m.make_shapes("shapes", train=3, val=2, size=64)

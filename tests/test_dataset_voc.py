@@ -16,9 +16,9 @@ from pycocotools.coco import COCO
 import my_dataset_voc as voc
 from backbone.errors import InputError
 from my_dataset_voc import VocDataset
-from network_files.cropped_masks import CroppedMasks
-from train_utils.pictures import PictureError
-from train_utils.voc_format import match_objects, read_class_ids, read_xml
+from network_files.operators.cropped_masks import CroppedMasks
+from train_utils.data.formats.voc import match_objects, read_class_ids, read_xml
+from train_utils.data.images import PictureError
 
 DOG, CAT, CAR, PERSON = 12, 8, 7, 15
 SIZE = (60, 80)  # height, width

@@ -15,7 +15,7 @@ from tiny_model import SIZES, write_checkpoint, write_coco
 
 import predict
 import validation
-from train_utils.command import run_command
+from train_utils.cli.command import run_command
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 
 import train_multi_GPU
 from backbone.errors import InputError
-from my_dataset_shapes import make_shapes
-from train_utils.command import run_command
-from train_utils.distributed import World
+from train_utils.cli.command import run_command
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.processes.distributed import World
 
 PROGRAM = Path(__file__).parent / "rank_program.py"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from network_files.cropped_masks import CroppedMasks
-from train_utils.drawing import draw_detections, instance_color
+from network_files.operators.cropped_masks import CroppedMasks
+from train_utils.show.drawing import draw_detections, instance_color
 
 
 def grey(height: int, width: int) -> torch.Tensor:

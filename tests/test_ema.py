@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from backbone.errors import InputError
-from train_utils.ema import EMA
+from train_utils.run.ema import EMA
 
 
 def small_model():

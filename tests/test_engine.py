@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from backbone.errors import InputError
-from train_utils.data_sets import Batch, LabelMap
-from train_utils.distributed import World
-from train_utils.ema import EMA
-from train_utils.engine import LOSS_NAMES, Learner, NonFiniteLoss, evaluate, train_one_epoch, zero_weighted_step
-from train_utils.optimization import Precision, amp_dtype, build_optimizer, build_schedule, lr_factor
-from train_utils.run_state import Progress
+from train_utils.data.opening import Batch, LabelMap
+from train_utils.processes.distributed import World
+from train_utils.run.ema import EMA
+from train_utils.run.engine import LOSS_NAMES, Learner, NonFiniteLoss, evaluate, train_one_epoch, zero_weighted_step
+from train_utils.run.optimization import Precision, amp_dtype, build_optimizer, build_schedule, lr_factor
+from train_utils.run.state import Progress
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 """Damaged checkpoints are refused; and damage that is let pass is seen."""
 
 from tests.faults import bit_flips
-from train_utils.checkpoint import save_checkpoint
+from train_utils.checkpoints.checkpoint import save_checkpoint
 
 
 def test_no_damaged_checkpoint_loads(tmp_path):

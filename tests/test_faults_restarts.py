@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from my_dataset_shapes import make_shapes
 from tests.faults import restarts
 from tests.faults.processes import children, end_all, finished_steps, lives, start_all, wait_for
-from train_utils.run_folder import newest_checkpoint
+from train_utils.checkpoints.run_folder import newest_checkpoint
+from train_utils.data.formats.shapes import make_shapes
 
 pytestmark = pytest.mark.slow
 MANY = ("--batch-size", 1, "--epochs", 40, "--log-steps")
@@ -76,7 +76,7 @@ def no_memory(*_):
 
 def test_the_lack_of_memory_of_one_rank_ends_all_with_the_cause(data, tmp_path):
     log = tmp_path / "log"
-    fault = ("call", "train_utils.engine", "accumulate_gradients", no_memory)
+    fault = ("call", "train_utils.run.engine", "accumulate_gradients", no_memory)
     ranks = start_all(data, tmp_path / "run", *MANY, log=log, size=2, fault=fault, faulty=1)
     assert end_all(ranks, 60) == [1, 2]
     printed = log.read_text()

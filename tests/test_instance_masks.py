@@ -11,9 +11,15 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 from torchvision.models.detection.transform import _resize_image_and_masks
 
-from network_files import instance_masks
-from network_files.cropped_masks import CroppedMasks, nearest_index
-from network_files.instance_masks import encode_crop, encode_masks, mask_probs_to_bool, mask_targets, paste_masks
+from network_files.operators import instance_masks
+from network_files.operators.cropped_masks import CroppedMasks, nearest_index
+from network_files.operators.instance_masks import (
+    encode_crop,
+    encode_masks,
+    mask_probs_to_bool,
+    mask_targets,
+    paste_masks,
+)
 
 
 def some_masks(height=37, width=53):

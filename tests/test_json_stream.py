@@ -7,8 +7,8 @@ import zlib
 
 import pytest
 
-from train_utils import json_stream
-from train_utils.json_stream import Unusual, no_collection, read_lists
+from train_utils.io import json_stream
+from train_utils.io.json_stream import Unusual, no_collection, read_lists
 
 DOCUMENT = {
     "info": {"year": 2017, "nested": [[1, -2.5e3], {"a": None}], "text": 'a "quoted" }],[ é \\ \u4e2d'},

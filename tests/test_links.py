@@ -9,12 +9,12 @@ from tiny_model import write_coco
 
 from backbone.errors import InputError
 from tests.faults.hostile_data import voc
-from train_utils import links
-from train_utils.coco_checks import check_categories
-from train_utils.data_sets import open_data_set
-from train_utils.label_map import LabelMap
-from train_utils.picture_lists import find_pictures
-from train_utils.plain_text import brief, one_line, visible
+from train_utils.data import links
+from train_utils.data.formats.coco.checks import check_categories
+from train_utils.data.labels import LabelMap
+from train_utils.data.opening import open_data_set
+from train_utils.io.plain_text import brief, one_line, visible
+from train_utils.show.image_lists import find_pictures
 
 
 def moved(folder, name):

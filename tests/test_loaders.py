@@ -10,11 +10,11 @@ import torch
 from coco_folders import many, write
 
 from backbone.errors import InputError
-from network_files.cropped_masks import CroppedMasks
+from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import padded_size
-from train_utils.data_sets import EvalLoader, TrainLoader, open_data_set, sample_rng, sample_seed
-from train_utils.loaders import aspect_groups, global_batches
-from train_utils.pictures import PictureError
+from train_utils.data.images import PictureError
+from train_utils.data.loaders import aspect_groups, global_batches
+from train_utils.data.opening import EvalLoader, TrainLoader, open_data_set, sample_rng, sample_seed
 
 
 class World:

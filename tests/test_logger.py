@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backbone.errors import InputError
-from train_utils.logger import COCO_NUMBERS, MetricLogger, ResultsWriter, SmoothedValue
+from train_utils.logs.logger import COCO_NUMBERS, MetricLogger, ResultsWriter, SmoothedValue
 
 LOSSES = {
     "loss_classifier": 0.5,

@@ -10,18 +10,18 @@ import torch
 from hypothesis import given, settings
 from spoilt_results import result, spoil
 
-from my_dataset_shapes import make_shapes
-from train_utils.coco_eval import evaluate_results
-from train_utils.data_sets import open_data_set
-from train_utils.mistakes.advice import WORTH, advise, train_on
-from train_utils.mistakes.average_precision import RECALLS, curves_at, mean_of_known
-from train_utils.mistakes.confusion import confusion_matrix, most_confused
-from train_utils.mistakes.crowding import by_crowding, mean_ap
-from train_utils.mistakes.errors import KINDS, costs, kinds_of, missed_of
-from train_utils.mistakes.gallery import ASIDE, FINE, Shown
-from train_utils.mistakes.matching import match
-from train_utils.mistakes.outlines import border_loops, mask_loops, path_of
-from train_utils.mistakes.scores import best_f1, best_of_all, calibration
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.data.opening import open_data_set
+from train_utils.evaluation.mistakes.advice import WORTH, advise, train_on
+from train_utils.evaluation.mistakes.average_precision import RECALLS, curves_at, mean_of_known
+from train_utils.evaluation.mistakes.confusion import confusion_matrix, most_confused
+from train_utils.evaluation.mistakes.crowding import by_crowding, mean_ap
+from train_utils.evaluation.mistakes.errors import KINDS, costs, kinds_of, missed_of
+from train_utils.evaluation.mistakes.gallery import ASIDE, FINE, Shown
+from train_utils.evaluation.mistakes.matching import match
+from train_utils.evaluation.mistakes.outlines import border_loops, mask_loops, path_of
+from train_utils.evaluation.mistakes.scores import best_f1, best_of_all, calibration
+from train_utils.evaluation.numbers import evaluate_results
 
 SIZE = 100
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from plain_loops import random_boxes, slow_iou
 from torchvision import ops
 
-from network_files import nms as nms_module
-from network_files.nms import batched_nms, nms
+from network_files.operators import nms as nms_module
+from network_files.operators.nms import batched_nms, nms
 
 
 def slow_nms(boxes, scores, groups, threshold):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backbone.errors import InputError
-from train_utils.npy_reader import read_npy
+from train_utils.data.formats.npy_file import read_npy
 
 SAMPLE = {
     "boxes": np.arange(8, dtype=np.float32).reshape(2, 4),

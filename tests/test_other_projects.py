@@ -14,11 +14,11 @@ from tiny_model import NAMES, tiny_model, write_coco, write_pictures
 import predict
 import train_multi_GPU
 import validation
-from my_dataset_shapes import make_shapes
-from train_utils.arguments import add_arguments, resolve
-from train_utils.command import Parser, run_command
-from train_utils.distributed import World
-from train_utils.reference_flags import check_reference_flags
+from train_utils.cli.command import Parser, run_command
+from train_utils.cli.reference_flags import check_reference_flags
+from train_utils.cli.run_flags import add_arguments, resolve
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.processes.distributed import World
 
 ONE = World(0, 1, 0, torch.device("cpu"))
 TRAIN = [  # words of a command -> the flag's name here and its value
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
     small = flags(data, "run", "--backbone-width", 64, "--epochs", 1)
     assert call(monkeypatch, *small, "--resume", "model_25.pth") == 2
     assert "model_25.pth: holds weights but no training state; start from it with --weights" in capsys.readouterr().err
-    monkeypatch.setattr("train_utils.trainer.Trainer.fit", lambda trainer: None)
+    monkeypatch.setattr("train_utils.run.epochs.Trainer.fit", lambda trainer: None)
     heads = ("--box-head-channels", 32, "--mask-head-channels", 16, "--norm", "batch")
     assert call(monkeypatch, *small, *heads, "--weights", "model_25.pth") == 0
     assert "weights: model_25.pth" in capsys.readouterr().out

@@ -14,16 +14,16 @@ from npy_folders import many
 from PIL import Image
 from small_runs import ROOT, call, differences, flags
 
-import my_dataset_packed
+import train_utils.data.formats.packed
 from backbone.errors import InputError
-from my_dataset_packed import TAIL, PackedDataset
 from tests.faults.hostile_data import voc
 from tools import pack_dataset
-from train_utils.array_block import block_pieces, read_block
-from train_utils.coco_eval import evaluate_results
-from train_utils.command import run_command
-from train_utils.data_sets import open_data_set
-from train_utils.resume import fingerprint
+from train_utils.cli.command import run_command
+from train_utils.data.formats.packed import TAIL, PackedDataset
+from train_utils.data.opening import open_data_set
+from train_utils.evaluation.numbers import evaluate_results
+from train_utils.io.array_block import block_pieces, read_block
+from train_utils.run.resume import fingerprint
 
 
 def varied(folder, ids=(7, 2, 5, 9)):
@@ -244,11 +244,11 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, monkeypatch, chan
     path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
     content = path.read_bytes()
     place, _, _ = TAIL.unpack(content[-TAIL.size :])
-    values, arrays = read_block(PackedDataset(path)._mapped, place, my_dataset_packed.INDEX)
+    values, arrays = read_block(PackedDataset(path)._mapped, place, train_utils.data.formats.packed.INDEX)
     arrays = dict(arrays)
     change(arrays)
     index = b"".join(block_pieces(values, arrays))
-    digest = my_dataset_packed.hashlib.sha256(index).digest()
+    digest = train_utils.data.formats.packed.hashlib.sha256(index).digest()
     path.unlink()
     path.write_bytes(content[:place] + index + struct.pack("<QQ32s", place, len(index), digest))
     with pytest.raises(InputError, match="damaged or cut off") as caught:

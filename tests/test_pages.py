@@ -10,8 +10,8 @@ from small_runs import ROOT
 
 import predict
 import validation
-from train_utils.command import Parser
-from train_utils.train_loop import add_arguments
+from train_utils.cli.command import Parser
+from train_utils.run.loop import add_arguments
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TOOLS = ("tools.check_data", "tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset", "tools.visualise_stages")

@@ -6,8 +6,19 @@ import pytest
 from browser import Browser, needs_browser
 from PIL import Image
 
-from train_utils.pages import Html, data_address, escaped, json_block, page, picture, section, table, tag, write_page
-from train_utils.pages.plots import bars, curves, ticks
+from train_utils.show.pages import (
+    Html,
+    data_address,
+    escaped,
+    json_block,
+    page,
+    picture,
+    section,
+    table,
+    tag,
+    write_page,
+)
+from train_utils.show.pages.plots import bars, curves, ticks
 
 HOSTILE = '</script><img src=x onerror="console.error(1)">&\u202e\udcff'
 

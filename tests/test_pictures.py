@@ -8,7 +8,7 @@ import torch
 from PIL import Image, features
 
 from backbone.errors import InputError
-from train_utils.pictures import UPRIGHT, PictureError, picture_size, read_picture, refuse
+from train_utils.data.images import UPRIGHT, PictureError, picture_size, read_picture, refuse
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50  # [2, 3]
 # What Pillow's own pictures hold that cannot be decoded in full.

@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 from tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_pictures
 
 import predict
-from train_utils.command import run_command
-from train_utils.picture_lists import output_names
+from train_utils.cli.command import run_command
+from train_utils.show.image_lists import output_names
 
 ROOT = Path(__file__).resolve().parent.parent
 

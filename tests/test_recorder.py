@@ -8,8 +8,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from network_files import CroppedMasks, Recorder
-from network_files.boxes import BoxCoder
-from network_files.roi_align import FeatureTable
+from network_files.operators.boxes import BoxCoder
+from network_files.operators.roi_align import FeatureTable
 from tools.stages.trace import anchor_of_proposal, proposal_of_detection
 
 COPIES = {"detach", "clone", "copy_", "_to_copy", "empty_strided", "alias", "lift_fresh"}

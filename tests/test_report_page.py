@@ -12,17 +12,17 @@ from spoilt_results import spoil
 from tiny_model import write_checkpoint, write_coco
 
 import validation
-from my_dataset_shapes import make_shapes
-from train_utils.checkpoint import load_file, save_checkpoint
-from train_utils.coco_eval import evaluate_results
-from train_utils.command import run_command
-from train_utils.data_sets import open_data_set
-from train_utils.mistakes import gallery as gallery_module
-from train_utils.mistakes import sections, write_report
-from train_utils.mistakes.errors import KINDS, kinds_of
-from train_utils.mistakes.gallery import Shown
-from train_utils.mistakes.matching import match
-from train_utils.mistakes.scores import best_of_all
+from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
+from train_utils.cli.command import run_command
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.data.opening import open_data_set
+from train_utils.evaluation.mistakes import gallery as gallery_module
+from train_utils.evaluation.mistakes import sections, write_report
+from train_utils.evaluation.mistakes.errors import KINDS, kinds_of
+from train_utils.evaluation.mistakes.gallery import Shown
+from train_utils.evaluation.mistakes.matching import match
+from train_utils.evaluation.mistakes.scores import best_of_all
+from train_utils.evaluation.numbers import evaluate_results
 
 
 class Tables(HTMLParser):

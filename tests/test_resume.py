@@ -14,14 +14,15 @@ import torch
 from small_runs import ROOT, call, differences, flags, same
 
 from backbone.errors import InputError
-from my_dataset_shapes import make_shapes
 from tests.faults.processes import end_all, start_all, wait_for
-from train_utils import checkpoint, engine, run_lock
-from train_utils.checkpoint import save_checkpoint
-from train_utils.command import Parser
-from train_utils.resume import _share_batch
-from train_utils.run_lock import RunLock
-from train_utils.train_loop import add_arguments
+from train_utils.checkpoints import checkpoint, run_lock
+from train_utils.checkpoints.checkpoint import save_checkpoint
+from train_utils.checkpoints.run_lock import RunLock
+from train_utils.cli.command import Parser
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.run import engine
+from train_utils.run.loop import add_arguments
+from train_utils.run.resume import _share_batch
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,7 @@ def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(data, tmp_pat
     assert call(monkeypatch, *flags(data, tmp_path / "uncut", *more)) == 0
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("train_utils.trainer.evaluate", fail)
+        patch.setattr("train_utils.run.epochs.evaluate", fail)
         with pytest.raises(RuntimeError, match="cut"):
             call(patch, *flags(data, run, *more))
     newest = run / "model_0.pth"

@@ -7,8 +7,8 @@ from torchvision.ops import box_iou
 
 from benchmarks import torchvision_model as oracle
 from network_files import create_model, matching
-from network_files.cropped_masks import CroppedMasks
-from network_files.roi_align import FeatureTable
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.roi_align import FeatureTable
 from network_files.rpn import RPNHead
 from network_files.transform import Objects, PictureBatch
 

@@ -8,9 +8,15 @@ import pytest
 import torch
 
 from backbone.errors import InputError
-from train_utils.checkpoint import FORMAT_VERSION, copy_checkpoint, save_checkpoint
-from train_utils.files import make_folder, write_text
-from train_utils.run_folder import checkpoint_path, find_checkpoint, newest_checkpoint, prepare_run_folder, write_args
+from train_utils.checkpoints.checkpoint import FORMAT_VERSION, copy_checkpoint, save_checkpoint
+from train_utils.checkpoints.run_folder import (
+    checkpoint_path,
+    find_checkpoint,
+    newest_checkpoint,
+    prepare_run_folder,
+    write_args,
+)
+from train_utils.io.files import make_folder, write_text
 
 
 def content():

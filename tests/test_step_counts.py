@@ -7,9 +7,9 @@ import torch
 from tiny_model import tiny_model
 
 from network_files import Recorder
-from network_files.boxes import box_iou
-from train_utils.step_counts import StepCounts
-from train_utils.trainer import Trainer
+from network_files.operators.boxes import box_iou
+from train_utils.logs.step_counts import StepCounts
+from train_utils.run.epochs import Trainer
 
 
 def two_pictures():

@@ -14,9 +14,9 @@ from npy_folders import add, rectangles, turned
 from npy_folders import many as many_npy
 
 from tools import coco_to_npy, conversion, npy_to_coco
-from train_utils.command import run_command
-from train_utils.data_sets import open_data_set
-from train_utils.npy_reader import read_npy
+from train_utils.cli.command import run_command
+from train_utils.data.formats.npy_file import read_npy
+from train_utils.data.opening import open_data_set
 
 ROOT = Path(__file__).resolve().parent.parent
 

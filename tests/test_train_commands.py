@@ -9,11 +9,11 @@ import pytest
 import torch
 from small_runs import ROOT, TORCHRUN, call, differences, flags, start
 
-from my_dataset_shapes import make_shapes
-from train_utils import trainer
-from train_utils.arguments import BUILT_IN_MODEL, LR_PER_PICTURE, add_arguments, resolve
-from train_utils.command import Parser
-from train_utils.distributed import World
+from train_utils.cli.command import Parser
+from train_utils.cli.run_flags import BUILT_IN_MODEL, LR_PER_PICTURE, add_arguments, resolve
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.processes.distributed import World
+from train_utils.run import epochs as trainer
 
 STEPS = 6  # per epoch: 12 pictures in batches of 2
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, _resize_image_and_masks
 
-from network_files.cropped_masks import CroppedMasks
+from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import Transform, padded_size, prepare_objects, resized_size, seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

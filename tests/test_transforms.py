@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from network_files.cropped_masks import CroppedMasks
+from network_files.operators.cropped_masks import CroppedMasks
 from transforms import (
     MEAN_COLOUR,
     Compose,

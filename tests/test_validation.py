@@ -11,8 +11,8 @@ from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 import predict
 import validation
-from train_utils.coco_eval import evaluate_results
-from train_utils.command import run_command
+from train_utils.cli.command import run_command
+from train_utils.evaluation.numbers import evaluate_results
 
 ROOT = Path(__file__).resolve().parent.parent
 

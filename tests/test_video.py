@@ -16,10 +16,10 @@ from PIL import Image
 from tiny_model import write_checkpoint, write_pictures
 
 import predict
-from train_utils import video
-from train_utils.command import run_command
-from train_utils.inference import Predictor
-from train_utils.pictures import PictureError
+from train_utils.cli.command import run_command
+from train_utils.data.images import PictureError
+from train_utils.prediction.predictor import Predictor
+from train_utils.show import video
 
 SIZE = (48, 64)  # height, width
 

@@ -15,7 +15,7 @@ from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 from network_files import CroppedMasks, create_model
 from network_files.anchors import AnchorGrid
-from network_files.roi_align import FeatureTable, roi_align
+from network_files.operators.roi_align import FeatureTable, roi_align
 from tools import visualise_stages
 from tools.stages.canvas import GREEN, Canvas, sheet, window_around
 from tools.stages.lesson import LESSONS, lessons_for
@@ -23,9 +23,9 @@ from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
-from train_utils.command import run_command
-from train_utils.data_sets import TrainLoader, open_data_set
-from train_utils.distributed import World
+from train_utils.cli.command import run_command
+from train_utils.data.opening import TrainLoader, open_data_set
+from train_utils.processes.distributed import World
 from transforms import build_augment
 
 WIDTH = 8  # of the backbone: small, and so quick to write and read

@@ -11,8 +11,9 @@ import torchvision
 from torchvision.models import detection
 
 from benchmarks import torchvision_model as oracle
-from network_files import InputError, create_model, load_weights, weights
-from train_utils.checkpoint import load_checkpoint, model_from_checkpoint
+from network_files import InputError, create_model, load_weights
+from network_files.weight_files import weights
+from train_utils.checkpoints.checkpoint import load_checkpoint, model_from_checkpoint
 
 TINY = {
     "fpn_channels": 16,

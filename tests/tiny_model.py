@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from network_files import create_model
-from train_utils.checkpoint import save_checkpoint
-from train_utils.label_map import LabelMap
+from train_utils.checkpoints.checkpoint import save_checkpoint
+from train_utils.data.labels import LabelMap
 
 NAMES = {1: "circle", 2: "square", 4: "big triangle"}
 SIZES = [(48, 64), (64, 48), (48, 64), (40, 40)]  # (height, width)

@@ -23,18 +23,18 @@ import numpy as np
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
-from network_files.architecture import infer_architecture
+from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import anchors, duplicates, fix, looks, page, pictures, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
-from train_utils import command
-from train_utils.arguments import BUILT_IN_MODEL
-from train_utils.checkpoint import fitting_settings, is_checkpoint, load_file
-from train_utils.data_sets import LAYOUTS, SHAPES_FOLDER
-from train_utils.files import make_folder, user_path, write_text
-from train_utils.pages import write_page
-from train_utils.plain_text import one_line
+from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
+from train_utils.cli import command
+from train_utils.cli.run_flags import BUILT_IN_MODEL
+from train_utils.data.opening import LAYOUTS, SHAPES_FOLDER
+from train_utils.io.files import make_folder, user_path, write_text
+from train_utils.io.plain_text import one_line
+from train_utils.show.pages import write_page
 
 SMALL = 2000  # pictures up to which all are opened unless --quick says otherwise
 SHOWN = 6  # finds of a kind on the console

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from tools.conversion import new_folder, open_splits, place_picture
-from train_utils import command, npy_reader
-from train_utils.coco_layout import find_jsons
-from train_utils.files import user_path
-from train_utils.npy_format import CLASS_FILE
-from train_utils.picture_lists import output_names
-from train_utils.pictures import PictureError, picture_size
-from train_utils.plain_text import visible
+from train_utils.cli import command
+from train_utils.data.formats import npy_file as npy_reader
+from train_utils.data.formats.coco.layout import find_jsons
+from train_utils.data.formats.npy import CLASS_FILE
+from train_utils.data.images import PictureError, picture_size
+from train_utils.io.files import user_path
+from train_utils.io.plain_text import visible
+from train_utils.show.image_lists import output_names
 
 
 def parse_args() -> argparse.Namespace:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data_sets import open_data_set
-from train_utils.files import make_folder, user_path
+from train_utils.data.opening import open_data_set
+from train_utils.io.files import make_folder, user_path
 
 
 def open_splits(path, dataset: str, roles, **options) -> dict:

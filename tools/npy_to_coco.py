@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from tools.conversion import new_folder, open_splits, place_picture
-from train_utils import command
-from train_utils.files import user_path, write_text
-from train_utils.npy_format import NO_ANNOTATION, NO_PICTURE, find_npy_folders
-from train_utils.pictures import PictureError, picture_size
+from train_utils.cli import command
+from train_utils.data.formats.npy import NO_ANNOTATION, NO_PICTURE, find_npy_folders
+from train_utils.data.images import PictureError, picture_size
+from train_utils.io.files import user_path, write_text
 
 
 def parse_args() -> argparse.Namespace:

@@ -22,13 +22,13 @@ import torch
 from tqdm import tqdm
 
 from backbone.errors import InputError
-from my_dataset_packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedDataset
 from tools.conversion import new_folder
-from train_utils import command
-from train_utils.array_block import block_pieces, padded
-from train_utils.data_sets import LAYOUTS, open_data_set
-from train_utils.files import atomic_file
-from train_utils.pictures import PictureError, read_picture
+from train_utils.cli import command
+from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedDataset
+from train_utils.data.images import PictureError, read_picture
+from train_utils.data.opening import LAYOUTS, open_data_set
+from train_utils.io.array_block import block_pieces, padded
+from train_utils.io.files import atomic_file
 
 
 def parse_args() -> argparse.Namespace:

@@ -21,15 +21,15 @@ import torch
 from backbone.errors import InputError
 from tools.stages.view import look
 from tools.stages.writing import write_stages
-from train_utils import command
-from train_utils.arguments import AUGMENTATION, add_augmentation_arguments
-from train_utils.checkpoint import load_file
-from train_utils.files import make_folder, user_path
-from train_utils.inference import add_data_arguments, add_model_arguments, load_model, open_split_of
-from train_utils.loaders import AUGMENTATION as AUGMENTATION_STREAM
-from train_utils.loaders import sample_rng, sample_seed
-from train_utils.pictures import read_picture
-from train_utils.plain_text import visible
+from train_utils.checkpoints.checkpoint import load_file
+from train_utils.cli import command
+from train_utils.cli.run_flags import AUGMENTATION, add_augmentation_arguments
+from train_utils.data.images import read_picture
+from train_utils.data.loaders import AUGMENTATION as AUGMENTATION_STREAM
+from train_utils.data.loaders import sample_rng, sample_seed
+from train_utils.io.files import make_folder, user_path
+from train_utils.io.plain_text import visible
+from train_utils.prediction.predictor import add_data_arguments, add_model_arguments, load_model, open_split_of
 from transforms import build_augment
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from backbone.errors import InputError
-from network_files.file_stamp import find_damage
+from network_files.weight_files.file_stamp import find_damage
 from tests.faults import Outcome
-from train_utils.checkpoint import load_file, save_checkpoint
+from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 
 WHAT = "damage to checkpoints: noticed, and never loaded"
 SEED, BLOCK, END = 20, 4096, 400

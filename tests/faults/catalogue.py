@@ -27,9 +27,10 @@ import predict
 import train
 import validation
 from tests.faults import Outcome
-from train_utils import annotation_cache, trainer
-from train_utils.command import run_command
-from train_utils.data_sets import open_data_set
+from train_utils.cli.command import run_command
+from train_utils.data import cache as annotation_cache
+from train_utils.data.opening import open_data_set
+from train_utils.run import epochs as trainer
 
 WHAT = "odd and wrong pictures, annotations and jsons: an error, a counted skip, or the right result"
 ERROR, SKIP, GO_ON = "error", "skip", "go on"

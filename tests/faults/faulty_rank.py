@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import train_multi_GPU  # noqa: E402
 from tests.faults.processes import install  # noqa: E402
-from train_utils.command import run_command  # noqa: E402
+from train_utils.cli.command import run_command  # noqa: E402
 
 if __name__ == "__main__":
     kind, phase, count, marker = sys.argv[1:5]

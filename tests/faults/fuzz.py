@@ -29,13 +29,13 @@ import torch
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
-from my_dataset_npy import NpyDataset
 from my_dataset_voc import VocDataset
 from tests.faults import Outcome
 from tests.faults.hostile_data import XML, voc
-from train_utils.coco_annotations import read_annotations
-from train_utils.coco_eval import evaluate_results
-from train_utils.label_map import LabelMap
+from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.data.formats.npy_dataset import NpyDataset
+from train_utils.data.labels import LabelMap
+from train_utils.evaluation.numbers import evaluate_results
 
 WHAT = "data files changed at random: read, or refused in one line"
 SEED, WORKERS = 20, 2

@@ -29,8 +29,8 @@ from tests.faults import Outcome
 from tests.faults.hostile_data import DATA_CASES
 from tests.faults.hostile_npy import NPY_CASES
 from tests.faults.hostile_weights import OF_CHECKPOINTS, WEIGHTS_CASES, write_checkpoint
-from train_utils.command import EXIT_WRONG_INPUT, run_command
-from train_utils.npy_reader import read_npy
+from train_utils.cli.command import EXIT_WRONG_INPUT, run_command
+from train_utils.data.formats.npy_file import read_npy
 
 WHAT = "files made to harm: refused in one line, nothing run, nothing read elsewhere"
 ROOT = Path(__file__).resolve().parent.parent.parent

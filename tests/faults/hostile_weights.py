@@ -24,8 +24,8 @@ from tests.faults.hostile_pickles import (
     torch_zip,
     whole,
 )
-from train_utils.checkpoint import save_checkpoint
-from train_utils.label_map import LabelMap
+from train_utils.checkpoints.checkpoint import save_checkpoint
+from train_utils.data.labels import LabelMap
 
 BIG = 100 * 2**30  # bytes
 

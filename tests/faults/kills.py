@@ -6,10 +6,10 @@ import time
 
 from small_runs import differences
 
-from my_dataset_shapes import make_shapes
-from network_files.file_stamp import find_damage
+from network_files.weight_files.file_stamp import find_damage
 from tests.faults import KEPT_LOGS, Outcome, progress
 from tests.faults.processes import end_all, start_all
+from train_utils.data.formats.shapes import make_shapes
 
 WHAT = "kill -9 at random moments (also within a save); resumed, the run ends bit for bit as the uncut one"
 # name -> (ranks, flags, whether in bfloat16)

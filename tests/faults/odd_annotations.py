@@ -4,7 +4,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tests.faults.catalogue import ERROR, GO_ON, SKIP, Case
-from train_utils.coco_eval import evaluate_results
+from train_utils.evaluation.numbers import evaluate_results
 
 SIZE = (64, 48)  # of image 11, height and width
 SQUARE = [[4, 4, 24, 4, 24, 28, 4, 28]]

@@ -9,10 +9,10 @@ from PIL import Image
 from tiny_model import tiny_model
 
 from tests.faults.catalogue import ERROR, GO_ON, SKIP, WIDTH, Case
-from train_utils.data_sets import EvalLoader
-from train_utils.distributed import World
-from train_utils.engine import evaluate
-from train_utils.voc_format import read_class_ids
+from train_utils.data.formats.voc import read_class_ids
+from train_utils.data.opening import EvalLoader
+from train_utils.processes.distributed import World
+from train_utils.run.engine import evaluate
 
 # --- jsons -------------------------------------------------------------------------------------------------
 

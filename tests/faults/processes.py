@@ -15,8 +15,12 @@ from small_runs import ROOT, flags
 
 import train
 import train_multi_GPU
-from train_utils import engine, files, loaders, optimization, train_loop, trainer
-from train_utils.command import run_command
+from train_utils.cli.command import run_command
+from train_utils.data import loaders
+from train_utils.io import files
+from train_utils.run import engine, optimization
+from train_utils.run import epochs as trainer
+from train_utils.run import loop as train_loop
 
 # phase -> where it is: (module or class, function)
 PHASES = {

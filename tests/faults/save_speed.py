@@ -12,7 +12,7 @@ import torch
 
 from network_files import create_model
 from tests.faults import Outcome
-from train_utils.checkpoint import load_file, save_checkpoint
+from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 
 WHAT = "seconds of a durable save and a verified load, beside torch's own"
 

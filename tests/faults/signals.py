@@ -12,10 +12,10 @@ import time
 import torch
 from small_runs import ROOT, TORCHRUN, flags
 
-from my_dataset_shapes import make_shapes
 from tests.faults import KEPT_LOGS, Outcome, progress
 from tests.faults.processes import PAUSE, PHASES, children, end_all, finished_steps, lives, start_all, wait_for
-from train_utils.run_folder import newest_checkpoint
+from train_utils.checkpoints.run_folder import newest_checkpoint
+from train_utils.data.formats.shapes import make_shapes
 
 WHAT = "SIGTERM and SIGINT in each phase: the step is finished and saved, exit status 143 or 130, in time"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -11,14 +11,14 @@ from pathlib import Path
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset, picture_path, size_reader
 from tools.doctor.finds import ERROR, NOTE, WARNING, Finds, Kind
-from train_utils.annotation_packer import Packer, name_of
-from train_utils.coco_annotations import NO_MASKS, STANDS_TWICE, CocoAnnotations, packed_values
-from train_utils.coco_checks import as_id, check_categories, check_different, check_image, check_is_coco
-from train_utils.coco_layout import listed_names, picture_folder
-from train_utils.coco_segmentation import NO_SEGMENTATION
-from train_utils.json_stream import BATCH, Unusual, no_collection, read_lists
-from train_utils.label_map import read_json
-from train_utils.links import links_out
+from train_utils.data.formats.coco.annotations import NO_MASKS, STANDS_TWICE, CocoAnnotations, packed_values
+from train_utils.data.formats.coco.checks import as_id, check_categories, check_different, check_image, check_is_coco
+from train_utils.data.formats.coco.layout import listed_names, picture_folder
+from train_utils.data.formats.coco.packer import Packer, name_of
+from train_utils.data.formats.coco.segmentation import NO_SEGMENTATION
+from train_utils.data.labels import read_json
+from train_utils.data.links import links_out
+from train_utils.io.json_stream import BATCH, Unusual, no_collection, read_lists
 
 MISSING = Kind(ERROR, "picture files are missing", "Put them there, or take their entries out (--fix does).")
 UNCHECKED = Kind(NOTE, "annotations of images that have an error: not checked", "Correct the images first.")

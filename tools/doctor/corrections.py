@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 from my_dataset_coco import picture_path, size_reader
 from tools.doctor import looks
-from train_utils.coco_checks import as_id, check_image
-from train_utils.coco_segmentation import (
+from train_utils.data.formats.coco.checks import as_id, check_image
+from train_utils.data.formats.coco.segmentation import (
     LONGEST_OUTLINE,
     RLE,
     Skip,
@@ -28,7 +28,7 @@ from train_utils.coco_segmentation import (
     read_segmentation,
     unpack_polygon,
 )
-from train_utils.plain_text import brief, one_line
+from train_utils.io.plain_text import brief, one_line
 
 
 class Change(NamedTuple):

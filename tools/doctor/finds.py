@@ -8,7 +8,7 @@ import textwrap
 from collections import Counter
 from typing import NamedTuple
 
-from train_utils.plain_text import one_line
+from train_utils.io.plain_text import one_line
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)

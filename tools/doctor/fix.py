@@ -17,13 +17,13 @@ from tools.doctor.finds import ERROR, Finds, counted
 from tools.doctor.looks import look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import table_of
-from train_utils.coco_checks import check_is_coco
-from train_utils.coco_layout import listed_names, picture_folder
-from train_utils.data_sets import coco_files
-from train_utils.files import user_path, write_text
-from train_utils.json_stream import no_collection
-from train_utils.label_map import read_json
-from train_utils.plain_text import brief, one_line
+from train_utils.data.formats.coco.checks import check_is_coco
+from train_utils.data.formats.coco.layout import listed_names, picture_folder
+from train_utils.data.labels import read_json
+from train_utils.data.opening import coco_files
+from train_utils.io.files import user_path, write_text
+from train_utils.io.json_stream import no_collection
+from train_utils.io.plain_text import brief, one_line
 
 
 def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:

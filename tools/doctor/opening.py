@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backbone.errors import InputError
-from my_dataset_npy import scan_pair
 from tools.conversion import open_splits
 from tools.doctor.coco_listing import MISSING, list_coco, list_missing, list_skips
 from tools.doctor.finds import ERROR, WARNING, Finds, Kind, of_several
 from tools.doctor.pictures import pictures_below
 from tools.doctor.voc_listing import list_voc
-from train_utils import annotation_cache
-from train_utils.annotation_cache import cache_folder
-from train_utils.coco_annotations import read_indexed
-from train_utils.data_sets import coco_files, layout_of, merged_categories
-from train_utils.files import user_path
-from train_utils.links import links_out_of
-from train_utils.npy_format import find_npy_folders, pair_files
+from train_utils.data import cache as annotation_cache
+from train_utils.data.cache import cache_folder
+from train_utils.data.formats.coco.annotations import read_indexed
+from train_utils.data.formats.npy import find_npy_folders, pair_files
+from train_utils.data.formats.npy_dataset import scan_pair
+from train_utils.data.links import links_out_of
+from train_utils.data.opening import coco_files, layout_of, merged_categories
+from train_utils.io.files import user_path
 
 NO_TRAINING = Kind(WARNING, "no training data", "validation.py can use it, train.py cannot.")
 LEFT_OUT = "Training leaves them out; the first of them is named."

@@ -9,12 +9,12 @@ from PIL import Image
 from backbone.errors import InputError
 from tools.doctor import duplicates, pictures
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted, of_several
-from train_utils.drawing import draw_detections
-from train_utils.loaders import AUGMENTATION, sample_rng
-from train_utils.pages import Html, Section, figure, joined, page, picture, section, table, tag
-from train_utils.pages.plots import bars, curves
-from train_utils.pictures import read_picture
-from train_utils.plain_text import one_line
+from train_utils.data.images import read_picture
+from train_utils.data.loaders import AUGMENTATION, sample_rng
+from train_utils.io.plain_text import one_line
+from train_utils.show.drawing import draw_detections
+from train_utils.show.pages import Html, Section, figure, joined, page, picture, section, table, tag
+from train_utils.show.pages.plots import bars, curves
 from transforms import build_augment
 
 LISTED = 50  # finds of a kind on the page; check_data.json has all

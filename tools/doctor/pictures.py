@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
-from train_utils.pictures import EXIF_ORIENTATION, PictureError, formats, picture_suffixes, read_picture
+from train_utils.data.images import EXIF_ORIENTATION, PictureError, formats, picture_suffixes, read_picture
 
 THUMB = 32  # pixels a side of the copies that doubles are compared by
 HASH = 8  # rows, and differences in each, of the difference hash
@@ -81,7 +81,7 @@ def header_notes(path):
                 mode, frames = image.mode, getattr(image, "n_frames", 1)
                 try:
                     turn = image.getexif().get(EXIF_ORIENTATION, 1)
-                except Exception:  # as in train_utils/pictures.py: damaged tags say nothing about the pixels
+                except Exception:  # as in train_utils/data/images.py: damaged tags say nothing about the pixels
                     turn = 1
     except Exception:  # the reader of the pixels says what is wrong
         return

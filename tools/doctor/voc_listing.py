@@ -8,9 +8,9 @@ from backbone.errors import InputError
 from my_dataset_voc import CLASS_DIFFERS, FROM_CLASS_MASK, NO_XML, XML_SIZE, Scan, VocDataset
 from tools.doctor.coco_listing import MISSING, SKIPPED
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind, of_several
-from train_utils import voc_format as voc
-from train_utils.data_sets import VOC_FOLDERS
-from train_utils.links import links_out_of
+from train_utils.data.formats import voc as voc
+from train_utils.data.links import links_out_of
+from train_utils.data.opening import VOC_FOLDERS
 
 DECIDED = "Training goes on as the title says; correct the XML or the mask where that is wrong."
 FRACTIONS = Kind(NOTE, "XML files whose boxes have fractions", "The masks' own boxes are used, so nothing is lost.")

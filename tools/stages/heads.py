@@ -2,8 +2,8 @@
 
 import torch
 
-from network_files.boxes import box_iou
-from network_files.instance_masks import mask_probs_to_bool
+from network_files.operators.boxes import box_iou
+from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.roi_heads import STRIDES
 from tools.stages.canvas import BLUE, GREEN, LEVEL_COLORS, RED, SIDE, YELLOW, Canvas, window_around
 from tools.stages.inputs import drawn
@@ -11,7 +11,7 @@ from tools.stages.regions import SHOWN
 from tools.stages.stage import Panel, Shown, shape, size_of, spread
 from tools.stages.trace import roi_align_points
 from tools.stages.view import View, best_overlap
-from train_utils.drawing import draw_detections
+from train_utils.show.drawing import draw_detections
 
 CLOSE = 6  # objects or detections looked at closely
 OF_LEVEL = 15  # RoIs drawn of each level

@@ -4,11 +4,11 @@ import torch
 from PIL import Image
 
 from network_files.anchors import cell_anchors
-from network_files.boxes import box_area
+from network_files.operators.boxes import box_area
 from tools.stages.canvas import LEVEL_COLORS, SIDE, YELLOW, Canvas
 from tools.stages.stage import Facts, Panel, Shown, shape, size_of, spread
 from tools.stages.view import View, best_overlap
-from train_utils.drawing import draw_detections, instance_color
+from train_utils.show.drawing import draw_detections, instance_color
 
 MAP_SIDE = 340  # pixels of a level's picture: five stand side by side
 FEW = 40  # objects that a number is written beside

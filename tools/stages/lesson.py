@@ -5,19 +5,20 @@ from typing import NamedTuple
 
 from backbone import Backbone
 from backbone.feature_pyramid_network import FeaturePyramidNetwork
-from network_files import losses, matching, nms, roi_align
+from network_files import losses, matching
 from network_files.anchors import AnchorGrid, cell_anchors
-from network_files.boxes import BoxCoder
-from network_files.cropped_masks import CroppedMasks
-from network_files.instance_masks import mask_targets, paste_masks
 from network_files.mask_rcnn import MaskRCNN
+from network_files.operators import nms, roi_align
+from network_files.operators.boxes import BoxCoder
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import mask_targets, paste_masks
 from network_files.roi_heads import MaskPredictor, RoIHeads
 from network_files.rpn import RegionProposalNetwork, RPNHead
 from network_files.transform import Transform
 from tools.stages import heads, inputs, masks, regions
 from tools.stages.stage import Shown
 from tools.stages.view import View
-from train_utils.loaders import sample_rng
+from train_utils.data.loaders import sample_rng
 from transforms import build_augment
 
 PAPERS = {

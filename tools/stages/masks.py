@@ -2,10 +2,10 @@
 
 import torch
 
-from network_files.boxes import box_iou, scale_boxes
-from network_files.cropped_masks import CroppedMasks
-from network_files.instance_masks import mask_targets as targets_of
-from network_files.instance_masks import paste_masks
+from network_files.operators.boxes import box_iou, scale_boxes
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import mask_targets as targets_of
+from network_files.operators.instance_masks import paste_masks
 from tools.stages.canvas import Canvas, heat_picture, tiles, window_around
 from tools.stages.heads import CLOSE
 from tools.stages.stage import Panel, Shown, shape

@@ -1,7 +1,7 @@
 """The RPN's stages: its targets, its objectness, its proposals."""
 
 from network_files.matching import BELOW
-from network_files.nms import batched_nms
+from network_files.operators.nms import batched_nms
 from tools.stages.canvas import BLUE, GREEN, RED, YELLOW, Canvas, centres
 from tools.stages.inputs import MAP_SIDE
 from tools.stages.stage import Panel, Shown, shape, spread

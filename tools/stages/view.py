@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from network_files import MaskRCNN, MaskRCNNConfig, Recorder
-from network_files.boxes import box_iou
+from network_files.operators.boxes import box_iou
 from tools.stages.trace import anchor_of_proposal, proposal_of_detection
 
 

@@ -6,8 +6,8 @@ from tools.stages.canvas import sheet
 from tools.stages.lesson import PAPERS, Lesson, lessons_for
 from tools.stages.stage import Facts, Panel, where
 from tools.stages.view import View
-from train_utils import pages
-from train_utils.files import atomic_file
+from train_utils.io.files import atomic_file
+from train_utils.show import pages
 
 PAGE = "stages.html"
 SIDE = 640  # pixels of a picture in the page; the files have more

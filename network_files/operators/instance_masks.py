@@ -1,0 +1,207 @@
+"""Instance masks without full-size float pictures: training targets, pasting, run-length codes.
+
+Shapes: N masks of one H x W picture, P RoIs, D detections, M = 28 cells a side.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from network_files.operators.cropped_masks import CroppedMasks, nearest_source
+from network_files.operators.roi_align import bilinear_taps
+
+CHUNK = 125_000  # padded mask pixels held at once: few stay in a CPU's cache
+CHUNK_GPU = 16_000_000  # many keep a GPU busy
+
+
+def mask_targets(
+    masks: list[CroppedMasks], rois: list[Tensor], matched: list[Tensor], resized: list[tuple[int, int]], cells: int
+) -> Tensor:
+    """What the mask branch should predict for each RoI: the share of set pixels in each of its cells.
+
+    Per picture: masks; rois [P_i, 4] in the picture resized to (height, width) `resized`; matched int64
+    [P_i], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type, P over all pictures.
+
+    Matches torchvision, which resizes the full-size masks (nearest) and RoIAligns them with adaptive
+    sampling. That average is separable: rows @ crop @ columns^T, with two small matrices per RoI.
+    """
+    pixels = torch.cat([m.pixels for m in masks])
+    starts = itertools.accumulate((len(m.pixels) for m in masks), initial=0)
+    offsets = torch.cat([m.offsets()[i] + start for m, i, start in zip(masks, matched, starts, strict=False)])  # [P]
+    boxes = torch.cat([m.boxes[i] for m, i in zip(masks, matched, strict=True)])  # [P, 4]
+    counts = torch.tensor([len(r) for r in rois], device=boxes.device)
+    rois = torch.cat(rois)
+    sides = torch.tensor([[*m.size, *size] for m, size in zip(masks, resized, strict=True)], device=boxes.device)
+    sides = sides.repeat_interleave(counts, 0, output_size=len(rois))  # [P, 4] original and resized height, width
+    sizes = torch.cat([m.sides()[i] for m, i in zip(masks, matched, strict=True)])  # [P, 2]
+    kept = sizes if any(m.limit for m in masks) else sizes[:0]
+    rows = _axis_weights(rois[:, 1::2], boxes[:, 1::2], kept[:, 1], sides[:, 0::2], cells)
+    columns = _axis_weights(rois[:, 0::2], boxes[:, 0::2], kept[:, 0], sides[:, 1::2], cells)
+    targets = rois.new_zeros(len(rois), cells, cells)
+    for some in _alike(sizes):
+        crops = _padded_crops(pixels, offsets[some], *sizes[some].unbind(1)).to(rois.dtype)  # [p, h, w]
+        targets[some] = _product(rows(some, crops.shape[1]), crops, columns(some, crops.shape[2]))
+    return targets
+
+
+def _alike(sizes: Tensor) -> Iterator[Tensor]:
+    """Rows of sizes [N, 2] (width, height) in groups, int64 each, that pad to at most CHUNK (CHUNK_GPU) pixels.
+
+    Similar sizes go together, so that little is padded.
+    """
+    pairs, chunk = sizes.tolist(), CHUNK if sizes.device.type == "cpu" else CHUNK_GPU
+    order = sorted(range(len(pairs)), key=lambda i: -max(pairs[i]))
+    start = 0
+    while start < len(order):
+        width, height = pairs[order[start]]
+        stop = start + 1
+        while stop < len(order):
+            width, height = max(width, pairs[order[stop]][0]), max(height, pairs[order[stop]][1])
+            if (stop + 1 - start) * width * height > chunk:
+                break
+            stop += 1
+        yield torch.tensor(order[start:stop], device=sizes.device)
+        start = stop
+
+
+def _product(rows: Tensor, middle: Tensor, columns: Tensor) -> Tensor:
+    """rows @ middle @ columns^T in their own type, also where autocast would take bf16 for the products."""
+    with torch.autocast(middle.device.type, enabled=False):
+        return rows @ middle @ columns.mT
+
+
+def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor) -> Tensor:
+    """Crops of different sizes, padded with zeros to the largest: uint8 [p, h, w]."""
+    if not len(pixels):
+        return pixels.new_zeros(len(offsets), 1, 1)
+    y = torch.arange(max(int(height.max()), 1), device=pixels.device)
+    x = torch.arange(max(int(width.max()), 1), device=pixels.device)
+    index = offsets[:, None, None] + y[:, None] * width[:, None, None] + x  # [p, h, w]
+    inside = (y < height[:, None])[:, :, None] & (x < width[:, None])[:, None, :]
+    return pixels[index.clamp_(max=len(pixels) - 1)] * inside
+
+
+def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int):
+    """One axis of `mask_targets`: a function (which RoIs, crop length) -> weights [p, cells, length].
+
+    rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
+    limited); sides int64 [P, 2]: the picture's original and resized length. Each cell averages ceil(RoI length /
+    cells) bilinear samples; each sample reads two resized pixels; each of these is one source pixel, which counts if
+    it lies in the crop.
+    """
+
+    def weights(some: Tensor, length: int) -> Tensor:
+        lo, extent = rois[some, 0], (rois[some, 1] - rois[some, 0]).clamp(min=1)  # [p]
+        samples = torch.ceil(extent / cells)  # per cell
+        k = torch.arange(max(int(samples.max()), 1), device=rois.device)
+        cell = torch.arange(cells, device=rois.device)[:, None]
+        size = (extent / cells)[:, None, None]
+        # in torchvision's order of operations, so that float32 rounds alike
+        position = lo[:, None, None] + cell * size + (k + 0.5) * size / samples[:, None, None]  # [p, cells, k]
+        source, resized = sides[some, :, None, None].unbind(1)
+        pixel, weight = bilinear_taps(position, resized)  # [p, cells, k, 2]
+        weight = weight * (k < samples[:, None, None])[..., None] / samples[:, None, None, None]
+        start, end = crops[some, :, None, None, None].unbind(1)
+        row = nearest_source(pixel, source[..., None], resized[..., None])
+        weight = weight * ((row >= start) & (row < end))
+        out = weight.new_zeros(len(some), cells, length)
+        place = row - start
+        if len(kept):  # else spared: it costs a tenth more
+            place = place * kept[some, None, None, None] // (end - start).clamp(min=1)
+        return out.scatter_add_(2, place.clamp(0, length - 1).flatten(2), weight.flatten(2))
+
+    return weights
+
+
+def _pasted_crops(
+    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float | None = None
+) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Each detection's mask at the picture's resolution: its index, x, y, and probabilities [h, w] from there on.
+
+    probs [D, m, m], boxes [D, 4]. The mask is padded by a cell, its box grown with it and truncated to whole
+    pixels, and resized to that box (bilinear), as torchvision's `paste_masks_in_image` does. With a threshold
+    the crops are bool, on the CPU. They come in no particular order.
+    """
+    cells = probs.shape[-1] + 2
+    probs = F.pad(probs, (1, 1, 1, 1))  # [D, m + 2, m + 2]
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
+    half = half * (cells / (cells - 2))
+    start, last = (centre - half).to(torch.int64), (centre + half).to(torch.int64)  # [D, 2]
+    limit = start.new_tensor([size[1], size[0]])
+    first = start.clamp(min=0).minimum(limit)  # the first visible pixel of each axis
+    visible = ((last + 1).minimum(limit) - first).clamp(min=0)  # [D, 2]
+    ratio = (cells / (last - start + 1).clamp(min=1).double()).to(probs.dtype)
+    columns, rows = (_resize_weights(*t, cells) for t in zip(first.T, start.T, ratio.T, visible.T, strict=True))
+    places = torch.cat((first, visible), 1).tolist()
+    for some in _alike(visible):
+        pasted = _product(rows(some), probs[some], columns(some))  # [p, height, width], padded
+        pasted = pasted if threshold is None else (pasted > threshold).cpu()
+        for i, crop in zip(some.tolist(), pasted, strict=True):
+            x, y, width, height = places[i]
+            yield i, x, y, crop[:height, :width]
+
+
+def _resize_weights(first: Tensor, start: Tensor, ratio: Tensor, visible: Tensor, cells: int):
+    """One axis of `_pasted_crops`: a function (which detections) -> bilinear weights [p, pixels, cells].
+
+    All [D]: the first visible pixel, the mask's first pixel, cells per pixel, and how many pixels are visible.
+    """
+
+    def weights(some: Tensor) -> Tensor:
+        pixel = torch.arange(int(visible[some].max()), device=first.device) + (first - start)[some][:, None]
+        position = ((pixel + 0.5) * ratio[some][:, None] - 0.5).clamp(min=0)  # [p, pixels]
+        cell, weight = bilinear_taps(position, cells)  # [p, pixels, 2]
+        return weight.new_zeros(*position.shape, cells).scatter_add_(2, cell, weight)
+
+    return weights
+
+
+def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks probs [D, m, m] in 0..1 pasted into their boxes [D, 4] of a (H, W) picture -> [D, 1, H, W]."""
+    out = probs.new_zeros(len(probs), 1, *size)
+    for i, x, y, crop in _pasted_crops(probs, boxes, size):
+        out[i, 0, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+    return out
+
+
+def mask_probs_to_bool(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> CroppedMasks:
+    """Masks probs [D, m, m] pasted into boxes [D, 4] and set where > threshold, as crops on the CPU."""
+    crops, corners = [None] * len(probs), torch.zeros(len(probs), 4, dtype=torch.int64)
+    for i, x, y, crop in _pasted_crops(probs, boxes, size, threshold):
+        crops[i], corners[i] = crop, torch.tensor([x, y, 0, 0])
+    return CroppedMasks.from_crops(crops, corners, size)
+
+
+def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
+    """Masks probs [D, m, m] pasted into boxes [D, 4] of a (H, W) picture, set where > threshold, as COCO RLE.
+
+    Returns D dicts {"size": [H, W], "counts": str}; equal to pycocotools' encoding of the full-size masks.
+    """
+    codes = [None] * len(probs)
+    for i, x, y, crop in _pasted_crops(probs, boxes, size, threshold):
+        codes[i] = encode_crop(crop, x, y, size)
+    return codes
+
+
+def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:
+    """COCO RLE of a mask whose set pixels are crop [h, w] (bool) at (x, y) of a (H, W) picture."""
+    import numpy as np
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    columns = np.ascontiguousarray(crop.numpy().T)  # [w, h]: RLE runs down the columns
+    if 0 < columns.shape[1] < height:  # a column ends before the next begins: part them by an unset pixel
+        columns = np.pad(columns, ((0, 0), (0, 1)))
+    flat = columns.reshape(-1)
+    change = np.flatnonzero(np.diff(flat, prepend=False, append=False))  # where runs begin and end, by turns
+    stride = max(columns.shape[1], 1)
+    # the end of a run may be the parting pixel below the picture's last row: same place as the next column's top
+    position = (x + change // stride) * height + y + change % stride
+    counts = np.diff(position, prepend=0, append=height * width)
+    if len(counts) > 1 and counts[-1] == 0:  # the mask ends in a set pixel: no empty run after it
+        counts = counts[:-1]
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}

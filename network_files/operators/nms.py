@@ -1,0 +1,123 @@
+"""Exact greedy non-maximum suppression without a loop over boxes.
+
+Where few boxes can overlap, which is the usual case, only those pairs are looked at; else blocks of boxes
+are compared with all that follow. Shapes: N boxes, E pairs.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from network_files.operators.boxes import box_iou
+
+BLOCK = 256  # boxes decided at once
+PAIRS = 4_000_000  # candidates that are worth being looked at one by one, and fit into memory
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Drop every box that overlaps a kept box of higher score by an IoU above the threshold.
+
+    boxes [N, 4], scores [N] -> kept indices int64 [K], by falling score; equal scores keep their order.
+    Equal to torchvision.ops.nms.
+    """
+    return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """`nms` within each group: boxes of different groups never suppress each other.
+
+    boxes [N, 4], scores [N], groups int64 [N] -> kept indices int64 [K], by falling score over all groups;
+    equal scores keep their order. Equal to torchvision.ops.nms on each group by itself.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort(groups[order], stable=True)]  # by group, then by falling score
+    kept = order[_greedy(boxes[order], groups[order], _float_threshold(iou_threshold, boxes.dtype))]
+    kept = kept.sort().values
+    return kept[torch.argsort(scores[kept], descending=True, stable=True)]
+
+
+def _float_threshold(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is not above threshold, so that iou > t means what it says in reals."""
+    rounded = torch.tensor(threshold, dtype=dtype)
+    if float(rounded) > threshold:
+        rounded = torch.nextafter(rounded, torch.tensor(-math.inf, dtype=dtype))
+    return float(rounded)
+
+
+def _greedy(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Which of the boxes, sorted by group and score, survive: bool [N]."""
+    pairs = _overlapping_pairs(boxes, groups, threshold) if len(boxes) else None
+    return _by_blocks(boxes, groups, threshold) if pairs is None else _by_pairs(*pairs, len(boxes))
+
+
+def _overlapping_pairs(boxes: Tensor, groups: Tensor, threshold: float) -> tuple[Tensor, Tensor] | None:
+    """The pairs i < j of one group whose IoU is above the threshold: int64 [E] each. None: too many candidates.
+
+    An IoU above t needs a shared width above t times either box's: the box that begins first, over [x1, x2],
+    must share more than t (x2 - x1), so the other begins before x2 - t (x2 - x1).
+    """
+    order = torch.argsort(boxes[:, 0])
+    order = order[torch.argsort(groups[order], stable=True)]  # by group, then from left to right
+    x1, y1, x2, y2 = boxes[order].t().contiguous()
+    start, end = x1.double(), x2.double()
+    low, high = start.min(), end.max()
+    span = high - low + 1
+    if threshold < 0 or not bool(span.isfinite()):
+        return None
+    group = F.pad((groups.diff() != 0).cumsum(0), (1, 0)) * span  # the groups side by side on one axis
+    reach = end - threshold * (end - start) + 1e-6 * span  # a little more: rounding must not lose a pair
+    stop = torch.searchsorted(group + (start - low), group + (reach.clamp(max=high) - low), right=True)
+    first = torch.arange(1, len(boxes) + 1, device=boxes.device)  # candidates for the k-th: those behind it
+    count = (stop - first).clamp_(min=0)
+    total = int(count.sum())
+    if total > PAIRS:
+        return None
+    left = torch.repeat_interleave(count, output_size=total)
+    right = torch.arange(total, device=boxes.device) + (first - count.cumsum(0) + count).index_select(0, left)
+
+    def both(values):  # much faster than values[left], values[right]
+        return values.index_select(0, left), values.index_select(0, right)
+
+    height = torch.minimum(*both(y2)).sub_(torch.maximum(*both(y1)))
+    meet = (height > 0).nonzero()[:, 0]
+    left, right, height = left.index_select(0, meet), right.index_select(0, meet), height.index_select(0, meet)
+    inter = torch.minimum(*both(x2)).sub_(torch.maximum(*both(x1))).clamp_(min=0).mul_(height)
+    area_left, area_right = both((x2 - x1) * (y2 - y1))
+    over = (inter / (area_left.add_(area_right).sub_(inter)) > threshold).nonzero()[:, 0]
+    left, right = order[left[over]], order[right[over]]
+    return torch.minimum(left, right), torch.maximum(left, right)
+
+
+def _by_pairs(better: Tensor, worse: Tensor, count: int) -> Tensor:
+    """Greedy choice among `count` boxes: one stays if no staying better one overlaps it.
+
+    Iterating the rule from "all stay" settles one more box of every chain in each round, so the fixed
+    point is the greedy answer, after as many rounds as the longest chain.
+    """
+    keep = torch.ones(count, dtype=torch.bool, device=better.device)
+    while True:
+        updated = torch.ones_like(keep)
+        updated[worse[keep[better]]] = False
+        if torch.equal(updated, keep):
+            return keep
+        keep = updated
+
+
+def _by_blocks(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Block by block in the order of scores: those that stay in one drop what they overlap behind it."""
+    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    ends = torch.searchsorted(groups, groups, right=True)  # [N] one past the last box of each box's group
+    for start in range(0, len(boxes), BLOCK):
+        stop = min(start + BLOCK, len(boxes))
+        block = start + alive[start:stop].nonzero()[:, 0]  # [B] earlier blocks have spoken already
+        overlap = box_iou(boxes[block], boxes[block]) > threshold
+        overlap &= groups[block][:, None] == groups[block]
+        keep = _by_pairs(*overlap.triu_(diagonal=1).nonzero().unbind(1), len(block))
+        alive[block] = keep
+        end = int(ends[stop - 1])
+        if end > stop:  # only the last group of a block goes on behind it
+            block = block[keep & (groups[block] == groups[stop])]
+            alive[stop:end] &= ~(box_iou(boxes[block], boxes[stop:end]) > threshold).any(0)
+    return alive

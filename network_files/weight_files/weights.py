@@ -1,0 +1,209 @@
+"""Weights: fetch published files, verify them, rename older keys, load into a model."""
+
+import hashlib
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+
+from backbone import InputError
+from network_files.mask_rcnn import MaskRCNN
+from network_files.weight_files.architecture import describe, state_of
+from network_files.weight_files.torch_file import read_torch_file
+
+SITE = "https://download.pytorch.org/models/"
+# torchvision's published files; the eight hex digits before .pth begin the file's SHA-256
+COCO = {
+    ("resnet50", "v1"): SITE + "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+    ("resnet50", "v2"): SITE + "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+}
+IMAGENET = {
+    "resnet18": SITE + "resnet18-f37072fd.pth",
+    "resnet34": SITE + "resnet34-b627a593.pth",
+    "resnet50": SITE + "resnet50-0676ba61.pth",
+    "resnet101": SITE + "resnet101-63fe2227.pth",
+    "resnet152": SITE + "resnet152-394f9c45.pth",
+    "mobilenet_v2": SITE + "mobilenet_v2-b0353104.pth",
+}
+V1_COCO_HASH = "bf2d0c1e"  # trained with an epsilon of 0 in its frozen batch norm
+
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+
+
+def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False) -> list[str]:
+    """Load weights into a model, in place; return lines that say what was loaded, replaced and left out.
+
+    source: "coco", "imagenet", the path of a file, or a dict (a state dict, or a checkpoint of this project,
+    whose averaged weights are taken where it has them). A file of a classification network, whole or
+    partial, goes into the backbone. replace_predictors: weights for another class count keep everything
+    but the predictors of classes, boxes and masks, which stay random; otherwise they are an error.
+    Raises InputError for what cannot be fetched, read, or does not fit.
+    """
+    url = None
+    if isinstance(source, dict):
+        content, name, path = source, "the given weights", None
+    else:
+        url = published(model, str(source)) if source in ("coco", "imagenet") else None
+        path = fetch(url) if url else Path(source)
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such weights file (coco, imagenet, none, or a path)")
+        content, name = read_torch_file(path), str(path)
+    lines = _load(model, content, name, replace_predictors)
+    if url and not _sha256(path).startswith(_hash_in(url)):
+        lines.append(
+            f"{path}: of the working folder; its SHA-256 does not begin with {_hash_in(url)}, so it is not "
+            "torchvision's file"
+        )
+    if model.config.norm == "frozen":
+        config = content.get("config")  # a checkpoint notes what it was trained with
+        eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
+        if path and _sha256(path).startswith(V1_COCO_HASH):
+            eps = 0.0
+        if isinstance(eps, int | float):
+            model.set_frozen_bn_eps(eps)
+    return lines
+
+
+def published(model: MaskRCNN, name: str) -> str:
+    """The address of the published file "coco" or "imagenet" for this model; InputError where there is none."""
+    config = model.config
+    url = COCO.get((config.backbone, config.variant)) if name == "coco" else IMAGENET.get(config.backbone)
+    if url is None:
+        have = ", ".join(
+            " ".join(key) if isinstance(key, tuple) else key for key in (COCO if name == "coco" else IMAGENET)
+        )
+        raise InputError(
+            f"there are no {name} weights for {config.backbone} {config.variant} "
+            f"(there are for: {have}): choose other weights, or none"
+        )
+    return url
+
+
+def fetch(url: str) -> Path:
+    """The file at an address, from torch.hub's cache, the working folder, or fetched into the cache with a bar.
+
+    In the working folder its name may lack the hash (resnet50.pth), as some projects have their users save it, and
+    it may be a file of the user's own; elsewhere the hash is checked.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rsplit("/", 1)[-1]
+    prefix = _hash_in(url)
+    own = [Path(name) for name in (path.name, path.name.replace(f"-{prefix}", "")) if Path(name).is_file()]
+    if own and not path.is_file():
+        return own[0]
+    if not path.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
+        except (URLError, OSError, RuntimeError) as error:
+            reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"cannot fetch {url} ({reason}): put that file into {folder}, "
+                "or start from random weights with --weights none"
+            ) from error
+    elif not _sha256(path).startswith(prefix):
+        raise InputError(f"{path}: the file is damaged (its SHA-256 does not begin with {prefix}): delete it")
+    return path
+
+
+def _hash_in(url: str) -> str:
+    """The first digits of the file's SHA-256, as its name has them."""
+    return url.removesuffix(".pth").rpartition("-")[2]
+
+
+def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -> list[str]:
+    try:
+        state = state_of(content)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    own = model.state_dict()
+    backbone_only = not any(key.startswith(("backbone.", "rpn.", "roi_heads.")) for key in state)
+    if backbone_only:
+        state = {
+            f"backbone.body.{key}": value for key, value in state.items() if not key.startswith(("fc.", "classifier."))
+        }
+    _check_norm(model, state, name)
+    replaced = [] if backbone_only else _drop_predictors(model, state, own, name, replace_predictors)
+    state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
+    _check_fit(state, own, replaced, name, backbone_only)
+    model.load_state_dict(state, strict=False)
+    return _report(state, own, replaced, name, backbone_only)
+
+
+def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:
+    has_statistics = any(key.endswith("running_mean") for key in state)
+    if has_statistics and model.config.norm == "group":
+        raise InputError(
+            f"{name}: batch-norm weights do not work under group norm: choose --norm frozen or batch, or --weights none"
+        )
+    if (
+        not has_statistics
+        and model.config.norm != "group"
+        and any(name in key for name in (".bn1.", ".features.0.1.") for key in state)
+    ):
+        raise InputError(f"{name}: group-norm weights need --norm group")
+
+
+def _drop_predictors(model, state: dict, own: dict, name: str, replace: bool) -> list[str]:
+    """Take the predictors for another class count out of the state; InputError unless that is wanted."""
+    scores = state.get("roi_heads.box_predictor.cls_score.weight")
+    if scores is None or scores.ndim and len(scores) == model.config.num_classes:
+        return []
+    if not replace:
+        theirs, ours = len(scores) - 1, model.config.num_classes - 1
+        raise InputError(
+            f"{name}: is for {theirs} classes, not {ours}: give --num-classes {theirs}, "
+            "or fine-tune with it as --weights"
+        )
+    dropped = [key for key in own if key.startswith(PREDICTORS)]
+    for key in dropped:
+        state.pop(key, None)
+    return dropped
+
+
+def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_only: bool) -> None:
+    shapes = [key for key in state if key in own and state[key].shape != own[key].shape]
+    foreign = [key for key in state if key not in own]
+    # torchvision's ImageNet files lack nothing, a partial file lacks stages; a detector must be whole
+    missing = (
+        []
+        if backbone_only
+        else [
+            key for key in own if key not in state and key not in replaced and not key.endswith("num_batches_tracked")
+        ]
+    )
+    matched = len(state) - len(shapes) - len(foreign)
+    if foreign or missing or shapes or not matched:
+        example = shapes or foreign or missing
+        what = "has another shape here" if shapes else "has no place here" if foreign else "is missing in the file"
+        raise InputError(
+            f"{name}: holds {describe(state)}, which does not fit this model, {describe(own)} "
+            f"({len(shapes)} shapes differ, {len(foreign)} keys unknown, {len(missing)} missing; "
+            f"{str((example or ['it'])[0])[:100]} {what}): check --backbone, --variant, --backbone-width"
+        )
+
+
+def _report(state: dict, own: dict, replaced: list[str], name: str, backbone_only: bool) -> list[str]:
+    lines = [f"weights: {name} ({len(state)} tensors{' into the backbone' if backbone_only else ''})"]
+    if replaced:
+        lines.append(f"replaced for the new classes, random: {', '.join(replaced)}")
+    if backbone_only:
+        missing = [
+            key
+            for key in own
+            if key.startswith("backbone.body.") and key not in state and not key.endswith("num_batches_tracked")
+        ]
+        stages = sorted({re.match(r"features\.\d+|\w+", key.removeprefix("backbone.body."))[0] for key in missing})
+        if missing:
+            lines.append(f"not in the file, random: {len(missing)} tensors of {', '.join(stages)}")
+    return lines
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else (hashlib.sha256(file.read()).hexdigest())
+        )

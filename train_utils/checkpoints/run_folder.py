@@ -1,0 +1,217 @@
+"""The folder of a run: which one a run writes to, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from backbone.errors import InputError
+from network_files.weight_files.file_stamp import find_damage, saved_at
+from train_utils.checkpoints.checkpoint import copy_checkpoint
+from train_utils.checkpoints.run_lock import RunLock, busy, holder, launcher_name
+from train_utils.io.files import make_folder, user_path, write_text, writing
+
+CHECKPOINT_NAME = re.compile(r"model_(\d+|best|min_val_loss|previous)\.pth")
+
+
+class RunFolder(NamedTuple):
+    """Where a run writes, and the lock that it holds there."""
+
+    path: Path
+    lock: RunLock
+
+
+def checkpoint_path(folder: str | Path, epoch: int | str) -> Path:
+    """`model_{epoch}.pth` in the run folder; epoch may be "best", "min_val_loss" or "previous"."""
+    return Path(folder) / f"model_{epoch}.pth"
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint saved last among those in `folder` that are whole; None where there is none at all.
+
+    The time of saving stands in the file, so that a copied folder and a run taken back to an earlier epoch
+    keep their order. Damaged files are named on stderr, with the one that is taken in their place.
+
+    Raises:
+        InputError: there are checkpoints, and every one is damaged.
+    """
+    found = [p for p in Path(folder).glob("model_*.pth") if CHECKPOINT_NAME.fullmatch(p.name)]
+    damaged = {}
+    for path in sorted(found, key=_age_key, reverse=True):
+        damage = find_damage(path) or (None if zipfile.is_zipfile(path) else "it was cut off")
+        if damage is None:
+            for other, what in damaged.items():
+                print(f"warning: {other} is damaged ({what}); {path} is used in its place", file=sys.stderr, flush=True)
+            return path
+        damaged[path] = damage
+    if found:
+        names = ", ".join(f"{path.name} ({what})" for path, what in damaged.items())
+        raise InputError(f"{folder}: all checkpoints are damaged: {names}; give another --output-dir")
+    return None
+
+
+def prune(folder: str | Path, keep: int | None, every: int) -> None:
+    """Delete `model_{epoch}.pth` files, but for the newest and for those of each `every`-th epoch, of which the
+    newest `keep` stay (None: all). Files without a number stay."""
+    found = [p for p in Path(folder).glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", p.name)]
+    found.sort(key=_age_key)
+    regular = [path for path in found if (int(path.stem.removeprefix("model_")) + 1) % every == 0]
+    for path in set(found[:-1]) - set(regular[-keep:] if keep else regular):
+        with writing(path):
+            path.unlink()
+
+
+def complete_names(folder: Path, path: Path, names: Iterable[int | str]) -> None:
+    """Give the checkpoint at `path` those of its names in `folder` that a kill has left it without."""
+    for other in (checkpoint_path(folder, name) for name in names):
+        if not other.exists() or saved_at(other) < saved_at(path):
+            copy_checkpoint(path, other)
+
+
+def _age_key(path: Path) -> tuple[int, bool, str]:
+    """Sorts by time of saving; between two names of one file the numbered one comes last (is preferred)."""
+    return saved_at(path), path.name[6:-4].isdecimal(), path.name
+
+
+def find_checkpoint(
+    output_dir: str | Path | None, resume: str | Path | None, default: str | Path = "./save_weights"
+) -> Path | None:
+    """The checkpoint that a run goes on from: with "auto" the newest of its folder, if any; nothing is written.
+
+    A run that torchrun has started anew goes on from the folder of its first start, whatever `resume` is.
+
+    Raises:
+        InputError: PATH does not exist or is damaged, all checkpoints are damaged.
+    """
+    folder = _chosen(output_dir, default)
+    own = _folder_of_restarted(folder, resume)
+    if own is not None:
+        found = newest_checkpoint(own)
+        if found is not None or resume in (None, "auto"):
+            return found
+    if resume is None:
+        return None
+    if str(resume) == "auto":
+        return newest_checkpoint(folder) if folder.is_dir() else None
+    return _resume_path(user_path(resume))
+
+
+def prepare_run_folder(
+    output_dir: str | Path | None,
+    resume: str | Path | None = None,
+    checkpoint: Path | None = None,
+    default: str | Path = "./save_weights",
+) -> RunFolder:
+    """Choose, create and lock the folder that a run writes to; only the main process calls this.
+
+    resume None: `output_dir`, or, where that holds a run, the first free numbered sibling (printed).
+    resume "auto": `output_dir`. resume PATH (a checkpoint or a run folder): the checkpoint's own folder when
+    `output_dir` is that folder or None, and else `output_dir` as above.
+
+    Args:
+        checkpoint: what `find_checkpoint` gave for the same flags.
+
+    Raises:
+        InputError: another run writes to the folder, or it cannot be made.
+    """
+    folder = _chosen(output_dir, default)
+    own = _folder_of_restarted(folder, resume)
+    if own is not None:
+        folder, lock = own, _lock(own)
+    elif resume is None:
+        folder, lock = _free_folder(folder)
+    elif str(resume) == "auto":
+        if checkpoint is None and _has_results(folder):  # lines of a run whose checkpoints were deleted
+            folder, lock = _free_folder(folder)
+        else:
+            lock = _lock(folder)
+    elif output_dir is None or folder.resolve() == checkpoint.parent.resolve():
+        folder = checkpoint.parent
+        lock = _lock(folder)
+    else:
+        folder, lock = _free_folder(folder)
+    if lock is None:
+        raise InputError(f"{folder}: {busy(folder)}; wait for it, or give another --output-dir")
+    for leftover in folder.glob("*.tmp"):  # of a run killed while it wrote
+        leftover.unlink(missing_ok=True)
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint}", flush=True)
+    elif resume is not None:
+        print(f"--resume auto: no checkpoint in {folder}, starting fresh", flush=True)
+    return RunFolder(folder, lock)
+
+
+def _chosen(output_dir, default) -> Path:
+    folder = user_path(output_dir or default)
+    if folder.name in ("", ".."):  # "." has no name that a sibling's could be made from
+        folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output-dir {folder}: is a file, not a folder")
+    return folder
+
+
+def _folder_of_restarted(folder: Path, resume: str | Path | None) -> Path | None:
+    """After a restart by torchrun: the folder, of all that these flags can lead to, that its first start wrote to."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+        return None
+    places = [folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*")]
+    if resume is not None and str(resume) != "auto":
+        path = user_path(resume)
+        places.append(path if path.is_dir() else path.parent)
+    # the latest: in containers the launchers of several runs can have the same host and pid
+    own = [place for place in places if holder(place).get("launcher") == launcher_name()]
+    return max(own, key=lambda place: str(holder(place).get("since")), default=None)
+
+
+def _lock(folder: Path) -> RunLock | None:
+    make_folder(folder)
+    return RunLock.take(folder)
+
+
+def write_args(folder: str | Path, args: dict) -> None:
+    """Write args.json (`args`: plain values, as `command.plain_args` gives them)."""
+    write_text(Path(folder) / "args.json", json.dumps(args, indent=2) + "\n")
+
+
+def _resume_path(path: Path) -> Path:
+    if path.is_dir():
+        checkpoint = newest_checkpoint(path)
+        if checkpoint is None:
+            raise InputError(f"--resume {path}: no model_*.pth in this folder")
+        return checkpoint
+    if not path.is_file():
+        raise InputError(f"--resume {path}: no such file or folder")
+    return path
+
+
+def _free_folder(folder: Path) -> tuple[Path, RunLock]:
+    """`folder`, created and locked, or its first numbered sibling where it holds a run."""
+    make_folder(folder.parent)
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        lock = None if _holds_run(place) else _lock(place)
+        if lock is not None:
+            if number > 1:
+                print(
+                    f"{folder} holds a run already: writing to {place} "
+                    f"(to go on with the run of a folder: --output-dir FOLDER --resume auto)",
+                    flush=True,
+                )
+            return place, lock
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "args.json").exists() or any(folder.glob("model_*.pth")) or _has_results(folder)
+
+
+def _has_results(folder: Path) -> bool:
+    files = [*folder.glob("det_results*.txt"), *folder.glob("seg_results*.txt")]
+    return any(f.stat().st_size > 0 for f in files)

@@ -1,0 +1,97 @@
+"""The lock of a run folder: one run at a time writes there. It ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+from train_utils.io.files import writing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = ".lock"
+
+
+class RunLock:
+    """A lock that this process holds on a folder, until the block ends or its process does.
+
+    A POSIX record lock: forked loader workers do not inherit it, so that one which outlives a killed run by a
+    moment does not hold it. (It also ends when this process closes the file after opening it once more: while
+    a run goes on, nothing here reads it.)
+    """
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    @classmethod
+    def take(cls, folder: Path) -> RunLock | None:
+        """The lock, or None where another living process holds it; raises InputError if it can't be written."""
+        path = folder / NAME
+        with writing(path):
+            file = open(path, "a+", encoding="utf-8")
+        try:
+            _lock_file(file)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return None
+        except OSError as error:  # network file systems without locks
+            print(f"warning: {path}: {error.strerror}; nothing keeps a second run out", file=sys.stderr, flush=True)
+        with writing(path):
+            file.truncate(0)
+            json.dump(
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "launcher": launcher_name(),
+                    "since": datetime.datetime.now().isoformat(" ", "seconds"),
+                },
+                file,
+            )
+            file.flush()
+        return cls(file)
+
+
+def _lock_file(file) -> None:
+    if fcntl:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
+def launcher_name() -> str | None:
+    """What the processes of one torchrun have in common over its restarts; None without torchrun."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return run and f"{run} {socket.gethostname()} {os.getppid()}"
+
+
+def holder(folder: Path) -> dict:
+    """What the last run to lock `folder` wrote about itself; empty where none did."""
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def busy(folder: Path) -> str:
+    """Who holds the lock of `folder`, in words."""
+    who = holder(folder)
+    return "another run writes to this folder" + (
+        f" (process {who.get('pid')} on {who.get('host')}, since {who.get('since')})" if who else ""
+    )

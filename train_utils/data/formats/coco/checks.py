@@ -1,0 +1,160 @@
+"""What must hold of a COCO json's categories, images and annotations, one by one.
+
+InputError says what is wrong with one, `Skip` that an annotation is to be left out and counted.
+
+Ids are 64-bit integers inside the program, as pycocotools and tensors need them. A json may have others: see
+`as_id`; what it has is kept beside the number (`given_id`) and written back into results.
+"""
+
+import hashlib
+import json
+import math
+import re
+
+from backbone.errors import InputError
+from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
+from train_utils.io.plain_text import brief, shown, visible
+
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
+NO_ID = -(2**63)  # an annotation without id; no id is that low
+MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; pictures of a twelfth of it are refused as bombs
+
+
+def check_is_coco(raw, path):
+    """InputError unless `raw` is a dict with lists of images, annotations and categories."""
+    missing = [
+        key
+        for key in ("images", "annotations", "categories")
+        if not isinstance(raw, dict) or not isinstance(raw.get(key), list)
+    ]
+    if missing:
+        raise InputError(f"{path}: not a COCO instances json: it has no list of {', '.join(missing)}")
+
+
+def as_integer(value, what: str) -> int:
+    """An integer of 64 bits; 7.0 counts as 7, as tables exported to json have it."""
+    if _is_integer(value) and abs(value) < 2**63:
+        return int(value)
+    raise InputError(f"{what} {brief(value)} is not an integer")
+
+
+def as_id(value, what: str) -> int:
+    """The number that stands for an id: 7 for 7, 7.0 and "7"; a hash of any other text or longer integer, the same
+    in every json, so that train and val agree about it."""
+    if type(value) is int and abs(value) < 2**63:
+        return value
+    if _is_integer(value):
+        return int(value) if abs(value) < 2**63 else _hashed(str(int(value)))
+    if isinstance(value, str) and value:
+        return int(value) if INTEGER.fullmatch(value) else _hashed(value)
+    raise InputError(f"{what} {brief(value)} is neither an integer nor text")
+
+
+def given_id(value) -> str:
+    """An id as json text where `as_id` gives another value, else ""."""
+    return "" if not isinstance(value, str) and abs(value) < 2**63 else json.dumps(value)
+
+
+def _is_integer(value) -> bool:
+    return type(value) is int or isinstance(value, float) and value.is_integer()
+
+
+def _hashed(text: str) -> int:
+    """A number in 0..2^62 - 1."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8: json may hold halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_categories(categories: list, path) -> dict[int, str]:
+    """{id: name}, in id order."""
+    names: dict[int, str] = {}
+    for category in categories:
+        if not isinstance(category, dict) or "id" not in category:
+            raise InputError(f"{path}: category {brief(category)} has no id")
+        try:
+            i = as_id(category["id"], "id")
+        except InputError as error:
+            raise InputError(f"{path}: category {brief(category.get('name'))}: {error}") from error
+        if i in names:
+            raise InputError(f"{path}: category id {brief(category['id'])} stands twice")
+        names[i] = visible(str(category.get("name", i)))
+        if not is_text(names[i]):
+            raise InputError(f"{path}: category id {i}: name {names[i][:80]!a} is not text")
+    if not names:
+        raise InputError(f"{path}: its list of categories is empty")
+    return dict(sorted(names.items()))
+
+
+def given_categories(categories: list) -> dict[int, str | int]:
+    """{id: what the json has} of the checked categories whose ids are something else there."""
+    ids = [category["id"] for category in categories]
+    return {as_id(i, "id"): i for i in ids if given_id(i)}
+
+
+def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
+    """(id, file name, (H, W), `given_id`)."""
+    if not isinstance(image, dict) or "id" not in image:
+        raise InputError(f"{path}: image {brief(image)} has no id")
+    try:
+        image_id = as_id(image["id"], "id")
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name or not is_text(name):
+            raise InputError(f"file_name {brief(name)} is not a file name")
+        size = image.get("height"), image.get("width")
+        if None in size and size_of is not None:
+            size = size_of(name)
+        size = as_integer(size[0], "height"), as_integer(size[1], "width")
+        if min(size) < 1 or size[0] * size[1] >= MOST_PIXELS:
+            raise InputError(f"a size of {size[1]}x{size[0]}")
+    except InputError as error:
+        raise InputError(f"{path}: image id {shown(image['id'])}: {error}") from error
+    return image_id, name, size, given_id(image["id"])
+
+
+def check_different(images: list[tuple], path) -> None:
+    """InputError if two of `check_image`'s have the same id."""
+    seen: dict[int, str] = {}
+    for image_id, name, _, given in images:
+        if image_id in seen:
+            raise InputError(
+                f"{path}: image id {given or image_id} stands twice ({seen[image_id]} and {name}); "
+                "give each picture an id of its own"
+            )
+        seen[image_id] = name
+
+
+def check_annotation(annotation: dict, categories, size) -> tuple:
+    """(annotation id or NO_ID, category id, iscrowd, xywh, area, kind, parts) of an annotation in a picture of `size`.
+
+    categories: the ids there are; None: any. Raises Skip, and InputError, KeyError, TypeError, AttributeError
+    or OverflowError for what is wrong.
+    """
+    category = as_id(annotation["category_id"], "category_id")
+    if categories is not None and category not in categories:
+        raise InputError(f"category_id {brief(annotation['category_id'])} is not in the json's list of categories")
+    if not annotation.get("segmentation") and not annotation.get("bbox"):
+        raise InputError("has neither segmentation nor bbox")
+    kind, parts = read_segmentation(annotation.get("segmentation"), size)
+    box = annotation.get("bbox")
+    box = finite(box, "bbox") if box else box_of(kind, parts, size)
+    if len(box) != 4:
+        raise InputError(f"bbox has {len(box)} numbers, x y width height are 4")
+    if not (overlaps(box[0], box[2], size[1]) and overlaps(box[1], box[3], size[0])):
+        raise Skip("annotations whose box has no area in the picture")
+    area = annotation.get("area")
+    area = math.nan if area is None else finite([area], "area")[0]
+    crowd = annotation.get("iscrowd")
+    if crowd not in (None, 0, 1):  # "0" as text would count as true
+        raise InputError(f"iscrowd {brief(crowd)} is neither 0 nor 1")
+    return annotation_id(annotation), category, int(bool(crowd)), box, area, kind, parts
+
+
+def annotation_id(annotation: dict) -> int:
+    """Its id, NO_ID where it has none."""
+    number = annotation.get("id")
+    return NO_ID if number is None else as_id(number, "id")

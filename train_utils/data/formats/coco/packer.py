@@ -1,0 +1,280 @@
+"""Annotations of a COCO json -> flat arrays, batch after batch.
+
+What annotations are mostly like, polygons with all fields in place, is checked for a whole batch by numpy;
+any other goes through `check_annotation`, which skips it or names its mistake.
+A annotations, R parts (polygons or RLEs), K annotations of one batch.
+"""
+
+import math
+from array import array
+
+import numpy as np
+
+from backbone.errors import InputError
+from train_utils.data.formats.coco.checks import NO_ID, annotation_id, as_id, check_annotation
+from train_utils.data.formats.coco.segmentation import FAR, HUNDREDTHS, POLYGON, Skip, is_hundredths
+from train_utils.io.plain_text import brief, shown
+
+NUMBERS = {int, float}
+FIELDS = {  # one value per annotation, beside the parts' lengths and bytes
+    "sequence": np.int64,
+    "rows": np.int64,
+    "annotation_ids": np.int64,
+    "category_ids": np.int64,
+    "iscrowd": np.uint8,
+    "boxes": np.float64,
+    "areas": np.float64,
+    "kinds": np.uint8,
+    "counts": np.int64,
+}
+GATHERED = 2**16  # annotations whose bytes are put in order at once
+
+
+class Packer:
+    """Collects annotations: `add` them in the json's order, then take `arrays`.
+
+    images: (id, file name, (H, W), ...) each; categories: the ids there are, or None if that is checked later.
+    count: annotations added; skipped: {reason: count}; first_skipped: {reason: which one, as "id 17"};
+    category_ids: of those added, the skipped ones' too (but for those of images that are not listed).
+    """
+
+    def __init__(self, path, images: list[tuple], categories=None):
+        self.path, self.categories = path, categories
+        self.row_of = {image[0]: row for row, image in enumerate(images)}
+        self.sizes = np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2)  # [I, 2]
+        self.count, self.skipped, self.first_skipped = 0, {}, {}
+        self._skipped_ids = array("q")
+        self.category_ids: set[int] = set()
+        self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in (*FIELDS, "lengths")}
+        self._bytes = bytearray()
+
+    def add(self, annotations: list) -> None:
+        """Check and keep a batch. InputError names path, annotation id and mistake."""
+        plain = _Plain(self.count)
+        others = plain.take(annotations, self.row_of)
+        self.count += len(annotations)
+        self.category_ids.update(plain.category_ids)
+        if plain.sequence:
+            with np.errstate(all="ignore"):  # of numbers that the check is there to find
+                good = plain.check(self.sizes, self.categories)  # bool [K]
+                for block in plain.blocks(good):
+                    self._keep(*block)
+            failed = [plain.sequence[i] for i in np.flatnonzero(~good)]
+            others += [(sequence, annotations[sequence - plain.start]) for sequence in failed]
+        others.sort(key=lambda other: other[0])  # the first mistake is the one to name
+        self._add_one_by_one(others)
+
+    def _add_one_by_one(self, annotations: list[tuple]) -> None:
+        fields: dict[str, list] = {name: [] for name in FIELDS}
+        parts: list[bytes] = []
+        for sequence, annotation in annotations:
+            try:
+                row, values = self._check(annotation)
+            except Skip as reason:
+                self._skip(str(reason), sequence, annotation)
+                continue
+            except (InputError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                what = f"{error} is missing" if isinstance(error, KeyError) else error
+                self._refuse(f"{self.path}: annotation {name_of(sequence, annotation)}: {what}", annotation, error)
+                continue
+            for name, value in zip(FIELDS, (sequence, row, *values[:-1], len(values[-1])), strict=True):
+                fields[name].append(value)
+            parts += values[-1]
+        if parts:
+            self._keep(fields, [len(part) for part in parts], b"".join(parts))
+
+    def _skip(self, reason: str, sequence: int, annotation: dict) -> None:
+        name = name_of(sequence, annotation)
+        self.first_skipped.setdefault(reason, name if annotation.get("id") is None else f"id {name}")
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        try:
+            self._skipped_ids.append(annotation_id(annotation))
+        except InputError as error:
+            self._refuse(f"{self.path}: annotation {name}: {error}", annotation, error)
+
+    def _refuse(self, message: str, annotation, error: Exception) -> None:
+        raise InputError(message) from error
+
+    def repeated_id(self) -> int | None:
+        """An annotation id that stands twice, of skipped ones too; before `arrays`."""
+        ids = np.sort(np.concatenate([np.array(self._skipped_ids), *self._blocks["annotation_ids"]]))
+        ids = ids[np.searchsorted(ids, NO_ID, side="right") :]
+        twice = np.flatnonzero(ids[1:] == ids[:-1])
+        return int(ids[twice[0]]) if len(twice) else None
+
+    def _check(self, annotation) -> tuple[int, tuple]:
+        """(row, what `check_annotation` returns)."""
+        if not isinstance(annotation, dict):
+            raise InputError("is not an object with image_id, category_id, ...")
+        row = self.row_of.get(as_id(annotation["image_id"], "image_id"))
+        if row is None:
+            raise Skip("annotations of images that are not listed")
+        self.category_ids.add(as_id(annotation["category_id"], "category_id"))
+        return row, check_annotation(annotation, self.categories, tuple(self.sizes[row].tolist()))
+
+    def _keep(self, fields: dict, lengths, content: bytes) -> None:
+        """FIELDS' values of some annotations, bytes of each of their parts, and these bytes."""
+        for name, values in {**fields, "lengths": lengths}.items():
+            self._blocks[name].append(np.asarray(values, dtype=FIELDS.get(name, np.int64)))
+        self._bytes += content
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`CocoAnnotations`' arrays of what was added: grouped by image, else in the json's order."""
+        fields = {name: _joined(blocks, FIELDS.get(name, np.int64)) for name, blocks in self._blocks.items()}
+        self._blocks.clear()
+        order = np.lexsort((fields["sequence"], fields["rows"]))
+        counts = fields["counts"]
+        first_part, first_byte = _running(counts), _running(fields["lengths"])  # as added
+        start, stop = first_byte[first_part[:-1]][order], first_byte[first_part[1:]][order]
+        ordered = _running(counts[order])  # as they will be
+        moved = np.arange(len(fields["lengths"])) + np.repeat(first_part[:-1][order] - ordered[:-1], counts[order])
+        content = _gathered(self._bytes, start, stop)
+        self._bytes = bytearray()
+        names = ("annotation_ids", "category_ids", "iscrowd", "areas", "kinds")
+        return {
+            "first": _running(np.bincount(fields["rows"], minlength=len(self.sizes))),
+            "boxes": fields["boxes"].reshape(-1, 4)[order],
+            "first_part": ordered,
+            "part_first": _running(fields["lengths"][moved]),
+            "part_bytes": content,
+            **{name: fields[name][order] for name in names},
+        }
+
+
+class _Plain:
+    """The annotations of a batch that have polygons and all that they should have, in flat lists."""
+
+    def __init__(self, start: int):
+        self.start = start
+        self.sequence: list[int] = []
+        self.rows: list[int] = []
+        self.ids: list[int] = []
+        self.category_ids: list[int] = []
+        self.iscrowd: list[int] = []
+        self.areas: list[float] = []
+        self.counts: list[int] = []  # parts of each
+        self.boxes = array("d")  # 4 for each
+        self.lengths: list[int] = []  # numbers of each part
+        self.points = array("d")  # the parts' numbers
+
+    def take(self, annotations: list, row_of: dict) -> list[tuple]:
+        """Keep the plain ones; returns the others as (sequence, annotation)."""
+        others = []
+        boxes, points, lengths = self.boxes, self.points, self.lengths
+        for sequence, annotation in enumerate(annotations, self.start):
+            ends = len(boxes), len(points), len(lengths)
+            try:
+                row, category, number = row_of[annotation["image_id"]], annotation["category_id"], annotation["id"]
+                area, crowd = annotation.get("area", 0.0), annotation.get("iscrowd", 0)
+                box, polygons = annotation["bbox"], annotation["segmentation"]
+                if not (
+                    type(category) is int
+                    and 0 <= category < 2**31
+                    and type(number) is int
+                    and 0 < number < 2**63
+                    and type(crowd) is int
+                    and 0 <= crowd <= 1
+                    and type(area) in NUMBERS
+                    and -1e300 < area < 1e300
+                    and len(box) == 4
+                    and NUMBERS.issuperset(map(type, box))
+                    and type(polygons) is list
+                    and polygons
+                ):
+                    raise ValueError("not plain")
+                boxes.fromlist(box)
+                for polygon in polygons:
+                    count = len(polygon)
+                    if count < 6 or count % 2:
+                        raise ValueError("not plain")
+                    points.fromlist(polygon)
+                    lengths.append(count)
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                others.append((sequence, annotation))  # `check_annotation` will say what it is
+                del boxes[ends[0] :], points[ends[1] :], lengths[ends[2] :]
+                continue
+            self.sequence.append(sequence)
+            self.rows.append(row)
+            self.ids.append(number)
+            self.category_ids.append(category)
+            self.iscrowd.append(crowd)
+            self.areas.append(area if "area" in annotation else math.nan)
+            self.counts.append(len(polygons))
+        return others
+
+    def check(self, sizes: np.ndarray, categories) -> np.ndarray:
+        """bool [K]: what `check_annotation` would keep as it is. sizes [I, 2], categories as Packer's."""
+        height, width = sizes[self.rows].T  # [K] each
+        x, y, w, h = np.array(self.boxes).reshape(-1, 4).T
+        points = np.frombuffer(self.points)
+        starts = _running(self.lengths)[_running(self.counts)[:-1]] // 2
+        left, top = (np.minimum.reduceat(points[axis::2], starts) for axis in (0, 1))  # [K] each, NaN where a number is
+        right, bottom = (np.maximum.reduceat(points[axis::2], starts) for axis in (0, 1))
+        good = np.abs((left, top, right, bottom)).max(0) <= FAR * np.maximum(height, width)  # False for NaN
+        good &= (np.abs((x, y, w, h)) < 1e300).all(0)
+        good[good] &= (_overlap(x, w, width) & _overlap(y, h, height))[good]
+        good[good] &= (_overlap(left, right - left, width) & _overlap(top, bottom - top, height))[good]
+        return good if categories is None else good & np.isin(self.category_ids, list(categories))
+
+    def blocks(self, good: np.ndarray):
+        """(fields, lengths, bytes) for `Packer._keep` of the good ones, in the fewest bytes that lose nothing."""
+        points = np.frombuffer(self.points)
+        rounded = np.rint(points * 100)
+        counts, lengths = np.array(self.counts), np.array(self.lengths)
+        exact = np.logical_and.reduceat(is_hundredths(points, rounded), _running(lengths)[_running(counts)[:-1]])
+        for kind, chosen in ((HUNDREDTHS, good & exact), (POLYGON, good & ~exact)):
+            if not chosen.any():
+                continue
+            parts = np.repeat(chosen, counts)  # bool [R]
+            numbers = np.repeat(parts, lengths)  # bool, of each number
+            content = rounded[numbers].astype(np.uint16) if kind == HUNDREDTHS else points[numbers]
+            fields = {
+                "sequence": self.sequence,
+                "rows": self.rows,
+                "annotation_ids": self.ids,
+                "category_ids": self.category_ids,
+                "iscrowd": self.iscrowd,
+                "boxes": np.array(self.boxes).reshape(-1, 4),
+                "areas": self.areas,
+                "counts": counts,
+            }
+            fields = {name: np.asarray(values)[chosen] for name, values in fields.items()}
+            fields["kinds"] = np.full(len(fields["rows"]), kind)
+            yield fields, lengths[parts] * content.itemsize, content.tobytes()
+
+
+def name_of(sequence: int, annotation) -> str:
+    """What a message calls the annotation."""
+    if not isinstance(annotation, dict):
+        return brief(annotation)
+    number = annotation.get("id")
+    return f"number {sequence + 1} of the list, without id" if number is None else shown(number)
+
+
+def _overlap(start: np.ndarray, extent: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """`coco_segmentation.overlaps` of arrays."""
+    return np.minimum(start + extent, side) - np.maximum(start, 0) > 1e-6 * side
+
+
+def _running(counts) -> np.ndarray:
+    """Where each of so many begins, and the end: int64 [len + 1]."""
+    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+
+
+def _joined(blocks: list[np.ndarray], dtype) -> np.ndarray:
+    """All blocks as one, which are given up."""
+    whole = np.concatenate([np.zeros(0, dtype), *(block.reshape(-1) for block in blocks)])
+    blocks.clear()
+    return whole
+
+
+def _gathered(content: bytearray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """content[start:stop] of each, one after another, uint8."""
+    whole, at = np.empty(int((stop - start).sum()), dtype=np.uint8), 0
+    with memoryview(content) as view:
+        for i in range(0, len(start), GATHERED):
+            bounds = zip(start[i : i + GATHERED].tolist(), stop[i : i + GATHERED].tolist(), strict=True)
+            piece = b"".join([view[a:b] for a, b in bounds])
+            whole[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+            at += len(piece)
+    return whole

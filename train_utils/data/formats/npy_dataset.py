@@ -1,0 +1,221 @@
+"""Pictures with .npy annotations (layout and content: `train_utils/data/formats/npy.py`) -> (image, target) pairs.
+
+Each .npy is read once, when the data is opened: its masks are kept as run-length codes in the flat arrays that a COCO
+json gives, so that from then on it is COCO data. What files of 8 MiB or more together gave is kept for the next time
+(`annotation_cache.py`), as long as no file has changed.
+
+Masks [n, H, W] and [n, W, H] are told apart by the picture's shape. Where that does not tell (square pictures, and
+those stored sideways with an EXIF orientation), the data set does: as its other pictures are; where it has no others,
+or of both kinds, as the boxes lie, all together; where they don't tell either, [n, H, W].
+
+I pictures, A objects, n objects of one picture.
+"""
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from backbone.errors import InputError
+from my_dataset_coco import CocoDataset
+from train_utils.data import cache as annotation_cache
+from train_utils.data.formats import npy as npy
+from train_utils.data.formats.coco.annotations import DTYPES, CocoAnnotations, image_arrays
+from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, check_different, given_id
+from train_utils.data.formats.coco.segmentation import RLE, overlaps
+from train_utils.data.images import PictureError, picture_size
+from train_utils.data.labels import LabelMap
+
+CACHED = "npy 1"  # to be raised when arrays, or what is checked or skipped, change
+SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
+EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the picture"
+
+
+class NpyDataset(CocoDataset):
+    """A folder of pictures and one of .npy files, paired by their stems; `ds[i]` as `CocoDataset` has it.
+
+    names: {label: name} (default: label_map's, else class_1 to the highest label there is). label_map: default made
+    from the names. Image ids are the stems' numbers, and hashes of other stems. InputError names the file that can't
+    be used, and the object's index in it.
+    """
+
+    def __init__(
+        self, image_dir, annotation_dir, names: dict[int, str] | None = None, label_map: LabelMap | None = None
+    ):
+        annotations, self.note = read_folder(Path(image_dir), Path(annotation_dir))
+        highest = int(annotations.category_ids.max(initial=0))
+        if names is None and label_map is not None:
+            names = dict(zip(label_map.category_ids, label_map.names, strict=True))
+        annotations.categories = names or {label: f"class_{label}" for label in range(1, max(highest, 1) + 1)}
+        unknown = ~np.isin(annotations.category_ids, list(annotations.categories))
+        if unknown.any():
+            k = int(unknown.argmax())
+            row = int(np.searchsorted(annotations.first, k, side="right")) - 1
+            raise InputError(
+                f"{Path(annotation_dir) / Path(annotations.file_name(row)).stem}.npy: label "
+                f"{annotations.category_ids[k]} is none of the {len(annotations.categories)} classes "
+                f"{npy.few(list(annotations.categories.values()))}; complete the list of names, or correct the label"
+            )
+        super().__init__(annotations, image_dir, label_map=label_map)
+
+    def describe(self) -> str:
+        """One line: what `CocoDataset` says, and which way the masks lie."""
+        return f"{super().describe()}; {self.note}"
+
+
+class Scan(NamedTuple):
+    """One picture's objects: boxes float64 [n, 4] x1 y1 x2 y2, labels, iscrowd, RLE counts (masks taken as
+    [n, height, width] of `size` where `rows_first` is None: not known yet)."""
+
+    size: tuple[int, int]
+    rows_first: bool | None
+    boxes: np.ndarray
+    labels: list[int]
+    iscrowd: list[int]
+    counts: list[bytes]
+
+    def agreement(self) -> float:
+        """How much better the masks fit the boxes as they are than with their sides exchanged."""
+        if not self.counts:
+            return 0.0
+        tight = coco_mask.toBbox([{"size": list(self.size), "counts": counts} for counts in self.counts])  # x y w h
+        tight[:, 2:] += tight[:, :2]
+        return float((_iou(tight, self.boxes) - _iou(tight[:, [1, 0, 3, 2]], self.boxes)).sum())
+
+    def turned(self) -> "Scan":
+        """The masks with their sides exchanged."""
+        masks = (coco_mask.decode({"size": list(self.size), "counts": counts}).T for counts in self.counts)
+        return self._replace(size=self.size[::-1], counts=[_encode(mask) for mask in masks])
+
+
+def read_folder(image_dir: Path, annotation_dir: Path) -> tuple[CocoAnnotations, str]:
+    """(annotations whose categories are still to be set, which way the masks lie); `path` is annotation_dir."""
+    pairs, left = npy.pair_files(image_dir, annotation_dir)
+    paths = [(image_dir / picture, annotation_dir / annotation) for picture, annotation in pairs]
+    key, worthwhile = _stamp(paths, left)
+    found = annotation_cache.load(key, DTYPES) if worthwhile else None
+    if found is not None:
+        return CocoAnnotations(annotation_dir, *found), found[0]["note"]
+    scans = [scan_pair(*pair) for pair in tqdm(paths, desc=annotation_dir.name, unit="file", disable=None, leave=False)]
+    turn, note = _orientation(scans)
+    scans = [scan.turned() if scan.rows_first is None and turn else scan for scan in scans]
+    skipped = {reason: len(names) for reason, names in left.items()}
+    first = {reason: npy.few(names) for reason, names in left.items()}
+    images, arrays = _pack(pairs, scans, skipped, first)
+    check_different(images, image_dir)
+    values = {"categories": [], "given": [], "skipped": skipped, "first_skipped": first, "note": note}
+    annotations = CocoAnnotations(annotation_dir, values, {**image_arrays(images), **arrays})
+    if worthwhile and key == _stamp(paths, left)[0]:
+        annotations.cache_note = annotation_cache.store(key, values, {**image_arrays(images), **arrays})
+    return annotations, note
+
+
+def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
+    """(a hash of what the disk says of all files, whether to keep what they give: it is much, and not quite new)."""
+    state = annotation_cache.new_hash()
+    state.update(repr((CACHED, left)).encode(errors="surrogateescape"))
+    total = newest = 0
+    for picture, annotation in paths:
+        for path in (picture, annotation):
+            found = os.stat(path)
+            state.update(repr((path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+            newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+        total += found.st_size  # of the .npy
+    return state.hexdigest(), total >= annotation_cache.WORTHWHILE and newest < time.time_ns() - SETTLED
+
+
+def scan_pair(picture: Path, annotation: Path) -> Scan:
+    """What one .npy says of its picture; InputError names the file."""
+    objects = npy.read_objects(annotation)
+    sides = objects.masks.shape[1:]
+    try:
+        fitting = picture_size(picture), picture_size(picture, rotate=False)  # upright and as stored, (H, W)
+    except PictureError:  # counted when it is read; until then it is as large as its masks
+        fitting = (sides, sides[::-1]) if objects.labels else ((1, 1),)
+    if not objects.labels:
+        return Scan(fitting[0], True, objects.boxes, [], [], [])
+    fits, fits_turned = sides in fitting, sides[::-1] in fitting
+    if not (fits or fits_turned) or sides[0] * sides[1] >= MOST_PIXELS:
+        height, width = fitting[0]
+        raise InputError(
+            f"{annotation}: its masks are {list(sides)}, but {picture} has a height of {height} and a "
+            f"width of {width}; they must be [{height}, {width}] or [{width}, {height}]"
+        )
+    masks = (npy.set_pixels(annotation, i, mask) for i, mask in enumerate(objects.masks))
+    size = sides if fits else sides[::-1]
+    counts = [_encode(mask if fits else mask.T) for mask in masks]
+    return Scan(size, None if fits and fits_turned else fits, objects.boxes, objects.labels, objects.iscrowd, counts)
+
+
+def _encode(mask: np.ndarray) -> bytes:
+    """The counts of a mask [H, W], bool or uint8, as compressed RLE."""
+    return coco_mask.encode(np.asfortranarray(mask).view(np.uint8))["counts"]
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of boxes [n, 4], x1 y1 x2 y2, row by row; 0 where both are empty."""
+    low, high = np.maximum(one[:, :2], other[:, :2]), np.minimum(one[:, 2:], other[:, 2:])
+    shared = (high - low).clip(0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (one, other)]
+    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
+
+
+def _orientation(scans: list[Scan]) -> tuple[bool, str]:
+    """(whether masks that fit both ways are [n, width, height], a line that says which way they lie)."""
+    known = Counter(scan.rows_first for scan in scans if scan.counts)
+    open_ones = known.pop(None, 0)
+    if len(known) == 1:
+        turn, why = False in known, "as the others'"
+    else:
+        agreement = sum(scan.agreement() for scan in scans if scan.rows_first is None)
+        turn, why = agreement < 0, "as the boxes lie" if agreement else "as nothing says otherwise"
+    ways = {True: "[n, height, width]", False: "[n, width, height]"}
+    told = [f"masks are {ways[way]} in {count} files" for way, count in sorted(known.items(), reverse=True)]
+    if open_ones:
+        told.append(f"masks that fit both ways are taken as {ways[not turn]} in {open_ones} files, {why}")
+    return turn, ", ".join(told) or "no masks"
+
+
+def _pack(pairs, scans: list[Scan], skipped: dict, first: dict) -> tuple[list[tuple], dict[str, np.ndarray]]:
+    """(images as `check_image` has them, `CocoAnnotations`' other arrays); skipped and first are added to."""
+    numbers = Counter(int(stem) for stem in map(_stem, pairs) if npy.is_number(stem))
+    images, per_image, kept, counts = [], [], [], []  # kept: label, iscrowd, area, x, y, w, h of each object
+    for pair, scan in zip(pairs, scans, strict=True):
+        stem, size, before = _stem(pair), scan.size, len(kept)
+        own = npy.is_number(stem) and numbers[int(stem)] == 1  # 007 is 7 unless there is a 7
+        image_id = int(stem) if own else as_id(stem, "id")
+        images.append((image_id, pair[0], size, "" if own or str(image_id) == stem else given_id(stem)))
+        areas = coco_mask.area([{"size": list(size), "counts": code} for code in scan.counts]) if scan.counts else []
+        for i, (code, area, (x1, y1, x2, y2)) in enumerate(zip(scan.counts, areas, scan.boxes.tolist(), strict=True)):
+            inside = overlaps(x1, x2 - x1, size[1]) and overlaps(y1, y2 - y1, size[0])
+            if area and inside:
+                kept.append((scan.labels[i], scan.iscrowd[i], area, x1, y1, x2 - x1, y2 - y1))
+                counts.append(code)
+                continue
+            reason = NO_BOX if area else EMPTY
+            skipped[reason] = skipped.get(reason, 0) + 1
+            first.setdefault(reason, f"index {i} of {pair[1]}")
+        per_image.append(len(kept) - before)
+    table = np.array(kept, dtype=np.float64).reshape(-1, 7)  # [A, 7]
+    arrays = {
+        "first": np.cumsum([0, *per_image]),
+        "annotation_ids": np.arange(1, len(kept) + 1),
+        "category_ids": table[:, 0],
+        "iscrowd": table[:, 1],
+        "areas": table[:, 2].copy(),
+        "boxes": table[:, 3:].copy(),
+        "kinds": np.full(len(kept), RLE),
+        "first_part": np.arange(len(kept) + 1),
+        "part_bytes": np.frombuffer(b"".join(counts), dtype=np.uint8),
+        "part_first": np.cumsum([0, *map(len, counts)]),
+    }
+    return images, {name: values.astype(DTYPES[name], copy=False) for name, values in arrays.items()}
+
+
+def _stem(pair: tuple[str, str]) -> str:
+    return os.path.splitext(pair[1])[0]

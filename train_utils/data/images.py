@@ -1,0 +1,172 @@
+"""Reading picture files, of any mode Pillow knows, as uint8 [3, H, W] RGB: for data sets and prediction.
+
+A file that is broken is a PictureError, which commands skip and count; one that is not to be decoded at all, a
+decompression bomb or a format outside FORMATS, is a plain InputError, which ends them.
+"""
+
+import functools
+import io
+import os
+import struct
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+
+from backbone.errors import InputError
+from train_utils.io.plain_text import visible
+
+# Those that people keep pictures in, the commonest first. Others are decoded by code that few files ever test,
+# or by another program: EPS runs Ghostscript. (An MPO is opened as the JPEG that it begins with.)
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "SGI", "QOI")
+EXIF_ORIENTATION = 0x0112
+# Exif 2.3, tag Orientation: what brings the stored pixels upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(InputError):
+    """A picture file that cannot be used. `path` and `reason` (str) say which and why."""
+
+    def __init__(self, path, reason: str):
+        self.path, self.reason = str(path), str(reason)
+        super().__init__(self.path, self.reason)
+
+    def __str__(self):
+        return visible(f"{self.path}: {self.reason}")
+
+
+def read_picture(path, rotate: bool = True, content=None) -> torch.Tensor:
+    """Read a picture as uint8 [3, H, W] RGB; the first frame of an animation.
+
+    rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none). content: the file's
+    bytes, where they are at hand: then `path` is only what it is called.
+    Alpha is dropped, palette, grey, CMYK, Lab become RGB, 16-bit grey is scaled to 8 bits.
+    Raises PictureError if the file is missing, truncated or not a picture; another InputError for a decompression
+    bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over) and for a format outside FORMATS.
+    """
+    try:
+        # Pillow warns about oversized pictures and damaged metadata; what matters of it raises.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
+                image.load()
+                transpose = UPRIGHT.get(_orientation(image)) if rotate else None
+                rgb = _to_rgb(image)
+                if transpose is not None:
+                    rgb = rgb.transpose(transpose)
+                pixels = np.array(rgb)  # [H, W, 3]
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise _named(path, error, content) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
+
+
+def picture_size(path, rotate: bool = True) -> tuple[int, int]:
+    """(height, width) of a picture as `read_picture` returns it, from its header where the format allows."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats()) as image:
+                if image.format == "TIFF":  # Pillow turns TIFFs itself, while decoding
+                    image.load()
+                width, height = image.size
+                turned = rotate and _orientation(image) in (5, 6, 7, 8)
+    except Exception as error:  # as in read_picture
+        raise _named(path, error) from error
+    return (width, height) if turned else (height, width)
+
+
+def refuse(path) -> None:
+    """InputError if `read_picture` would refuse the file by its header; nothing if the file is only broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path, formats=formats()).close()
+    except Exception as error:  # as in read_picture
+        named = _named(path, error)
+        if not isinstance(named, PictureError):
+            raise named from error
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """FORMATS, as far as this Pillow has them."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes of files that `read_picture` reads, in small letters: ".jpg" and so on."""
+    extensions = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in extensions if name in (*formats(), "MPO"))
+
+
+def _orientation(image) -> int:
+    """EXIF orientation 1..8. Damaged EXIF is common and says nothing about the pixels: 1."""
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF parser raises nearly anything on damaged tags
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # the same mode would be copied
+
+
+def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
+    """Grey [H, W] of more than 8 bits -> uint8, by its type's range: integers 0..65535, floats 0..1."""
+    if not np.isfinite(grey).all():
+        raise ValueError("grey values are not finite")
+    top = 1.0 if grey.dtype.kind == "f" else 65535
+    if grey.size and (grey.min() < 0 or grey.max() > top):
+        raise ValueError(f"grey values {grey.min():g}..{grey.max():g} exceed 0..{top:g}; convert to 8 bits")
+    return np.rint(grey.astype(np.float64) * (255 / top)).astype(np.uint8)
+
+
+def _named(path, error: Exception, content=None) -> InputError:
+    """What `read_picture` raises for an error of Pillow."""
+    if isinstance(error, Image.DecompressionBombError):
+        return InputError(
+            f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
+            "Scale it down, or take it out of the data"
+        )
+    if isinstance(error, Image.UnidentifiedImageError):
+        refused = _refused_format(path, content)
+        if refused:
+            return InputError(f"{path}: {refused} pictures are not read; convert it to PNG or JPEG")
+    return PictureError(path, _reason(path, error))
+
+
+def _refused_format(path, content=None) -> str | None:
+    """The format outside FORMATS that the file begins as, told without decoding anything."""
+    with open(path, "rb") if content is None else io.BytesIO(content) as file:
+        prefix = file.read(16)  # as many as Pillow shows them
+    for name, (_, accept) in Image.OPEN.items():
+        try:
+            if name not in FORMATS and accept and accept(prefix) is True:
+                return name
+        except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow passes over here
+            continue
+    return None
+
+
+def _reason(path, error: Exception) -> str:
+    """One line that says what is wrong with the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "the file is empty"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a known format"
+    return " ".join(f"cannot be decoded: {error or type(error).__name__}".split())

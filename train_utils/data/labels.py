@@ -1,0 +1,133 @@
+"""What links a label index of the network to a category id and a name of the data."""
+
+import json
+from pathlib import Path
+
+from backbone.errors import InputError
+from train_utils.io.json_stream import RepeatedKey, no_collection, object_of
+from train_utils.io.plain_text import visible
+
+COCO_NAMES_FILE = Path(__file__).resolve().parents[2] / "coco91_indices.json"
+
+
+class LabelMap:
+    """Label indices (1..num_labels - 1, 0 is background) beside category ids and names, row by row.
+
+    labels, category_ids, names: sequences of equal length. Labels may have gaps, as COCO's 1..90 have.
+    given: {category id: what the json has in its place}, where that is text or a longer integer.
+    Law: `to_category(to_label(c)) == c` for every category id c.
+    """
+
+    def __init__(self, labels, category_ids, names, given: dict[int, str | int] | None = None):
+        self._labels = tuple(int(label) for label in labels)
+        self.category_ids = tuple(int(i) for i in category_ids)
+        self.names = tuple(visible(str(name)) for name in names)
+        self.given = dict(given or {})
+        if not len(self._labels) == len(self.category_ids) == len(self.names):
+            raise InputError("label map: labels, category ids and names differ in number")
+        if not self._labels or min(self._labels) < 1:
+            raise InputError("label map: at least one label is needed, and the lowest is 1 (0 is background)")
+        for what, values in (("label", self._labels), ("category id", self.category_ids)):
+            if len(set(values)) != len(values):
+                raise InputError(f"label map: a {what} stands twice")
+        self.num_labels = max(self._labels) + 1
+        self._label_of = dict(zip(self.category_ids, self._labels, strict=True))
+        self._row_of = {label: row for row, label in enumerate(self._labels)}
+
+    @classmethod
+    def from_categories(cls, categories: dict[int, str], given=None) -> "LabelMap":
+        """From {category id: name}: COCO's 80 keep their ids as labels, others become 1..C in id order."""
+        ids = sorted(categories)
+        labels = ids if categories == coco_names() else range(1, len(ids) + 1)
+        return cls(labels, ids, [categories[i] for i in ids], given)
+
+    @classmethod
+    def from_names(cls, names: dict) -> "LabelMap":
+        """{label: name}, keys int or str, or {name: label}: both are forms of `*_indices.json`.
+
+        Category ids are the labels.
+        """
+        try:
+            turned = all(type(label) is int for label in names.values())
+            pairs = sorted((label, name) if turned else (int(name), label) for name, label in names.items())
+            if not all(isinstance(name, str) for _, name in pairs):
+                raise TypeError("a name is not text")
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError('label names must be a json object such as {"1": "person"}') from error
+        labels = [label for label, _ in pairs]
+        return cls(labels, labels, [name for _, name in pairs])
+
+    @classmethod
+    def from_json(cls, path) -> "LabelMap":
+        """Read a `{"1": "person", ...}` file; InputError names it."""
+        names = read_json(path)
+        try:
+            return cls.from_names(names)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def to_label(self, category_id: int) -> int:
+        """Label of a category id; KeyError if the map has no such category."""
+        return self._label_of[category_id]
+
+    def to_category(self, label: int) -> int:
+        """Category id of a label; KeyError for background and gaps."""
+        return self.category_ids[self._row_of[label]]
+
+    def has_category(self, category_id: int) -> bool:
+        return category_id in self._label_of
+
+    def name(self, label: int) -> str:
+        """Name of a label, "N/A" for background and gaps."""
+        row = self._row_of.get(label)
+        return "N/A" if row is None else self.names[row]
+
+    def labels(self) -> list[int]:
+        """The labels in use, without background and gaps."""
+        return list(self._labels)
+
+    def to_dict(self) -> dict:
+        """Plain values, for a checkpoint."""
+        rows = {"labels": self._labels, "category_ids": self.category_ids, "names": self.names}
+        given = {"given": [list(pair) for pair in sorted(self.given.items())]} if self.given else {}
+        return {**{key: list(values) for key, values in rows.items()}, **given}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "LabelMap":
+        try:
+            return cls(values["labels"], values["category_ids"], values["names"], dict(values.get("given", ())))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError("label map: labels, category_ids and names are needed, each a list") from error
+
+    def __eq__(self, other):
+        return isinstance(other, LabelMap) and self.to_dict() == other.to_dict()
+
+    def __hash__(self):
+        return hash((self._labels, self.category_ids, self.names))
+
+    def __len__(self):
+        return len(self._labels)
+
+    def __repr__(self):
+        return f"LabelMap({len(self)} categories, num_labels={self.num_labels})"
+
+
+def coco_names() -> dict[int, str]:
+    """COCO's 80 category names by id (1..90 with gaps)."""
+    return {int(i): name for i, name in read_json(COCO_NAMES_FILE).items()}
+
+
+def read_json(path, object_hook=object_of):
+    """Parse a json file; InputError names the file and the place when it is missing or broken.
+
+    object_hook: makes an object of its (key, value) pairs; the default refuses a key that stands twice.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file, no_collection():  # tools on Windows begin with a byte-order mark
+            return json.load(file, object_pairs_hook=object_hook)
+    except RepeatedKey as error:
+        raise InputError(f"{path}: {error}; keep one of them") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also of integers with thousands of digits
+        raise InputError(f"{path}: not valid json ({error}); download or export it again") from error

@@ -1,0 +1,294 @@
+"""Batches for training and evaluation, loaded by worker processes.
+
+Everything random is a function of (seed, epoch, index), so workers carry no state: any number of them, and
+any number of ranks, give the same samples, and an epoch can be entered at any step.
+"""
+
+import ctypes
+import errno
+import gc
+import hashlib
+import io
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from backbone.errors import InputError
+from network_files.transform import padded_size
+from train_utils.data.images import PictureError
+
+# What a stream of random numbers is for; each draws from a generator of its own.
+MODEL, AUGMENTATION, ORDER = 0, 1, 2
+
+
+class Batch(NamedTuple):
+    """Pictures of one forward pass. `indices` are positions in the data set; `skipped` names unreadable
+    pictures, which have no image and no target here, so that the lists may be empty."""
+
+    images: list
+    targets: list
+    indices: list
+    skipped: list
+
+
+def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:
+    """A seed in 0..2^63 - 1 for one sample of one epoch; another for each stream."""
+    key = f"{seed} {epoch} {index} {stream}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def sample_rng(seed: int, epoch: int, index: int, stream: int = MODEL) -> torch.Generator:
+    """A CPU generator seeded with `sample_seed`."""
+    return torch.Generator().manual_seed(sample_seed(seed, epoch, index, stream))
+
+
+def aspect_groups(sizes, factor: int) -> np.ndarray:
+    """Group int64 [len] of each picture of `sizes` [len, 2] (h, w) by w / h, as torchvision's references do:
+    2 * factor + 1 bounds from 1/2 to 2, logarithmic (0: one bound at 1; negative: all in one group)."""
+    sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
+    if factor < 0:
+        return np.zeros(len(sizes), dtype=np.int64)
+    bounds = 2 ** np.linspace(-1, 1, 2 * factor + 1) if factor > 0 else np.ones(1)
+    return np.searchsorted(bounds, sizes[:, 1] / sizes[:, 0], side="right")
+
+
+def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> list[list[int]]:
+    """The epoch's order: positions in lists of `batch`, each of one aspect group as far as possible.
+
+    Positions are shuffled, sorted by group, cut into batches, and these shuffled. As many pictures as would
+    not fill a batch are left out of the epoch, others in each, unless they are all there is.
+    """
+    rng = sample_rng(seed, epoch, 0, ORDER)
+    count = len(groups) // batch * batch or len(groups)
+    order = torch.randperm(len(groups), generator=rng).numpy()[:count]
+    order = order[np.argsort(groups[order], kind="stable")].tolist()
+    batches = [order[i : i + batch] for i in range(0, count, batch)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=rng).tolist()]
+
+
+class TrainLoader:
+    """Micro-batches of augmented samples for one rank. `steps_per_epoch` counts optimiser steps.
+
+    ds: a data set; augment: (image, target, torch.Generator) -> (image, target), or None; world: has rank and
+    size; batch_size: pictures per micro-batch of a rank; accumulate_steps: micro-batches per optimiser step;
+    group_factor: see `aspect_groups`; strict: an unreadable picture is an error; repeat: how often an epoch has each
+    picture, each time with other random numbers: its k-th time counts as the sample of index k * len(ds) + i.
+    Each target gets a "sample_seed" (int).
+    """
+
+    def __init__(
+        self,
+        ds,
+        augment,
+        world,
+        batch_size,
+        accumulate_steps=1,
+        seed=0,
+        workers=0,
+        group_factor=3,
+        strict=False,
+        repeat=1,
+    ):
+        self.world, self.accumulate_steps, self.seed = world, accumulate_steps, seed
+        self.global_batch = batch_size * world.size * accumulate_steps
+        self.groups = np.tile(aspect_groups(ds.sizes, group_factor), repeat)
+        self.steps_per_epoch = max(1, len(self.groups) // self.global_batch)
+        self._loader = _Loader(_Samples(ds, augment, seed, strict), workers, world)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
+        steps = global_batches(self.groups, self.global_batch, self.seed, epoch)[first_step:]
+        return self._loader.batches([micro for step in steps for micro in self._share(step, epoch)])
+
+    def _share(self, step: list[int], epoch: int) -> list[list[tuple[int, int]]]:
+        """This rank's micro-batches of one global batch, as (epoch, index) keys."""
+        parts = self.world.size * self.accumulate_steps
+        # the parts of a complete batch are of batch_size each; a single incomplete one is spread evenly
+        bounds = [len(step) * part // parts for part in range(parts + 1)]
+        mine = [a * self.world.size + self.world.rank for a in range(self.accumulate_steps)]
+        return [[(epoch, index) for index in step[bounds[m] : bounds[m + 1]]] for m in mine]
+
+
+class EvalLoader:
+    """Batches of pictures that the network pads to the same shape, so that results do not depend on batching.
+
+    Formed once, in the data set's order, then dealt whole: batch k goes to rank k % size. min_size (the last
+    of several), max_size, divisor, fixed_size: the network's. Unreadable pictures are in `Batch.skipped`.
+    """
+
+    def __init__(
+        self, ds, world, batch_size, workers=0, min_size=800, max_size=1333, divisor=32, strict=False, fixed_size=None
+    ):
+        min_size = min_size if isinstance(min_size, int) else min_size[-1]
+        waiting: dict[tuple[int, int], list[int]] = {}
+        batches = []
+        for index, (height, width) in enumerate(ds.sizes.tolist()):
+            same = waiting.setdefault(padded_size(height, width, min_size, max_size, divisor, fixed_size), [])
+            same.append(index)
+            if len(same) == batch_size:
+                batches.append(same[:])
+                same.clear()
+        batches += [same for same in waiting.values() if same]
+        self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
+        self._loader = _Loader(_Samples(ds, None, 0, strict), workers, world)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._loader.batches(self._keys)
+
+
+class _Samples:
+    """List of (epoch, index) -> Batch, or the InputError that loading it raised."""
+
+    def __init__(self, ds, augment, seed, strict):
+        self.ds, self.augment, self.seed, self.strict = ds, augment, seed, strict
+
+    def __getitem__(self, keys) -> "Batch | InputError":
+        batch = Batch([], [], [], [])
+        for epoch, index in keys:
+            position = index % len(self.ds)
+            try:
+                image, target = self.ds[position]
+            except InputError as error:
+                if self.strict or not isinstance(error, PictureError):
+                    return error  # raised in the main process: a worker would add its traceback
+                batch.skipped.append(str(error))
+                continue
+            if self.augment is not None:
+                rng = sample_rng(self.seed, epoch, index, AUGMENTATION)
+                image, target = self.augment(image, target, rng)
+            batch.images.append(image)
+            batch.targets.append({**target, "sample_seed": sample_seed(self.seed, epoch, index, MODEL)})
+            batch.indices.append(position)
+        return batch
+
+
+class _Loader:
+    """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
+
+    def __init__(self, samples: _Samples, workers: int, world):
+        self._keys: list = []  # what the workers are given; refilled for each pass
+        self._workers = workers
+        device = getattr(world, "device", None)
+        self._pin = device is not None and torch.device(device).type == "cuda"
+        options = {}
+        if workers:
+            # fork shares the packed annotations; elsewhere than on Linux it is not safe
+            context = "fork" if sys.platform == "linux" else None
+            options = {"persistent_workers": True, "multiprocessing_context": context, "prefetch_factor": 2}
+        self._loader = DataLoader(
+            samples,
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=workers,
+            worker_init_fn=_start_worker,
+            collate_fn=_to_bytes if workers else _as_it_is,
+            generator=torch.Generator(),  # else each pass would draw from torch's global generator
+            **options,
+        )
+
+    def batches(self, keys: list) -> Iterator[Batch]:
+        self._keys[:] = keys
+        for batch in self._through_workers() if self._workers else self._loader:
+            if isinstance(batch, InputError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # the traceback holds this frame: a cycle would keep the workers alive
+            if self._pin:
+                batch = batch._replace(images=[image.pin_memory() for image in batch.images])
+            yield batch
+
+    def _through_workers(self) -> Iterator[Batch]:
+        """What the loader yields; a fault of the processes that load becomes an InputError."""
+        try:
+            for batch in self._loader:
+                yield pickle.loads(batch)
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            _silence_half_made_iterators()
+            raise InputError(f"--workers {self._workers}: {error.strerror.lower()}; {SCARCE[error.errno]}") from error
+
+
+# What a system can run out of when processes are started or talk: what to do about it.
+SCARCE = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or give fewer --workers (0: none)",
+    errno.ENFILE: "close other programs, or give fewer --workers (0: none)",
+    errno.ENOSPC: "make room in /dev/shm (docker run --shm-size), or give --workers 0",
+    errno.ENOMEM: "free some memory, or give fewer --workers (0: none)",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or give fewer --workers (0: none)",
+}
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def _silence_half_made_iterators():
+    """DataLoader's iterator fails in __del__, visibly, where __init__ had failed: that would hide the message."""
+    tell = sys.unraisablehook
+
+    def hook(failure):
+        if "_MultiProcessingDataLoaderIter.__del__" not in getattr(failure.object, "__qualname__", ""):
+            tell(failure)
+
+    sys.unraisablehook = hook
+
+
+def _start_worker(_):
+    _outlive_signals()
+    torch.set_num_threads(1)  # the workers together already use the cores
+    # What came with the fork is not this process's to collect: that would copy the shared pages, and other
+    # loaders found there would try to stop workers that are not their own.
+    gc.freeze()
+
+
+def _outlive_signals():
+    """Let a signal to the whole group stop the run by its main process, which still needs this worker.
+
+    SIGTERM counts from the main process alone: DataLoader ends workers by it that do not leave.
+    """
+    signal.set_wakeup_fd(-1)  # inherited: signals to the worker are none to the main process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    main_process = os.getppid()
+
+    def wait_for_main_process():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_main_process, daemon=True).start()
+    if sys.platform == "linux":  # else a worker holds its dead process's connections open for seconds
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors as bytes. torch's own way through shared memory takes a file descriptor per tensor, several for
+    each picture, and more of /dev/shm than containers have by default."""
+
+    def reducer_override(self, value):
+        if isinstance(value, torch.Tensor):
+            return torch.from_numpy, (value.contiguous().numpy(),)
+        return NotImplemented
+
+
+def _to_bytes(batch) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
+    return buffer.getvalue()

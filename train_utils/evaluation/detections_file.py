@@ -1,0 +1,101 @@
+"""A detections file (COCO results json) by any program, checked entry by entry against the data it is about."""
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from backbone.errors import InputError
+from train_utils.data.formats.coco.checks import as_id
+from train_utils.data.formats.coco.segmentation import finite, rle_counts, rles_fit
+from train_utils.data.labels import read_json
+from train_utils.io.json_stream import RepeatedKey, object_of
+from train_utils.io.plain_text import brief
+
+AT_ONCE = 4096  # masks checked together
+
+
+def read_detections(path, data_set, categories: set[int]) -> dict[str, list[dict]]:
+    """{"bbox": [...], "segm": [...]}: the results of each IoU type that the file has any of, both for an empty list.
+
+    Boxes are those of the entries with a bbox; where no entry has one, those around the masks, as in pycocotools.
+    data_set: whose pictures may be named; categories: the ids that may be. InputError names file and entry.
+    """
+    entries = read_json(path, _kept)
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: not a list of detections (COCO results json), as predict.py --coco-json writes it")
+    sizes = {data_set.image_id(i): tuple(size) for i, size in enumerate(data_set.sizes.tolist())}
+    i, mistake = _check_all(entries, sizes, categories)
+    if mistake is not None:
+        raise InputError(f"{path}: entry {i} (the first is 0): {mistake}") from mistake
+    found = {"bbox": [e for e in entries if "bbox" in e], "segm": [e for e in entries if "segmentation" in e]}
+    if not found["bbox"]:
+        found["bbox"] = [{**e, "bbox": coco_mask.toBbox(e["segmentation"]).tolist()} for e in found["segm"]]
+    return {iou_type: results for iou_type, results in found.items() if results or not entries}
+
+
+def _kept(pairs: list[tuple]):
+    """json's object_pairs_hook: the object, or in its place the mistake, told when the entry's number is known."""
+    try:
+        return object_of(pairs)
+    except RepeatedKey as error:
+        return error
+
+
+def _check_all(entries: list, sizes: dict, categories: set[int]) -> tuple[int, InputError | None]:
+    """Put results as the evaluation takes them in the entries' places; (number, mistake) of the first that is wrong."""
+    i, mistake = 0, None
+    for i, entry in enumerate(entries):
+        try:
+            entries[i] = _check(entry, sizes, categories)
+        except InputError as error:
+            mistake = error
+            break
+    good = entries if mistake is None else entries[:i]
+    for start in range(0, len(good), AT_ONCE):
+        some = enumerate(good[start : start + AT_ONCE], start)
+        masks = {k: entry["segmentation"] for k, entry in some if "segmentation" in entry}
+        pixels = np.array([mask["size"][0] * mask["size"][1] for mask in masks.values()], dtype=np.int64)
+        fit = rles_fit([mask["counts"] for mask in masks.values()], pixels)
+        if not fit.all():
+            k, mask = list(masks.items())[int(fit.argmin())]
+            try:
+                rle_counts({**mask, "counts": mask["counts"].decode(errors="surrogatepass")}, mask["size"])
+            except InputError as error:
+                return k, error
+    return i, mistake
+
+
+def _check(entry, sizes: dict, categories: set[int]) -> dict:
+    """A result as the evaluation takes it, but for whether the runs of its mask fit the picture."""
+    segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
+    for part in (entry, segmentation):
+        if isinstance(part, RepeatedKey):
+            raise InputError(f"{part}; keep one of them")
+    if not isinstance(entry, dict):
+        raise InputError(f"{brief(entry)} is not an object with image_id, category_id, score, bbox or segmentation")
+    missing = [key for key in ("image_id", "category_id", "score") if key not in entry]
+    if missing:
+        raise InputError(f"has no {', '.join(missing)}")
+    result = {key: as_id(entry[key], key) for key in ("image_id", "category_id")}
+    if result["image_id"] not in sizes:
+        raise InputError(f"image_id {brief(entry['image_id'])} is none of the {len(sizes)} pictures that are scored")
+    if result["category_id"] not in categories:
+        raise InputError(f"category_id {brief(entry['category_id'])} is none of the data's {len(categories)}")
+    if type(entry["score"]) not in (int, float):
+        raise InputError(f"score {brief(entry['score'])} is not a number")
+    (result["score"],) = finite([entry["score"]], "score")
+    if entry.get("bbox"):
+        result["bbox"] = finite(entry["bbox"], "bbox")
+        if len(result["bbox"]) != 4 or min(result["bbox"][2:]) < 0:
+            raise InputError(f"bbox {brief(entry['bbox'])} is not x y width height")
+    if segmentation:
+        if not isinstance(segmentation, dict):
+            raise InputError('segmentation is not an RLE, {"size": [height, width], "counts": "..."}')
+        size, counts = list(sizes[result["image_id"]]), segmentation.get("counts")
+        later = isinstance(counts, str) and segmentation.get("size") == size
+        result["segmentation"] = {
+            "size": size,
+            "counts": counts.encode(errors="surrogatepass") if later else rle_counts(segmentation, size),
+        }
+    elif "bbox" not in result:
+        raise InputError("has neither bbox nor segmentation")
+    return result

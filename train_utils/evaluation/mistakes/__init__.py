@@ -1,0 +1,117 @@
+"""The report of an evaluation: which mistakes there are, what they cost, and the pictures that show them, in one page.
+
+`write_report` puts together what the modules beside this file work out, each one thing: matching (detections and
+objects), average_precision, errors (kinds of mistakes and their cost), scores (F1, calibration), confusion, crowding,
+advice, outlines and gallery (the pictures), sections (of the page; report.js and report.css are its own).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from train_utils.evaluation.mistakes import sections
+from train_utils.evaluation.mistakes.advice import advise, train_on
+from train_utils.evaluation.mistakes.average_precision import curves_at
+from train_utils.evaluation.mistakes.confusion import confusion_matrix
+from train_utils.evaluation.mistakes.crowding import by_crowding
+from train_utils.evaluation.mistakes.errors import costs, kinds_of
+from train_utils.evaluation.mistakes.gallery import Shown, make_gallery
+from train_utils.evaluation.mistakes.matching import IOU_THRESHOLDS, match
+from train_utils.evaluation.mistakes.scores import best_of_all, best_of_classes, calibration
+from train_utils.evaluation.numbers import IOU_TYPES, IouTypeResult, category_names
+from train_utils.io.plain_text import visible
+from train_utils.show.pages import joined, page, tag, write_page
+
+PICTURES = 300  # that can be looked at, if not told otherwise
+SCORE = 0.5  # above which detections are shown where no score is best: there is none, or no object
+
+
+class Report(NamedTuple):
+    """What was written: path, bytes, how many pictures can be looked at, how many there are, which can't be read."""
+
+    path: Path
+    size: int
+    drawn: int
+    pictures: int
+    unreadable: list[str]
+
+
+def write_report(
+    folder: Path,
+    source: str,
+    stats: dict[str, IouTypeResult],
+    results: Sequence[dict],
+    data_set,
+    image_ids: Sequence[int] | None = None,
+    pictures: int = PICTURES,
+    strict: bool = False,
+    progress: dict | None = None,
+) -> Report:
+    """Writes report.html into `folder`.
+
+    source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
+    results: its COCO results of the last of these types; image_ids: the pictures that the numbers are about (default:
+    all); pictures: how many can be looked at, at most; strict: one that can't be read raises its InputError;
+    progress: of the run, from its checkpoint, where there is one.
+    """
+    truth, iou_type = data_set.ground_truth(), list(stats)[-1]
+    given_names = list(category_names(truth["categories"]).values())
+    names = list(map(visible, given_names))
+    matches = match(truth, results, iou_type, image_ids)
+    kinds, best = kinds_of(matches), best_of_all(matches)
+    least_score = best.score if best else SCORE
+    each = [curves_at(matches, t) for t in range(len(IOU_THRESHOLDS))]  # [T][C, 101]
+    objects = np.bincount(matches.object_category[~matches.crowd], minlength=len(names))
+    found = np.bincount(matches.category, minlength=len(names))
+    cost, matrix = costs(matches), confusion_matrix(matches, least_score)
+    areas = np.array([truth["annotations"][i]["area"] for i in matches.annotation.tolist()])
+    gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, pictures, strict)
+    known, left_out = objects > 0, int(matches.ignored[0].sum())
+    means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
+    advice = [
+        *(train_on(progress or {}) if known.any() else ()),
+        *advise(matches, cost, matrix, least_score, names, areas),
+    ]
+    parts = [
+        sections.advice_section(advice, bool(known.any())),
+        sections.numbers_section(stats),
+        sections.errors_section(cost, least_score, left_out),
+        sections.pictures_section(gallery, names, least_score, best is not None),
+        sections.classes_section(
+            names,
+            objects.tolist(),
+            found.tolist(),
+            np.mean(each, axis=(0, 2)),
+            [stats[iou_type].per_class[name] for name in given_names],
+            best_of_classes(matches),
+        ),
+        sections.curves_section(means, names, each[0], int(objects.argmax())),
+        sections.confusion_section(matrix, names, least_score),
+        sections.groups_section(stats, iou_type, by_crowding(matches)),
+        sections.calibration_section(*calibration(matches), left_out),
+    ]
+    shapes = IOU_TYPES[iou_type]
+    lead = joined(
+        tag("p", f"{source}, on {data_set.describe()}"),
+        tag(
+            "p",
+            f"AP of {shapes}: ",
+            tag("b", sections.value(stats[iou_type].stats[0])),
+            ", at IoU 0.5: ",
+            tag("b", sections.value(stats[iou_type].stats[1])),
+        ),
+        tag(
+            "p",
+            f"{len(results):,} detections in {len(matches.image_ids):,} pictures. IoU below is that of {shapes}; "
+            "AP, crowds and the limit of 100 detections of a class in a picture are as in COCO.",
+            class_="soft",
+        ),
+        sections.data_block(gallery, names, each[0]),
+    )
+    script, style = ((Path(__file__).parent / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    path = folder / "report.html"
+    size = write_page(path, page("Mistakes", lead, parts, script, style))
+    drawn = sum(drawing is not None for drawing in gallery.drawings)
+    return Report(path, size, drawn, gallery.total, gallery.unreadable)

@@ -1,0 +1,99 @@
+"""What to change first, as far as the numbers say it: one line for each kind of mistake that costs much."""
+
+import numpy as np
+
+from train_utils.evaluation.mistakes.confusion import most_confused
+from train_utils.evaluation.mistakes.errors import KINDS, kinds_of, missed_of
+from train_utils.evaluation.mistakes.matching import Matches
+
+WORTH = 0.03  # of AP at IoU 0.5: what a kind must cost to be mentioned
+SURE = 0.5  # score from which a false positive is sure of itself
+SMALL = 32**2  # pixels, COCO's
+FALLING, LEAST_STEPS = 0.05, 10  # of the loss, from one stretch of steps to the next; steps in each
+
+
+def advise(
+    matches: Matches, costs: dict, matrix: np.ndarray, least_score: float, names: list[str], areas: np.ndarray
+) -> list[str]:
+    """At most four lines, the costliest kind first.
+
+    costs: of all detections; matrix: of those of at least `least_score`; areas: of the objects in pixels, float [G].
+    """
+    kinds = kinds_of(matches)
+    said = {
+        "class": lambda: _confused(matrix, least_score, names),
+        "location": lambda: (
+            "objects are found in part, or with too much around them. Train longer (--epochs), give "
+            "the network larger pictures (--min-size, --max-size), and check that the annotations' "
+            "outlines are all drawn in the same way."
+        ),
+        "both": lambda: (
+            "detections lie beside objects of other classes: train longer (--epochs), or with more pictures."
+        ),
+        "duplicate": lambda: (
+            "one object is detected several times: lower --box-nms-thresh, which validation.py and predict.py take too."
+        ),
+        "background": lambda: _background(matches, kinds),
+        "missed": lambda: _missed(areas[missed_of(matches, kinds)], len(kinds)),
+    }
+    dear = sorted((kind for kind in KINDS if costs[kind][1] >= WORTH), key=lambda kind: -costs[kind][1])
+    return [f"{kind} ({costs[kind][0]:,}, {costs[kind][1]:.3f} AP): {said[kind]()}" for kind in dear[:4]]
+
+
+def train_on(progress: dict) -> list[str]:
+    """A line where the loss was still falling when a checkpoint was written: the mean of the last epoch's steps (of one
+    epoch: of its second half) is clearly below that before. progress: the checkpoint's; {}: not known, so no line."""
+    losses = np.asarray(progress.get("curve", ()), dtype=np.float64).reshape(-1, 2)[:, 0]
+    losses = losses[np.isfinite(losses)]
+    steps = min(max(progress.get("steps_per_epoch", 0), LEAST_STEPS), len(losses) // 2)
+    if steps < LEAST_STEPS:
+        return []
+    before, last = (float(part.mean()) for part in np.split(losses[-2 * steps :], 2))
+    if not last < (1 - FALLING) * before:
+        return []
+    return [
+        f"train on (loss {last:.3f} in the last {steps:,} of {len(losses):,} steps, {before:.3f} in the {steps:,} "
+        "before): it was still falling when these weights were written. See first what longer training puts right: "
+        "--resume auto goes on with a run that was stopped; one that is done needs more --epochs."
+    ]
+
+
+def _confused(matrix: np.ndarray, least_score: float, names: list[str]) -> str:
+    pairs = [f"{names[i]} taken for {names[j]} ({times}x)" for i, j, times in most_confused(matrix, 3)]
+    which = f" Of detections with a score of {least_score:.3f} or more: {', '.join(pairs)}." if pairs else ""
+    return (
+        f"objects are found, but as another class.{which} Look at their annotations, which may contradict one "
+        "another; give these classes more pictures, or make one class of them."
+    )
+
+
+def _background(matches: Matches, kinds: np.ndarray) -> str:
+    scores = matches.score[kinds == KINDS.index("background")]
+    sure = float((scores >= SURE).mean())
+    if sure >= 0.1:
+        return (
+            f"things are detected that are none, {sure:.0%} of them with a score of {SURE} or more. Look whether "
+            "they are objects that nobody annotated; if not, add pictures that show such things and no objects."
+        )
+    return (
+        f"things are detected that are none, nearly all with scores below {SURE}: in use a higher --score of "
+        "predict.py leaves them out; longer training lowers them."
+    )
+
+
+def _missed(areas: np.ndarray, detections: int) -> str:
+    if not detections:
+        return (
+            "there is no detection at all. Train longer (--epochs), and see whether a lower --box-score-thresh "
+            "finds anything."
+        )
+    small = float((areas < SMALL).mean())
+    if small >= 0.5:
+        return (
+            f"{small:.0%} of the objects that are missed are smaller than 32 x 32 pixels. Give the network larger "
+            "pictures (--min-size, --max-size) or smaller anchors (--anchor-sizes)."
+        )
+    return (
+        "objects are not found at all, not even with low scores. Train longer (--epochs), and compare the objects' "
+        "sizes and shapes with the anchors (--anchor-sizes)."
+    )

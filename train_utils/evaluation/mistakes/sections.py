@@ -1,0 +1,375 @@
+"""The sections of the report: numbers as tables and plots that need no script, and the pictures, which need one."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from train_utils.evaluation.mistakes.advice import WORTH
+from train_utils.evaluation.mistakes.average_precision import RECALLS
+from train_utils.evaluation.mistakes.confusion import most_confused
+from train_utils.evaluation.mistakes.crowding import Crowding
+from train_utils.evaluation.mistakes.errors import KINDS
+from train_utils.evaluation.mistakes.gallery import ASIDE, FINE, UNITS, Gallery
+from train_utils.evaluation.mistakes.matching import BACKGROUND, FOREGROUND
+from train_utils.evaluation.mistakes.scores import Best, Bin
+from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES, IouTypeResult
+from train_utils.show.pages import Html, Section, figure, joined, json_block, section, table, tag
+from train_utils.show.pages.plots import Axes, bars, curves
+
+HERE = Path(__file__).parent
+WHOLE_MATRIX, PART_OF_MATRIX = 100, 60  # classes up to which all stand in the matrix; those that do beyond
+STATS = {
+    "AP": "AP at IoU 0.50 to 0.95",
+    "AP50": "AP at IoU 0.50",
+    "AP75": "AP at IoU 0.75",
+    "APs": "AP, small objects (below 32 x 32 pixels)",
+    "APm": "AP, medium objects",
+    "APl": "AP, large objects (96 x 96 pixels and more)",
+    "AR1": "AR with 1 detection of a class in a picture",
+    "AR10": "AR with 10",
+    "AR100": "AR with 100",
+    "ARs": "AR, small objects",
+    "ARm": "AR, medium objects",
+    "ARl": "AR, large objects",
+}
+EXPLAINED = {
+    "class": f"IoU of {FOREGROUND} or more with an object of another class",
+    "location": f"IoU of {BACKGROUND} to {FOREGROUND} with an object of its class",
+    "both": f"IoU of {BACKGROUND} to {FOREGROUND} with an object of another class",
+    "duplicate": "on an object that a better detection has",
+    "background": f"IoU below {BACKGROUND} with all objects",
+    "missed": "an object on which no detection lies, not even one of another class or in a wrong place",
+    "false positives": "all wrong detections together",
+    "false negatives": "all objects that no detection matches",
+}
+PLAIN = {
+    "class": "wrong class",
+    "location": "wrong place",
+    "both": "wrong class and wrong place",
+    "duplicate": "found once more",
+    "background": "nothing is there",
+    "missed": "not found",
+}
+
+
+def value(number: float | None, form: str = ".4f") -> Html:
+    """A number as people read it, with every digit in the markup; n/a for None, NaN and COCO's -1."""
+    absent = number is None or math.isnan(number) or number == -1
+    exact = "" if number is None or math.isnan(number) else repr(float(number))
+    return tag("data", "n/a" if absent else format(number, form), value=exact)
+
+
+def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
+    rows = [
+        [tag("abbr", name, title=STATS[name]), STATS[name], *(value(result.stats[i]) for result in stats.values())]
+        for i, name in enumerate(STAT_NAMES)
+    ]
+    head = ["", "", *(IOU_TYPES[iou_type] for iou_type in stats)]
+    return section(
+        "numbers",
+        "COCO numbers",
+        table(head, rows, id="stats"),
+        tag("p", "As in record_mAP.txt and record_mAP.json. n/a: there is no such object.", class_="soft"),
+    )
+
+
+def advice_section(lines: Sequence[str], is_any: bool) -> Section:
+    """is_any: there is an object to find."""
+    none = (
+        f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out."
+        if is_any
+        else "These pictures hold no object to find: there is no AP, and no mistake has a cost."
+    )
+    listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
+    note = tag(
+        "p",
+        f"Said of each kind of mistake that costs {WORTH} AP or more, at most four. Where no score is "
+        "named, all detections count.",
+        class_="soft",
+    )
+    return section("advice", "Advice", listed, note if lines else "")
+
+
+def _with_flags(text: str) -> Html:
+    """The text with what comes before its first bracket in bold, and flags as code."""
+    kind, bracket, rest = text.partition(" (")
+    parts = re.split("(--[a-z-]+)", bracket + rest)
+    return joined(tag("b", kind), *(tag("code", part) if part.startswith("--") else part for part in parts))
+
+
+def in_crowds(left_out: int) -> Html | str:
+    """What is said of detections inside crowd regions, where there are any."""
+    which = (
+        "1 detection inside a crowd region is"
+        if left_out == 1
+        else (f"{left_out:,} detections inside crowd regions are")
+    )
+    return tag("p", f"{which} left out: neither right nor wrong.", class_="soft") if left_out else ""
+
+
+def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int) -> Section:
+    """least_score: of the detections that the sections of pictures and confusion count; left_out: inside crowds."""
+    rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
+    shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
+    return section(
+        "errors",
+        "Costs",
+        figure(
+            bars(shown, KINDS, "kind of mistake", "AP (IoU 0.5) lost"),
+            "How far AP at IoU 0.5 would rise if this kind alone were put right (TIDE, Bolya et al. 2020). The "
+            "costs do not add up: one mistake hides another.",
+        ),
+        table(["kind", "what it is", "how many", "cost"], rows, id="costs"),
+        tag(
+            "p",
+            "All detections count here, whatever their score. Pictures and Confusion count those with a score of "
+            f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong.",
+            class_="soft",
+        ),
+        in_crowds(left_out),
+    )
+
+
+def classes_section(
+    names: list[str],
+    objects: list[int],
+    found: list[int],
+    ap: np.ndarray,
+    ap50: Sequence[float | None],
+    best: Sequence[Best | None],
+) -> Section:
+    rows = []
+    for i, name in enumerate(names):
+        of_best = (best[i].precision, best[i].recall, best[i].f1, best[i].score) if best[i] else (None,) * 4
+        rows.append(
+            [
+                name,
+                f"{objects[i]:,}",
+                f"{found[i]:,}",
+                value(ap[i]),
+                value(ap50[i]),
+                *(value(number, ".3f") for number in of_best),
+            ]
+        )
+    head = ["class", "objects", "detections", "AP", "AP50", "precision", "recall", "F1", "at score"]
+    note = (
+        "Precision, recall and F1 are at IoU 0.5, of the detections whose score is at least the one in the last "
+        "column: that at which the class's F1 is highest. Click a heading to sort."
+    )
+    return section(
+        "classes", "Classes", table(head, rows, id="per-class", data_sortable=True), tag("p", note, class_="soft")
+    )
+
+
+def curves_section(means: dict[str, np.ndarray], names: list[str], each: np.ndarray, first: int) -> Section:
+    """means: name -> precision at RECALLS over all classes; each: of the classes at IoU 0.5, [C, 101].
+
+    Drawn is the curve of class `first`; the script draws that of another.
+    """
+    ranges, heading = {"x_range": (0, 1), "y_range": (0, 1)}, "Precision and recall"
+    if np.isnan(each[first]).any():
+        return section("curves", heading, tag("p", "There is no object to find, so there is no curve."))
+    recalls = RECALLS.tolist()
+    mean = curves({name: (recalls, curve.tolist()) for name, curve in means.items()}, "recall", "precision", **ranges)
+    own = curves({names[first]: (recalls, each[first].tolist())}, "recall", "precision", **ranges)
+    options = [tag("option", name, value=i, selected=i == first) for i, name in enumerate(names)]
+    axes = Axes((0, 1), (0, 1), "", "")
+    corners = [axes.x(0), axes.x(1), axes.y(0), axes.y(1)]
+    return section(
+        "curves",
+        heading,
+        tag(
+            "div",
+            figure(mean, "The mean over the classes, at three IoU thresholds."),
+            tag(
+                "div",
+                figure(own, tag("span", names[first], ", at IoU 0.5.", id="curve-said")),
+                tag(
+                    "p",
+                    tag("label", "Class ", tag("select", *options, id="curve-class")),
+                    hidden=True,
+                    data_script=True,
+                ),
+                id="curve",
+                data_corners=" ".join(map(str, corners)),
+            ),
+            class_="plots",
+        ),
+    )
+
+
+def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) -> Section:
+    classes = len(names)
+    chosen = list(range(classes))
+    if classes > WHOLE_MATRIX:
+        wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+        chosen = sorted(np.argsort(-wrong[:classes], kind="stable")[:PART_OF_MATRIX].tolist())
+    rows = [*chosen, classes]
+    labels = [*(names[i] for i in chosen), "background"]
+    part = f" These are the {len(chosen)} of {classes:,} classes with most mistakes." if len(chosen) < classes else ""
+    body = []
+    for i, label in zip(rows, labels, strict=True):
+        total = max(int(matrix[i].sum()), 1)
+        cells = [
+            tag(
+                "td",
+                f"{matrix[i, j]:,}" if matrix[i, j] else "",
+                class_="number",
+                style=f"--share:{matrix[i, j] / total:.2f}" if matrix[i, j] else None,
+            )
+            for j in rows
+        ]
+        body.append(tag("tr", tag("th", label, scope="row", title=label), *cells))
+    head = tag(
+        "tr",
+        tag("th", "is, detected as", scope="col"),
+        *(tag("th", tag("span", label), scope="col", title=label) for label in labels),
+    )
+    whole = tag("table", tag("thead", head), tag("tbody", *body), id="confusion-matrix")
+    pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix)]
+    return section(
+        "confusion",
+        "Confusion",
+        tag(
+            "p",
+            f"Detections with a score of {least_score:.3f} or more, best first and whatever their class, take the "
+            f"free object that they cover best, from IoU {FOREGROUND} on. A row holds the objects of a class, and "
+            "last the detections that lie on no object; a column holds what was detected as a class, and last "
+            "the objects that none of these detected. The stronger the colour, the greater its part of a "
+            f"row.{part}",
+        ),
+        tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="confusion matrix"),
+        joined(tag("h3", "Most often confused"), table(["is", "detected as", "times"], pairs)) if pairs else "",
+    )
+
+
+def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Sequence[Crowding]) -> Section:
+    sizes = dict(zip(STAT_NAMES, stats[iou_type].stats, strict=True))
+    by_size = [
+        ["small", "below 32 x 32 pixels", value(sizes["APs"])],
+        ["medium", "", value(sizes["APm"])],
+        ["large", "from 96 x 96 pixels on", value(sizes["APl"])],
+    ]
+    by_count = [
+        [group.label, f"{group.pictures:,}", f"{group.objects:,}", value(group.ap), value(group.ap50)]
+        for group in crowding
+    ]
+    return section(
+        "groups",
+        "Size and crowding",
+        tag("h3", "AP by the size of the objects"),
+        table(["objects", "", "AP"], by_size, id="by-size"),
+        tag("h3", "AP by the number of objects in the picture"),
+        table(["a picture has", "pictures", "objects", "AP", "AP50"], by_count, id="by-crowding"),
+        tag("p", "Each row is an evaluation of these pictures alone. A few pictures say little.", class_="soft"),
+    )
+
+
+def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Section:
+    """left_out: detections inside crowds."""
+    filled = [b for b in bins if b.count]
+    heading = "Calibration"
+    if not filled:
+        return section("calibration", heading, tag("p", "There is no detection."), in_crowds(left_out))
+    line = {"detections": ([b.score for b in filled], [b.precision for b in filled])}
+    rows = [
+        [f"{b.low:.1f} to {b.high:.1f}", f"{b.count:,}", value(b.score, ".3f"), value(b.precision, ".3f")] for b in bins
+    ]
+    return section(
+        "calibration",
+        heading,
+        figure(
+            curves(line, "score", "precision", (0, 1), (0, 1), diagonal=True),
+            tag(
+                "span",
+                "The share of detections that are right, by score. On the broken line a score of 0.7 is "
+                "right seven times in ten; below it scores are too high. Expected calibration error: ",
+                value(error, ".3f"),
+                ".",
+            ),
+        ),
+        table(["score", "detections", "mean score", "right (IoU 0.5)"], rows, id="bins"),
+        in_crowds(left_out),
+    )
+
+
+def pictures_section(gallery: Gallery, names: list[str], least_score: float, is_best: bool) -> Section:
+    """What the script fills. is_best: F1 is highest at this score (else there is no detection, or no object)."""
+    drawn = sum(drawing is not None for drawing in gallery.drawings)
+    why = ": there F1 over all classes is highest" if is_best else ""
+    said = [
+        f"Shown and counted are detections with a score of {least_score:.3f} or more{why}. On the left of each "
+        "pair is what is annotated, on the right what is detected. "
+    ]
+    if drawn == gallery.total > 1:
+        said.append(f"All {drawn:,} pictures can be looked at. ")
+    elif drawn < gallery.total:
+        said += [
+            f"{drawn:,} of the {gallery.total:,} pictures, those with most mistakes, can be looked at; ",
+            tag("code", "--report-pictures"),
+            " gives more or fewer. ",
+        ]
+    if len(gallery.rows) < gallery.total:
+        said.append(f"{gallery.total - len(gallery.rows):,} with fewest mistakes are not listed. ")
+    if gallery.unreadable:
+        said.append(f"{len(gallery.unreadable):,} could not be read, the first: {gallery.unreadable[0]}")
+    kinds = [tag("option", kind, value=i, title=EXPLAINED[kind]) for i, kind in enumerate(KINDS)]
+    classes = [tag("option", name, value=i) for i, name in enumerate(names)]
+    sorts = {
+        "mistakes": "most mistakes",
+        "f1": "lowest F1",
+        "missed": "most objects missed",
+        "false": "most false detections",
+        "objects": "most objects",
+        "name": "file name",
+    }
+    controls = [
+        tag("label", "Kind ", tag("select", tag("option", "all", value=""), *kinds, id="by-kind")),
+        tag("label", "Class ", tag("select", tag("option", "all", value=""), *classes, id="by-class")),
+        tag("label", "Sort ", tag("select", *(tag("option", text, value=key) for key, text in sorts.items()), id="by")),
+    ]
+    legend = [
+        tag("li", tag("i", class_=f"k{i}"), text, title=title)
+        for i, text, title in (
+            (FINE, "right", None),
+            *((i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind]) for i, kind in enumerate(KINDS)),
+            (ASIDE, "crowd, or inside one", None),
+        )
+    ]
+    return section(
+        "pictures",
+        "Pictures",
+        tag("p", *said),
+        tag("noscript", tag("p", "This part needs JavaScript: the pictures are drawn by the page itself.")),
+        tag(
+            "div",
+            *controls,
+            tag("output", aria_live="polite", id="count"),
+            class_="controls",
+            hidden=True,
+            data_script=True,
+        ),
+        tag("ul", *legend, class_="legend"),
+        tag("ol", id="gallery"),
+        tag("p", tag("button", "Show more", type="button", id="more", hidden=True)),
+        Html((HERE / "dialog.html").read_text(encoding="utf-8")),
+    )
+
+
+def data_block(gallery: Gallery, names: list[str], each: np.ndarray) -> Html:
+    """What report.js reads."""
+    thousandths = [None if np.isnan(curve).any() else np.rint(curve * 1000).astype(int).tolist() for curve in each]
+    return json_block(
+        "data",
+        {
+            "kinds": KINDS,
+            "classes": names,
+            "curves": thousandths,
+            "units": UNITS,
+            "rows": gallery.rows,
+            "drawings": gallery.drawings,
+        },
+    )

@@ -1,0 +1,134 @@
+"""TensorBoard: what one looks at while a run trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from backbone.errors import InputError
+from train_utils.evaluation.numbers import IOU_TYPES
+from train_utils.io.files import make_folder, writing
+from train_utils.io.plain_text import encodable
+from train_utils.logs.logger import COCO_NUMBERS
+
+
+class TensorBoard:
+    """Scalars of each step, COCO numbers, classes and pictures of each epoch, text: under `folder`/tensorboard.
+
+    The x axis of all of them is the optimiser step (0-based; an evaluation stands at the last step before
+    it), so that TensorBoard leaves out what a run writes anew that is resumed with `steps_done`.
+    """
+
+    def __init__(self, folder: str | Path, steps_done: int = 0, enabled: bool = True) -> None:
+        self.writer = None
+        self.waiting: list[tuple[int, Mapping]] = []  # (step, on_the_way)
+        if enabled:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self.path = make_folder(Path(folder) / "tensorboard")
+            with writing(self.path):
+                try:
+                    self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)
+                except UnicodeEncodeError as error:  # bytes that are no text
+                    raise InputError(
+                        f"{self.path}: TensorBoard can't write below this name, which is not UTF-8; give "
+                        "another --output-dir"
+                    ) from error
+
+    def run(self, steps_done: int, command: str, **tables: Mapping) -> None:
+        """Log as text what is run: the command line, and tables of names and values."""
+        if self.writer:
+            texts = {"command": f"    {encodable(command)}"}
+            for name, values in tables.items():
+                rows = (f"| {key} | `{json.dumps(value)}` |" for key, value in values.items())
+                texts[name] = "\n".join(["| name | value |", "|---|---|", *rows])
+            with writing(self.path):
+                for name, text in texts.items():
+                    self.writer.add_text(f"run/{name}", text, steps_done)
+
+    def step(self, step: int, losses: Mapping[str, float] | None, lr: float, on_the_way: Mapping = ()) -> None:
+        """Log the optimiser step `step` (0-based).
+
+        on_the_way: name -> an object whose read() gives the number once its device has computed it; they are logged
+        with the next step, so that nothing waits for them.
+        """
+        self._log_waiting()
+        self.waiting = [(step, on_the_way)] if on_the_way else []
+        scalars = {f"train/{n}": v for n, v in losses.items()} if losses else {}
+        if losses:
+            scalars["train/loss"] = sum(losses.values())
+        self._scalars({**scalars, "train/lr": lr}, step)
+
+    def epoch(
+        self,
+        steps_done: int,
+        stats: Mapping[str, Sequence[float]],
+        val_losses: Mapping[str, float] | None = None,
+        per_class: Mapping[str, Mapping] | None = None,
+    ) -> None:
+        """Log the evaluation after `steps_done` steps.
+
+        stats: 12 COCO numbers per IoU type; per_class: IoU type -> class name -> AP at IoU 0.5, None without
+        ground truth (it is left out).
+        """
+        self._log_waiting()
+        scalars = {
+            f"{iou_type}/{name}": value
+            for iou_type, numbers in stats.items()
+            for name, value in zip(COCO_NUMBERS, numbers, strict=True)
+        }
+        for iou_type, values in (per_class or {}).items():
+            scalars.update(
+                {f"AP50 of {IOU_TYPES[iou_type]}/{name}": value for name, value in values.items() if value is not None}
+            )
+        if val_losses:
+            scalars.update({f"val/{name}": value for name, value in val_losses.items()})
+            scalars["val/loss"] = sum(val_losses.values())
+        self._scalars(scalars, steps_done - 1)
+        if self.writer:
+            with writing(self.path):
+                self.writer.flush()
+
+    def pictures(self, steps_done: int, rows: Sequence[Sequence], tag: str = "val/ground truth | prediction") -> None:
+        """Log a grid of PIL pictures: one row per sequence, ground truth left, prediction right."""
+        if self.writer and rows:
+            import numpy as np
+
+            with writing(self.path):
+                self.writer.add_image(tag, np.asarray(picture_grid(rows)), steps_done - 1, dataformats="HWC")
+
+    def close(self) -> None:
+        self._log_waiting()
+        if self.writer:
+            with writing(self.path):
+                self.writer.close()
+            self.writer = None
+
+    def _log_waiting(self) -> None:
+        for step, values in self.waiting:
+            self._scalars({f"train/{name}": float(value.read()) for name, value in values.items()}, step)
+        self.waiting = []
+
+    def _scalars(self, scalars: Mapping[str, float], step: int) -> None:
+        if self.writer:
+            with writing(self.path):
+                for name, value in scalars.items():
+                    self.writer.add_scalar(name, value, step)
+
+
+def picture_grid(rows: Sequence[Sequence], height: int = 256, gap: int = 4):
+    """PIL pictures in rows -> one RGB PIL picture; each becomes `height` pixels high."""
+    from PIL import Image
+
+    scaled = [
+        [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for p in row] for row in rows
+    ]
+    width = max(sum(p.width + gap for p in row) for row in scaled) - gap
+    grid = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
+    for i, row in enumerate(scaled):
+        left = 0
+        for picture in row:
+            grid.paste(picture, (left, i * (height + gap)))
+            left += picture.width + gap
+    return grid

@@ -1,0 +1,41 @@
+"""What a training pass is made of, in three numbers: a recorder (`network_files.Recorder`) that keeps no more."""
+
+import torch
+
+from network_files.operators.boxes import box_iou
+
+REACHED = 0.5  # IoU from which a proposal has found an object
+
+
+class StepCounts:
+    """Given to the model as its recorder, for one micro-batch or several; `means` are per picture.
+
+    Nothing is read from the device before that.
+    """
+
+    def __init__(self):
+        self.pictures, self.objects, self.anchors = 0, 0, 0
+        self.rois, self.reached = torch.zeros(()), torch.zeros(())
+        self.proposals: list[torch.Tensor] = []  # of the pictures of a batch, until their objects come
+
+    def __call__(self, stage: str, **values) -> None:
+        if stage == "proposals":
+            self.proposals.append(values["boxes"][values["keep"]])
+        elif stage == "rpn_targets":
+            objects, proposals = values["objects"], self.proposals.pop(0)
+            self.pictures += 1
+            self.anchors += len(values["positive"])
+            self.objects += len(objects)
+            if len(objects) and len(proposals):
+                best = box_iou(objects.to(proposals.dtype), proposals).amax(1)  # [G]
+                self.reached = self.reached.to(best.device) + (best >= REACHED).sum()
+        elif stage == "roi_samples":
+            label = values["label"][values["chosen"]]
+            self.rois = self.rois.to(label.device) + (label > 0).sum()
+
+    def means(self) -> dict[str, torch.Tensor | float]:
+        """Positive anchors and positive RoIs a picture, and the share of objects with a proposal of IoU 0.5 and more
+        (left out without objects); numbers that a device has computed are still there."""
+        pictures = max(self.pictures, 1)
+        found = {"positive anchors": self.anchors / pictures, "positive RoIs": self.rois / pictures}
+        return found | ({"proposal recall 0.5": self.reached / self.objects} if self.objects else {})

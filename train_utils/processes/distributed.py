@@ -1,0 +1,240 @@
+"""The processes of a run as one object, the World: a single process is a world of size one.
+
+Everything else asks the world (to sum, to gather, to wrap the model), never whether it is distributed. Small
+values and Python objects travel over gloo on the CPU, gradients over the device's own backend.
+"""
+
+import inspect
+import os
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from backbone.errors import InputError
+from train_utils.processes.watch import Watch
+
+HOW_TO_START = (
+    "train_multi_GPU.py runs one process per device and is started by torchrun:\n"
+    "    torchrun --nproc_per_node=NUMBER_OF_GPUS train_multi_GPU.py [flags]\n"
+    "    torchrun --nproc_per_node=2 train_multi_GPU.py --device cpu [flags]\n"
+    "For one process: python train.py [flags]"
+)
+TIMEOUT = 1800.0  # seconds that a process waits for the others, as torch has it for gloo
+LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "timed out", "application timeout")
+
+
+@dataclass(frozen=True)
+class World:
+    """rank 0..size-1, local_rank the same within this machine, device the one this process computes on."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    watch: Watch | None = None  # of several processes
+
+    @classmethod
+    def single(cls, device):
+        return cls(0, 1, 0, torch.device(device))
+
+    @classmethod
+    def from_environment(cls, device="auto", timeout=TIMEOUT):
+        """Join the processes that torchrun started. device: "auto", "cpu" or "cuda"; timeout: seconds."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            raise InputError(HOW_TO_START)
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            if local_rank >= torch.cuda.device_count():
+                raise InputError(
+                    f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} found; "
+                    f"start with --nproc_per_node={max(torch.cuda.device_count(), 1)}, or give --device cpu"
+                )
+            device = f"cuda:{local_rank}"
+            torch.cuda.set_device(local_rank)
+        elif device != "cpu":
+            raise InputError(f"--device {device} does not fit several processes; give auto, cpu or cuda")
+        if size == 1:
+            return cls(rank, size, local_rank, torch.device(device))
+        with speaking_of_lost_processes(None, rank):
+            backend = "cpu:gloo,cuda:nccl" if device != "cpu" else "gloo"
+            limit = timedelta(seconds=timeout)
+            store = open_store(rank, limit)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=2 * limit)
+            watch = Watch(rank, size, open_store(rank, limit, host=False), timeout, launcher())
+        watch.start()
+        return cls(rank, size, local_rank, torch.device(device), watch)
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def phase(self, what):
+        """Note what this process does now, so that the others can say so if they wait for it in vain."""
+        if self.watch:
+            self.watch.phase(what)
+
+    def watch_signals(self, on=True):
+        """From now on learn of a signal to any of the processes, and let the others learn of one to this."""
+        if self.watch:
+            self.watch.listen() if on else self.watch.ignore_signals()
+
+    def stop_number(self):
+        """The signal that one of the processes got, if any."""
+        return self.watch.stop_number() if self.watch else None
+
+    def together(self, waits=True):
+        """Context of what needs the other processes. Where one is lost: SystemExit, after a line that says so.
+
+        waits: this process does nothing else meanwhile; after --dist-timeout seconds the others are to blame.
+        """
+        return self._together(waits) if self.watch else nullcontext()
+
+    @contextmanager
+    def _together(self, waits):
+        with speaking_of_lost_processes(self.watch, self.rank), self.watch.waiting() if waits else nullcontext():
+            yield
+
+    def wrap(self, model):
+        """The model whose backward pass averages the gradients over the ranks."""
+        if self.size == 1:
+            return model
+        # Buffers are not synchronised at each step: broadcast_buffers() does it where they are read.
+        parallel = torch.nn.parallel.DistributedDataParallel
+        names = inspect.signature(parallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # older torch
+        return parallel(model, gradient_as_bucket_view=True, **{sync: False})
+
+    def no_sync(self, model, last):
+        """Context of one micro-batch: gradients are exchanged in the last one of a step only."""
+        return nullcontext() if last or self.size == 1 else model.no_sync()
+
+    def sum(self, tensor):
+        """Sum of a small CPU tensor over the ranks, on every rank."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            with self.together():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value):
+        """Every rank's object, in rank order, on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            with self.together():
+                dist.all_gather_object(values, value)
+        return values
+
+    def gather_on_main(self, value):
+        """Every rank's object, in rank order, on rank 0; an empty list elsewhere (results can be large)."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_main else None
+        with self.together():
+            dist.gather_object(value, values)
+        return values or []
+
+    def broadcast(self, value):
+        """Rank 0's object, on every rank."""
+        values = [value]
+        if self.size > 1:
+            with self.together():
+                dist.broadcast_object_list(values)
+        return values[0]
+
+    def on_main(self, function, *args):
+        """function(*args) on rank 0, its value on every rank; if it fails, the other ranks stop quietly."""
+        status, value = 2, None
+        try:
+            if self.is_main:
+                value = function(*args)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+            raise
+        finally:
+            status, value = self.broadcast((status, value))
+        if status:
+            raise SystemExit(status)
+        return value
+
+    @torch.no_grad()
+    def broadcast_buffers(self, model):
+        """Give every rank the buffers (running means and variances) of rank 0."""
+        with self.together():
+            for buffer in model.buffers() if self.size > 1 else ():
+                dist.broadcast(buffer, 0)
+
+    @contextmanager
+    def main_first(self):
+        """The block runs on the first process of each machine, then on the others (downloads, drawn data).
+
+        Where it fails there, the others stop without repeating the message.
+        """
+        well = self.local_rank == 0 or all(self.gather(True))  # waits here for the first processes
+        if not well:
+            raise SystemExit(2)
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if self.local_rank == 0:
+                well = all(self.gather(done))
+        if not well:
+            raise SystemExit(2)
+
+    def close(self):
+        if self.watch:
+            self.watch.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def open_store(rank, limit, host=True):
+    """The key-value store that the launcher, or else rank 0, hosts; another one for each restart by torchrun.
+
+    Without that, the processes of a restart can read addresses that dead ones have left.
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not address or not (port or "").isdecimal():
+        raise InputError(HOW_TO_START)
+    store = dist.TCPStore(
+        address, int(port), is_master=host and rank == 0 and not hosted, timeout=limit, wait_for_workers=False
+    )
+    return dist.PrefixStore(f"maskrcnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def launcher():
+    """The pid of torchrun's agent, which is this process's parent; None where another launcher was used."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+@contextmanager
+def speaking_of_lost_processes(watch, rank):
+    """Turn the error of a collective whose other end has gone into one line and exit status 1.
+
+    After a signal to one of the processes, which ends the others too: quietly, with the signal's status.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo's are no more specific
+        if not any(word in str(error).lower() for word in LOST):
+            raise
+        number = watch.stop_number() if watch else None
+        if number is None:
+            cause = " ".join(str(error).split())[:150]
+            print(
+                f"error: process {rank} lost another process in {watch.what if watch else 'start'}: see that "
+                f"one's message; --resume auto goes on from the last checkpoint ({cause})",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise SystemExit(128 + number if number else 1) from error

@@ -1,0 +1,104 @@
+"""What a training run leaves for people to look at, beside its numbers."""
+
+import torch
+
+from backbone.errors import InputError
+from network_files.operators.instance_masks import mask_probs_to_bool
+from train_utils.cli.command import LESS_MEMORY, first_line
+from train_utils.io.files import atomic_file
+from train_utils.run.engine import LOSS_NAMES
+from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
+from train_utils.show.drawing import draw_detections
+
+SHOWN_SCORE = 0.5  # detections below it would hide the picture
+
+
+def picture_rows(samples, label_map):
+    """(ground truth, prediction) PIL pictures of each (image, target, detection) of an evaluation."""
+    rows = []
+    for image, target, detection in samples:
+        shown = detection["scores"] > SHOWN_SCORE
+        boxes, labels, scores = (detection[key][shown] for key in ("boxes", "labels", "scores"))
+        masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, tuple(image.shape[-2:]))
+        truth = draw_detections(image, target["boxes"], target["labels"], None, target["masks"], label_map.name)
+        rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name)))
+    return rows
+
+
+def write_curves(folder, writer, curve, steps_per_epoch, about):
+    """The PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter; about: a line of text."""
+    losses, rates = zip(*curve, strict=True)
+    records = writer.history()
+    epochs = [record["epoch"] for record in records]
+    train, val = ([record.get(f"{part}_losses") or {} for record in records] for part in ("train", "val"))
+    sums = [None if len(v) < len(LOSS_NAMES) or None in v.values() else sum(v.values()) for v in val]
+    val_loss = dict(zip(epochs, sums, strict=True))
+    plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates, steps_per_epoch, val_loss, about)
+    plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, epochs, train, val, about)
+    numbers = {
+        f"{what} {name}": [record[name] for record in writer.history(iou_type)]
+        for iou_type, what in (("segm", "mask"), ("bbox", "box"))
+        for name in ("AP", "AP50")
+    }
+    plot_average_precision(folder / f"mAP{writer.stamp}.png", epochs, numbers, "mask AP", about)
+
+
+def save_for_replay(folder, error, model, data_set, rank=0):
+    """Save the batch of this rank behind a NonFiniteLoss, and the weights; returns the error, more telling."""
+    if error.batch is None:
+        error.args = (f"step {error.step}: another process met a loss that is not finite; see its message",)
+        return error
+    path = folder / (f"non_finite_step{error.step}_rank{rank}.pth" if rank else f"non_finite_step{error.step}.pth")
+    names = [data_set.file_name(i) for i in error.batch.indices]
+    losses = dict(zip(LOSS_NAMES, error.losses.tolist(), strict=True))
+    targets = [
+        {key: plain_masks(value) if key == "masks" else value for key, value in target.items()}
+        for target in error.batch.targets
+    ]
+    content = {
+        "images": error.batch.images,
+        "targets": targets,
+        "files": names,
+        "losses": losses,
+        "model": model.state_dict(),
+        "config": model.config.to_dict(),
+    }
+    with atomic_file(path) as file:
+        torch.save(content, file)
+    bad = ", ".join(f"{name} {value}" for name, value in losses.items() if value - value != 0)
+    error.args = (
+        f"step {error.step}: {bad} on {', '.join(names)}; try a lower --lr, --clip-grad-norm, or look at the "
+        f"pictures' annotations; batch and weights are in {path} (python: model(images, targets))",
+    )
+    return error
+
+
+def explain_lack_of_memory(error, data_set):
+    """OutOfMemory as an InputError that names the pictures of the step."""
+    names = [data_set.file_name(index) for batch in error.batches for index in batch.indices]
+    sizes = ", ".join(f"{i.shape[-1]}x{i.shape[-2]}" for batch in error.batches for i in batch.images)
+    return InputError(
+        f"step {error.step}: out of memory ({first_line(error.__cause__)}) on {', '.join(names)} ({sizes}); "
+        f"{LESS_MEMORY}, then --resume auto"
+    )
+
+
+def plain_masks(masks):
+    """Target masks as uint8 [N, H, W]."""
+    return masks if isinstance(masks, torch.Tensor) else masks.to_masks()
+
+
+def say_what_is_where(folder, best_ap, val_set):
+    """The last lines of a run, and what to do next."""
+    best = folder / "model_best.pth"
+    saved = [best] if best.exists() else sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
+    if not saved:
+        print(f"\ndone: best mask AP {best_ap:.4f}. The resumed run had ended: nothing new is in {folder}")
+        return
+    print(f"\ndone: best mask AP {best_ap:.4f}. In {folder}:")
+    print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; the kept epochs', to resume")
+    print("  det_results*, seg_results*          COCO numbers per epoch, for boxes and masks (.txt, .json)")
+    print("  model_min_val_loss.pth              weights with the lowest validation loss")
+    print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
+    print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
+    print(f"next: python predict.py --weights-path {saved[-1]} --img-path {val_set.file_name(0)}")

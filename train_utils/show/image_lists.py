@@ -1,0 +1,88 @@
+"""Which pictures a prediction is about, and what their drawn copies are called."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from backbone.errors import InputError
+from train_utils.data.images import picture_suffixes
+from train_utils.data.links import refuse_links_of
+from train_utils.io.files import user_path
+from train_utils.io.plain_text import visible
+from train_utils.show.video import SUFFIXES, is_video
+
+LONGEST = 240  # bytes of a drawn picture's stem: disks take names of 255, with a suffix and a temporary file's own
+
+
+def find_pictures(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
+    """The files that --img-path names: a file itself, a folder's pictures and videos, a glob's matches; each file once.
+
+    A folder's files without a picture's or video's suffix are left out and named. InputError where nothing is found,
+    and, unless follow_links, where a folder or a glob leads out of itself by a link.
+    """
+    found = []
+    for name in img_paths:
+        path = user_path(name)
+        if path.is_dir():
+            in_folder = _pictures_in(path)
+            if not follow_links:
+                refuse_links_of(path, in_folder)
+            found += in_folder
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+            matches = [match for match in matches if match.is_file()]
+            if not matches:
+                raise InputError(f"--img-path {name}: no such file or folder; as a glob it matches no file")
+            if not follow_links:
+                refuse_links_of(path, matches)
+            found += matches
+    return list(dict.fromkeys(found))
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    known = picture_suffixes() | SUFFIXES
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    pictures = [path for path in files if path.suffix.lower() in known]
+    others = [path.name for path in files if path.suffix.lower() not in known]
+    if not pictures:
+        raise InputError(
+            f"--img-path {folder}: no pictures in this folder (sub-folders are not searched; "
+            f"'{folder}/**/*.jpg' in quotes finds theirs)"
+        )
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        shown = visible(shown)
+        print(f"{folder}: left out {len(others)} file(s) without a picture's or video's suffix: {shown}")
+    return pictures
+
+
+def output_names(pictures: list[Path]) -> list[str]:
+    """A .jpg file name for each picture, .mp4 for a video, no stem twice (some disks do not tell capitals apart).
+
+    The stem where no other picture has it, else the whole name, cut to LONGEST bytes; a number is added where
+    that is taken too.
+    """
+    stems = [path.stem.lower() for path in pictures]
+    counts, taken, names = Counter(stems), set(), []
+    for path, stem in zip(pictures, stems, strict=True):
+        base = _cut(path.stem if counts[stem] == 1 else path.name.replace(".", "_"))
+        name, number = base, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name.lower())
+        names.append(name + drawn_suffix(path))
+    return names
+
+
+def drawn_suffix(path: Path) -> str:
+    return ".mp4" if is_video(path) else ".jpg"
+
+
+def _cut(name: str) -> str:
+    content = os.fsencode(name)
+    return name if len(content) <= LONGEST else content[:LONGEST].decode(errors="ignore")
