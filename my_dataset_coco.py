@@ -1,6 +1,6 @@
-"""COCO-format data: one json and a folder of pictures -> (image, target) pairs.
+"""COCO-format data: one json and a folder of images -> (image, target) pairs.
 
-N objects of one picture of H x W pixels. Boxes in the json are x y w h, in targets x1 y1 x2 y2. What is read
+N objects of one image of H x W pixels. Boxes in the json are x y w h, in targets x1 y1 x2 y2. What is read
 from the json is checked once, when it is opened, and kept in flat arrays (`coco_annotations.py`).
 """
 
@@ -14,27 +14,27 @@ from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from train_utils.data.formats.coco.annotations import CocoAnnotations, read_annotations
-from train_utils.data.images import picture_size, read_picture
+from train_utils.data.images import image_size, read_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.problems import describe_skips
 from train_utils.data.rle_crops import cropped_masks
 from train_utils.io.plain_text import visible
 
-FEW = 1000  # pictures that are looked up one by one: their folder may hold many more
+FEW = 1000  # images that are looked up one by one: their folder may hold many more
 
 
 class CocoDataset:
-    """Pictures and instances of one COCO json; `ds[i]` is (image, target) as they are, not augmented.
+    """Images and instances of one COCO json; `ds[i]` is (image, target) as they are, not augmented.
 
-    image uint8 [3, H, W]; target: boxes float32 [N, 4] (clipped to the picture), labels int64 [N],
+    image uint8 [3, H, W]; target: boxes float32 [N, 4] (clipped to the image), labels int64 [N],
     masks CroppedMasks of N, image_id int, area float32 [N], iscrowd uint8 [N]. N may be 0.
 
     annotations: a CocoAnnotations, or the path of a json. image_dir: where its file names begin.
     root: the folder that no file name may leave (default: image_dir). label_map: default made from the json's
-    categories. rows: which pictures of the json belong to this data set (default: all).
+    categories. rows: which images of the json belong to this data set (default: all).
 
-    `ds[i]` raises PictureError for an unreadable picture, InputError for one of another size than the json
-    says. A picture stored sideways with an EXIF orientation may be annotated upright or as stored.
+    `ds[i]` raises ImageError for an unreadable image, InputError for one of another size than the json
+    says. An image stored sideways with an EXIF orientation may be annotated upright or as stored.
     """
 
     def __init__(self, annotations, image_dir, root=None, label_map: LabelMap | None = None, rows=None):
@@ -56,7 +56,7 @@ class CocoDataset:
         return image, self.target(i)
 
     def subset(self, positions) -> "CocoDataset":
-        """The pictures at these positions, sharing the annotations."""
+        """The images at these positions, sharing the annotations."""
         positions = np.asarray(positions, dtype=np.int64)
         part = copy.copy(self)
         part.rows, part.missing = self.rows[positions], self.missing[positions]
@@ -64,7 +64,7 @@ class CocoDataset:
         return part
 
     def target(self, i: int) -> dict:
-        """The target of `ds[i]`, without reading the picture."""
+        """The target of `ds[i]`, without reading the image."""
         packed, row = self.annotations, self.rows[i]
         objects = packed.objects(row)
         size = tuple(packed.sizes[row].tolist())
@@ -82,20 +82,20 @@ class CocoDataset:
         }
 
     def image_id(self, i: int) -> int:
-        """The number that stands for picture i's id: the id itself where the json has an integer."""
+        """The number that stands for image i's id: the id itself where the json has an integer."""
         return int(self.annotations.image_ids[self.rows[i]])
 
     def file_name(self, i: int) -> str:
-        """The path of picture i."""
+        """The path of image i."""
         return str(self.image_dir / self.annotations.file_name(self.rows[i]))
 
     def object_counts(self, crowd: bool = False) -> np.ndarray:
-        """Objects that are not crowds, or crowd regions, per picture: int64 [len]."""
+        """Objects that are not crowds, or crowd regions, per image: int64 [len]."""
         running = np.concatenate([[0], np.cumsum(self.annotations.iscrowd == crowd)])  # [A + 1]
         return np.diff(running[self.annotations.first])[self.rows]
 
     def given_id(self, i: int) -> int | str:
-        """The id of picture i as the json has it."""
+        """The id of image i as the json has it."""
         return self.annotations.given_id(self.rows[i])
 
     @property
@@ -114,7 +114,7 @@ class CocoDataset:
         return dict(self.annotations.first_skipped)
 
     def with_given_ids(self, results: list[dict]) -> list[dict]:
-        """COCO results with the ids of pictures and categories as the json has them: "7" where that is text."""
+        """COCO results with the ids of images and categories as the json has them: "7" where that is text."""
         packed = self.annotations
         images = {int(packed.image_ids[row]): packed.given_id(row) for row in self.rows if len(packed.given.values)}
         categories = {**self.label_map.given, **{i: packed.given_categories.get(i, i) for i in packed.categories}}
@@ -128,10 +128,10 @@ class CocoDataset:
         ]
 
     def describe(self) -> str:
-        """One line: pictures, objects, classes, what was skipped in the json, and missing picture files."""
+        """One line: images, objects, classes, what was skipped in the json, and missing image files."""
         objects = self.object_counts()
         line = (
-            f"{self.annotations.path}: {len(self)} pictures ({int((objects == 0).sum())} without objects), "
+            f"{self.annotations.path}: {len(self)} images ({int((objects == 0).sum())} without objects), "
             f"{int(objects.sum())} objects of {len(self.label_map)} classes, "
             f"{int(self.object_counts(crowd=True).sum())} crowd regions"
         )
@@ -139,13 +139,13 @@ class CocoDataset:
             line += "; skipped " + describe_skips(self.skipped, self.first_skipped)
         if self.missing.any():
             first = self.file_name(int(self.missing.argmax()))
-            line += f"; {int(self.missing.sum())} picture files are missing, such as {first}"
+            line += f"; {int(self.missing.sum())} image files are missing, such as {first}"
         if self.annotations.cache_note:
             line += f"; {self.annotations.cache_note}"
         return visible(line)
 
     def ground_truth(self) -> dict:
-        """A COCO dict of these pictures for evaluation: ids, boxes, areas and segmentations as in the json.
+        """A COCO dict of these images for evaluation: ids, boxes, areas and segmentations as in the json.
 
         What was skipped in training is absent. Annotation ids are the json's where all are positive integers, else
         1..n: pycocotools takes an id of 0 for "not matched".
@@ -176,16 +176,16 @@ class CocoDataset:
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
     def _read(self, i: int) -> torch.Tensor:
-        """Picture i in the frame of its annotations, uint8 [3, H, W]."""
+        """Image i in the frame of its annotations, uint8 [3, H, W]."""
         path, size = self.file_name(i), tuple(self.sizes[i].tolist())
-        image = read_picture(path)
+        image = read_image(path)
         if tuple(image.shape[1:]) != size and tuple(image.shape[:0:-1]) == size:
-            image = read_picture(path, rotate=False)  # annotated as stored, before the EXIF rotation
+            image = read_image(path, rotate=False)  # annotated as stored, before the EXIF rotation
         if tuple(image.shape[1:]) != size:
             raise InputError(
-                f"{path}: the picture is {image.shape[2]}x{image.shape[1]} (width x height), but "
+                f"{path}: the image is {image.shape[2]}x{image.shape[1]} (width x height), but "
                 f"{self.annotations.path} says {size[1]}x{size[0]} for image id {self.given_id(i)}; "
-                f"correct the json or put back the original picture"
+                f"correct the json or put back the original image"
             )
         return image
 
@@ -199,7 +199,7 @@ class CocoDataset:
                 )
 
     def _find_missing(self) -> np.ndarray:
-        """Which pictures are no files: bool [len]. InputError if a file name leaves the root."""
+        """Which images are no files: bool [len]. InputError if a file name leaves the root."""
         names = self.annotations.file_names()
         names = [names[row] for row in self.rows.tolist()]
         looked_up = len(names) > FEW and _is_inside(os.path.abspath(self.image_dir), os.path.abspath(self.root))
@@ -209,13 +209,13 @@ class CocoDataset:
             if name in present:
                 continue  # a name that the folder lists can't leave it
             try:
-                missing[i] = not os.path.isfile(picture_path(self.image_dir, name, self.root))
+                missing[i] = not os.path.isfile(image_path(self.image_dir, name, self.root))
             except InputError as error:
                 raise InputError(f"{self.annotations.path}: image id {self.given_id(i)}: {error}") from error
         return missing
 
 
-def picture_path(image_dir, name: str, root) -> str:
+def image_path(image_dir, name: str, root) -> str:
     """The path of `name` in `image_dir`; InputError if it leaves `root`."""
     path, root = os.path.abspath(os.path.join(image_dir, name)), os.path.abspath(root)
     if not _is_inside(path, root):
@@ -241,4 +241,4 @@ def files_in(folder) -> frozenset[str]:
 
 def size_reader(image_dir, root):
     """A function from file name to (H, W), for images whose json does not give their size."""
-    return lambda name: picture_size(picture_path(image_dir, name, root))
+    return lambda name: image_size(image_path(image_dir, name, root))

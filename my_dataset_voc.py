@@ -1,6 +1,6 @@
 """Pascal VOC's segmentation data: a VOCdevkit folder -> (image, target) pairs.
 
-    FOLDER/VOC2012/ImageSets/Segmentation/train.txt   names of the pictures, one per line
+    FOLDER/VOC2012/ImageSets/Segmentation/train.txt   names of the images, one per line
     FOLDER/VOC2012/JPEGImages/NAME.jpg
     FOLDER/VOC2012/SegmentationObject/NAME.png        instance numbers; 0 is background, 255 void
     FOLDER/VOC2012/SegmentationClass/NAME.png         class numbers; may be missing
@@ -9,10 +9,10 @@
 The instances are those of SegmentationObject, and boxes are the masks' own. The XML's objects are neither in
 the masks' order nor always the same ones: each is given to the instance it overlaps best, and an instance
 left without takes its class from SegmentationClass. What cannot be used is counted in `skipped`, what was
-decided in `notes`. All but the pictures is read once, when the data set is opened, for a table of the
-instances; masks are read again when a picture is asked for, and never kept.
+decided in `notes`. All but the images is read once, when the data set is opened, for a table of the
+instances; masks are read again when an image is asked for, and never kept.
 
-N instances of one picture of H x W pixels, K instances in all.
+N instances of one image of H x W pixels, K instances in all.
 """
 
 import os
@@ -27,7 +27,7 @@ from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import encode_crop
 from train_utils.data.formats import voc as voc
-from train_utils.data.images import read_picture
+from train_utils.data.images import read_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.problems import describe_skips
 from train_utils.io.plain_text import visible
@@ -35,17 +35,17 @@ from train_utils.io.plain_text import visible
 # skipped
 NO_MASK = "XML objects without a mask"
 NO_CLASS = "instances without a class (neither XML object nor SegmentationClass)"
-LISTED_TWICE = "pictures listed twice"
+LISTED_TWICE = "images listed twice"
 # notes
 FROM_CLASS_MASK = "instances without an XML object (class from SegmentationClass)"
 CLASS_DIFFERS = "instances with another class in SegmentationClass than in the XML (XML's used)"
-NO_XML = "pictures without an XML file"
-XML_SIZE = "XML files with another picture size than the mask (mask's used)"
-NO_PICTURE = "picture files missing"
+NO_XML = "images without an XML file"
+XML_SIZE = "XML files with another image size than the mask (mask's used)"
+NO_IMAGE = "image files missing"
 
 
 class VocDataset:
-    """The pictures of one list; `ds[i]` is (image, target) as they are, not augmented.
+    """The images of one list; `ds[i]` is (image, target) as they are, not augmented.
 
     image uint8 [3, H, W]; target: boxes float32 [N, 4] (tight around the masks), labels int64 [N], masks
     CroppedMasks of N, image_id int, area float32 [N] (mask pixels), iscrowd uint8 [N] (all 0: difficult
@@ -56,7 +56,7 @@ class VocDataset:
     those of pascal_voc_indices.json, or of a file of that name in the year's folder.
 
     Raises InputError that names the file for a mask, XML file or list that cannot be used; `ds[i]` raises
-    PictureError for an unreadable picture, InputError for one of another size than its mask.
+    ImageError for an unreadable image, InputError for one of another size than its mask.
     """
 
     def __init__(self, root, year=None, list_name="train"):
@@ -65,12 +65,12 @@ class VocDataset:
         self.label_map = LabelMap.from_categories({number: name for name, number in self.class_ids.items()})
         listed = voc.read_list(self.folder, list_name)
         self.names = list(dict.fromkeys(listed))
-        self.files, missing = voc.find_pictures(self.folder, self.names)
+        self.files, missing = voc.find_images(self.folder, self.names)
         self.image_ids = list(range(1, len(self.names) + 1))
-        self.skipped, self.first_skipped = Counter(), {}  # {reason: picture}
+        self.skipped, self.first_skipped = Counter(), {}  # {reason: image}
         self._skip(LISTED_TWICE, len(listed) - len(self.names), Counter(listed).most_common(1)[0][0])
         self.missing = np.array(missing)  # bool [len]
-        self.notes = Counter({NO_PICTURE: sum(missing)})
+        self.notes = Counter({NO_IMAGE: sum(missing)})
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             self._pack(list(pool.map(self._scan, self.names)))
 
@@ -81,7 +81,7 @@ class VocDataset:
         return self._read(i), self.target(i)
 
     def target(self, i: int) -> dict:
-        """The target of `ds[i]`, without reading the picture."""
+        """The target of `ds[i]`, without reading the image."""
         rows = self._rows(i)
         boxes, size = self.boxes[rows], tuple(self.sizes[i].tolist())
         return {
@@ -94,7 +94,7 @@ class VocDataset:
         }
 
     def image_id(self, i: int) -> int:
-        """The place of picture i in its list, from 1."""
+        """The place of image i in its list, from 1."""
         return self.image_ids[i]
 
     def given_id(self, i: int) -> int:
@@ -107,19 +107,19 @@ class VocDataset:
 
     @property
     def source(self) -> str:
-        """The list of pictures."""
+        """The list of images."""
         return str(voc.list_path(self.folder, self.list_name))
 
     def file_name(self, i: int) -> str:
-        """The path of picture i."""
+        """The path of image i."""
         return str(self.folder / "JPEGImages" / self.files[i])
 
     def object_counts(self) -> np.ndarray:
-        """Instances per picture: int64 [len]."""
+        """Instances per image: int64 [len]."""
         return self.starts.diff().numpy()
 
     def subset(self, positions) -> "VocDataset":
-        """The pictures at these positions, in this order; image ids stay."""
+        """The images at these positions, in this order; image ids stay."""
         positions = [int(i) for i in positions]
         part = object.__new__(VocDataset)
         part.__dict__.update(self.__dict__)
@@ -135,9 +135,9 @@ class VocDataset:
         return part
 
     def describe(self) -> str:
-        """One line: pictures, objects, classes, what was skipped and what was decided."""
+        """One line: images, objects, classes, what was skipped and what was decided."""
         line = (
-            f"{self.folder} {self.list_name}: {len(self)} pictures, {len(self.labels)} objects of "
+            f"{self.folder} {self.list_name}: {len(self)} images, {len(self.labels)} objects of "
             f"{len(self.label_map)} classes, {int(self.difficult.sum())} of them difficult"
         )
         notes = ", ".join(f"{count} {reason}" for reason, count in self.notes.items() if count)
@@ -146,7 +146,7 @@ class VocDataset:
         return visible(line)
 
     def ground_truth(self) -> dict:
-        """A COCO dict of these pictures for evaluation, with VOC's class numbers; difficult is iscrowd."""
+        """A COCO dict of these images for evaluation, with VOC's class numbers; difficult is iscrowd."""
         categories = [{"id": number, "name": name} for name, number in self.class_ids.items()]
         images, annotations = [], []
         for i, (height, width) in enumerate(self.sizes.tolist()):
@@ -171,9 +171,9 @@ class VocDataset:
         return slice(*self.starts[i : i + 2].tolist())
 
     def _crops(self, i: int) -> list[torch.Tensor]:
-        """The masks of picture i, each bool [h, w] within its box."""
+        """The masks of image i, each bool [h, w] within its box."""
         rows = self._rows(i)
-        objects = torch.from_numpy(voc.read_index_picture(self._mask_path("Object", self.names[i])))
+        objects = torch.from_numpy(voc.read_index_image(self._mask_path("Object", self.names[i])))
         return [
             objects[y1:y2, x1:x2] == number
             for number, (x1, y1, x2, y2) in zip(self.numbers[rows].tolist(), self.boxes[rows].tolist(), strict=True)
@@ -183,21 +183,21 @@ class VocDataset:
         return self.folder / f"Segmentation{kind}" / f"{name}.png"
 
     def _read(self, i: int) -> torch.Tensor:
-        """Picture i in the frame of its mask, uint8 [3, H, W]."""
+        """Image i in the frame of its mask, uint8 [3, H, W]."""
         path, size = self.file_name(i), tuple(self.sizes[i].tolist())
-        image = read_picture(path)
+        image = read_image(path)
         if tuple(image.shape[1:]) != size and tuple(image.shape[:0:-1]) == size:
-            image = read_picture(path, rotate=False)  # masked as stored, before the EXIF rotation
+            image = read_image(path, rotate=False)  # masked as stored, before the EXIF rotation
         if tuple(image.shape[1:]) != size:
             raise InputError(
-                f"{path}: the picture is {image.shape[2]}x{image.shape[1]} (width x height), but its mask "
+                f"{path}: the image is {image.shape[2]}x{image.shape[1]} (width x height), but its mask "
                 f"{self._mask_path('Object', self.names[i])} is {size[1]}x{size[0]}; they must fit"
             )
         return image
 
     def _scan(self, name) -> "Scan":
-        """Everything about one picture but its pixels."""
-        objects = voc.read_index_picture(self._mask_path("Object", name))
+        """Everything about one image but its pixels."""
+        objects = voc.read_index_image(self._mask_path("Object", name))
         numbers, boxes, areas = voc.find_instances(objects)
         by_mask = voc.classes_of_instances(self._mask_path("Class", name), objects, numbers, self.class_ids)
         xml = voc.read_xml(self.folder / "Annotations" / f"{name}.xml", self.class_ids)
@@ -218,7 +218,7 @@ class VocDataset:
         return Scan(objects.shape, *columns, skipped, notes)
 
     def _pack(self, scans):
-        """One flat table of all instances, shared by loader workers; a picture's rows begin at `starts`."""
+        """One flat table of all instances, shared by loader workers; an image's rows begin at `starts`."""
 
         def table(field):
             return torch.from_numpy(np.concatenate([getattr(scan, field) for scan in scans]))
@@ -241,7 +241,7 @@ class VocDataset:
 
 
 class Scan(NamedTuple):
-    """The instances of one picture: N rows each (boxes [N, 4]), and the counts by reason."""
+    """The instances of one image: N rows each (boxes [N, 4]), and the counts by reason."""
 
     size: tuple
     numbers: np.ndarray

@@ -1,4 +1,4 @@
-"""Find and outline objects in pictures with a trained model.
+"""Find and outline objects in images with a trained model.
 
     python predict.py --weights-path save_weights/model_best.pth --img-path photo.jpg
     python predict.py --weights-path W --img-path photos/ --score 0.7 --classes person "traffic light"
@@ -6,12 +6,12 @@
     python predict.py --weights-path W --coco-json val.json --image-dir val2017 --output results.json
 
 The first writes test_result.jpg and test_result.json into --output-dir. For a folder and an --output-dir
-(--img-path input_image --output-dir output_image) the drawn pictures go straight into it under their own stems, with
+(--img-path input_image --output-dir output_image) the drawn images go straight into it under their own stems, with
 test_result.json beside them; a folder without --output-dir, and a glob, give a folder test_result/ of them. Videos
 (which need requirements-video.txt) become .mp4 files without sound, frame for frame; Ctrl-C leaves what is done, whole.
 The last line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a
 ResNet-50 some 3 s on a CPU with 2 cores.
-Exit status 1: finished, but some pictures could not be read (they are named); --strict makes that an error.
+Exit status 1: finished, but some images could not be read (they are named); --strict makes that an error.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from my_dataset_coco import CocoDataset, size_reader
 from network_files import InputError
 from train_utils.cli import command
 from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.images import PictureError, read_picture, refuse
+from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import read_json
 from train_utils.data.links import refuse_links
 from train_utils.data.opening import refuse_missing
@@ -37,7 +37,7 @@ from train_utils.prediction.predictor import Predictor, add_model_arguments
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
-from train_utils.show.image_lists import drawn_suffix, find_pictures, output_names
+from train_utils.show.image_lists import drawn_suffix, find_images, output_names
 
 RESULT_NAME = "test_result"
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
@@ -46,7 +46,7 @@ DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wron
 def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
     parser.add_argument(
-        "--img-path", nargs="+", metavar="PATH", help="a picture, a video, a folder, a glob, or a camera's number"
+        "--img-path", nargs="+", metavar="PATH", help="an image, a video, a folder, a glob, or a camera's number"
     )
     parser.add_argument("--coco-json", metavar="J", help="in place of --img-path: the images of a COCO json")
     parser.add_argument("--image-dir", metavar="D", help="folder of the images that --coco-json names")
@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
         "--magnify",
         type=command.positive_int,
         default=1,
-        help="enlarge what is drawn this many times, for small pictures (default: 1)",
+        help="enlarge what is drawn this many times, for small images (default: 1)",
     )
     parser.add_argument(
         "--every",
@@ -75,9 +75,9 @@ def parse_args() -> argparse.Namespace:
         help="only every N-th frame of a video (default: 1)",
     )
     command.add_flag(
-        parser, "--follow-links", help="follow pictures of a folder that are links out of it (else they are an error)"
+        parser, "--follow-links", help="follow images of a folder that are links out of it (else they are an error)"
     )
-    command.add_flag(parser, "--strict", help="a picture that cannot be read is an error, before any is predicted")
+    command.add_flag(parser, "--strict", help="an image that cannot be read is an error, before any is predicted")
     add_model_arguments(parser)
     args = parser.parse_args()
     if (args.img_path is None) == (args.coco_json is None):
@@ -87,25 +87,25 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def predict_pictures(args: argparse.Namespace) -> int:
-    """Draws and prints each picture's detections, writes all of them as json; returns the exit status."""
-    pictures = find_pictures(args.img_path, args.follow_links)
-    for path in pictures:  # what ends the command does so before it has drawn anything
-        check_video(path, args.strict) if video.is_video(path) else read_picture(path) if args.strict else refuse(path)
+def predict_images(args: argparse.Namespace) -> int:
+    """Draws and prints each image's detections, writes all of them as json; returns the exit status."""
+    images = find_images(args.img_path, args.follow_links)
+    for path in images:  # what ends the command does so before it has drawn anything
+        check_video(path, args.strict) if video.is_video(path) else read_image(path) if args.strict else refuse(path)
     predictor = Predictor(args, DEFAULT_SCORE if args.score is None else args.score)
     output_dir = files.user_path(args.output_dir)
-    folder, names = drawn_places(args, output_dir, pictures)
+    folder, names = drawn_places(args, output_dir, images)
     files.make_folder(folder)
-    refuse_to_overwrite(pictures, [folder / name for name in names])
+    refuse_to_overwrite(images, [folder / name for name in names])
     results = []
-    for image_id, (path, name) in enumerate(zip(pictures, names, strict=True), start=1):
+    for image_id, (path, name) in enumerate(zip(images, names, strict=True), start=1):
         start = time.perf_counter()
         try:
             if video.is_video(path):
                 predict_video(args, predictor, video.open_video(path), path, folder / name)
                 continue
-            image = read_picture(path)
-        except PictureError as error:
+            image = read_image(path)
+        except ImageError as error:
             predictor.skip(error)
             continue
         found = predictor.detect(image)
@@ -119,17 +119,17 @@ def predict_pictures(args: argparse.Namespace) -> int:
             print(f"{visible(str(path))}: {line}")
         count = len(found["scores"])
         print(f"{visible(str(path))}: {count} detection(s) in {seconds:.2f} s -> {folder / name}", flush=True)
-    if not all(map(video.is_video, pictures)):
+    if not all(map(video.is_video, images)):
         write_results(output_dir / f"{RESULT_NAME}.json", results)
         print(f"{len(results)} detection(s) written to {output_dir / RESULT_NAME}.json")
-    return predictor.status(len(pictures))
+    return predictor.status(len(images))
 
 
 def check_video(path: Path, strict: bool) -> None:
     """InputError for a video that must end the command: one that is refused, and under strict a broken one."""
     try:
         video.open_video(path).close()
-    except PictureError:
+    except ImageError:
         if strict:
             raise
 
@@ -146,7 +146,7 @@ def predict_video(args: argparse.Namespace, predictor: Predictor, container, sou
     notes = f" ({', '.join(done.notes)})" if done.notes else ""
     print(f"{visible(str(source))}: {done.frames} frame(s) in {speed} -> {target}{notes}", flush=True)
     if done.broken:
-        print(f"predicted in part: {PictureError(source, done.broken)}", file=sys.stderr, flush=True)
+        print(f"predicted in part: {ImageError(source, done.broken)}", file=sys.stderr, flush=True)
         predictor.in_part += 1
     if stop.requested() and not (args.camera is not None and stop.number == signal.SIGINT):
         stop.leave()
@@ -161,24 +161,24 @@ def predict_camera(args: argparse.Namespace) -> int:
     return predictor.status(1)
 
 
-def drawn_places(args: argparse.Namespace, output_dir: Path, pictures: list[Path]) -> tuple[Path, list[str]]:
-    """(folder, file names) of the drawn pictures. InputError if a folder's were to be drawn into that folder."""
+def drawn_places(args: argparse.Namespace, output_dir: Path, images: list[Path]) -> tuple[Path, list[str]]:
+    """(folder, file names) of the drawn images. InputError if a folder's were to be drawn into that folder."""
     (first, *more) = map(files.user_path, args.img_path)
-    if not more and pictures == [first]:
+    if not more and images == [first]:
         return output_dir, [RESULT_NAME + drawn_suffix(first)]
     if more or not first.is_dir() or "output_dir" not in args.given:
-        return output_dir / RESULT_NAME, output_names(pictures)
+        return output_dir / RESULT_NAME, output_names(images)
     if output_dir.resolve() == first.resolve():
-        raise InputError(f"--output-dir {output_dir}: is the folder of the pictures; give another for the drawn ones")
-    return output_dir, output_names(pictures)
+        raise InputError(f"--output-dir {output_dir}: is the folder of the images; give another for the drawn ones")
+    return output_dir, output_names(images)
 
 
-def refuse_to_overwrite(pictures: list[Path], drawn: list[Path]) -> None:
-    """InputError if a drawn picture would take the place of one of the pictures."""
-    own = {path.resolve() for path in pictures}
+def refuse_to_overwrite(images: list[Path], drawn: list[Path]) -> None:
+    """InputError if a drawn image would take the place of one of the images."""
+    own = {path.resolve() for path in images}
     for path in drawn:
         if path.resolve() in own:
-            raise InputError(f"{path}: is one of the pictures, and would be overwritten; give an --output-dir")
+            raise InputError(f"{path}: is one of the images, and would be overwritten; give an --output-dir")
 
 
 def open_images(args: argparse.Namespace, raw, label_map) -> CocoDataset:
@@ -209,10 +209,10 @@ def predict_coco_json(args: argparse.Namespace) -> int:
     predictor = Predictor(args, args.score or 0.0)
     data_set = open_images(args, raw, predictor.label_map)
     results, start = [], time.perf_counter()
-    for i in tqdm(range(len(data_set)), unit="picture", disable=None):
+    for i in tqdm(range(len(data_set)), unit="image", disable=None):
         try:
             image, _ = data_set[i]
-        except PictureError as error:
+        except ImageError as error:
             predictor.skip(error)
             continue
         results += predictor.results(predictor.detect(image), data_set.image_id(i), image)
@@ -227,7 +227,7 @@ def main() -> int:
     if args.coco_json is not None:
         return predict_coco_json(args)
     args.camera = video.camera_number(args.img_path)
-    return predict_pictures(args) if args.camera is None else predict_camera(args)
+    return predict_images(args) if args.camera is None else predict_camera(args)
 
 
 if __name__ == "__main__":

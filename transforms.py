@@ -1,11 +1,11 @@
 """Augmentations: functions of (image, target, rng) that return a new image and a new target.
 
     image   uint8 [3, H, W] (0..255) or float [3, H, W] (0..1), RGB
-    target  the dict of one picture: boxes float32 [N, 4] (x1 y1 x2 y2, pixels), labels int64 [N],
+    target  the dict of one image: boxes float32 [N, 4] (x1 y1 x2 y2, pixels), labels int64 [N],
             masks (CroppedMasks of N masks, or uint8 [N, H, W]), area float32 [N], iscrowd uint8 [N]; other
             entries, such as image_id, are handed on as they are
     rng     a torch.Generator: every random choice comes from it, so that the same generator state gives the
-            same result whichever process works on the picture
+            same result whichever process works on the image
 
 Laws: nothing is changed in place; the i-th box, label, mask, area and crowd flag always belong to one object;
 a flip applied twice is the identity.
@@ -150,7 +150,7 @@ def colour_matrix(saturation, hue):
 class LargeScaleJitter:
     """Resize by a random factor, then cut or pad to size x size (Ghiasi et al. 2021, "Simple Copy-Paste").
 
-    The picture first fits the square (longest side = size), then is scaled by a factor drawn evenly from
+    The image first fits the square (longest side = size), then is scaled by a factor drawn evenly from
     `scale`. What is larger is cut at a random place, what is smaller is padded at the right and bottom with
     `fill` (bytes, RGB). Boxes are clipped to the cut; objects of which no mask pixel, or less than `min_side`
     pixels of box in either direction, are left go with all their entries. `area` is the mask's new area.
@@ -198,7 +198,7 @@ class LargeScaleJitter:
 
 
 class Expand:
-    """With probability p, put the picture at a random place of a canvas of the same ratio and of 1 to `most` times
+    """With probability p, put the image at a random place of a canvas of the same ratio and of 1 to `most` times
     its sides, filled with `fill` (bytes, RGB): objects become smaller (SSD, Liu et al. 2016, section 3.6)."""
 
     def __init__(self, most=4.0, fill=MEAN_COLOUR, p=0.5):
@@ -263,7 +263,7 @@ def build_augment(
     if photometric:
         transforms.append(PhotometricJitter())  # before padding, so that padding keeps the mean colour
     if expand:
-        transforms.append(Expand(expand))  # before what gives the picture its final size
+        transforms.append(Expand(expand))  # before what gives the image its final size
     if large_scale_jitter:
         transforms.append(LargeScaleJitter(large_scale_jitter, jitter_scale))
     if horizontal_flip > 0:

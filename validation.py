@@ -8,10 +8,10 @@
 Evaluates the val split (of data with a single json: the share that training held out) and writes
 record_mAP.txt, record_mAP.json and detections.json into --output-dir. The numbers do not depend on
 --batch-size. 100 photos of 640x480 take a ResNet-50 some 5 minutes on a CPU with 2 cores, seconds on a GPU.
-Exit status 1: finished, but some pictures could not be read: they are named and left out of the numbers.
+Exit status 1: finished, but some images could not be read: they are named and left out of the numbers.
 --strict makes these, and annotations that can't be used (skipped and counted else), an error.
-Results (--detections) are scored on the val split too, and on all pictures of data with a single json.
---report writes report.html: what each kind of mistake costs, class by class, and the pictures that show it.
+Results (--detections) are scored on the val split too, and on all images of data with a single json.
+--report writes report.html: what each kind of mistake costs, class by class, and the images that show it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.cli import command
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.evaluation.mistakes import PICTURES, write_report
+from train_utils.evaluation.mistakes import IMAGES, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
 from train_utils.prediction.predictor import (
@@ -50,23 +50,23 @@ def parse_args() -> argparse.Namespace:
         "-b",
         type=command.positive_int,
         default=1,
-        help="pictures at a time, of equal size each time (default: 1)",
+        help="images at a time, of equal size each time (default: 1)",
     )
     parser.add_argument(
-        "--workers", "-j", type=command.non_negative_int, default=0, help="processes that read pictures (default: 0)"
+        "--workers", "-j", type=command.non_negative_int, default=0, help="processes that read images (default: 0)"
     )
     command.add_flag(parser, "--report", help="write report.html too, a page about the mistakes")
     parser.add_argument(
-        "--report-pictures",
+        "--report-images",
         type=command.non_negative_int,
-        default=PICTURES,
+        default=IMAGES,
         metavar="N",
-        help=f"pictures to look at in it, those with most mistakes; its size is bounded: the more, the "
-        f"smaller they are (default: {PICTURES})",
+        help=f"images to look at in it, those with most mistakes; its size is bounded: the more, the "
+        f"smaller they are (default: {IMAGES})",
     )
     args = parser.parse_args()
-    if "report_pictures" in args.given and not args.report:
-        parser.error("--report-pictures N is about the page of --report; give both")
+    if "report_images" in args.given and not args.report:
+        parser.error("--report-images N is about the page of --report; give both")
     if (args.weights_path is None) == (args.detections is None):
         parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
     if args.detections is not None and args.data_path is None:
@@ -84,9 +84,9 @@ def score_detections(args: argparse.Namespace) -> int:
     stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}
     paths = write_record(output_dir, stats)
     print(format_record(stats))
-    pictures = len({result["image_id"] for results in found.values() for result in results})
+    images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
-    print(f"{counts} in {pictures} of {len(data_set)} pictures")
+    print(f"{counts} in {images} of {len(data_set)} images")
     print("written:", *paths)
     return write_page_of(args, stats, found[list(stats)[-1]], data_set, None, None) if args.report else command.EXIT_OK
 
@@ -97,13 +97,11 @@ def write_page_of(
     """Writes the report and says so; the exit status."""
     start, folder = time.perf_counter(), user_path(args.output_dir)
     source = args.weights_path if args.detections is None else args.detections
-    made = write_report(
-        folder, source, stats, results, data_set, image_ids, args.report_pictures, args.strict, progress
-    )
+    made = write_report(folder, source, stats, results, data_set, image_ids, args.report_images, args.strict, progress)
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
     print(
-        f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.pictures} pictures to look at, "
+        f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.images} images to look at, "
         f"{time.perf_counter() - start:.1f} s)"
     )
     return command.EXIT_SOME_UNUSABLE if made.unreadable else command.EXIT_OK
@@ -120,7 +118,7 @@ def report(folder: Path, result: EvalResult, data_set) -> int:
     for name in result.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
     if result.skipped:
-        print(f"{len(result.skipped)} picture(s) could not be read: left out of the numbers", file=sys.stderr)
+        print(f"{len(result.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
     print("written:", *paths)
     return command.EXIT_SOME_UNUSABLE if result.skipped else command.EXIT_OK
 
@@ -128,7 +126,7 @@ def report(folder: Path, result: EvalResult, data_set) -> int:
 def main() -> int | None:
     args = parse_args()
     device = command.pick_device(args.device)
-    choose_evaluator()  # a mistake there is told now, not after the pictures
+    choose_evaluator()  # a mistake there is told now, not after the images
     if args.detections is not None:
         return score_detections(args)
     content = load_file(args.weights_path)
@@ -136,7 +134,7 @@ def main() -> int | None:
     data_set, _ = open_split_of(args, "val", content, label_map)
     output_dir = make_folder(user_path(args.output_dir))  # rather now than after hours
     world = World.single(device)
-    with tqdm(total=len(data_set), unit="picture", disable=None) as bar:
+    with tqdm(total=len(data_set), unit="image", disable=None) as bar:
         loader = val_loader(args, world, data_set, model.config, args.strict)
 
         def count(batch):

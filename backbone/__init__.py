@@ -1,4 +1,4 @@
-"""Pictures -> feature pyramid. `BACKBONES` names the bodies; a new one is one more entry."""
+"""Images -> feature pyramid. `BACKBONES` names the bodies; a new one is one more entry."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +38,7 @@ def usual_width(name: str) -> int:
 
 
 class Backbone(nn.Module):
-    """A body and its FPN: pictures [N, 3, H, W] -> [P2 .. P6], each [N, out_channels, H / stride, W / stride].
+    """A body and its FPN: images [N, 3, H, W] -> [P2 .. P6], each [N, out_channels, H / stride, W / stride].
 
     H and W are multiples of 32. Maps are channels-last in memory, which is what the convolutions are
     fastest with and what RoIAlign reads without a copy.
@@ -50,8 +50,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.body, self.fpn, self.out_channels = body, fpn, out_channels
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        return self.fpn(self.body(pictures.contiguous(memory_format=torch.channels_last)))
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.fpn(self.body(images.contiguous(memory_format=torch.channels_last)))
 
 
 def build_backbone(

@@ -21,8 +21,8 @@ class FeaturePyramidNetwork(nn.Module):
         super().__init__()
         self.inner_blocks = nn.ModuleList(ConvNorm(c, out_channels, 1, norm) for c in in_channels)
         self.layer_blocks = nn.ModuleList(ConvNorm(out_channels, out_channels, 3, norm) for _ in in_channels)
-        # its statistics are over all pictures, and would count each twice
-        self.over_pictures = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+        # its statistics are over all images, and would count each twice
+        self.over_images = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
         for block in (*self.inner_blocks, *self.layer_blocks):
             nn.init.kaiming_uniform_(block[0].weight, a=1)
 
@@ -41,12 +41,12 @@ class FeaturePyramidNetwork(nn.Module):
 
     def _finest(self, body: Tensor, coarser: Tensor) -> Tensor:
         """P2. Its inner map is the largest activation of all, and cheap: on a CPU, where memory is what limits, the
-        backward pass computes it again, picture by picture."""
+        backward pass computes it again, image by image."""
 
         def smoothed(body, coarser):
             return self.layer_blocks[0](self._inner(0, body, coarser))
 
-        if body.device.type != "cpu" or not torch.is_grad_enabled() or self.over_pictures:
+        if body.device.type != "cpu" or not torch.is_grad_enabled() or self.over_images:
             return smoothed(body, coarser)
         parts = zip(body.split(1), coarser.split(1), strict=True)
         return torch.cat([checkpoint(smoothed, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])

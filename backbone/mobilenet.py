@@ -1,6 +1,6 @@
 """MobileNetV1 and V2 (Howard et al. 2017, Sandler et al. 2018) as feature extractors.
 
-V2 has torchvision's parameter names. Shapes: N pictures, C channels, H x W cells.
+V2 has torchvision's parameter names. Shapes: N images, C channels, H x W cells.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class InvertedResidual(Block):
 
 
 class MobileNet(nn.Module):
-    """Pictures [N, 3, H, W] -> [C2, C3, C4, C5] at strides 4, 8, 16, 32.
+    """Images [N, 3, H, W] -> [C2, C3, C4, C5] at strides 4, 8, 16, 32.
 
     width: channels of the stem, 32 in the papers and a multiple of 8; every other layer's scale with it.
     `out_channels` lists the channels of the four maps; `ends` the last layer of each of the five stages.

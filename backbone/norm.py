@@ -1,6 +1,6 @@
 """Normalisation layers, and a frozen one folded into the convolution before it.
 
-Shapes: N pictures, C channels, H x W cells.
+Shapes: N images, C channels, H x W cells.
 """
 
 import math

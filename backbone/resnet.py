@@ -67,10 +67,10 @@ class Bottleneck(ResidualBlock):
 
 
 class ResNet(nn.Module):
-    """Pictures [N, 3, H, W] -> [C2, C3, C4, C5] at strides 4, 8, 16, 32.
+    """Images [N, 3, H, W] -> [C2, C3, C4, C5] at strides 4, 8, 16, 32.
 
     width: channels of the stem, 64 in the paper; every other layer's scale with it.
-    `out_channels` lists the channels of the four maps; `stages` names the parts from the picture upwards,
+    `out_channels` lists the channels of the four maps; `stages` names the parts from the image upwards,
     in the order in which they are frozen.
     """
 

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--data",
         type=Path,
         default=DATA,
-        help="a folder with coco_mini/ in it; drawn pictures are taken where it is missing",
+        help="a folder with coco_mini/ in it; drawn images are taken where it is missing",
     )
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory columns empty")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     data = args.data if (args.data / "coco_mini").is_dir() else None
-    head = f"{describe_machine(device)}; {'photos of COCO' if data else 'drawn pictures'}"
+    head = f"{describe_machine(device)}; {'photos of COCO' if data else 'drawn images'}"
     print(f"{head}\n\n{HEADER}", flush=True)
     rows, left_out = [], []
     for name in args.names or [benchmark.name for benchmark in BENCHMARKS if not benchmark.takes_minutes]:

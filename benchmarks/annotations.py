@@ -1,10 +1,10 @@
 """Opening annotations of COCO's size, beside pycocotools.
 
     python -m benchmarks annotations_first annotations_again --repeats 2    time and resident memory, 5 minutes
-    python -m benchmarks.annotations                                        from 1,000 pictures to 118,287; workers
+    python -m benchmarks.annotations                                        from 1,000 images to 118,287; workers
 
 The data is drawn (`coco_size.py`) into maskrcnn_benchmarks/ of the system's folder for temporary files on first
-use, 0.5 GB and a minute, and stays there. Its pictures are empty files.
+use, 0.5 GB and a minute, and stays there. Its images are empty files.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from train_utils.data.opening import TrainLoader, open_data_set
 from train_utils.processes.distributed import World
 
 NEEDED = 2 * 2**30  # bytes of disk
-COUNTS = (1_000, 10_000, coco_size.PICTURES)
+COUNTS = (1_000, 10_000, coco_size.IMAGES)
 
 
-def data_folder(pictures: int) -> Path:
-    """A folder in COCO's layout with that many training pictures and 50 for validation, drawn where missing."""
+def data_folder(images: int) -> Path:
+    """A folder in COCO's layout with that many training images and 50 for validation, drawn where missing."""
     place = Path(tempfile.gettempdir()) / "maskrcnn_benchmarks"
-    folder = place / f"coco_{pictures}"
+    folder = place / f"coco_{images}"
     if folder.is_dir():
         return folder
     place.mkdir(exist_ok=True)
@@ -43,10 +43,10 @@ def data_folder(pictures: int) -> Path:
         raise LeftOut(f"less than 2 GiB are free in {place}")
     unfinished = Path(tempfile.mkdtemp(dir=place))
     for path, part in (
-        (coco_size.write_train(unfinished, pictures), "train2017"),
+        (coco_size.write_train(unfinished, images), "train2017"),
         (coco_size.write_val(unfinished, 50, 1)[0], "val2017"),
     ):
-        coco_size.write_picture_files(path, unfinished / part)
+        coco_size.write_image_files(path, unfinished / part)
     unfinished.rename(folder)
     return folder
 
@@ -72,7 +72,7 @@ def open_theirs(folder: Path):
 
 def prepare_opening(settings: Settings, again: bool):
     """again: from the cache, which is filled here."""
-    folder = data_folder(coco_size.PICTURES)
+    folder = data_folder(coco_size.IMAGES)
     cache = str(folder / "cache") if again else "off"
     if again:
         open_ours(folder, cache)
@@ -81,7 +81,7 @@ def prepare_opening(settings: Settings, again: bool):
 
 
 class Targets:
-    """A data set's targets without its pictures: what a worker reads of the annotations."""
+    """A data set's targets without its images: what a worker reads of the annotations."""
 
     def __init__(self, ds):
         self.ds, self.sizes = ds, ds.sizes
@@ -93,9 +93,9 @@ class Targets:
         return torch.zeros(3, 1, 1, dtype=torch.uint8), self.ds.target(i)
 
 
-def measure_opening(pictures: int, cache: str, sender) -> None:
+def measure_opening(images: int, cache: str, sender) -> None:
     """Send seconds, MiB kept and MiB at the peak of one opening in this fresh process."""
-    folder = data_folder(pictures)
+    folder = data_folder(images)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before, start = resident_mib("VmRSS"), time.perf_counter()
     ds = open_ours(folder, cache)
@@ -104,9 +104,9 @@ def measure_opening(pictures: int, cache: str, sender) -> None:
     sender.send((len(ds), seconds, resident_mib("VmRSS") - before, resident_mib("VmHWM") - before))
 
 
-def measure_workers(pictures: int, cache: str, workers: int, sender) -> None:
+def measure_workers(images: int, cache: str, workers: int, sender) -> None:
     """Send each worker's private MiB after its first batch and after an epoch of targets."""
-    ds = open_ours(data_folder(pictures), cache)
+    ds = open_ours(data_folder(images), cache)
     loader = TrainLoader(Targets(ds), None, World.single("cpu"), batch_size=8, workers=workers)
     batches = loader.epoch(0)
     next(batches)
@@ -129,16 +129,16 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pictures", type=positive_int, nargs="+", default=COUNTS, help="sizes to open")
+    parser.add_argument("--images", type=positive_int, nargs="+", default=COUNTS, help="sizes to open")
     parser.add_argument("--workers", type=non_negative_int, default=2, help="loader workers of the epoch; 0: no epoch")
     args = parser.parse_args(argv)
     print(describe_machine(torch.device("cpu")) + "\n")
-    print("| pictures | opening | time | per 1,000 | memory kept | per 1,000 | peak |\n" + "|---" * 7 + "|")
+    print("| images | opening | time | per 1,000 | memory kept | per 1,000 | peak |\n" + "|---" * 7 + "|")
     with tempfile.TemporaryDirectory() as cache:
-        for pictures in args.pictures:
-            data_folder(pictures)
+        for images in args.images:
+            data_folder(images)
             for what, place in (("no cache", "off"), ("first", cache), ("second", cache)):
-                count, seconds, kept, peak = in_fresh_process(measure_opening, pictures, place)
+                count, seconds, kept, peak = in_fresh_process(measure_opening, images, place)
                 thousands = count / 1000
                 print(
                     f"| {count} | {what} | {seconds:.2f} s | {seconds / thousands * 1e3:.0f} ms | {kept:.0f} MiB | "
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
                     flush=True,
                 )
         for place in ("off", cache) if args.workers else ():
-            first, last, objects, seconds = in_fresh_process(measure_workers, args.pictures[-1], place, args.workers)
+            first, last, objects, seconds = in_fresh_process(measure_workers, args.images[-1], place, args.workers)
             print(
                 f"\n{'no cache' if place == 'off' else 'cache'}: an epoch of {objects} objects' targets by "
                 f"{args.workers} workers, {seconds:.0f} s; private MiB of each after its first batch "
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
 BENCHMARKS = [
     Benchmark(
         "annotations_first",
-        "opening 118,287 pictures' annotations, no cache",
+        "opening 118,287 images' annotations, no cache",
         partial(prepare_opening, again=False),
         against="pycocotools",
         memory=KEPT,

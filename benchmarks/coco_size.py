@@ -1,14 +1,14 @@
-"""Annotation files of COCO 2017's size and statistics, drawn by chance: no picture and no download is needed.
+"""Annotation files of COCO 2017's size and statistics, drawn by chance: no image and no download is needed.
 
-    python -m benchmarks.coco_size FOLDER                        train2017's: 118,287 pictures, 860,001 objects
-    python -m benchmarks.coco_size FOLDER --pictures 10000       the same, smaller
-    python -m benchmarks.coco_size FOLDER --val                  val2017's, and 100 detections per picture
+    python -m benchmarks.coco_size FOLDER                        train2017's: 118,287 images, 860,001 objects
+    python -m benchmarks.coco_size FOLDER --images 10000       the same, smaller
+    python -m benchmarks.coco_size FOLDER --val                  val2017's, and 100 detections per image
 
 Written are FOLDER/annotations/instances_train2017.json, or instances_val2017.json and FOLDER/detections.json.
---picture-files adds an empty file for each picture, so that the folder can be opened as a data set.
+--image-files adds an empty file for each image, so that the folder can be opened as a data set.
 
 Sides of objects, numbers of polygons and of their points follow what COCO's jsons have, in COCO's order
-(annotations of one picture are not next to one another, crowds come last) and spelling.
+(annotations of one image are not next to one another, crowds come last) and spelling.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from train_utils.cli.command import positive_int, run_command
 from train_utils.data.labels import coco_names
 from train_utils.io import files
 
-PICTURES, ANNOTATIONS = 118_287, 860_001  # of instances_train2017.json
-VAL_PICTURES = 5_000
+IMAGES, ANNOTATIONS = 118_287, 860_001  # of instances_train2017.json
+VAL_IMAGES = 5_000
 CROWDS = 0.01
 SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (375, 500), (500, 375))  # (H, W), the common ones
 SIZE_SHARES = (0.4, 0.17, 0.22, 0.06, 0.1, 0.05)
@@ -40,7 +40,7 @@ class Drawn:
     """
 
     def __init__(self, sizes: np.ndarray, rng: np.random.Generator):
-        """Lobed outlines, an object for each of the picture sizes [K, 2] (H, W)."""
+        """Lobed outlines, an object for each of the image sizes [K, 2] (H, W)."""
         count = len(sizes)
         side = np.exp(rng.normal(3.73, 1.18, count)).clip(4, 0.8 * sizes.min(1))  # 41% below 32, 24% above 96
         shape = np.exp(rng.normal(0, 0.35, count))
@@ -85,38 +85,38 @@ class Drawn:
         return [(self.points[a:b] / 100).ravel().tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def write_train(folder, pictures: int = PICTURES, seed: int = 0) -> Path:
-    """Write annotations/instances_train2017.json for that many pictures; returns its path."""
-    return _write_instances(Path(folder) / "annotations" / "instances_train2017.json", pictures, seed)
+def write_train(folder, images: int = IMAGES, seed: int = 0) -> Path:
+    """Write annotations/instances_train2017.json for that many images; returns its path."""
+    return _write_instances(Path(folder) / "annotations" / "instances_train2017.json", images, seed)
 
 
-def write_val(folder, pictures: int = VAL_PICTURES, detections: int = 100, seed: int = 1) -> tuple[Path, Path]:
+def write_val(folder, images: int = VAL_IMAGES, detections: int = 100, seed: int = 1) -> tuple[Path, Path]:
     """Write annotations/instances_val2017.json and detections.json (COCO results with bbox, segmentation, score).
 
-    detections: how many for each picture, at most: objects found somewhat displaced, most with their own
+    detections: how many for each image, at most: objects found somewhat displaced, most with their own
     category and a good score, then false ones. Returns both paths.
     """
     folder = Path(folder)
-    path = _write_instances(folder / "annotations" / "instances_val2017.json", pictures, seed)
+    path = _write_instances(folder / "annotations" / "instances_val2017.json", images, seed)
     _write_detections(folder / "detections.json", json.loads(path.read_text()), detections, seed)
     return path, folder / "detections.json"
 
 
-def write_picture_files(json_path, folder) -> None:
-    """An empty file for each picture of a json, so that none is missing."""
+def write_image_files(json_path, folder) -> None:
+    """An empty file for each image of a json, so that none is missing."""
     files.make_folder(folder)
     for image in json.loads(Path(json_path).read_text())["images"]:
         (Path(folder) / image["file_name"]).touch()
 
 
-def _write_instances(path: Path, pictures: int, seed: int) -> Path:
-    rng = np.random.default_rng([seed, pictures])
-    count = round(pictures * ANNOTATIONS / PICTURES)
+def _write_instances(path: Path, images: int, seed: int) -> Path:
+    rng = np.random.default_rng([seed, images])
+    count = round(images * ANNOTATIONS / IMAGES)
     crowds = round(count * CROWDS)
-    ids = rng.permutation(600_000 if pictures < 300_000 else 5 * pictures)[:pictures] + 1
-    sizes = np.array(SIZES)[rng.choice(len(SIZES), pictures, p=SIZE_SHARES)]  # [I, 2]
-    weights = rng.gamma(0.9, size=pictures)  # some pictures hold many objects, one in a hundred none
-    owner = rng.choice(pictures, count, p=weights / weights.sum())  # [A] picture of each annotation
+    ids = rng.permutation(600_000 if images < 300_000 else 5 * images)[:images] + 1
+    sizes = np.array(SIZES)[rng.choice(len(SIZES), images, p=SIZE_SHARES)]  # [I, 2]
+    weights = rng.gamma(0.9, size=images)  # some images hold many objects, one in a hundred none
+    owner = rng.choice(images, count, p=weights / weights.sum())  # [A] image of each annotation
     category_ids = np.array(list(coco_names()))
     shares = 1 / np.arange(3, 3 + len(category_ids))
     shares[0] = 2.2 * shares[1:].sum() * 0.2  # persons are three in ten
@@ -188,8 +188,8 @@ def _crowd(size: np.ndarray, rng) -> tuple[str, str, int]:
     return json.dumps({"counts": counts.tolist(), "size": [height, width]}), f"{x},{y},{w},{h}", area
 
 
-def _write_detections(path: Path, truth: dict, per_picture: int, seed: int) -> None:
-    rng = np.random.default_rng([seed, per_picture, 1])
+def _write_detections(path: Path, truth: dict, per_image: int, seed: int) -> None:
+    rng = np.random.default_rng([seed, per_image, 1])
     objects: dict[int, list[dict]] = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:
         if not annotation["iscrowd"]:
@@ -199,18 +199,17 @@ def _write_detections(path: Path, truth: dict, per_picture: int, seed: int) -> N
         file.write(b"[")
         for n, image in enumerate(truth["images"]):
             size = image["height"], image["width"]
-            found = objects[image["id"]][:per_picture]
-            false = Drawn(np.array([size] * (per_picture - len(found))).reshape(-1, 2), rng)
+            found = objects[image["id"]][:per_image]
+            false = Drawn(np.array([size] * (per_image - len(found))).reshape(-1, 2), rng)
             rles = [_displaced(annotation, size, rng) for annotation in found]
             rles += [
-                coco_mask.merge(coco_mask.frPyObjects(false.polygons(k), *size))
-                for k in range(per_picture - len(found))
+                coco_mask.merge(coco_mask.frPyObjects(false.polygons(k), *size)) for k in range(per_image - len(found))
             ]
-            boxes = coco_mask.toBbox(rles) + rng.normal(0, 0.5, (per_picture, 4)) * [1, 1, 0, 0]
-            categories = rng.choice(category_ids, per_picture)
+            boxes = coco_mask.toBbox(rles) + rng.normal(0, 0.5, (per_image, 4)) * [1, 1, 0, 0]
+            categories = rng.choice(category_ids, per_image)
             right = np.flatnonzero(rng.random(len(found)) < 0.9)
             categories[right] = [found[k]["category_id"] for k in right]
-            scores = np.concatenate((rng.beta(3, 1.5, len(found)), rng.beta(1, 8, per_picture - len(found))))
+            scores = np.concatenate((rng.beta(3, 1.5, len(found)), rng.beta(1, 8, per_image - len(found))))
             results = [
                 {
                     "image_id": image["id"],
@@ -243,16 +242,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--val", action="store_true", help="val2017's size and detections, not train2017's")
-    parser.add_argument("--pictures", type=positive_int, help=f"default: {PICTURES}, with --val {VAL_PICTURES}")
+    parser.add_argument("--images", type=positive_int, help=f"default: {IMAGES}, with --val {VAL_IMAGES}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture-files", action="store_true", help="write an empty file for each picture too")
+    parser.add_argument("--image-files", action="store_true", help="write an empty file for each image too")
     args = parser.parse_args(argv)
     if args.val:
-        written = write_val(args.folder, args.pictures or VAL_PICTURES, seed=args.seed)
+        written = write_val(args.folder, args.images or VAL_IMAGES, seed=args.seed)
     else:
-        written = (write_train(args.folder, args.pictures or PICTURES, args.seed),)
-    if args.picture_files:
-        write_picture_files(written[0], args.folder / ("val2017" if args.val else "train2017"))
+        written = (write_train(args.folder, args.images or IMAGES, args.seed),)
+    if args.image_files:
+        write_image_files(written[0], args.folder / ("val2017" if args.val else "train2017"))
     for path in written:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

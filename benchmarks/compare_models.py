@@ -1,8 +1,8 @@
-"""Pictures a second of two or more trained models on the same pictures, by turns: detection, and training steps.
+"""Images a second of two or more trained models on the same images, by turns: detection, and training steps.
 
     python -m benchmarks.compare_models W1.pth W2.pth --data-path DATA
 
-Takes the first --pictures of the val split, uint8 as read; detection one by one up to cropped masks, a training step
+Takes the first --images of the val split, uint8 as read; detection one by one up to cropped masks, a training step
 (forward, backward, SGD) on batches of --batch-size. Prints medians over --turns, and each model's ratio to the first.
 """
 
@@ -27,7 +27,7 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-path", required=True, metavar="DATA")
     parser.add_argument("--dataset", choices=LAYOUTS, default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--pictures", type=command.positive_int, default=8)
+    parser.add_argument("--images", type=command.positive_int, default=8)
     parser.add_argument("--batch-size", type=command.positive_int, default=4)
     parser.add_argument("--turns", type=command.positive_int, default=5)
     return parser.parse_args(words)
@@ -52,7 +52,7 @@ def main(words: list[str] | None = None) -> None:
     args = parse_args(words)
     device = command.pick_device(args.device)
     data = open_data_set(args.data_path, args.dataset, split="val").val
-    samples = [data[i] for i in range(min(args.pictures, len(data)))]
+    samples = [data[i] for i in range(min(args.images, len(data)))]
     batches = []
     for start in range(0, len(samples), args.batch_size):
         images, targets = zip(*samples[start : start + args.batch_size], strict=True)
@@ -75,7 +75,7 @@ def main(words: list[str] | None = None) -> None:
         first = statistics.median(seconds[what, args.weights[0]])
         for path in args.weights:
             median = statistics.median(seconds[what, path])
-            print(f"{what}: {path}: {len(samples) / median:.2f} pictures/s, {first / median:.2f} times the first")
+            print(f"{what}: {path}: {len(samples) / median:.2f} images/s, {first / median:.2f} times the first")
 
 
 if __name__ == "__main__":

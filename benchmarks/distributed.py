@@ -4,7 +4,7 @@
     python -m benchmarks.distributed --data-path DATA --backbone resnet18 --min-size 256 --batch-size 4
 
 By turns: one rank alone; every rank for itself (what the machine's cores and memory can give, nothing exchanged);
-all ranks as one run. Each rank takes --batch-size pictures a step; a step's seconds are the slowest rank's.
+all ranks as one run. Each rank takes --batch-size images a step; a step's seconds are the slowest rank's.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--min-size", type=positive_int, default=800)
     parser.add_argument("--max-size", type=positive_int, default=1333)
-    parser.add_argument("--batch-size", type=positive_int, default=1, help="pictures per rank and step (default: 1)")
+    parser.add_argument("--batch-size", type=positive_int, default=1, help="images per rank and step (default: 1)")
     parser.add_argument("--trainable-layers", type=int, default=3)
     return parser.parse_args(argv)
 
@@ -122,13 +122,13 @@ def main(argv: list[str] | None = None) -> int:
     seconds = work(args)
     if seconds:
         print(
-            f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, {args.batch_size} picture(s) per rank, "
+            f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, {args.batch_size} image(s) per rank, "
             f"{args.ranks} ranks of one thread, {os.cpu_count()} cores"
         )
         for mode, median in seconds.items():
             share = seconds["one rank"] / median * (1 if mode == "one rank" else args.ranks)
             rate = args.batch_size / median * (1 if mode == "one rank" else args.ranks)
-            print(f"{mode:22} {median:.3f} s a step, {rate:.2f} pictures/s, {share:.2f} x one rank")
+            print(f"{mode:22} {median:.3f} s a step, {rate:.2f} images/s, {share:.2f} x one rank")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Evaluating a detections file, boxes and masks: ours beside pycocotools driven by hand.
 
-    python -m benchmarks.evaluation                                       val2017's size: 5,000 pictures x 100 results
+    python -m benchmarks.evaluation                                       val2017's size: 5,000 images x 100 results
     python -m benchmarks.evaluation --evaluator faster-coco-eval          with the optional package
-    python -m benchmarks.evaluation --pictures 1000 --folder FOLDER       smaller; drawn files are kept in FOLDER
+    python -m benchmarks.evaluation --images 1000 --folder FOLDER       smaller; drawn files are kept in FOLDER
 
 Both sides begin with the two json files and end with the 12 numbers of both types, each in a process of its own,
 one after the other. pycocotools takes four minutes for the full size. Printed are seconds, the peak of
@@ -28,7 +28,7 @@ from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS, choose_evalua
 from train_utils.evaluation.numbers import evaluate_results
 
 IOU_TYPES = ("bbox", "segm")
-SMALL = 250  # pictures of the benchmarks in the table
+SMALL = 250  # images of the benchmarks in the table
 
 
 def ours(truth_path: Path, results_path: Path, evaluator: str) -> dict[str, list[float]]:
@@ -62,11 +62,11 @@ def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
     return max(abs(x - y) for iou_type in IOU_TYPES for x, y in zip(a[iou_type], b[iou_type], strict=True))
 
 
-def draw(folder, pictures: int) -> tuple[Path, Path]:
-    """Ground truth and detections of so many pictures, drawn unless they are in `folder`."""
-    folder = Path(folder) / f"evaluation_{pictures}"
+def draw(folder, images: int) -> tuple[Path, Path]:
+    """Ground truth and detections of so many images, drawn unless they are in `folder`."""
+    folder = Path(folder) / f"evaluation_{images}"
     paths = folder / "annotations" / "instances_val2017.json", folder / "detections.json"
-    return paths if all(path.exists() for path in paths) else write_val(folder, pictures)
+    return paths if all(path.exists() for path in paths) else write_val(folder, images)
 
 
 def prepare(evaluator: str, settings: Settings):
@@ -87,7 +87,7 @@ def prepare(evaluator: str, settings: Settings):
 BENCHMARKS = [
     Benchmark(
         "evaluation",
-        f"evaluation of {SMALL} pictures x 100 results",
+        f"evaluation of {SMALL} images x 100 results",
         partial(prepare, PYCOCOTOOLS),
         difference,
         "pycocotools",
@@ -108,14 +108,14 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pictures", type=positive_int, default=5000)
+    parser.add_argument("--images", type=positive_int, default=5000)
     parser.add_argument("--evaluator", choices=[PYCOCOTOOLS, FASTER], default=PYCOCOTOOLS, help="of our side")
     parser.add_argument("--side", choices=SIDES, help="this one only")
     parser.add_argument("--folder", type=Path, help="where the drawn files are kept (default: nowhere)")
     args = parser.parse_args(argv)
     choose_evaluator(args.evaluator)  # InputError where it is not installed
     with tempfile.TemporaryDirectory() as scratch:
-        paths = draw(args.folder or scratch, args.pictures)
+        paths = draw(args.folder or scratch, args.images)
         outcomes = {}
         for side in [args.side] if args.side else SIDES:
             seconds, peak, stats = outcomes[side] = in_fresh_process(_run_alone, side, paths, args.evaluator)

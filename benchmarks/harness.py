@@ -30,7 +30,7 @@ PEAK, KEPT = "peak", "kept"
 
 @dataclass(frozen=True)
 class Settings:
-    """What every benchmark is told. data: a folder with coco_mini/ in it, or None for drawn pictures."""
+    """What every benchmark is told. data: a folder with coco_mini/ in it, or None for drawn images."""
 
     device: torch.device
     data: Path | None

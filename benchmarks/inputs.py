@@ -12,7 +12,7 @@ from network_files import CroppedMasks
 def photos(data: Path | None, count: int, size: tuple[int, int] = (480, 640), objects: int | None = None):
     """`count` pairs (uint8 [3, H, W], target) of `size`, from coco_mini under `data`, else drawn.
 
-    objects: how many each holds (the picture's own, repeated or cut), default its own. Crowds are left out.
+    objects: how many each holds (the image's own, repeated or cut), default its own. Crowds are left out.
     """
     pairs = _real(data, count, size) if data else []
     pairs += [_drawn(i, size) for i in range(count - len(pairs))]
@@ -35,11 +35,11 @@ def _real(data: Path, count: int, size: tuple[int, int]) -> list:
 
 
 def _drawn(number: int, size: tuple[int, int]):
-    from train_utils.data.formats.shapes import draw_picture
+    from train_utils.data.formats.shapes import draw_image
 
     side = max(size)
-    picture, objects = draw_picture(np.random.default_rng(number), side, 5, False)
-    image = torch.from_numpy(picture).permute(2, 0, 1)[:, : size[0], : size[1]].contiguous()
+    pixels, objects = draw_image(np.random.default_rng(number), side, 5, False)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[:, : size[0], : size[1]].contiguous()
     masks = torch.stack([torch.from_numpy(mask)[: size[0], : size[1]] for _, mask, _ in objects]).to(torch.uint8)
     seen = masks.flatten(1).bool().any(1)
     cropped = CroppedMasks.from_masks(masks[seen])
@@ -55,13 +55,13 @@ def _drawn(number: int, size: tuple[int, int]):
 
 
 def with_objects(target: dict, count: int) -> dict:
-    """The same picture with `count` objects: its own ones again and again."""
+    """The same image with `count` objects: its own ones again and again."""
     index = torch.arange(count) % len(target["labels"])
     return target | {key: target[key][index] for key in ("boxes", "labels", "masks", "area", "iscrowd")}
 
 
 def as_torchvision(pairs: list, device: torch.device) -> tuple[list[Tensor], list[dict]]:
-    """The pairs in the form that torchvision's model takes: float pictures, full-size masks."""
+    """The pairs in the form that torchvision's model takes: float images, full-size masks."""
     images = [image.to(device) / 255 for image, _ in pairs]
     targets = [
         {"boxes": t["boxes"].to(device), "labels": t["labels"].to(device), "masks": t["masks"].to_masks().to(device)}

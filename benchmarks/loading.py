@@ -1,7 +1,7 @@
-"""Pictures and targets as training takes them, loaded by 2 worker processes: ours beside torchvision's reference.
+"""Images and targets as training takes them, loaded by 2 worker processes: ours beside torchvision's reference.
 
 The other side is what torchvision's references/detection does for Mask R-CNN with its "hflip" augmentation, in
-code of our own: CocoDetection, polygons to full-size masks, a flip, float pictures, PyTorch's DataLoader.
+code of our own: CocoDetection, polygons to full-size masks, a flip, float images, PyTorch's DataLoader.
 """
 
 import tempfile
@@ -47,7 +47,7 @@ def to_masks_and_boxes(image, target: dict):
 
 
 class ReferenceData(torch.utils.data.Dataset):
-    """Pictures float [3, H, W] in 0..1 and torchvision's targets; flip: how often they are mirrored."""
+    """Images float [3, H, W] in 0..1 and torchvision's targets; flip: how often they are mirrored."""
 
     def __init__(self, image_dir, json_path, flip: float):
         from torchvision.datasets import CocoDetection
@@ -97,7 +97,7 @@ def prepare_loading(settings: Settings):
 
 
 def prepare_packed(settings: Settings, keep_encoded: bool = False):
-    """The same data set, packed, beside its picture files and json."""
+    """The same data set, packed, beside its image files and json."""
     if settings.data is None:
         raise LeftOut("it needs the photos of coco_mini")
     data = open_data_set(settings.data / "coco_mini").train
@@ -111,7 +111,7 @@ def prepare_packed(settings: Settings, keep_encoded: bool = False):
 
 
 def count(batches) -> list[int]:
-    """Pictures of an epoch."""
+    """Images of an epoch."""
     return [sum(len(targets) for targets in batches)]
 
 

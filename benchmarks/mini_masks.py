@@ -1,6 +1,6 @@
 """What --mini-mask saves and what it costs in exactness: `python -m benchmarks.mini_masks --data-path DATA`.
 
-For each size, over the training pictures: the bytes of masks that a loader hands on, how many masks have become
+For each size, over the training images: the bytes of masks that a loader hands on, how many masks have become
 empty, and the mask branch's targets beside those of whole masks (in 0..1; cells on the other side of 0.5 are those
 that would be trained to the opposite), for RoIs that are the objects' boxes moved by up to a tenth of their sides.
 """
@@ -20,7 +20,7 @@ CELLS = 28
 
 
 def measure(targets: list, rois: list, resized: list, whole: list | None, limit: int | None) -> tuple[str, list]:
-    """A line of text, and the targets [P, 28, 28] of each picture."""
+    """A line of text, and the targets [P, 28, 28] of each image."""
     masks = [t["masks"] if limit is None else t["masks"].limited(limit) for t in targets]
     start = time.perf_counter()
     found = [
@@ -59,7 +59,7 @@ def main(arguments=None) -> int:
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         moved = boxes + (torch.rand_like(boxes) - 0.5) * 0.2 * sides
         rois.append(moved.clamp(min=0).minimum(torch.tensor([width, height] * 2)))
-    print(f"{len(targets)} pictures, {sum(map(len, rois))} masks; bytes of masks and ms of targets per picture")
+    print(f"{len(targets)} images, {sum(map(len, rois))} masks; bytes of masks and ms of targets per image")
     print("  size        bytes         ms  empty      mean     max other side")
     whole = None
     for limit in (None, *args.sizes):

@@ -1,4 +1,4 @@
-"""The whole network beside torchvision's: inference and training steps on the same weights and pictures.
+"""The whole network beside torchvision's: inference and training steps on the same weights and images.
 
 The weights are random but alive (`torchvision_model.live_state`): scores and boxes are spread as a trained
 network's are, so that NMS, pasting and the mask branch have their usual work.
@@ -23,10 +23,10 @@ TRAINED = 3  # stages, as both sides' default
 
 @dataclass(frozen=True)
 class Case:
-    """ours, theirs: bf16 or float32. size: of the pictures before they are resized; objects: in each (None: its
+    """ours, theirs: bf16 or float32. size: of the images before they are resized; objects: in each (None: its
     own); options: of both networks, by torchvision's names."""
 
-    pictures: int = 1
+    images: int = 1
     size: tuple[int, int] = (480, 640)
     objects: int | None = 8
     ours: torch.dtype = torch.float32
@@ -40,12 +40,12 @@ class Case:
 
 
 def build_sides(case: Case, settings: Settings, training: bool):
-    """Our and torchvision's model with the same weights, and the pictures as (image, target) pairs."""
+    """Our and torchvision's model with the same weights, and the images as (image, target) pairs."""
     if case.gpu and settings.device.type != "cuda":
         raise LeftOut("it is for a GPU: --device cuda")
     if torch.bfloat16 in (case.ours, case.theirs) and settings.device.type == "cpu" and not cpu_has_bf16():
         raise LeftOut("this processor does not compute in bfloat16 itself")
-    pairs = photos(settings.data, case.pictures, case.size, case.objects)
+    pairs = photos(settings.data, case.images, case.size, case.objects)
     images, targets = as_torchvision(pairs[:1], torch.device("cpu"))
     options = {"backbone": case.backbone, **case.options}
     small = {"min_size": 320, "max_size": 544}  # enough to make the weights alive, and quicker
@@ -63,7 +63,7 @@ def build_sides(case: Case, settings: Settings, training: bool):
 
 
 def prepare_inference(settings: Settings, case: Case):
-    """Pictures (ours uint8, theirs float) to detections; with `paste` to full-size masks too."""
+    """Images (ours uint8, theirs float) to detections; with `paste` to full-size masks too."""
     ours, theirs, pairs = build_sides(case, settings, training=False)
     small = [image.to(settings.device) for image, _ in pairs]
     images, _ = as_torchvision(pairs, settings.device)
@@ -127,30 +127,27 @@ INFERENCE = {
     "inference_compiled": ("the same, ours with --compile", Case(compiled=True)),
     "inference_bf16": ("the same, ours in bfloat16", Case(ours=BF16)),
     "inference_bf16_both": ("the same, both in bfloat16", Case(ours=BF16, theirs=BF16)),
-    "gpu_inference_16": ("inference, 16 pictures of 1333x800, bfloat16", Case(16, (480, 800), 8, BF16, BF16, gpu=True)),
+    "gpu_inference_16": ("inference, 16 images of 1333x800, bfloat16", Case(16, (480, 800), 8, BF16, BF16, gpu=True)),
     "gpu_inference_1": (
-        "inference before pasting, 1 picture of 1333x800, bfloat16",
+        "inference before pasting, 1 image of 1333x800, bfloat16",
         Case(1, (480, 800), 8, BF16, BF16, paste=False, gpu=True),
     ),
 }
 SMALL = {"min_size": 256, "max_size": 256, "anchor_sizes": (8, 16, 32, 64, 128), "box_batch_size_per_image": 128}
 TRAINING = {
-    "training_step": ("training step, ResNet-50-FPN, 2 pictures of 8 objects, float32", Case(2)),
+    "training_step": ("training step, ResNet-50-FPN, 2 images of 8 objects, float32", Case(2)),
     "training_step_bf16": ("the same, ours in bfloat16", Case(2, ours=BF16)),
     "training_step_small": (
-        "training step, ResNet-18-FPN, 4 pictures of 256x192, float32",
+        "training step, ResNet-18-FPN, 4 images of 256x192, float32",
         Case(4, objects=None, backbone="resnet18", options=SMALL),
     ),
-    "training_step_200": ("training step, 2 pictures of 200 objects, float32", Case(2, objects=200)),
-    "training_step_recompute": (
-        "training step, 2 pictures of 8 objects, ours with --recompute",
-        Case(2, recompute=True),
-    ),
+    "training_step_200": ("training step, 2 images of 200 objects, float32", Case(2, objects=200)),
+    "training_step_recompute": ("training step, 2 images of 8 objects, ours with --recompute", Case(2, recompute=True)),
     "training_step_200_recompute": (
-        "training step, 2 pictures of 200 objects, ours with --recompute",
+        "training step, 2 images of 200 objects, ours with --recompute",
         Case(2, objects=200, recompute=True),
     ),
-    "gpu_training": ("training step, 12 pictures of 1333x800, bfloat16", Case(12, (480, 800), 8, BF16, BF16, gpu=True)),
+    "gpu_training": ("training step, 12 images of 1333x800, bfloat16", Case(12, (480, 800), 8, BF16, BF16, gpu=True)),
     "gpu_training_compiled": (
         "the same, ours with --compile",
         Case(12, (480, 800), 8, BF16, BF16, gpu=True, compiled=True),

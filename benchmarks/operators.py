@@ -16,7 +16,7 @@ from network_files.operators.nms import nms
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.transform import resized_size
 
-SIZE = (800, 1333)  # a picture as the published models see it
+SIZE = (800, 1333)  # an image as the published models see it
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
 
@@ -32,7 +32,7 @@ def prepare_roi_align(settings: Settings, backward: bool):
     ours = [m.to(memory_format=torch.channels_last).requires_grad_(backward) for m in maps]
     theirs = dict(zip("0123", (m.clone().requires_grad_(backward) for m in maps), strict=True))
     rois = clustered_boxes(1000)[0].to(settings.device)
-    picture = torch.zeros(len(rois), dtype=torch.int64, device=settings.device)
+    image = torch.zeros(len(rois), dtype=torch.int64, device=settings.device)
     pooler = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
     cotangent = torch.randn(len(rois), 256, 7, 7, device=settings.device)
 
@@ -40,7 +40,7 @@ def prepare_roi_align(settings: Settings, backward: bool):
         return torch.autograd.grad(pooled, inputs, cotangent) if backward else pooled
 
     def run_ours():
-        return finish(roi_align(FeatureTable(ours), rois, picture, roi_levels(rois, 4), (4, 8, 16, 32), 7), ours)
+        return finish(roi_align(FeatureTable(ours), rois, image, roi_levels(rois, 4), (4, 8, 16, 32), 7), ours)
 
     def run_theirs():
         return finish(pooler(theirs, [rois], [SIZE]), list(theirs.values()))
@@ -49,7 +49,7 @@ def prepare_roi_align(settings: Settings, backward: bool):
 
 
 def prepare_paste(settings: Settings):
-    """100 detections in a picture of 1333x800, from 28x28 probabilities to COCO RLE."""
+    """100 detections in an image of 1333x800, from 28x28 probabilities to COCO RLE."""
     torch.manual_seed(0)
     boxes = clustered_boxes(100)[0].to(settings.device)
     cells = torch.linspace(-1, 1, 28, device=settings.device)
@@ -76,15 +76,15 @@ def prepare_mask_targets(settings: Settings):
     height, width = target["masks"].size
     size = resized_size(height, width, 800, 1333)
     masks, dense = target["masks"].to(settings.device), target["masks"].to_masks().to(settings.device)
-    picture = torch.zeros(3, height, width, device=settings.device)
+    image = torch.zeros(3, height, width, device=settings.device)
     matched = torch.arange(128, device=settings.device) % 50
     rois = target["boxes"].to(settings.device)[matched] * (size[0] / height)
     rois = rois + torch.randn(128, 4, generator=torch.Generator().manual_seed(0)).to(settings.device)
     limit = rois.new_tensor([size[1], size[0]] * 2)
     rois = torch.cat((rois[:, :2], rois[:, 2:].maximum(rois[:, :2] + 2)), 1).clamp(min=0).minimum(limit)
 
-    def run_theirs():  # the full-size masks are resized with the picture
-        _, resized = _resize_image_and_masks(picture, 800.0, 1333.0, {"masks": dense})
+    def run_theirs():  # the full-size masks are resized with the image
+        _, resized = _resize_image_and_masks(image, 800.0, 1333.0, {"masks": dense})
         return project_masks_on_boxes(resized["masks"], rois, matched, 28)
 
     return lambda: mask_targets([masks], [rois], [matched], [size], 28), run_theirs

@@ -39,10 +39,10 @@ def build(num_classes=91, backbone="resnet18", variant="v1", norm=None, trainabl
     return TorchvisionMaskRCNN(pyramid, num_classes, **options)
 
 
-def live_state(pictures, seed=0, **structure) -> dict[str, torch.Tensor]:
-    """A state dict for `build(**structure)` measured on `pictures`: (float image, target) pairs.
+def live_state(samples, seed=0, **structure) -> dict[str, torch.Tensor]:
+    """A state dict for `build(**structure)` measured on `images`: (float image, target) pairs.
 
-    Norm layers get random weights and biases and the statistics of these pictures; predictors are scaled
+    Norm layers get random weights and biases and the statistics of these images; predictors are scaled
     to OUTPUT_STDS. Without this, random weights under an identity norm give no usable detections.
     """
     torch.manual_seed(seed)
@@ -53,7 +53,7 @@ def live_state(pictures, seed=0, **structure) -> dict[str, torch.Tensor]:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
             module.momentum = None  # statistics are plain averages over what is seen
-    images, targets = map(list, zip(*pictures, strict=True))
+    images, targets = map(list, zip(*samples, strict=True))
     with torch.no_grad():
         model.train()(images, targets)
         model.eval()
@@ -99,7 +99,7 @@ class SpreadSampler:
 
     def __init__(self, sampler):
         self.count, self.positive_fraction = sampler.batch_size_per_image, sampler.positive_fraction
-        self.sampled = []  # number of positives and negatives of each picture, for the tests to look at
+        self.sampled = []  # number of positives and negatives of each image, for the tests to look at
 
     def __call__(self, labels):
         chosen = [spread_choice(x, self.count, self.positive_fraction) for x in labels]

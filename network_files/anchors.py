@@ -15,7 +15,7 @@ def cell_anchors(size: int, aspect_ratios: tuple[float, ...]) -> Tensor:
 
 
 class AnchorGrid:
-    """Anchors of every level for pictures of one padded shape, kept from the last call.
+    """Anchors of every level for images of one padded shape, kept from the last call.
 
     sizes: one anchor size in pixels per level; aspect_ratios: the same for every level.
     """
@@ -27,7 +27,7 @@ class AnchorGrid:
         self._anchors: list[Tensor] = []
 
     def __call__(self, maps: list[Tensor], padded: tuple[int, int]) -> list[Tensor]:
-        """maps: [N, C, H, W] per level, of pictures padded to (height, width).
+        """maps: [N, C, H, W] per level, of images padded to (height, width).
 
         Returns one [H W R, 4] per level, cell by cell along rows, in pixels, of the maps' device and type, at least
         float32: a bf16 coordinate above 256 is off by pixels.

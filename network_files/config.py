@@ -48,11 +48,11 @@ class MaskRCNNConfig:
     fpn_channels: int = setting(256, "channels of every pyramid level (FPN paper)")
 
     min_size: tuple[int, ...] = setting(
-        (800,), "pixels of the shorter side; of several, training draws one per picture and evaluation takes the last"
+        (800,), "pixels of the shorter side; of several, training draws one per image and evaluation takes the last"
     )
     max_size: int = setting(1333, "most pixels of the longer side")
     fixed_size: tuple[int, int] | None = setting(
-        None, "height and width that every picture is scaled to fit and padded to, in place of min_size and max_size"
+        None, "height and width that every image is scaled to fit and padded to, in place of min_size and max_size"
     )
     image_mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1")
     image_std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1")
@@ -62,21 +62,21 @@ class MaskRCNNConfig:
     aspect_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "anchor height / width, on every level (FPN paper)")
     rpn_pre_nms_top_n_train: int = setting(2000, "best anchors per level before NMS, in training")
     rpn_pre_nms_top_n_test: int = setting(1000, "the same in evaluation")
-    rpn_post_nms_top_n_train: int = setting(2000, "proposals per picture after NMS, in training")
+    rpn_post_nms_top_n_train: int = setting(2000, "proposals per image after NMS, in training")
     rpn_post_nms_top_n_test: int = setting(1000, "the same in evaluation")
     rpn_nms_thresh: float = setting(0.7, "IoU above which the worse proposal is dropped (Faster R-CNN)")
     rpn_fg_iou_thresh: float = setting(0.7, "IoU from which an anchor is positive (Faster R-CNN)")
     rpn_bg_iou_thresh: float = setting(0.3, "IoU below which an anchor is negative (Faster R-CNN)")
-    rpn_batch_size_per_image: int = setting(256, "anchors sampled per picture (Faster R-CNN)")
+    rpn_batch_size_per_image: int = setting(256, "anchors sampled per image (Faster R-CNN)")
     rpn_positive_fraction: float = setting(0.5, "largest share of positives among them (Faster R-CNN)")
     rpn_score_thresh: float = setting(0.0, "least objectness (0..1) of a proposal")
 
     box_score_thresh: float = setting(0.05, "least score (0..1) of a detection (Fast R-CNN)")
     box_nms_thresh: float = setting(0.5, "IoU above which the worse detection of a class is dropped (Mask R-CNN)")
-    box_detections_per_img: int = setting(100, "most detections per picture (Mask R-CNN)")
+    box_detections_per_img: int = setting(100, "most detections per image (Mask R-CNN)")
     box_fg_iou_thresh: float = setting(0.5, "IoU from which a proposal is positive (Fast R-CNN)")
     box_bg_iou_thresh: float = setting(0.5, "IoU below which a proposal is background (Mask R-CNN)")
-    box_batch_size_per_image: int = setting(512, "proposals sampled per picture (Mask R-CNN with FPN)")
+    box_batch_size_per_image: int = setting(512, "proposals sampled per image (Mask R-CNN with FPN)")
     box_positive_fraction: float = setting(0.25, "largest share of positives among them (Fast R-CNN)")
     bbox_reg_weights: tuple[float, ...] = setting(
         (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)"

@@ -20,13 +20,13 @@ class MaskRCNN(nn.Module):
     """Backbone, RPN, RoI heads.
 
     In training, model(images, targets) returns the five losses. In evaluation, model(images) returns for
-    each picture boxes [D, 4] (pixels of the original picture), labels int64 [D], scores [D] in 0..1 by
+    each image boxes [D, 4] (pixels of the original image), labels int64 [D], scores [D] in 0..1 by
     falling score, and masks [D, 1, H, W] in 0..1, or with paste_masks=False the cropped form, mask_probs
     [D, 28, 28]; model(images, targets) there returns (losses, detections) from one pass.
 
-    images: uint8 0..255 or float 0..1, [3, H, W] each. targets, one dict per picture: boxes [G, 4] (x1 y1 x2
+    images: uint8 0..255 or float 0..1, [3, H, W] each. targets, one dict per image: boxes [G, 4] (x1 y1 x2
     y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
-    [G], and sample_seed (int) to fix the picture's draws. recorder is given what each stage sees. Raises ValueError
+    [G], and sample_seed (int) to fix the image's draws. recorder is given what each stage sees. Raises ValueError
     for shapes that do not fit.
     """
 
@@ -66,10 +66,10 @@ class MaskRCNN(nn.Module):
         self._check_device(images)
         batch = self.transform.batch(images, targets, self.training, self.rpn.head.cls_logits.weight.dtype)
         if recorder is not None:
-            recorder("batch", pictures=batch.pictures, sizes=batch.sizes, original_sizes=batch.original_sizes)
+            recorder("batch", images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
         objects = targets and [prepare_objects(target, batch, i) for i, target in enumerate(targets)]
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
-        table = FeatureTable(self.backbone(batch.pictures), torch.promote_types(batch.pictures.dtype, torch.float32))
+        table = FeatureTable(self.backbone(batch.images), torch.promote_types(batch.images.dtype, torch.float32))
         proposals, losses = self.rpn(batch, table, objects, recorder)
         if objects is not None:
             losses = self.roi_heads.losses(table, proposals, objects, recorder) | losses
@@ -81,7 +81,7 @@ class MaskRCNN(nn.Module):
 
     @staticmethod
     def _to_original(detection: dict[str, Tensor], batch, i: int, paste: bool) -> dict[str, Tensor]:
-        """From the resized picture's frame to the original's."""
+        """From the resized image's frame to the original's."""
         size = batch.original_sizes[i]
         boxes = scale_boxes(detection["boxes"], batch.sizes[i], size)
         if not paste:
@@ -107,7 +107,7 @@ class MaskRCNN(nn.Module):
                 module.recompute = True
 
     def compile_parts(self) -> None:
-        """torch.compile for the parts made of convolutions; each picture shape that is new costs some time.
+        """torch.compile for the parts made of convolutions; each image shape that is new costs some time.
 
         Raises InputError where torch.compile does not work.
         """

@@ -64,7 +64,7 @@ def match_boxes(
 
 
 def _some(boxes: Tensor, others: Tensor) -> tuple[Tensor, ...]:
-    """Boxes in parts: all overlaps of 1,000 objects with a large picture's anchors would take gigabytes."""
+    """Boxes in parts: all overlaps of 1,000 objects with a large image's anchors would take gigabytes."""
     return boxes.split(max(OVERLAPS // max(len(others), 1), 1))
 
 

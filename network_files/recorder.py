@@ -2,28 +2,28 @@
 
     seen = Recorder()
     losses, detections = model(images, targets, recorder=seen)  # in evaluation: every stage from one pass
-    seen["proposals"][0]["boxes"]  # of picture 0
+    seen["proposals"][0]["boxes"]  # of image 0
 
 The network hands over values that it has anyway, under the stage's name; without a recorder it does nothing more
-than check that there is none. N pictures, L levels, A anchors, K candidates, P proposals, S sampled, D detections.
+than check that there is none. N images, L levels, A anchors, K candidates, P proposals, S sampled, D detections.
 
     stage         records      values
-    batch         one          pictures [N, 3, ph, pw], sizes (h, w) and original_sizes (H, W) of each
+    batch         one          images [N, 3, ph, pw], sizes (h, w) and original_sizes (H, W) of each
     rpn           one          per level: maps [N, C, H, W], anchors [A_l, 4], logits [N, A_l], deltas [N, A_l, 4]
     candidates    per level    anchor [N, k]: the best anchors' numbers within the level, by falling logit
-    proposals     per picture  good bool [K]: candidates (level by level) that are large enough; of these: boxes,
+    proposals     per image  good bool [K]: candidates (level by level) that are large enough; of these: boxes,
                                scores, levels, and keep [P]: which survive NMS, by falling score
-    rpn_targets   per picture  objects [G, 4], crowds, matched [A] (`matching.match_boxes`), label [A] (1, 0, -1:
+    rpn_targets   per image  objects [G, 4], crowds, matched [A] (`matching.match_boxes`), label [A] (1, 0, -1:
                                ignored), sampled positive and negative anchors' numbers, the positives' deltas
-    roi_samples   per picture  boxes [P + G, 4] (proposals, then objects), matched, label, chosen [S]: the sampled
-    box_targets   one          rois and labels of each picture, deltas [S, 4] over all pictures
-    mask_targets  one          rois, labels and matched of each picture's positives, targets [K, M, M] over all
-    rois          per picture  rois [P, 4], level [P] (0: P2), pooled [P, C, S, S]
-    classes       per picture  scores [P, C]; of each (RoI, class) worth a look: roi, good (bool: large enough); of the
+    roi_samples   per image  boxes [P + G, 4] (proposals, then objects), matched, label, chosen [S]: the sampled
+    box_targets   one          rois and labels of each image, deltas [S, 4] over all images
+    mask_targets  one          rois, labels and matched of each image's positives, targets [K, M, M] over all
+    rois          per image  rois [P, 4], level [P] (0: P2), pooled [P, C, S, S]
+    classes       per image  scores [P, C]; of each (RoI, class) worth a look: roi, good (bool: large enough); of the
                                good: boxes, labels, score, and keep [D]: which survive NMS, by falling score
-    masks         per picture  probs [D, M, M]
+    masks         per image  probs [D, M, M]
 
-Boxes are x1 y1 x2 y2 in the resized picture's pixels.
+Boxes are x1 y1 x2 y2 in the resized image's pixels.
 """
 
 from torch import Tensor

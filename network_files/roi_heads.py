@@ -1,6 +1,6 @@
 """RoI heads: proposals -> classes, boxes and masks, or their three losses.
 
-Shapes: N pictures, P proposals of one picture, K RoIs over all pictures, D detections, C classes with
+Shapes: N images, P proposals of one image, K RoIs over all images, D detections, C classes with
 background, M = 28 mask cells a side.
 """
 
@@ -19,7 +19,7 @@ from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import batched_nms
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.recorder import Recorder
-from network_files.transform import Objects, PictureBatch
+from network_files.transform import ImageBatch, Objects
 
 STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from
 MASKS_AT_ONCE = 32  # RoIs in the mask branch
@@ -111,15 +111,15 @@ class MaskPredictor(nn.Module):
 
 @dataclass
 class Samples:
-    """RoIs that train: boxes [K, 4], their picture, label (0 = background) and matched object, each int64 [K]."""
+    """RoIs that train: boxes [K, 4], their image, label (0 = background) and matched object, each int64 [K]."""
 
     rois: list[Tensor]
     labels: list[Tensor]
     matched: list[Tensor]
 
 
-def picture_of(boxes: list[Tensor]) -> Tensor:
-    """Boxes [P_i, 4] of each picture -> the picture of each box, int64 [sum P_i]."""
+def image_of(boxes: list[Tensor]) -> Tensor:
+    """Boxes [P_i, 4] of each image -> the image of each box, int64 [sum P_i]."""
     counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
     return torch.repeat_interleave(counts, output_size=sum(map(len, boxes)))
 
@@ -149,14 +149,14 @@ class RoIHeads(nn.Module):
         self,
         table: FeatureTable,
         rois: Tensor,
-        picture: Tensor,
+        image: Tensor,
         size: int,
         few: bool = False,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """RoIAlign of rois [K, 4] of these pictures [K] on P2..P5 -> [K, c, size, size]."""
+        """RoIAlign of rois [K, 4] of these images [K] on P2..P5 -> [K, c, size, size]."""
         level = roi_levels(rois, len(STRIDES))
-        pooled = roi_align(table, rois, picture, level, STRIDES, size, self.config.roi_sampling_ratio, few)
+        pooled = roi_align(table, rois, image, level, STRIDES, size, self.config.roi_sampling_ratio, few)
         if recorder is not None:
             recorder("rois", rois=rois, level=level, pooled=pooled)
         return pooled
@@ -182,8 +182,8 @@ class RoIHeads(nn.Module):
         positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
         rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
         # masks before boxes: the boxes' dense gradient then comes first, and the masks' sparse one is added to it
-        for_masks = self.pool(table, torch.cat(rois), picture_of(rois), self.config.mask_roi_size, few=True)
-        for_boxes = self.pool(table, reference, picture_of(samples.rois), self.config.box_roi_size)
+        for_masks = self.pool(table, torch.cat(rois), image_of(rois), self.config.mask_roi_size, few=True)
+        for_boxes = self.pool(table, reference, image_of(samples.rois), self.config.box_roi_size)
         if self.training:
             del table.rows
         losses = self._mask_loss(for_masks, samples, positive, objects, recorder)
@@ -200,7 +200,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], objects: list[Objects], recorder: Recorder | None = None) -> Samples:
-        """Label the proposals and the objects' own boxes, and draw a balanced part of each picture's."""
+        """Label the proposals and the objects' own boxes, and draw a balanced part of each image's."""
         cfg, samples = self.config, Samples([], [], [])
         for boxes, obj in zip(proposals, objects, strict=True):
             boxes = torch.cat((boxes, obj.boxes.to(boxes.dtype)))
@@ -254,17 +254,17 @@ class RoIHeads(nn.Module):
         return {"loss_mask": loss_in_parts(loss, pooled, parts, parameters)}
 
     def detect(
-        self, batch: PictureBatch, table: FeatureTable, proposals: list[Tensor], recorder: Recorder | None = None
+        self, batch: ImageBatch, table: FeatureTable, proposals: list[Tensor], recorder: Recorder | None = None
     ) -> list[dict[str, Tensor]]:
-        """Per picture: boxes [D, 4] in the resized picture, scores, labels, and mask_probs [D, M, M]."""
-        # picture by picture, so that a picture's numbers do not depend on the others in its batch
+        """Per image: boxes [D, 4] in the resized image, scores, labels, and mask_probs [D, M, M]."""
+        # image by image, so that an image's numbers do not depend on the others in its batch
         detections = []
         for i, rois in enumerate(proposals):
-            picture = torch.full((len(rois),), i, device=rois.device)
-            pooled = self.pool(table, rois, picture, self.config.box_roi_size, recorder=recorder)
+            image = torch.full((len(rois),), i, device=rois.device)
+            pooled = self.pool(table, rois, image, self.config.box_roi_size, recorder=recorder)
             detection = self._detect_boxes(*self.boxes(pooled), rois, batch.sizes[i], recorder)
             boxes, labels = detection["boxes"], detection["labels"]
-            pooled = self.pool(table, boxes, picture[:1].expand(len(boxes)), self.config.mask_roi_size)
+            pooled = self.pool(table, boxes, image[:1].expand(len(boxes)), self.config.mask_roi_size)
             logits = torch.cat(
                 [
                     self.masks(*some)

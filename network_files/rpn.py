@@ -1,6 +1,6 @@
 """Region Proposal Network (Faster R-CNN): feature pyramid -> proposals, and its two losses.
 
-Shapes: N pictures, L levels, A anchors of a picture over all levels, R anchors per cell, P proposals.
+Shapes: N images, L levels, A anchors of an image over all levels, R anchors per cell, P proposals.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from network_files.operators.boxes import BoxCoder, at_least, clip_boxes
 from network_files.operators.nms import batched_nms
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import Recorder
-from network_files.transform import Objects, PictureBatch
+from network_files.transform import ImageBatch, Objects
 
 MIN_SIDE = 1e-3  # pixels; smaller proposals are dropped (torchvision)
 
@@ -45,12 +45,12 @@ class RPNHead(nn.Module):
             deltas.append(self.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return logits, deltas
 
-    def at(self, table: FeatureTable, level: Tensor, picture: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, table: FeatureTable, level: Tensor, image: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` at some cells (y W + x) only, all int64 [S]: logits [S, R] and deltas [S, R, 4].
 
         Each cell is computed from the patch of cells that it depends on.
         """
-        x, inside = table.patches(level, picture, cell, radius=len(self.conv))  # [S, C, 2 depth + 1, 2 depth + 1]
+        x, inside = table.patches(level, image, cell, radius=len(self.conv))  # [S, C, 2 depth + 1, 2 depth + 1]
         for conv, relu in self.conv:
             inside = inside[:, 1:-1, 1:-1]
             # a hidden cell outside the map is the padding of the next convolution: zero
@@ -65,7 +65,7 @@ class RPNHead(nn.Module):
 
 
 class RegionProposalNetwork(nn.Module):
-    """Proposals per picture, and losses where objects are given. All numbers come from the config."""
+    """Proposals per image, and losses where objects are given. All numbers come from the config."""
 
     def __init__(self, config: MaskRCNNConfig, channels: int, depth: int):
         super().__init__()
@@ -76,12 +76,12 @@ class RegionProposalNetwork(nn.Module):
 
     def forward(
         self,
-        batch: PictureBatch,
+        batch: ImageBatch,
         table: FeatureTable,
         objects: list[Objects] | None = None,
         recorder: Recorder | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return proposals, one [P, 4] per picture by falling objectness, and losses ({} without objects).
+        """Return proposals, one [P, 4] per image by falling objectness, and losses ({} without objects).
 
         Gradients exist at the sampled anchors only: where these are few, the head runs on whole maps without
         gradient, and again with it on the sampled cells. The result is the same.
@@ -106,21 +106,21 @@ class RegionProposalNetwork(nn.Module):
         if objects is None:
             return proposals, {}
         counts = [len(a) for a in anchors]
-        picture, anchor, labels, targets = self._sample(torch.cat(anchors), objects, recorder)
+        image, anchor, labels, targets = self._sample(torch.cat(anchors), objects, recorder)
         if few:
-            logit, delta = self._at(table, picture, anchor, counts)
+            logit, delta = self._at(table, image, anchor, counts)
         else:
-            logit, delta = torch.cat(logits, 1)[picture, anchor], torch.cat(deltas, 1)[picture, anchor]
+            logit, delta = torch.cat(logits, 1)[image, anchor], torch.cat(deltas, 1)[image, anchor]
         positive = labels.nonzero()[:, 0]
         return proposals, rpn_losses(logit.to(dtype), labels, delta.to(dtype)[positive], targets)
 
-    def _at(self, table: FeatureTable, picture: Tensor, anchor: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+    def _at(self, table: FeatureTable, image: Tensor, anchor: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Logits [S] and deltas [S, 4] of some anchors, numbered over levels of so many (`counts`) each."""
         ends = torch.tensor(list(itertools.accumulate(counts)), device=anchor.device)
         level = torch.bucketize(anchor, ends, right=True)
         anchor = anchor - F.pad(ends, (1, 0))[level]
         own = anchor % self.anchors.per_cell
-        logits, deltas = self.head.at(table, level, picture, anchor // self.anchors.per_cell)
+        logits, deltas = self.head.at(table, level, image, anchor // self.anchors.per_cell)
         row = torch.arange(len(anchor), device=anchor.device)
         return logits[row, own], deltas[row, own]
 
@@ -155,9 +155,9 @@ class RegionProposalNetwork(nn.Module):
     def _sample(
         self, anchors: Tensor, objects: list[Objects], recorder: Recorder | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw anchors [A, 4] that train: their picture, number and label (1, 0), int64 [S], the positives' deltas."""
+        """Draw anchors [A, 4] that train: their image, number and label (1, 0), int64 [S], the positives' deltas."""
         cfg = self.config
-        pictures, samples, labels, targets = [], [], [], []
+        images, samples, labels, targets = [], [], [], []
         for i, obj in enumerate(objects):
             matched = matching.match_boxes(
                 obj.boxes, obj.crowds, anchors, cfg.rpn_fg_iou_thresh, cfg.rpn_bg_iou_thresh, True, cfg.crowd_ioa_thresh
@@ -167,7 +167,7 @@ class RegionProposalNetwork(nn.Module):
                 label, cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction, obj.generators[0]
             )
             sampled = torch.cat((positive, negative))
-            pictures.append(torch.full_like(sampled, i))
+            images.append(torch.full_like(sampled, i))
             samples.append(sampled)
             labels.append(label[sampled])
             targets.append(self.coder.encode(obj.boxes.to(anchors.dtype)[matched[positive]], anchors[positive]))
@@ -182,4 +182,4 @@ class RegionProposalNetwork(nn.Module):
                     negative=negative,
                     deltas=targets[-1],
                 )
-        return torch.cat(pictures), torch.cat(samples), torch.cat(labels), torch.cat(targets)
+        return torch.cat(images), torch.cat(samples), torch.cat(labels), torch.cat(targets)

@@ -1,6 +1,6 @@
-"""Pictures of any size -> one normalised, resized, padded batch; and boxes back again.
+"""Images of any size -> one normalised, resized, padded batch; and boxes back again.
 
-Shapes: N pictures; H x W the original, h x w the resized picture, ph x pw the padded batch.
+Shapes: N images; H x W the original, h x w the resized image, ph x pw the padded batch.
 """
 
 import math
@@ -19,7 +19,7 @@ Size = tuple[int, int]  # height, width
 def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_size: Size | None = None) -> Size:
     """The size (h, w) after resizing: shorter side to min_size, unless the longer would exceed max_size.
 
-    With fixed_size: the largest of the picture's ratio that fits it.
+    With fixed_size: the largest of the image's ratio that fits it.
     """
     if fixed_size:
         high, wide = fixed_size
@@ -33,7 +33,7 @@ def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_si
 def padded_size(
     height: int, width: int, min_size: int, max_size: int, divisor: int = 32, fixed_size: Size | None = None
 ) -> Size:
-    """The size (ph, pw) that a picture alone is padded to: fixed_size, or the resized one rounded up to the divisor."""
+    """The size (ph, pw) that an image alone is padded to: fixed_size, or the resized one rounded up to the divisor."""
     if fixed_size:
         return fixed_size
     h, w = resized_size(height, width, min_size, max_size)
@@ -41,21 +41,21 @@ def padded_size(
 
 
 @dataclass
-class PictureBatch:
-    """pictures [N, 3, ph, pw]; sizes: (h, w) of each; original_sizes: (H, W) of each."""
+class ImageBatch:
+    """images [N, 3, ph, pw]; sizes: (h, w) of each; original_sizes: (H, W) of each."""
 
-    pictures: Tensor
+    images: Tensor
     sizes: list[tuple[int, int]]
     original_sizes: list[tuple[int, int]]
 
     @property
     def padded(self) -> tuple[int, int]:
-        return tuple(self.pictures.shape[-2:])
+        return tuple(self.images.shape[-2:])
 
 
 @dataclass
 class Objects:
-    """What one picture holds, in the resized picture's frame.
+    """What one image holds, in the resized image's frame.
 
     boxes [G, 4], labels int64 [G], masks: G crops at the original resolution, crowds [K, 4]; size (h, w);
     generators: for the draws of the RPN and of the RoI heads (None: torch's global one).
@@ -72,7 +72,7 @@ class Objects:
 class Transform:
     """Normalise, resize, pad, as torchvision's GeneralizedRCNNTransform.
 
-    min_sizes: in training one is drawn for each picture, in evaluation the last one counts. fixed_size: (h, w) of
+    min_sizes: in training one is drawn for each image, in evaluation the last one counts. fixed_size: (h, w) of
     every batch instead.
     """
 
@@ -80,14 +80,12 @@ class Transform:
         self.min_sizes, self.max_size, self.fixed_size = min_sizes, max_size, fixed_size
         self.mean, self.std, self.divisor = mean, std, divisor
 
-    def batch(
-        self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype
-    ) -> PictureBatch:
+    def batch(self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype) -> ImageBatch:
         """images: uint8 0..255 or float 0..1, [3, H, W] each -> a batch of `dtype`, in channels-last memory."""
         resized = []
         for i, image in enumerate(images):
             if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-                raise ValueError(f"picture {i} has shape {list(image.shape)}: it must be [3, H, W]")
+                raise ValueError(f"image {i} has shape {list(image.shape)}: it must be [3, H, W]")
             min_size = self.min_sizes[-1]
             if training and len(self.min_sizes) > 1:
                 seed = targets[i].get("sample_seed") if targets else None
@@ -99,10 +97,10 @@ class Transform:
         padded = self.fixed_size or [
             math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)
         ]
-        pictures = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
-        for slot, image in zip(pictures, resized, strict=True):
+        padded_images = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
+        for slot, image in zip(padded_images, resized, strict=True):
             slot[:, : image.shape[1], : image.shape[2]] = image
-        return PictureBatch(pictures, sizes, [tuple(image.shape[-2:]) for image in images])
+        return ImageBatch(padded_images, sizes, [tuple(image.shape[-2:]) for image in images])
 
     def _normalise(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / 255
@@ -118,9 +116,9 @@ def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed((int(seed) * factor + stream + 1) * factor % 2**64 >> 32)
 
 
-def prepare_objects(target: dict, batch: PictureBatch, i: int) -> Objects:
-    """One target dict of picture i (boxes, labels, masks, and maybe iscrowd, sample_seed) -> Objects."""
-    boxes = target["boxes"].to(batch.pictures.dtype)
+def prepare_objects(target: dict, batch: ImageBatch, i: int) -> Objects:
+    """One target dict of image i (boxes, labels, masks, and maybe iscrowd, sample_seed) -> Objects."""
+    boxes = target["boxes"].to(batch.images.dtype)
     check_boxes(boxes, target)
     boxes = scale_boxes(boxes, batch.original_sizes[i], batch.sizes[i])
     masks = target["masks"]
@@ -142,4 +140,4 @@ def check_boxes(boxes: Tensor, target: dict) -> None:
     bad = ~((boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1))
     if bool(bad.any()):
         box = boxes[bad][0].tolist()
-        raise ValueError(f"picture {target.get('image_id', '?')}: box {box} (x1 y1 x2 y2) has no area or is not finite")
+        raise ValueError(f"image {target.get('image_id', '?')}: box {box} (x1 y1 x2 y2) has no area or is not finite")

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 
-def picture(path, size=(20, 30), value=100):
-    """Write a grey picture of `size` (H, W)."""
+def write_image(path, size=(20, 30), value=100):
+    """Write a grey image of `size` (H, W)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*size, 3), value, dtype=np.uint8)).save(path)
 
@@ -32,7 +32,7 @@ def annotation(i=1, image_id=1, **fields):
 
 
 def coco(images=None, annotations=None, categories=None):
-    """A COCO dict; by default one picture of 20 x 30 (H, W) with one square."""
+    """A COCO dict; by default one image of 20 x 30 (H, W) with one square."""
     return {
         "images": [{"id": 1, "file_name": "a.png", "height": 20, "width": 30}] if images is None else images,
         "annotations": [annotation()] if annotations is None else annotations,
@@ -40,19 +40,19 @@ def coco(images=None, annotations=None, categories=None):
     }
 
 
-def write(folder, content, json_name="instances.json", picture_dir="images"):
-    """Write `content` and its pictures under `folder`; returns the json's path."""
+def write(folder, content, json_name="instances.json", image_dir="images"):
+    """Write `content` and its images under `folder`; returns the json's path."""
     path = folder / json_name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     for image in content["images"]:
         size = int(image.get("height", 20)), int(image.get("width", 30))
-        picture(folder / picture_dir / image["file_name"], size)
+        write_image(folder / image_dir / image["file_name"], size)
     return path
 
 
 def many(count, start=1, **fields):
-    """A COCO dict of `count` pictures, each with one square."""
+    """A COCO dict of `count` images, each with one square."""
     ids = range(start, start + count)
     images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in ids]
     return coco(images, [annotation(i, i, **fields) for i in ids])

@@ -1,4 +1,4 @@
-"""What the tests share: the place of the real data, pictures with targets, and a fixed random state."""
+"""What the tests share: the place of the real data, images with targets, and a fixed random state."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ for folder in (ROOT, ROOT / "tests"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-import sample_pictures  # noqa: E402  (found through the lines above)
+import sample_images  # noqa: E402  (found through the lines above)
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # the models are small: more threads would mostly wait, most of all beside other work
@@ -48,12 +48,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[tuple[torch.Tensor, dict]]:
+def samples() -> list[tuple[torch.Tensor, dict]]:
     """Six (image uint8 [3, H, W], target), all of different sizes: COCO photos, else drawn ones."""
     folder = find_shared_data()
     if folder is not None and (folder / "coco_mini").is_dir():
-        return sample_pictures.coco_photos(folder / "coco_mini", 6)
-    return sample_pictures.drawn_pictures(6)
+        return sample_images.coco_photos(folder / "coco_mini", 6)
+    return sample_images.drawn_images(6)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,13 @@
 """The largest differences from torchvision, item by item, on real photos where they are there.
 
 python tests/fidelity_report.py            a few minutes on two CPU cores
-python tests/fidelity_report.py --size 800 at the published models' picture size
+python tests/fidelity_report.py --size 800 at the published models' image size
 """
 
 import argparse
 
 import conftest
-import sample_pictures
+import sample_images
 import torch
 import torchvision
 
@@ -22,26 +22,24 @@ CASES = {"v1 resnet50": ("resnet50", "v1"), "v2 resnet50": ("resnet50", "v2")}
 
 def photos(count):
     folder = conftest.find_shared_data()
-    pictures = (
-        sample_pictures.coco_photos(folder / "coco_mini", count) if folder else (sample_pictures.drawn_pictures(count))
-    )
-    return [(image.float() / 255, target) for image, target in pictures]
+    images = sample_images.coco_photos(folder / "coco_mini", count) if folder else (sample_images.drawn_images(count))
+    return [(image.float() / 255, target) for image, target in images]
 
 
 def largest(a, b):
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
 
 
-def whole_model(name, size, pictures):
+def whole_model(name, size, samples):
     backbone, variant = CASES[name]
     options = {"backbone": backbone, "variant": variant, "min_size": size, "max_size": size * 5 // 3}
-    state = oracle.live_state(pictures, **options)
+    state = oracle.live_state(samples, **options)
     theirs, ours = oracle.build(**options), create_model(91, trainable_layers=5, **options)
     theirs.load_state_dict(state)
     ours.load_state_dict(state)
     theirs, ours = oracle.labels_in_float64(oracle.without_chance(theirs.double())), ours.double()
-    images = [image.double() for image, _ in pictures]
-    targets = [target | {"boxes": target["boxes"].double()} for _, target in pictures]
+    images = [image.double() for image, _ in samples]
+    targets = [target | {"boxes": target["boxes"].double()} for _, target in samples]
     with torch.no_grad():
         expected, found = theirs.eval()(images), ours.eval()(images)
     counts = [len(e["scores"]) for e in expected]
@@ -74,9 +72,9 @@ def operators():
     print(f"NMS, float32, 1000 boxes, indices identical: {same}")
 
 
-def targets_of_masks(pictures):
+def targets_of_masks(images):
     worst = 0.0
-    for image, target in pictures:
+    for image, target in images:
         size = tuple(side * 8 // 5 for side in image.shape[-2:])
         full = torch.nn.functional.interpolate(target["masks"][:, None].float(), size=size)
         rois = target["boxes"] * 1.6 + torch.tensor([-3.3, 2.2, 4.1, -1.7])
@@ -89,14 +87,14 @@ def targets_of_masks(pictures):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures (default: 256)")
+    parser.add_argument("--size", type=int, default=256, help="shorter side of the images (default: 256)")
     size = parser.parse_args().size
-    pictures = photos(3)
+    images = photos(3)
     operators()
-    targets_of_masks(pictures)
+    targets_of_masks(images)
     matching.sample_balanced = lambda *args: oracle.spread_choice(*args[:3])
     for name in CASES:
-        whole_model(name, size, pictures[:2])
+        whole_model(name, size, images[:2])
 
 
 if __name__ == "__main__":

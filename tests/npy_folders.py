@@ -1,4 +1,4 @@
-"""Small folders of pictures with .npy annotations for tests."""
+"""Small folders of images with .npy annotations for tests."""
 
 import numpy as np
 from PIL import Image
@@ -21,15 +21,15 @@ def turned(content):
     return {**content, "masks": content["masks"].transpose(0, 2, 1)}
 
 
-def picture(path, size=SIZE):
+def image(path, size=SIZE):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*size, 3), 100, dtype=np.uint8)).save(path)
 
 
 def add(root, name, content, suffix="", size=SIZE):
-    """A picture NAME (7: 7.png) and its .npy; returns the path of the latter."""
+    """An image NAME (7: 7.png) and its .npy; returns the path of the latter."""
     name = str(name)
-    picture(root / f"images{suffix}" / (name if "." in name else f"{name}.png"), size)
+    image(root / f"images{suffix}" / (name if "." in name else f"{name}.png"), size)
     path = root / f"annotations{suffix}" / f"{name.split('.')[0]}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, content)
@@ -37,7 +37,7 @@ def add(root, name, content, suffix="", size=SIZE):
 
 
 def many(root, count, suffix="", classes=2):
-    """`count` pictures, numbered from 1, with one object each, of the classes by turns."""
+    """`count` images, numbered from 1, with one object each, of the classes by turns."""
     for i in range(1, count + 1):
         add(root, i, rectangles((1 + i % classes, 2, 3, 12, 15)), suffix)
     return root

@@ -9,7 +9,7 @@ SHARES = {"right": 0.56, "class": 0.1, "location": 0.1, "both": 0.1, "duplicate"
 
 
 def result(annotation: dict, size: tuple[int, int], score: float, category: int | None = None, shift=(0, 0)) -> dict:
-    """A detection of an annotation of a picture of `size` (H, W), moved by shift x y pixels."""
+    """A detection of an annotation of an image of `size` (H, W), moved by shift x y pixels."""
     pixels = coco_mask.decode(to_rle(annotation["segmentation"], size))
     moved = np.zeros_like(pixels, order="F")
     (dx, dy), (height, width) = shift, size
@@ -24,7 +24,7 @@ def result(annotation: dict, size: tuple[int, int], score: float, category: int 
 
 
 def spoil(truth: dict, seed: int = 0, shares: dict[str, float] = SHARES) -> list[dict]:
-    """Results of each kind in about these shares of the objects, and one in six pictures with one on the background."""
+    """Results of each kind in about these shares of the objects, and one in six images with one on the background."""
     rng, found = np.random.default_rng(seed), []
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     ids = [category["id"] for category in truth["categories"]]

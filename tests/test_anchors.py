@@ -11,7 +11,7 @@ SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
 
 
 def maps(height, width, dtype=torch.float32):
-    """Five levels as the FPN gives them for a padded picture: the last one is pooled, rounding up."""
+    """Five levels as the FPN gives them for a padded image: the last one is pooled, rounding up."""
     shapes = [(height // s, width // s) for s in (4, 8, 16, 32)]
     shapes.append(tuple((side + 1) // 2 for side in shapes[-1]))
     return [torch.zeros(2, 1, *shape, dtype=dtype) for shape in shapes]
@@ -37,8 +37,8 @@ def test_equal_torchvision(padded, ratios, sizes):
     expected = theirs(ImageList(torch.zeros(2, 3, *padded), [padded, padded]), levels)
     found = torch.cat(AnchorGrid(sizes, ratios)(levels, padded))
     assert found.dtype == torch.float64
-    for picture in expected:  # the same for every picture
-        assert torch.equal(found, picture)
+    for image in expected:  # the same for every image
+        assert torch.equal(found, image)
 
 
 def test_a_change_of_shape_or_type_is_not_served_from_the_last_call():

@@ -36,7 +36,7 @@ def no_parsing(monkeypatch):
 
 
 def varied():
-    """Every kind of segmentation, something skipped, a missing area, a picture without objects."""
+    """Every kind of segmentation, something skipped, a missing area, an image without objects."""
     content = many(5)
     content["annotations"] += [
         annotation(11, 2, segmentation=[[1 / 3, 1, 9, 1, 9, 9.125]], area=None),
@@ -247,7 +247,7 @@ def test_others_may_read_an_index_as_the_umask_says(tmp_path, cache):
     assert os.name != "posix" or index.stat().st_mode & 0o777 == 0o644
 
 
-def test_small_jsons_and_those_that_need_their_pictures_are_not_kept(tmp_path, cache, monkeypatch):
+def test_small_jsons_and_those_that_need_their_images_are_not_kept(tmp_path, cache, monkeypatch):
     sizeless = write(tmp_path, {**many(2), "images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2)]})
     assert CocoDataset(sizeless, tmp_path / "images").sizes.tolist() == [[20, 30]] * 2
     monkeypatch.setattr(annotation_cache, "WORTHWHILE", 10**6)

@@ -168,7 +168,7 @@ def test_an_unlisted_category_is_named_also_where_the_annotation_would_be_skippe
         read_annotations(path)
 
 
-def test_annotations_keep_the_jsons_order_within_a_picture(tmp_path):
+def test_annotations_keep_the_jsons_order_within_a_image(tmp_path):
     forms = [{"segmentation": {"size": [25, 30], "counts": [100, 50, 600]}}, {}, {"bbox": None}]
     annotations = [annotation(i, 5 - i % 2, **(forms[i % 3] if i % 2 == 0 else {})) for i in range(1, 30)]
     path = tmp_path / "instances.json"

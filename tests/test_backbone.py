@@ -57,9 +57,9 @@ def test_maps_equal_torchvision(name, norm, fpn_norm, training):
     ours = build_backbone(name, norm, 5, fpn_norm=fpn_norm)
     ours.load_state_dict(theirs.state_dict())
     ours, theirs = ours.double().train(training), theirs.double().train(training)
-    pictures = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    expected = theirs(pictures)
-    found = ours(pictures)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    expected = theirs(images)
+    found = ours(images)
     assert len(found) == len(expected) == 5
     for a, b, stride in zip(found, expected.values(), ours.strides, strict=True):
         assert a.shape == (2, 256, -(-64 // stride), -(-96 // stride))
@@ -188,8 +188,8 @@ def test_the_finest_inner_map_is_computed_again_not_kept(frozen):
     fpn = FeaturePyramidNetwork([8, 16, 16, 16], 8).double()
     sides = (12, 14), (6, 7), (3, 4), (2, 2)
     outcomes = []
-    for over_pictures in (True, False):  # as if there were a batch norm, or not
-        fpn.over_pictures = over_pictures
+    for over_images in (True, False):  # as if there were a batch norm, or not
+        fpn.over_images = over_images
         generator = torch.Generator().manual_seed(1)
         maps = [
             torch.randn(3, c, *s, dtype=torch.float64, generator=generator)
@@ -211,6 +211,6 @@ def test_the_finest_inner_map_is_computed_again_not_kept(frozen):
         assert one is two is None or torch.allclose(one, two, rtol=1e-12, atol=1e-12)
 
 
-def test_batch_norm_in_the_pyramid_sees_all_pictures_at_once():
-    assert build_backbone("resnet18", "batch", 5, 16, fpn_norm=True, width=16).fpn.over_pictures
-    assert not build_backbone("resnet18", "group", 5, 16, fpn_norm=True, width=32).fpn.over_pictures
+def test_batch_norm_in_the_pyramid_sees_all_images_at_once():
+    assert build_backbone("resnet18", "batch", 5, 16, fpn_norm=True, width=16).fpn.over_images
+    assert not build_backbone("resnet18", "group", 5, 16, fpn_norm=True, width=32).fpn.over_images

@@ -36,7 +36,7 @@ def test_left_out_where_the_disk_is_full(monkeypatch):
     with pytest.raises(LeftOut, match="less than 2 GiB are free"):
         annotations.data_folder(20)
     with pytest.raises(InputError):  # which commands print as one line
-        annotations.main(["--pictures", "20"])
+        annotations.main(["--images", "20"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux' /proc")

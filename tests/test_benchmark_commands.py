@@ -1,4 +1,4 @@
-"""Benchmarks that run whole commands: a huge picture through validation.py, ranks beside one rank. Made small."""
+"""Benchmarks that run whole commands: a huge image through validation.py, ranks beside one rank. Made small."""
 
 import re
 
@@ -6,18 +6,18 @@ import pytest
 from coco_folders import many, write
 from tiny_model import write_checkpoint, write_coco
 
-from benchmarks import compare_models, distributed, huge_picture, mini_masks
+from benchmarks import compare_models, distributed, huge_image, mini_masks
 
 pytestmark = pytest.mark.slow
 
 SMALL = ["--backbone", "resnet18", "--min-size", "32", "--max-size", "64"]
 
 
-def test_a_huge_picture_is_validated_and_measured(tmp_path, capfd):
+def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
     options = ["--width", "96", "--height", "64", "--objects", "4", "--detections", "3", *SMALL]
-    assert huge_picture.main([*options, "--keep", str(tmp_path)]) == 0
+    assert huge_image.main([*options, "--keep", str(tmp_path)]) == 0
     out = capfd.readouterr().out
-    assert "1 pictures (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
+    assert "1 images (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
     seconds, peak = re.search(r"exit status 0, ([\d.]+) s, peak (\d+) MiB", out).groups()
     assert float(seconds) > 0 and 100 < int(peak) < 4000
 
@@ -43,7 +43,7 @@ def test_models_are_timed_beside_one_another(tmp_path, capfd):
     for name, width in (("one.pth", 64), ("two.pth", 16)):
         write_checkpoint(tmp_path / name, width=width)
     paths = [str(tmp_path / name) for name in ("one.pth", "two.pth")]
-    compare_models.main([*paths, "--data-path", str(tmp_path / "data"), "--turns", "1", "--pictures", "2"])
-    lines = re.findall(r"(\w+): (.*): ([\d.]+) pictures/s, ([\d.]+) times the first", capfd.readouterr().out)
+    compare_models.main([*paths, "--data-path", str(tmp_path / "data"), "--turns", "1", "--images", "2"])
+    lines = re.findall(r"(\w+): (.*): ([\d.]+) images/s, ([\d.]+) times the first", capfd.readouterr().out)
     assert [line[:2] for line in lines] == [(what, path) for what in ("detection", "training") for path in paths]
     assert all(float(rate) > 0 for *_, rate, _ in lines) and lines[0][3] == lines[2][3] == "1.00"

@@ -21,7 +21,7 @@ def test_a_difference_is_seen():
 
 
 def test_the_command_tells_both(tmp_path, capsys):
-    evaluation.main(["--pictures", "5", "--folder", str(tmp_path)])
+    evaluation.main(["--images", "5", "--folder", str(tmp_path)])
     ours, theirs, ratio = capsys.readouterr().out.splitlines()[-3:]
     assert ours.startswith("ours   pycocotools") and theirs.startswith("theirs pycocotools")
     assert ratio.startswith("ratio ") and ratio.endswith("largest difference 0.0e+00")

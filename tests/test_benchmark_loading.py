@@ -1,4 +1,4 @@
-"""The loading benchmark's other side delivers the same pictures and masks as our loader."""
+"""The loading benchmark's other side delivers the same images and masks as our loader."""
 
 import torch
 from coco_folders import annotation, many, square, write

@@ -24,7 +24,7 @@ def prepare_greedy(settings):
 def test_a_row_and_a_line_of_json_for_each(capsys):
     main(["nms_2000", "--repeats", "2", "--no-memory", "--data", "nowhere"])
     head, _, *table, row, empty, line = capsys.readouterr().out.splitlines()
-    assert f"torch {torch.__version__}, torchvision " in head and head.endswith("drawn pictures")
+    assert f"torch {torch.__version__}, torchvision " in head and head.endswith("drawn images")
     assert len(table) == 2 and row.startswith("| NMS, 2,000 boxes |") and row.count("|") == table[0].count("|")
     values = json.loads(line)
     assert (values["name"], values["difference"], values["repeats"]) == ("nms_2000", 0.0, 2)
@@ -60,7 +60,7 @@ def test_results_of_the_operators_agree(name):
     assert benchmark.difference(ours, theirs) <= 1e-6
 
 
-def test_drawn_pictures_have_the_objects_asked_for():
+def test_drawn_images_have_the_objects_asked_for():
     (image, target), _ = inputs.photos(None, 2, objects=7)
     assert image.shape == (3, 480, 640) and len(target["masks"]) == len(target["boxes"]) == 7
     assert bool((target["boxes"][:, 2:] > target["boxes"][:, :2]).all())
@@ -87,7 +87,7 @@ def test_the_readme_has_a_place_for_the_table(tmp_path):
 def test_results_of_the_models_agree(name, monkeypatch):
     monkeypatch.setattr(matching, "sample_balanced", matching.sample_balanced)  # put back what the benchmark replaces
     (benchmark,) = (b for b in models.BENCHMARKS if b.name == name)
-    case = replace(benchmark.prepare.keywords["case"], pictures=1, backbone="resnet18", options=models.SMALL)
+    case = replace(benchmark.prepare.keywords["case"], images=1, backbone="resnet18", options=models.SMALL)
     ours, theirs = (run() for run in benchmark.prepare.func(SETTINGS, case))
     assert benchmark.difference(ours, theirs) < 0.02  # in float32 a proposal or two may be others
 

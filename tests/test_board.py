@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.logs.board import TensorBoard, image_grid
 from train_utils.logs.logger import COCO_NUMBERS
 from train_utils.run.engine import HostCopy
-from train_utils.logs.board import TensorBoard, picture_grid
 
 LOSSES = {"loss_classifier": 0.5, "loss_mask": 0.125}
 STATS = {"bbox": [0.1 * i for i in range(11)] + [-1], "segm": [0.05 * i for i in range(12)]}
@@ -19,12 +19,12 @@ def events(folder):
     return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
-def test_tensorboard_holds_losses_lr_coco_numbers_and_pictures(tmp_path):
+def test_tensorboard_holds_losses_lr_coco_numbers_and_images(tmp_path):
     board = TensorBoard(tmp_path)
     board.step(0, LOSSES, 0.1)
     board.step(1, None, 0.2)
     board.epoch(2, STATS, val_losses=LOSSES, per_class={"segm": {"a/b": 0.25, "none there": None}})
-    board.pictures(2, [[Image.new("RGB", (30, 20)), Image.new("L", (10, 20))]])
+    board.images(2, [[Image.new("RGB", (30, 20)), Image.new("L", (10, 20))]])
     board.close()
     read = events(tmp_path)
     tags = read.Tags()
@@ -34,8 +34,8 @@ def test_tensorboard_holds_losses_lr_coco_numbers_and_pictures(tmp_path):
     assert [(e.step, round(e.value, 6)) for e in read.Scalars("train/lr")] == [(0, 0.1), (1, 0.2)]
     assert [e.step for e in read.Scalars("train/loss")] == [0]
     assert read.Scalars("segm/AP50")[0].value == pytest.approx(0.05)
-    (picture,) = read.Images(tags["images"][0])
-    assert (picture.height, picture.width) == (256, 384 + 4 + 128)
+    (image,) = read.Images(tags["images"][0])
+    assert (image.height, image.width) == (256, 384 + 4 + 128)
 
 
 def test_tensorboard_resumes_without_doubled_steps(tmp_path):
@@ -58,14 +58,14 @@ def test_disabled_tensorboard_writes_nothing(tmp_path):
     board = TensorBoard(tmp_path, enabled=False)
     board.step(0, LOSSES, 0.1)
     board.epoch(1, STATS)
-    board.pictures(1, [[Image.new("RGB", (3, 2))]])
+    board.images(1, [[Image.new("RGB", (3, 2))]])
     board.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_picture_grid_places_rows_below_each_other():
+def test_image_grid_places_rows_below_each_other():
     red, blue = Image.new("RGB", (8, 4), "red"), Image.new("RGB", (2, 4), "blue")
-    grid = picture_grid([[red, blue], [blue]], height=8, gap=2)
+    grid = image_grid([[red, blue], [blue]], height=8, gap=2)
     assert grid.size == (16 + 2 + 4, 8 + 2 + 8)
     at = [grid.getpixel(xy) for xy in ((15, 7), (16, 0), (18, 0), (0, 10), (4, 10))]
     assert at == [(255, 0, 0), (255,) * 3, (0, 0, 255), (0, 0, 255), (255,) * 3]

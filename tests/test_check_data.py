@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 from browser import Browser, needs_browser
-from coco_folders import annotation, many, picture, write
+from coco_folders import annotation, many, write, write_image
 from npy_folders import add, rectangles
 from npy_folders import many as many_npy
 from PIL import Image
-from tiny_model import write_checkpoint, write_coco, write_pictures
+from tiny_model import write_checkpoint, write_coco, write_images
 
 from network_files.anchors import AnchorGrid
 from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import box_iou
 from tests.faults import catalogue, fuzz
 from tools import check_data, pack_dataset
-from tools.doctor import anchors, duplicates, finds, page, pictures
+from tools.doctor import anchors, duplicates, finds, images, page
 from tools.doctor.table import outlines, table_of
 from train_utils.cli.command import run_command
 from train_utils.data import cache as annotation_cache
@@ -76,7 +76,7 @@ def test_each_case_of_the_catalogue_is_told_as_training_tells_it(case, tmp_path,
     else:
         assert status < 2 and not errors and found["error"] is None, errors
     if case.outcome == catalogue.SKIP:
-        if case.of == "pictures":
+        if case.of == "images":
             skipped = [text for text in warnings if all(word in text for word in case.says)]
             assert len(skipped) == 2 * case.skips  # in train and in val
         else:
@@ -90,8 +90,8 @@ def test_each_case_of_the_catalogue_is_told_as_training_tells_it(case, tmp_path,
     [
         ("a.json: annotation 7: iscrowd '0' is neither 0 nor 1; mend it", "iscrowd is neither 0 nor 1"),
         (
-            "b/1.png: the picture is 48x65 (width x height), but b/a.json says 48x64 for image id 1",
-            "pictures of another size than annotated",
+            "b/1.png: the image is 48x65 (width x height), but b/a.json says 48x64 for image id 1",
+            "images of another size than annotated",
         ),
         ("b.xml: object 2: class 'Cat' is not in names.json (is 'cat' meant?); give it", "class is not in names.json"),
         ("a.json: annotation 7: 'category_id' is missing", "'category_id' is missing"),
@@ -104,7 +104,7 @@ def test_the_title_of_a_message_has_no_values_and_ends_with_a_word(message, titl
 
 
 def both(folder, content):
-    """The content as train and, with other pictures, as val."""
+    """The content as train and, with other images, as val."""
     write(folder, content, "annotations/instances_train2017.json", "train2017")
     write(folder, many(6, 1001), "annotations/instances_val2017.json", "val2017")
     noise(folder)
@@ -112,7 +112,7 @@ def both(folder, content):
 
 
 def noise(folder):
-    """Other pixels in each picture."""
+    """Other pixels in each image."""
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         size = Image.open(path).size[::-1]
         pixels = np.random.default_rng(number).integers(0, 256, (4, 4), dtype=np.uint8)
@@ -151,7 +151,7 @@ def test_every_mistake_is_listed(run, tmp_path):
         data["annotations"].append({**annotation(number, 2), **change})
     data["categories"] += [{"id": 1, "name": "again"}, {"name": "no id"}]
     for image in data["images"]:
-        picture(tmp_path / "d" / "images" / image.setdefault("file_name", "8.png"))
+        write_image(tmp_path / "d" / "images" / image.setdefault("file_name", "8.png"))
     data["images"][-2].pop("file_name")
     (tmp_path / "d" / "instances.json").write_text(json.dumps(data))
     (tmp_path / "d" / "images" / "5.png").unlink()
@@ -181,18 +181,18 @@ def test_every_mistake_is_listed(run, tmp_path):
     assert listed["annotations of images that have an error: not checked"] == 2  # of images 1 and 8
     assert found["splits"]["all"] == {
         "source": found["splits"]["all"]["source"],
-        "pictures": 5,
+        "images": 5,
         "objects": 6,
         "crowd_regions": 0,
     }
 
 
-ODD = [  # more annotations of picture 2, and what they are told as
+ODD = [  # more annotations of image 2, and what they are told as
     ({"id": 30, "image_id": 2}, "objects annotated twice (same class, boxes of IoU over 0.95)"),
     ({"id": 31, "bbox": [20, 3, 9, 9]}, "boxes that are not their mask's (IoU under 0.5)"),
     (
         {"id": 32, "bbox": [2, 3, 60, 10], "segmentation": [[2, 3, 62, 3, 62, 13, 2, 13]], "area": 280},
-        "boxes that reach out of the picture",
+        "boxes that reach out of the image",
     ),
     ({"id": 33, "area": 1000}, "areas that are not their mask's"),
     (
@@ -202,7 +202,7 @@ ODD = [  # more annotations of picture 2, and what they are told as
     ({"id": 35, "bbox": [5, 5, 2, 2], "segmentation": [[5, 5, 7, 7, 5, 5]], "area": 1}, "polygons that cover no pixel"),
     (
         {"id": 36, "bbox": [0, 0, 30, 20], "segmentation": [[0, 0, 30, 0, 30, 20, 0, 20]], "area": 600},
-        "objects that cover over 95% of their picture",
+        "objects that cover over 95% of their image",
     ),
     (
         {"id": 37, "bbox": [0, 5, 29, 1.2], "segmentation": [[0, 5, 29, 5, 29, 6.2, 0, 6.2]], "area": 29},
@@ -212,7 +212,7 @@ ODD = [  # more annotations of picture 2, and what they are told as
 
 
 def spoilt(folder):
-    """All of ODD, on a picture each, and what the loader itself skips or refuses but can be corrected."""
+    """All of ODD, on an image each, and what the loader itself skips or refuses but can be corrected."""
     data = many(20)
     data["categories"].append({"id": 2, "name": "Thing "})
     for row, (fields, _) in enumerate(ODD):
@@ -235,7 +235,7 @@ def test_each_oddity_is_told(run, tmp_path):
             assert masks.areas[k] == (masks.tight[k, 2:] - masks.tight[k, :2]).prod()
 
 
-def test_pictures_and_splits(run, tmp_path):
+def test_images_and_splits(run, tmp_path):
     data = many(12)
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] != 3]
     data["annotations"] += [annotation(100 + i, 4, bbox=[i % 28, i % 17, 2, 3]) for i in range(60)]
@@ -245,30 +245,30 @@ def test_pictures_and_splits(run, tmp_path):
         a["category_id"] = 0
     folder = both(tmp_path / "d", data)
     (folder / "train2017" / "1001.png").write_bytes((folder / "val2017" / "1001.png").read_bytes())
-    picture(folder / "train2017" / "5.png")  # of one colour
+    write_image(folder / "train2017" / "5.png")  # of one colour
     upright, exif = Image.open(folder / "train2017" / "6.png"), Image.Exif()
     exif[0x0112] = 6
     upright.rotate(90, expand=True).save(folder / "train2017" / "6.png", exif=exif)
     (folder / "train2017" / "7.png").write_bytes(b"text")
     status, out, _, found = run(folder, "--min-size", 40, "--max-size", 60, "--box-detections-per-img", 50)
     listed = {kind["title"]: [find["image"] for find in kind["finds"]] for kind in found["finds"]}
-    assert listed["pictures without objects"] == [3, 1001] and listed["pictures of one colour"] == [5]
-    assert listed["pictures with suspiciously many objects"] == [4]
-    assert listed["pictures with more objects than the model may report"] == [4]
-    assert listed["pictures both in train and in val"] == [1001] == listed["the same picture in train and in val"]
-    assert listed["pictures turned by their EXIF orientation"] == [6]
-    assert listed["skipped: pictures that cannot be read"] == [7]
+    assert listed["images without objects"] == [3, 1001] and listed["images of one colour"] == [5]
+    assert listed["images with suspiciously many objects"] == [4]
+    assert listed["images with more objects than the model may report"] == [4]
+    assert listed["images both in train and in val"] == [1001] == listed["the same image in train and in val"]
+    assert listed["images turned by their EXIF orientation"] == [6]
+    assert listed["skipped: images that cannot be read"] == [7]
     assert counts(found)["image ids both in train and in val"] == counts(found)["category ids that begin at 0"] == 1
     assert counts(found)["classes in val, but not in train"] == 1
     quick = run(folder, "--quick", samples=2)
     assert (
-        "pictures of one colour" not in counts(quick[3])
+        "images of one colour" not in counts(quick[3])
         and "--full opens all" in (tmp_path / "checked" / "check_data.html").read_text()
     )
 
 
 def test_doubles(tmp_path, shared_data):
-    """Saved, smaller and darker copies are found; of dark microscopy pictures none is taken for another."""
+    """Saved, smaller and darker copies are found; of dark microscopy images none is taken for another."""
     paths = sorted((shared_data / "nuclei" / "images").glob("*.png"))[:40]
     image = Image.open(sorted((shared_data / "coco_mini" / "val2017").glob("*.jpg"))[0])
     for name, other in (
@@ -279,16 +279,16 @@ def test_doubles(tmp_path, shared_data):
         ("e.png", image.transpose(0)),
     ):
         other.save(tmp_path / name, quality=60)
-    seen = {"": pictures.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, check_data.Finds())}
+    seen = {"": images.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, check_data.Finds())}
     found = {(double.first[1], double.second[1]) for double in duplicates.find_doubles(seen)}
     assert found == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
 
 
-def test_pictures_of_one_hash_are_told_apart_by_their_thumbnails():
-    thumbs = np.random.default_rng(0).integers(0, 256, (3, pictures.THUMB**2), dtype=np.uint8)
+def test_images_of_one_hash_are_told_apart_by_their_thumbnails():
+    thumbs = np.random.default_rng(0).integers(0, 256, (3, images.THUMB**2), dtype=np.uint8)
     thumbs[1, :600] = thumbs[0, :600]  # correlate by a half
     thumbs[2] = thumbs[0] // 2
-    seen = [pictures.Seen(i, None, False, (), bytes([i]), 5, thumb.tobytes(), 0.0) for i, thumb in enumerate(thumbs)]
+    seen = [images.Seen(i, None, False, (), bytes([i]), 5, thumb.tobytes(), 0.0) for i, thumb in enumerate(thumbs)]
     (double,) = duplicates.find_doubles({"train": seen[:2], "val": seen[2:]})
     assert (double.first, double.second) == (("train", 0), ("val", 2)) and not double.same
 
@@ -321,7 +321,7 @@ def test_near_hashes_are_those_of_a_plain_loop():
     ],
 )
 def test_anchors_are_those_of_the_grid(tmp_path, fields):
-    """Each object's best IoU is that of box_iou with every anchor of its picture's grid."""
+    """Each object's best IoU is that of box_iou with every anchor of its image's grid."""
     config = MaskRCNNConfig(**{"anchor_sizes": (8, 16, 32, 64, 128), **fields})
     rng, data = random.Random(3), many(0)
     for i, (height, width) in enumerate([(40, 64), (64, 40), (33, 90)], 1):
@@ -341,7 +341,7 @@ def test_anchors_are_those_of_the_grid(tmp_path, fields):
         maps = [torch.zeros(1, 1, high // s, wide // s) for s in anchors.STRIDES]
         maps.append(torch.nn.functional.max_pool2d(maps[-1], 1, 2))
         every = torch.cat(grid(maps, (high, wide))).double()
-        boxes = torch.from_numpy(objects.boxes[table.picture == i])
+        boxes = torch.from_numpy(objects.boxes[table.write_image == i])
         wanted.append(box_iou(boxes, every).max(1).values)
     assert np.allclose(found, torch.cat(wanted).numpy(), atol=1e-6)
 
@@ -365,7 +365,7 @@ def test_the_model_is_the_checkpoints_or_the_built_in_ones(run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     _, out, _, found = run("data/shapes")
     assert "(--min-size 128 --max-size 128 --anchor-sizes 16 32 64 128 256 --aspect-ratios 0.5 1 2)" in out
-    assert "train: 12 pictures (0 without objects), 12 objects of 2 classes (1 of them with objects)" in out
+    assert "train: 12 images (0 without objects), 12 objects of 2 classes (1 of them with objects)" in out
     checkpoint = write_checkpoint(tmp_path / "W.pth")
     _, out, _, found = run("data/shapes", "--weights-path", checkpoint, "--max-size", 77)
     assert f"anchors of the model of {checkpoint}, and the flags given (--min-size 64 --max-size 77 --anchor" in out
@@ -470,23 +470,23 @@ def test_what_cannot_be_meant_stays(run, tmp_path):
     assert f"{tmp_path / 'fixed' / 'instances.json'}: annotation 20" in out
 
 
-def test_what_only_the_pictures_tell_is_left_to_the_user(run, tmp_path):
+def test_what_only_the_images_tell_is_left_to_the_user(run, tmp_path):
     """And file names that begin elsewhere are no correction."""
     data = many(12)
     data["annotations"].append(annotation(20, 4, bbox=[2, 3, 5, 5], segmentation=[[2, 3, 7, 3, 7, 8, 2, 8]], area=25))
     folder = both(tmp_path / "d", data)
     (folder / "train2017" / "2.png").write_bytes(b"text")
-    picture(folder / "train2017" / "3.png", (20, 31))
+    write_image(folder / "train2017" / "3.png", (20, 31))
     _, out, _, _ = run(folder, "--box-detections-per-img", 1, "--fix", tmp_path / "fixed")
     left = json.loads((tmp_path / "fixed" / "changes.json").read_text())
     titles = [kind["title"] for kind in left["left_to_you"]]
-    for title in ("skipped: pictures that cannot be read", "pictures with more objects than the model may report"):
+    for title in ("skipped: images that cannot be read", "images with more objects than the model may report"):
         assert title in titles, titles
     assert "training would still stop: " in out and "3.png" in out and "; left to you: 1 error\n" in out
     assert left["changes"] == [] and "nothing to correct" in out and "begins with train2017/" in left["remarks"][0]
 
 
-def test_the_contact_sheet_augments_training_pictures_only(run, tmp_path):
+def test_the_contact_sheet_augments_training_images_only(run, tmp_path):
     data, seen = many(6), []
     data["categories"].append({"id": 2, "name": "unused"})
 
@@ -499,10 +499,10 @@ def test_the_contact_sheet_augments_training_pictures_only(run, tmp_path):
     told = (tmp_path / "checked" / "check_data.html").read_text()
     assert sorted(seen) == [1, 2, 3, 4, 5, 6] and "mirrored by chance" in told
     assert "(1 object, train)" in told and "width:0.0%" not in told and "</b>class without any object" in told
-    write_pictures(tmp_path / "pictures")
-    run(tmp_path / "pictures", samples=20)
+    write_images(tmp_path / "images")
+    run(tmp_path / "images", samples=20)
     told = (tmp_path / "checked" / "check_data.html").read_text()
-    assert "Some of the pictures" in told and "mirrored" not in told
+    assert "Some of the images" in told and "mirrored" not in told
 
 
 def test_what_is_no_data_set_is_said_once(run, tmp_path):
@@ -512,7 +512,7 @@ def test_what_is_no_data_set_is_said_once(run, tmp_path):
         status, out, _, found = run(tmp_path / name)
         assert status == 2 and f"{tmp_path / name} (no known layout)" in out and out.count("looked for") <= 1
         assert found["error"] and found["layout"] == "no known layout"
-        assert "picture was opened" not in (tmp_path / "checked" / "check_data.html").read_text()
+        assert "image was opened" not in (tmp_path / "checked" / "check_data.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -551,11 +551,11 @@ def test_other_layouts(run, tmp_path, monkeypatch):
     assert run_command(pack_dataset.main) == 0
     status, _, _, found = run(packed)
     assert status == 1 and found["layout"] == "packed" and found["splits"]["val"]["objects"] == 4
-    write_pictures(tmp_path / "pictures" / "deep")
-    (tmp_path / "pictures" / "x.png").write_bytes(b"")
-    status, _, _, found = run(tmp_path / "pictures")
+    write_images(tmp_path / "images" / "deep")
+    (tmp_path / "images" / "x.png").write_bytes(b"")
+    status, _, _, found = run(tmp_path / "images")
     assert status == 2 and len(texts(found, "error")) == 1 and "no data set found" in found["error"]
-    assert texts(found, "warning") == [f"{tmp_path / 'pictures' / 'x.png'}: the file is empty"]
+    assert texts(found, "warning") == [f"{tmp_path / 'images' / 'x.png'}: the file is empty"]
 
 
 def test_photos_in_voc_layout_disagree_with_their_masks(run, shared_data):
@@ -573,7 +573,7 @@ def test_odd_jsons_are_told_in_lines(run, tmp_path):
     documents = (fuzz.document(bases, index) for index in range(60))
     for index, (_, data) in enumerate(d for d in documents if d[0] == "coco"):
         folder = tmp_path / str(index)
-        picture(folder / "images" / "a.png")
+        write_image(folder / "images" / "a.png")
         (folder / "instances.json").write_bytes(data)
         status, _, err, _ = run(folder, "--fix", tmp_path / f"fixed{index}")
         assert status in (0, 1, 2) and err.count("\n") <= 1
@@ -582,7 +582,7 @@ def test_odd_jsons_are_told_in_lines(run, tmp_path):
 @pytest.mark.parametrize("linked", ["0.png", "more/secret.png"])
 def test_links_out_of_the_data_are_not_followed(run, tmp_path, monkeypatch, linked):
     """Neither for a size, nor for the contact sheet, nor by the full pass."""
-    write_pictures(tmp_path / "outside")
+    write_images(tmp_path / "outside")
     folder = write_coco(tmp_path / "d")
     data = json.loads((folder / "instances_val.json").read_text())
     if linked == "0.png":
@@ -596,7 +596,7 @@ def test_links_out_of_the_data_are_not_followed(run, tmp_path, monkeypatch, link
     monkeypatch.setattr(Image, "open", lambda path, *args, **how: opened.append(str(path)) or real(path, *args, **how))
     status, _, _, found = run(folder, "--dataset", "coco", samples=8)
     assert status == 2 and any("leads out of the data" in text for text in texts(found, "error"))
-    assert found["splits"]["val"]["pictures"] == 3 and len(opened) > 6
+    assert found["splits"]["val"]["images"] == 3 and len(opened) > 6
     assert not any(os.path.realpath(path).startswith(str(tmp_path / "outside")) for path in opened)
 
 

@@ -12,7 +12,7 @@ from train_utils.evaluation.numbers import evaluate_results
 @pytest.fixture(scope="module")
 def val(tmp_path_factory):
     folder = tmp_path_factory.mktemp("val")
-    return folder, *coco_size.write_val(folder, pictures=40, detections=30)
+    return folder, *coco_size.write_val(folder, images=40, detections=30)
 
 
 def test_annotations_are_whole_and_as_many_as_coco_has(val):
@@ -45,13 +45,13 @@ def test_detections_find_some_of_the_objects(val):
 
 
 def test_the_same_seed_writes_the_same_files(val, tmp_path):
-    again = coco_size.write_val(tmp_path, pictures=40, detections=30)
+    again = coco_size.write_val(tmp_path, images=40, detections=30)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in val[1:]]
     one, other = (coco_size.write_train(tmp_path / str(seed), 10, seed) for seed in (0, 1))
     assert one.read_bytes() != other.read_bytes()
 
 
-def test_command_writes_picture_files(tmp_path, capsys):
-    coco_size.main([str(tmp_path), "--pictures", "7", "--picture-files"])
+def test_command_writes_image_files(tmp_path, capsys):
+    coco_size.main([str(tmp_path), "--images", "7", "--image-files"])
     assert "instances_train2017.json: " in capsys.readouterr().out
     assert len(list((tmp_path / "train2017").iterdir())) == 7

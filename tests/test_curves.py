@@ -33,10 +33,10 @@ def stars(figure) -> list:
 
 def test_loss_and_lr(tmp_path, figures):
     losses = [2.0, 1.5, NAN, 1.0, 0.5, 0.4]
-    plot_loss_and_lr(tmp_path / "a.png", losses, [0.01] * 6, 2, {0: 1.25, 1: 0.75, 2: None}, "run a, 8 pictures")
+    plot_loss_and_lr(tmp_path / "a.png", losses, [0.01] * 6, 2, {0: 1.25, 1: 0.75, 2: None}, "run a, 8 images")
     assert stars(figures[0]) == [(4, 0.75)]  # the end of epoch 1 of 2 steps each
     for text in (
-        "run a, 8 pictures",
+        "run a, 8 images",
         "optimiser step",
         "epochs done",
         "no unit",
@@ -77,9 +77,9 @@ def test_nothing_to_mark_is_no_error(tmp_path, figures):
 
 def test_the_files_show_lines(tmp_path, figures):
     plot_loss_and_lr(tmp_path / "loss.png", list(np.linspace(2, 1, 200)), [0.01] * 200, 50, {0: 2.5})
-    with Image.open(tmp_path / "loss.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
-    assert picture.size == (960, 648) and "mean of 10 steps" in texts(figures[0])
+    with Image.open(tmp_path / "loss.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    assert image.size == (960, 648) and "mean of 10 steps" in texts(figures[0])
     assert (pixels.max(1) - pixels.min(1) > 100).sum() > 200
 
 
@@ -93,7 +93,7 @@ def test_running_mean_as_a_loop_has_it():
 
 
 def test_any_name_of_a_run_is_drawn_as_it_is(tmp_path, figures, recwarn):
-    about = r"$\frac$ 图: 8 pictures"
+    about = r"$\frac$ 图: 8 images"
     plot_average_precision(tmp_path / "a.png", [0], {"mask AP": [0.5]}, "mask AP", about)
     assert about in texts(figures[0]) and not recwarn.list
     plot_average_precision(tmp_path / "a.png", [0], {"mask AP": [0.5]}, "mask AP", "n" * 255)

@@ -25,19 +25,19 @@ LAYOUTS = {
     "COCO's own": ("annotations/instances_{}2017.json", "{}2017"),
     "COCO's own under images": ("annotations/instances_{}2017.json", "images/{}2017"),
     "flat": ("instances_{}.json", "images"),
-    "flat, pictures beside": ("instances_{}.json", "."),
+    "flat, images beside": ("instances_{}.json", "."),
     "short names": ("annotations/{}.json", "{}"),
-    "beside the pictures": ("{}/_annotations.coco.json", "{}"),
+    "beside the images": ("{}/_annotations.coco.json", "{}"),
     "folder for each": ("{}/labels.json", "{}/data"),
-    "unusual folder of pictures": ("instances_{}.json", "photos"),
+    "unusual folder of images": ("instances_{}.json", "photos"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(tmp_path, layout):
-    json_name, pictures = LAYOUTS[layout]
-    write(tmp_path, many(3), json_name.format("train"), pictures.format("train"))
-    write(tmp_path, many(2, start=4), json_name.format("val"), pictures.format("val"))
+    json_name, images = LAYOUTS[layout]
+    write(tmp_path, many(3), json_name.format("train"), images.format("train"))
+    write(tmp_path, many(2, start=4), json_name.format("val"), images.format("val"))
     splits = open_data_set(tmp_path)
     assert ids(splits.train) == [1, 2, 3] and ids(splits.val) == [4, 5]
     assert readable(splits.train) and readable(splits.val)
@@ -123,7 +123,7 @@ def test_one_split_alone(tmp_path):
     assert ids(open_data_set(path, split="val").val) == [4, 5]  # whole, as its name says val
 
 
-def test_pictures_without_objects_train_unless_dropped(tmp_path):
+def test_images_without_objects_train_unless_dropped(tmp_path):
     for role in ("train", "val"):
         content = many(4)
         content["annotations"] = [annotation(1, 1), annotation(2, 2, iscrowd=1), annotation(3, 3)]
@@ -134,16 +134,16 @@ def test_pictures_without_objects_train_unless_dropped(tmp_path):
 
 
 def test_image_dir(tmp_path):
-    write(tmp_path / "pictures", many(4), "x.json", ".")
+    write(tmp_path / "images", many(4), "x.json", ".")
     (tmp_path / "data").mkdir()
-    (tmp_path / "pictures" / "x.json").rename(tmp_path / "data" / "x.json")
-    with pytest.raises(InputError, match=r"x.json: its pictures \(as 1.png\) are not in .*--image-dir"):
+    (tmp_path / "images" / "x.json").rename(tmp_path / "data" / "x.json")
+    with pytest.raises(InputError, match=r"x.json: its images \(as 1.png\) are not in .*--image-dir"):
         open_data_set(tmp_path / "data")
-    assert readable(open_data_set(tmp_path / "data", image_dir=tmp_path / "pictures").train)
+    assert readable(open_data_set(tmp_path / "data", image_dir=tmp_path / "images").train)
     with pytest.raises(InputError, match="no such folder"):
         open_data_set(tmp_path / "data", image_dir=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"none of its 4 pictures \(as .*\) is in .*empty; check --image-dir"):
+    with pytest.raises(InputError, match=r"none of its 4 images \(as .*\) is in .*empty; check --image-dir"):
         open_data_set(tmp_path / "data", image_dir=tmp_path / "empty", split="val")
 
 
@@ -200,7 +200,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(InputError, match="not VOC data|VOC"):
         open_data_set(tmp_path, dataset="voc")
     one = tmp_path / "instances_a.json"
-    with pytest.raises(InputError, match="no picture is left for validation"):
+    with pytest.raises(InputError, match="no image is left for validation"):
         open_data_set(one, val_fraction=0)
     with pytest.raises(InputError, match="--val-fraction 2"):
         open_data_set(one, val_fraction=2)
@@ -212,11 +212,11 @@ def test_mistakes_are_named(tmp_path):
         open_data_set(one)
 
 
-def test_missing_pictures_are_an_error_of_the_part_that_has_them(tmp_path):
+def test_missing_images_are_an_error_of_the_part_that_has_them(tmp_path):
     path = write(tmp_path / "data", many(8))  # the name of tmp_path says test
     splits = open_data_set(path, val_fraction=0.25)
     Path(splits.train.file_name(4)).unlink()
-    said = f"2 of its 6 picture files are missing, the first is {splits.train.file_name(1)} .image id "
+    said = f"2 of its 6 image files are missing, the first is {splits.train.file_name(1)} .image id "
     Path(splits.train.file_name(1)).unlink()
     with pytest.raises(InputError, match=said + str(splits.train.image_id(1))):
         open_data_set(path, val_fraction=0.25)

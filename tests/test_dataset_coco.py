@@ -19,7 +19,7 @@ from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from train_utils.data.formats.coco.annotations import read_annotations
 from train_utils.data.formats.coco.segmentation import decode_counts, decode_many, rles_fit
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap, coco_names, read_json
 
 SIZE = (20, 30)
@@ -93,7 +93,7 @@ def test_what_is_missing_is_computed(tmp_path):
     assert [a["area"] for a in ds.ground_truth()["annotations"]] == [100, 35]
 
 
-def test_missing_picture_size_is_read_from_the_file(tmp_path):
+def test_missing_image_size_is_read_from_the_file(tmp_path):
     ds = open_one(tmp_path, annotation(), images=[{"id": 1, "file_name": "a.png"}])
     assert ds.sizes.tolist() == [[20, 30]]
 
@@ -133,7 +133,7 @@ def test_polygon_parts_of_two_points_are_left_out(tmp_path):
     assert target["masks"].areas().tolist() == [100]
 
 
-def test_pictures_without_objects_have_empty_targets(tmp_path):
+def test_images_without_objects_have_empty_targets(tmp_path):
     images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (1, 2, 3)]
     ds = open_one(tmp_path, annotation(1, 2), annotation(2, 3, iscrowd=1), images=images)
     target = ds[0][1]
@@ -315,7 +315,7 @@ def test_file_names_stay_in_the_data_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize("few", [0, 1000])
-def test_missing_pictures_are_found_in_one_look_as_one_by_one(tmp_path, monkeypatch, few):
+def test_missing_images_are_found_in_one_look_as_one_by_one(tmp_path, monkeypatch, few):
     monkeypatch.setattr("my_dataset_coco.FEW", few)
     names = ["a.png", "in/b.png", "./c.png", "link.png", "gone.png", "broken.png", "in"]
     images = [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(names)]
@@ -333,7 +333,7 @@ def test_missing_pictures_are_found_in_one_look_as_one_by_one(tmp_path, monkeypa
         CocoDataset(path, folder, tmp_path / "elsewhere")
 
 
-def test_file_names_may_leave_the_picture_folder(tmp_path):
+def test_file_names_may_leave_the_image_folder(tmp_path):
     write(tmp_path, coco(images=[{"id": 1, "file_name": "../other/a.png", "height": 20, "width": 30}]))
     assert CocoDataset(tmp_path / "instances.json", tmp_path / "images", tmp_path)[0][0].shape == (3, 20, 30)
 
@@ -341,13 +341,13 @@ def test_file_names_may_leave_the_picture_folder(tmp_path):
 def test_another_size_than_the_json_says(tmp_path):
     ds = open_one(tmp_path, annotation())
     Image.new("RGB", (31, 20)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(InputError, match=r"a.png: the picture is 31x20 .*s.json says 30x20 for image id 1"):
+    with pytest.raises(InputError, match=r"a.png: the image is 31x20 .*s.json says 30x20 for image id 1"):
         ds[0]
 
 
 @pytest.mark.parametrize(("size", "corner"), [((20, 30), (0, 0)), ((30, 20), (0, 19))])
 def test_exif_rotation_follows_the_annotations(tmp_path, size, corner):
-    """A picture stored 20 x 30 that EXIF turns by 90 degrees is used in the frame that the json gives."""
+    """An image stored 20 x 30 that EXIF turns by 90 degrees is used in the frame that the json gives."""
     image = {"id": 1, "file_name": "a.png", "height": size[0], "width": size[1]}
     ds = open_one(tmp_path, annotation(), images=[image])
     pixels = np.zeros((20, 30, 3), dtype=np.uint8)
@@ -355,20 +355,20 @@ def test_exif_rotation_follows_the_annotations(tmp_path, size, corner):
     exif = Image.Exif()
     exif[0x0112] = 6  # the stored upper left corner is at the upper right when upright
     Image.fromarray(pixels).save(tmp_path / "images" / "a.png", exif=exif)
-    picture = ds[0][0]
-    assert tuple(picture.shape[1:]) == size and picture[0][corner] == 255
+    found = ds[0][0]
+    assert tuple(found.shape[1:]) == size and found[0][corner] == 255
 
 
-def test_missing_and_broken_pictures_are_picture_errors(tmp_path):
+def test_missing_and_broken_images_are_image_errors(tmp_path):
     ds = open_one(tmp_path, annotation())
     (tmp_path / "images" / "a.png").write_bytes(b"")
-    with pytest.raises(PictureError, match="a.png: the file is empty"):
+    with pytest.raises(ImageError, match="a.png: the file is empty"):
         ds[0]
     (tmp_path / "images" / "a.png").unlink()
-    with pytest.raises(PictureError, match="a.png: no such file"):
+    with pytest.raises(ImageError, match="a.png: no such file"):
         ds[0]
     ds = CocoDataset(tmp_path / "instances.json", tmp_path / "images")
-    assert "1 picture files are missing" in ds.describe()
+    assert "1 image files are missing" in ds.describe()
 
 
 def test_categories_outside_a_given_label_map(tmp_path):
@@ -428,14 +428,14 @@ def test_long_runs_of_compressed_rle():
 
 
 @pytest.mark.parametrize(
-    ("json_name", "pictures"),
+    ("json_name", "images"),
     [
         ("coco_mini/annotations/instances_val2017.json", "coco_mini/val2017"),
         ("nuclei/instances_val.json", "nuclei/images"),
     ],
 )
-def test_real_data_equals_pycocotools(shared_data, json_name, pictures):
-    ds = CocoDataset(shared_data / json_name, shared_data / pictures)
+def test_real_data_equals_pycocotools(shared_data, json_name, samples):
+    ds = CocoDataset(shared_data / json_name, shared_data / samples)
     reference = COCO(str(shared_data / json_name))
     originals = {a["id"]: a for a in reference.dataset["annotations"]}
     truth = ds.ground_truth()

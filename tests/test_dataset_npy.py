@@ -1,4 +1,4 @@
-"""Pictures with .npy annotations: found by layout, read whichever way the masks lie, mistakes named."""
+"""Images with .npy annotations: found by layout, read whichever way the masks lie, mistakes named."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from npy_folders import add, many, picture, rectangles, turned
+from npy_folders import add, image, many, rectangles, turned
 from PIL import Image
 from pycocotools.coco import COCO
 from small_runs import call, flags
@@ -19,7 +19,7 @@ from train_utils.cli.command import run_command
 from train_utils.data import cache as annotation_cache
 from train_utils.data.formats import npy as npy_format
 from train_utils.data.formats.npy_dataset import NpyDataset
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data_set
 
@@ -32,7 +32,7 @@ def whole(root, **options):
 
 
 def one(root, content, **options):
-    """The data set of a single picture, 7.png."""
+    """The data set of a single image, 7.png."""
     add(root, 7, content, **options)
     return whole(root)
 
@@ -56,7 +56,7 @@ def test_the_target(tmp_path):
     assert target["image_id"] == 7 and target["area"].tolist() == [119, 159] and target["iscrowd"].tolist() == [0, 0]
     assert data.object_counts().tolist() == [2] and not data.missing.any() and data.skipped == {}
     assert data.sizes.tolist() == [[20, 30]] and data.label_map.names == ("class_1", "class_2")
-    assert "\n" not in data.describe() and "1 pictures (0 without objects), 2 objects of 2 classes" in data.describe()
+    assert "\n" not in data.describe() and "1 images (0 without objects), 2 objects of 2 classes" in data.describe()
 
 
 def test_the_ground_truth_is_what_pycocotools_reads(tmp_path):
@@ -140,7 +140,7 @@ def square(*objects):
     return rectangles(*objects, size=(24, 24))
 
 
-def test_square_pictures_lie_as_their_boxes(tmp_path):
+def test_square_images_lie_as_their_boxes(tmp_path):
     contents = [square((1, 2, 3, 20, 7), (1, 0, 10, 3, 20)), square((1, 5, 5, 15, 15)), square((1, 1, 14, 23, 20))]
     for i, content in enumerate(contents):
         add(tmp_path / "a", i, content, size=(24, 24))
@@ -152,7 +152,7 @@ def test_square_pictures_lie_as_their_boxes(tmp_path):
         assert f"taken as {way} in 3 files, as the boxes lie" in data.describe()
 
 
-def test_square_pictures_lie_as_the_others(tmp_path):
+def test_square_images_lie_as_the_others(tmp_path):
     unclear = square((1, 5, 5, 15, 15))
     unclear["masks"][0, 5:7, 5:15] = 0  # the box does not tell any more
     add(tmp_path / "a", 1, turned(unclear), size=(24, 24))
@@ -166,7 +166,7 @@ def test_square_pictures_lie_as_the_others(tmp_path):
     assert "as nothing says otherwise" in whole(tmp_path / "b").describe()
 
 
-def test_a_picture_stored_sideways(tmp_path):
+def test_a_image_stored_sideways(tmp_path):
     add(tmp_path, 1, TWO)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -228,7 +228,7 @@ def test_forms_of_files(tmp_path, form):
     ],
     ids=["shapes", "lists", "any sides"],
 )
-def test_pictures_without_objects(tmp_path, content):
+def test_images_without_objects(tmp_path, content):
     add(tmp_path, 3, TWO)
     data = one(tmp_path, content)
     assert data.object_counts().tolist() == [2, 0] and data[1][0].shape == (3, 20, 30)
@@ -297,27 +297,27 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path):
     many(tmp_path, 3)
     assert whole(tmp_path, strict=True).skipped == {}
     for i in (8, 9, 30, 4, 5, 6):
-        picture(tmp_path / "images" / f"{i}.jpg")
+        image(tmp_path / "images" / f"{i}.jpg")
     (tmp_path / "annotations" / "2.npy").rename(tmp_path / "annotations" / "no\nne.npy")
     (tmp_path / "annotations" / "notes.txt").touch()
     (tmp_path / "images" / ".hidden").touch()
     data = whole(tmp_path)
     assert [data.image_id(i) for i in range(len(data))] == [1, 3]
-    assert data.skipped == {npy_format.NO_ANNOTATION: 7, npy_format.NO_PICTURE: 1, npy_format.OTHER_FILES: 1}
+    assert data.skipped == {npy_format.NO_ANNOTATION: 7, npy_format.NO_IMAGE: 1, npy_format.OTHER_FILES: 1}
     said = data.describe()
-    assert "7 pictures without annotation (first: 2.png, 4.jpg, 5.jpg, 6.jpg, 8.jpg, ...)" in said
+    assert "7 images without annotation (first: 2.png, 4.jpg, 5.jpg, 6.jpg, 8.jpg, ...)" in said
     assert r"(first: no\nne.npy)" in said and "(first: notes.txt)" in said
-    with pytest.raises(InputError, match="--strict: 7 pictures without annotation"):
+    with pytest.raises(InputError, match="--strict: 7 images without annotation"):
         whole(tmp_path, strict=True)
-    picture(tmp_path / "images" / "3.jpg")
+    image(tmp_path / "images" / "3.jpg")
     with pytest.raises(InputError, match="3.jpg and 3.png would both belong to 3.npy"):
         whole(tmp_path)
 
 
 def test_none_with_a_partner(tmp_path):
     many(tmp_path, 1)
-    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / "picture1.png")
-    with pytest.raises(InputError, match="none of its 1 .npy files has the name of one of the 1 pictures"):
+    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / "image1.png")
+    with pytest.raises(InputError, match="none of its 1 .npy files has the name of one of the 1 images"):
         whole(tmp_path)
 
 
@@ -366,14 +366,14 @@ def test_image_ids(tmp_path):
     assert [r["image_id"] for r in data.with_given_ids(results)] == ["007", 12]
 
 
-def test_an_unreadable_picture_is_left_to_the_reader(tmp_path):
+def test_an_unreadable_image_is_left_to_the_reader(tmp_path):
     many(tmp_path, 2)
     np.save(tmp_path / "annotations" / "1.npy", turned(TWO))
     np.save(tmp_path / "annotations" / "2.npy", turned(TWO))
     (tmp_path / "images" / "1.png").write_bytes(b"broken")
     data = whole(tmp_path)
     assert data.sizes.tolist() == [[20, 30]] * 2 and (masks_of(data) == TWO["masks"]).all()
-    with pytest.raises(PictureError, match="1.png"):
+    with pytest.raises(ImageError, match="1.png"):
         data[0]
 
 
@@ -424,7 +424,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     (tmp_path / "names.json").write_text('{"cat": 1, "dog": 2}')
     names = ("--label-json-path", tmp_path / "names.json")
     assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, *names)) == 0
-    assert "annotations: 5 pictures" in capsys.readouterr().out
+    assert "annotations: 5 images" in capsys.readouterr().out
     assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
     weights = tmp_path / "run" / "model_0.pth"
     assert torch.load(weights, weights_only=True)["label_map"]["names"] == ["cat", "dog"]

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 import train_utils.data.formats.shapes
 from backbone.errors import InputError
-from train_utils.data.formats.shapes import CLASSES, CROWD, EMPTY, EVERY, draw_picture, make_shapes
+from train_utils.data.formats.shapes import CLASSES, CROWD, EMPTY, EVERY, draw_image, make_shapes
 
 ROOT = Path(train_utils.data.formats.shapes.__file__).parent
 SMALL = {"train": 22, "val": 14, "size": 64}
@@ -43,8 +43,8 @@ def test_it_is_coco_data(folder, split, capsys):
     assert [c["name"] for c in coco.dataset["categories"]] == list(CLASSES)
     assert len(coco.imgs) == SMALL[split] == len(list((folder / f"{split}2017").iterdir()))
     for image in coco.dataset["images"]:
-        with Image.open(folder / f"{split}2017" / image["file_name"]) as picture:
-            assert picture.mode == "RGB" and picture.size == (image["width"], image["height"]) == (64, 64)
+        with Image.open(folder / f"{split}2017" / image["file_name"]) as opened:
+            assert opened.mode == "RGB" and opened.size == (image["width"], image["height"]) == (64, 64)
         count = sum(not a["iscrowd"] for a in coco.imgToAnns[image["id"]])
         assert count == 0 if image["id"] % EVERY == EMPTY else 1 <= count <= 5
     for annotation in coco.dataset["annotations"]:
@@ -56,7 +56,7 @@ def test_it_is_coco_data(folder, split, capsys):
         assert isinstance(annotation["segmentation"]["counts"], list if annotation["iscrowd"] else str)
 
 
-def test_empty_pictures_crowds_and_classes(folder):
+def test_empty_images_crowds_and_classes(folder):
     coco = read(folder, "train")
     crowds = [a["image_id"] for a in coco.dataset["annotations"] if a["iscrowd"]]
     assert crowds == [CROWD]
@@ -87,7 +87,7 @@ def test_the_same_every_time_and_another_with_another_seed(folder, tmp_path):
     assert files_of(make_shapes(tmp_path / "again", **SMALL)) == files_of(folder)
     other = files_of(make_shapes(tmp_path / "other", **SMALL, seed=1))
     assert other.keys() == files_of(folder).keys() and other != files_of(folder)
-    # a picture does not depend on how many there are
+    # an image does not depend on how many there are
     more = files_of(make_shapes(tmp_path / "more", train=23, val=14, size=64))
     name = "train2017/000000000022.png"
     assert more[name] == files_of(folder)[name]
@@ -167,6 +167,6 @@ def test_foreign_folders_are_left_alone(tmp_path, folder):
 
 def test_every_shape_stays_visible():
     for seed in range(30):
-        _, objects = draw_picture(np.random.default_rng(seed), 64, 5, crowded=seed % 2 == 0)
+        _, objects = draw_image(np.random.default_rng(seed), 64, 5, crowded=seed % 2 == 0)
         assert len(objects) == 5 + (seed % 2 == 0)
         assert all(mask.sum() > 8 for _, mask, _ in objects)

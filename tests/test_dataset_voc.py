@@ -18,7 +18,7 @@ from backbone.errors import InputError
 from my_dataset_voc import VocDataset
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.formats.voc import match_objects, read_class_ids, read_xml
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 
 DOG, CAT, CAR, PERSON = 12, 8, 7, 15
 SIZE = (60, 80)  # height, width
@@ -27,7 +27,7 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Maker:
-    """Writes a VOC folder picture by picture."""
+    """Writes a VOC folder image by image."""
 
     def __init__(self, root, year="VOC2012"):
         self.root, self.folder = root, root / year
@@ -45,9 +45,9 @@ class Maker:
             masks[:, y1:y2, x1:x2] = np.array([number, class_number])[:, None, None]
         Image.fromarray(np.full((*size, 3), 90, dtype=np.uint8)).save(self.path("JPEGImages", name))
         for kind, mask in zip(MASKS, masks, strict=True):
-            picture = Image.fromarray(mask)
-            picture.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
-            picture.save(self.path(kind, name))
+            image = Image.fromarray(mask)
+            image.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
+            image.save(self.path(kind, name))
         if objects is not None:
             text = "".join(object_xml(*item) for item in objects)
             height, width = xml_size or size
@@ -361,30 +361,30 @@ def test_bad_masks_are_named(maker):
         VocDataset(maker.root)
 
 
-def test_bad_lists_and_pictures_are_named(maker):
+def test_bad_lists_and_images_are_named(maker):
     maker.add("a", [(1, DOG, (0, 0, 20, 20))], []).add("b", [], []).add("c", [], []).add("d", [], [])
     Image.new("RGB", (11, 12)).save(maker.path("JPEGImages", "b"))
-    maker.path("JPEGImages", "c").write_bytes(b"not a picture")
+    maker.path("JPEGImages", "c").write_bytes(b"not an image")
     maker.path("JPEGImages", "d").unlink()
     data = VocDataset(maker.root)
     data[0]
-    with pytest.raises(InputError, match=r"b.jpg: the picture is 11x12 .*SegmentationObject.b.png is 80x60"):
+    with pytest.raises(InputError, match=r"b.jpg: the image is 11x12 .*SegmentationObject.b.png is 80x60"):
         data[1]
     for i, name in ((2, "c.jpg"), (3, "d.jpg")):
-        with pytest.raises(PictureError, match=name):
+        with pytest.raises(ImageError, match=name):
             data[i]
-    assert data.notes[voc.NO_PICTURE] == 1 and data.missing.tolist() == [False, False, False, True]
+    assert data.notes[voc.NO_IMAGE] == 1 and data.missing.tolist() == [False, False, False, True]
     assert data.subset([3, 0]).missing.tolist() == [True, False]
-    for names, message in (([], "lists no picture"), (["../a"], "not the plain name"), (["/etc/x"], "plain")):
+    for names, message in (([], "lists no image"), (["../a"], "not the plain name"), (["/etc/x"], "plain")):
         maker.list("train", names)
         with pytest.raises(InputError, match=f"train.txt: .*{message}"):
             VocDataset(maker.root)
     maker.list("train", ["d"])
-    with pytest.raises(InputError, match="JPEGImages: holds none of the 1 pictures"):
+    with pytest.raises(InputError, match="JPEGImages: holds none of the 1 images"):
         VocDataset(maker.root)
 
 
-def test_pictures_of_another_format_and_turned_by_exif(maker):
+def test_images_of_another_format_and_turned_by_exif(maker):
     maker.add("a", [(1, DOG, (0, 0, 20, 20))], [])
     maker.path("JPEGImages", "a").rename(maker.folder / "JPEGImages" / "a.png")
     assert VocDataset(maker.root)[0][0].shape == (3, *SIZE)

@@ -41,7 +41,7 @@ def mask(size, x1=4, y1=4, x2=24, y2=28):
 
 
 def results():
-    """A detection of each picture of `write_coco`, of the right place but for the second."""
+    """A detection of each image of `write_coco`, of the right place but for the second."""
     return [
         {"image_id": 10 + i, "category_id": (1, 2)[i % 2], "score": 0.9 - i / 10, "bbox": [4, 4, 20, 24],
          "segmentation": mask(size, 4 + 9 * (i == 1))}
@@ -100,7 +100,7 @@ def test_what_predict_writes_for_a_test_set(run, data, tmp_path):
     content = json.loads((data / "instances_val.json").read_text())
     Path("test.json").write_text(json.dumps({"images": content["images"], "categories": content["categories"]}))
     shutil.move(data / "images", "test_images")
-    Path("test_images/1.png").write_bytes(b"no picture")
+    Path("test_images/1.png").write_bytes(b"no image")
     flags = "--coco-json test.json --image-dir test_images --output submission.json --score 0.4 --mask-threshold 0.3"
     status, _, err = run("--weights-path", weights, "--device", "cpu", *flags.split(), script=predict)
     assert status == 1 and "test_images/1.png" in err
@@ -109,10 +109,10 @@ def test_what_predict_writes_for_a_test_set(run, data, tmp_path):
     for entry in entries:
         assert list(entry["segmentation"]) == ["size", "counts"] and isinstance(entry["segmentation"]["counts"], str)
         assert entry["segmentation"]["size"] == list(SIZES[entry["image_id"] - 10]) and entry["score"] >= 0.4
-    # a single json: all of its pictures are scored, wherever they lie
+    # a single json: all of its images are scored, wherever they lie
     place = ("--data-path", data / "instances_train.json", "--image-dir", "test_images")
     status, out, err = run("--detections", "submission.json", *place)
-    assert status == 0 and f"{len(entries)} mask(s) in 3 of 4 pictures" in out, err
+    assert status == 0 and f"{len(entries)} mask(s) in 3 of 4 images" in out, err
 
 
 def changed(**fields):
@@ -129,7 +129,7 @@ def rle(**fields):
     [
         (7, "7 is not an object"),
         (changed(score=None), "has no score"),
-        (changed(image_id=77), "image_id 77 is none of the 4 pictures"),
+        (changed(image_id=77), "image_id 77 is none of the 4 images"),
         (changed(image_id=[1]), "image_id [1] is neither an integer nor text"),
         (changed(category_id=3), "category_id 3 is none of the data's 3"),
         (changed(score=float("nan")), "score holds a number that is not finite"),
@@ -139,7 +139,7 @@ def rle(**fields):
         (changed(bbox=[1, 2, 10**400, 1]), "bbox holds a number that is not finite"),
         (changed(bbox=None, segmentation=None), "neither bbox nor segmentation"),
         (changed(segmentation=[[1, 1, 5, 1, 5, 5]]), "is not an RLE"),
-        (rle(size=[64, 48]), "RLE is for a size of [64, 48] (height, width), but the picture's is [48, 64]"),
+        (rle(size=[64, 48]), "RLE is for a size of [64, 48] (height, width), but the image's is [48, 64]"),
         (rle(size=[2**40, 2**40]), "RLE is for a size"),
         (rle(counts=None), "RLE has no counts"),
         (rle(counts="oooooooo"), "RLE counts are damaged"),

@@ -21,8 +21,8 @@ def disc(height: int, width: int, cx: float, cy: float, radius: float) -> torch.
     return ((x - cx) ** 2 + (y - cy) ** 2 < radius**2).to(torch.uint8)
 
 
-def drawn(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def drawn(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def is_hue(pixel, color, tolerance: float = 0.03) -> bool:
@@ -44,8 +44,8 @@ def test_mask_box_and_caption_are_where_they_belong():
     boxes = torch.tensor([[40.0, 80, 140, 180], [200, 100, 280, 180]])
     masks = CroppedMasks.from_masks(torch.stack([disc(240, 320, 90, 130, 50), disc(240, 320, 240, 140, 40)]))
     before = image.clone()
-    picture = draw_detections(image, boxes, torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), masks)
-    pixels = drawn(picture)
+    result = draw_detections(image, boxes, torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), masks)
+    pixels = drawn(result)
     assert torch.equal(image, before)
     for i, (x, y) in enumerate(((90, 130), (240, 140))):
         color = instance_color(i)
@@ -68,9 +68,9 @@ def test_any_size_and_boxes_at_the_border(size):
     height, width = size
     boxes = torch.tensor([[0.0, 0, width, height], [width - 0.5, height - 0.5, width, height], [-3, -3, 0, 0]])
     masks = CroppedMasks.from_masks(torch.ones(3, height, width, dtype=torch.uint8))
-    picture = draw_detections(grey(*size), boxes, torch.tensor([1, 2, 3]), torch.rand(3), masks, lambda label: "hé")
-    assert picture.size == (width, height) and picture.mode == "RGB"
-    assert not torch.equal(drawn(picture), grey(*size))
+    image = draw_detections(grey(*size), boxes, torch.tensor([1, 2, 3]), torch.rand(3), masks, lambda label: "hé")
+    assert image.size == (width, height) and image.mode == "RGB"
+    assert not torch.equal(drawn(image), grey(*size))
 
 
 def test_letters_grow_with_the_image():

@@ -36,7 +36,7 @@ def test_outlines_are_measured_where_they_may_be_too_long():
     assert outline([square * 1e5], (10**6, 10**6)) == 4_000_000 > LONGEST_OUTLINE
 
 
-def test_a_size_that_no_picture_has_is_refused(tmp_path):
+def test_a_size_that_no_image_has_is_refused(tmp_path):
     images = [{"id": 1, "file_name": "a.png", "height": 2**16, "width": 2**15}]
     path = coco_folders.write(tmp_path, coco_folders.coco(images=[{**images[0], "height": 20, "width": 30}]))
     path.write_text(path.read_text().replace('"height": 20, "width": 30', '"height": 65536, "width": 32768'))

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class StandIn(nn.Module):
-    """A model as small as can be: five losses from the pictures' mean colours."""
+    """A model as small as can be: five losses from the images' mean colours."""
 
     def __init__(self, dropout=0.0):
         super().__init__()
@@ -29,8 +29,8 @@ class StandIn(nn.Module):
         self.frozen.requires_grad_(False)
 
     def forward(self, images, targets, paste_masks=True, recorder=None):
-        pictures = torch.stack(images).to(self.layer.weight.dtype) / 255
-        normal = self.norm(pictures).mean(dim=(2, 3))  # [N, 3]
+        stacked = torch.stack(images).to(self.layer.weight.dtype) / 255
+        normal = self.norm(stacked).mean(dim=(2, 3))  # [N, 3]
         values = self.layer(self.dropout(normal)).square().mean(dim=0)  # [5]
         losses = dict(zip(LOSS_NAMES, values, strict=True))
         if self.training:
@@ -41,7 +41,7 @@ class StandIn(nn.Module):
 
 
 class Loader:
-    """Micro-batches of pictures; `spoil`: {(step, micro-step): function of a Batch}."""
+    """Micro-batches of images; `spoil`: {(step, micro-step): function of a Batch}."""
 
     def __init__(self, steps=4, accumulate_steps=1, batch_size=2, spoil=None):
         self.steps_per_epoch, self.accumulate_steps, self.batch_size = steps, accumulate_steps, batch_size
@@ -57,12 +57,12 @@ class Loader:
 
 
 def make_batch(indices):
-    images = [picture(i) for i in indices]
+    images = [image(i) for i in indices]
     targets = [{"image_id": i, "boxes": torch.zeros(0, 4)} for i in indices]
     return Batch(images, targets, list(indices), [])
 
 
-def picture(index):
+def image(index):
     generator = torch.Generator().manual_seed(index)
     return torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=generator)
 
@@ -96,7 +96,7 @@ def assert_equal(first, second, **tolerance):
 
 
 def test_accumulated_micro_batches_give_the_mean_gradient():
-    """Two micro-batches of one picture are one batch of two, where no norm looks at the batch."""
+    """Two micro-batches of one image are one batch of two, where no norm looks at the batch."""
     outcomes = []
     for accumulate, size in ((1, 2), (2, 1)):
         learner = make_learner()
@@ -147,7 +147,7 @@ def test_dropout_differs_between_steps_and_ranks():
     assert first_loss(0, 0) != first_loss(1, 0)
 
 
-def test_a_batch_without_pictures_is_a_step_of_weight_zero():
+def test_a_batch_without_images_is_a_step_of_weight_zero():
     learner = make_learner()
     before = weights(learner)
     zero_weighted_step(learner, empty(make_batch(range(2))), World.single(CPU))
@@ -155,7 +155,7 @@ def test_a_batch_without_pictures_is_a_step_of_weight_zero():
     assert (learner.model.layer.weight.grad == 0).all()
 
 
-def test_unreadable_pictures_are_counted_and_leave_the_losses_alone():
+def test_unreadable_images_are_counted_and_leave_the_losses_alone():
     spoilt = run_steps(make_learner(), Loader(steps=1, accumulate_steps=2, spoil={(0, 1): empty}))[0]
     whole = run_steps(make_learner(), Loader(steps=1))[0]
     assert spoilt.losses == pytest.approx(whole.losses)
@@ -255,8 +255,8 @@ def test_optimisers():
 # --- evaluation ---
 
 
-class FullPictures:
-    """A data set of pictures that one object fills."""
+class FullImages:
+    """A data set of images that one object fills."""
 
     label_map = LabelMap.from_names({1: "square"})
 
@@ -274,27 +274,27 @@ class FullPictures:
 
 
 def test_evaluation_by_hand():
-    """Every detection is right: AP 1; the losses are means over pictures, not over batches."""
+    """Every detection is right: AP 1; the losses are means over images, not over batches."""
     batches, seen = [make_batch([0, 1]), make_batch([2])], []
     model = StandIn()
     result = evaluate(
-        model, batches, FullPictures(), World.single("cpu"), keep_samples=2, on_batch=lambda b: seen.append(b.indices)
+        model, batches, FullImages(), World.single("cpu"), keep_samples=2, on_batch=lambda b: seen.append(b.indices)
     )
     assert [result.stats[t].stats[0] for t in ("bbox", "segm")] == pytest.approx([1, 1])
     assert result.mask_ap == result.stats["segm"].stats[0]
     assert [r["image_id"] for r in result.results] == [0, 1, 2] and seen == [[0, 1], [2]]
-    assert len(result.samples) == 2 and torch.equal(result.samples[1][0], picture(1))
-    singles = [model([picture(i)], None)[0] for i in range(3)]
+    assert len(result.samples) == 2 and torch.equal(result.samples[1][0], image(1))
+    singles = [model([image(i)], None)[0] for i in range(3)]
     for name in LOSS_NAMES:
         assert result.losses[name] == pytest.approx(sum(s[name].item() for s in singles) / 3)
 
 
-def test_unreadable_pictures_are_left_out_of_the_numbers():
+def test_unreadable_images_are_left_out_of_the_numbers():
     batches = [make_batch([0]), empty(make_batch([1])), make_batch([2])]
-    result = evaluate(StandIn(), batches, FullPictures(), World.single("cpu"))
+    result = evaluate(StandIn(), batches, FullImages(), World.single("cpu"))
     assert result.skipped == ["1.png: cut off"] and result.stats["bbox"].stats[0] == pytest.approx(1)
     with pytest.raises(InputError, match="none of the 3 .* 0.png: cut off"):
-        evaluate(StandIn(), [empty(make_batch([0]))], FullPictures(), World.single("cpu"))
+        evaluate(StandIn(), [empty(make_batch([0]))], FullImages(), World.single("cpu"))
 
 
 def test_an_overflow_of_float16_is_counted_and_leaves_the_weights():

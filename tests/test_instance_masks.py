@@ -23,7 +23,7 @@ from network_files.operators.instance_masks import (
 
 
 def some_masks(height=37, width=53):
-    """Six masks: scattered, holed, one pixel, whole picture, none, at the right lower corner."""
+    """Six masks: scattered, holed, one pixel, whole image, none, at the right lower corner."""
     masks = torch.zeros(6, height, width, dtype=torch.uint8)
     masks[0, 5:20, 8:30] = (torch.rand(15, 22) > 0.6).byte()
     masks[1, 3:30, 10:50] = 1
@@ -144,12 +144,12 @@ def random_rois(count, height, width, dtype):
     return torch.cat((corner, torch.min(corner + size, torch.tensor([width, height]))), 1).to(dtype)
 
 
-def test_mask_targets_of_a_batch_are_those_of_its_pictures():
-    pictures = [(some_masks(40, 60), (80, 120)), (some_masks(30, 30)[:0], (50, 50)), (some_masks(200, 90), (100, 45))]
-    masks = [CroppedMasks.from_masks(m) for m, _ in pictures]
-    rois = [random_rois(7 if len(m) else 0, *size, torch.float32) for m, size in pictures]
+def test_mask_targets_of_a_batch_are_those_of_its_images():
+    images = [(some_masks(40, 60), (80, 120)), (some_masks(30, 30)[:0], (50, 50)), (some_masks(200, 90), (100, 45))]
+    masks = [CroppedMasks.from_masks(m) for m, _ in images]
+    rois = [random_rois(7 if len(m) else 0, *size, torch.float32) for m, size in images]
     matched = [torch.arange(len(r)) % 6 for r in rois]
-    sizes = [size for _, size in pictures]
+    sizes = [size for _, size in images]
     alone = [mask_targets([m], [r], [i], [s], 28) for m, r, i, s in zip(masks, rois, matched, sizes, strict=True)]
     together = mask_targets(masks, rois, matched, sizes, 28)
     assert together.shape == (14, 28, 28) and together.amax() > 0
@@ -176,8 +176,8 @@ def test_mask_targets_equal_torchvision(dtype, tolerance, sizes, monkeypatch):
     torch.testing.assert_close(mask_targets([cropped], [rois], [matched], [resized], 28), found, rtol=0, atol=1e-6)
 
 
-def test_mask_targets_follow_torchvisions_resizing_of_real_masks(pictures):
-    image, target = pictures[0]
+def test_mask_targets_follow_torchvisions_resizing_of_real_masks(samples):
+    image, target = samples[0]
     small = torch.zeros(3, *image.shape[-2:])
     resized, _ = _resize_image_and_masks(small, 333, 500)
     size = tuple(resized.shape[-2:])
@@ -277,7 +277,7 @@ def test_no_detections():
 
 
 @st.composite
-def crops_in_pictures(draw):
+def crops_in_images(draw):
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     h, w = draw(st.integers(0, height)), draw(st.integers(0, width))
     y, x = draw(st.integers(0, height - h)), draw(st.integers(0, width - w))
@@ -285,7 +285,7 @@ def crops_in_pictures(draw):
     return (height, width), (y, x), torch.tensor(bits, dtype=torch.bool).reshape(h, w)
 
 
-@given(crops_in_pictures())
+@given(crops_in_images())
 def test_rle_of_a_crop_equals_pycocotools_on_the_full_mask(case):
     (height, width), (y, x), crop = case
     mask = np.zeros((height, width), dtype=np.uint8, order="F")

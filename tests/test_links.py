@@ -14,7 +14,7 @@ from train_utils.data.formats.coco.checks import check_categories
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data_set
 from train_utils.io.plain_text import brief, one_line, visible
-from train_utils.show.image_lists import find_pictures
+from train_utils.show.image_lists import find_images
 
 
 def moved(folder, name):
@@ -45,14 +45,14 @@ def test_links_within_the_data_work(data):
     assert open_data_set(data).train[0][0].shape == (3, 48, 64)
 
 
-def test_a_picture_that_is_a_link_out_needs_the_flag(data):
+def test_a_image_that_is_a_link_out_needs_the_flag(data):
     moved(data, "images/1.png")
     with pytest.raises(InputError, match=r"1\.png leads out of the data by a link, to .*elsewhere.*--follow-links"):
         open_data_set(data)
     assert open_data_set(data, follow_links=True).train[1][0].shape == (3, 64, 48)
 
 
-def test_a_folder_of_pictures_that_is_a_link_out_needs_the_flag(data):
+def test_a_folder_of_images_that_is_a_link_out_needs_the_flag(data):
     (data / "images" / "sub").mkdir()
     (data / "images" / "2.png").rename(data / "images" / "sub" / "2.png")
     for path in data.glob("*.json"):
@@ -82,20 +82,20 @@ def test_voc_files_that_are_links_out_need_the_flag(tmp_path, link):
         assert len(open_data_set(folder, follow_links=True).train) == 1
 
 
-def test_pictures_to_predict(tmp_path):
-    folder = tmp_path / "pictures"
+def test_images_to_predict(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     (folder / "a.png").symlink_to(tmp_path / "a.png")
-    assert find_pictures([str(folder / "a.png")]) == [folder / "a.png"]  # named by the user
+    assert find_images([str(folder / "a.png")]) == [folder / "a.png"]  # named by the user
     for path in (folder, folder / "*.png"):
         with pytest.raises(InputError, match="--follow-links"):
-            find_pictures([str(path)])
-        assert find_pictures([str(path)], follow_links=True) == [folder / "a.png"]
+            find_images([str(path)])
+        assert find_images([str(path)], follow_links=True) == [folder / "a.png"]
     (tmp_path / "linked").symlink_to(folder)
     (folder / "a.png").unlink()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "b.png")
-    assert find_pictures([str(tmp_path / "linked" / "*.png")]) == [tmp_path / "linked" / "b.png"]
+    assert find_images([str(tmp_path / "linked" / "*.png")]) == [tmp_path / "linked" / "b.png"]
 
 
 def test_names_reach_no_terminal_as_they_are():

@@ -1,4 +1,4 @@
-"""Loaders: order, sharing among ranks, resuming, workers, grouping, unreadable pictures."""
+"""Loaders: order, sharing among ranks, resuming, workers, grouping, unreadable images."""
 
 import copy
 import os
@@ -12,7 +12,7 @@ from coco_folders import many, write
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import padded_size
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 from train_utils.data.loaders import aspect_groups, global_batches
 from train_utils.data.opening import EvalLoader, TrainLoader, open_data_set, sample_rng, sample_seed
 
@@ -22,11 +22,11 @@ class World:
         self.rank, self.size = rank, size
 
 
-TORN = PictureError("x.png", "torn")
+TORN = ImageError("x.png", "torn")
 
 
 class Numbered:
-    """Pictures that hold their own index; those in `broken` cannot be read."""
+    """Images that hold their own index; those in `broken` cannot be read."""
 
     def __init__(self, sizes, broken=(), error=TORN):
         self.sizes = torch.as_tensor(sizes, dtype=torch.int64)
@@ -58,7 +58,7 @@ def test_seeds_differ_by_every_part():
     assert sample_rng(1, 2, 3, 1).initial_seed() == sample_seed(1, 2, 3, 1)
 
 
-def test_each_epoch_has_each_picture_once_in_another_order():
+def test_each_epoch_has_each_image_once_in_another_order():
     first, second = order(even(12)), order(even(12), epoch=1)
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(12)) and first != second
     assert order(even(12)) == first and order(even(12), seed=1) != first
@@ -207,7 +207,7 @@ def test_workers_compute_in_one_thread():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_pictures_leave_their_slot_empty(workers):
+def test_unreadable_images_leave_their_slot_empty(workers):
     ds = Numbered([(20, 30)] * 4, broken=[1, 2])
     batches = list(TrainLoader(ds, None, World(), 2, workers=workers).epoch(0))
     assert sorted(sum((b.indices for b in batches), [])) == [0, 3]
@@ -219,9 +219,9 @@ def test_unreadable_pictures_leave_their_slot_empty(workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_keep_their_one_line(workers):
     torn = Numbered([(20, 30)] * 2, broken=[1])
-    with pytest.raises(PictureError, match="^x.png: torn$"):
+    with pytest.raises(ImageError, match="^x.png: torn$"):
         list(TrainLoader(torn, None, World(), 2, workers=workers, strict=True).epoch(0))
-    with pytest.raises(PictureError, match="^x.png: torn$"):
+    with pytest.raises(ImageError, match="^x.png: torn$"):
         list(EvalLoader(torn, World(), 2, workers, strict=True))
     wrong = Numbered([(20, 30)] * 2, broken=[1], error=InputError("a.json: annotation 3: wrong"))
     with pytest.raises(InputError, match="^a.json: annotation 3: wrong$"):
@@ -239,7 +239,7 @@ def test_evaluation_batches_have_one_padded_shape():
     assert len({padded_size(*size.tolist(), 64, 128, 32) for size in sizes}) > 3
 
 
-def test_evaluation_batches_of_a_fixed_size_hold_any_pictures():
+def test_evaluation_batches_of_a_fixed_size_hold_any_images():
     sizes = np.random.default_rng(0).choice([30, 64, 90, 100], (23, 2))
     batches = [batch.indices for batch in EvalLoader(Numbered(sizes), World(), 4, fixed_size=(64, 96))]
     assert sum(batches, []) == list(range(23)) and [len(batch) for batch in batches] == [4] * 5 + [3]

@@ -19,7 +19,7 @@ SMALL = {
     "box_batch_size_per_image": 8,
     "box_detections_per_img": 8,
 }
-# one with pictures large enough that RoIs reach P4; anchors that fit small pictures for v2
+# one with images large enough that RoIs reach P4; anchors that fit small images for v2
 CASES = {
     "v1": {"backbone": "resnet50", "variant": "v1"},
     "v1-large": {"backbone": "resnet18", "variant": "v1", "min_size": 224, "max_size": 320},
@@ -28,9 +28,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def photos(pictures):
-    """The session's pictures as torchvision wants them: float in 0..1."""
-    return [(image.float() / 255, target) for image, target in pictures]
+def photos(samples):
+    """The session's images as torchvision wants them: float in 0..1."""
+    return [(image.float() / 255, target) for image, target in samples]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_detections_equal_torchvision(case, photos, live_states):
 
 
 @pytest.mark.parametrize("case", ["v1", "v2"])
-def test_detections_equal_torchvision_where_some_pictures_have_none(case, photos, live_states):
+def test_detections_equal_torchvision_where_some_images_have_none(case, photos, live_states):
     images, _ = float64(photos[:2])
     theirs, ours = model_pair(case, live_states(case))
     theirs, ours = theirs.eval(), ours.eval()
@@ -144,7 +144,7 @@ def tiny(num_classes=5, backbone="resnet18", **config):
     return model
 
 
-def picture(height=80, width=100, seed=0):
+def noise_image(height=80, width=100, seed=0):
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -189,16 +189,16 @@ class TestLosses:
     )
     def test_are_defined_and_reach_every_parameter(self, variant, targets):
         model = tiny(variant=variant).train()
-        assert_whole(model([picture(), picture(seed=1)], targets), model)
+        assert_whole(model([noise_image(), noise_image(seed=1)], targets), model)
         assert all(buffer.isfinite().all() for buffer in model.buffers())  # the norms' statistics
 
     @pytest.mark.parametrize("variant", ["v1", "v2"])
     def test_mixed_precision_is_close_to_float32(self, variant):
         model, targets = tiny(variant=variant).eval(), [target(OBJECTS, sample_seed=3)]
-        exact, _ = model([picture()], targets)
+        exact, _ = model([noise_image()], targets)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded, detections = model([picture()], targets)
-            losses = model.train()([picture()], targets)
+            rounded, detections = model([noise_image()], targets)
+            losses = model.train()([noise_image()], targets)
         assert all(rounded[name].item() == pytest.approx(exact[name].item(), rel=0.2, abs=0.05) for name in exact)
         assert detections[0]["boxes"].dtype == detections[0]["masks"].dtype == torch.float32
         assert_whole(losses, model)
@@ -208,31 +208,31 @@ class TestLosses:
         for count in (64, 1):
             monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
             model = tiny(variant="v2", norm="batch").train()
-            losses.append(model([picture()], [target(OBJECTS, sample_seed=3)])["loss_mask"].item())
+            losses.append(model([noise_image()], [target(OBJECTS, sample_seed=3)])["loss_mask"].item())
             assert model.roi_heads.mask_head[0][1].num_batches_tracked == 1
         assert losses[0] == losses[1] > 0
 
     def test_nothing_to_sample_at_all(self):
-        # whole pictures under a crowd: no anchor and no proposal may serve as a negative
+        # whole images under a crowd: no anchor and no proposal may serve as a negative
         model = tiny(crowd_ioa_thresh=0.0).train()
-        losses = model([picture()], [target(crowds=[(0, 0, 100, 80)])])
+        losses = model([noise_image()], [target(crowds=[(0, 0, 100, 80)])])
         assert_whole(losses, model)
         assert sum(losses.values()) == 0
 
     def test_without_objects_only_background_is_learnt(self):
-        losses = tiny().train()([picture()], [target()])
+        losses = tiny().train()([noise_image()], [target()])
         assert losses["loss_mask"] == losses["loss_box_reg"] == losses["loss_rpn_box_reg"] == 0
         assert losses["loss_classifier"] > 0 and losses["loss_objectness"] > 0
 
     def test_frozen_stages_get_no_gradient(self):
         model = tiny(norm=None, trainable_layers=2).train()
-        assert_whole(model([picture()], [target(OBJECTS)]), model)
+        assert_whole(model([noise_image()], [target(OBJECTS)]), model)
         body = model.backbone.body
         assert body.conv1.weight.grad is None and body.layer2[0].conv1.weight.grad is None
         assert body.layer3[0].conv1.weight.grad.any()
 
     def test_neither_images_nor_targets_change(self):
-        image, seen = picture(), target(OBJECTS, crowds=[(0, 0, 9, 9)], sample_seed=3)
+        image, seen = noise_image(), target(OBJECTS, crowds=[(0, 0, 9, 9)], sample_seed=3)
         before = {k: v.clone() if torch.is_tensor(v) else v for k, v in seen.items()}
         pixels = image.clone()
         tiny().train()([image], [seen])
@@ -244,9 +244,9 @@ class TestLosses:
         seen = target(OBJECTS, sample_seed=3)
         masks = seen["masks"].bool() if form == "bool" else CroppedMasks.from_masks(seen["masks"])
         model = tiny().train()
-        expected = model([picture()], [seen])
+        expected = model([noise_image()], [seen])
         assert expected["loss_mask"] > 0
-        found = model([picture()], [seen | {"masks": masks}])
+        found = model([noise_image()], [seen | {"masks": masks}])
         assert all(torch.equal(found[k], expected[k]) for k in LOSSES)
 
     def test_a_sample_seed_fixes_the_draws_and_nothing_else_does(self, monkeypatch):
@@ -263,7 +263,7 @@ class TestLosses:
 
         def draws(targets):
             drawn.clear()
-            model([picture(seed=7)] * len(targets), targets)
+            model([noise_image(seed=7)] * len(targets), targets)
             return [[tuple(d) for d in drawn[i :: len(targets)]] for i in range(len(targets))]
 
         (alone,) = draws([target(OBJECTS, sample_seed=11)])
@@ -276,7 +276,7 @@ class TestLosses:
 @pytest.mark.parametrize("fp16", [False, True])
 def test_masks_a_few_at_a_time_give_the_same_losses_and_gradients(fp16, monkeypatch):
     model = tiny(norm="frozen").double().train()
-    inputs, found = ([picture().double()], [target(OBJECTS, sample_seed=3)]), []
+    inputs, found = ([noise_image().double()], [target(OBJECTS, sample_seed=3)]), []
     # then the gradients wait for the backward pass; torch's own queries can't be replaced, autocast keeps their answers
     monkeypatch.setattr(losses, "in_float16", lambda _: fp16)
     for count in (1000, 1):
@@ -290,7 +290,7 @@ def test_masks_a_few_at_a_time_give_the_same_losses_and_gradients(fp16, monkeypa
 
 def test_masks_a_few_at_a_time_train_in_bfloat16(monkeypatch):
     model = tiny(norm="frozen").train()
-    inputs, found = ([picture()], [target(OBJECTS, sample_seed=3)]), []
+    inputs, found = ([noise_image()], [target(OBJECTS, sample_seed=3)]), []
     for count in (1000, 1):
         monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
         with torch.autocast("cpu", torch.bfloat16):
@@ -306,7 +306,7 @@ class TestRecompute:
     @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
     def test_the_same_gradient_from_fewer_activations(self, backbone):
         model = tiny(norm="frozen", backbone=backbone).train()
-        inputs, seen = ([picture()], [target(OBJECTS, sample_seed=3)]), []
+        inputs, seen = ([noise_image()], [target(OBJECTS, sample_seed=3)]), []
         for _ in range(2):
             kept = set()  # storages: (address, bytes)
             with torch.autograd.graph.saved_tensors_hooks(
@@ -331,13 +331,13 @@ class TestCompile:
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
         model = tiny(norm="frozen").train()
         targets = [target(OBJECTS, sample_seed=3)]
-        expected = sum(model([picture()], targets).values())
+        expected = sum(model([noise_image()], targets).values())
         model.compile_parts()
-        found = sum(model([picture()], targets).values())
+        found = sum(model([noise_image()], targets).values())
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         found.backward()
         assert model.state_dict().keys() == tiny(norm="frozen").state_dict().keys()
-        assert len(model.eval()([picture()])[0]["scores"])
+        assert len(model.eval()([noise_image()])[0]["scores"])
 
     def test_no_compiler_is_one_line(self, monkeypatch):
         def fail(*args, **kwargs):
@@ -359,8 +359,8 @@ class TestCrowds:
         original = matching.sample_balanced
         monkeypatch.setattr(matching, "sample_balanced", spy)
         model = tiny().train()
-        model([picture()], [target(OBJECTS)])
-        model([picture()], [target(OBJECTS, crowds=[(0, 0, 100, 40)])])
+        model([noise_image()], [target(OBJECTS)])
+        model([noise_image()], [target(OBJECTS, crowds=[(0, 0, 100, 40)])])
         plain_rpn, plain_roi, rpn, roi = seen
         for plain, crowded in ((plain_rpn, rpn), (plain_roi, roi)):
             assert len(plain) == len(crowded)  # no proposal is made of the crowd's box
@@ -371,8 +371,8 @@ class TestCrowds:
 
     def test_switched_off_it_is_torchvisions_behaviour_without_the_crowd(self):
         model = tiny(norm="frozen", crowd_ioa_thresh=None).train()
-        losses = model([picture()], [target(OBJECTS, sample_seed=1)])
-        crowded = model([picture()], [target(OBJECTS, crowds=[(0, 0, 100, 40)], sample_seed=1)])
+        losses = model([noise_image()], [target(OBJECTS, sample_seed=1)])
+        crowded = model([noise_image()], [target(OBJECTS, crowds=[(0, 0, 100, 40)], sample_seed=1)])
         assert all(torch.equal(losses[k], crowded[k]) for k in LOSSES)
 
 
@@ -398,7 +398,7 @@ class TestDropout:
     @pytest.mark.parametrize("variant", ["v1", "v2"])
     def test_works_in_training_alone_on_box_and_mask_heads(self, variant):
         model = tiny(norm="frozen", variant=variant, dropout=0.5)
-        seen, image = target(OBJECTS, sample_seed=5), picture()
+        seen, image = target(OBJECTS, sample_seed=5), noise_image()
         model.train()
         a, b = model([image], [seen]), model([image], [seen])
         assert a["loss_objectness"] == b["loss_objectness"] and a["loss_rpn_box_reg"] == b["loss_rpn_box_reg"]
@@ -417,12 +417,12 @@ class TestDetections:
     @pytest.mark.parametrize(("fixed", "shorter"), [((96, 128), 96), ((128, 128), 128)])
     def test_a_fixed_size_gives_boxes_and_masks_of_the_original(self, fixed, shorter):
         model, other = tiny(fixed_size=fixed).eval(), tiny(min_size=shorter).eval()
-        assert model.config.fixed_size == fixed and len(other([picture()])[0]["scores"])
-        assert_same_detections(model([picture()]), other([picture()]))  # 80x100: both pad it to `fixed`
+        assert model.config.fixed_size == fixed and len(other([noise_image()])[0]["scores"])
+        assert_same_detections(model([noise_image()]), other([noise_image()]))  # 80x100: both pad it to `fixed`
 
     def test_contract(self):
         model = tiny().eval()
-        image = picture(60, 150)
+        image = noise_image(60, 150)
         with torch.no_grad():
             (found,) = model([image])
             (cropped,) = model([image], paste_masks=False)
@@ -440,7 +440,7 @@ class TestDetections:
         assert all(torch.equal(cropped[k], found[k]) for k in ("boxes", "labels", "scores"))
 
     def test_gradients_may_be_on(self):
-        model, image = tiny().eval(), picture()
+        model, image = tiny().eval(), noise_image()
         with torch.no_grad():
             (expected,) = model([image])
         (found,) = model([image])
@@ -452,8 +452,8 @@ class TestDetections:
     )
     def test_none(self, variant, config):
         with torch.no_grad():
-            found = tiny(variant=variant, **config).eval()([picture(), picture(64, 64)])
-            cropped = tiny(variant=variant, **config).eval()([picture()], paste_masks=False)
+            found = tiny(variant=variant, **config).eval()([noise_image(), noise_image(64, 64)])
+            cropped = tiny(variant=variant, **config).eval()([noise_image()], paste_masks=False)
         for d, size in zip(found, ((80, 100), (64, 64)), strict=True):
             assert d["boxes"].shape == (0, 4) and d["masks"].shape == (0, 1, *size)
             assert d["labels"].shape == d["scores"].shape == (0,) and d["labels"].dtype == torch.int64
@@ -461,9 +461,9 @@ class TestDetections:
 
     def test_no_proposals_in_training(self):
         model = tiny(rpn_score_thresh=1.1).train()
-        assert_whole(model([picture()], [target(OBJECTS)]), model)  # the objects' own boxes remain
+        assert_whole(model([noise_image()], [target(OBJECTS)]), model)  # the objects' own boxes remain
         model.zero_grad()
-        assert_whole(model([picture()], [target()]), model)
+        assert_whole(model([noise_image()], [target()]), model)
 
     def test_one_class_and_one_pixel(self):
         with torch.no_grad():
@@ -471,9 +471,9 @@ class TestDetections:
         for d, size in zip(found, ((1, 1), (1, 300), (200, 2)), strict=True):
             assert d["masks"].shape[1:] == (1, *size) and set(d["labels"].tolist()) <= {1}
 
-    def test_batched_equals_single(self, pictures):
+    def test_batched_equals_single(self, samples):
         model = tiny().eval()
-        images = [picture(80, 100, seed) for seed in range(3)]
+        images = [noise_image(80, 100, seed) for seed in range(3)]
         with torch.no_grad():
             together = model(images)
             for image, found in zip(images, together, strict=True):
@@ -482,9 +482,9 @@ class TestDetections:
                 for key in found:  # but for rounding: convolutions choose their algorithm by the batch size
                     torch.testing.assert_close(found[key], alone[key], rtol=0, atol=1e-4)
 
-    def test_uint8_equals_float(self, pictures):
+    def test_uint8_equals_float(self, samples):
         model = tiny().eval()
-        images = [image for image, _ in pictures[:2]]
+        images = [image for image, _ in samples[:2]]
         with torch.no_grad():
             found, expected = model(images), model([image.float() / 255 for image in images])
         for a, b in zip(found, expected, strict=True):
@@ -492,7 +492,7 @@ class TestDetections:
 
     def test_losses_and_detections_from_one_pass(self):
         model = tiny(box_batch_size_per_image=64).eval()
-        images, targets = [picture(), picture(seed=1)], [target(OBJECTS, sample_seed=1), target(sample_seed=2)]
+        images, targets = [noise_image(), noise_image(seed=1)], [target(OBJECTS, sample_seed=1), target(sample_seed=2)]
         with torch.no_grad():
             losses, found = model(images, targets)
             expected = model(images)
@@ -503,7 +503,7 @@ class TestDetections:
 
     def test_training_without_targets_is_an_error(self):
         with pytest.raises(ValueError, match="targets"):
-            tiny().train()([picture()])
+            tiny().train()([noise_image()])
 
 
 class TestConfig:
@@ -580,4 +580,4 @@ class TestConfig:
 
     def test_sync_norm_on_a_cpu_is_refused(self):
         with pytest.raises(InputError, match="sync"):
-            tiny(norm="sync").train()([picture()], [target(OBJECTS)])
+            tiny(norm="sync").train()([noise_image()], [target(OBJECTS)])

@@ -27,7 +27,7 @@ SIZE = 100
 
 
 def truth(boxes, images=1, categories=2):
-    """A COCO dict of pictures 1.. of SIZE x SIZE pixels; boxes: (image, category, x, y, w, h, crowd or not)."""
+    """A COCO dict of images 1.. of SIZE x SIZE pixels; boxes: (image, category, x, y, w, h, crowd or not)."""
     annotations = [
         {"id": i, "image_id": image, "category_id": category, "bbox": [x, y, w, h], "area": w * h,
          "iscrowd": int(bool(crowd)), "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
@@ -139,7 +139,7 @@ def test_nothing_found_and_nothing_to_find():
     assert math.isnan(mean_ap(crowd)[0]) and kinds_of(crowd).tolist() == [-1]
 
 
-def test_only_the_pictures_that_count():
+def test_only_the_images_that_count():
     boxes = [(1, 1, 0, 0, 20, 20), (2, 1, 0, 0, 20, 20)]
     matches = match(truth(boxes, images=2), found((2, 1, 0.9, 0, 0, 20, 20)), "bbox", image_ids=[2])
     assert mean_ap(matches)[1] == pytest.approx(1) and len(matches.crowd) == 1
@@ -317,7 +317,7 @@ def test_the_confusion_matrix_by_hand():
     assert most_confused(matrix) == [(0, 1, 1)]
 
 
-def test_crowding_groups_by_the_objects_of_a_picture():
+def test_crowding_groups_by_the_objects_of_a_image():
     boxes = [(1, 1, 0, 0, 20, 20), *((2, 1, 0, 10 * i, 9, 9) for i in range(6)), (1, 1, 50, 50, 40, 40, True)]
     groups = by_crowding(match(truth(boxes, images=3), found((1, 1, 0.9, 0, 0, 20, 20)), "bbox"))
     assert [group[:4] for group in groups] == [("1 object", 1, 1, pytest.approx(1)), ("6 to 15", 1, 6, 0.0)]
@@ -343,7 +343,7 @@ def test_ap_of_masks_and_boxes_is_that_of_pycocotools(shapes, iou_type):
     assert mean_ap(matches, part) == pytest.approx(theirs.stats[:2], abs=1e-12)
 
 
-def test_more_than_100_of_a_class_in_a_picture_are_left_out():
+def test_more_than_100_of_a_class_in_a_image_are_left_out():
     results = found(*((1, 1, 0.9, 80, 0, 20, 20) for _ in range(100)), (1, 1, 0.5, 0, 0, 20, 20), HIT)
     some = truth(TWO)
     theirs = evaluate_results(some, results, ["bbox"], evaluator="pycocotools")["bbox"].stats

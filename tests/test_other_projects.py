@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import call, flags
-from tiny_model import NAMES, tiny_model, write_coco, write_pictures
+from tiny_model import NAMES, tiny_model, write_coco, write_images
 
 import predict
 import train_multi_GPU
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
     Path("names.json").write_text(json.dumps({"1": "circle", "2": "square", "3": "big triangle"}))
     commands = {
         validation: ["--data-path", str(data), "--label-json-path", "names.json", "--num-classes", str(len(NAMES))],
-        predict: ["--img-path", str(write_pictures(tmp_path / "in")[0]), "--label-json-path", "names.json"],
+        predict: ["--img-path", str(write_images(tmp_path / "in")[0]), "--label-json-path", "names.json"],
     }
     for script, words in commands.items():
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *model_flags, *words])

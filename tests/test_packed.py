@@ -27,7 +27,7 @@ from train_utils.run.resume import fingerprint
 
 
 def varied(folder, ids=(7, 2, 5, 9)):
-    """Pictures with objects of both classes, a crowd, a box larger than its mask, none; one turned by its EXIF."""
+    """Images with objects of both classes, a crowd, a box larger than its mask, none; one turned by its EXIF."""
     images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in ids]
     one, two = ids[:2]
     ring = {"size": [20, 30], "counts": [45, 5, 15, 5, 530]}
@@ -154,7 +154,7 @@ def test_the_command_names_what_it_leaves_out(tmp_path):
     assert done.returncode == 1 and f"left out: {broken}" in done.stderr
     splits = open_data_set(tmp_path / "out")
     assert len(splits.train) + len(splits.val) == 3
-    assert "1 unreadable pictures" in splits.train.describe() + splits.val.describe()
+    assert "1 unreadable images" in splits.train.describe() + splits.val.describe()
     strict = run(tmp_path / "data", tmp_path / "strict", "--strict")
     assert strict.returncode == 2 and str(broken) in strict.stderr and not (tmp_path / "strict").exists()
     again = run(tmp_path / "data", tmp_path / "out")

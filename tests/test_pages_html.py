@@ -10,9 +10,9 @@ from train_utils.show.pages import (
     Html,
     data_address,
     escaped,
+    img_tag,
     json_block,
     page,
-    picture,
     section,
     table,
     tag,
@@ -65,9 +65,9 @@ def test_bars_are_as_high_as_their_values():
     assert len(heights) == 2 and heights[1] == pytest.approx(4 * heights[0], abs=0.5)
 
 
-def test_a_picture_is_made_small(tmp_path):
+def test_a_image_is_made_small(tmp_path):
     image = Image.new("RGB", (400, 200), "red")
-    assert 'width="100" height="50"' in picture(image, "red", 100) and image.size == (400, 200)
+    assert 'width="100" height="50"' in img_tag(image, "red", 100) and image.size == (400, 200)
     assert data_address(image, form="PNG").startswith("data:image/png;base64,iVBOR")
 
 
@@ -75,7 +75,7 @@ def test_a_picture_is_made_small(tmp_path):
 def test_a_page_shows_text_as_text_and_fetches_nothing(tmp_path):
     image = Image.new("RGB", (40, 20), "red")
     parts = [
-        section("first", f"One {HOSTILE}", table(["a"], [[HOSTILE]] * 3), picture(image, HOSTILE)),
+        section("first", f"One {HOSTILE}", table(["a"], [[HOSTILE]] * 3), img_tag(image, HOSTILE)),
         section("second", "Two", bars([1, 2], ["a", HOSTILE], "x", "y"), json_block("data", [HOSTILE[:-1]])),
     ]
     script = 'window.read = JSON.parse(document.getElementById("data").textContent)[0];'

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_pictures
+from tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
 
 import predict
 from train_utils.cli.command import run_command
@@ -40,28 +40,28 @@ def run(weights, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_one_picture_from_the_command_line(weights, tmp_path):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
-    command = [sys.executable, ROOT / "predict.py", "--weights_path", weights, "--img_path", picture]
+def test_one_image_from_the_command_line(weights, tmp_path):
+    (image,) = write_images(tmp_path / "in")[:1]
+    command = [sys.executable, ROOT / "predict.py", "--weights_path", weights, "--img_path", image]
     done = subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "test_result.jpg", "test_result.json"]
     results = json.loads((tmp_path / "test_result.json").read_text())
-    lines = [line for line in done.stdout.splitlines() if line.startswith(f"{picture}: circle 0.")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f"{image}: circle 0.")]
     assert len(lines) == len(results) > 0
     assert f"{len(results)} detection(s) in " in done.stdout
     with Image.open(tmp_path / "test_result.jpg") as drawn:
         assert drawn.size == SIZES[0][::-1]
     for result in results:
-        assert result["score"] >= 0.5 and result["category_id"] == 1 and result["file_name"] == str(picture)
+        assert result["score"] >= 0.5 and result["category_id"] == 1 and result["file_name"] == str(image)
         assert result["segmentation"]["size"] == list(SIZES[0])
         assert len(result["bbox"]) == 4 and isinstance(result["segmentation"]["counts"], str)
 
 
 def test_the_json_holds_the_models_detections(run, tmp_path):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
-    run("--img-path", picture, "--score", 0, "--mask-threshold", 0.3)
-    image = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)
+    (path,) = write_images(tmp_path / "in")[:1]
+    run("--img-path", path, "--score", 0, "--mask-threshold", 0.3)
+    image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
     with torch.inference_mode():
         (expected,) = tiny_model()([image])
     results = json.loads(Path("test_result.json").read_text())
@@ -75,10 +75,10 @@ def test_the_json_holds_the_models_detections(run, tmp_path):
 
 
 def test_score_and_classes_only_filter(run, tmp_path):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
+    (image,) = write_images(tmp_path / "in")[:1]
 
     def results(*flags):
-        assert run("--img-path", picture, *flags)[0] == 0
+        assert run("--img-path", image, *flags)[0] == 0
         return json.loads(Path("test_result.json").read_text())
 
     every = results("--score", 0)
@@ -90,21 +90,21 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert both == [r for r in every if r["category_id"] in (1, 4)]
 
 
-def test_a_picture_without_detections_is_written(run, tmp_path):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
-    status, out, _ = run("--img-path", picture, "--score", 1)
+def test_a_image_without_detections_is_written(run, tmp_path):
+    (image,) = write_images(tmp_path / "in")[:1]
+    status, out, _ = run("--img-path", image, "--score", 1)
     assert status == 0 and "0 detection(s) in " in out
     assert json.loads(Path("test_result.json").read_text()) == []
-    drawn, given = np.asarray(Image.open("test_result.jpg"), float), np.asarray(Image.open(picture), float)
+    drawn, given = np.asarray(Image.open("test_result.jpg"), float), np.asarray(Image.open(image), float)
     assert drawn.shape == given.shape and np.abs(drawn - given).mean() < 10
 
 
 def test_exif_rotation_is_applied(run, tmp_path):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
+    (image,) = write_images(tmp_path / "in")[:1]
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = tmp_path / "turned.jpg"
-    Image.open(picture).save(turned, exif=exif, quality=95)
+    Image.open(image).save(turned, exif=exif, quality=95)
     run("--img-path", turned, "--magnify", 2, "--score", 0)
     height, width = SIZES[0]
     with Image.open("test_result.jpg") as drawn:
@@ -113,15 +113,15 @@ def test_exif_rotation_is_applied(run, tmp_path):
     assert all(r["segmentation"]["size"] == [width, height] for r in results) and results
 
 
-def test_a_folder_keeps_every_picture_and_names_the_broken_ones(run, tmp_path):
-    paths = write_pictures(tmp_path / "in")
+def test_a_folder_keeps_every_image_and_names_the_broken_ones(run, tmp_path):
+    paths = write_images(tmp_path / "in")
     for name in ("0.bmp", "0_png.jpg"):  # the same stem; what 0.png's copy would be called
         Image.open(paths[0]).save(tmp_path / "in" / name)
-    (tmp_path / "in" / "broken.jpg").write_bytes(b"no picture")
-    (tmp_path / "in" / "notes.txt").write_text("no picture either")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "in" / "notes.txt").write_text("no image either")
     status, out, err = run("--img-path", tmp_path / "in", "--output-dir", "out")
     assert status == 1
-    assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 picture(s) predicted, 1 could not be read" in out
+    assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 image(s) predicted, 1 could not be read" in out
     drawn = [path.name for path in Path("out").iterdir() if path.name != "test_result.json"]
     assert sorted(drawn) == ["0_bmp.jpg", "0_png.jpg", "0_png_2.jpg", "1.jpg", "2.jpg", "3.jpg"]
     results = json.loads(Path("out/test_result.json").read_text())
@@ -129,23 +129,23 @@ def test_a_folder_keeps_every_picture_and_names_the_broken_ones(run, tmp_path):
 
 
 def test_a_folder_without_an_output_folder_has_one_of_its_own(run, tmp_path):
-    write_pictures(tmp_path / "in")
+    write_images(tmp_path / "in")
     assert run("--img-path", tmp_path / "in")[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "test_result", "test_result.json"]
     assert sorted(p.name for p in Path("test_result").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
 
 
 def test_a_folder_is_not_drawn_into_itself(run, tmp_path):
-    before = {path: path.read_bytes() for path in write_pictures(tmp_path / "in")}
+    before = {path: path.read_bytes() for path in write_images(tmp_path / "in")}
     for same in ("in", "in/../in"):
         status, _, error = run("--img-path", tmp_path / "in", "--output-dir", same)
-        assert status == 2 and "is the folder of the pictures" in error and error.count("\n") == 1
+        assert status == 2 and "is the folder of the images" in error and error.count("\n") == 1
     assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
 
 
 def test_a_file_name_that_the_terminal_cannot_show(run, tmp_path, monkeypatch):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
-    odd = picture.rename(tmp_path / "p\u00e9.png")
+    (image,) = write_images(tmp_path / "in")[:1]
+    odd = image.rename(tmp_path / "p\u00e9.png")
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert run("--img-path", odd)[0] == 0
     assert Path("test_result.jpg").exists()
@@ -158,29 +158,29 @@ def test_output_names_are_unique_on_disks_without_capitals():
 
 
 def test_strict_ends_before_anything_is_drawn(run, tmp_path):
-    write_pictures(tmp_path / "in")
-    (tmp_path / "in" / "z.jpg").write_bytes(b"no picture")
+    write_images(tmp_path / "in")
+    (tmp_path / "in" / "z.jpg").write_bytes(b"no image")
     status, _, err = run("--img-path", tmp_path / "in", "--strict")
-    assert status == 2 and "z.jpg: not a picture" in err and not Path("test_result").exists()
+    assert status == 2 and "z.jpg: not an image" in err and not Path("test_result").exists()
 
 
 def test_names_as_long_as_disks_take_them(run, tmp_path):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
+    (image,) = write_images(tmp_path / "in")[:1]
     for name in ("é" * 125 + "1.png", "é" * 125 + "2.png"):  # 255 bytes
-        shutil.copy(picture, tmp_path / "in" / name)
+        shutil.copy(image, tmp_path / "in" / name)
     assert run("--img-path", tmp_path / "in")[0] == 0
     drawn = sorted(path.name for path in Path("test_result").iterdir())
     assert drawn[4:] == ["é" * 120 + ".jpg", "é" * 120 + "_2.jpg"]
 
 
 def test_a_glob(run, tmp_path):
-    write_pictures(tmp_path / "in")
+    write_images(tmp_path / "in")
     status, out, _ = run("--img-path", tmp_path / "in" / "[12].png")
     assert status == 0
     assert sorted(p.name for p in Path("test_result").iterdir()) == ["1.jpg", "2.jpg"]
 
 
-def test_odd_pictures_of_real_life(run, shared_data, tmp_path):
+def test_odd_images_of_real_life(run, shared_data, tmp_path):
     folder = shutil.copytree(shared_data / "odd_images" / "pillow", tmp_path / "odd")
     for bomb in ("badwidth.bmp", "decompression_bomb.gif"):  # these end the command, before anything is drawn
         status, out, err = run("--img-path", folder)
@@ -217,16 +217,16 @@ def test_coco_json_without_annotations(run, tmp_path):
     assert status == 2 and "0.png: the file is empty" in err
     (folder / "images" / "0.png").unlink()
     status, _, err = run(*flags)
-    assert status == 2 and "1 of its 4 picture files are missing, the first is" in err and "(image id 10)" in err
+    assert status == 2 and "1 of its 4 image files are missing, the first is" in err and "(image id 10)" in err
 
 
 def test_a_bare_state_dict(run, tmp_path):
-    (picture,) = write_pictures(tmp_path / "in")[:1]
+    (image,) = write_images(tmp_path / "in")[:1]
     torch.save(tiny_model().state_dict(), "bare.pth")
     Path("names.json").write_text(json.dumps({"1": "one", "2": "two", "3": "three"}))
     flags = (
         "--img-path",
-        picture,
+        image,
         "--num-classes",
         3,
         "--min-size",
@@ -253,7 +253,7 @@ def test_a_bare_state_dict(run, tmp_path):
     ("flags", "said"),
     [
         (("--img-path", "nowhere.jpg"), "nowhere.jpg"),
-        (("--img-path", "empty"), "no pictures"),
+        (("--img-path", "empty"), "no images"),
         (("--img-path", "in/0.png", "--classes", "dog"), "circle, square, big triangle"),
         (("--img-path", "in/0.png", "--num-classes", "7"), "--num-classes"),
         (("--img-path", "in/0.png", "--weights-path", "in/0.png"), "not a checkpoint"),
@@ -264,7 +264,7 @@ def test_a_bare_state_dict(run, tmp_path):
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said):
-    write_pictures(tmp_path / "in")
+    write_images(tmp_path / "in")
     (tmp_path / "empty").mkdir()
     try:
         status, _, err = run(*flags)
@@ -274,12 +274,12 @@ def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said):
     assert not Path("test_result.json").exists()
 
 
-def test_no_picture_is_overwritten(run, tmp_path):
-    picture = write_pictures(tmp_path)[0].rename(tmp_path / "test_result.jpg")
-    before = picture.read_bytes()
-    status, _, error = run("--img-path", picture)
+def test_no_image_is_overwritten(run, tmp_path):
+    image = write_images(tmp_path)[0].rename(tmp_path / "test_result.jpg")
+    before = image.read_bytes()
+    status, _, error = run("--img-path", image)
     assert status == 2 and "would be overwritten" in error and error.count("\n") == 1
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
 
 
 def test_a_folder_as_results_file_is_refused_before_predicting(run, tmp_path):

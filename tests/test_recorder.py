@@ -28,7 +28,7 @@ class Operations(TorchDispatchMode):
 
 
 def sample(seed=0, height=60, width=80):
-    """A noise picture with three bright squares, and its target."""
+    """A noise image with three bright squares, and its target."""
     rng = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 90, (3, height, width), generator=rng, dtype=torch.uint8)
     boxes = torch.tensor([[4.0, 5, 30, 28], [40, 10, 70, 50], [50, 20, 62, 31]])

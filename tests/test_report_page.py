@@ -131,14 +131,14 @@ def test_the_numbers_are_the_records(made):
 
 
 @needs_browser
-def test_the_list_of_pictures_is_sorted_and_filtered(made, opened):
+def test_the_list_of_images_is_sorted_and_filtered(made, opened):
     _, shapes, results = made
     some = shapes.ground_truth()
     matches = match(some, results, "segm")
     shown = Shown(matches, kinds_of(matches), best_of_all(matches).score)
     mistakes = {image["file_name"]: found for image, found in zip(some["images"], shown.mistakes(), strict=True)}
     opened.click("#more")
-    assert len(names(opened)) == 40 and opened.text("#count") == "40 of 40 pictures"
+    assert len(names(opened)) == 40 and opened.text("#count") == "40 of 40 images"
     totals = [mistakes[name].total() for name in names(opened)]
     assert totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
     choose(opened, "by", "name")
@@ -158,7 +158,7 @@ def test_the_list_of_pictures_is_sorted_and_filtered(made, opened):
 
 
 @needs_browser
-def test_a_picture_is_enlarged_and_the_keyboard_goes_on(opened):
+def test_a_image_is_enlarged_and_the_keyboard_goes_on(opened):
     first, second = names(opened)[:2]
     opened.click(".card")
     assert opened.run("document.getElementById('viewer').open") and opened.text("#viewer-name") == first
@@ -179,7 +179,7 @@ def test_a_picture_is_enlarged_and_the_keyboard_goes_on(opened):
     await_focus(opened, second)
     assert not opened.run("document.getElementById('viewer').open")
     opened.press("Enter")
-    opened.press("Tab", shift=True)  # on the button that leads to the first picture
+    opened.press("Tab", shift=True)  # on the button that leads to the first image
     opened.press("Enter")
     assert opened.text("#viewer-name") == first and "previous" in opened.focused()
     opened.press("ArrowRight")
@@ -218,7 +218,7 @@ def test_without_a_script_numbers_and_plots_are_there(made, browser):
     browser.open(made[0] / "report.html")
     assert "0." in browser.text("#stats")
     assert browser.run("[...document.querySelectorAll('main svg')].every(e => e.getClientRects().length)")
-    assert "needs JavaScript" in browser.text("#pictures")
+    assert "needs JavaScript" in browser.text("#images")
     assert browser.run(
         "document.querySelectorAll('label, main select').length > 0 && "
         "[...document.querySelectorAll('label')].every(e => !e.getClientRects().length)"
@@ -241,7 +241,7 @@ def test_the_keyboard_reaches_everything(opened):
     opened.run("document.getElementById('by-kind').focus()")
     opened.press("m")
     assert opened.run("document.getElementById('by-kind').selectedOptions[0].text") == "missed"
-    assert opened.text("#count") != "40 of 40 pictures"
+    assert opened.text("#count") != "40 of 40 images"
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert opened.run(outline) == "solid"
     opened.run("document.querySelector('.card').focus()")
@@ -286,7 +286,7 @@ def test_text_can_be_read_on_a_phone_in_light_and_dark(opened, scheme):
     opened.click(".card")
     assert not opened.too_wide() and opened.run(f"({CONTRAST})('#viewer li, #viewer button, #viewer h3')") >= 4.5
     assert opened.run("document.getElementById('viewer').getBoundingClientRect().right <= innerWidth")
-    # the two pictures stand one over the other
+    # the two images stand one over the other
     tops = opened.run("[...document.querySelectorAll('#viewer figure')].map(e => e.getBoundingClientRect().top)")
     assert tops[1] > tops[0] + 100
 
@@ -310,9 +310,9 @@ def write_odd(folder):
 
 
 @needs_browser
-def test_odd_names_no_detection_and_pictures_that_can_not_be_read(tmp_path, monkeypatch, capsys, browser):
+def test_odd_names_no_detection_and_images_that_can_not_be_read(tmp_path, monkeypatch, capsys, browser):
     data = write_odd(tmp_path / "data")
-    (data / "images" / "b<i>ld \u00e9 1.png").write_bytes(b"no picture")
+    (data / "images" / "b<i>ld \u00e9 1.png").write_bytes(b"no image")
     for name, results in (
         ("none", []),
         ("boxes", [{"image_id": "pic 0", "category_id": 5, "score": 0.75, "bbox": [4, 4, 20, 24]}]),
@@ -321,14 +321,14 @@ def test_odd_names_no_detection_and_pictures_that_can_not_be_read(tmp_path, monk
         flags = ("--detections", tmp_path / "r.json", "--data-path", data, "--output-dir", tmp_path / name)
         assert validate(monkeypatch, *flags, "--report") == 1
         out, err = capsys.readouterr()
-        assert "3 of 4 pictures to look at" in out and "not in the report" in err and "\u00e9 1.png" in err
+        assert "3 of 4 images to look at" in out and "not in the report" in err and "\u00e9 1.png" in err
         browser.errors.clear()
         browser.resize(360, 700, mobile=True)
         browser.open(tmp_path / name / "report.html")
-        assert browser.text("#count") == "4 of 4 pictures" and not browser.too_wide()
+        assert browser.text("#count") == "4 of 4 images" and not browser.too_wide()
         widths = "[...document.querySelectorAll('td, th')].map(e => e.getBoundingClientRect().width)"
         assert max(browser.run(widths)) < 420  # also of the class with the long name
-        assert "1 could not be read" in browser.text("#pictures p")
+        assert "1 could not be read" in browser.text("#images p")
         unread = "[...document.querySelectorAll('.card')].find(e => !e.querySelector('svg'))"
         browser.run(unread + ".click()")
         assert browser.text("#viewer-name") == "b<i>ld \u00e9 1.png" and "not in the page" in browser.text("#viewer")
@@ -340,20 +340,20 @@ def test_odd_names_no_detection_and_pictures_that_can_not_be_read(tmp_path, monk
 def test_the_page_stays_small(made, tmp_path, monkeypatch):
     _, shapes, results = made
     stats = {"segm": evaluated(shapes, results)}
-    whole = write_report(tmp_path, "r", stats, results, shapes, pictures=1000)
-    assert whole.drawn == whole.pictures == 40
+    whole = write_report(tmp_path, "r", stats, results, shapes, images=1000)
+    assert whole.drawn == whole.images == 40
     monkeypatch.setattr(gallery_module, "SIDES", (96, 60, 30))
     monkeypatch.setattr(gallery_module, "ROOM", 80_000)
     small = write_report(tmp_path, "r", stats, results, shapes)
     assert small.size < whole.size and small.drawn == 40
     assert sum(len(json.dumps(drawing)) for drawing in json.loads(page_data(small.path))["drawings"]) < 82_000
-    monkeypatch.setattr(gallery_module, "ROOM", 20_000)  # not enough for the smallest pictures
+    monkeypatch.setattr(gallery_module, "ROOM", 20_000)  # not enough for the smallest images
     assert 0 < write_report(tmp_path, "r", stats, results, shapes).drawn < 40
     monkeypatch.setattr(gallery_module, "ROWS_ROOM", 400)
     few = write_report(tmp_path, "r", stats, results, shapes)
     assert 0 < few.drawn < 20 and "with fewest mistakes are not listed" in few.path.read_text()
-    none = write_report(tmp_path, "r", stats, results, shapes, pictures=0)
-    assert none.drawn == 0 and "0 of the 40 pictures" in none.path.read_text()
+    none = write_report(tmp_path, "r", stats, results, shapes, images=0)
+    assert none.drawn == 0 and "0 of the 40 images" in none.path.read_text()
 
 
 def test_without_detections_or_objects_nothing_is_said_of_them(made, tmp_path):
@@ -383,8 +383,8 @@ def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):
     text = write_report(tmp_path, "r", stats, results, some).path.read_text()
     assert sum(int(row[1]) for row in Tables(text).tables["bins"][1:]) == len(every) - 1
     assert text.count("1 detection inside a crowd region is left out") == 2  # of the costs and the calibration
-    assert text.count("with a score of 0.750 or more") == 3  # costs, pictures, confusion
-    assert "All 4 pictures can be looked at" in text and "2 detections inside crowd regions" in sections.in_crowds(2)
+    assert text.count("with a score of 0.750 or more") == 3  # costs, images, confusion
+    assert "All 4 images can be looked at" in text and "2 detections inside crowd regions" in sections.in_crowds(2)
     assert sections.in_crowds(0) == ""
 
 
@@ -405,20 +405,20 @@ def test_a_matrix_of_many_classes_shows_the_worst(made, monkeypatch, tmp_path):
     assert len(Tables(text).tables["confusion-matrix"]) == 4 and "2 of 3 classes with most mistakes" in text
 
 
-def test_with_weights_it_is_about_the_pictures_that_were_evaluated(tmp_path, monkeypatch, capsys):
+def test_with_weights_it_is_about_the_images_that_were_evaluated(tmp_path, monkeypatch, capsys):
     data, weights = write_coco(tmp_path / "data"), write_checkpoint(tmp_path / "model.pth", width=8)
-    (data / "images" / "1.png").write_bytes(b"no picture")
+    (data / "images" / "1.png").write_bytes(b"no image")
     flags = ("--weights-path", weights, "--data-path", data, "--output-dir", tmp_path / "out")
     progress = {"curve": torch.tensor([(3.0, 0.1), (2.0, 0.1)]).repeat_interleave(10, 0), "steps_per_epoch": 10}
     save_checkpoint(weights, {**load_file(weights), "progress": progress})
-    assert validate(monkeypatch, *flags, "--report", "--report-pictures", 2) == 1
-    assert "2 of 3 pictures to look at" in capsys.readouterr().out
+    assert validate(monkeypatch, *flags, "--report", "--report-images", 2) == 1
+    assert "2 of 3 images to look at" in capsys.readouterr().out
     advice = (tmp_path / "out" / "report.html").read_text().split("<li>")[1]
     assert advice.startswith("<b>train on</b> (loss 2.000 in the last 10 of 20 steps")
     rows = json.loads(page_data(tmp_path / "out" / "report.html"))["rows"]
     assert sorted(row[0] for row in rows) == ["0.png", "2.png", "3.png"]
     with pytest.raises(SystemExit):
-        validate(monkeypatch, *flags, "--report-pictures", 2)
+        validate(monkeypatch, *flags, "--report-images", 2)
     assert "--report" in capsys.readouterr().err
 
 

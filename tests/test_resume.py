@@ -166,16 +166,16 @@ def test_a_run_in_a_thread_trains(data, tmp_path, monkeypatch):
     assert status == [0] and (tmp_path / "run" / "model_0.pth").exists()
 
 
-def test_other_pictures_are_refused_without_leave(resumed, tmp_path):
+def test_other_images_are_refused_without_leave(resumed, tmp_path):
     other = make_shapes(tmp_path / "other", train=8, val=2, size=48, seed=3)
     status, printed = resumed("--data-path", other)
-    assert status == 2 and "the training pictures are not those of before" in printed
+    assert status == 2 and "the training images are not those of before" in printed
     status, printed = resumed("--data-path", other, "--allow-changed", "data")
     assert status == 0
     assert torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["step"] == 2 * 4
 
 
-def test_the_same_pictures_may_lie_elsewhere(resumed, data, tmp_path):
+def test_the_same_images_may_lie_elsewhere(resumed, data, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(data)
     assert resumed("--data-path", moved)[0] == 0

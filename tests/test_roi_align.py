@@ -12,7 +12,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 def align_one(feature, rois, size, ratio=2, stride=1):
-    """roi_align on one map of one picture."""
+    """roi_align on one map of one image."""
     zeros = torch.zeros(len(rois), dtype=torch.int64)
     return roi_align(FeatureTable([feature]), rois, zeros, zeros, (stride,), size, ratio)
 
@@ -47,7 +47,7 @@ def test_taps_equal_the_loop(position):
 
 
 def random_rois(count, height, width, dtype=torch.float64):
-    """RoIs of all sizes, some partly outside, some tiny, one of no extent, on a height x width picture."""
+    """RoIs of all sizes, some partly outside, some tiny, one of no extent, on a height x width image."""
     corner = torch.rand(count, 2, dtype=dtype) * torch.tensor([width, height], dtype=dtype) * 1.1 - 5
     size = torch.rand(count, 2, dtype=dtype) ** 3 * torch.tensor([width, height], dtype=dtype)
     rois = torch.cat((corner, corner + size), 1)
@@ -64,8 +64,8 @@ def test_equals_the_loop(ratio):
     torch.testing.assert_close(found, torch.tensor(slow, dtype=torch.float64))
 
 
-def pyramid(height, width, channels, dtype, pictures=2):
-    return [torch.randn(pictures, channels, height // s, width // s, dtype=dtype) for s in STRIDES]
+def pyramid(height, width, channels, dtype, samples=2):
+    return [torch.randn(samples, channels, height // s, width // s, dtype=dtype) for s in STRIDES]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
@@ -77,8 +77,8 @@ def test_forward_and_gradient_equal_torchvision_over_all_levels(dtype, tolerance
     rois = [random_rois(count, height, width, dtype) for count in (60, 35)]
     level = roi_levels(torch.cat(rois), 4)
     assert set(level.tolist()) == {0, 1, 2, 3}
-    picture = torch.tensor([0] * 60 + [1] * 35)
-    found = roi_align(FeatureTable(ours), torch.cat(rois), picture, level, STRIDES, size)
+    image = torch.tensor([0] * 60 + [1] * 35)
+    found = roi_align(FeatureTable(ours), torch.cat(rois), image, level, STRIDES, size)
     pooler = ops.MultiScaleRoIAlign(list("0123"), size, 2)
     expected = pooler(dict(zip("0123", theirs, strict=True)), rois, [(height, width)] * 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
@@ -104,10 +104,10 @@ def test_levels_equal_torchvision_either_side_of_a_boundary():
 def test_channels_last_input_and_output():
     maps = [m.contiguous(memory_format=torch.channels_last) for m in pyramid(64, 96, 8, torch.float32)]
     rois = random_rois(5, 64, 96, torch.float32)
-    picture, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
-    found = roi_align(FeatureTable(maps), rois, picture, level, STRIDES, 7)
+    image, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
+    found = roi_align(FeatureTable(maps), rois, image, level, STRIDES, 7)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, roi_align(FeatureTable([m.contiguous() for m in maps]), rois, picture, level, STRIDES, 7))
+    assert torch.equal(found, roi_align(FeatureTable([m.contiguous() for m in maps]), rois, image, level, STRIDES, 7))
 
 
 @pytest.mark.parametrize("size", [7, 14])
@@ -122,8 +122,8 @@ def test_no_rois_is_empty_and_has_a_gradient(size):
 
 def test_patches_hold_the_cells_around_and_zero_outside():
     maps = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 1, 2)]
-    level, picture, cell = torch.tensor([0, 1, 0]), torch.tensor([1, 0, 0]), torch.tensor([19, 1, 7])
-    patches, inside = FeatureTable(maps).patches(level, picture, cell, radius=1)
+    level, image, cell = torch.tensor([0, 1, 0]), torch.tensor([1, 0, 0]), torch.tensor([19, 1, 7])
+    patches, inside = FeatureTable(maps).patches(level, image, cell, radius=1)
     around = [
         torch.nn.functional.pad(maps[lv][p], (1, 1, 1, 1))[:, y : y + 3, x : x + 3]
         for lv, p, y, x in ((0, 1, 3, 4), (1, 0, 0, 1), (0, 0, 1, 2))
@@ -136,12 +136,12 @@ def test_patches_hold_the_cells_around_and_zero_outside():
 def test_gradients_of_reads_of_few_rows_equal_those_of_all_rows(dense):
     maps = [m.requires_grad_() for m in pyramid(64, 96, 3, torch.float64)]
     rois = random_rois(5, 64, 96)
-    picture, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
+    image, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
     found = []
     for few in (False, True):
         table = FeatureTable(maps)
-        first = roi_align(table, rois, picture, level, STRIDES, 7, few=few)
-        second = roi_align(table, rois + 1, picture, level, STRIDES, 3, few=few and not dense)
+        first = roi_align(table, rois, image, level, STRIDES, 7, few=few)
+        second = roi_align(table, rois + 1, image, level, STRIDES, 3, few=few and not dense)
         loss = first.square().sum() + second.square().sum()
         loss.backward(retain_graph=True)
         loss.backward()  # what was listed the first time does not count again

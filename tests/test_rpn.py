@@ -10,7 +10,7 @@ from network_files import create_model, matching
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.roi_align import FeatureTable
 from network_files.rpn import RPNHead
-from network_files.transform import Objects, PictureBatch
+from network_files.transform import ImageBatch, Objects
 
 PADDED, SIZES = (128, 192), [(120, 192), (128, 150)]
 OVERLAPPING = (32, 36, 40, 44, 48)  # anchors of neighbouring levels are near-duplicates
@@ -36,13 +36,13 @@ def rpn_pair(**options):
 def propose(theirs, ours, training):
     shapes = [(PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
     maps = [torch.randn(2, 256, *shape, dtype=torch.float64) for shape in shapes]
-    pictures = torch.zeros(2, 3, *PADDED, dtype=torch.float64)
+    images = torch.zeros(2, 3, *PADDED, dtype=torch.float64)
     theirs.train(training)
     ours.train(training)
     targets = [{"boxes": torch.zeros(0, 4, dtype=torch.float64)}] * 2
     with torch.no_grad():
-        expected, _ = theirs(ImageList(pictures, SIZES), dict(enumerate(maps)), targets)
-        found, losses = ours(PictureBatch(pictures, SIZES, SIZES), FeatureTable(maps))
+        expected, _ = theirs(ImageList(images, SIZES), dict(enumerate(maps)), targets)
+        found, losses = ours(ImageBatch(images, SIZES, SIZES), FeatureTable(maps))
     assert losses == {}
     return expected, found
 
@@ -84,8 +84,8 @@ def test_the_head_at_every_cell_equals_the_dense_head(depth):
     table = FeatureTable(maps)
     for level, (logits, deltas) in enumerate(zip(*head(maps), strict=True)):
         cells = maps[level][0, 0].numel()
-        cell, picture = torch.arange(cells).repeat(2), torch.arange(2).repeat_interleave(cells)
-        found = head.at(table, torch.full_like(cell, level), picture, cell)
+        cell, image = torch.arange(cells).repeat(2), torch.arange(2).repeat_interleave(cells)
+        found = head.at(table, torch.full_like(cell, level), image, cell)
         torch.testing.assert_close(found[0].reshape(2, -1), logits, rtol=0, atol=1e-12)
         torch.testing.assert_close(found[1].reshape(2, -1, 4), deltas, rtol=0, atol=1e-12)
 
@@ -98,7 +98,7 @@ def test_losses_and_gradients_of_sampled_cells_equal_the_dense_ones(variant, obj
     for parameter in rpn.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     shapes = [(PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
-    pictures = PictureBatch(torch.zeros(2, 3, *PADDED, dtype=torch.float64), SIZES, SIZES)
+    images = ImageBatch(torch.zeros(2, 3, *PADDED, dtype=torch.float64), SIZES, SIZES)
     corner = torch.rand(objects, 2, dtype=torch.float64) * 80
     boxes = torch.cat((corner, corner + 20 + torch.rand(objects, 2, dtype=torch.float64) * 20), 1)
     truth = [
@@ -110,7 +110,7 @@ def test_losses_and_gradients_of_sampled_cells_equal_the_dense_ones(variant, obj
     for sampled in (False, True):
         maps = [v.clone().requires_grad_() for v in values]
         monkeypatch.setattr(rpn.head, "pays_at", lambda *args, sampled=sampled: sampled)
-        proposals, losses = rpn(pictures, FeatureTable(maps), truth)
+        proposals, losses = rpn(images, FeatureTable(maps), truth)
         inputs = [*maps, *rpn.parameters()]
         seen.append([*proposals, *losses.values(), *torch.autograd.grad(sum(losses.values()), inputs)])
     assert seen[0][-1].any() == (objects > 0)
@@ -134,12 +134,12 @@ def test_sampled_cells_have_a_gradient_under_autocast(monkeypatch):
         )
     ]
     with torch.autocast("cpu", torch.bfloat16):
-        _, losses = rpn(PictureBatch(torch.zeros(1, 3, *PADDED), [PADDED], [PADDED]), FeatureTable(maps), truth)
+        _, losses = rpn(ImageBatch(torch.zeros(1, 3, *PADDED), [PADDED], [PADDED]), FeatureTable(maps), truth)
     sum(losses.values()).backward()
     assert all(parameter.grad.any() for parameter in rpn.parameters())
 
 
 def test_the_dense_head_is_taken_where_samples_are_many():
-    maps = random_maps()  # 140 cells of 2 pictures
+    maps = random_maps()  # 140 cells of 2 images
     assert RPNHead(8, 3, 1).pays_at(35, maps) and not RPNHead(8, 3, 1).pays_at(71, maps)
     assert RPNHead(8, 3, 2).pays_at(14, maps) and not RPNHead(8, 3, 2).pays_at(16, maps)

@@ -12,7 +12,7 @@ from train_utils.logs.step_counts import StepCounts
 from train_utils.run.epochs import Trainer
 
 
-def two_pictures():
+def two_images():
     masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
     masks[0, 8:30, 10:40], masks[1, 40:60, 20:50] = 1, 1
     boxes = torch.tensor([[10.0, 8, 40, 30], [20, 40, 50, 60]])
@@ -22,7 +22,7 @@ def two_pictures():
 
 
 def test_means_are_those_of_the_whole_record():
-    model, (images, targets) = tiny_model().train(), two_pictures()
+    model, (images, targets) = tiny_model().train(), two_images()
     seen, counts = Recorder(), StepCounts()
     for recorder in (seen, counts):
         model(images, targets, recorder=recorder)
@@ -40,7 +40,7 @@ def test_means_are_those_of_the_whole_record():
 
 
 def test_no_objects_have_no_recall():
-    model, (images, targets) = tiny_model().train(), two_pictures()
+    model, (images, targets) = tiny_model().train(), two_images()
     counts = StepCounts()
     model(images[1:], targets[1:], recorder=counts)
     means = counts.means()

@@ -37,7 +37,7 @@ def run(monkeypatch, capsys):
 
 
 def contents(data):
-    """{picture's stem: (pixels, boxes, names of labels, masks, iscrowd)} of a data set."""
+    """{image's stem: (pixels, boxes, names of labels, masks, iscrowd)} of a data set."""
     found = {}
     for i in range(len(data)):
         image, target = data[i]
@@ -53,7 +53,7 @@ def contents(data):
 
 
 def assert_same(one, other, count=None):
-    """All pictures of both, or those that `count` pictures of the other are."""
+    """All images of both, or those that `count` images of the other are."""
     found = contents(other)
     assert len(found) == len(other) == (len(one) if count is None else count)
     one = one.subset([i for i in range(len(one)) if Path(one.file_name(i)).stem in found])
@@ -78,7 +78,7 @@ def test_photos_there_and_back(run, tmp_path, shared_data):
     there_and_back(run, shared_data / "coco_mini", tmp_path, 6)
 
 
-def test_odd_boxes_crowds_and_empty_pictures_there_and_back(run, tmp_path):
+def test_odd_boxes_crowds_and_empty_images_there_and_back(run, tmp_path):
     data = many(6)
     data["categories"] = [{"id": 9, "name": "bird"}, {"id": 1, "name": "thing"}]
     ring = np.zeros((20, 30), bool)
@@ -87,7 +87,7 @@ def test_odd_boxes_crowds_and_empty_pictures_there_and_back(run, tmp_path):
     runs = np.diff(changes, prepend=0, append=ring.size)
     crowd = annotation(70, 2, category_id=9, iscrowd=1, segmentation={"size": [20, 30], "counts": runs.tolist()})
     data["annotations"] += [crowd, annotation(71, 3, bbox=[1.1, 2.3, 40, 5.7])]
-    data["annotations"] = [a for a in data["annotations"] if a["id"] != 4]  # a picture without objects
+    data["annotations"] = [a for a in data["annotations"] if a["id"] != 4]  # an image without objects
     for split in ("train", "val"):
         write(tmp_path / "data", data, f"instances_{split}.json")
     there_and_back(run, tmp_path / "data", tmp_path)
@@ -127,7 +127,7 @@ def test_only_a_val_split(run, tmp_path):
 
 @pytest.fixture
 def three_classes(tmp_path):
-    """30 pictures of a cat, 6 of a dog, 3 of both, 2 of a bird alone, 4 of nothing."""
+    """30 images of a cat, 6 of a dog, 3 of both, 2 of a bird alone, 4 of nothing."""
     shows = [{1}] * 30 + [{2}] * 6 + [{1, 2}] * 3 + [{3}] * 2 + [set()] * 4
     images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in range(1, len(shows) + 1)]
     pairs = [(i, category) for i, of in enumerate(shows, 1) for category in sorted(of)]
@@ -137,14 +137,14 @@ def three_classes(tmp_path):
 
 
 def taken(folder):
-    """{label: pictures that show it}, and how many pictures there are."""
+    """{label: images that show it}, and how many images there are."""
     data = open_data_set(folder, split="train", val_fraction=0).train
     labels = [set(data.target(i)["labels"].tolist()) for i in range(len(data))]
     return {label: sum(label in of for of in labels) for label in data.label_map.labels()}, len(data)
 
 
 @pytest.mark.parametrize(
-    ("flags", "counts", "pictures"),
+    ("flags", "counts", "images"),
     [
         ("", {1: 33, 2: 9, 3: 2}, 45),
         ("--classes dog", {1: 9}, 9),
@@ -158,11 +158,11 @@ def taken(folder):
         ("--limit 7", None, 7),
     ],
 )
-def test_samples(run, tmp_path, three_classes, flags, counts, pictures):
+def test_samples(run, tmp_path, three_classes, flags, counts, images):
     status, told, _ = run(coco_to_npy, three_classes, tmp_path / "npy", *flags.split())
     found = taken(tmp_path / "npy")
-    assert status == 0 and found[1] == pictures and counts in (None, found[0])
-    assert f"images: {pictures} of 45 pictures" in told
+    assert status == 0 and found[1] == images and counts in (None, found[0])
+    assert f"images: {images} of 45 images" in told
     names = (tmp_path / "npy" / "classes.txt").read_text().split()
     if "--classes" in flags:
         assert names == [word for word in flags.split() if word in ("cat", "dog", "bird")]
@@ -175,7 +175,7 @@ def test_the_seed_chooses(run, tmp_path, three_classes):
     assert a == b != c
 
 
-def test_pictures_may_be_linked(run, tmp_path, monkeypatch):
+def test_images_may_be_linked(run, tmp_path, monkeypatch):
     path = write(tmp_path / "data", many(2))
     assert run(coco_to_npy, path, tmp_path / "npy", "--link")[0] == 0
     assert os.path.samefile(tmp_path / "npy/images/1.png", tmp_path / "data/images/1.png")
@@ -186,7 +186,7 @@ def test_pictures_may_be_linked(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(conversion.os, "link", other_disk)
     status, told, _ = run(coco_to_npy, path, tmp_path / "npy2", "--link")
-    assert status == 0 and "2 pictures are symbolic links: training needs --follow-links" in told
+    assert status == 0 and "2 images are symbolic links: training needs --follow-links" in told
     assert (tmp_path / "npy2/images/1.png").is_symlink()
 
 
@@ -197,15 +197,15 @@ def test_names_that_stand_twice_are_parted(run, tmp_path):
     assert [len(list((tmp_path / "npy" / name).iterdir())) for name in ("images", "annotations")] == [2, 2]
 
 
-def test_pictures_that_cannot_be_read_are_named(run, tmp_path):
+def test_images_that_cannot_be_read_are_named(run, tmp_path):
     path = write(tmp_path / "data", many(3))
     (tmp_path / "data" / "images" / "2.png").write_bytes(b"broken")
     status, told, error = run(coco_to_npy, path, tmp_path / "npy")
-    assert status == 1 and "2 of 3 pictures" in told and "not converted: " in error and "2.png" in error
+    assert status == 1 and "2 of 3 images" in told and "not converted: " in error and "2.png" in error
     assert not (tmp_path / "npy/images/2.png").exists() and not (tmp_path / "npy/annotations/2.npy").exists()
     (tmp_path / "npy" / "images" / "3.png").write_bytes(b"broken")
     status, told, error = run(npy_to_coco, tmp_path / "npy", tmp_path / "coco")
-    assert status == 1 and "1 pictures, 1 objects" in told and "3.png" in error
+    assert status == 1 and "1 images, 1 objects" in told and "3.png" in error
     assert [i["id"] for i in json.loads((tmp_path / "coco" / "instances.json").read_text())["images"]] == [1]
     (tmp_path / "npy" / "annotations" / "3.npy").unlink()
     assert run(npy_to_coco, tmp_path / "npy", tmp_path / "coco2")[0] == 1
@@ -218,8 +218,8 @@ def test_mistakes_are_named(run, tmp_path, monkeypatch):
     for tool, words, told in (
         (coco_to_npy, [path, tmp_path / "data"], "data: exists already"),
         (coco_to_npy, [path, out, "--classes", "dog"], "--classes dog: the data has thing"),
-        (coco_to_npy, [empty, out, "--balanced"], "none of its 1 pictures shows a class to choose by"),
-        (coco_to_npy, [empty, out, "--classes", "thing"], "none of its 1 pictures shows a class to choose by"),
+        (coco_to_npy, [empty, out, "--balanced"], "none of its 1 images shows a class to choose by"),
+        (coco_to_npy, [empty, out, "--classes", "thing"], "none of its 1 images shows a class to choose by"),
         (coco_to_npy, [tmp_path / "none", out], "no such file"),
         (npy_to_coco, [tmp_path / "none", out], "no such folder"),
         (npy_to_coco, [tmp_path / "data", out], "images_train/ with annotations_train/"),

@@ -40,8 +40,8 @@ def test_it_runs(stored, monkeypatch, tmp_path):
     assert "keep the same ones: True" in said and "proposals    1 record(s)" in said
     places = {match[0] for match in PLACE.finditer(said)}
     assert places >= {where(function) for lesson in LESSONS for function in lesson.code}
-    pictures = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
-    assert len(pictures) >= len(LESSONS) - 2  # after so few steps nothing may be found: no masks, no paths
+    images = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    assert len(images) >= len(LESSONS) - 2  # after so few steps nothing may be found: no masks, no paths
 
 
 def test_it_is_stored_with_its_outputs(stored):

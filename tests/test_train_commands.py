@@ -10,12 +10,12 @@ import torch
 from small_runs import ROOT, TORCHRUN, call, differences, flags, start
 
 from train_utils.cli.command import Parser
-from train_utils.cli.run_flags import BUILT_IN_MODEL, LR_PER_PICTURE, add_arguments, resolve
+from train_utils.cli.run_flags import BUILT_IN_MODEL, LR_PER_IMAGE, add_arguments, resolve
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.run import epochs as trainer
 
-STEPS = 6  # per epoch: 12 pictures in batches of 2
+STEPS = 6  # per epoch: 12 images in batches of 2
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_wrong_evaluator_is_told_first(tmp_path, monkeypatch, capsys):
 
 def test_a_run_prints_what_it_does(finished, shapes):
     folder, output = finished
-    assert "12 pictures" in output and "Mask R-CNN v1, resnet18, 3 classes" in output
+    assert "12 images" in output and "Mask R-CNN v1, resnet18, 3 classes" in output
     assert "learning rate 0.002" in output and "run folder: run" in output
     line = re.compile(
         r"^Epoch: \[1\]  \[5/6\]  eta: \d:\d\d:\d\d  lr: 0\.\d{6}"
@@ -183,7 +183,7 @@ def test_many_options_at_once(shapes, tmp_path, monkeypatch, capsys):
     assert torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["config"]["trainable_layers"] == 3
 
 
-def test_unreadable_pictures_are_skipped_and_counted(shapes, tmp_path, monkeypatch, capsys):
+def test_unreadable_images_are_skipped_and_counted(shapes, tmp_path, monkeypatch, capsys):
     data = make_shapes(tmp_path / "shapes", train=4, val=2, size=48, seed=1)
     for path in (data / "train2017" / "000000000001.png", data / "val2017" / "000000000001.png"):
         path.write_bytes(path.read_bytes()[:200])
@@ -196,7 +196,7 @@ def test_unreadable_pictures_are_skipped_and_counted(shapes, tmp_path, monkeypat
     assert "000000000001.png" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_loss_that_is_not_finite_names_the_pictures_and_keeps_the_batch(shapes, tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_batch(shapes, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, *flags(shapes, tmp_path / "run", "--lr", 1e20, "--warmup-iters", 0)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     (path,) = (tmp_path / "run").glob("non_finite_step*.pth")
@@ -248,7 +248,7 @@ def test_what_is_not_given_follows_from_the_data_and_the_backbone():
     assert all(getattr(built_in, name) == value for name, value in BUILT_IN_MODEL.items())
     own = resolved("--data-path", "d", "--batch-size", "4", "--accumulate-steps", "3", size=2)
     assert (own.weights, own.norm, own.trainable_layers, own.backbone) == ("coco", None, None, "resnet50")
-    assert (own.optimizer, own.lr, own.fpn_channels) == ("sgd", 24 * LR_PER_PICTURE, None)
+    assert (own.optimizer, own.lr, own.fpn_channels) == ("sgd", 24 * LR_PER_IMAGE, None)
     assert own.lr_steps == pytest.approx([16, 22])
     assert resolved("--data-path", "d", "--backbone", "resnet34").weights == "imagenet"
     assert resolved("--data-path", "d", "--weights", "none").norm == "batch"

@@ -36,26 +36,26 @@ def test_sizes_by_hand():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_batch_equals_torchvision(pictures, dtype, tolerance):
+def test_batch_equals_torchvision(samples, dtype, tolerance):
     ours, theirs = transforms((160,), 256)
-    images = [image.to(dtype) / 255 for image, _ in pictures]
+    images = [image.to(dtype) / 255 for image, _ in samples]
     expected, _ = theirs.eval()([image.clone() for image in images])
     batch = ours.batch(images, None, False, dtype)
     assert batch.sizes == expected.image_sizes
     assert batch.padded == tuple(expected.tensors.shape[-2:])
     assert batch.original_sizes == [tuple(image.shape[-2:]) for image in images]
-    torch.testing.assert_close(batch.pictures, expected.tensors, rtol=0, atol=tolerance)
-    assert batch.pictures.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(batch.samples, expected.tensors, rtol=0, atol=tolerance)
+    assert batch.samples.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_picture_alone_is_padded_as_announced(pictures):
+def test_a_image_alone_is_padded_as_announced(samples):
     ours, _ = transforms((160,), 256)
-    for image, _ in pictures:
+    for image, _ in samples:
         padded = ours.batch([image], None, False, torch.float32).padded
         assert padded == padded_size(*image.shape[-2:], 160, 256)
 
 
-def test_a_fixed_size_holds_every_picture_in_its_ratio():
+def test_a_fixed_size_holds_every_image_in_its_ratio():
     assert resized_size(480, 640, 800, 1333, (512, 512)) == (384, 512)
     assert resized_size(640, 480, 800, 1333, (512, 512)) == (512, 384)
     assert resized_size(49, 50, 800, 1333, (800, 640)) == (627, 640)
@@ -67,26 +67,26 @@ def test_a_fixed_size_holds_every_picture_in_its_ratio():
         for training in (False, True):
             batch = ours.batch([torch.ones(3, *shape) for shape in shapes], None, training, torch.float32)
             assert batch.padded == (64, 96)
-            for picture, (h, w) in zip(batch.pictures, batch.sizes, strict=True):
+            for image, (h, w) in zip(batch.images, batch.sizes, strict=True):
                 assert (h, w) != (0, 0) and (h == 64 or w == 96) and h <= 64 and w <= 96
-                assert picture[:, :h, :w].ne(0).all() and picture.count_nonzero() == 3 * h * w
+                assert image[:, :h, :w].ne(0).all() and image.count_nonzero() == 3 * h * w
 
 
-def test_uint8_equals_float(pictures):
+def test_uint8_equals_float(samples):
     ours, _ = transforms((160,), 256)
-    images = [image for image, _ in pictures[:2]]
-    found = ours.batch(images, None, False, torch.float32).pictures
-    assert torch.equal(found, ours.batch([i.float() / 255 for i in images], None, False, torch.float32).pictures)
+    images = [image for image, _ in samples[:2]]
+    found = ours.batch(images, None, False, torch.float32).samples
+    assert torch.equal(found, ours.batch([i.float() / 255 for i in images], None, False, torch.float32).samples)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 20), (20, 20), (4, 20, 20), (3, 0, 20)])
 def test_a_wrong_shape_is_named(shape):
     ours, _ = transforms((160,), 256)
-    with pytest.raises(ValueError, match="picture 1 has shape"):
+    with pytest.raises(ValueError, match="image 1 has shape"):
         ours.batch([torch.zeros(3, 9, 9), torch.zeros(shape)], None, False, torch.float32)
 
 
-def test_min_size_is_drawn_per_picture_in_training_and_the_last_counts_in_evaluation():
+def test_min_size_is_drawn_per_image_in_training_and_the_last_counts_in_evaluation():
     ours, _ = transforms((32, 64, 96), 500)
     image = torch.zeros(3, 50, 50)
 
@@ -102,9 +102,9 @@ def test_min_size_is_drawn_per_picture_in_training_and_the_last_counts_in_evalua
     assert set(unseeded) == {32, 64, 96}
 
 
-def test_targets_equal_torchvision(pictures):
+def test_targets_equal_torchvision(samples):
     ours, theirs = transforms((160,), 256)
-    for image, target in pictures[:3]:
+    for image, target in samples[:3]:
         batch = ours.batch([image], None, False, torch.float32)
         _, expected = theirs.eval()([image.float() / 255], [{k: target[k] for k in ("boxes", "masks", "labels")}])
         objects = prepare_objects(target, batch, 0)
@@ -162,7 +162,7 @@ def test_a_box_that_is_none_is_named(box):
         "image_id": 42,
         "masks": torch.ones(2, 50, 50),
     }
-    with pytest.raises(ValueError, match="picture 42"):
+    with pytest.raises(ValueError, match="image 42"):
         prepare_objects(target, batch, 0)
 
 

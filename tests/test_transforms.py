@@ -32,7 +32,7 @@ def generator(seed=0):
 
 
 def sample(seed, cropped=True):
-    """A picture of random size with 0 to 4 objects: rectangles with a hole; object i has label i + 1."""
+    """An image of random size with 0 to 4 objects: rectangles with a hole; object i has label i + 1."""
     rng = np.random.default_rng(seed)
     height, width, count = int(rng.integers(9, 70)), int(rng.integers(9, 70)), int(rng.integers(0, 5))
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
@@ -158,8 +158,8 @@ def test_large_scale_jitter_keeps_objects_whole(seed):
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("shape", [(30, 60), (64, 64), (90, 45)])
-def test_large_scale_jitter_moves_picture_and_masks_alike(scale, shape):
-    """Masks painted into the picture are still under their masks afterwards."""
+def test_large_scale_jitter_moves_image_and_masks_alike(scale, shape):
+    """Masks painted into the image are still under their masks afterwards."""
     height, width = shape
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     masks = torch.zeros(2, height, width, dtype=torch.uint8)
@@ -208,7 +208,7 @@ def test_large_scale_jitter_drops_what_vanishes():
 
 
 def test_large_scale_jitter_drops_a_box_without_its_pixels():
-    """The box spans the picture, the pixels are at its left end: a cut may hold the one without the other."""
+    """The box spans the image, the pixels are at its left end: a cut may hold the one without the other."""
     masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[0, 20:40, 0:3] = 1
     target = {"boxes": torch.tensor([[0.0, 20, 64, 40]]), "labels": torch.tensor([1]), "masks": masks}
@@ -221,7 +221,7 @@ def test_large_scale_jitter_drops_a_box_without_its_pixels():
 
 
 @pytest.mark.parametrize("cropped", [True, False])
-def test_expand_puts_the_picture_on_a_larger_canvas(cropped):
+def test_expand_puts_the_image_on_a_larger_canvas(cropped):
     places = []
     for seed in range(12):
         image, target = sample(seed, cropped)
@@ -244,7 +244,7 @@ def test_expand_puts_the_picture_on_a_larger_canvas(cropped):
         assert max(column) - min(column) > 0.5
 
 
-def test_expand_takes_half_of_the_pictures():
+def test_expand_takes_half_of_the_images():
     image, target = sample(3)
     expanded = [Expand()(image, target, generator(seed))[0].shape != image.shape for seed in range(60)]
     assert 20 < sum(expanded) < 40

@@ -102,10 +102,10 @@ def test_no_detections_are_ap_zero(run, tmp_path, data):
     assert record["segm"]["per_class"] == {"circle": 0.0, "square": 0.0, "big triangle": None}
 
 
-def test_unreadable_pictures_are_named_and_left_out(run, weights, data):
-    (data / "images" / "1.png").write_bytes(b"no picture")
+def test_unreadable_images_are_named_and_left_out(run, weights, data):
+    (data / "images" / "1.png").write_bytes(b"no image")
     status, out, err = run("--weights-path", weights, "--data-path", data)
-    assert status == 1 and "1.png" in err and "1 picture(s) could not be read" in err
+    assert status == 1 and "1.png" in err and "1 image(s) could not be read" in err
     results = json.loads(Path("detections.json").read_text())
     assert {r["image_id"] for r in results} == {10, 12, 13}
 
@@ -113,7 +113,7 @@ def test_unreadable_pictures_are_named_and_left_out(run, weights, data):
 def test_the_checkpoint_knows_its_data(run, tmp_path, data):
     weights = write_checkpoint(tmp_path / "own.pth", data_path=str(data), dataset="auto", val_fraction=0.5, seed=3)
     assert run("--weights-path", weights)[0] == 0
-    (data / "instances_val.json").unlink()  # now a single json: training's share and seed choose the pictures
+    (data / "instances_val.json").unlink()  # now a single json: training's share and seed choose the images
     chosen = []
     for flags in ((), ("--data-path", data), ("--val-fraction", 0.75)):
         assert run("--weights-path", weights, *flags)[0] == 0

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import write_checkpoint, write_pictures
+from tiny_model import write_checkpoint, write_images
 
 import predict
 from train_utils.cli.command import run_command
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 from train_utils.prediction.predictor import Predictor
 from train_utils.show import video
 
@@ -149,7 +149,7 @@ def test_a_video_that_was_cut_off_is_written_as_far_as_it_goes(run, tmp_path, na
     assert "could not be decoded" in done.broken or "but says that it has" in done.broken
     status, out, err = run("--img-path", name, "--every", 8)
     assert status == 1 and err.startswith(f"predicted in part: {name}: ") and err.count("\n") == 1
-    assert "1 of 1 picture(s) predicted, 1 in part" in out and Path("test_result.mp4").exists()
+    assert "1 of 1 image(s) predicted, 1 in part" in out and Path("test_result.mp4").exists()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_is_no_video_is_named(run, tmp_path, content, said):
     (tmp_path / "a.mp4").write_bytes(content)
     status, out, err = run("--img-path", "a.mp4")
     assert status == 1 and err == f"not predicted: a.mp4: {err.split('a.mp4: ')[1]}" and said in err
-    assert "0 of 1 picture(s) predicted, 1 could not be read" in out and not list(tmp_path.glob("test_result*"))
+    assert "0 of 1 image(s) predicted, 1 could not be read" in out and not list(tmp_path.glob("test_result*"))
     assert run("--img-path", "a.mp4", "--strict")[0] == 2
 
 
@@ -196,7 +196,7 @@ def test_too_large_frames_and_other_codecs_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(video.InputError, match="64x48 are too large"):
         patch.setattr(video, "MOST_PIXELS", 3000)
         video.open_video(source)
-    with pytest.raises(PictureError, match="no frame could be read"):  # frames larger than the header says
+    with pytest.raises(ImageError, match="no frame could be read"):  # frames larger than the header says
         container = video.open_video(source)
         container.streams.video[0].codec_context.options = {"max_pixels": "3000"}
         video.annotate_video(container, source, tmp_path / "out.mp4", same_frames)
@@ -206,8 +206,8 @@ def test_too_large_frames_and_other_codecs_are_refused(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_a_folder_of_pictures_and_videos(run, tmp_path):
-    write_pictures(tmp_path / "in")
+def test_a_folder_of_images_and_videos(run, tmp_path):
+    write_images(tmp_path / "in")
     clip(tmp_path / "in" / "clip.avi", codec="mpeg4", frames=3)
     status, out, err = run("--img-path", "in", "--output-dir", "out")
     assert status == 0, err

@@ -1,4 +1,4 @@
-"""tools.visualise_stages: pictures and a page for every kind of sample, and what they say."""
+"""tools.visualise_stages: images and a page for every kind of sample, and what they say."""
 
 import json
 import re
@@ -59,11 +59,11 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 class Reader(HTMLParser):
-    """The ids of sections, the alternative texts of pictures, and all text of a page."""
+    """The ids of sections, the alternative texts of images, and all text of a page."""
 
     def __init__(self, page):
         super().__init__()
-        self.sections, self.pictures, self.tags, self.text = [], [], set(), ""
+        self.sections, self.images, self.tags, self.text = [], [], set(), ""
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
@@ -73,7 +73,7 @@ class Reader(HTMLParser):
             self.sections.append(attrs["id"])
         if tag == "img":
             assert attrs["src"].startswith("data:image/jpeg;base64,")
-            self.pictures.append(attrs["alt"])
+            self.images.append(attrs["alt"])
 
     def handle_data(self, data):
         self.text += data
@@ -86,16 +86,16 @@ def test_a_sample_of_the_data(run, data, tmp_path):
     wanted = [f"{i:02}_{name}.png" for i, name in enumerate(NAMES_OF_STAGES, 1)]
     assert [path.name for path in written] == [*wanted, "stages.html"] and all(path.name in out for path in written)
     for path in written[:-1]:
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 150 and len(picture.convert("L").getcolors(999)) > 9
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 150 and len(image.convert("L").getcolors(999)) > 9
     page = Reader(written[-1].read_text())
-    assert page.sections == NAMES_OF_STAGES and len(page.pictures) > len(NAMES_OF_STAGES)
+    assert page.sections == NAMES_OF_STAGES and len(page.images) > len(NAMES_OF_STAGES)
     assert "PhotometricJitter" in page.text and "1.png" in page.text  # the checkpoint's own flag
     for lesson in LESSONS:
         assert where(lesson.code[0]) in page.text
 
 
-def test_a_picture_alone_and_names_that_are_no_tags(run, data, tmp_path):
+def test_a_image_alone_and_names_that_are_no_tags(run, data, tmp_path):
     names = {1: "<script>alert(1)</script>", 2: "a & b", 4: "c"}
     status, _, err = run("--img-path", data / "images" / "2.png", "--output-dir", "alone", names=names)
     assert (status, err) == (0, "")
@@ -103,7 +103,7 @@ def test_a_picture_alone_and_names_that_are_no_tags(run, data, tmp_path):
     page = Reader(text)
     assert "all that the network is given" in page.text and "Augmentation changes" not in page.text
     assert page.sections == WITHOUT_TARGET and "--data-path DATA --index 0" in page.text
-    assert "ground truth" not in " ".join(page.pictures) and "2.png" in page.text
+    assert "ground truth" not in " ".join(page.images) and "2.png" in page.text
     assert "script" not in page.tags and "&lt;script&gt;" in text
 
 
@@ -209,8 +209,8 @@ def test_odd_samples(case):
     for lesson in LESSONS:
         panels, facts = lesson.show(view)
         assert facts and "nan" not in str(facts) and "{" not in lesson.told(view) and (panels or lesson.empty)
-        for caption, picture in panels:
-            assert caption and 1 < min(picture.size) and max(picture.size) <= 1600, (lesson.name, picture.size)
+        for caption, panel in panels:
+            assert caption and 1 < min(panel.size) and max(panel.size) <= 1600, (lesson.name, panel.size)
         if panels:
             assert sheet(panels).width <= 1700
     assert not model.training or model.train().training  # as it was
@@ -226,9 +226,9 @@ def test_best_overlap_against_plain_loops():
 
 
 def test_a_box_is_drawn_where_it_is():
-    picture = torch.zeros(3, 50, 100, dtype=torch.uint8)
+    image = torch.zeros(3, 50, 100, dtype=torch.uint8)
     for window, scale in ((None, 7.2), ((20, 10, 60, 50), 18.0)):
-        canvas = Canvas(picture, window)
+        canvas = Canvas(image, window)
         canvas.box((30, 20, 50, 40), GREEN)
         rows, columns = np.nonzero((np.asarray(canvas.image) == GREEN).all(2))
         left, top = window[:2] if window else (0, 0)

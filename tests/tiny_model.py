@@ -57,8 +57,8 @@ def write_checkpoint(path, score_bias: float = 2.0, names=NAMES, width: int = 64
     return path
 
 
-def write_pictures(folder) -> list:
-    """Four noise pictures of SIZES."""
+def write_images(folder) -> list:
+    """Four noise images of SIZES."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     paths = [folder / f"{i}.png" for i in range(len(SIZES))]
@@ -68,8 +68,8 @@ def write_pictures(folder) -> list:
 
 
 def write_coco(folder, names=NAMES):
-    """A folder that open_data_set reads: images/ and two equal jsons with a square in each picture."""
-    paths = write_pictures(folder / "images")
+    """A folder that open_data_set reads: images/ and two equal jsons with a square in each image."""
+    paths = write_images(folder / "images")
     images, annotations = [], []
     for i, (path, (height, width)) in enumerate(zip(paths, SIZES, strict=True)):
         images.append({"id": 10 + i, "file_name": path.name, "height": height, "width": width})

@@ -1,9 +1,9 @@
 """What training would make of a data set, before it starts: mistakes, oddities, sizes, anchors, doubles.
 
-    python -m tools.check_data D                       any data that train.py reads; a json; a folder of pictures
+    python -m tools.check_data D                       any data that train.py reads; a json; a folder of images
     python -m tools.check_data D --min-size 512        as the model would see it: its flags are train.py's
     python -m tools.check_data D --weights-path W      as the model of a checkpoint would see it
-    python -m tools.check_data D --full                also open every picture (by itself up to 2,000 pictures)
+    python -m tools.check_data D --full                also open every image (by itself up to 2,000 images)
     python -m tools.check_data D --fix OUT             write corrected copies of COCO jsons, and a list of changes
 
 Written are check_data.html (a page to look at) and check_data.json (every find, for programs) in --output-dir. What
@@ -24,7 +24,7 @@ import numpy as np
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.weight_files.architecture import infer_architecture
-from tools.doctor import anchors, duplicates, fix, looks, page, pictures, statistics
+from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
@@ -36,33 +36,33 @@ from train_utils.io.files import make_folder, user_path, write_text
 from train_utils.io.plain_text import one_line
 from train_utils.show.pages import write_page
 
-SMALL = 2000  # pictures up to which all are opened unless --quick says otherwise
+SMALL = 2000  # images up to which all are opened unless --quick says otherwise
 SHOWN = 6  # finds of a kind on the console
 
 
 def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
-    parser.add_argument("data", help="a data set as train.py's --data-path, a json, or a folder of pictures")
+    parser.add_argument("data", help="a data set as train.py's --data-path, a json, or a folder of images")
     parser.add_argument("--dataset", choices=LAYOUTS, default="auto", help="its layout (default: auto)")
-    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
+    parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
     parser.add_argument("--year", help="where the folder has several years")
     parser.add_argument("--label-json-path", metavar="J", help="class names of .npy data")
-    command.add_flag(parser, "--follow-links", help="follow pictures that are links out of the data")
+    command.add_flag(parser, "--follow-links", help="follow images that are links out of the data")
     passes = parser.add_mutually_exclusive_group()
-    passes.add_argument("--full", action="store_true", help="open every picture")
+    passes.add_argument("--full", action="store_true", help="open every image")
     passes.add_argument("--quick", action="store_true", help="open only those of the contact sheet")
     parser.add_argument(
         "--workers",
         "-j",
         type=command.non_negative_int,
         default=0,
-        help="processes that open pictures (default: 0, this one)",
+        help="processes that open images (default: 0, this one)",
     )
     parser.add_argument(
         "--weights-path", metavar="W", help="a checkpoint: sizes and anchors are looked at for its model"
     )
     parser.add_argument(
-        "--samples", type=command.non_negative_int, default=18, help="pictures of the contact sheet (default: 18)"
+        "--samples", type=command.non_negative_int, default=18, help="images of the contact sheet (default: 18)"
     )
     parser.add_argument("--seed", type=command.seed, default=0, help="of their choice (default: 0)")
     parser.add_argument("--output-dir", default="check_data", help="where page and json go (default: ./check_data)")
@@ -76,7 +76,7 @@ class Report:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.finds = args, Finds()
-        self.of_pictures = Finds(self.finds)  # what only opened pictures tell
+        self.of_images = Finds(self.finds)  # what only opened images tell
         self.config, self.assumed = model_config(args)
         self.tables: dict = {}
         self.classes: dict = {}
@@ -89,16 +89,16 @@ class Report:
 
     @property
     def splits(self) -> dict:
-        """What can be looked at: data sets, or {"": pictures}."""
-        return self.opened.splits or ({"": self.opened.pictures} if self.opened.pictures else {})
+        """What can be looked at: data sets, or {"": images}."""
+        return self.opened.splits or ({"": self.opened.images} if self.opened.images else {})
 
     @property
     def verdict(self) -> str | None:
-        """What train.py would stop at: when it opens the data, or at a picture."""
+        """What train.py would stop at: when it opens the data, or at an image."""
         return self.opened.verdict or next(iter(self.finds.texts(ERROR)), None)
 
     def look(self) -> None:
-        """Everything but the pictures."""
+        """Everything but the images."""
         args, finds = self.args, self.finds
         self.opened = open_all(
             args.data, finds, args.dataset, args.image_dir, args.year, args.label_json_path, args.follow_links
@@ -108,18 +108,18 @@ class Report:
         if self.tables:
             tables = list(self.tables.values())
             self.histograms = statistics.histograms(tables, self.config)
-            self.sizes = statistics.picture_sizes(tables)
+            self.sizes = statistics.image_sizes(tables)
             self.reach = anchors.reach(tables, self.config)
         count = sum(map(len, self.splits.values()))
         self.full = args.full or (count <= SMALL and not args.quick)
 
-    def open_pictures(self) -> None:
+    def open_images(self) -> None:
         seen = {
-            split: pictures.full_pass(part, self.args.workers, self.of_pictures, split)
+            split: images.full_pass(part, self.args.workers, self.of_images, split)
             for split, part in self.splits.items()
         }
         self.doubles = duplicates.find_doubles(seen)
-        duplicates.tell_doubles(self.doubles, self.splits, self.of_pictures)
+        duplicates.tell_doubles(self.doubles, self.splits, self.of_images)
 
     def lines(self) -> list[str]:
         """What the data is, a line a split."""
@@ -133,13 +133,11 @@ class Report:
                 else (f"{known} class{'' if known == 1 else 'es'}")
             )
             told.append(
-                f"{split}: {counted(len(counts), 'picture')} ({int((counts == 0).sum()):,} without objects), "
+                f"{split}: {counted(len(counts), 'image')} ({int((counts == 0).sum()):,} without objects), "
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
                 f"{counted(int(table.crowd.sum()), 'crowd region')}"
             )
-        return told or [f"{counted(len(self.opened.pictures), 'picture')} without annotations"] * bool(
-            self.opened.pictures
-        )
+        return told or [f"{counted(len(self.opened.images), 'image')} without annotations"] * bool(self.opened.images)
 
     @property
     def sizing(self) -> str:
@@ -166,7 +164,7 @@ class Report:
             "splits": {
                 split: {
                     "source": str(table.data_set.source),
-                    "pictures": len(table.sizes),
+                    "images": len(table.sizes),
                     "objects": int(table.counts().sum()),
                     "crowd_regions": int(table.crowd.sum()),
                 }
@@ -174,7 +172,7 @@ class Report:
             },
             "classes": self.classes,
             "histograms": self.histograms,
-            "picture_sizes": self.sizes,
+            "image_sizes": self.sizes,
             "anchors": [
                 {
                     "anchor_sizes": list(reach.sizes),
@@ -199,14 +197,12 @@ class Report:
     def write(self, folder: Path) -> Path:
         """The json and the page; returns the page's path."""
         make_folder(folder)
-        sheet, seconds = page.contact_sheet(self.splits, self.args.samples, self.args.seed, self.of_pictures)
+        sheet, seconds = page.contact_sheet(self.splits, self.args.samples, self.args.seed, self.of_images)
         told = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.args.samples:
             sections.append(
-                page.section(
-                    "sheet", "Samples, as training gets them" if self.tables else "Some of the pictures", sheet
-                )
+                page.section("sheet", "Samples, as training gets them" if self.tables else "Some of the images", sheet)
             )
         if self.tables:
             sections.append(page.classes_section(self.classes))
@@ -245,9 +241,9 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
     """What the full pass adds, and how long it would take, as far as the contact sheet tells."""
     count = sum(map(len, report.splits.values()))
     if report.full:
-        return "Every picture was opened." * bool(count)
+        return "Every image was opened." * bool(count)
     told = (
-        "Only the contact sheet's pictures were opened. --full opens all: unreadable ones, sizes that the "
+        "Only the contact sheet's images were opened. --full opens all: unreadable ones, sizes that the "
         "annotations contradict, EXIF orientations, blank ones, and doubles within and across the splits"
     )
     if seconds and count:
@@ -297,12 +293,12 @@ def main() -> int:
     report = Report(args)
     report.look()
     if report.full:
-        report.open_pictures()
+        report.open_images()
     path = report.write(folder)
     show(report)
     print(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)")
     if args.fix:
-        fix.write(report.opened, args, report.config, report.of_pictures)
+        fix.write(report.opened, args, report.config, report.of_images)
     if report.finds.total(ERROR):
         return command.EXIT_WRONG_INPUT
     return command.EXIT_SOME_UNUSABLE if report.finds.total(WARNING) else command.EXIT_OK

@@ -1,4 +1,4 @@
-"""COCO data -> pictures with .npy annotations, all of it or a sample of some classes.
+"""COCO data -> images with .npy annotations, all of it or a sample of some classes.
 
     python -m tools.coco_to_npy COCO_DATA OUT
     python -m tools.coco_to_npy COCO_DATA OUT --classes person dog --limit 200 --balanced
@@ -7,7 +7,7 @@ Writes OUT/images_train/NAME.jpg with OUT/annotations_train/NAME.npy, the same f
 single json: images/ and annotations/), and OUT/classes.txt. Each .npy holds a dict: boxes float32 [n, 4] (x1 y1 x2
 y2), labels int64 [n] (1..C in the order of --classes, else of the category ids), masks uint8 [n, height, width], and
 iscrowd uint8 [n] where there is a crowd region. `train.py --data-path OUT` reads it.
-Exit status 1: finished, but some pictures could not be read: they are named and left out.
+Exit status 1: finished, but some images could not be read: they are named and left out.
 """
 
 import argparse
@@ -19,12 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from backbone.errors import InputError
-from tools.conversion import new_folder, open_splits, place_picture
+from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli import command
 from train_utils.data.formats import npy_file as npy_reader
 from train_utils.data.formats.coco.layout import find_jsons
 from train_utils.data.formats.npy import CLASS_FILE
-from train_utils.data.images import PictureError, picture_size
+from train_utils.data.images import ImageError, image_size
 from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible
 from train_utils.show.image_lists import output_names
@@ -38,19 +38,19 @@ def parse_args() -> argparse.Namespace:
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="only these, and only pictures that show one (default: all classes and pictures)",
+        help="only these, and only images that show one (default: all classes and images)",
     )
     parser.add_argument(
         "--limit",
         type=command.positive_int,
         metavar="N",
-        help="at most N pictures of each split, chosen at random (default: all)",
+        help="at most N images of each split, chosen at random (default: all)",
     )
-    command.add_flag(parser, "--balanced", help="choose as equal numbers of pictures of each class as can be")
+    command.add_flag(parser, "--balanced", help="choose as equal numbers of images of each class as can be")
     parser.add_argument("--seed", type=command.seed, default=0, help="of the choice (default: 0)")
-    command.add_flag(parser, "--link", help="link the pictures in place of copying them")
-    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
-    command.add_flag(parser, "--follow-links", help="follow pictures that are links out of the data (else an error)")
+    command.add_flag(parser, "--link", help="link the images in place of copying them")
+    parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
+    command.add_flag(parser, "--follow-links", help="follow images that are links out of the data (else an error)")
     return parser.parse_args()
 
 
@@ -70,10 +70,10 @@ def new_labels(label_map, classes: list[str] | None) -> dict[int, int]:
 
 
 def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced: bool, seed: int) -> list[int]:
-    """Positions of the pictures to take, sorted. classes_of: the chosen classes that each picture shows.
+    """Positions of the images to take, sorted. classes_of: the chosen classes that each image shows.
 
-    every: pictures without any as well. balanced: the class with the fewest pictures so far has the next one, a
-    picture of few other classes first, until `limit`, or without one until a class has run out.
+    every: images without any as well. balanced: the class with the fewest images so far has the next one, a
+    image of few other classes first, until `limit`, or without one until a class has run out.
     """
     order = np.random.default_rng(seed).permutation(len(classes_of)).tolist()
     order = [i for i in order if classes_of[i] or every and not balanced]
@@ -98,14 +98,14 @@ def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced:
 
 
 def shown_classes(data_set, labels: dict[int, int]) -> list[set[int]]:
-    """The labels, among those to write, that each picture shows; no mask is decoded for it."""
+    """The labels, among those to write, that each image shows; no mask is decoded for it."""
     packed, to_label = data_set.annotations, data_set.label_map.to_label
     found = [packed.category_ids[packed.objects(row)].tolist() for row in data_set.rows]
     return [{to_label(category) for category in categories} & labels.keys() for categories in found]
 
 
 def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict, dict]:
-    """(what the .npy of a picture holds, {label: how many of its objects are written}); those without a pixel are
+    """(what the .npy of an image holds, {label: how many of its objects are written}); those without a pixel are
     not written. InputError where the masks would take more than a .npy file may have."""
     masks = target["masks"]
     full = (masks.boxes[:, 2] > 0).tolist()
@@ -113,7 +113,7 @@ def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict
     if len(kept) * masks.size[0] * masks.size[1] > npy_reader.MAX_PICKLE - 2**20:
         raise InputError(
             f"{source}: its {len(kept)} masks would take more than a .npy file may have "
-            f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the picture down, or choose fewer --classes"
+            f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the image down, or choose fewer --classes"
         )
     own = target["labels"][kept].tolist()
     content = {
@@ -127,12 +127,12 @@ def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict
 
 
 def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) -> int:
-    """Convert one split; returns the number of pictures that could not be read."""
+    """Convert one split; returns the number of images that could not be read."""
     classes_of = shown_classes(data_set, labels)
     chosen = choose(classes_of, args.classes is None, args.limit, args.balanced, args.seed)
     if not chosen:
         raise InputError(
-            f"{data_set.source}: none of its {len(data_set)} pictures shows a class to choose by; give "
+            f"{data_set.source}: none of its {len(data_set)} images shows a class to choose by; give "
             "other --classes, leave --balanced out, or convert the other split's json alone"
         )
     folders = [out / f"{kind}_{name}".rstrip("_") for kind in ("images", "annotations")]
@@ -142,36 +142,36 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
     shown, counts = Counter(dict.fromkeys(labels, 0)), Counter()
     stems = [Path(drawn).stem for drawn in output_names(sources)]  # none twice
     for i, source, stem in tqdm(
-        list(zip(chosen, sources, stems, strict=True)), desc=name or "pictures", unit="picture", disable=None
+        list(zip(chosen, sources, stems, strict=True)), desc=name or "images", unit="image", disable=None
     ):
         try:
-            picture_size(source)
-        except PictureError as error:
+            image_size(source)
+        except ImageError as error:
             print(f"not converted: {error}", file=sys.stderr, flush=True)
-            counts["pictures could not be read"] += 1
+            counts["images could not be read"] += 1
             continue
         target = data_set.target(i)
         content, written = content_of(target, labels, source)
-        symbolic = place_picture(source, folders[0] / (stem + source.suffix), args.link)
+        symbolic = place_image(source, folders[0] / (stem + source.suffix), args.link)
         np.save(folders[1] / f"{stem}.npy", content)
         shown.update(written.keys())
         wanted = sum(label in labels for label in target["labels"].tolist())
-        counts["pictures"] += 1
+        counts["images"] += 1
         counts["objects"] += written.total()
         counts["objects of other classes left out"] += len(target["labels"]) - wanted
         counts["objects without a pixel left out"] += wanted - written.total()
-        counts["pictures are symbolic links: training needs --follow-links"] += symbolic
+        counts["images are symbolic links: training needs --follow-links"] += symbolic
     tell(folders[0].name, data_set, counts, shown)
-    return counts["pictures could not be read"]
+    return counts["images could not be read"]
 
 
 def tell(folder: str, data_set, counts: Counter, shown: Counter) -> None:
-    """Print what was written; shown: {label: pictures that show it}."""
-    line = f"{folder}: {counts.pop('pictures', 0)} of {len(data_set)} pictures, {counts.pop('objects', 0)} objects"
+    """Print what was written; shown: {label: images that show it}."""
+    line = f"{folder}: {counts.pop('images', 0)} of {len(data_set)} images, {counts.pop('objects', 0)} objects"
     print(visible(", ".join([line, *(f"{count} {what}" for what, count in counts.items() if count)])))
     if len(shown) <= 20:
         classes = (f"{data_set.label_map.name(label)} {count}" for label, count in shown.items())
-        print(visible(f"pictures of each class: {', '.join(classes)}"))
+        print(visible(f"images of each class: {', '.join(classes)}"))
 
 
 def main() -> int:

@@ -40,8 +40,8 @@ def new_folder(path) -> Iterator[Path]:
         raise InputError(f"{path}: could not be written: {error}; nothing is left of it") from error
 
 
-def place_picture(source, target: Path, link: bool) -> bool:
-    """Copy a picture, or link it: hard where that can be, else by a symbolic link. Returns whether by the latter."""
+def place_image(source, target: Path, link: bool) -> bool:
+    """Copy an image, or link it: hard where that can be, else by a symbolic link. Returns whether by the latter."""
     if not link:
         shutil.copyfile(source, target)
         return False

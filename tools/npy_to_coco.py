@@ -1,11 +1,11 @@
-"""Pictures with .npy annotations -> COCO data: jsons with compressed RLE, and the pictures.
+"""Images with .npy annotations -> COCO data: jsons with compressed RLE, and the images.
 
     python -m tools.npy_to_coco NPY_DATA OUT
 
 Writes OUT/annotations/instances_train.json with OUT/train/, the same for val where NPY_DATA has it (else
 OUT/instances.json with OUT/images/). Image ids are the numbers in the file names where all are numbers, else 1, 2, ...
 in their order. `train.py --data-path OUT` reads it, and so does pycocotools.
-Exit status 1: finished, but some pictures, or annotations without a picture, could not be used: they are named and
+Exit status 1: finished, but some images, or annotations without an image, could not be used: they are named and
 left out.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from backbone.errors import InputError
-from tools.conversion import new_folder, open_splits, place_picture
+from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli import command
-from train_utils.data.formats.npy import NO_ANNOTATION, NO_PICTURE, find_npy_folders
-from train_utils.data.images import PictureError, picture_size
+from train_utils.data.formats.npy import NO_ANNOTATION, NO_IMAGE, find_npy_folders
+from train_utils.data.images import ImageError, image_size
 from train_utils.io.files import user_path, write_text
 
 
@@ -29,29 +29,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("data", metavar="NPY_DATA", help="folder with images/ and annotations/, or the like")
     parser.add_argument("out", metavar="OUT", help="folder to be made")
     parser.add_argument("--label-json-path", metavar="J", help='class names: a json file {"1": "person", ...}')
-    command.add_flag(parser, "--link", help="link the pictures in place of copying them")
+    command.add_flag(parser, "--link", help="link the images in place of copying them")
     command.add_flag(parser, "--follow-links", help="follow files that are links out of the data (else an error)")
     command.add_flag(parser, "--strict", help="files without a partner and unusable objects are errors, not skipped")
     return parser.parse_args()
 
 
 def write_split(out: Path, name: str, data_set, link: bool) -> int:
-    """Convert one split; returns the number of pictures and annotations that could not be used."""
+    """Convert one split; returns the number of images and annotations that could not be used."""
     json_path = out / "annotations" / f"instances_{name}.json" if name else out / "instances.json"
     folder = out / (name or "images")
     for each in (json_path.parent, folder):
         each.mkdir(exist_ok=True)
     content = data_set.ground_truth()
     usable, linked = set(), 0
-    for i in tqdm(range(len(data_set)), desc=name or "pictures", unit="picture", disable=None):
+    for i in tqdm(range(len(data_set)), desc=name or "images", unit="image", disable=None):
         source = Path(data_set.file_name(i))
         try:
-            picture_size(source)
-        except PictureError as error:
+            image_size(source)
+        except ImageError as error:
             print(f"not converted: {error}", file=sys.stderr, flush=True)
             continue
         usable.add(data_set.image_id(i))
-        linked += place_picture(source, folder / source.name, link)
+        linked += place_image(source, folder / source.name, link)
     numbered = all(isinstance(data_set.given_id(i), int) for i in range(len(data_set)))
     new_ids = {image["id"]: image["id"] if numbered else n for n, image in enumerate(content["images"], 1)}
     label_map = data_set.label_map
@@ -61,9 +61,9 @@ def write_split(out: Path, name: str, data_set, link: bool) -> int:
         {**a, "image_id": new_ids[a["image_id"]]} for a in content["annotations"] if a["image_id"] in usable
     ]
     write_text(json_path, json.dumps(content))
-    notes = f", {linked} pictures are symbolic links: training needs --follow-links" if linked else ""
-    print(f"{json_path.relative_to(out)}: {len(usable)} pictures, {len(content['annotations'])} objects{notes}")
-    without = sum(data_set.skipped.get(reason, 0) for reason in (NO_ANNOTATION, NO_PICTURE))
+    notes = f", {linked} images are symbolic links: training needs --follow-links" if linked else ""
+    print(f"{json_path.relative_to(out)}: {len(usable)} images, {len(content['annotations'])} objects{notes}")
+    without = sum(data_set.skipped.get(reason, 0) for reason in (NO_ANNOTATION, NO_IMAGE))
     return len(data_set) - len(usable) + without
 
 

@@ -3,10 +3,10 @@
     python -m tools.pack_dataset DATA OUT                    any data that train.py reads; --val-fraction as there
     python train.py --data-path OUT                          the same samples as from DATA
 
-Writes OUT/train.pack and OUT/val.pack: pixels and masks as they come out of the pictures' files and annotations.
+Writes OUT/train.pack and OUT/val.pack: pixels and masks as they come out of the images' files and annotations.
 Pixels take about ten times the space of JPEG files; --keep-encoded stores the files as they are, which
 saves less of the loading time. `python -m benchmarks loading loading_packed loading_encoded` measures both.
-Exit status 1: finished, but some pictures could not be read: they are named and left out.
+Exit status 1: finished, but some images could not be read: they are named and left out.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from backbone.errors import InputError
 from tools.conversion import new_folder
 from train_utils.cli import command
 from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedDataset
-from train_utils.data.images import PictureError, read_picture
+from train_utils.data.images import ImageError, read_image
 from train_utils.data.opening import LAYOUTS, open_data_set
 from train_utils.io.array_block import block_pieces, padded
 from train_utils.io.files import atomic_file
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("data", metavar="DATA", help="the data set's folder, or its json")
     parser.add_argument("out", metavar="OUT", help="folder to be made")
     parser.add_argument("--dataset", choices=LAYOUTS, default="auto", help="layout (default: auto)")
-    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
+    parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
     parser.add_argument("--label-json-path", help='class names of npy data: a json file {"1": "person", ...}')
     parser.add_argument("--year", help="VOC year, where the folder holds several")
     parser.add_argument(
@@ -46,14 +46,14 @@ def parse_args() -> argparse.Namespace:
         help="validation share of data without a split (default: 0.2)",
     )
     parser.add_argument("--seed", type=command.seed, default=0, help="chooses that share (default: 0)")
-    command.add_flag(parser, "--keep-encoded", help="store the pictures' files, not their pixels")
-    command.add_flag(parser, "--follow-links", help="follow pictures that are links out of the data (else an error)")
-    command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
+    command.add_flag(parser, "--keep-encoded", help="store the images' files, not their pixels")
+    command.add_flag(parser, "--follow-links", help="follow images that are links out of the data (else an error)")
+    command.add_flag(parser, "--strict", help="unreadable images and unusable annotations are errors, not skipped")
     return parser.parse_args()
 
 
 class Row(NamedTuple):
-    """A picture in the index: one row of each of INDEX's arrays that count pictures, and its objects."""
+    """An image in the index: one row of each of INDEX's arrays that count images, and its objects."""
 
     position: int
     record: tuple[int, int, int]
@@ -63,11 +63,11 @@ class Row(NamedTuple):
 
 
 def encoded(data_set, i: int, image: torch.Tensor) -> tuple[bytes, int]:
-    """(bytes of picture i's file, how they are turned to become `image`)."""
+    """(bytes of image i's file, how they are turned to become `image`)."""
     path = data_set.file_name(i)
     content = Path(path).read_bytes()
     for kind in (UPRIGHT, AS_STORED):
-        if torch.equal(read_picture(path, kind == UPRIGHT, content), image):
+        if torch.equal(read_image(path, kind == UPRIGHT, content), image):
             return content, kind
     raise InputError(f"{path}: changed while it was packed; pack the data set again")
 
@@ -78,19 +78,19 @@ def mask_bits(masks) -> bytes:
 
 
 def write_records(file, data_set, keep_encoded: bool, strict: bool, bar) -> tuple[list[Row], list[str]]:
-    """Write the record of each picture; returns their rows, and the unreadable pictures."""
+    """Write the record of each image; returns their rows, and the unreadable images."""
     rows, unreadable = [], []
     for i in range(len(data_set)):
         bar.update()
         try:
             image, target = data_set[i]
-        except PictureError as error:
+        except ImageError as error:
             if strict:
                 raise
             unreadable.append(str(error))
             continue
-        picture, kind = encoded(data_set, i, image) if keep_encoded else (image.numpy().tobytes(), PIXELS)
-        parts = [picture, mask_bits(target["masks"])]
+        content, kind = encoded(data_set, i, image) if keep_encoded else (image.numpy().tobytes(), PIXELS)
+        parts = [content, mask_bits(target["masks"])]
         rows.append(Row(i, (file.tell(), *map(len, parts)), [zlib.crc32(part) for part in parts], kind, target))
         file.writelines(parts)
         target["masks"] = target["masks"].boxes  # the pixels are written
@@ -98,7 +98,7 @@ def write_records(file, data_set, keep_encoded: bool, strict: bool, bar) -> tupl
 
 
 def index_of(data_set, rows: list[Row], unreadable: int) -> tuple[dict, dict]:
-    """(plain values, INDEX's arrays) of the pictures that were written."""
+    """(plain values, INDEX's arrays) of the images that were written."""
     positions = [row.position for row in rows]
     written = {data_set.image_id(i) for i in positions}
     truth = [a for a in data_set.ground_truth()["annotations"] if a["image_id"] in written]
@@ -123,7 +123,7 @@ def index_of(data_set, rows: list[Row], unreadable: int) -> tuple[dict, dict]:
     }
     skipped, first = dict(data_set.skipped), dict(data_set.first_skipped)
     if unreadable:
-        skipped["unreadable pictures"], first["unreadable pictures"] = unreadable, "named when they were packed"
+        skipped["unreadable images"], first["unreadable images"] = unreadable, "named when they were packed"
     given = {data_set.image_id(i): data_set.given_id(i) for i in positions}
     values = {
         "label_map": data_set.label_map.to_dict(), "names": [data_set.file_name(i) for i in positions],
@@ -134,9 +134,9 @@ def index_of(data_set, rows: list[Row], unreadable: int) -> tuple[dict, dict]:
 
 
 def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False) -> list[str]:
-    """Write a data set into one file; returns the unreadable pictures, which are left out.
+    """Write a data set into one file; returns the unreadable images, which are left out.
 
-    Raises InputError where there is no room, and for pictures and annotations that can't be used.
+    Raises InputError where there is no room, and for images and annotations that can't be used.
     """
     if keep_encoded and isinstance(data_set, PackedDataset):
         raise InputError(f"--keep-encoded: {data_set.source} is packed already; give the data that it was packed from")
@@ -155,7 +155,7 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
         file.write(MAGIC)
         rows, unreadable = write_records(file, data_set, keep_encoded, strict, bar)
         if not rows:
-            raise InputError(f"{data_set.source}: none of its pictures could be read; the first: {unreadable[0]}")
+            raise InputError(f"{data_set.source}: none of its images could be read; the first: {unreadable[0]}")
         end = file.tell()
         file.write(b"\0" * (padded(end) - end))
         index = b"".join(block_pieces(*index_of(data_set, rows, len(unreadable))))
@@ -174,10 +174,10 @@ def main() -> int:
         for name, part in (("train", splits.train), ("val", splits.val)):
             print(f"{name}: {part.describe()}")
             unreadable += pack(part, out / f"{name}.pack", args.keep_encoded, args.strict)
-    for picture in unreadable:
-        print(f"left out: {picture}", file=sys.stderr)
+    for image in unreadable:
+        print(f"left out: {image}", file=sys.stderr)
     if unreadable:
-        print(f"{len(unreadable)} picture(s) could not be read: left out", file=sys.stderr)
+        print(f"{len(unreadable)} image(s) could not be read: left out", file=sys.stderr)
     print(f"written: {args.out}/train.pack, {args.out}/val.pack (python train.py --data-path {args.out})")
     return command.EXIT_SOME_UNUSABLE if unreadable else command.EXIT_OK
 

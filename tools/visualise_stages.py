@@ -1,10 +1,10 @@
-"""Show what each stage of Mask R-CNN sees of one picture: a picture for each stage, and a page that explains them.
+"""Show what each stage of Mask R-CNN sees of one image: an image for each stage, and a page that explains them.
 
     python -m tools.visualise_stages --weights-path save_weights/model_best.pth --index 3
     python -m tools.visualise_stages --weights-path W --data-path DATA --split val --index 0
     python -m tools.visualise_stages --weights-path W --img-path photo.jpg      without the stages that need objects
 
-Writes 01_sample.png, 02_batch.png, ... and stages.html (self-contained) into --output-dir. The first line takes picture
+Writes 01_sample.png, 02_batch.png, ... and stages.html (self-contained) into --output-dir. The first line takes image
 3 of the training data, augmented as training does it in epoch 0 with the checkpoint's flags and seed; --photometric,
 --expand and so on change that. The model itself runs as in evaluation, once, so that its detections can be shown beside
 its losses and targets.
@@ -24,7 +24,7 @@ from tools.stages.writing import write_stages
 from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli import command
 from train_utils.cli.run_flags import AUGMENTATION, add_augmentation_arguments
-from train_utils.data.images import read_picture
+from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION as AUGMENTATION_STREAM
 from train_utils.data.loaders import sample_rng, sample_seed
 from train_utils.io.files import make_folder, user_path
@@ -35,15 +35,15 @@ from transforms import build_augment
 
 def parse_args() -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
-    parser.add_argument("--img-path", metavar="P", help="a picture without objects, in place of one of the data")
+    parser.add_argument("--img-path", metavar="P", help="an image without objects, in place of one of the data")
     add_data_arguments(parser)
     parser.add_argument(
         "--split",
         choices=("train", "val"),
         default="train",
-        help="of the data; val pictures are not augmented (default: train)",
+        help="of the data; val images are not augmented (default: train)",
     )
-    parser.add_argument("--index", type=command.non_negative_int, help="which picture of the split, from 0")
+    parser.add_argument("--index", type=command.non_negative_int, help="which image of the split, from 0")
     parser.add_argument(
         "--epoch", type=command.non_negative_int, default=0, help="the epoch whose augmentation is drawn (default: 0)"
     )
@@ -66,20 +66,20 @@ class Sample(NamedTuple):
     lead: list[str]
 
 
-def picture_alone(path: str) -> Sample:
+def image_alone(path: str) -> Sample:
     if user_path(path).is_dir():
-        raise InputError(f"--img-path {path}: a folder; give one picture of it")
-    sample = read_picture(user_path(path)), None
+        raise InputError(f"--img-path {path}: a folder; give one image of it")
+    sample = read_image(user_path(path)), None
     return Sample(sample, sample, None, Path(path).name, [])
 
 
 def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample:
-    """What training has of a picture; content: the checkpoint's, label_map: its own."""
+    """What training has of an image; content: the checkpoint's, label_map: its own."""
     data_set, trained = open_split_of(args, args.split, content, label_map)
     i, count = args.index, len(data_set)
     if i >= count:
         raise InputError(
-            f"--index {i}: the {args.split} split of {data_set.source} has {count} pictures, 0 to {count - 1}"
+            f"--index {i}: the {args.split} split of {data_set.source} has {count} images, 0 to {count - 1}"
         )
     image, target = data_set[i]
     seed = trained.get("seed", 0) if args.seed is None else args.seed
@@ -90,7 +90,7 @@ def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample
     mini = options.pop("mini_mask")  # comes last and draws nothing: the whole masks are shown beside the mini ones
     augment = build_augment(**options)
     after = image, target
-    lead = [f"Picture {i} of the {args.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
+    lead = [f"Image {i} of the {args.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
     if args.split == "train":
         drawn = str(augment)[len("Compose(") : -1] or "nothing is switched on"
         after = augment(image, target, sample_rng(seed, args.epoch, i, AUGMENTATION_STREAM))
@@ -106,7 +106,7 @@ def main() -> int:
     device = command.pick_device(args.device)
     content = load_file(args.weights_path)
     model, label_map = load_model(args, device)
-    sample = picture_alone(args.img_path) if args.img_path else sample_of_data(args, content, label_map)
+    sample = image_alone(args.img_path) if args.img_path else sample_of_data(args, content, label_map)
     folder = make_folder(user_path(args.output_dir))
     view = look(model, *sample.after, label_map.name, sample.before, sample.mini)
     cfg, seconds = model.config, time.perf_counter() - start
@@ -119,7 +119,7 @@ def main() -> int:
     for path in paths:
         print(f"{visible(str(path))}: {path.stat().st_size / 1e6:.2f} MB")
     print(
-        f"{len(paths) - 1} pictures and a page in {time.perf_counter() - start:.1f} s, {seconds:.1f} s of it up to "
+        f"{len(paths) - 1} images and a page in {time.perf_counter() - start:.1f} s, {seconds:.1f} s of it up to "
         "the detections"
     )
     return command.EXIT_OK

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-# exp() of a predicted log-size is capped here, so that one wild value makes no infinite box: a picture of
+# exp() of a predicted log-size is capped here, so that one wild value makes no infinite box: an image of
 # 1000 pixels is 1000 / 16 times the smallest stride-16 anchor step (value as in Detectron and torchvision)
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
@@ -37,7 +37,7 @@ def box_ioa(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clip boxes [..., 4] to a picture of size (height, width)."""
+    """Clip boxes [..., 4] to an image of size (height, width)."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), -1)
@@ -49,7 +49,7 @@ def at_least(boxes: Tensor, side: float) -> Tensor:
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Move boxes [N, 4] from a picture of (height, width) `from_size` to its resized copy.
+    """Move boxes [N, 4] from an image of (height, width) `from_size` to its resized copy.
 
     The two ratios are rounded to float32 first, as torchvision's `resize_boxes` does.
     """

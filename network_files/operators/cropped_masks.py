@@ -1,6 +1,6 @@
 """Instance masks kept as crops: a twentieth of the memory of full-size masks, or less.
 
-Shapes: N masks of one H x W picture.
+Shapes: N masks of one H x W image.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class CroppedMasks:
-    """N binary masks of one H x W picture, each kept as the pixels inside the tight box of its set pixels.
+    """N binary masks of one H x W image, each kept as the pixels inside the tight box of its set pixels.
 
     pixels: uint8 [T], 0 or 1: the crops one after another, each row by row.
     boxes:  int64 [N, 4], x1 y1 x2 y2 of each crop, ends exclusive; 0 0 0 0 for a mask without pixels.
@@ -23,7 +23,7 @@ class CroppedMasks:
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> "CroppedMasks":
-        """No masks of a picture of `size` (H, W)."""
+        """No masks of an image of `size` (H, W)."""
         return cls(torch.zeros(0, dtype=torch.uint8), torch.zeros(0, 4, dtype=torch.int64), size)
 
     @classmethod
@@ -149,7 +149,7 @@ class CroppedMasks:
     def window(self, x: int, y: int, width: int, height: int) -> "CroppedMasks":
         """What is seen through a window of width x height whose left upper corner is at (x, y).
 
-        The window may reach outside the picture: nothing is set there.
+        The window may reach outside the image: nothing is set there.
         """
         crops, corners = [], []
         for crop, (x1, y1, x2, y2) in zip(self.crops(), self.boxes.tolist(), strict=True):

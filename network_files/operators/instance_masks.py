@@ -1,6 +1,6 @@
-"""Instance masks without full-size float pictures: training targets, pasting, run-length codes.
+"""Instance masks without full-size float images: training targets, pasting, run-length codes.
 
-Shapes: N masks of one H x W picture, P RoIs, D detections, M = 28 cells a side.
+Shapes: N masks of one H x W image, P RoIs, D detections, M = 28 cells a side.
 """
 
 import itertools
@@ -22,8 +22,8 @@ def mask_targets(
 ) -> Tensor:
     """What the mask branch should predict for each RoI: the share of set pixels in each of its cells.
 
-    Per picture: masks; rois [P_i, 4] in the picture resized to (height, width) `resized`; matched int64
-    [P_i], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type, P over all pictures.
+    Per image: masks; rois [P_i, 4] in the image resized to (height, width) `resized`; matched int64
+    [P_i], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type, P over all images.
 
     Matches torchvision, which resizes the full-size masks (nearest) and RoIAligns them with adaptive
     sampling. That average is separable: rows @ crop @ columns^T, with two small matrices per RoI.
@@ -88,7 +88,7 @@ def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cell
     """One axis of `mask_targets`: a function (which RoIs, crop length) -> weights [p, cells, length].
 
     rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
-    limited); sides int64 [P, 2]: the picture's original and resized length. Each cell averages ceil(RoI length /
+    limited); sides int64 [P, 2]: the image's original and resized length. Each cell averages ceil(RoI length /
     cells) bilinear samples; each sample reads two resized pixels; each of these is one source pixel, which counts if
     it lies in the crop.
     """
@@ -119,7 +119,7 @@ def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cell
 def _pasted_crops(
     probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float | None = None
 ) -> Iterator[tuple[int, int, int, Tensor]]:
-    """Each detection's mask at the picture's resolution: its index, x, y, and probabilities [h, w] from there on.
+    """Each detection's mask at the image's resolution: its index, x, y, and probabilities [h, w] from there on.
 
     probs [D, m, m], boxes [D, 4]. The mask is padded by a cell, its box grown with it and truncated to whole
     pixels, and resized to that box (bilinear), as torchvision's `paste_masks_in_image` does. With a threshold
@@ -160,7 +160,7 @@ def _resize_weights(first: Tensor, start: Tensor, ratio: Tensor, visible: Tensor
 
 
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks probs [D, m, m] in 0..1 pasted into their boxes [D, 4] of a (H, W) picture -> [D, 1, H, W]."""
+    """Masks probs [D, m, m] in 0..1 pasted into their boxes [D, 4] of a (H, W) image -> [D, 1, H, W]."""
     out = probs.new_zeros(len(probs), 1, *size)
     for i, x, y, crop in _pasted_crops(probs, boxes, size):
         out[i, 0, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
@@ -176,7 +176,7 @@ def mask_probs_to_bool(probs: Tensor, boxes: Tensor, size: tuple[int, int], thre
 
 
 def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
-    """Masks probs [D, m, m] pasted into boxes [D, 4] of a (H, W) picture, set where > threshold, as COCO RLE.
+    """Masks probs [D, m, m] pasted into boxes [D, 4] of a (H, W) image, set where > threshold, as COCO RLE.
 
     Returns D dicts {"size": [H, W], "counts": str}; equal to pycocotools' encoding of the full-size masks.
     """
@@ -187,7 +187,7 @@ def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
 
 
 def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:
-    """COCO RLE of a mask whose set pixels are crop [h, w] (bool) at (x, y) of a (H, W) picture."""
+    """COCO RLE of a mask whose set pixels are crop [h, w] (bool) at (x, y) of a (H, W) image."""
     import numpy as np
     from pycocotools import mask as coco_mask
 
@@ -198,7 +198,7 @@ def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:
     flat = columns.reshape(-1)
     change = np.flatnonzero(np.diff(flat, prepend=False, append=False))  # where runs begin and end, by turns
     stride = max(columns.shape[1], 1)
-    # the end of a run may be the parting pixel below the picture's last row: same place as the next column's top
+    # the end of a run may be the parting pixel below the image's last row: same place as the next column's top
     position = (x + change // stride) * height + y + change % stride
     counts = np.diff(position, prepend=0, append=height * width)
     if len(counts) > 1 and counts[-1] == 0:  # the mask ends in a set pixel: no empty run after it

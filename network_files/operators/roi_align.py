@@ -1,7 +1,7 @@
-"""RoIAlign (Mask R-CNN, section 3) over all levels and pictures in one weighted gather.
+"""RoIAlign (Mask R-CNN, section 3) over all levels and images in one weighted gather.
 
-Shapes: N pictures, K RoIs, C channels, S = output_size, R = sampling_ratio. RoIs are `x1 y1 x2 y2` in
-pixels of the resized pictures. Each of the S x S bins of a RoI is the mean of R x R points, each point a
+Shapes: N images, K RoIs, C channels, S = output_size, R = sampling_ratio. RoIs are `x1 y1 x2 y2` in
+pixels of the resized images. Each of the S x S bins of a RoI is the mean of R x R points, each point a
 bilinear mix of 4 cells: a weighted sum of 4 R^2 rows of a table that holds the pyramid's cells as rows.
 """
 
@@ -73,10 +73,10 @@ class CollectGradients(torch.autograd.Function):
 
 
 class FeatureTable:
-    """The cells of all levels and pictures as rows of one table, to be read in any order.
+    """The cells of all levels and images as rows of one table, to be read in any order.
 
     maps: one [N, C, H, W] per level, best channels-last (then this is one copy). `rows` [sum N H W, C] holds
-    level by level, picture by picture, the cells along rows.
+    level by level, image by image, the cells along rows.
     """
 
     def __init__(self, maps: list[Tensor], dtype: torch.dtype | None = None):
@@ -91,12 +91,12 @@ class FeatureTable:
         parts = self.rows.split([n * h * w for n, h, w in self.shapes])
         return [part.view(*shape, -1).permute(0, 3, 1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def places(self, level: Tensor, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """level, picture int64 [K] -> the row of that map's first cell, its height and its width, int64 [K] each."""
+    def places(self, level: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """level, image int64 [K] -> the row of that map's first cell, its height and its width, int64 [K] each."""
         starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)
         table = torch.tensor([(start, h, w) for start, (_, h, w) in zip(starts, self.shapes, strict=False)])
         start, height, width = table.to(level.device)[level].unbind(1)
-        return start + picture * height * width, height, width
+        return start + image * height * width, height, width
 
     def used(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that an index reads, each once: [U, C], and the index of the same shape into them.
@@ -106,10 +106,10 @@ class FeatureTable:
         cells, index = index.unique(return_inverse=True)
         return UsedRows.apply(self.rows, cells, self.gradients), index
 
-    def patches(self, level: Tensor, picture: Tensor, cell: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    def patches(self, level: Tensor, image: Tensor, cell: Tensor, radius: int) -> tuple[Tensor, Tensor]:
         """The cells around `cell` (y W + x), all int64 [K]: [K, C, S, S] with S = 2 radius + 1, zero outside the
         map, and which of them are inside: bool [K, S, S]."""
-        first, height, width = (t[:, None] for t in self.places(level, picture))
+        first, height, width = (t[:, None] for t in self.places(level, image))
         offset = torch.arange(-radius, radius + 1, device=cell.device)
         y, x = cell[:, None] // width + offset, cell[:, None] % width + offset  # [K, S]
         inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
@@ -123,7 +123,7 @@ class FeatureTable:
 def roi_align(
     table: FeatureTable,
     rois: Tensor,
-    picture: Tensor,
+    image: Tensor,
     level: Tensor,
     strides: tuple[int, ...],
     output_size: int,
@@ -132,12 +132,12 @@ def roi_align(
 ) -> Tensor:
     """Sample a fixed-size feature for each RoI.
 
-    rois [K, 4]; picture int64 [K] in 0..N-1; level int64 [K]; strides of the levels in pixels; few: whether the
+    rois [K, 4]; image int64 [K] in 0..N-1; level int64 [K]; strides of the levels in pixels; few: whether the
     gradient is better made for the rows in use alone (`FeatureTable.used`).
     Returns [K, C, S, S], channels-last. Matches torchvision.ops.roi_align(aligned=False) with
     spatial_scale = 1 / stride.
     """
-    first, height, width = table.places(level, picture)  # [K]
+    first, height, width = table.places(level, image)  # [K]
     device = rois.device
     scaled = rois / torch.tensor(strides, device=device, dtype=rois.dtype)[level][:, None]
     size = (scaled[:, 2:] - scaled[:, :2]).clamp(min=1)  # [K, 2]

@@ -32,7 +32,7 @@ from train_utils.data import cache as annotation_cache
 from train_utils.data.opening import open_data_set
 from train_utils.run import epochs as trainer
 
-WHAT = "odd and wrong pictures, annotations and jsons: an error, a counted skip, or the right result"
+WHAT = "odd and wrong images, annotations and jsons: an error, a counted skip, or the right result"
 ERROR, SKIP, GO_ON = "error", "skip", "go on"
 WIDTH = 8  # channels of the backbone's stem: the files of weights stay below a megabyte
 TRAIN = f"""--device cpu --workers 0 --backbone resnet18 --backbone-width {WIDTH} --weights none --fpn-channels 16
@@ -44,21 +44,21 @@ RESULTS = re.compile(r"record_mAP.*|detections\.json|test_result.*|R\.json|model
 
 
 class Data:
-    """A COCO folder to spoil: four pictures of `tiny_model`, ids 10 to 13, with a square each, ids 1 to 4."""
+    """A COCO folder to spoil: four images of `tiny_model`, ids 10 to 13, with a square each, ids 1 to 4."""
 
     names = NAMES
 
     def __init__(self, folder: Path):
-        self.folder, self.pictures = write_coco(folder), folder / "images"
+        self.folder, self.image_dir = write_coco(folder), folder / "images"
         self.content = json.loads((folder / "instances_val.json").read_text())
         self.images, self.annotations = self.content["images"], self.content["annotations"]
         self.text: str | bytes | None = None  # of the json, where it is not that of `content`
 
     def path(self, name: str = "1.png") -> Path:
         """Where image 11 (64 x 48, height x width) lies, when it is called `name`."""
-        (self.pictures / self.images[1]["file_name"]).unlink(missing_ok=True)
+        (self.image_dir / self.images[1]["file_name"]).unlink(missing_ok=True)
         self.images[1]["file_name"] = name
-        return self.pictures / name
+        return self.image_dir / name
 
     def add(self, number=17, **fields) -> None:
         """One more annotation, of image 11, a square unless the fields say otherwise; None leaves a field out."""
@@ -73,8 +73,8 @@ class Data:
 
 @dataclass
 class Case:
-    """make writes the data; says: what the line of an ERROR, or of what is skipped, holds. skips: how many pictures
-    or annotations. check(seen): asserts on a Seen. of: "pictures" (predict.py reads them), "json" (it reads the json)
+    """make writes the data; says: what the line of an ERROR, or of what is skipped, holds. skips: how many images
+    or annotations. check(seen): asserts on a Seen. of: "images" (predict.py reads them), "json" (it reads the json)
     or "annotations" (which it does not look at: it goes on). predicts: its outcome, where it is another than these.
     trained: validate and predict with what train.py gives, as the classes are other than tiny_model's."""
 
@@ -155,10 +155,10 @@ def commands(case: Case, data, folder: Path) -> dict[str, Callable]:
     model = ("--device", "cpu", "--weights-path", weights)
 
     def predict_flags(out):
-        if case.of == "pictures" or case.data is not Data:
-            return (*model, "--img-path", data.pictures, "--output-dir", out, "--score", "0")
+        if case.of == "images" or case.data is not Data:
+            return (*model, "--img-path", data.image_dir, "--output-dir", out, "--score", "0")
         json_path = data.folder / "instances_val.json"
-        return (*model, "--coco-json", json_path, "--image-dir", data.pictures, "--output", out / "R.json")
+        return (*model, "--coco-json", json_path, "--image-dir", data.image_dir, "--output", out / "R.json")
 
     found = {}
     for strict in (False, True) if case.outcome == SKIP else (False,):
@@ -210,26 +210,26 @@ def check_end(case: Case, name: str, ended: Done, folder: Path) -> None:
         elif name != "predict":
             assert "skipped" not in ended.out, told
     else:
-        check_skipped_pictures(case, name, ended, told)
+        check_skipped_images(case, name, ended, told)
 
 
-def check_skipped_pictures(case: Case, name: str, ended: Done, told: str) -> None:
+def check_skipped_images(case: Case, name: str, ended: Done, told: str) -> None:
     start = {"train": "skipped: ", "validation": "not evaluated: ", "predict": "not predicted: "}[name]
     named = [line for line in ended.err.splitlines() if line.startswith(start)]
     assert len(named) == case.skips and all(all(word in line for word in case.says) for line in named), told
     assert ended.status == (0 if name == "train" else 1), told
     counts = {
         "train": f"left out: {case.skips} in training so far, {case.skips} in validation",
-        "validation": f"{case.skips} picture(s) could not be read",
+        "validation": f"{case.skips} image(s) could not be read",
         "predict": f", {case.skips} could not be read",
     }
     assert counts[name] in ended.out + ended.err, told
 
 
 def cases() -> list[Case]:
-    from tests.faults import odd_annotations, odd_data, odd_pictures
+    from tests.faults import odd_annotations, odd_data, odd_images
 
-    return odd_pictures.CASES + odd_annotations.CASES + odd_data.CASES
+    return odd_images.CASES + odd_annotations.CASES + odd_data.CASES
 
 
 def run(full: bool, folder: Path) -> Outcome:

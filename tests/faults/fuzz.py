@@ -40,7 +40,7 @@ from train_utils.evaluation.numbers import evaluate_results
 WHAT = "data files changed at random: read, or refused in one line"
 SEED, WORKERS = 20, 2
 BYTES, SECONDS, WAIT = 2**30, 20, 300
-READABLE = 178_956_970  # pixels of the largest picture that Pillow opens
+READABLE = 178_956_970  # pixels of the largest image that Pillow opens
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 ODD = (
     None, float("nan"), float("inf"), -float("inf"), 1e999, 1e308, -1, 0, 1, 2**31, 2**53, 2**63, 2**64, -(2**63),
@@ -84,7 +84,7 @@ class Bases:
 
 
 def parts_of(content: dict) -> list[dict]:
-    """Small jsons of a large one: two pictures each, one with a crowd region among them where there is one."""
+    """Small jsons of a large one: two images each, one with a crowd region among them where there is one."""
     crowds = {a["image_id"] for a in content["annotations"] if a.get("iscrowd")}
     images = sorted(content["images"], key=lambda image: image["id"] not in crowds)[:12]
     found = []
@@ -247,12 +247,12 @@ def read_coco(path: Path, index: int) -> None:
 
 
 def read_data_set(data_set) -> dict:
-    """All but the pictures; returns the ground truth."""
+    """All but the images; returns the ground truth."""
     data_set.describe()
     LabelMap.from_dict(data_set.label_map.to_dict())
     for i in range(min(3, len(data_set))):
         height, width = data_set.sizes[i].tolist()
-        if height * width <= READABLE:  # else the picture is refused before its target is asked for
+        if height * width <= READABLE:  # else the image is refused before its target is asked for
             target = data_set.target(i)
             if height * width < 2**20 and len(target["labels"]) < 20:
                 target["masks"].to_masks()
@@ -315,7 +315,7 @@ def work(number: int, first: int, count: int, folder: Path, bases: Bases, shared
     if not place.exists():
         place.mkdir()
         shutil.copytree(folder / "voc", place / "voc")
-        coco_folders.picture(place / "images" / "a.png", (6, 5))
+        coco_folders.image(place / "images" / "a.png", (6, 5))
         (place / "annotations").mkdir()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library's own lines
     for end in (signal.SIGPROF, signal.SIGALRM):

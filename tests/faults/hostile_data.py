@@ -27,7 +27,7 @@ OF_PREDICT = (
     "--device",
     "cpu",
 )
-OF_PICTURES = ("--weights-path", "GOOD/model.pth", "--img-path", "FOLDER/data/images", "--device", "cpu")
+OF_IMAGES = ("--weights-path", "GOOD/model.pth", "--img-path", "FOLDER/data/images", "--device", "cpu")
 OF_NAMES = (
     "--weights-path",
     "GOOD/model.pth",
@@ -41,7 +41,7 @@ OF_NAMES = (
 
 
 def secret(folder):
-    """A picture beside the case's folder, which nothing may read."""
+    """An image beside the case's folder, which nothing may read."""
     path = folder.parent / "outside" / "secret.png"
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(path)
@@ -65,7 +65,7 @@ def coco(change=None, text=None):
 
 
 def named(name, with_size=True):
-    """The first picture's file name is another one; {outside}: the secret's path."""
+    """The first image's file name is another one; {outside}: the secret's path."""
 
     def change(content, data):
         image = content["images"][0]
@@ -80,7 +80,7 @@ def named(name, with_size=True):
 
 
 def linked(what="file", with_size=True):
-    """The first picture, or a folder that holds it, is a link to the secret."""
+    """The first image, or a folder that holds it, is a link to the secret."""
 
     def change(content, data):
         outside, image = data.parent.parent / "outside", content["images"][0]
@@ -111,7 +111,7 @@ XML = """<annotation><size><width>{side}</width><height>{side}</height></size><o
 
 
 def voc(xml=None, head="", classes=None, link=None, listed="a", **fields):
-    """A VOC folder of one picture with one instance; xml: the annotation file's text."""
+    """A VOC folder of one image with one instance; xml: the annotation file's text."""
 
     def make(folder, mark):
         root = folder / "data" / "VOC2012"
@@ -141,11 +141,11 @@ def voc(xml=None, head="", classes=None, link=None, listed="a", **fields):
 
 
 def npy(make_file=None, link=False, **fields):
-    """Pictures with .npy annotations: make_file(folder, mark) writes one and returns its path, else of these fields."""
+    """Images with .npy annotations: make_file(folder, mark) writes one and returns its path, else of these fields."""
 
     def make(folder, mark):
         data = folder / "data"
-        coco_folders.picture(data / "images" / "a.png", (48, 64))
+        coco_folders.image(data / "images" / "a.png", (48, 64))
         (data / "annotations").mkdir()
         path = data / "annotations" / "a.npy"
         if make_file is not None:
@@ -190,10 +190,10 @@ DATA_CASES = {
     "a Windows file name": (named("..\\..\\secret.png"), "validation", OF_VALIDATION),
     "a file name with a drive": (named("C:\\secret.png"), "train", OF_TRAIN),
     "a file name with terminal codes": (named("\x1b[2J\nfine.png"), "validation", OF_VALIDATION),
-    "a picture that is a link out": (linked(), "validation", OF_VALIDATION),
-    "a picture that is a link out, without a size": (linked(with_size=False), "predict", OF_PREDICT),
+    "an image that is a link out": (linked(), "validation", OF_VALIDATION),
+    "an image that is a link out, without a size": (linked(with_size=False), "predict", OF_PREDICT),
     "a folder that is a link out": (linked("folder"), "train", OF_TRAIN),
-    "a picture that is a link out, in a folder": (linked(), "predict", OF_PICTURES),
+    "an image that is a link out, in a folder": (linked(), "predict", OF_IMAGES),
     "lists 100,000 deep": (coco(text=lambda t: t[:-1] + ', "x": ' + "[" * DEEP + "]" * DEEP + "}"), "train", OF_TRAIN),
     "an id 900 lists deep": (
         coco(text=lambda t: t.replace('"id": 10', '"id": ' + "[" * 900 + "]" * 900, 1)),
@@ -272,7 +272,7 @@ DATA_CASES = {
     "XML: 120 MB": (voc(name="x" * (120 << 20)), "train", OF_TRAIN),
     "XML: a class of 10^6 letters": (voc(name="x" * 10**6), "validation", OF_VALIDATION),
     "XML: a class of terminal codes": (voc(name="&#x9b;2J"), "train", OF_TRAIN),
-    "VOC: a picture that is a link out": (voc(link="JPEGImages/a.jpg"), "validation", OF_VALIDATION),
+    "VOC: an image that is a link out": (voc(link="JPEGImages/a.jpg"), "validation", OF_VALIDATION),
     "VOC: a mask that is a link out": (voc(link="SegmentationObject/a.png"), "train", OF_TRAIN),
     "VOC: an annotation file that is a link out": (voc(link="Annotations/a.xml"), "validation", OF_VALIDATION),
     "VOC: a list that climbs out": (voc(listed="../../../outside/secret"), "train", OF_TRAIN),

@@ -180,14 +180,14 @@ def of_image(what, make, *says) -> Case:
     return Case(f"image: {what}", ERROR, make, ("instances_", *says), of="json")
 
 
-NO_AREA = "annotations whose box has no area in the picture"
+NO_AREA = "annotations whose box has no area in the image"
 POLYGON = "polygon holds a number that is not finite"
-OUTSIDE = "annotations whose polygons have no area in the picture"
+OUTSIDE = "annotations whose polygons have no area in the image"
 CASES = [
     skip("box of width 0, of negative height", NO_AREA, {"bbox": [4, 4, 0, 9]}, {"bbox": [4, 4, 9, -3]}),
-    skip("box outside the picture", NO_AREA, {"bbox": [48, 4, 9, 9]}, {"bbox": [-9, -9, 9, 9]}),
+    skip("box outside the image", NO_AREA, {"bbox": [48, 4, 9, 9]}, {"bbox": [-9, -9, 9, 9]}),
     skip(
-        "polygon outside the picture, box inside",
+        "polygon outside the image, box inside",
         OUTSIDE,
         {"segmentation": [[50, 4, 60, 4, 60, 9]]},
         {"segmentation": [[4, -9, 9, -9, 9, -1]]},
@@ -214,7 +214,7 @@ CASES = [
     wrong("NaN as area", "area holds a number that is not finite", area=NAN),
     wrong("Infinity in a polygon", POLYGON, segmentation=[[4, 4, INFINITE, 4, 9, 9]]),
     wrong("NaN in a polygon", POLYGON, segmentation=[[4, 4, NAN, 4, 9, 9]]),
-    wrong("1e9 in a polygon", "polygon reaches 1e+09, the picture is 48x64", segmentation=[[4, 4, 1e9, 4, 9, 9]]),
+    wrong("1e9 in a polygon", "polygon reaches 1e+09, the image is 48x64", segmentation=[[4, 4, 1e9, 4, 9, 9]]),
     wrong("polygon of pairs", "polygon is not a flat list", segmentation=[[[4, 4], [9, 4], [9, 9]]]),
     wrong("segmentation that is text", "neither a list of polygons nor an RLE", segmentation="x"),
     wrong("RLE whose sum is too small", "RLE does not fit its size", **rle(counts=[10, 5, 3])),
@@ -247,7 +247,7 @@ CASES = [
         add(segmentation=[[1, 1, 5, 5], *SQUARE]),
         mask_is(box_mask(4, 4, 24, 28)),
     ),
-    goes_on("a picture without objects", one_without, has_none),
+    goes_on("an image without objects", one_without, has_none),
     goes_on("no objects at all", none_at_all, no_average),
     goes_on("crowds only", only_crowds, no_crowd_counts),
     goes_on("id 0", numbered(annotations=lambda i: i - 1), all_are_found),

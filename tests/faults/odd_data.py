@@ -79,13 +79,13 @@ DECLARED = '<?xml version="1.0" encoding="{}"?>'
 
 
 class Voc:
-    """A VOCdevkit to spoil: four pictures a to d, with a dog and a cat each, in both lists."""
+    """A VOCdevkit to spoil: four images a to d, with a dog and a cat each, in both lists."""
 
     names = {number: name for name, number in read_class_ids(Path("none")).items()}
 
     def __init__(self, folder: Path):
         self.folder, self.year, self.encoding = folder, folder / "VOC2012", "utf-8"
-        self.pictures = self.year / "JPEGImages"
+        self.images = self.year / "JPEGImages"
         self.objects = {name: ["dog", "cat"] for name in "abcd"}  # the XML's
         self.classes = None
         for name in ("JPEGImages", "Annotations", "ImageSets/Segmentation", "SegmentationObject", "SegmentationClass"):
@@ -96,7 +96,7 @@ class Voc:
         masks[:, 4:20, 4:30] = np.array([1, 12])[:, None, None]
         masks[:, 25:45, 35:60] = np.array([2, 8])[:, None, None]
         for name in "abcd":
-            Image.fromarray(masks[0] * 90).convert("RGB").save(self.pictures / f"{name}.jpg")
+            Image.fromarray(masks[0] * 90).convert("RGB").save(self.images / f"{name}.jpg")
             for kind, mask in zip(("Object", "Class"), masks, strict=True):
                 Image.fromarray(mask).save(self.year / f"Segmentation{kind}" / f"{name}.png")
 
@@ -130,7 +130,7 @@ def declared(encoding):
         target = seen.data[0][1]
         assert [seen.data.label_map.name(label) for label in target["labels"].tolist()] == ["élan", "cat"]
 
-    return voc(f"XML declared as {encoding}", GO_ON, make, check=check, of="pictures", trained=True)
+    return voc(f"XML declared as {encoding}", GO_ON, make, check=check, of="images", trained=True)
 
 
 def renamed(name):
@@ -174,11 +174,11 @@ VOC = [
     declared("UTF-16"),
     voc("class that is close to a known one", ERROR, renamed("Cat"), "b.xml: object 2", "(is 'cat' meant?)"),
     voc("class that is like no other", ERROR, renamed("xyzzy"), "b.xml: object 2: class 'xyzzy' is not in"),
-    voc("mask without an XML object", GO_ON, fewer, check=taken_from_the_mask, of="pictures"),
-    voc("another class in XML than in the mask", GO_ON, contradicts, check=the_xml_counts, of="pictures"),
+    voc("mask without an XML object", GO_ON, fewer, check=taken_from_the_mask, of="images"),
+    voc("another class in XML than in the mask", GO_ON, contradicts, check=the_xml_counts, of="images"),
     voc("XML object without a mask", SKIP, more_than_masks, "1 XML objects without a mask (first: b)"),
-    voc("empty picture file", SKIP, cut("JPEGImages", "jpg"), "b.jpg", "the file is empty", of="pictures"),
-    voc("missing picture", ERROR, gone("JPEGImages", "jpg"), "1 of its 4 picture files", "b.jpg"),
+    voc("empty image file", SKIP, cut("JPEGImages", "jpg"), "b.jpg", "the file is empty", of="images"),
+    voc("missing image", ERROR, gone("JPEGImages", "jpg"), "1 of its 4 image files", "b.jpg"),
     voc("missing mask", ERROR, gone("SegmentationObject", "png"), "b.png: no such mask"),
     voc("broken mask", ERROR, cut("SegmentationObject", "png"), "b.png: cannot read this mask"),
 ]
@@ -198,7 +198,7 @@ def nothing_found(seen):
 
 
 def counted_once(seen):
-    """Every share of 1 to 5 ranks, in batches of 1 to 3: no picture is evaluated twice to fill a rank up."""
+    """Every share of 1 to 5 ranks, in batches of 1 to 3: no image is evaluated twice to fill a rank up."""
     whole = seen.read("detections.json")
     model = tiny_model(width=WIDTH)
     for ranks in range(1, 6):
@@ -230,7 +230,7 @@ EVALUATION = [
         check=nothing_found,
         flags={"validation": ["--box-score-thresh", "0.999"]},
     ),
-    Case("evaluation: pictures that ranks share unevenly", GO_ON, as_it_is, check=counted_once),
+    Case("evaluation: images that ranks share unevenly", GO_ON, as_it_is, check=counted_once),
     Case("evaluation: class without ground truth", GO_ON, as_it_is, check=not_applicable),
 ]
 CASES = JSONS + VOC + EVALUATION

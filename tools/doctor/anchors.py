@@ -1,4 +1,4 @@
-"""How well anchors can fit the objects of a data set: the best IoU of each object with any anchor of its picture.
+"""How well anchors can fit the objects of a data set: the best IoU of each object with any anchor of its image.
 
 An anchor's IoU with a box depends on the distances of their centres in x and y, each for itself, and falls with both;
 so of one size and ratio the anchor on the nearest cell is the best, and no other is looked at.
@@ -20,7 +20,7 @@ SAMPLE = 5000  # objects that sizes are tried on
 
 
 class Scene(NamedTuple):
-    """Objects in the frame of their resized pictures: boxes float64 [A, 4] x1 y1 x2 y2; steps [A, L, 2] pixels
+    """Objects in the frame of their resized images: boxes float64 [A, 4] x1 y1 x2 y2; steps [A, L, 2] pixels
     between the cells of each level in y and x; grids [A, L, 2] numbers of cells."""
 
     boxes: np.ndarray
@@ -32,7 +32,7 @@ class Scene(NamedTuple):
 
 
 def resized(table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(height and width of each picture after resizing, of what it alone is padded to), int64 [I, 2] each."""
+    """(height and width of each image after resizing, of what it alone is padded to), int64 [I, 2] each."""
     found, inverse = np.unique(table.sizes, axis=0, return_inverse=True)
     sizing = config.min_size[-1], config.max_size
     small = [resized_size(h, w, *sizing, config.fixed_size) for h, w in found.tolist()]
@@ -42,17 +42,17 @@ def resized(table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scene(table, config: MaskRCNNConfig) -> Scene:
-    """Of all objects that are not crowds and have a side in the picture."""
+    """Of all objects that are not crowds and have a side in the image."""
     small, padded = resized(table, config)
     boxes = table.clipped
     kept = ~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    picture = table.picture[kept]
-    scale = (small / np.maximum(table.sizes, 1))[picture]  # [A, 2] y, x
+    image = table.image[kept]
+    scale = (small / np.maximum(table.sizes, 1))[image]  # [A, 2] y, x
     grids = [padded // stride for stride in STRIDES]
     grids.append((grids[-1] - 1) // 2 + 1)
     grids = np.stack(grids, axis=1)  # [I, L, 2]
     steps = padded[:, None] // grids
-    return Scene(boxes[kept] * scale[:, [1, 0, 1, 0]], steps[picture], grids[picture])
+    return Scene(boxes[kept] * scale[:, [1, 0, 1, 0]], steps[image], grids[image])
 
 
 def best_iou(objects: Scene, sizes, aspect_ratios) -> np.ndarray:

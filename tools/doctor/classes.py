@@ -26,9 +26,9 @@ ALIKE = Kind(
     "classes whose names differ only in capitals, blanks or signs, or not at all",
     "If they are one class, give them one id.",
 )
-SAME_PICTURE = Kind(WARNING, "pictures both in train and in val", "The AP on val is too good: take them out of one.")
+SAME_IMAGE = Kind(WARNING, "images both in train and in val", "The AP on val is too good: take them out of one.")
 SAME_NAME = Kind(NOTE, "file names both in train and in val", "Different files; the full pass compares what they show.")
-SAME_IDS = Kind(NOTE, "image ids both in train and in val", "Harmless where each split numbers its own pictures.")
+SAME_IDS = Kind(NOTE, "image ids both in train and in val", "Harmless where each split numbers its own images.")
 
 
 def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[str, int]]:
@@ -82,7 +82,7 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
             continue
         other, path = Path(train.file_name(of_name[name])), Path(val.file_name(j))
         if path == other or _same_size(path, other):
-            finds.add(SAME_PICTURE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
+            finds.add(SAME_IMAGE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
         else:
             finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))
     ids = (

@@ -9,18 +9,18 @@ from collections import Counter
 from pathlib import Path
 
 from backbone.errors import InputError
-from my_dataset_coco import CocoDataset, picture_path, size_reader
+from my_dataset_coco import CocoDataset, image_path, size_reader
 from tools.doctor.finds import ERROR, NOTE, WARNING, Finds, Kind
 from train_utils.data.formats.coco.annotations import NO_MASKS, STANDS_TWICE, CocoAnnotations, packed_values
 from train_utils.data.formats.coco.checks import as_id, check_categories, check_different, check_image, check_is_coco
-from train_utils.data.formats.coco.layout import listed_names, picture_folder
+from train_utils.data.formats.coco.layout import image_folder, listed_names
 from train_utils.data.formats.coco.packer import Packer, name_of
 from train_utils.data.formats.coco.segmentation import NO_SEGMENTATION
 from train_utils.data.labels import read_json
 from train_utils.data.links import links_out
 from train_utils.io.json_stream import BATCH, Unusual, no_collection, read_lists
 
-MISSING = Kind(ERROR, "picture files are missing", "Put them there, or take their entries out (--fix does).")
+MISSING = Kind(ERROR, "image files are missing", "Put them there, or take their entries out (--fix does).")
 UNCHECKED = Kind(NOTE, "annotations of images that have an error: not checked", "Correct the images first.")
 SKIPPED = "Training leaves them out and counts them; under --strict they are an error. Correct them, or --fix."
 
@@ -99,7 +99,7 @@ def _list_json(path, root, image_dir, follow_links, finds, split) -> CocoDataset
     listed, listed_categories, annotations = _lists(path)
     names = listed_names(listed)
     try:
-        folder, root = picture_folder(root, path, image_dir, names)
+        folder, root = image_folder(root, path, image_dir, names)
     except InputError as error:
         if not names:
             raise
@@ -199,14 +199,14 @@ def _images(listed, path, folder, root, follow_links, finds, split) -> tuple[lis
 def _check_place(path, folder, image: tuple, root) -> None:
     """InputError, as `CocoDataset` has it, if the file name leaves the data."""
     try:
-        picture_path(folder, image[1], root)
+        image_path(folder, image[1], root)
     except InputError as error:
         given = json.loads(image[3]) if image[3] else image[0]
         raise InputError(f"{path}: image id {given}: {error}") from error
 
 
 def list_missing(data_set, split: str, finds: Finds) -> None:
-    """Each picture file that is not there."""
+    """Each image file that is not there."""
     for i in data_set.missing.nonzero()[0].tolist():
         text = f"{data_set.source}: image id {data_set.given_id(i)}: {data_set.file_name(i)} is missing"
         finds.add(MISSING, text, split, data_set.given_id(i))

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from my_dataset_coco import picture_path, size_reader
+from my_dataset_coco import image_path, size_reader
 from tools.doctor import looks
 from train_utils.data.formats.coco.checks import as_id, check_image
 from train_utils.data.formats.coco.segmentation import (
@@ -93,12 +93,12 @@ class Corrector:
         self.known.add(number)
         name = image.get("file_name")
         try:
-            place = picture_path(self.image_dir, name, self.root) if isinstance(name, str) and name else None
+            place = image_path(self.image_dir, name, self.root) if isinstance(name, str) and name else None
         except InputError:  # it leaves the data
             return image
         if place and not os.path.isfile(place):
             self.dropped.add(number)
-            self._change("image", image, "entry", image, None, "its picture is missing")
+            self._change("image", image, "entry", image, None, "its image is missing")
             return None
         try:
             _, _, size, _ = check_image(image, self.path, None)
@@ -110,7 +110,7 @@ class Corrector:
             except InputError:
                 return image
             before = [image.get("width"), image.get("height")]
-            self._change("image", image, "width, height", before, [wide, high], "as the picture is")
+            self._change("image", image, "width, height", before, [wide, high], "as the image is")
             image = candidate
         self.sizes[number] = size
         return image
@@ -118,7 +118,7 @@ class Corrector:
     def _annotation(self, annotation: dict) -> dict | None:
         number = _number(annotation, "image_id")
         if number in self.dropped or number is not None and number not in self.known:
-            why = "its picture is missing" if number in self.dropped else "its image is not listed"
+            why = "its image is missing" if number in self.dropped else "its image is not listed"
             self._change("annotation", annotation, "entry", annotation, None, why)
             return None
         if number not in self.sizes:
@@ -170,7 +170,7 @@ class Corrector:
         x, y, w, h = box
         out = max(-x, -y, x + w - size[1], y + h - size[0])
         if out > 0 and out > looks.allowed(np.array([size]))[0]:
-            return self._boxed(annotation, clipped, "clipped to the picture")
+            return self._boxed(annotation, clipped, "clipped to the image")
         return annotation
 
     def _boxed(self, annotation, box, why) -> dict:
@@ -221,7 +221,7 @@ def _shoelace(polygons: list[np.ndarray]) -> float:
 
 
 def _clip(box, size) -> list[float]:
-    """x y w h within a picture of `size` (H, W)."""
+    """x y w h within an image of `size` (H, W)."""
     x1, y1 = (min(max(value, 0.0), side) for value, side in zip(box[:2], size[::-1], strict=True))
     x2, y2 = (min(max(box[k] + box[k + 2], 0.0), side) for k, side in zip((0, 1), size[::-1], strict=True))
     return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]

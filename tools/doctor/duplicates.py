@@ -1,8 +1,8 @@
-"""Pictures that show the same: by their pixels exactly, or nearly, by difference hashes and then by thumbnails.
+"""Images that show the same: by their pixels exactly, or nearly, by difference hashes and then by thumbnails.
 
 A pair of hashes that differ in few bits has, by the pigeonhole principle, an equal byte, so only pairs with an equal
-byte are compared. Dark or even pictures have like hashes; thumbnails that hardly correlate tell them apart.
-N pictures of all splits.
+byte are compared. Dark or even images have like hashes; thumbnails that hardly correlate tell them apart.
+N images of all splits.
 """
 
 from typing import NamedTuple
@@ -18,19 +18,19 @@ BLOCK = 1024  # hashes compared with all of their byte at once
 MOST_PAIRS = 100_000
 BITS = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)
 
-LEAK = Kind(WARNING, "the same picture in train and in val", "The AP on val is too good: take it out of one of them.")
+LEAK = Kind(WARNING, "the same image in train and in val", "The AP on val is too good: take it out of one of them.")
 NEAR_LEAK = Kind(
     WARNING,
-    "nearly the same picture in train and in val",
+    "nearly the same image in train and in val",
     "Frames of one video or copies of one photo belong into the same split.",
 )
-TWICE = Kind(WARNING, "the same picture twice in a split", "Are both annotated alike? Keep one.")
-NEAR = Kind(NOTE, "nearly the same picture twice in a split", "Fine for frames of a video; they count twice.")
+TWICE = Kind(WARNING, "the same image twice in a split", "Are both annotated alike? Keep one.")
+NEAR = Kind(NOTE, "nearly the same image twice in a split", "Fine for frames of a video; they count twice.")
 SPLIT_BY_CHANCE = " A split by chance (--val-fraction) puts some of them on both sides."
 
 
 class Double(NamedTuple):
-    """Two pictures, (split, position) each; same: in every pixel; correlation of their thumbnails."""
+    """Two images, (split, position) each; same: in every pixel; correlation of their thumbnails."""
 
     first: tuple[str, int]
     second: tuple[str, int]
@@ -82,7 +82,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def tell_doubles(doubles: list[Double], splits: dict, finds: Finds) -> None:
     for double in doubles:
-        names = [f"{path_of(splits, place)} ({place[0] or 'picture'})" for place in (double.first, double.second)]
+        names = [f"{path_of(splits, place)} ({place[0] or 'image'})" for place in (double.first, double.second)]
         across = double.first[0] != double.second[0]
         if double.same:
             kind = LEAK if across else TWICE

@@ -15,15 +15,15 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 KEPT = 20_000  # finds of one kind that are listed; the rest is counted
 MOST_KINDS = 200  # kinds made of messages
 TITLES = {  # of the commonest messages, by how they begin
-    r"the picture is \d+x\d+": "pictures of another size than annotated",
+    r"the image is \d+x\d+": "images of another size than annotated",
     r"a size of \S+x\S+$": "images whose size cannot be",
     r"bbox has \d+ numbers": "boxes that have not four numbers",
-    r"polygon reaches": "polygons that reach far out of their picture",
-    r"RLE is for a size": "RLEs for another size than their picture's",
+    r"polygon reaches": "polygons that reach far out of their image",
+    r"RLE is for a size": "RLEs for another size than their image's",
     r"RLE does not fit its size": "RLEs that do not fit their size",
-    r"a decompression bomb": "pictures of far too many pixels",
+    r"a decompression bomb": "images of far too many pixels",
     r"cannot be read: '\S+' codec": "files that are no UTF-8 text",
-    r"\S+ pictures are not read": "pictures of a format that is not read",
+    r"\S+ images are not read": "images of a format that is not read",
 }
 VALUES = re.compile(
     r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
@@ -110,7 +110,7 @@ def of_several(count: int, what: str) -> str:
     """A plural that goes on, for so many: (1, "instances without a box") -> "instance without a box"."""
     if count != 1 or re.search(r"\b(that|whose|are)\b", what):
         return what
-    return re.sub(r"^(annotation|instance|image|picture|object|file|split|class(?=e))e?s\b", r"\1", what)
+    return re.sub(r"^(annotation|instance|image|image|object|file|split|class(?=e))e?s\b", r"\1", what)
 
 
 def kind_of(message: str) -> str:

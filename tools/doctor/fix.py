@@ -18,7 +18,7 @@ from tools.doctor.looks import look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.data.formats.coco.checks import check_is_coco
-from train_utils.data.formats.coco.layout import listed_names, picture_folder
+from train_utils.data.formats.coco.layout import image_folder, listed_names
 from train_utils.data.labels import read_json
 from train_utils.data.opening import coco_files
 from train_utils.io.files import user_path, write_text
@@ -26,10 +26,10 @@ from train_utils.io.json_stream import no_collection
 from train_utils.io.plain_text import brief, one_line
 
 
-def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
+def write(opened: Opened, args: Namespace, config, of_images: Finds) -> Path:
     """Write OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
 
-    config: of the model to be trained; of_pictures: what opening the pictures told, which no json can correct.
+    config: of the model to be trained; of_images: what opening the images told, which no json can correct.
 
     InputError where the data is no COCO json that can be read.
     """
@@ -45,7 +45,7 @@ def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
     for split, path in jsons.items():
         raw = read_json(path)
         check_is_coco(raw, path)
-        folders[split], bounds = picture_folder(root, path, args.image_dir, listed_names(raw["images"]))
+        folders[split], bounds = image_folder(root, path, args.image_dir, listed_names(raw["images"]))
         with no_collection():  # of what a large json is made of
             fixed[split] = Corrector(path, folders[split], bounds, changes).correct(raw)
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
@@ -54,7 +54,7 @@ def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
     with new_folder(args.fix) as out:
         for split, content in fixed.items():
             write_text(out / f"instances{'' if split == 'all' else f'_{split}'}.json", json.dumps(content))
-        left, verdict = _left(out, image_dir, args, config, of_pictures)
+        left, verdict = _left(out, image_dir, args, config, of_images)
         listed = [{**change._asdict(), "before": _plain(change.before)} for change in changes]
         whole = {
             "data": str(opened.path),
@@ -70,7 +70,7 @@ def write(opened: Opened, args: Namespace, config, of_pictures: Finds) -> Path:
 
 
 def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
-    """File names that begin at the folder that the pictures of all splits lie in."""
+    """File names that begin at the folder that the images of all splits lie in."""
     if prefix == Path("."):
         return
     for i, image in enumerate(content["images"]):
@@ -81,7 +81,7 @@ def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
     )
 
 
-def _left(out: Path, image_dir: Path, args: Namespace, config, of_pictures: Finds) -> tuple[Finds, str | None]:
+def _left(out: Path, image_dir: Path, args: Namespace, config, of_images: Finds) -> tuple[Finds, str | None]:
     """(errors and warnings that the corrected data has, what train.py would stop at or None)."""
     finds, left = Finds(), Finds()
     opened = open_all(out, finds, "coco", str(image_dir), follow_links=args.follow_links)
@@ -92,7 +92,7 @@ def _left(out: Path, image_dir: Path, args: Namespace, config, of_pictures: Find
         return text.replace(str(out), str(user_path(args.fix)))
 
     left.take(finds, placed)
-    left.take(of_pictures)
+    left.take(of_images)
     verdict = opened.verdict or next(iter(left.texts(ERROR)), None)
     return left, verdict and placed(verdict)
 

@@ -13,8 +13,8 @@ from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from tools.doctor.table import Outlines, Table, outlines
 
 SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
-WHOLE, TINY, THIN = 0.95, 4, 20  # share of the picture; pixels after resizing; ratio of sides
-FAR_OUT = 2  # pixels and hundredths of the side that a box may leave the picture by: tools round
+WHOLE, TINY, THIN = 0.95, 4, 20  # share of the image; pixels after resizing; ratio of sides
+FAR_OUT = 2  # pixels and hundredths of the side that a box may leave the image by: tools round
 AREA_FACTOR, AREA_PIXELS = 2, 20  # how far an area may be from the mask's, and by how much
 NEIGHBOURS = 1000  # objects, by their left side, that each is compared with
 
@@ -34,20 +34,20 @@ AREA_DIFFERS = Kind(
     "The evaluation sorts objects by this area into small, medium and large; --fix measures it anew.",
 )
 NO_PIXEL = Kind(WARNING, "polygons that cover no pixel", "Their mask is empty in training; --fix drops them.")
-OUTSIDE = Kind(WARNING, "boxes that reach out of the picture", "They are clipped in training; --fix clips them.")
+OUTSIDE = Kind(WARNING, "boxes that reach out of the image", "They are clipped in training; --fix clips them.")
 UNDER_A_PIXEL = Kind(WARNING, "objects less than a pixel wide or high", "Take them out if they were drawn by mistake.")
 SMALL = Kind(
     NOTE,
     f"objects under {TINY} pixels a side after resizing",
     "They are hardly to be found: a larger --min-size and --max-size makes them larger.",
 )
-COVERS = Kind(WARNING, "objects that cover over 95% of their picture", "Is it an object, or the whole picture's label?")
+COVERS = Kind(WARNING, "objects that cover over 95% of their image", "Is it an object, or the whole image's label?")
 LONG = Kind(WARNING, f"objects over {THIN} times as long as wide", "Anchors hardly fit them; are they drawn right?")
-NO_OBJECTS = "pictures without objects"
-MANY = Kind(WARNING, "pictures with suspiciously many objects", "Are they annotated as the others are?")
+NO_OBJECTS = "images without objects"
+MANY = Kind(WARNING, "images with suspiciously many objects", "Are they annotated as the others are?")
 TOO_MANY = Kind(
     WARNING,
-    "pictures with more objects than the model may report",
+    "images with more objects than the model may report",
     "Raise --box-detections-per-img, or the rest can't be found.",
 )
 FROM_ZERO = Kind(NOTE, "category ids that begin at 0", "They become labels from 1 on; results have the given ones.")
@@ -63,7 +63,7 @@ def look_at_all(tables: dict[str, Table], config, finds: Finds) -> dict[str, dic
     for split, table in tables.items():
         look_at_objects(table, outlines(table), split, finds)
         look_after_resizing(table, config, split, finds)
-        look_at_pictures(table, split, finds)
+        look_at_images(table, split, finds)
     if not tables:
         return {}
     counts = look_at_classes(tables, finds)
@@ -72,7 +72,7 @@ def look_at_all(tables: dict[str, Table], config, finds: Finds) -> dict[str, dic
 
 
 def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: Finds) -> None:
-    boxes, sizes = table.boxes, table.sizes[table.picture][:, ::-1]  # [A, 4], [A, 2] width, height
+    boxes, sizes = table.boxes, table.sizes[table.image][:, ::-1]  # [A, 4], [A, 2] width, height
     clipped, own = table.clipped, ~table.crowd
 
     def tell(kind, chosen, what):
@@ -85,12 +85,10 @@ def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: F
     tell(
         OUTSIDE,
         out > allowed(sizes),
-        lambda k: (
-            f"its box {box(boxes[k])} reaches {out[k]:.4g} pixels beyond a picture of {sizes[k, 0]}x{sizes[k, 1]}"
-        ),
+        lambda k: f"its box {box(boxes[k])} reaches {out[k]:.4g} pixels beyond an image of {sizes[k, 0]}x{sizes[k, 1]}",
     )
     share = sides.prod(1) / sizes.prod(1)
-    tell(COVERS, (share > WHOLE) & own, lambda k: f"its box covers {share[k]:.1%} of the picture")
+    tell(COVERS, (share > WHOLE) & own, lambda k: f"its box covers {share[k]:.1%} of the image")
     ratio = sides.max(1, initial=0) / np.maximum(sides.min(1, initial=np.inf), 1)
     tell(LONG, (ratio > THIN) & own, lambda k: f"a box of {sides[k, 0]:.4g} x {sides[k, 1]:.4g} pixels")
     for first, second in twins(table):
@@ -107,7 +105,7 @@ def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: F
 
 def look_after_resizing(table: Table, config, split: str, finds: Finds) -> None:
     small, _ = resized(table, config)
-    scale = (small / table.sizes)[table.picture][:, ::-1]
+    scale = (small / table.sizes)[table.image][:, ::-1]
     sides = (table.clipped[:, 2:] - table.clipped[:, :2]) * scale
     tiny = np.flatnonzero((sides < TINY).any(1) & ~table.crowd)
     for k in tiny.tolist():
@@ -129,7 +127,7 @@ def look_after_resizing(table: Table, config, split: str, finds: Finds) -> None:
 
 
 def _look_at_masks(table: Table, outline: Outlines, tell) -> None:
-    tight = np.clip(outline.tight, 0, table.sizes[table.picture][:, [1, 0, 1, 0]])
+    tight = np.clip(outline.tight, 0, table.sizes[table.image][:, [1, 0, 1, 0]])
     clipped = table.clipped
     overlap = iou(clipped, tight)
     tell(
@@ -158,17 +156,17 @@ def area_differs(given: float, pixels: float) -> bool:
 
 def mask_area(table: Table, k: int) -> float:
     """Pixels of object k's mask in training."""
-    size = tuple(table.sizes[table.picture[k]].tolist())
+    size = tuple(table.sizes[table.image[k]].tolist())
     return float(coco_mask.area(table.data_set.annotations.rle(int(table.rows[k]), size)))
 
 
 def twins(table: Table) -> list[tuple[int, int]]:
-    """(object, one after it) of the same picture and class whose boxes are nearly the same; crowds apart."""
+    """(object, one after it) of the same image and class whose boxes are nearly the same; crowds apart."""
     boxes = table.clipped
     chosen = np.flatnonzero(~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1))
-    order = chosen[np.lexsort((boxes[chosen, 0], table.labels[chosen], table.picture[chosen]))]
+    order = chosen[np.lexsort((boxes[chosen, 0], table.labels[chosen], table.image[chosen]))]
     x1, width = boxes[order, 0], (boxes[order, 2] - boxes[order, 0])
-    group = table.picture[order] * (int(table.labels.max(initial=0)) + 1) + table.labels[order]
+    group = table.image[order] * (int(table.labels.max(initial=0)) + 1) + table.labels[order]
     found: list[tuple[int, int]] = []
     for shift in range(1, min(len(order), NEIGHBOURS)):
         near = (group[shift:] == group[:-shift]) & (x1[shift:] - x1[:-shift] <= (1 - SAME_IOU) * width[:-shift] + 1e-9)
@@ -183,12 +181,12 @@ def twins(table: Table) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def look_at_pictures(table: Table, split: str, finds: Finds) -> None:
-    """Pictures of suspiciously many or no objects, and ids."""
+def look_at_images(table: Table, split: str, finds: Finds) -> None:
+    """Images of suspiciously many or no objects, and ids."""
     data_set, counts = table.data_set, table.counts()
-    empty = np.flatnonzero(np.bincount(table.picture, minlength=len(counts)) == 0)
+    empty = np.flatnonzero(np.bincount(table.image, minlength=len(counts)) == 0)
     if len(empty) == len(counts):
-        finds.add(NO_BOXES_AT_ALL, f"{data_set.source}: none of its {len(counts)} pictures has an object", split)
+        finds.add(NO_BOXES_AT_ALL, f"{data_set.source}: none of its {len(counts)} images has an object", split)
     else:
         severity = WARNING if len(empty) > len(counts) / 2 else NOTE
         kind = Kind(severity, NO_OBJECTS, "They train as background; --drop-empty leaves them out.")
@@ -197,7 +195,7 @@ def look_at_pictures(table: Table, split: str, finds: Finds) -> None:
     for i in many(counts).tolist():
         finds.add(
             MANY,
-            f"{data_set.file_name(i)}: {counts[i]} objects, the middle picture has {np.median(counts):.0f}",
+            f"{data_set.file_name(i)}: {counts[i]} objects, the middle image has {np.median(counts):.0f}",
             split,
             data_set.given_id(i),
         )
@@ -219,14 +217,14 @@ def look_at_pictures(table: Table, split: str, finds: Finds) -> None:
 
 
 def many(counts: np.ndarray) -> np.ndarray:
-    """Pictures whose number of objects is far beyond the others', by a robust measure on the logarithm."""
+    """Images whose number of objects is far beyond the others', by a robust measure on the logarithm."""
     logs = np.log1p(counts)
     spread = 1.4826 * np.median(np.abs(logs - np.median(logs))) if len(logs) else 0
     return np.flatnonzero((logs > np.median(logs) + 4 * max(spread, 0.35)) & (counts > 20)) if len(logs) else logs[:0]
 
 
 def beyond(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """How many pixels boxes [A, 4] x1 y1 x2 y2 reach out of pictures of sizes [A, 2] (width, height): [A]."""
+    """How many pixels boxes [A, 4] x1 y1 x2 y2 reach out of images of sizes [A, 2] (width, height): [A]."""
     return np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes).max(1, initial=-np.inf)
 
 

@@ -12,7 +12,7 @@ from backbone.errors import InputError
 from tools.conversion import open_splits
 from tools.doctor.coco_listing import MISSING, list_coco, list_missing, list_skips
 from tools.doctor.finds import ERROR, WARNING, Finds, Kind, of_several
-from tools.doctor.pictures import pictures_below
+from tools.doctor.images import images_below
 from tools.doctor.voc_listing import list_voc
 from train_utils.data import cache as annotation_cache
 from train_utils.data.cache import cache_folder
@@ -28,15 +28,15 @@ LEFT_OUT = "Training leaves them out; the first of them is named."
 
 
 class Opened(NamedTuple):
-    """path: of the data; layout: coco, voc, npy, packed, pictures or "no known layout"; splits: {"train" | "val" |
-    "all": data set} as far as they are sound; verdict: the error that train.py would end with, or None; pictures:
+    """path: of the data; layout: coco, voc, npy, packed, images or "no known layout"; splits: {"train" | "val" |
+    "all": data set} as far as they are sound; verdict: the error that train.py would end with, or None; images:
     files, where there are no annotations."""
 
     path: Path
     layout: str
     splits: dict
     verdict: str | None
-    pictures: list[Path]
+    images: list[Path]
 
 
 def open_all(
@@ -71,20 +71,20 @@ def open_all(
         splits = list_voc(path, year, follow_links, splits, verdict, finds)
     elif layout == "npy" and roles:
         _list_npy(path, splits, verdict, follow_links, finds)
-    pictures = []
+    images = []
     if verdict and not splits and not finds.total(ERROR) and path.is_dir():
-        pictures = pictures_below(path)
+        images = images_below(path)
         if not follow_links:
-            folders = {picture.parent for picture in pictures}
+            folders = {image.parent for image in images}
             for error in links_out_of(sorted(folders), path):
                 finds.mistake(str(error))
-            pictures = [picture for picture in pictures if path.resolve() in picture.resolve().parents]
+            images = [image for image in images if path.resolve() in image.resolve().parents]
     if verdict and verdict not in finds.texts(ERROR) and not (finds[MISSING] and "files are missing" in verdict):
         finds.mistake(verdict)
     is_other_file = path.is_file() and path.suffix.lower() != ".json"
     if dataset == "auto" and layout == "coco" and not splits and (not roles or is_other_file):
         layout = "no known layout"
-    return Opened(path, "pictures" if pictures else layout, splits, verdict, pictures)
+    return Opened(path, "images" if images else layout, splits, verdict, images)
 
 
 def _roles(path: Path, layout: str, year) -> tuple:
@@ -138,8 +138,8 @@ def _list_npy(path, splits, verdict, follow_links, finds) -> None:
         except InputError as error:
             finds.mistake(str(error), split=split)
             continue
-        for picture, annotation in pairs:
+        for image, annotation in pairs:
             try:
-                scan_pair(image_dir / picture, annotation_dir / annotation)
+                scan_pair(image_dir / image, annotation_dir / annotation)
             except InputError as error:
                 finds.mistake(str(error), split=split)

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from backbone.errors import InputError
-from tools.doctor import duplicates, pictures
+from tools.doctor import duplicates, images
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted, of_several
-from train_utils.data.images import read_picture
+from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
 from train_utils.io.plain_text import one_line
 from train_utils.show.drawing import draw_detections
-from train_utils.show.pages import Html, Section, figure, joined, page, picture, section, table, tag
+from train_utils.show.pages import Html, Section, figure, img_tag, joined, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves
 from transforms import build_augment
 
@@ -38,7 +38,7 @@ details li { font-size: .9rem; overflow-wrap: anywhere; } details ul { padding-l
 
 
 def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Html, list[float]]:
-    """Pictures chosen by chance with their objects as training gets them, and the seconds that each took to read.
+    """Images chosen by chance with their objects as training gets them, and the seconds that each took to read.
 
     Those of training are augmented as train.py does it by default, in epoch 0.
     """
@@ -58,11 +58,11 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
     for k in order[:count].tolist():
         split, i = places[k]
         part = splits[split]
-        seen = pictures.Reader(part)[i]
+        seen = images.Reader(part)[i]
         if seen.error is not None:
             known = seen.error[0] in finds.texts(ERROR) + finds.texts(WARNING)
             if not known:
-                pictures.tell(seen, part, split, finds)
+                images.tell(seen, part, split, finds)
             cards.append(tag("figure", tag("p", "cannot be read", class_="bad"), tag("figcaption", seen.error[0])))
             continue
         seconds.append(seen.seconds)
@@ -70,7 +70,7 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
         name = _name(splits, (split, i))
         cards.append(
             figure(
-                picture(drawn, f"{name}, {told}", THUMB, loading="lazy"),
+                img_tag(drawn, f"{name}, {told}", THUMB, loading="lazy"),
                 f"{name.rsplit('/', 1)[-1]} ({told}{', ' + split if split else ''})",
             )
         )
@@ -79,8 +79,8 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
 
 
 def _sheet_told(splits: dict, shown: int, count: int) -> str:
-    """How the pictures of the contact sheet were chosen and read."""
-    chosen = "All pictures" if shown == count else f"{shown:,} of {count:,} pictures, chosen by chance"
+    """How the images of the contact sheet were chosen and read."""
+    chosen = "All images" if shown == count else f"{shown:,} of {count:,} images, chosen by chance"
     if "" in splits:
         return f"{chosen}."
     chosen += ", as they are loaded and before they are resized"
@@ -91,9 +91,9 @@ def _sheet_told(splits: dict, shown: int, count: int) -> str:
 
 
 def _drawn(part, i: int, augment=None) -> tuple[Image.Image, str]:
-    """A picture with its objects, and how many; augment: (image, target, i) -> (image, target)."""
+    """An image with its objects, and how many; augment: (image, target, i) -> (image, target)."""
     if isinstance(part, list):
-        image = read_picture(part[i])
+        image = read_image(part[i])
         return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
     image, target = part[i]
     if augment is not None:
@@ -172,8 +172,8 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
     what = {
         "objects by size": ("root of the box's area in pixels, after resizing", "objects"),
         "objects by width : height": ("width : height", "objects"),
-        "pictures by objects": ("objects in a picture, crowds apart", "pictures"),
-        "pictures by width : height": ("width : height", "pictures"),
+        "images by objects": ("objects in an image, crowds apart", "images"),
+        "images by width : height": ("width : height", "images"),
     }
     plots = [
         figure(bars(list(found.values()), list(found), *what[title]), title.capitalize())
@@ -184,8 +184,8 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
         "shapes",
         "Sizes and shapes",
         tag("div", *plots, class_="two"),
-        tag("h3", "Commonest picture sizes (width x height)"),
-        table(["pixels", "pictures"], rows),
+        tag("h3", "Commonest image sizes (width x height)"),
+        table(["pixels", "images"], rows),
     )
 
 
@@ -229,7 +229,7 @@ def anchors_section(found: Sequence, sizing: str) -> Section:
 
 def doubles_section(doubles: list, splits: dict) -> Section:
     parts: list[Html] = []
-    cards: dict[tuple, Html] = {}  # a picture may have several doubles
+    cards: dict[tuple, Html] = {}  # an image may have several doubles
 
     def card(place) -> Html:
         name = _name(splits, place)
@@ -238,7 +238,7 @@ def doubles_section(doubles: list, splits: dict) -> Section:
         except InputError as error:  # it has changed since it was read
             return tag("figure", tag("figcaption", str(error)))
         return figure(
-            picture(drawn, name, THUMB, loading="lazy"),
+            img_tag(drawn, name, THUMB, loading="lazy"),
             f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}",
         )
 
@@ -258,7 +258,7 @@ def doubles_section(doubles: list, splits: dict) -> Section:
         )
     if len(doubles) > PAIRS:
         parts.append(tag("p", f"and {len(doubles) - PAIRS:,} more: check_data.json lists them", class_="soft"))
-    return section("doubles", "Pictures that show the same", *(parts or [tag("p", "None were found.", class_="good")]))
+    return section("doubles", "Images that show the same", *(parts or [tag("p", "None were found.", class_="good")]))
 
 
 def summary(lines: Sequence[str], verdict: str | None, finds: Finds) -> Html:

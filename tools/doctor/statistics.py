@@ -1,4 +1,4 @@
-"""What a data set is like, as plain values: histograms of its objects and pictures."""
+"""What a data set is like, as plain values: histograms of its objects and images."""
 
 from collections import Counter
 
@@ -13,11 +13,11 @@ RATIO_LABELS = ["1:8+", "1:8-1:4", "1:4-1:2", "1:2-4:5", "square", "5:4-2:1", "2
 
 
 def histograms(tables: list, config) -> dict[str, dict[str, int]]:
-    """{what: {bin: count}}: of objects that are not crowds, and of pictures."""
+    """{what: {bin: count}}: of objects that are not crowds, and of images."""
     sides, ratios = [], []
     for table in tables:
         small, _ = resized(table, config)
-        scale = (small / np.maximum(table.sizes, 1))[table.picture][:, ::-1]  # [A, 2] x, y
+        scale = (small / np.maximum(table.sizes, 1))[table.image][:, ::-1]  # [A, 2] x, y
         wide_high = ((table.clipped[:, 2:] - table.clipped[:, :2]) * scale)[~table.crowd]
         sides.append(np.sqrt(wide_high.prod(1)))
         ratios.append(wide_high[:, 0] / np.maximum(wide_high[:, 1], 1e-9))
@@ -26,13 +26,13 @@ def histograms(tables: list, config) -> dict[str, dict[str, int]]:
     return {
         "objects by size": _binned(np.concatenate(sides), SIDES),
         "objects by width : height": _binned(np.concatenate(ratios), RATIOS, RATIO_LABELS),
-        "pictures by objects": _binned(counts, COUNTS, whole=True),
-        "pictures by width : height": _binned(sizes[:, 1] / np.maximum(sizes[:, 0], 1), RATIOS, RATIO_LABELS),
+        "images by objects": _binned(counts, COUNTS, whole=True),
+        "images by width : height": _binned(sizes[:, 1] / np.maximum(sizes[:, 0], 1), RATIOS, RATIO_LABELS),
     }
 
 
-def picture_sizes(tables: list, most: int = 8) -> dict[str, int]:
-    """{"width x height": pictures} of the commonest sizes, and of all others together."""
+def image_sizes(tables: list, most: int = 8) -> dict[str, int]:
+    """{"width x height": images} of the commonest sizes, and of all others together."""
     counts = Counter(map(tuple, np.concatenate([table.sizes for table in tables]).tolist()))
     found = {f"{w} x {h}": count for (h, w), count in counts.most_common(most)}
     others = sum(counts.values()) - sum(found.values())

@@ -1,4 +1,4 @@
-"""All objects of a data set in flat arrays, whatever its layout. I pictures, A objects, crowd regions among them."""
+"""All objects of a data set in flat arrays, whatever its layout. I images, A objects, crowd regions among them."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ CHUNK = 2**15  # annotations whose polygons are looked at at once
 
 
 class Table(NamedTuple):
-    """sizes int64 [I, 2] (height, width); picture int64 [A], the position in the data set; boxes float64 [A, 4]
-    x1 y1 x2 y2 as annotated, and clipped ones within the picture; labels int64 [A]; crowd bool [A]; areas float64 [A]
+    """sizes int64 [I, 2] (height, width); image int64 [A], the position in the data set; boxes float64 [A, 4]
+    x1 y1 x2 y2 as annotated, and clipped ones within the image; labels int64 [A]; crowd bool [A]; areas float64 [A]
     as annotated, NaN where they are not; ids list of A, or None where objects have none."""
 
     data_set: object
     sizes: np.ndarray
-    picture: np.ndarray
+    image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
@@ -28,19 +28,19 @@ class Table(NamedTuple):
 
     @property
     def clipped(self) -> np.ndarray:
-        return np.clip(self.boxes, 0, self.sizes[self.picture][:, [1, 0, 1, 0]])
+        return np.clip(self.boxes, 0, self.sizes[self.image][:, [1, 0, 1, 0]])
 
     def counts(self) -> np.ndarray:
-        """Objects of each picture, crowds apart: int64 [I]."""
-        return np.bincount(self.picture[~self.crowd], minlength=len(self.sizes))
+        """Objects of each image, crowds apart: int64 [I]."""
+        return np.bincount(self.image[~self.crowd], minlength=len(self.sizes))
 
     def file(self, k: int) -> str:
-        return self.data_set.file_name(int(self.picture[k]))
+        return self.data_set.file_name(int(self.image[k]))
 
     def where(self, k: int) -> dict:
         """Object k's ids as `Finds.add` takes them."""
         return {
-            "image": self.data_set.given_id(int(self.picture[k])),
+            "image": self.data_set.given_id(int(self.image[k])),
             "annotation": None if self.ids is None else int(self.ids[k]),
         }
 
@@ -56,7 +56,7 @@ def table_of(data_set) -> Table:
     sizes = np.asarray(data_set.sizes)
     if isinstance(data_set, CocoDataset):
         packed = data_set.annotations
-        rows, picture = _rows(packed.first, data_set.rows)
+        rows, image = _rows(packed.first, data_set.rows)
         boxes = packed.boxes[rows].copy()
         boxes[:, 2:] += boxes[:, :2]
         label_of = {category: data_set.label_map.to_label(category) for category in packed.categories}
@@ -64,16 +64,16 @@ def table_of(data_set) -> Table:
         labels = np.array([label_of[i] for i in used.tolist()], dtype=np.int64)[inverse]
         ids = packed.annotation_ids[rows]
         return Table(
-            data_set, sizes, picture, boxes, labels, packed.iscrowd[rows].astype(bool), packed.areas[rows], ids, rows
+            data_set, sizes, image, boxes, labels, packed.iscrowd[rows].astype(bool), packed.areas[rows], ids, rows
         )
     if hasattr(data_set, "index"):  # packed
         index = data_set.index
-        rows, picture = _rows(index["first"], data_set.rows)
+        rows, image = _rows(index["first"], data_set.rows)
         boxes, areas = (index[key][rows].astype(np.float64) for key in ("boxes", "areas"))
         return Table(
             data_set,
             sizes,
-            picture,
+            image,
             boxes,
             index["labels"][rows],
             index["iscrowd"][rows].astype(bool),
@@ -96,11 +96,11 @@ def table_of(data_set) -> Table:
     )
 
 
-def _rows(first: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the objects of these pictures, their pictures' positions), int64 [A] each; first as a data set's."""
-    counts = first[pictures + 1] - first[pictures]
-    rows = np.arange(counts.sum()) + np.repeat(first[pictures] - (np.cumsum(counts) - counts), counts)
-    return rows, np.repeat(np.arange(len(pictures)), counts)
+def _rows(first: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the objects of these images, their images' positions), int64 [A] each; first as a data set's."""
+    counts = first[images + 1] - first[images]
+    rows = np.arange(counts.sum()) + np.repeat(first[images] - (np.cumsum(counts) - counts), counts)
+    return rows, np.repeat(np.arange(len(images)), counts)
 
 
 class Outlines(NamedTuple):
@@ -124,7 +124,7 @@ def outlines(table: Table) -> Outlines | None:
             some = chosen[start : start + CHUNK]
             tight[some], areas[some] = _of_polygons(packed, rows[some], dtype)
     for k in np.flatnonzero(kinds == RLE).tolist():
-        rle = packed.rle(int(rows[k]), tuple(table.sizes[table.picture[k]].tolist()))
+        rle = packed.rle(int(rows[k]), tuple(table.sizes[table.image[k]].tolist()))
         x, y, w, h = coco_mask.toBbox(rle).tolist()
         tight[k], areas[k] = (x, y, x + w, y + h), coco_mask.area(rle)
     return Outlines(tight, areas)

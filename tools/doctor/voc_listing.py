@@ -1,4 +1,4 @@
-"""VOC data, picture by picture: what the loader skips and decides, and every file that it stops at."""
+"""VOC data, image by image: what the loader skips and decides, and every file that it stops at."""
 
 import threading
 
@@ -18,12 +18,12 @@ SEVERITY = {NO_XML: NOTE, XML_SIZE: WARNING, FROM_CLASS_MASK: WARNING, CLASS_DIF
 
 
 class ListingVoc(VocDataset):
-    """A VocDataset that goes on where it should stop, and keeps what it found out about each picture."""
+    """A VocDataset that goes on where it should stop, and keeps what it found out about each image."""
 
     def __init__(self, *args):
         self.errors: dict[str, str] = {}
         self.scans: dict[str, Scan] = {}
-        self._lock = threading.Lock()  # pictures are scanned by threads
+        self._lock = threading.Lock()  # images are scanned by threads
         super().__init__(*args)
 
     def _scan(self, name):

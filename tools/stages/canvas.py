@@ -1,6 +1,6 @@
-"""A picture, or a part of it, enlarged or reduced to a size that can be looked at, with things drawn on it.
+"""An image, or a part of it, enlarged or reduced to a size that can be looked at, with things drawn on it.
 
-Coordinates given to a Canvas are pixels of the picture; boxes are x1 y1 x2 y2.
+Coordinates given to a Canvas are pixels of the image; boxes are x1 y1 x2 y2.
 """
 
 import math
@@ -14,17 +14,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from train_utils.show.drawing import instance_color
 
-SIDE, LEAST, MOST = 720, 240, 1600  # pixels: longer side of a drawn picture, shorter side of a long one, its longer
+SIDE, LEAST, MOST = 720, 240, 1600  # pixels: longer side of a drawn image, shorter side of a long one, its longer
 GREEN, RED, YELLOW, BLUE = (60, 220, 90), (255, 80, 70), (255, 205, 40), (70, 150, 255)
 LEVEL_COLORS = [instance_color(i) for i in (3, 1, 2, 5, 10)]  # of P2..P6
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=float)  # dark to light
 
 
 class Canvas:
-    """picture uint8 [3, H, W]; window: the part to show (default: all); faded: grey, so that lines stand out."""
+    """image uint8 [3, H, W]; window: the part to show (default: all); faded: grey, so that lines stand out."""
 
-    def __init__(self, picture: torch.Tensor, window: Sequence[float] | None = None, faded=False, side: int = SIDE):
-        image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    def __init__(self, pixels: torch.Tensor, window: Sequence[float] | None = None, faded=False, side: int = SIDE):
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         x1, y1, x2, y2 = window or (0, 0, *image.size)
         width, height = max(x2 - x1, 1), max(y2 - y1, 1)
         scale = max(side / max(width, height), min(LEAST / min(width, height), MOST / max(width, height)))
@@ -43,7 +43,7 @@ class Canvas:
         return (x - self.origin[0]) * self.scale, (y - self.origin[1]) * self.scale
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """The point of the picture that is drawn at (x, y)."""
+        """The point of the image that is drawn at (x, y)."""
         return x / self.scale + self.origin[0], y / self.scale + self.origin[1]
 
     def box(self, box: Sequence[float], color, width: int | None = None, opacity: float = 1.0) -> None:
@@ -88,14 +88,14 @@ class Canvas:
         self.draw.text((left + 4, top + 1), text, fill=(0, 0, 0) if light else (255, 255, 255), font=self.font)
 
     def heat(self, values: torch.Tensor, width: float, height: float, opacity: float = 0.75) -> "Canvas":
-        """values [h, w] in 0..1, of a map's cells, as colours over the first width x height pixels of the picture.
+        """values [h, w] in 0..1, of a map's cells, as colours over the first width x height pixels of the image.
 
         A cell is drawn around its left upper corner: there its anchors are centred, and RoIAlign reads it.
         """
         right, bottom = (max(1, round(length)) for length in self.at(width, height))
         (h, w), repeated = values.shape, F.pad(values[None], (0, 1, 0, 1), mode="replicate")[0]
         box = 0.5, 0.5, w + 0.5, h + 0.5
-        layer = heat_picture(repeated).resize((right, bottom), Image.Resampling.NEAREST, box=box)
+        layer = heat_image(repeated).resize((right, bottom), Image.Resampling.NEAREST, box=box)
         part = self.image.crop((0, 0, right, bottom))
         self.image.paste(Image.blend(part, layer, opacity), (0, 0))
         return self
@@ -106,7 +106,7 @@ def centres(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
-def heat_picture(values: torch.Tensor) -> Image.Image:
+def heat_image(values: torch.Tensor) -> Image.Image:
     """values [h, w] in 0..1 as colours from dark to light, a pixel each."""
     values = values.clamp(0, 1).numpy() * (len(HEAT) - 1)
     channels = [np.interp(values, range(len(HEAT)), HEAT[:, c]) for c in range(3)]
@@ -114,7 +114,7 @@ def heat_picture(values: torch.Tensor) -> Image.Image:
 
 
 def window_around(boxes: torch.Tensor, size: tuple[int, int], margin: float = 0.25) -> tuple[int, int, int, int]:
-    """The part of a picture of `size` (h, w) that shows these boxes [N, 4] and a margin."""
+    """The part of an image of `size` (h, w) that shows these boxes [N, 4] and a margin."""
     low, high = boxes[:, :2].amin(0), boxes[:, 2:].amax(0)
     room = ((high - low).max() * margin).clamp(min=2)
     x1, y1 = (low - room).floor().clamp(min=0).int().tolist()
@@ -123,7 +123,7 @@ def window_around(boxes: torch.Tensor, size: tuple[int, int], margin: float = 0.
 
 
 def tiles(titled: Sequence[tuple[str, Image.Image | None]], columns: int = 3, side: int = 168) -> Image.Image:
-    """Small pictures in rows, each under its title; None leaves a place free."""
+    """Small images in rows, each under its title; None leaves a place free."""
     across, down, font = side + 8, side + 24, ImageFont.load_default(13)
     # not white, as masks are
     whole = Image.new("RGB", (columns * across - 8, -(-len(titled) // columns) * down), (222, 226, 230))
@@ -140,7 +140,7 @@ def tiles(titled: Sequence[tuple[str, Image.Image | None]], columns: int = 3, si
 
 
 def sheet(panels: Sequence[tuple[str, Image.Image]], width: int = 2 * SIDE + 60) -> Image.Image:
-    """All pictures of a stage on one, each over its caption, in rows of at most `width` pixels."""
+    """All images of a stage on one, each over its caption, in rows of at most `width` pixels."""
     font, gap, rows, row, used = ImageFont.load_default(16), 20, [], [], 0
     for caption, image in panels:
         if row and used + image.width + gap > width:

@@ -15,13 +15,13 @@ from train_utils.show.drawing import draw_detections
 
 CLOSE = 6  # objects or detections looked at closely
 OF_LEVEL = 15  # RoIs drawn of each level
-CLOSE_SIDE = 340  # pixels of such a picture
+CLOSE_SIDE = 340  # pixels of such an image
 
 
 def roi_levels(view: View) -> Shown:
     record = view.seen["rois"][0]
     rois, levels = record["rois"].float(), record["level"]
-    canvas, sides = Canvas(view.picture, faded=True), (rois[:, 2:] - rois[:, :2]).prod(1).sqrt()
+    canvas, sides = Canvas(view.resized, faded=True), (rois[:, 2:] - rois[:, :2]).prod(1).sqrt()
     facts = [("RoIs", shape(rois)), ("their pooled features", shape(record["pooled"]))]
     for level, (stride, color) in enumerate(zip(STRIDES, LEVEL_COLORS, strict=False)):
         own = (levels == level).nonzero()[:, 0]
@@ -43,7 +43,7 @@ def roi_levels(view: View) -> Shown:
 def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
     """The points at which RoIAlign reads a level for one RoI."""
     stride, size, ratio = STRIDES[level], view.config.box_roi_size, view.config.roi_sampling_ratio
-    canvas = Canvas(view.picture, window_around(roi[None], view.size), faded=True, side=CLOSE_SIDE + 80)
+    canvas = Canvas(view.resized, window_around(roi[None], view.size), faded=True, side=CLOSE_SIDE + 80)
     cells = [torch.arange(length // stride + 1) * float(stride) for length in reversed(view.size)]
     canvas.dots(torch.cartesian_prod(*cells), (230, 230, 230), 2)
     xs, ys = roi_align_points(roi, stride, size, 1)  # the bins' centres
@@ -62,7 +62,7 @@ def box_targets(view: View) -> Shown:
     record, samples, cfg = view.seen["box_targets"][0], view.seen["roi_samples"][0], view.config
     rois, labels, matched = record["rois"][0].float(), record["labels"][0], samples["matched"][samples["chosen"]]
     positive, background = (labels > 0).nonzero()[:, 0], rois[labels == 0]
-    canvas = Canvas(view.picture, faded=True).boxes(background[:SHOWN], RED, opacity=0.5).boxes(rois[positive], GREEN)
+    canvas = Canvas(view.resized, faded=True).boxes(background[:SHOWN], RED, opacity=0.5).boxes(rois[positive], GREEN)
     panels = [Panel("the sampled RoIs: positive (green), background (red)", canvas.image)]
     stood_for = matched[positive].unique().tolist()
     for i in stood_for[:CLOSE]:
@@ -85,7 +85,7 @@ def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Pa
     """Some RoIs of one object, and arrows to it."""
     iou = box_iou(box[None], rois)[0]
     some = rois[iou.argsort()][:: max(1, len(rois) // 3)][:3]
-    canvas = Canvas(view.picture, window_around(torch.cat((some, box[None])), view.size), side=CLOSE_SIDE)
+    canvas = Canvas(view.resized, window_around(torch.cat((some, box[None])), view.size), side=CLOSE_SIDE)
     canvas.box(box.tolist(), BLUE, 3)
     for roi in some.tolist():
         canvas.box(roi, GREEN)
@@ -106,7 +106,7 @@ def refinement(view: View) -> Shown:
         overlaps = torch.stack([_with_object(view.objects.float(), path) for path in boxes])
     panels, record, cfg = [], view.seen["classes"][0], view.config
     for d, ((anchor, proposal), path) in enumerate(list(zip(paths, boxes, strict=True))[:CLOSE]):
-        canvas = Canvas(view.picture, window_around(path, view.size), side=CLOSE_SIDE)
+        canvas = Canvas(view.resized, window_around(path, view.size), side=CLOSE_SIDE)
         start, middle, end = path.tolist()
         for box, color in ((start, YELLOW), (middle, BLUE), (end, GREEN)):
             canvas.box(box, color)
@@ -152,14 +152,14 @@ def detections(view: View) -> Shown:
         found[key][found["scores"] >= least] for key in ("boxes", "labels", "scores", "mask_probs")
     )
     masks = mask_probs_to_bool(probs.float(), boxes, size)
-    picture = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
-    picture.thumbnail((2 * SIDE, 2 * SIDE))
+    image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
+    image.thumbnail((2 * SIDE, 2 * SIDE))
     caption = (
         f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more"
         if least
         else (f"all {len(boxes)} detections: none has a score of 0.5")
     )
-    panels = [Panel(caption, picture)]
+    panels = [Panel(caption, image)]
     facts = [("detections", str(len(found["scores"]))), ("scores: least / median / largest", spread(found["scores"]))]
     if view.target is not None:
         panels.append(Panel("ground truth", drawn(view, view.image, view.target)))

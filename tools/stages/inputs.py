@@ -10,12 +10,12 @@ from tools.stages.stage import Facts, Panel, Shown, shape, size_of, spread
 from tools.stages.view import View, best_overlap
 from train_utils.show.drawing import draw_detections, instance_color
 
-MAP_SIDE = 340  # pixels of a level's picture: five stand side by side
+MAP_SIDE = 340  # pixels of a level's image: five stand side by side
 FEW = 40  # objects that a number is written beside
 
 
 def drawn(view: View, image: torch.Tensor, target: dict | None) -> Image.Image:
-    """A picture with the boxes, masks and names of its target."""
+    """An image with the boxes, masks and names of its target."""
     if target is None:
         return Canvas(image).image
     crowds = ~view.own(target)
@@ -23,16 +23,16 @@ def drawn(view: View, image: torch.Tensor, target: dict | None) -> Image.Image:
         view.name(label) + " (crowd)" * crowd for label, crowd in zip(target["labels"], crowds.tolist(), strict=True)
     ]
     magnify = max(1, SIDE // max(image.shape[-2:]))
-    picture = draw_detections(
+    panel = draw_detections(
         image, target["boxes"], range(len(names)), None, target["masks"], names.__getitem__, magnify
     )
-    picture.thumbnail((2 * SIDE, 2 * SIDE))
-    return picture
+    panel.thumbnail((2 * SIDE, 2 * SIDE))
+    return panel
 
 
 def sample(view: View) -> Shown:
     image, target = view.before
-    panels, facts = [Panel("as loaded", drawn(view, image, target))], [("picture as loaded", shape(image))]
+    panels, facts = [Panel("as loaded", drawn(view, image, target))], [("image as loaded", shape(image))]
     if view.target is not None:
         same = view.image.shape == image.shape and torch.equal(view.image, image)
         change = "augmentation changed nothing" if same else "after augmentation"
@@ -40,7 +40,7 @@ def sample(view: View) -> Shown:
         panels.append(Panel(caption, drawn(view, view.image, view.target)))
         own = view.own(view.target)
         facts += [
-            ("picture after augmentation", shape(view.image)),
+            ("image after augmentation", shape(view.image)),
             ("annotations before and after", f"{len(target['labels'])} and {len(view.target['labels'])}"),
             ("of these crowd regions", str(int((~own).sum()))),
             ("pixels of an object's mask: least / median / largest", spread(view.target["masks"].areas()[own], 0)),
@@ -50,24 +50,24 @@ def sample(view: View) -> Shown:
 
 def batch(view: View) -> Shown:
     record, cfg = view.seen["batch"][0], view.config
-    pictures, (h, w), (old_h, old_w) = record["pictures"], view.size, record["original_sizes"][0]
+    images, (h, w), (old_h, old_w) = record["images"], view.size, record["original_sizes"][0]
     canvas = Canvas(view.padded)
     canvas.box((0, 0, w, h), YELLOW)
-    own = pictures[0, :, :h, :w]
+    own = images[0, :, :h, :w]
     rule = f"shorter side {cfg.min_size[-1]}, longer side at most {cfg.max_size}"
     if cfg.fixed_size:
         rule = f"as large as fits {cfg.fixed_size[0]} x {cfg.fixed_size[1]}"
     facts = [
-        ("batch", shape(pictures)),
-        ("original picture, height x width", f"{old_h} x {old_w}"),
+        ("batch", shape(images)),
+        ("original image, height x width", f"{old_h} x {old_w}"),
         (f"resized ({rule})", f"{h} x {w}, scale {h / old_h:.3f}"),
-        ("padding, share of the batch", f"{1 - h * w / pictures[0, 0].numel():.1%}"),
+        ("padding, share of the batch", f"{1 - h * w / images[0, 0].numel():.1%}"),
         ("values after normalisation, mean and spread", f"{own.mean():.2f} and {own.std():.2f}"),
     ]
     if len(cfg.min_size) > 1:
         sizes = ", ".join(map(str, cfg.min_size))
         facts.append(("shorter sides that training draws from", f"{sizes}; evaluation, as here, takes the last"))
-    padding = "there is no padding" if own.numel() == pictures.numel() else "outside the yellow frame is padding"
+    padding = "there is no padding" if own.numel() == images.numel() else "outside the yellow frame is padding"
     return [Panel(f"the batch, its normalisation undone; {padding}", canvas.image)], facts
 
 
@@ -77,15 +77,15 @@ def feature_maps(view: View) -> Shown:
         length = maps[0].float().norm(dim=0)  # [H, W]
         low, high = length.min(), length.max()
         heat = (length - low) / (high - low).clamp(min=1e-9)
-        picture = Canvas(view.padded, side=MAP_SIDE).heat(heat, pw, ph, opacity=1).image
-        panels.append(Panel(f"P{level}: a cell for {ph // maps.shape[2]} x {pw // maps.shape[3]} pixels", picture))
+        image = Canvas(view.padded, side=MAP_SIDE).heat(heat, pw, ph, opacity=1).image
+        panels.append(Panel(f"P{level}: a cell for {ph // maps.shape[2]} x {pw // maps.shape[3]} pixels", image))
         facts.append((f"P{level}", f"{shape(maps)}, vectors of length {low:.1f} to {high:.1f}"))
     return panels, facts
 
 
 def anchors(view: View) -> Shown:
     cfg, record = view.config, view.seen["rpn"][0]
-    canvas, per_cell = Canvas(view.picture, faded=True), len(cfg.aspect_ratios)
+    canvas, per_cell = Canvas(view.resized, faded=True), len(cfg.aspect_ratios)
     facts = [("anchors in all", f"{len(view.anchors):,}")]
     for level, (boxes, maps) in enumerate(zip(record["anchors"], record["maps"], strict=True)):
         rows, columns = maps.shape[-2:]
@@ -105,7 +105,7 @@ def anchors(view: View) -> Shown:
 def _overlaps(view: View) -> tuple[Panel, Facts]:
     """Each object with its best anchor, and how well they overlap."""
     iou, index = best_overlap(view.objects, view.anchors)
-    canvas, threshold = Canvas(view.picture, faded=True), view.config.rpn_fg_iou_thresh
+    canvas, threshold = Canvas(view.resized, faded=True), view.config.rpn_fg_iou_thresh
     for i, (box, best) in enumerate(zip(view.objects, index, strict=True)):
         canvas.box(box.tolist(), instance_color(i), 4)
         canvas.box(view.anchors[best].tolist(), instance_color(i), 1)
@@ -118,5 +118,5 @@ def _overlaps(view: View) -> tuple[Panel, Facts]:
     ]
     if len(unreached):
         smallest = unreached[box_area(unreached).argmin()]
-        facts.append(("the smallest of them", f"{size_of(smallest)} pixels of the resized picture"))
+        facts.append(("the smallest of them", f"{size_of(smallest)} pixels of the resized image"))
     return Panel("the objects (thick), the best anchor of each (thin), and how well they overlap", canvas.image), facts

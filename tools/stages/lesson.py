@@ -29,9 +29,9 @@ PAPERS = {
 
 
 class Lesson(NamedTuple):
-    """One stage. show: makes its pictures and numbers; papers: (of PAPERS, section); code: functions;
-    text: may name fields of the config in braces; empty: what is said where there is no picture; alone: the text for a
-    picture without a target, where it is another."""
+    """One stage. show: makes its images and numbers; papers: (of PAPERS, section); code: functions;
+    text: may name fields of the config in braces; empty: what is said where there is no image; alone: the text for a
+    image without a target, where it is another."""
 
     name: str
     heading: str
@@ -57,11 +57,11 @@ LESSONS = (
         (("Mask R-CNN", "3.1"),),
         (build_augment, sample_rng, CroppedMasks),
         """
-        A picture and its target: boxes (x1 y1 x2 y2 in pixels), labels, and masks, each kept as the crop inside its
-        own box. Augmentation changes picture and target together. Its random numbers are a function of seed, epoch
+        An image and its target: boxes (x1 y1 x2 y2 in pixels), labels, and masks, each kept as the crop inside its
+        own box. Augmentation changes image and target together. Its random numbers are a function of seed, epoch
         and index, so that this sample can be drawn again at any time.""",
         alone="""
-        The picture as it was read, red, green and blue from 0 to 255: all that the network is given.""",
+        The image as it was read, red, green and blue from 0 to 255: all that the network is given.""",
     ),
     Lesson(
         "batch",
@@ -70,9 +70,9 @@ LESSONS = (
         (("Mask R-CNN", "3.1"),),
         (Transform.batch,),
         """
-        The picture is normalised (minus ImageNet's mean colour, by its standard deviation), resized, and put into
+        The image is normalised (minus ImageNet's mean colour, by its standard deviation), resized, and put into
         the left upper corner of a batch whose sides are multiples of {size_divisible}. Padding is zero, which
-        stands for the mean colour. From here to the last stage coordinates are pixels of the resized picture.""",
+        stands for the mean colour. From here to the last stage coordinates are pixels of the resized image.""",
     ),
     Lesson(
         "feature_maps",
@@ -129,7 +129,7 @@ LESSONS = (
         (("Faster R-CNN", "3.1 and 3.3"),),
         (RegionProposalNetwork._propose, BoxCoder.decode, nms.batched_nms),
         """
-        The best anchors of each level are moved by their deltas and clipped to the picture. Many then lie on the
+        The best anchors of each level are moved by their deltas and clipped to the image. Many then lie on the
         same object: non-maximum suppression (NMS) drops every box that overlaps a better one of its level by more
         than {rpn_nms_thresh}. Of what is left the best {rpn_post_nms_top_n_test:,} stay, and they are all that the
         second half will see: an object without a proposal cannot be found any more.""",
@@ -168,7 +168,7 @@ LESSONS = (
         A detection's box has moved twice: the RPN moved an anchor (yellow) to a proposal (blue), and the box head,
         which saw the RoI's features, moved that to the detection (green). For every RoI it gives each class a score
         and a move of its own; NMS then runs within each class. The detections of the highest scores are shown.""",
-        empty="Nothing was found in this picture, so there is no path to show.",
+        empty="Nothing was found in this image, so there is no path to show.",
     ),
     Lesson(
         "mask_targets",
@@ -192,8 +192,8 @@ LESSONS = (
         """
         For each detection the mask branch looks at its final box, with {mask_roi_size} x {mask_roi_size} cells, and
         gives each of {cells} x {cells} a probability, for the detection's own class: classes do not compete here.
-        These are enlarged to the box in the original picture; pixels above 0.5 make the mask.""",
-        empty="Nothing was found in this picture, so there is no mask.",
+        These are enlarged to the box in the original image; pixels above 0.5 make the mask.""",
+        empty="Nothing was found in this image, so there is no mask.",
     ),
     Lesson(
         "detections",
@@ -202,12 +202,12 @@ LESSONS = (
         (("Mask R-CNN", "3.1"),),
         (MaskRCNN.forward, MaskRCNN._to_original),
         """
-        What model(images) returns: boxes in pixels of the original picture, labels, scores and masks; where the picture
+        What model(images) returns: boxes in pixels of the original image, labels, scores and masks; where the image
         is of a data set, the ground truth stands beside them.""",
     ),
 )
 
 
 def lessons_for(view: View) -> list[Lesson]:
-    """Those that the picture has what they need for."""
+    """Those that the image has what they need for."""
     return [lesson for lesson in LESSONS if view.target is not None or not lesson.needs_target]

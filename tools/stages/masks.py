@@ -6,7 +6,7 @@ from network_files.operators.boxes import box_iou, scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_targets as targets_of
 from network_files.operators.instance_masks import paste_masks
-from tools.stages.canvas import Canvas, heat_picture, tiles, window_around
+from tools.stages.canvas import Canvas, heat_image, tiles, window_around
 from tools.stages.heads import CLOSE
 from tools.stages.stage import Panel, Shown, shape
 from tools.stages.view import View
@@ -41,10 +41,10 @@ def mask_targets(view: View) -> Shown:
                     [
                         ("RoI", Canvas(view.image, area).image),
                         ("full-size mask", _mask(full, i, area)),
-                        (f"its {cells} x {cells} target", heat_picture(of_full[k])),
+                        (f"its {cells} x {cells} target", heat_image(of_full[k])),
                         ("", None),
                         (f"mini mask, {view.mini} x {view.mini}", _mask(mini, i, area)),
-                        (f"its {cells} x {cells} target", heat_picture(of_mini[k])),
+                        (f"its {cells} x {cells} target", heat_image(of_mini[k])),
                     ]
                 ),
             )
@@ -53,7 +53,7 @@ def mask_targets(view: View) -> Shown:
 
 
 def _mask(masks: CroppedMasks, i: int, area: list[float]):
-    """One mask, white on black, as far as it lies in the area (x1 y1 x2 y2) of the picture."""
+    """One mask, white on black, as far as it lies in the area (x1 y1 x2 y2) of the image."""
     return Canvas(255 * masks[[i]].to_masks().expand(3, -1, -1), area).image
 
 
@@ -69,8 +69,8 @@ def masks(view: View) -> Shown:
                 f"{view.title(d)}: {(pasted > 0.5).sum():,} pixels are set",
                 tiles(
                     [
-                        (f"{probs.shape[1]} x {probs.shape[2]} probabilities", heat_picture(probs[d])),
-                        ("pasted into the picture", heat_picture(pasted)),
+                        (f"{probs.shape[1]} x {probs.shape[2]} probabilities", heat_image(probs[d])),
+                        ("pasted into the image", heat_image(pasted)),
                         ("above 0.5", Canvas(cut.to(torch.uint8)).image),
                     ]
                 ),

@@ -7,17 +7,17 @@ from tools.stages.inputs import MAP_SIDE
 from tools.stages.stage import Panel, Shown, shape, spread
 from tools.stages.view import View, best_overlap
 
-SHOWN = 50  # boxes drawn at most: more would hide the picture
+SHOWN = 50  # boxes drawn at most: more would hide the image
 
 
 def rpn_targets(view: View) -> Shown:
     record, cfg = view.seen["rpn_targets"][0], view.config
     label, positive, negative = record["label"], record["positive"], record["negative"]
     positives = (label == 1).nonzero()[:, 0]
-    labels = Canvas(view.picture, faded=True)
+    labels = Canvas(view.resized, faded=True)
     labels.dots(centres(view.anchors[label < 0]), YELLOW, 2)
     labels.boxes(view.anchors[positives[:: len(positives) // SHOWN + 1]], GREEN)
-    sampled = Canvas(view.picture, faded=True).boxes(view.objects, BLUE, 3).boxes(view.anchors[positive], GREEN)
+    sampled = Canvas(view.resized, faded=True).boxes(view.objects, BLUE, 3).boxes(view.anchors[positive], GREEN)
     sampled.dots(centres(view.anchors[negative]), RED)
     panels = [
         Panel("all anchors: positive (green), ignored (yellow, their centres); all others are negative", labels.image),
@@ -67,8 +67,8 @@ def proposals(view: View) -> Shown:
     record, cfg = view.seen["proposals"][0], view.config
     levels, kept, scores = record["levels"], record["levels"][record["keep"]], record["scores"]
     best = record["boxes"][scores.argsort(descending=True, stable=True)[:SHOWN]]
-    before = Canvas(view.picture, faded=True).boxes(best, YELLOW, opacity=0.7)
-    after = Canvas(view.picture, faded=True).boxes(view.proposals[:SHOWN], GREEN, opacity=0.7)
+    before = Canvas(view.resized, faded=True).boxes(best, YELLOW, opacity=0.7)
+    after = Canvas(view.resized, faded=True).boxes(view.proposals[:SHOWN], GREEN, opacity=0.7)
     panels = [
         Panel(f"before NMS: the best {len(best)} of {len(levels):,} candidates", before.image),
         Panel(f"after NMS and the limit: the best {min(SHOWN, len(kept))} of {len(kept):,} proposals", after.image),

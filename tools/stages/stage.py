@@ -1,4 +1,4 @@
-"""What a stage shows: pictures and numbers; and where in the code a function stands."""
+"""What a stage shows: images and numbers; and where in the code a function stands."""
 
 import inspect
 from pathlib import Path
@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Panel(NamedTuple):
-    """A picture of a stage and what it shows."""
+    """An image of a stage and what it shows."""
 
     caption: str
-    picture: Image.Image
+    image: Image.Image
 
 
 Facts = list[tuple[str, str]]  # what, its value

@@ -1,4 +1,4 @@
-"""One picture's way through the network, in evaluation: what goes in, what the recorder saw, what comes out.
+"""One image's way through the network, in evaluation: what goes in, what the recorder saw, what comes out.
 
 G objects (crowd regions apart), A anchors over all levels, P proposals, D detections.
 """
@@ -19,7 +19,7 @@ from tools.stages.trace import anchor_of_proposal, proposal_of_detection
 @dataclass
 class View:
     """before: (image uint8 [3, H, W], target) as loaded; image, target: what the network was given, after augmentation;
-    the target is None for a picture alone. mini: cells a side of mini masks."""
+    the target is None for an image alone. mini: cells a side of mini masks."""
 
     config: MaskRCNNConfig
     name_of: Callable[[int], str]
@@ -33,24 +33,24 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w) of the resized picture."""
+        """(h, w) of the resized image."""
         return self.seen["batch"][0]["sizes"][0]
 
     @property
     def padded(self) -> Tensor:
-        """The batch's picture, its normalisation undone: uint8 [3, ph, pw]."""
+        """The batch's image, its normalisation undone: uint8 [3, ph, pw]."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std))
-        picture = self.seen["batch"][0]["pictures"][0].float()
-        return ((picture * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        image = self.seen["batch"][0]["images"][0].float()
+        return ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     @property
-    def picture(self) -> Tensor:
-        """The resized picture, uint8 [3, h, w]: the frame of anchors, proposals and RoIs."""
+    def resized(self) -> Tensor:
+        """The resized image, uint8 [3, h, w]: the frame of anchors, proposals and RoIs."""
         return self.padded[:, : self.size[0], : self.size[1]]
 
     @property
     def objects(self) -> Tensor:
-        """Boxes of the objects in the resized picture, [G, 4]."""
+        """Boxes of the objects in the resized image, [G, 4]."""
         return self.seen["rpn_targets"][0]["objects"] if self.target is not None else torch.zeros(0, 4)
 
     @staticmethod
@@ -71,7 +71,7 @@ class View:
 
     @property
     def found(self) -> Tensor:
-        """Boxes of the detections in the resized picture, [D, 4]."""
+        """Boxes of the detections in the resized image, [D, 4]."""
         record = self.seen["classes"][0]
         return record["boxes"][record["keep"]].float()
 
@@ -106,7 +106,7 @@ def look(
     before: tuple[Tensor, dict | None] | None = None,
     mini: int | None = None,
 ) -> View:
-    """Send a picture (uint8 [3, H, W]) and its target (masks: CroppedMasks), if it has one, through the model once.
+    """Send an image (uint8 [3, H, W]) and its target (masks: CroppedMasks), if it has one, through the model once.
 
     mini: cells a side that training keeps masks in; None: every pixel (a comparison then takes 56).
     """

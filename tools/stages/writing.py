@@ -1,4 +1,4 @@
-"""The stages of a View as files: a picture for each, and one page that explains them in order."""
+"""The stages of a View as files: an image for each, and one page that explains them in order."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from train_utils.io.files import atomic_file
 from train_utils.show import pages
 
 PAGE = "stages.html"
-SIDE = 640  # pixels of a picture in the page; the files have more
+SIDE = 640  # pixels of an image in the page; the files have more
 WIDE = 512  # most that it takes of the page's width: two stand side by side
 WITHOUT = (
-    "This picture came alone, without objects, so the stages that teach the network are left out (RPN targets, "
-    "box targets, mask targets), and no overlap with objects is told. They are shown for a picture of a data "
+    "This image came alone, without objects, so the stages that teach the network are left out (RPN targets, "
+    "box targets, mask targets), and no overlap with objects is told. They are shown for an image of a data "
     "set: --data-path DATA --index 0 in place of --img-path."
 )
 STYLE = """
@@ -60,7 +60,7 @@ def _section(lesson: Lesson, heading: str, text: str, panels: list[Panel], facts
 
 
 def _figure(lesson: Lesson, panel: Panel) -> pages.Html:
-    """A caption no wider than its picture, so that small ones share a row."""
-    picture = pages.picture(panel.picture, f"{lesson.heading}: {panel.caption}", SIDE)
-    width = min(panel.picture.width, WIDE)
-    return pages.tag("figure", picture, pages.tag("figcaption", panel.caption), style=f"max-width: {width}px")
+    """A caption no wider than its image, so that small ones share a row."""
+    image = pages.image(panel.image, f"{lesson.heading}: {panel.caption}", SIDE)
+    width = min(panel.image.width, WIDE)
+    return pages.tag("figure", image, pages.tag("figcaption", panel.caption), style=f"max-width: {width}px")

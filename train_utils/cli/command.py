@@ -275,7 +275,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         if is_lack_of_memory(error):
             told = f"out of memory ({first_line(error)}); {LESS_MEMORY}"
         elif "DataLoader worker" in str(error):  # raised wherever the main process is when its child dies
-            told = f"{first_line(error).rstrip('. ')}: a process that reads pictures has died; {FEWER_WORKERS}"
+            told = f"{first_line(error).rstrip('. ')}: a process that reads images has died; {FEWER_WORKERS}"
         else:
             raise
         print(f"error: {told}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from train_utils.cli.reference_flags import add_reference_arguments, lr_steps
 from train_utils.data.opening import LAYOUTS
 from train_utils.processes.distributed import TIMEOUT
 
-LR_PER_PICTURE = 0.00125  # the linear rule's unit: 0.02 for 16 pictures, as in Detectron and torchvision
+LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 LR_STEPS = (16 / 26, 22 / 26)  # shares of the run, from torchvision's 26 epochs with steps at 16 and 22
 
@@ -73,21 +73,21 @@ def _add_data_arguments(group):
     add = group.add_argument
     add("--data-path", help="data set folder (COCO, VOC, .npy); absent: the built-in shapes, drawn into ./data/shapes")
     add("--dataset", default="auto", choices=LAYOUTS, help="layout of the data (default: auto)")
-    add("--image-dir", help="folder of the pictures, where it is not the usual one")
+    add("--image-dir", help="folder of the images, where it is not the usual one")
     add("--year", help="VOC year, where the folder holds several")
     add("--label-json-path", metavar="J", help='class names of .npy data: a json file {"1": "person", ...}')
     add("--val-fraction", type=fraction, default=0.2, help="validation share of data without a split (default: 0.2)")
     add("--num-classes", type=positive_int, help="without background; checked against the data, which tells it")
-    add_flag(group, "--drop-empty", help="leave out training pictures without objects")
-    add_flag(group, "--follow-links", help="follow pictures that are links out of the data (else an error)")
-    add_flag(group, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
+    add_flag(group, "--drop-empty", help="leave out training images without objects")
+    add_flag(group, "--follow-links", help="follow images that are links out of the data (else an error)")
+    add_flag(group, "--strict", help="unreadable images and unusable annotations are errors, not skipped")
     add(
         "--aspect-ratio-group-factor",
         type=non_negative_int,
         default=3,
-        help="groups of picture shapes that batches are formed within; 0: none (default: 3)",
+        help="groups of image shapes that batches are formed within; 0: none (default: 3)",
     )
-    add("--repeat", type=positive_int, default=1, metavar="N", help="times that an epoch has each picture (default: 1)")
+    add("--repeat", type=positive_int, default=1, metavar="N", help="times that an epoch has each image (default: 1)")
     add("--workers", "-j", type=non_negative_int, help="loader processes (default: few on a CPU, 8 beside a GPU)")
     add_augmentation_arguments(group)
 
@@ -128,7 +128,7 @@ def add_augmentation_arguments(group):
         nargs="?",
         const=4.0,
         metavar="MAX",
-        help="put every other picture on a canvas of 1 to MAX times its sides (bare flag: 4)",
+        help="put every other image on a canvas of 1 to MAX times its sides (bare flag: 4)",
     )
     add(
         "--mini-mask",
@@ -155,7 +155,7 @@ def _add_run_arguments(group):
     )
     add_flag(group, "--test-only", help="evaluate the weights and stop")
     add("--epochs", type=positive_int, help="passes over the data (default: 26; built-in data: 4)")
-    add("--batch-size", "-b", type=positive_int, help="pictures per process (default: 2; built-in data: 4)")
+    add("--batch-size", "-b", type=positive_int, help="images per process (default: 2; built-in data: 4)")
     add("--accumulate-steps", type=positive_int, default=1, help="batches per optimiser step (default: 1)")
     add("--seed", type=seed, default=0, help="of weights, order, augmentation and sampling (default: 0)")
     add("--print-freq", type=positive_int, default=50, help="steps between printed lines (default: 50)")
@@ -172,7 +172,7 @@ def _add_run_arguments(group):
         "--allow-changed",
         nargs="+",
         metavar="NAME",
-        help="flags that may differ from the resumed run's, such as lr epochs; data: other pictures",
+        help="flags that may differ from the resumed run's, such as lr epochs; data: other images",
     )
     add(
         "--skip-bad-batches",
@@ -181,7 +181,7 @@ def _add_run_arguments(group):
         metavar="N",
         help="pass over up to N steps whose loss is not finite (default: 0, stop)",
     )
-    add_flag(group, "--log-steps", help="write steps.jsonl: pictures, losses and rate of each step")
+    add_flag(group, "--log-steps", help="write steps.jsonl: images, losses and rate of each step")
     add(
         "--dist-timeout",
         type=positive_float,
@@ -198,7 +198,7 @@ def _add_run_arguments(group):
 def _add_optimizer_arguments(group):
     add = group.add_argument
     add("--optimizer", choices=["sgd", "adamw"], help="default: sgd (built-in data: adamw)")
-    add("--lr", type=positive_float, help=f"default: {LR_PER_PICTURE} x global batch; adamw: {LR_ADAMW}")
+    add("--lr", type=positive_float, help=f"default: {LR_PER_IMAGE} x global batch; adamw: {LR_ADAMW}")
     add("--momentum", type=fraction, default=0.9, help="of sgd (default: 0.9)")
     add("--weight-decay", "--wd", type=fraction, help=f"default: {WEIGHT_DECAY}".replace("{", "").replace("}", ""))
     add("--lr-schedule", choices=["steps", "cosine"], help="default: steps (built-in data: cosine)")
@@ -242,7 +242,7 @@ def resolve(args, world):
     if args.norm == "sync" and world.device.type == "cpu":
         raise InputError("--norm sync works on GPUs only: give --norm batch, frozen or group on a CPU")
     if args.lr is None:
-        args.lr = LR_ADAMW if args.optimizer == "adamw" else LR_PER_PICTURE * global_batch(args, world)
+        args.lr = LR_ADAMW if args.optimizer == "adamw" else LR_PER_IMAGE * global_batch(args, world)
     if args.weight_decay is None:
         args.weight_decay = WEIGHT_DECAY[args.optimizer]
     if args.lr_steps is None:
@@ -292,7 +292,7 @@ def _fill(args, values):
 
 
 def global_batch(args, world):
-    """Pictures per optimiser step."""
+    """Images per optimiser step."""
     return args.batch_size * args.accumulate_steps * world.size
 
 

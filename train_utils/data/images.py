@@ -1,6 +1,6 @@
-"""Reading picture files, of any mode Pillow knows, as uint8 [3, H, W] RGB: for data sets and prediction.
+"""Reading image files, of any mode Pillow knows, as uint8 [3, H, W] RGB: for data sets and prediction.
 
-A file that is broken is a PictureError, which commands skip and count; one that is not to be decoded at all, a
+A file that is broken is an ImageError, which commands skip and count; one that is not to be decoded at all, a
 decompression bomb or a format outside FORMATS, is a plain InputError, which ends them.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 from backbone.errors import InputError
 from train_utils.io.plain_text import visible
 
-# Those that people keep pictures in, the commonest first. Others are decoded by code that few files ever test,
+# Those that people keep images in, the commonest first. Others are decoded by code that few files ever test,
 # or by another program: EPS runs Ghostscript. (An MPO is opened as the JPEG that it begins with.)
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "SGI", "QOI")
 EXIF_ORIENTATION = 0x0112
@@ -33,8 +33,8 @@ UPRIGHT = {
 }
 
 
-class PictureError(InputError):
-    """A picture file that cannot be used. `path` and `reason` (str) say which and why."""
+class ImageError(InputError):
+    """An image file that cannot be used. `path` and `reason` (str) say which and why."""
 
     def __init__(self, path, reason: str):
         self.path, self.reason = str(path), str(reason)
@@ -44,17 +44,17 @@ class PictureError(InputError):
         return visible(f"{self.path}: {self.reason}")
 
 
-def read_picture(path, rotate: bool = True, content=None) -> torch.Tensor:
-    """Read a picture as uint8 [3, H, W] RGB; the first frame of an animation.
+def read_image(path, rotate: bool = True, content=None) -> torch.Tensor:
+    """Read an image as uint8 [3, H, W] RGB; the first frame of an animation.
 
     rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none). content: the file's
     bytes, where they are at hand: then `path` is only what it is called.
     Alpha is dropped, palette, grey, CMYK, Lab become RGB, 16-bit grey is scaled to 8 bits.
-    Raises PictureError if the file is missing, truncated or not a picture; another InputError for a decompression
+    Raises ImageError if the file is missing, truncated or not an image; another InputError for a decompression
     bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over) and for a format outside FORMATS.
     """
     try:
-        # Pillow warns about oversized pictures and damaged metadata; what matters of it raises.
+        # Pillow warns about oversized images and damaged metadata; what matters of it raises.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
@@ -69,8 +69,8 @@ def read_picture(path, rotate: bool = True, content=None) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
-def picture_size(path, rotate: bool = True) -> tuple[int, int]:
-    """(height, width) of a picture as `read_picture` returns it, from its header where the format allows."""
+def image_size(path, rotate: bool = True) -> tuple[int, int]:
+    """(height, width) of an image as `read_image` returns it, from its header where the format allows."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,20 +79,20 @@ def picture_size(path, rotate: bool = True) -> tuple[int, int]:
                     image.load()
                 width, height = image.size
                 turned = rotate and _orientation(image) in (5, 6, 7, 8)
-    except Exception as error:  # as in read_picture
+    except Exception as error:  # as in read_image
         raise _named(path, error) from error
     return (width, height) if turned else (height, width)
 
 
 def refuse(path) -> None:
-    """InputError if `read_picture` would refuse the file by its header; nothing if the file is only broken."""
+    """InputError if `read_image` would refuse the file by its header; nothing if the file is only broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             Image.open(path, formats=formats()).close()
-    except Exception as error:  # as in read_picture
+    except Exception as error:  # as in read_image
         named = _named(path, error)
-        if not isinstance(named, PictureError):
+        if not isinstance(named, ImageError):
             raise named from error
 
 
@@ -103,8 +103,8 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def picture_suffixes() -> frozenset[str]:
-    """The suffixes of files that `read_picture` reads, in small letters: ".jpg" and so on."""
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of files that `read_image` reads, in small letters: ".jpg" and so on."""
     extensions = Image.registered_extensions().items()
     return frozenset(suffix for suffix, name in extensions if name in (*formats(), "MPO"))
 
@@ -135,7 +135,7 @@ def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
 
 
 def _named(path, error: Exception, content=None) -> InputError:
-    """What `read_picture` raises for an error of Pillow."""
+    """What `read_image` raises for an error of Pillow."""
     if isinstance(error, Image.DecompressionBombError):
         return InputError(
             f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
@@ -144,8 +144,8 @@ def _named(path, error: Exception, content=None) -> InputError:
     if isinstance(error, Image.UnidentifiedImageError):
         refused = _refused_format(path, content)
         if refused:
-            return InputError(f"{path}: {refused} pictures are not read; convert it to PNG or JPEG")
-    return PictureError(path, _reason(path, error))
+            return InputError(f"{path}: {refused} images are not read; convert it to PNG or JPEG")
+    return ImageError(path, _reason(path, error))
 
 
 def _refused_format(path, content=None) -> str | None:
@@ -168,5 +168,5 @@ def _reason(path, error: Exception) -> str:
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture in a known format"
+        return "not an image in a known format"
     return " ".join(f"cannot be decoded: {error or type(error).__name__}".split())

@@ -1,6 +1,6 @@
 """Symbolic links among data: those that lead out of it are followed only where the user says so.
 
-The data folder and the folder of its pictures may be links themselves, and lie apart; what counts is a link below.
+The data folder and the folder of its images may be links themselves, and lie apart; what counts is a link below.
 """
 
 import glob
@@ -14,9 +14,9 @@ ADVICE = "give --follow-links if that is meant, or put the file itself there"
 
 
 def refuse_links(source, image_dir, root, names: Iterable[str]) -> None:
-    """InputError if a picture, by its name in `image_dir`, is a link out of `image_dir` and `root`, or lies beyond one.
+    """InputError if an image, by its name in `image_dir`, is a link out of `image_dir` and `root`, or lies beyond one.
 
-    source: what lists the names. Each folder is looked at once, a picture only if it is a link. Names that leave
+    source: what lists the names. Each folder is looked at once, an image only if it is a link. Names that leave
     `root` as text are passed over: they are refused where they are read.
     """
     for _, error in links_out(source, image_dir, root, names):
@@ -24,7 +24,7 @@ def refuse_links(source, image_dir, root, names: Iterable[str]) -> None:
 
 
 def links_out(source, image_dir, root, names: Iterable[str]) -> Iterator[tuple[str, InputError]]:
-    """(name, what `refuse_links` would raise) of each such picture."""
+    """(name, what `refuse_links` would raise) of each such image."""
     inside = _inside(image_dir, root)
     links: dict[str, frozenset[str] | InputError] = {}  # in a folder; or what is wrong with the folder itself
     for name in names:
@@ -74,7 +74,7 @@ def _links_in(folder) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_symlink())
-    except (OSError, ValueError):  # no such folder, or no name of one: then its pictures are missing
+    except (OSError, ValueError):  # no such folder, or no name of one: then its images are missing
         return frozenset()
 
 

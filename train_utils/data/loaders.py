@@ -23,15 +23,15 @@ from torch.utils.data import DataLoader
 
 from backbone.errors import InputError
 from network_files.transform import padded_size
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 
 # What a stream of random numbers is for; each draws from a generator of its own.
 MODEL, AUGMENTATION, ORDER = 0, 1, 2
 
 
 class Batch(NamedTuple):
-    """Pictures of one forward pass. `indices` are positions in the data set; `skipped` names unreadable
-    pictures, which have no image and no target here, so that the lists may be empty."""
+    """Images of one forward pass. `indices` are positions in the data set; `skipped` names unreadable
+    images, which have no image and no target here, so that the lists may be empty."""
 
     images: list
     targets: list
@@ -51,7 +51,7 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int = MODEL) -> torch.
 
 
 def aspect_groups(sizes, factor: int) -> np.ndarray:
-    """Group int64 [len] of each picture of `sizes` [len, 2] (h, w) by w / h, as torchvision's references do:
+    """Group int64 [len] of each image of `sizes` [len, 2] (h, w) by w / h, as torchvision's references do:
     2 * factor + 1 bounds from 1/2 to 2, logarithmic (0: one bound at 1; negative: all in one group)."""
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if factor < 0:
@@ -63,7 +63,7 @@ def aspect_groups(sizes, factor: int) -> np.ndarray:
 def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> list[list[int]]:
     """The epoch's order: positions in lists of `batch`, each of one aspect group as far as possible.
 
-    Positions are shuffled, sorted by group, cut into batches, and these shuffled. As many pictures as would
+    Positions are shuffled, sorted by group, cut into batches, and these shuffled. As many images as would
     not fill a batch are left out of the epoch, others in each, unless they are all there is.
     """
     rng = sample_rng(seed, epoch, 0, ORDER)
@@ -78,9 +78,9 @@ class TrainLoader:
     """Micro-batches of augmented samples for one rank. `steps_per_epoch` counts optimiser steps.
 
     ds: a data set; augment: (image, target, torch.Generator) -> (image, target), or None; world: has rank and
-    size; batch_size: pictures per micro-batch of a rank; accumulate_steps: micro-batches per optimiser step;
-    group_factor: see `aspect_groups`; strict: an unreadable picture is an error; repeat: how often an epoch has each
-    picture, each time with other random numbers: its k-th time counts as the sample of index k * len(ds) + i.
+    size; batch_size: images per micro-batch of a rank; accumulate_steps: micro-batches per optimiser step;
+    group_factor: see `aspect_groups`; strict: an unreadable image is an error; repeat: how often an epoch has each
+    image, each time with other random numbers: its k-th time counts as the sample of index k * len(ds) + i.
     Each target gets a "sample_seed" (int).
     """
 
@@ -118,10 +118,10 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Batches of pictures that the network pads to the same shape, so that results do not depend on batching.
+    """Batches of images that the network pads to the same shape, so that results do not depend on batching.
 
     Formed once, in the data set's order, then dealt whole: batch k goes to rank k % size. min_size (the last
-    of several), max_size, divisor, fixed_size: the network's. Unreadable pictures are in `Batch.skipped`.
+    of several), max_size, divisor, fixed_size: the network's. Unreadable images are in `Batch.skipped`.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class _Samples:
             try:
                 image, target = self.ds[position]
             except InputError as error:
-                if self.strict or not isinstance(error, PictureError):
+                if self.strict or not isinstance(error, ImageError):
                     return error  # raised in the main process: a worker would add its traceback
                 batch.skipped.append(str(error))
                 continue
@@ -280,7 +280,7 @@ def _as_it_is(batch):
 
 class _Pickler(pickle.Pickler):
     """Tensors as bytes. torch's own way through shared memory takes a file descriptor per tensor, several for
-    each picture, and more of /dev/shm than containers have by default."""
+    each image, and more of /dev/shm than containers have by default."""
 
     def reducer_override(self, value):
         if isinstance(value, torch.Tensor):

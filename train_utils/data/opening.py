@@ -9,17 +9,10 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.data.formats.coco.annotations import read_annotations, read_indexed
 from train_utils.data.formats.coco.checks import check_is_coco
-from train_utils.data.formats.coco.layout import (
-    LOOKED_FOR,
-    data_root,
-    find_jsons,
-    listed_names,
-    picture_folder,
-    role_of,
-)
+from train_utils.data.formats.coco.layout import LOOKED_FOR, data_root, find_jsons, image_folder, listed_names, role_of
 from train_utils.data.formats.npy import CLASS_FILE, find_npy_folders, is_npy, read_class_names
 from train_utils.data.formats.voc import find_voc_folder
-from train_utils.data.images import PictureError, read_picture
+from train_utils.data.images import ImageError, read_image
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.data.links import refuse_links, refuse_links_in
 from train_utils.data.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
@@ -31,10 +24,10 @@ __all__ = [
     "DataSplits",
     "EvalLoader",
     "LabelMap",
-    "PictureError",
+    "ImageError",
     "TrainLoader",
     "open_data_set",
-    "read_picture",
+    "read_image",
     "sample_rng",
     "sample_seed",
 ]
@@ -70,10 +63,10 @@ def open_data_set(
     """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
 
     dataset: one of LAYOUTS. image_dir: where the json's file names begin (default: found by itself).
-    val_fraction, seed: share and choice of validation pictures where the data has a single json.
-    drop_empty: leave training pictures without objects out. year: of several in the folder.
+    val_fraction, seed: share and choice of validation images where the data has a single json.
+    drop_empty: leave training images without objects out. year: of several in the folder.
     split: open "train" or "val" alone. label_map: take these labels (a checkpoint's), not the data's own.
-    strict: annotations that would be skipped are an error. follow_links: pictures may be links out of the data.
+    strict: annotations that would be skipped are an error. follow_links: images may be links out of the data.
     label_json: class names of npy data, which need not have any.
     Raises InputError that names the file for everything that cannot be used.
     """
@@ -103,7 +96,7 @@ def open_data_set(
         splits = splits._replace(train=splits.train.subset(kept))
     for part, use in ((splits.train, "training"), (splits.val, "validation")):
         if part is not None and not len(part):
-            raise InputError(f"{path}: no picture is left for {use}; check --val-fraction and --drop-empty")
+            raise InputError(f"{path}: no image is left for {use}; check --val-fraction and --drop-empty")
         if part is not None:
             refuse_missing(part)
             if strict:
@@ -120,11 +113,11 @@ def refuse_flags(path, dataset, given: dict) -> None:
 
 
 def refuse_missing(data_set) -> None:
-    """InputError if picture files of the data set are missing."""
+    """InputError if image files of the data set are missing."""
     if data_set.missing.any():
         first = int(data_set.missing.argmax())
         raise InputError(
-            f"{data_set.source}: {int(data_set.missing.sum())} of its {len(data_set)} picture files are missing, the "
+            f"{data_set.source}: {int(data_set.missing.sum())} of its {len(data_set)} image files are missing, the "
             f"first is {data_set.file_name(first)} (image id {data_set.given_id(first)}); put them there, or take "
             "them out of the list"
         )
@@ -153,7 +146,7 @@ FOUND_BY = {"packed": is_packed, "voc": is_voc, "npy": is_npy}  # each tells whe
 NAMED = "whose classes have names"
 UNUSED = {
     "coco": {"--label-json-path": NAMED},
-    "voc": {"--label-json-path": NAMED, "--image-dir": "whose pictures are in JPEGImages"},
+    "voc": {"--label-json-path": NAMED, "--image-dir": "whose images are in JPEGImages"},
     "npy": dict.fromkeys(("--image-dir", "--year"), "which is found by the names of its folders"),
     "packed": dict.fromkeys(("--label-json-path", "--image-dir", "--year"), "which holds all that it needs"),
 }
@@ -257,7 +250,7 @@ def _read_coco(json_path, root, image_dir, label_map, follow_links):
         raw = read_json(json_path)
         check_is_coco(raw, json_path)
         names = listed_names(raw["images"])
-    image_dir, root = picture_folder(root, json_path, image_dir, names)
+    image_dir, root = image_folder(root, json_path, image_dir, names)
     if not follow_links:
         refuse_links(json_path, image_dir, root, names)
     if annotations is None:
@@ -265,7 +258,7 @@ def _read_coco(json_path, root, image_dir, label_map, follow_links):
     data = CocoDataset(annotations, image_dir, root, label_map)
     if data.missing.all() and len(data):
         raise InputError(
-            f"{json_path}: none of its {len(data)} pictures (as {names[0]}) is in {image_dir}; check --image-dir"
+            f"{json_path}: none of its {len(data)} images (as {names[0]}) is in {image_dir}; check --image-dir"
         )
     return data
 
@@ -283,9 +276,9 @@ def merged_categories(train, val) -> dict[int, str]:
 
 
 def split_positions(data_set, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of training and of validation pictures, chosen by a hash of seed and image id.
+    """Sorted positions of training and of validation images, chosen by a hash of seed and image id.
 
-    So the choice depends neither on the json's order nor on library versions. At least one picture is on each
+    So the choice depends neither on the json's order nor on library versions. At least one image is on each
     side where there are two and 0 < val_fraction < 1.
     """
     if not 0 <= val_fraction <= 1:

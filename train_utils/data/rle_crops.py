@@ -1,6 +1,6 @@
 """Compressed RLEs -> CroppedMasks, without a full-size mask: only the columns that a mask touches are filled.
 
-Runs of an RLE go down the columns of a picture of `size` (H, W): unset and set pixels by turns, unset first.
+Runs of an RLE go down the columns of an image of `size` (H, W): unset and set pixels by turns, unset first.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from train_utils.data.formats.coco.segmentation import decode_many
 
 
 def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
-    """Compressed RLEs (counts: bytes) of one picture of `size` (H, W) -> CroppedMasks."""
+    """Compressed RLEs (counts: bytes) of one image of `size` (H, W) -> CroppedMasks."""
     if not rles:
         return CroppedMasks.empty(size)
     boxes = np.zeros((len(rles), 4), dtype=np.int64)

@@ -17,7 +17,7 @@ def read_detections(path, data_set, categories: set[int]) -> dict[str, list[dict
     """{"bbox": [...], "segm": [...]}: the results of each IoU type that the file has any of, both for an empty list.
 
     Boxes are those of the entries with a bbox; where no entry has one, those around the masks, as in pycocotools.
-    data_set: whose pictures may be named; categories: the ids that may be. InputError names file and entry.
+    data_set: whose images may be named; categories: the ids that may be. InputError names file and entry.
     """
     entries = read_json(path, _kept)
     if not isinstance(entries, list):
@@ -65,7 +65,7 @@ def _check_all(entries: list, sizes: dict, categories: set[int]) -> tuple[int, I
 
 
 def _check(entry, sizes: dict, categories: set[int]) -> dict:
-    """A result as the evaluation takes it, but for whether the runs of its mask fit the picture."""
+    """A result as the evaluation takes it, but for whether the runs of its mask fit the image."""
     segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
     for part in (entry, segmentation):
         if isinstance(part, RepeatedKey):
@@ -77,7 +77,7 @@ def _check(entry, sizes: dict, categories: set[int]) -> dict:
         raise InputError(f"has no {', '.join(missing)}")
     result = {key: as_id(entry[key], key) for key in ("image_id", "category_id")}
     if result["image_id"] not in sizes:
-        raise InputError(f"image_id {brief(entry['image_id'])} is none of the {len(sizes)} pictures that are scored")
+        raise InputError(f"image_id {brief(entry['image_id'])} is none of the {len(sizes)} images that are scored")
     if result["category_id"] not in categories:
         raise InputError(f"category_id {brief(entry['category_id'])} is none of the data's {len(categories)}")
     if type(entry["score"]) not in (int, float):

@@ -93,7 +93,7 @@ def evaluate_results(
     known = {image["id"] for image in ground_truth["images"]}
     strange = next((r["image_id"] for r in results if r["image_id"] not in known), None)
     if strange is not None:
-        raise InputError(f"results: image_id {strange} is not in the ground truth; give results of the same pictures")
+        raise InputError(f"results: image_id {strange} is not in the ground truth; give results of the same images")
     evaluator = choose_evaluator(evaluator)
     return {t: _evaluate(ground_truth, results, t, image_ids, evaluator) for t in iou_types}
 

@@ -14,7 +14,7 @@ from train_utils.logs.logger import COCO_NUMBERS
 
 
 class TensorBoard:
-    """Scalars of each step, COCO numbers, classes and pictures of each epoch, text: under `folder`/tensorboard.
+    """Scalars of each step, COCO numbers, classes and images of each epoch, text: under `folder`/tensorboard.
 
     The x axis of all of them is the optimiser step (0-based; an evaluation stands at the last step before
     it), so that TensorBoard leaves out what a run writes anew that is resumed with `steps_done`.
@@ -90,13 +90,13 @@ class TensorBoard:
             with writing(self.path):
                 self.writer.flush()
 
-    def pictures(self, steps_done: int, rows: Sequence[Sequence], tag: str = "val/ground truth | prediction") -> None:
-        """Log a grid of PIL pictures: one row per sequence, ground truth left, prediction right."""
+    def images(self, steps_done: int, rows: Sequence[Sequence], tag: str = "val/ground truth | prediction") -> None:
+        """Log a grid of PIL images: one row per sequence, ground truth left, prediction right."""
         if self.writer and rows:
             import numpy as np
 
             with writing(self.path):
-                self.writer.add_image(tag, np.asarray(picture_grid(rows)), steps_done - 1, dataformats="HWC")
+                self.writer.add_image(tag, np.asarray(image_grid(rows)), steps_done - 1, dataformats="HWC")
 
     def close(self) -> None:
         self._log_waiting()
@@ -117,8 +117,8 @@ class TensorBoard:
                     self.writer.add_scalar(name, value, step)
 
 
-def picture_grid(rows: Sequence[Sequence], height: int = 256, gap: int = 4):
-    """PIL pictures in rows -> one RGB PIL picture; each becomes `height` pixels high."""
+def image_grid(rows: Sequence[Sequence], height: int = 256, gap: int = 4):
+    """PIL images in rows -> one RGB PIL image; each becomes `height` pixels high."""
     from PIL import Image
 
     scaled = [
@@ -128,7 +128,7 @@ def picture_grid(rows: Sequence[Sequence], height: int = 256, gap: int = 4):
     grid = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
     for i, row in enumerate(scaled):
         left = 0
-        for picture in row:
-            grid.paste(picture, (left, i * (height + gap)))
-            left += picture.width + gap
+        for image in row:
+            grid.paste(image, (left, i * (height + gap)))
+            left += image.width + gap
     return grid

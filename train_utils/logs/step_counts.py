@@ -8,22 +8,22 @@ REACHED = 0.5  # IoU from which a proposal has found an object
 
 
 class StepCounts:
-    """Given to the model as its recorder, for one micro-batch or several; `means` are per picture.
+    """Given to the model as its recorder, for one micro-batch or several; `means` are per image.
 
     Nothing is read from the device before that.
     """
 
     def __init__(self):
-        self.pictures, self.objects, self.anchors = 0, 0, 0
+        self.images, self.objects, self.anchors = 0, 0, 0
         self.rois, self.reached = torch.zeros(()), torch.zeros(())
-        self.proposals: list[torch.Tensor] = []  # of the pictures of a batch, until their objects come
+        self.proposals: list[torch.Tensor] = []  # of the images of a batch, until their objects come
 
     def __call__(self, stage: str, **values) -> None:
         if stage == "proposals":
             self.proposals.append(values["boxes"][values["keep"]])
         elif stage == "rpn_targets":
             objects, proposals = values["objects"], self.proposals.pop(0)
-            self.pictures += 1
+            self.images += 1
             self.anchors += len(values["positive"])
             self.objects += len(objects)
             if len(objects) and len(proposals):
@@ -34,8 +34,8 @@ class StepCounts:
             self.rois = self.rois.to(label.device) + (label > 0).sum()
 
     def means(self) -> dict[str, torch.Tensor | float]:
-        """Positive anchors and positive RoIs a picture, and the share of objects with a proposal of IoU 0.5 and more
+        """Positive anchors and positive RoIs an image, and the share of objects with a proposal of IoU 0.5 and more
         (left out without objects); numbers that a device has computed are still there."""
-        pictures = max(self.pictures, 1)
-        found = {"positive anchors": self.anchors / pictures, "positive RoIs": self.rois / pictures}
+        images = max(self.images, 1)
+        found = {"positive anchors": self.anchors / images, "positive RoIs": self.rois / images}
         return found | ({"proposal recall 0.5": self.reached / self.objects} if self.objects else {})

@@ -10,7 +10,7 @@ from backbone.errors import InputError
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.checkpoints.checkpoint import is_checkpoint, model_from_checkpoint
 from train_utils.cli import command
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import LAYOUTS, open_data_set
 from train_utils.evaluation.numbers import to_coco_results
@@ -43,7 +43,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO, VOC or .npy folder, or a json (default: what the checkpoint was trained with)",
     )
     parser.add_argument("--dataset", choices=LAYOUTS, help="layout (default: auto)")
-    parser.add_argument("--image-dir", help="folder of the pictures, where it is not the usual one")
+    parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
     parser.add_argument("--year", help="VOC year, where the folder holds several")
     parser.add_argument(
         "--val-fraction",
@@ -52,9 +52,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=command.seed, help="chooses that share (default: as in training, else 0)")
     command.add_flag(
-        parser, "--follow-links", help="follow pictures that are links out of the data folder (else they are an error)"
+        parser, "--follow-links", help="follow images that are links out of the data folder (else they are an error)"
     )
-    command.add_flag(parser, "--strict", help="unreadable pictures and unusable annotations are errors, not skipped")
+    command.add_flag(parser, "--strict", help="unreadable images and unusable annotations are errors, not skipped")
 
 
 def open_split(args: argparse.Namespace, split: str, trained: dict, label_map: LabelMap | None, label_json=None):
@@ -182,16 +182,16 @@ class Predictor:
             )
         ]
 
-    def skip(self, error: PictureError) -> None:
-        """Names and counts a picture that could not be read; raises it under --strict."""
+    def skip(self, error: ImageError) -> None:
+        """Names and counts an image that could not be read; raises it under --strict."""
         if self.strict:
             raise error
         print(f"not predicted: {error}", file=sys.stderr, flush=True)
         self.unreadable += 1
 
-    def status(self, pictures: int) -> int:
-        """Says how many of the pictures were predicted; returns the exit status."""
+    def status(self, images: int) -> int:
+        """Says how many of the images were predicted; returns the exit status."""
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
-        print(f"{pictures - self.unreadable} of {pictures} picture(s) predicted{note}")
+        print(f"{images - self.unreadable} of {images} image(s) predicted{note}")
         return command.EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else command.EXIT_OK

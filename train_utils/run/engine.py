@@ -22,7 +22,7 @@ from train_utils.run.optimization import Precision
 
 LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 DROPOUT_STREAM = 3  # beside those of loaders.py: the generator that dropout draws from
-DUMMY_SIZE = 64  # pixels: the picture of a batch that is left without any
+DUMMY_SIZE = 64  # pixels: the image of a batch that is left without any
 
 
 class NonFiniteLoss(InputError):
@@ -78,9 +78,9 @@ class StepRecord:
     """One finished step; from `indices` on it is this rank's own, before that the same on every rank."""
 
     step: int
-    losses: dict[str, float] | None  # mean over all micro-batches; None: no picture could be read
+    losses: dict[str, float] | None  # mean over all micro-batches; None: no image could be read
     lr: float
-    skipped: int  # pictures that could not be read
+    skipped: int  # images that could not be read
     stop: bool  # some rank was asked to stop
     overflow: bool  # the gradient overflowed float16: the weights were left as they were
     bad: NonFiniteLoss | None  # a loss was not finite, and they were too
@@ -111,7 +111,7 @@ def train_one_epoch(
     micro_batches = iter(loader.epoch(epoch, first_step))
     for index in range(first_step, loader.steps_per_epoch):
         step, start = epoch * loader.steps_per_epoch + index, time.perf_counter()
-        world.phase(f"loading the pictures of step {step}")
+        world.phase(f"loading the images of step {step}")
         batches = list(itertools.islice(micro_batches, loader.accumulate_steps))
         data_seconds = time.perf_counter() - start
 
@@ -214,7 +214,7 @@ def forward_backward(learner, batch, world, weight, recorder=None):
 
 
 def zero_weighted_step(learner, batch, world):
-    """Take part in the exchange of gradients without a picture: by a dummy one, weighted 0."""
+    """Take part in the exchange of gradients without an image: by a dummy one, weighted 0."""
     buffers = [buffer.clone() for buffer in learner.model.buffers()]
     target = {
         "boxes": torch.zeros(0, 4),
@@ -223,8 +223,8 @@ def zero_weighted_step(learner, batch, world):
         "iscrowd": torch.zeros(0, dtype=torch.uint8),
         "sample_seed": 0,
     }
-    picture = torch.zeros(3, DUMMY_SIZE, DUMMY_SIZE, dtype=torch.uint8)
-    copy = forward_backward(learner, batch._replace(images=[picture], targets=[target]), world, 0.0)
+    image = torch.zeros(3, DUMMY_SIZE, DUMMY_SIZE, dtype=torch.uint8)
+    copy = forward_backward(learner, batch._replace(images=[image], targets=[target]), world, 0.0)
     with torch.no_grad():
         for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -261,12 +261,12 @@ class EvalResult:
     """One evaluation, the same on every rank but for what follows `seconds`, which rank 0 has alone."""
 
     stats: dict[str, IouTypeResult]  # "bbox", "segm"
-    losses: dict[str, float]  # mean over the pictures
-    skipped: list[str]  # pictures that could not be read: they are left out of the numbers
+    losses: dict[str, float]  # mean over the images
+    skipped: list[str]  # images that could not be read: they are left out of the numbers
     seconds: float
     results: list[dict] = field(default_factory=list)  # COCO result dicts, both box and mask
     samples: list[tuple] = field(default_factory=list)  # (image, target, detection), on the CPU
-    image_ids: list[int] = field(default_factory=list)  # the pictures that the numbers are about
+    image_ids: list[int] = field(default_factory=list)  # the images that the numbers are about
 
     @property
     def mask_ap(self):
@@ -289,10 +289,10 @@ def evaluate(
 ) -> EvalResult:
     """Losses, detections and COCO numbers of `model` on a data set, from one pass shared among the ranks.
 
-    loader: EvalLoader of data_set; precision: a Precision, default float32; keep_samples: how many pictures
+    loader: EvalLoader of data_set; precision: a Precision, default float32; keep_samples: how many images
     to hand back with their detections; on_batch: called after each batch. On a CPU the numbers depend neither
-    on the batch size nor on the number of ranks; on a GPU the losses, which weigh a batch's pictures by their
-    samples, depend on the batch size. Raises InputError where no picture could be read.
+    on the batch size nor on the number of ranks; on a GPU the losses, which weigh a batch's images by their
+    samples, depend on the batch size. Raises InputError where no image could be read.
     """
     start, precision = time.perf_counter(), precision or Precision(world.device)
     world.phase("evaluation")
@@ -312,18 +312,18 @@ def evaluate(
     outcomes = [outcome for turn in turns for outcome in turn if outcome is not None]
     stats, losses, skipped = world.on_main(summarize, outcomes, data_set)
     if stats is None:
-        raise InputError(f"none of the {len(data_set)} validation pictures could be read; the first: {skipped[0]}")
+        raise InputError(f"none of the {len(data_set)} validation images could be read; the first: {skipped[0]}")
     results = [result for outcome in outcomes for result in outcome.results]
     image_ids = sorted(i for outcome in outcomes for i in outcome.image_ids)
     return EvalResult(stats, losses, skipped, time.perf_counter() - start, results, samples, image_ids)
 
 
 def evaluate_batch(model, batch, label_map, device, precision, mask_threshold):
-    """-> (BatchOutcome, detections, targets): the latter two on the CPU, per picture."""
+    """-> (BatchOutcome, detections, targets): the latter two on the CPU, per image."""
     if not batch.images:
         return BatchOutcome([], [], [0.0] * len(LOSS_NAMES), batch.skipped), [], []
     images, targets = to_device(batch, device)
-    # A CPU takes them one by one: its kernels round differently for another number of pictures.
+    # A CPU takes them one by one: its kernels round differently for another number of images.
     at_once, sums, detections = 1 if device.type == "cpu" else len(images), [0.0] * len(LOSS_NAMES), []
     for i in range(0, len(images), at_once):
         with precision.autocast():
@@ -338,7 +338,7 @@ def evaluate_batch(model, batch, label_map, device, precision, mask_threshold):
 
 
 def summarize(outcomes, data_set):
-    """(stats per IoU type, mean losses, skipped) of all batches; no stats where no picture was read."""
+    """(stats per IoU type, mean losses, skipped) of all batches; no stats where no image was read."""
     skipped = [name for outcome in outcomes for name in outcome.skipped]
     image_ids = [i for outcome in outcomes for i in outcome.image_ids]
     if not image_ids:

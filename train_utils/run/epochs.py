@@ -12,6 +12,7 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.cli.command import plain_args
 from train_utils.cli.run_flags import AUGMENTATION, global_batch
 from train_utils.data.opening import EvalLoader, TrainLoader
+from train_utils.logs.board import TensorBoard
 from train_utils.logs.logger import MetricLogger, ResultsWriter, StepLog
 from train_utils.logs.step_counts import StepCounts
 from train_utils.run import resume
@@ -25,18 +26,11 @@ from train_utils.run.engine import (
     train_one_epoch,
 )
 from train_utils.run.optimization import Precision, amp_dtype, build_optimizer, build_schedule
-from train_utils.run.reports import (
-    explain_lack_of_memory,
-    picture_rows,
-    save_for_replay,
-    say_what_is_where,
-    write_curves,
-)
+from train_utils.run.reports import explain_lack_of_memory, image_rows, save_for_replay, say_what_is_where, write_curves
 from train_utils.run.state import Progress, begin_at, from_checkpoint, to_checkpoint
-from train_utils.logs.board import TensorBoard
 from transforms import build_augment
 
-SAMPLES = 4  # validation pictures in TensorBoard's grid
+SAMPLES = 4  # validation images in TensorBoard's grid
 
 
 def val_loader(args, world, data_set, config, strict=False):
@@ -187,7 +181,7 @@ class Trainer:
         finally:
             log.close()
         if not log.averages():
-            raise InputError("no training picture could be read, or no loss was finite; see the lines above")
+            raise InputError("no training image could be read, or no loss was finite; see the lines above")
         return log.averages()
 
     def counts_of(self, step):
@@ -206,14 +200,14 @@ class Trainer:
         print(f"passed over ({left}): {self.explained(error)}", file=sys.stderr, flush=True)
 
     def log_step(self, record):
-        """A line of steps.jsonl, with the pictures of all ranks."""
+        """A line of steps.jsonl, with the images of all ranks."""
         data = self.splits.train
         ids = self.world.gather([data.image_id(i) for i in record.indices])
         if self.steps:
             self.steps.write(record.step, lr=record.lr, losses=record.losses, image_ids=sum(ids, []))
 
     def evaluate(self):
-        """The validation pictures through the averaged weights where there are any. The step is saved by now."""
+        """The validation images through the averaged weights where there are any. The step is saved by now."""
         model, ema = self.learner.model, self.learner.ema
         with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
@@ -232,13 +226,13 @@ class Trainer:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
         if any(skipped):
             self.tell_skipped(result.skipped)
-            self.say(f"unreadable pictures left out: {skipped[0]} in training so far, {skipped[1]} in validation")
+            self.say(f"unreadable images left out: {skipped[0]} in training so far, {skipped[1]} in validation")
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
         self.writer.write(epoch, stats, loss, lr, **more)
         per_class = {iou_type: numbers.per_class for iou_type, numbers in result.stats.items()}
         self.board.epoch(self.progress.step, stats, result.losses, per_class)
-        self.board.pictures(self.progress.step, picture_rows(result.samples, self.splits.label_map))
+        self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
         write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
 
     def about(self):
@@ -246,12 +240,12 @@ class Trainer:
         args, config, train = self.args, self.learner.model.config, self.splits.train
         return (
             f"{self.folder.resolve().name}: {config.backbone} {config.variant}, {len(train)} training and "
-            f"{len(self.splits.val)} validation pictures, {len(train.label_map)} class(es), "
-            f"{global_batch(args, self.world)} pictures a step, {args.optimizer}, rate {args.lr:g}"
+            f"{len(self.splits.val)} validation images, {len(train.label_map)} class(es), "
+            f"{global_batch(args, self.world)} images a step, {args.optimizer}, rate {args.lr:g}"
         )
 
     def tell_skipped(self, files):
-        """Name each unreadable picture once."""
+        """Name each unreadable image once."""
         for name in files:
             if name not in self.told:
                 print(f"skipped: {name}", file=sys.stderr, flush=True)

@@ -10,11 +10,11 @@ from train_utils.run.engine import LOSS_NAMES
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
 from train_utils.show.drawing import draw_detections
 
-SHOWN_SCORE = 0.5  # detections below it would hide the picture
+SHOWN_SCORE = 0.5  # detections below it would hide the image
 
 
-def picture_rows(samples, label_map):
-    """(ground truth, prediction) PIL pictures of each (image, target, detection) of an evaluation."""
+def image_rows(samples, label_map):
+    """(ground truth, prediction) PIL images of each (image, target, detection) of an evaluation."""
     rows = []
     for image, target, detection in samples:
         shown = detection["scores"] > SHOWN_SCORE
@@ -68,13 +68,13 @@ def save_for_replay(folder, error, model, data_set, rank=0):
     bad = ", ".join(f"{name} {value}" for name, value in losses.items() if value - value != 0)
     error.args = (
         f"step {error.step}: {bad} on {', '.join(names)}; try a lower --lr, --clip-grad-norm, or look at the "
-        f"pictures' annotations; batch and weights are in {path} (python: model(images, targets))",
+        f"images' annotations; batch and weights are in {path} (python: model(images, targets))",
     )
     return error
 
 
 def explain_lack_of_memory(error, data_set):
-    """OutOfMemory as an InputError that names the pictures of the step."""
+    """OutOfMemory as an InputError that names the images of the step."""
     names = [data_set.file_name(index) for batch in error.batches for index in batch.indices]
     sizes = ", ".join(f"{i.shape[-1]}x{i.shape[-2]}" for batch in error.batches for i in batch.images)
     return InputError(

@@ -31,7 +31,7 @@ FREE = OWN | {
 }  # fmt: skip
 PLACES = {"dataset", "image_dir", "label_json_path", "year"}  # which belong to a --data-path
 BATCH = {"batch_size", "accumulate_steps"}
-DATA = "data"  # what --allow-changed calls the pictures
+DATA = "data"  # what --allow-changed calls the images
 
 
 @reading_training_state()
@@ -96,7 +96,7 @@ def _share_batch(args, checkpoint, given, allowed, world):
     """Share the global batch among the processes there are now: by more or fewer micro-batches, if possible."""
     progress, micro, norm = checkpoint["progress"], checkpoint["args"]["batch_size"], checkpoint["config"]["norm"]
     total, processes = progress["global_batch"], progress["world_size"]
-    over = world.size if norm == "sync" else 1  # processes whose pictures a norm sees together
+    over = world.size if norm == "sync" else 1  # processes whose images a norm sees together
     together = micro * (processes if norm == "sync" else 1)
     if processes != world.size and total % world.size == 0:
         share = total // world.size
@@ -126,16 +126,16 @@ def _share_batch(args, checkpoint, given, allowed, world):
 
 @reading_training_state()
 def check_data(args, checkpoint, data):
-    """Raise InputError where the training pictures, of fingerprint `data`, are not those of before, without leave."""
+    """Raise InputError where the training images, of fingerprint `data`, are not those of before, without leave."""
     if checkpoint["progress"]["data"] != data and DATA not in allowed_names(args):
         raise InputError(
-            "--resume: the training pictures are not those of before (names, sizes or numbers of objects); "
+            "--resume: the training images are not those of before (names, sizes or numbers of objects); "
             f"put the data back, or give --allow-changed {DATA}"
         )
 
 
 def fingerprint(data_set):
-    """A hash of the training pictures' names, sizes and numbers of objects, in their order; str."""
+    """A hash of the training images' names, sizes and numbers of objects, in their order; str."""
     state = hashlib.sha256()
     for i in range(len(data_set)):
         state.update(Path(data_set.file_name(i)).name.encode(errors="surrogateescape") + b"\0")

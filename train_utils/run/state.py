@@ -20,10 +20,10 @@ class Progress:
     best_ap: float = -1.0  # of masks; -1 as long as there is none, as in pycocotools
     epochs_since_best: int = 0
     lowest_val_loss: float = float("inf")
-    global_batch: int = 0  # pictures per step
+    global_batch: int = 0  # images per step
     world_size: int = 1
-    data: str = ""  # resume.fingerprint of the training pictures
-    skipped: int = 0  # training pictures met that could not be read
+    data: str = ""  # resume.fingerprint of the training images
+    skipped: int = 0  # training images met that could not be read
     bad_batches: int = 0  # steps passed over because a loss was not finite
     overflows: int = 0  # steps left out because the gradient overflowed float16
     meters: dict | None = None  # MetricLogger.state_dict() of an epoch in progress

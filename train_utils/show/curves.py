@@ -63,7 +63,7 @@ def plot_average_precision(
 ) -> None:
     """Writes a PNG of average precisions in 0..1 after each of the epochs, name -> values (-1: absent, a gap);
     the best epoch of the one named `best` is marked."""
-    figure, (axes,) = _new_figure("Average precision on the validation pictures", about)
+    figure, (axes,) = _new_figure("Average precision on the validation images", about)
     for i, (name, values) in enumerate(numbers.items()):
         values = [value if value >= 0 else math.nan for value in values]
         axes.plot(epochs, values, color=f"C{i // 2}", linestyle=("-", "--")[i % 2], marker=".", label=name)

@@ -1,4 +1,4 @@
-"""Pictures for people: instances drawn on an image.
+"""Images for people: instances drawn on an image.
 
 D detections, H x W the image. Boxes are x1 y1 x2 y2 in the image's pixels. Lines and letters grow with the
 image, so that names can be read on a thumbnail and on a 50-megapixel photo.
@@ -39,7 +39,7 @@ def draw_detections(
 
     image uint8 [3, H, W]; boxes [D, 4]; labels int [D]; scores [D], or None for ground truth; masks D of
     H x W, or None; name_of turns a label into its name (`label_map.name`); magnify enlarges a small image
-    before drawing. Returns an RGB picture of (W * magnify, H * magnify); D may be 0; image is not changed.
+    before drawing. Returns an RGB image of (W * magnify, H * magnify); D may be 0; image is not changed.
     """
     canvas = image.cpu().permute(1, 2, 0).numpy()  # [H, W, 3]
     if magnify > 1:
@@ -57,8 +57,8 @@ def draw_detections(
         crops, places = masks.to("cpu").crops(), masks.boxes.tolist()
         for i in order:
             _blend_mask(canvas, crops[i].numpy().astype(bool), places[i], instance_color(i), line)
-    picture = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(picture)
+    drawn = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(drawn)
     for i in order:
         x1, y1, x2, y2 = corners[i].tolist()
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=instance_color(i), width=line)
@@ -66,7 +66,7 @@ def draw_detections(
     if scores is not None:
         captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores.tolist(), strict=True)]
     _write_captions(draw, captions, corners, (width, height), unit)
-    return picture
+    return drawn
 
 
 def _blend_mask(canvas: np.ndarray, mask: np.ndarray, place: Sequence[int], color: tuple, line: int) -> None:

@@ -1,4 +1,4 @@
-"""Which pictures a prediction is about, and what their drawn copies are called."""
+"""Which images a prediction is about, and what their drawn copies are called."""
 
 import glob
 import os
@@ -7,26 +7,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data.images import picture_suffixes
+from train_utils.data.images import image_suffixes
 from train_utils.data.links import refuse_links_of
 from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible
 from train_utils.show.video import SUFFIXES, is_video
 
-LONGEST = 240  # bytes of a drawn picture's stem: disks take names of 255, with a suffix and a temporary file's own
+LONGEST = 240  # bytes of a drawn image's stem: disks take names of 255, with a suffix and a temporary file's own
 
 
-def find_pictures(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
-    """The files that --img-path names: a file itself, a folder's pictures and videos, a glob's matches; each file once.
+def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
+    """The files that --img-path names: a file itself, a folder's images and videos, a glob's matches; each file once.
 
-    A folder's files without a picture's or video's suffix are left out and named. InputError where nothing is found,
+    A folder's files without an image's or video's suffix are left out and named. InputError where nothing is found,
     and, unless follow_links, where a folder or a glob leads out of itself by a link.
     """
     found = []
     for name in img_paths:
         path = user_path(name)
         if path.is_dir():
-            in_folder = _pictures_in(path)
+            in_folder = _images_in(path)
             if not follow_links:
                 refuse_links_of(path, in_folder)
             found += in_folder
@@ -43,32 +43,32 @@ def find_pictures(img_paths: Iterable[str], follow_links: bool = False) -> list[
     return list(dict.fromkeys(found))
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    known = picture_suffixes() | SUFFIXES
+def _images_in(folder: Path) -> list[Path]:
+    known = image_suffixes() | SUFFIXES
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    pictures = [path for path in files if path.suffix.lower() in known]
+    images = [path for path in files if path.suffix.lower() in known]
     others = [path.name for path in files if path.suffix.lower() not in known]
-    if not pictures:
+    if not images:
         raise InputError(
-            f"--img-path {folder}: no pictures in this folder (sub-folders are not searched; "
+            f"--img-path {folder}: no images in this folder (sub-folders are not searched; "
             f"'{folder}/**/*.jpg' in quotes finds theirs)"
         )
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         shown = visible(shown)
-        print(f"{folder}: left out {len(others)} file(s) without a picture's or video's suffix: {shown}")
-    return pictures
+        print(f"{folder}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")
+    return images
 
 
-def output_names(pictures: list[Path]) -> list[str]:
-    """A .jpg file name for each picture, .mp4 for a video, no stem twice (some disks do not tell capitals apart).
+def output_names(images: list[Path]) -> list[str]:
+    """A .jpg file name for each image, .mp4 for a video, no stem twice (some disks do not tell capitals apart).
 
-    The stem where no other picture has it, else the whole name, cut to LONGEST bytes; a number is added where
+    The stem where no other image has it, else the whole name, cut to LONGEST bytes; a number is added where
     that is taken too.
     """
-    stems = [path.stem.lower() for path in pictures]
+    stems = [path.stem.lower() for path in images]
     counts, taken, names = Counter(stems), set(), []
-    for path, stem in zip(pictures, stems, strict=True):
+    for path, stem in zip(images, stems, strict=True):
         base = _cut(path.stem if counts[stem] == 1 else path.name.replace(".", "_"))
         name, number = base, 1
         while name.lower() in taken:

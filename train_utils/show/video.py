@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from backbone.errors import InputError
-from train_utils.data.images import PictureError
+from train_utils.data.images import ImageError
 from train_utils.io import files
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp"}
@@ -61,7 +61,7 @@ def pyav():
 
 
 def open_video(path: Path):
-    """An open PyAV container with a video stream. PictureError for a file that is broken or holds no video; another
+    """An open PyAV container with a video stream. ImageError for a file that is broken or holds no video; another
     InputError for one that is not to be decoded: a playlist, an unusual format, far too large frames."""
     av = pyav()
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS, "codec_whitelist": CODECS}
@@ -75,10 +75,10 @@ def open_video(path: Path):
     except (av.FFmpegError, UnicodeError) as error:
         empty = path.is_file() and path.stat().st_size == 0
         reason = "the file is empty" if empty else f"cannot be read as a video: {_reason(error)}"
-        raise PictureError(path, reason) from error
+        raise ImageError(path, reason) from error
     try:
         if not container.streams.video:
-            raise PictureError(path, "holds no video that is read (take H.264, HEVC, AV1, VP9, MPEG-4, ...)")
+            raise ImageError(path, "holds no video that is read (take H.264, HEVC, AV1, VP9, MPEG-4, ...)")
         codec = container.streams.video[0].codec_context
         if codec is None or codec.name not in CODECS.split(","):
             raise InputError(f"{path}: its codec is not one that is read; convert it to H.264")
@@ -116,8 +116,8 @@ def annotate_video(
 ) -> Written:
     """Write every `every`-th frame of an open container, as annotate gives it, to the mp4 file `target`.
 
-    annotate: uint8 [3, H, W] RGB, upright -> picture, of one size for all. stopped: asked before each frame, True
-    ends the video there, whole. source: how to name it. The container is closed. Raises PictureError for a video
+    annotate: uint8 [3, H, W] RGB, upright -> image, of one size for all. stopped: asked before each frame, True
+    ends the video there, whole. source: how to name it. The container is closed. Raises ImageError for a video
     without a readable frame, InputError where the target cannot be written; there is no target then.
     """
     start, reader, writer = time.perf_counter(), _Reader(container, source), None
@@ -130,12 +130,12 @@ def annotate_video(
                     reader.stopped = True
                     break
                 if count % every == 0:
-                    picture = np.asarray(annotate(image))
-                    writer = writer or _Writer(temporary, picture.shape[:2], reader, every)
-                    writer.write(picture, moment)
+                    frame = np.asarray(annotate(image))
+                    writer = writer or _Writer(temporary, frame.shape[:2], reader, every)
+                    writer.write(frame, moment)
                 bar.update()
         if writer is None and not reader.stopped:
-            raise PictureError(source, f"no frame could be read{reader.told()}")
+            raise ImageError(source, f"no frame could be read{reader.told()}")
         if writer is None:
             return Written(0, time.perf_counter() - start, [], None)
         with files.writing(target):
@@ -222,10 +222,10 @@ class _Writer:
         self.stream.height, self.stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
         self.stream.pix_fmt, self.stream.codec_context.time_base = "yuv420p", self.base
 
-    def write(self, picture: np.ndarray, moment: Fraction) -> None:
-        """Add a picture [H, W, 3] at `moment` seconds."""
+    def write(self, image: np.ndarray, moment: Fraction) -> None:
+        """Add an image [H, W, 3] at `moment` seconds."""
         height, width = self.size
-        even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = self.av.VideoFrame.from_ndarray(even, format="rgb24")
         self.last = max(round(moment / self.base), self.last + 1)  # times that go back or stand still would be refused
         frame.pts, frame.time_base = self.last, self.base

@@ -1,4 +1,4 @@
-"""Pictures with .npy annotations, as folders and files: which belong together, and what one .npy says.
+"""Images with .npy annotations, as folders and files: which belong together, and what one .npy says.
 
     images_train/7.jpg   annotations_train/7.npy   or images/ and annotations/, or image and annotation for either
     images_val/8.jpg     annotations_val/8.npy     the val split, where there is one; _valid and _test too
@@ -16,19 +16,19 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.data.formats.coco.checks import is_text
 from train_utils.data.formats.npy_file import read_npy
-from train_utils.data.images import picture_suffixes
+from train_utils.data.images import image_suffixes
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
 from train_utils.io.plain_text import brief, visible
 
 SPLITS = {"train": ("_train", ""), "val": ("_val", "_valid", "_test")}
-PICTURES, ANNOTATIONS = ("images", "image"), ("annotations", "annotation")
+IMAGES, ANNOTATIONS = ("images", "image"), ("annotations", "annotation")
 CLASS_FILE = "classes.txt"
 MOST_CLASSES = 10_000  # of data that names none: a label of 10^9 is a mistake, not a class
 FAR = 1e300  # box coordinates beyond overflow when they are subtracted
 KEYS = {"boxes", "labels", "masks"}
-NO_ANNOTATION, NO_PICTURE = "pictures without annotation", "annotations without a picture"
-OTHER_FILES = "files that are neither pictures nor .npy"
+NO_ANNOTATION, NO_IMAGE = "images without annotation", "annotations without an image"
+OTHER_FILES = "files that are neither images nor .npy"
 SHOWN = 5  # names
 
 
@@ -49,17 +49,17 @@ def is_npy(root: Path) -> bool:
 
 
 def find_npy_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """{"train" | "val": (folder of pictures, folder of annotations)}; "all" in place of "train" where it stands
+    """{"train" | "val": (folder of images, folder of annotations)}; "all" in place of "train" where it stands
     alone and is to be split. InputError where one of two is missing, or the choice is not clear."""
     pairs = {}
     for role, suffixes in SPLITS.items():
         for suffix in suffixes:
-            pair = [_folder(root, words, suffix) for words in (PICTURES, ANNOTATIONS)]
+            pair = [_folder(root, words, suffix) for words in (IMAGES, ANNOTATIONS)]
             if all(pair):
                 pairs[role] = tuple(pair)
                 break
             if any(pair) and suffix not in ("", "_test"):  # a test set often has no annotations
-                missing = f"{ANNOTATIONS[0] if pair[0] else PICTURES[0]}{suffix}"
+                missing = f"{ANNOTATIONS[0] if pair[0] else IMAGES[0]}{suffix}"
                 raise InputError(
                     f"{pair[0] or pair[1]}: there is no folder {missing} beside it; put it there, or rename this one"
                 )
@@ -79,21 +79,21 @@ def _folder(root: Path, words, suffix: str) -> Path | None:
 
 
 def pair_files(image_dir: Path, annotation_dir: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
-    """([(picture's name, its .npy's name)] in order of their numbers, {reason: names of files that are left over}).
+    """([(image's name, its .npy's name)] in order of their numbers, {reason: names of files that are left over}).
 
     They belong together by their stems. InputError where two have the same stem, or none has a partner.
     """
-    pictures, others = _by_stem(image_dir, picture_suffixes())
+    images, others = _by_stem(image_dir, image_suffixes())
     annotations, more = _by_stem(annotation_dir, {".npy"})
-    pairs = [(pictures[stem], annotations[stem]) for stem in _sorted(pictures.keys() & annotations.keys())]
+    pairs = [(images[stem], annotations[stem]) for stem in _sorted(images.keys() & annotations.keys())]
     if not pairs:
         raise InputError(
             f"{annotation_dir}: none of its {len(annotations)} .npy files has the name of one of the "
-            f"{len(pictures)} pictures in {image_dir}; 7.npy belongs to 7.jpg"
+            f"{len(images)} images in {image_dir}; 7.npy belongs to 7.jpg"
         )
     left = {
-        NO_ANNOTATION: [pictures[stem] for stem in _sorted(pictures.keys() - annotations.keys())],
-        NO_PICTURE: [annotations[stem] for stem in _sorted(annotations.keys() - pictures.keys())],
+        NO_ANNOTATION: [images[stem] for stem in _sorted(images.keys() - annotations.keys())],
+        NO_IMAGE: [annotations[stem] for stem in _sorted(annotations.keys() - images.keys())],
         OTHER_FILES: sorted(others + more),
     }
     return pairs, {reason: names for reason, names in left.items() if names}

@@ -1,14 +1,14 @@
-"""Pictures with .npy annotations (layout and content: `train_utils/data/formats/npy.py`) -> (image, target) pairs.
+"""Images with .npy annotations (layout and content: `train_utils/data/formats/npy.py`) -> (image, target) pairs.
 
 Each .npy is read once, when the data is opened: its masks are kept as run-length codes in the flat arrays that a COCO
 json gives, so that from then on it is COCO data. What files of 8 MiB or more together gave is kept for the next time
 (`annotation_cache.py`), as long as no file has changed.
 
-Masks [n, H, W] and [n, W, H] are told apart by the picture's shape. Where that does not tell (square pictures, and
-those stored sideways with an EXIF orientation), the data set does: as its other pictures are; where it has no others,
+Masks [n, H, W] and [n, W, H] are told apart by the image's shape. Where that does not tell (square images, and
+those stored sideways with an EXIF orientation), the data set does: as its other images are; where it has no others,
 or of both kinds, as the boxes lie, all together; where they don't tell either, [n, H, W].
 
-I pictures, A objects, n objects of one picture.
+I images, A objects, n objects of one image.
 """
 
 import os
@@ -28,16 +28,16 @@ from train_utils.data.formats import npy as npy
 from train_utils.data.formats.coco.annotations import DTYPES, CocoAnnotations, image_arrays
 from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, check_different, given_id
 from train_utils.data.formats.coco.segmentation import RLE, overlaps
-from train_utils.data.images import PictureError, picture_size
+from train_utils.data.images import ImageError, image_size
 from train_utils.data.labels import LabelMap
 
 CACHED = "npy 1"  # to be raised when arrays, or what is checked or skipped, change
 SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
-EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the picture"
+EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"
 
 
 class NpyDataset(CocoDataset):
-    """A folder of pictures and one of .npy files, paired by their stems; `ds[i]` as `CocoDataset` has it.
+    """A folder of images and one of .npy files, paired by their stems; `ds[i]` as `CocoDataset` has it.
 
     names: {label: name} (default: label_map's, else class_1 to the highest label there is). label_map: default made
     from the names. Image ids are the stems' numbers, and hashes of other stems. InputError names the file that can't
@@ -69,7 +69,7 @@ class NpyDataset(CocoDataset):
 
 
 class Scan(NamedTuple):
-    """One picture's objects: boxes float64 [n, 4] x1 y1 x2 y2, labels, iscrowd, RLE counts (masks taken as
+    """One image's objects: boxes float64 [n, 4] x1 y1 x2 y2, labels, iscrowd, RLE counts (masks taken as
     [n, height, width] of `size` where `rows_first` is None: not known yet)."""
 
     size: tuple[int, int]
@@ -96,7 +96,7 @@ class Scan(NamedTuple):
 def read_folder(image_dir: Path, annotation_dir: Path) -> tuple[CocoAnnotations, str]:
     """(annotations whose categories are still to be set, which way the masks lie); `path` is annotation_dir."""
     pairs, left = npy.pair_files(image_dir, annotation_dir)
-    paths = [(image_dir / picture, annotation_dir / annotation) for picture, annotation in pairs]
+    paths = [(image_dir / image, annotation_dir / annotation) for image, annotation in pairs]
     key, worthwhile = _stamp(paths, left)
     found = annotation_cache.load(key, DTYPES) if worthwhile else None
     if found is not None:
@@ -120,8 +120,8 @@ def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
     state = annotation_cache.new_hash()
     state.update(repr((CACHED, left)).encode(errors="surrogateescape"))
     total = newest = 0
-    for picture, annotation in paths:
-        for path in (picture, annotation):
+    for image, annotation in paths:
+        for path in (image, annotation):
             found = os.stat(path)
             state.update(repr((path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
             newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
@@ -129,13 +129,13 @@ def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
     return state.hexdigest(), total >= annotation_cache.WORTHWHILE and newest < time.time_ns() - SETTLED
 
 
-def scan_pair(picture: Path, annotation: Path) -> Scan:
-    """What one .npy says of its picture; InputError names the file."""
+def scan_pair(image: Path, annotation: Path) -> Scan:
+    """What one .npy says of its image; InputError names the file."""
     objects = npy.read_objects(annotation)
     sides = objects.masks.shape[1:]
     try:
-        fitting = picture_size(picture), picture_size(picture, rotate=False)  # upright and as stored, (H, W)
-    except PictureError:  # counted when it is read; until then it is as large as its masks
+        fitting = image_size(image), image_size(image, rotate=False)  # upright and as stored, (H, W)
+    except ImageError:  # counted when it is read; until then it is as large as its masks
         fitting = (sides, sides[::-1]) if objects.labels else ((1, 1),)
     if not objects.labels:
         return Scan(fitting[0], True, objects.boxes, [], [], [])
@@ -143,7 +143,7 @@ def scan_pair(picture: Path, annotation: Path) -> Scan:
     if not (fits or fits_turned) or sides[0] * sides[1] >= MOST_PIXELS:
         height, width = fitting[0]
         raise InputError(
-            f"{annotation}: its masks are {list(sides)}, but {picture} has a height of {height} and a "
+            f"{annotation}: its masks are {list(sides)}, but {image} has a height of {height} and a "
             f"width of {width}; they must be [{height}, {width}] or [{width}, {height}]"
         )
     masks = (npy.set_pixels(annotation, i, mask) for i, mask in enumerate(objects.masks))

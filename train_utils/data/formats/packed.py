@@ -1,16 +1,16 @@
-"""A packed data set: one file of pictures and cropped masks, mapped into memory -> (image, target) pairs.
+"""A packed data set: one file of images and cropped masks, mapped into memory -> (image, target) pairs.
 
 `python -m tools.pack_dataset` writes such files, from any data set; each gives the samples that its data set gave.
 
     MAGIC, padded to ALIGNED bytes
-    a record for each picture: its pixels (uint8 3 x H x W) or the bytes of its file, then the masks' bits
+    a record for each image: its pixels (uint8 3 x H x W) or the bytes of its file, then the masks' bits
     an index (array_block.py): INDEX's arrays, the label map and other plain values
     a tail: place and size of the index, and its SHA-256
 
 A crop's bits are its pixels row by row, the first in the highest bit, filled up to whole bytes. The index is
 checked when the file is opened, a record's checksum each time it is read.
 
-N objects of one picture of H x W pixels, P pictures and A objects in all.
+N objects of one image of H x W pixels, P images and A objects in all.
 """
 
 import copy
@@ -26,7 +26,7 @@ import torch
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import encode_crop
-from train_utils.data.images import read_picture
+from train_utils.data.images import read_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.problems import describe_skips
 from train_utils.io.array_block import ALIGNED, read_block
@@ -34,14 +34,14 @@ from train_utils.io.plain_text import visible
 
 MAGIC = b"maskrcnn packed data set 1\n".ljust(ALIGNED, b"\0")
 TAIL = struct.Struct("<QQ32s")
-PIXELS, UPRIGHT, AS_STORED = range(3)  # a record's picture: pixels; a file, to be turned by its EXIF orientation or not
+PIXELS, UPRIGHT, AS_STORED = range(3)  # a record's image: pixels; a file, to be turned by its EXIF orientation or not
 INDEX = {
     "sizes": np.int64,  # [P, 2] height, width
     "image_ids": np.int64,  # [P]
-    "records": np.int64,  # [P, 3] place, bytes of the picture, bytes of the masks
+    "records": np.int64,  # [P, 3] place, bytes of the image, bytes of the masks
     "checksums": np.uint32,  # [P, 2] CRC-32 of the two
     "kinds": np.uint8,  # [P] PIXELS, UPRIGHT or AS_STORED
-    "first": np.int64,  # [P + 1] a picture's first object
+    "first": np.int64,  # [P + 1] an image's first object
     "boxes": np.float32, "labels": np.int64, "areas": np.float32, "iscrowd": np.uint8,  # [A, 4], [A]: the target's
     "crops": np.int64,  # [A, 4] CroppedMasks.boxes
     # as ground truth: the annotation's id, x y w h and area as they were given, and whether it counts as a crowd
@@ -50,9 +50,9 @@ INDEX = {
 
 
 class PackedDataset:
-    """The pictures of one file; `ds[i]` is (image, target) as the packed data set had them, not augmented.
+    """The images of one file; `ds[i]` is (image, target) as the packed data set had them, not augmented.
 
-    rows: which pictures of the file belong to this data set (default: all). Raises InputError for a file that is
+    rows: which images of the file belong to this data set (default: all). Raises InputError for a file that is
     damaged or none of these; `ds[i]` for a damaged record.
     """
 
@@ -72,22 +72,22 @@ class PackedDataset:
 
     @property
     def sizes(self) -> torch.Tensor:
-        """Height and width of each picture, int64 [len, 2]."""
+        """Height and width of each image, int64 [len, 2]."""
         return torch.from_numpy(self.index["sizes"][self.rows])
 
     @property
     def missing(self) -> np.ndarray:
-        """No picture is missing: bool [len]."""
+        """No image is missing: bool [len]."""
         return np.zeros(len(self), dtype=bool)
 
     def subset(self, positions) -> "PackedDataset":
-        """The pictures at these positions, sharing the file."""
+        """The images at these positions, sharing the file."""
         part = copy.copy(self)
         part.rows = self.rows[np.asarray(positions, dtype=np.int64)]
         return part
 
     def target(self, i: int) -> dict:
-        """The target of `ds[i]`, without its picture."""
+        """The target of `ds[i]`, without its image."""
         objects = slice(*self._objects(i))
         boxes, labels, area, crowd = (
             torch.from_numpy(self.index[key][objects].copy()) for key in ("boxes", "labels", "areas", "iscrowd")
@@ -106,20 +106,20 @@ class PackedDataset:
         return int(self.index["image_ids"][self.rows[i]])
 
     def given_id(self, i: int) -> int | str:
-        """The id of picture i as that data has it."""
+        """The id of image i as that data has it."""
         return self.given_ids.get(self.image_id(i), self.image_id(i))
 
     def file_name(self, i: int) -> str:
-        """The path of picture i when it was packed."""
+        """The path of image i when it was packed."""
         return self.names[self.rows[i]]
 
     def object_counts(self, crowd: bool = False) -> np.ndarray:
-        """Objects that are not crowds, or crowd regions, per picture: int64 [len]."""
+        """Objects that are not crowds, or crowd regions, per image: int64 [len]."""
         running = np.concatenate([[0], np.cumsum(self.index["iscrowd"] == crowd)])  # [A + 1]
         return np.diff(running[self.index["first"]])[self.rows]
 
     def with_given_ids(self, results: list[dict]) -> list[dict]:
-        """COCO results with the ids of pictures and categories as the packed data has them."""
+        """COCO results with the ids of images and categories as the packed data has them."""
         return [
             {
                 **result,
@@ -130,10 +130,10 @@ class PackedDataset:
         ]
 
     def describe(self) -> str:
-        """One line: pictures, objects, classes, and what was skipped before they were packed."""
+        """One line: images, objects, classes, and what was skipped before they were packed."""
         objects = self.object_counts()
         line = (
-            f"{self.source} (packed): {len(self)} pictures ({int((objects == 0).sum())} without objects), "
+            f"{self.source} (packed): {len(self)} images ({int((objects == 0).sum())} without objects), "
             f"{int(objects.sum())} objects of {len(self.label_map)} classes, "
             f"{int(self.object_counts(crowd=True).sum())} crowd regions"
         )
@@ -141,7 +141,7 @@ class PackedDataset:
         return visible(line + (f"; skipped {skips}" if skips else ""))
 
     def ground_truth(self) -> dict:
-        """A COCO dict of these pictures for evaluation, masks as RLE."""
+        """A COCO dict of these images for evaluation, masks as RLE."""
         images, annotations, index = [], [], self.index
         for i, (height, width) in enumerate(self.sizes.tolist()):
             images.append({"id": self.image_id(i), "file_name": self.file_name(i), "height": height, "width": width})
@@ -166,11 +166,11 @@ class PackedDataset:
         return tuple(self.index["sizes"][self.rows[i]].tolist())
 
     def _objects(self, i: int) -> list[int]:
-        """The first object of picture i, and the one after its last."""
+        """The first object of image i, and the one after its last."""
         return self.index["first"][self.rows[i] :][:2].tolist()
 
     def _part(self, i: int, part: int) -> np.ndarray:
-        """The bytes of picture i (part 0) or of its masks' bits (1), uint8."""
+        """The bytes of image i (part 0) or of its masks' bits (1), uint8."""
         row = self.rows[i]
         place, *counts = self.index["records"][row].tolist()
         content = np.frombuffer(self._mapped, np.uint8, counts[part], place + part * counts[0])
@@ -182,7 +182,7 @@ class PackedDataset:
         size, kind, content = self._size(i), self.index["kinds"][self.rows[i]], self._part(i, 0)
         if kind == PIXELS:
             return torch.from_numpy(content.reshape(3, *size).copy())
-        image = read_picture(f"{self.source}: {self.file_name(i)}", kind == UPRIGHT, content)
+        image = read_image(f"{self.source}: {self.file_name(i)}", kind == UPRIGHT, content)
         if tuple(image.shape[1:]) != size:
             raise InputError(f"{self.source}: {self.file_name(i)} is of another size than the index says")
         return image
@@ -223,12 +223,12 @@ class PackedDataset:
     def _check(self, end: int) -> None:
         """ValueError where the arrays, each sound as it is, do not fit one another or the file."""
         index, first = self.index, self.index["first"]
-        pictures, objects = len(index["sizes"]), len(index["labels"])
-        shapes = {"sizes": (pictures, 2), "records": (pictures, 3), "checksums": (pictures, 2)}
-        shapes |= {"first": (pictures + 1,), "image_ids": (pictures,), "kinds": (pictures,)}
+        images, objects = len(index["sizes"]), len(index["labels"])
+        shapes = {"sizes": (images, 2), "records": (images, 3), "checksums": (images, 2)}
+        shapes |= {"first": (images + 1,), "image_ids": (images,), "kinds": (images,)}
         shapes |= dict.fromkeys(("boxes", "crops", "given_boxes"), (objects, 4))
         _need("shapes", *(array.shape == shapes.get(name, (objects,)) for name, array in index.items()))
-        _need("names", len(self.names) == pictures, all(isinstance(name, str) for name in self.names))
+        _need("names", len(self.names) == images, all(isinstance(name, str) for name in self.names))
         _need(
             "objects",
             first[0] == 0,
@@ -237,24 +237,24 @@ class PackedDataset:
             np.isfinite(index["boxes"]),
             np.isin(index["labels"], self.label_map.labels()),
         )
-        (height, width), (place, picture, masks) = index["sizes"].T, index["records"].T
+        (height, width), (place, image, masks) = index["sizes"].T, index["records"].T
         _need(
             "records",
             height > 0,
             width > 0,
             place >= len(MAGIC),
-            picture >= 0,
+            image >= 0,
             masks >= 0,
             place <= end,
-            picture <= end,
+            image <= end,
             masks <= end,
-            place + picture + masks <= end,
+            place + image + masks <= end,
         )
-        pixels = 3 * height.astype(object) * width if (index["kinds"] == PIXELS).any() else picture
-        _need("pictures", (index["kinds"] > PIXELS) | (picture == pixels), index["kinds"] <= AS_STORED)
-        owner, (x1, y1, x2, y2) = np.repeat(np.arange(pictures), np.diff(first)), index["crops"].T
+        pixels = 3 * height.astype(object) * width if (index["kinds"] == PIXELS).any() else image
+        _need("images", (index["kinds"] > PIXELS) | (image == pixels), index["kinds"] <= AS_STORED)
+        owner, (x1, y1, x2, y2) = np.repeat(np.arange(images), np.diff(first)), index["crops"].T
         _need("crops", x1 >= 0, x1 <= x2, x2 <= width[owner], y1 >= 0, y1 <= y2, y2 <= height[owner])
-        bits = np.zeros(pictures, dtype=np.int64)
+        bits = np.zeros(images, dtype=np.int64)
         np.add.at(bits, owner, -(-(x2 - x1) * (y2 - y1) // 8))
         _need("masks", bits == masks)
 

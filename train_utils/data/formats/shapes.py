@@ -3,9 +3,9 @@
     FOLDER/annotations/instances_train2017.json   instances_val2017.json
     FOLDER/train2017/000000000001.png ...         FOLDER/val2017/...
 
-It is read back like any COCO data set, so that a first run exercises the whole real path. A picture is a
+It is read back like any COCO data set, so that a first run exercises the whole real path. An image is a
 function of (seed, split, number) alone. It shows 1 to 5 shapes of random colours, later ones over earlier
-ones, on a noisy ground; masks and boxes are those of the visible part (modal). One picture in twenty is
+ones, on a noisy ground; masks and boxes are those of the visible part (modal). One image in twenty is
 empty, and one in twenty holds a crowd: many small shapes of one class, annotated as a single region with
 iscrowd 1. Objects carry compressed RLE, crowds uncompressed RLE, as both occur in the wild.
 """
@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 
 CLASSES = ("rectangle", "ellipse", "triangle")  # category ids 1, 2, 3
-EVERY, EMPTY, CROWD = 20, 7, 13  # picture n is empty where n % 20 == 7, has a crowd where n % 20 == 13
+EVERY, EMPTY, CROWD = 20, 7, 13  # image n is empty where n % 20 == 7, has a crowd where n % 20 == 13
 MIN_VISIBLE = 0.25  # the part of each shape that later ones must leave uncovered
 MIN_CONTRAST = 100  # of 255, in the channel where a shape differs most from the ground
 NOISE = 8.0  # standard deviation of the ground, of 255
@@ -31,7 +31,7 @@ NOISE = 8.0  # standard deviation of the ground, of 255
 def make_shapes(folder, train=900, val=60, size=128, seed=0):
     """Draw the data set into `folder`, unless it is there already, and return the folder as a Path.
 
-    `train` and `val` count pictures, of size x size pixels. The folder appears only when complete: it is
+    `train` and `val` count images, of size x size pixels. The folder appears only when complete: it is
     drawn under a temporary name beside it and then renamed, so an interrupted draw leaves nothing that could
     be mistaken for a data set, and of two processes drawing at once the first to finish wins. Raises
     InputError when the folder holds something else, or shapes drawn with other settings.
@@ -39,7 +39,7 @@ def make_shapes(folder, train=900, val=60, size=128, seed=0):
     folder = Path(folder)
     info = {"description": "drawn shapes", "version": "2", "train": train, "val": val, "size": size, "seed": seed}
     if size < 32:
-        raise InputError(f"shapes need pictures of at least 32 x 32 pixels, not {size}")
+        raise InputError(f"shapes need images of at least 32 x 32 pixels, not {size}")
     if _is_drawn(folder, info):
         return folder
     try:
@@ -79,9 +79,9 @@ def _draw_split(root, split, count, seed, info):
     for number in range(1, count + 1):
         rng = np.random.default_rng([*seed, number])
         crowded, empty = number % EVERY == CROWD, number % EVERY == EMPTY
-        picture, objects = draw_picture(rng, side, 0 if empty else int(rng.integers(1, 6)), crowded)
+        image, objects = draw_image(rng, side, 0 if empty else int(rng.integers(1, 6)), crowded)
         file_name = f"{number:012d}.png"
-        Image.fromarray(picture).save(root / split / file_name)
+        Image.fromarray(image).save(root / split / file_name)
         data["images"].append({"id": number, "file_name": file_name, "width": side, "height": side})
         for category, mask, iscrowd in objects:
             annotation = {"id": len(data["annotations"]) + 1, "image_id": number, "category_id": category}
@@ -89,14 +89,14 @@ def _draw_split(root, split, count, seed, info):
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
 
 
-def draw_picture(rng, size, count, crowded):
-    """One picture with `count` shapes, and a crowd beneath them if asked for.
+def draw_image(rng, size, count, crowded):
+    """One image with `count` shapes, and a crowd beneath them if asked for.
 
     Returns uint8 [size, size, 3] and a list of (category id, visible mask bool [size, size], iscrowd 0 or 1).
     """
     ground = rng.uniform(40, 216, 3)
-    picture = ground + rng.normal(0, NOISE, (size, size, 3))
-    crowds = [_draw_crowd(rng, picture, ground)] if crowded else []  # (category, whole mask, iscrowd)
+    image = ground + rng.normal(0, NOISE, (size, size, 3))
+    crowds = [_draw_crowd(rng, image, ground)] if crowded else []  # (category, whole mask, iscrowd)
     while True:  # until every shape can be seen: a few tries at most
         shapes = [
             (int(rng.integers(len(CLASSES))), *_random_box(rng, size, size / 8, size / 2.5)) for _ in range(count)
@@ -107,21 +107,21 @@ def draw_picture(rng, size, count, crowded):
         if (np.array([mask.sum() for mask in visible]) >= MIN_VISIBLE * whole_areas).all():
             break
     for _, mask, _ in drawn[len(crowds) :]:
-        picture[mask] = _random_colour(rng, ground)
-    picture = picture.round().clip(0, 255).astype(np.uint8)
-    return picture, [(category, mask, iscrowd) for (category, _, iscrowd), mask in zip(drawn, visible, strict=True)]
+        image[mask] = _random_colour(rng, ground)
+    image = image.round().clip(0, 255).astype(np.uint8)
+    return image, [(category, mask, iscrowd) for (category, _, iscrowd), mask in zip(drawn, visible, strict=True)]
 
 
-def _draw_crowd(rng, picture, ground):
-    """Draw 12 to 20 small shapes of one class within one part of the picture; the region is their union."""
-    size = len(picture)
+def _draw_crowd(rng, image, ground):
+    """Draw 12 to 20 small shapes of one class within one part of the image; the region is their union."""
+    size = len(image)
     kind = int(rng.integers(len(CLASSES)))
     left, top = rng.uniform(0, size / 2, 2)
     region = np.zeros((size, size), dtype=bool)
     for _ in range(int(rng.integers(12, 21))):
         x, y, width, height, point_up = _random_box(rng, size / 2, size / 20, size / 10)
         mask = _shape_mask(size, kind, left + x, top + y, width, height, point_up)
-        picture[mask] = _random_colour(rng, ground)
+        image[mask] = _random_colour(rng, ground)
         region |= mask
     return kind + 1, region, 1
 

@@ -21,7 +21,7 @@ from train_utils.io.plain_text import brief, shown
 
 CLASS_FILE = "pascal_voc_indices.json"
 VOID = 255
-MAX_XML = 2**21  # bytes: some 7,000 objects, and a picture's mask tells 254 apart
+MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask tells 254 apart
 # An XML object goes to an instance whose box it overlaps with at least this IoU. Masks end some pixels inside
 # the XML's boxes (the void border), which is much for a small object: agreeing on the class asks for less.
 MIN_IOU_SAME_CLASS, MIN_IOU = 0.1, 0.5
@@ -79,47 +79,45 @@ def read_list(folder, list_name):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise InputError(
-            f"{path}: cannot read this list of pictures ({error.strerror}); lists there: {found}"
-        ) from error
+        raise InputError(f"{path}: cannot read this list of images ({error.strerror}); lists there: {found}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file") from error
     names = [line for line in lines if line]
     if not names:
-        raise InputError(f"{path}: lists no picture")
+        raise InputError(f"{path}: lists no image")
     for name in names:
         if Path(name).name != name or name in (".", ".."):
-            raise InputError(f"{path}: {name!r} is not the plain name of a picture")
+            raise InputError(f"{path}: {name!r} is not the plain name of an image")
     return names
 
 
-def find_pictures(folder, names):
-    """The file name of each named picture in JPEGImages, whatever its extension; and whether it is missing.
+def find_images(folder, names):
+    """The file name of each named image in JPEGImages, whatever its extension; and whether it is missing.
 
-    A missing one is given as NAME.jpg: reading it fails, as reading a damaged picture does.
+    A missing one is given as NAME.jpg: reading it fails, as reading a damaged image does.
     """
     folder = folder / "JPEGImages"
     try:
         by_name = {file.stem: file.name for file in sorted(folder.iterdir(), reverse=True)}
     except OSError as error:
-        raise InputError(f"{folder}: cannot list the pictures ({error.strerror})") from error
+        raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
     missing = [name not in by_name for name in names]
     if all(missing):
-        raise InputError(f"{folder}: holds none of the {len(names)} pictures of the list")
+        raise InputError(f"{folder}: holds none of the {len(names)} images of the list")
     return [by_name.get(name, f"{name}.jpg") for name in names], missing
 
 
-def read_index_picture(path):
+def read_index_image(path):
     """uint8 [H, W]: the indices (not the colours) of a palette or grey PNG."""
     try:
-        with Image.open(path, formats=formats()) as picture:
-            mode, indices = picture.mode, np.array(picture)
+        with Image.open(path, formats=formats()) as image:
+            mode, indices = image.mode, np.array(image)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such mask, though its picture is in the list") from error
+        raise InputError(f"{path}: no such mask, though its image is in the list") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise InputError(f"{path}: cannot read this mask ({error})") from error
     if mode not in ("P", "L", "1"):
-        raise InputError(f"{path}: a mask must be a palette or 8-bit grey picture, this one is {mode}")
+        raise InputError(f"{path}: a mask must be a palette or 8-bit grey image, this one is {mode}")
     return indices.astype(np.uint8, copy=False)
 
 
@@ -143,7 +141,7 @@ def classes_of_instances(path, objects, numbers, class_ids):
     """
     if not path.exists():
         return np.zeros(len(numbers), dtype=np.int64)
-    classes = read_index_picture(path)
+    classes = read_index_image(path)
     if classes.shape != objects.shape:
         raise InputError(f"{path}: its size differs from that of the mask in SegmentationObject")
     pairs = objects.ravel().astype(np.int64) * 256 + classes.ravel()
@@ -180,7 +178,7 @@ def match_objects(boxes, classes, xml_boxes, xml_classes):
 
 class XmlObjects(NamedTuple):
     """The M objects of one XML file: class numbers int64 [M], boxes float64 [M, 4], difficult int64 [M]
-    (0 or 1), and the picture's (height, width) where the file says it."""
+    (0 or 1), and the image's (height, width) where the file says it."""
 
     classes: np.ndarray
     boxes: np.ndarray
@@ -198,7 +196,7 @@ def read_xml(path, class_ids):
         with open(path, "rb") as file:
             content = file.read(MAX_XML + 1)
         if len(content) > MAX_XML:
-            raise InputError(f"{path}: larger than {MAX_XML >> 20} MiB: not an annotation file of one picture")
+            raise InputError(f"{path}: larger than {MAX_XML >> 20} MiB: not an annotation file of one image")
         root = etree.fromstring(content, parser)  # bytes, so that an encoding declaration counts
     except (OSError, etree.XMLSyntaxError) as error:
         raise InputError(f"{path}: not an XML file that can be read ({' '.join(str(error).split())})") from error

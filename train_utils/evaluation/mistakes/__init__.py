@@ -1,8 +1,8 @@
-"""The report of an evaluation: which mistakes there are, what they cost, and the pictures that show them, in one page.
+"""The report of an evaluation: which mistakes there are, what they cost, and the images that show them, in one page.
 
 `write_report` puts together what the modules beside this file work out, each one thing: matching (detections and
 objects), average_precision, errors (kinds of mistakes and their cost), scores (F1, calibration), confusion, crowding,
-advice, outlines and gallery (the pictures), sections (of the page; report.js and report.css are its own).
+advice, outlines and gallery (the images), sections (of the page; report.js and report.css are its own).
 """
 
 from collections.abc import Sequence
@@ -24,17 +24,17 @@ from train_utils.evaluation.numbers import IOU_TYPES, IouTypeResult, category_na
 from train_utils.io.plain_text import visible
 from train_utils.show.pages import joined, page, tag, write_page
 
-PICTURES = 300  # that can be looked at, if not told otherwise
+IMAGES = 300  # that can be looked at, if not told otherwise
 SCORE = 0.5  # above which detections are shown where no score is best: there is none, or no object
 
 
 class Report(NamedTuple):
-    """What was written: path, bytes, how many pictures can be looked at, how many there are, which can't be read."""
+    """What was written: path, bytes, how many images can be looked at, how many there are, which can't be read."""
 
     path: Path
     size: int
     drawn: int
-    pictures: int
+    images: int
     unreadable: list[str]
 
 
@@ -45,15 +45,15 @@ def write_report(
     results: Sequence[dict],
     data_set,
     image_ids: Sequence[int] | None = None,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
     strict: bool = False,
     progress: dict | None = None,
 ) -> Report:
     """Writes report.html into `folder`.
 
     source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
-    results: its COCO results of the last of these types; image_ids: the pictures that the numbers are about (default:
-    all); pictures: how many can be looked at, at most; strict: one that can't be read raises its InputError;
+    results: its COCO results of the last of these types; image_ids: the images that the numbers are about (default:
+    all); images: how many can be looked at, at most; strict: one that can't be read raises its InputError;
     progress: of the run, from its checkpoint, where there is one.
     """
     truth, iou_type = data_set.ground_truth(), list(stats)[-1]
@@ -67,7 +67,7 @@ def write_report(
     found = np.bincount(matches.category, minlength=len(names))
     cost, matrix = costs(matches), confusion_matrix(matches, least_score)
     areas = np.array([truth["annotations"][i]["area"] for i in matches.annotation.tolist()])
-    gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, pictures, strict)
+    gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, images, strict)
     known, left_out = objects > 0, int(matches.ignored[0].sum())
     means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
     advice = [
@@ -78,7 +78,7 @@ def write_report(
         sections.advice_section(advice, bool(known.any())),
         sections.numbers_section(stats),
         sections.errors_section(cost, least_score, left_out),
-        sections.pictures_section(gallery, names, least_score, best is not None),
+        sections.images_section(gallery, names, least_score, best is not None),
         sections.classes_section(
             names,
             objects.tolist(),
@@ -104,8 +104,8 @@ def write_report(
         ),
         tag(
             "p",
-            f"{len(results):,} detections in {len(matches.image_ids):,} pictures. IoU below is that of {shapes}; "
-            "AP, crowds and the limit of 100 detections of a class in a picture are as in COCO.",
+            f"{len(results):,} detections in {len(matches.image_ids):,} images. IoU below is that of {shapes}; "
+            "AP, crowds and the limit of 100 detections of a class in an image are as in COCO.",
             class_="soft",
         ),
         sections.data_block(gallery, names, each[0]),

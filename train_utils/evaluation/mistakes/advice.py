@@ -24,12 +24,10 @@ def advise(
         "class": lambda: _confused(matrix, least_score, names),
         "location": lambda: (
             "objects are found in part, or with too much around them. Train longer (--epochs), give "
-            "the network larger pictures (--min-size, --max-size), and check that the annotations' "
+            "the network larger images (--min-size, --max-size), and check that the annotations' "
             "outlines are all drawn in the same way."
         ),
-        "both": lambda: (
-            "detections lie beside objects of other classes: train longer (--epochs), or with more pictures."
-        ),
+        "both": lambda: "detections lie beside objects of other classes: train longer (--epochs), or with more images.",
         "duplicate": lambda: (
             "one object is detected several times: lower --box-nms-thresh, which validation.py and predict.py take too."
         ),
@@ -63,7 +61,7 @@ def _confused(matrix: np.ndarray, least_score: float, names: list[str]) -> str:
     which = f" Of detections with a score of {least_score:.3f} or more: {', '.join(pairs)}." if pairs else ""
     return (
         f"objects are found, but as another class.{which} Look at their annotations, which may contradict one "
-        "another; give these classes more pictures, or make one class of them."
+        "another; give these classes more images, or make one class of them."
     )
 
 
@@ -73,7 +71,7 @@ def _background(matches: Matches, kinds: np.ndarray) -> str:
     if sure >= 0.1:
         return (
             f"things are detected that are none, {sure:.0%} of them with a score of {SURE} or more. Look whether "
-            "they are objects that nobody annotated; if not, add pictures that show such things and no objects."
+            "they are objects that nobody annotated; if not, add images that show such things and no objects."
         )
     return (
         f"things are detected that are none, nearly all with scores below {SURE}: in use a higher --score of "
@@ -91,7 +89,7 @@ def _missed(areas: np.ndarray, detections: int) -> str:
     if small >= 0.5:
         return (
             f"{small:.0%} of the objects that are missed are smaller than 32 x 32 pixels. Give the network larger "
-            "pictures (--min-size, --max-size) or smaller anchors (--anchor-sizes)."
+            "images (--min-size, --max-size) or smaller anchors (--anchor-sizes)."
         )
     return (
         "objects are not found at all, not even with low scores. Train longer (--epochs), and compare the objects' "

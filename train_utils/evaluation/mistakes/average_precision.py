@@ -11,10 +11,10 @@ RECALLS = np.linspace(0, 1, 101)
 def precision_curves(score, right, category, objects) -> np.ndarray:
     """Precision at RECALLS of each class, float64 [C, 101]; NaN for classes without objects.
 
-    score float [D], right bool [D], category int [D] of the detections that count, in the order of pictures; objects
+    score float [D], right bool [D], category int [D] of the detections that count, in the order of images; objects
     int [C]: how many there are to find.
     """
-    order = np.lexsort((-score, category))  # stable: equal scores stay in the order of pictures
+    order = np.lexsort((-score, category))  # stable: equal scores stay in the order of images
     right, bounds = right[order], np.searchsorted(category[order], np.arange(len(objects) + 1))
     curves = np.full((len(objects), len(RECALLS)), np.nan)
     for c in np.flatnonzero(objects).tolist():
@@ -36,10 +36,10 @@ def mean_of_known(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def curves_at(matches, t: int, pictures: np.ndarray | None = None) -> np.ndarray:
-    """`precision_curves` of matches at the t-th IoU threshold; pictures bool [I]: those that count."""
+def curves_at(matches, t: int, images: np.ndarray | None = None) -> np.ndarray:
+    """`precision_curves` of matches at the t-th IoU threshold; images bool [I]: those that count."""
     used, real = ~matches.ignored[t], ~matches.crowd
-    if pictures is not None:
-        used, real = used & pictures[matches.image], real & pictures[matches.object_image]
+    if images is not None:
+        used, real = used & images[matches.image], real & images[matches.object_image]
     objects = np.bincount(matches.object_category[real], minlength=len(matches.category_ids))
     return precision_curves(matches.score[used], matches.matched[t, used] >= 0, matches.category[used], objects)

@@ -76,7 +76,7 @@ class Oracle:
         meant = np.where(self.kinds == kind, meant_of(self.matches, self.kinds), NONE)
         claim = np.where(self.right, self.matches.matched[0], meant)  # [D]
         claimants = np.flatnonzero(claim >= 0)
-        _, best = np.unique(claim[claimants], return_index=True)  # the first is the best of its picture
+        _, best = np.unique(claim[claimants], return_index=True)  # the first is the best of its image
         right = np.zeros_like(self.right)
         right[claimants[best]] = True
         category = self.matches.category.copy()

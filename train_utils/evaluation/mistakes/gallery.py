@@ -1,6 +1,6 @@
-"""The pictures with their mistakes, worst first, as the page's script shows them; the worst of them to look at.
+"""The images with their mistakes, worst first, as the page's script shows them; the worst of them to look at.
 
-A drawing is UNITS long on its longer side, whatever the picture's pixels: outlines are in its units.
+A drawing is UNITS long on its longer side, whatever the image's pixels: outlines are in its units.
 """
 
 import json
@@ -30,7 +30,7 @@ from train_utils.io.plain_text import visible
 from train_utils.show.pages import data_address
 
 UNITS = 500
-SIDES = (500, 380, 290, 220, 160, 110)  # pixels: the longest that fits a picture's room is taken
+SIDES = (500, 380, 290, 220, 160, 110)  # pixels: the longest that fits an image's room is taken
 ROOM, ROWS_ROOM = 7_000_000, 1_500_000  # bytes in the page for what is drawn, and for the list
 FINE, ASIDE = len(KINDS), len(KINDS) + 1  # in place of a kind: right; in a crowd, or a crowd
 NO_CLASS = -1
@@ -38,8 +38,8 @@ NO_CLASS = -1
 
 @dataclass
 class Gallery:
-    """rows: [file name, objects, found, [kind, class, detected as, times, ...]] of each picture listed, worst first;
-    drawings: of the first of them, None for one that could not be read; total: pictures in all."""
+    """rows: [file name, objects, found, [kind, class, detected as, times, ...]] of each image listed, worst first;
+    drawings: of the first of them, None for one that could not be read; total: images in all."""
 
     total: int
     rows: list[list]
@@ -67,7 +67,7 @@ class Shown:
             self.object_state[objects] = kind
 
     def mistakes(self) -> list[Counter]:
-        """Of each picture: (kind, class of the object or NO_CLASS, class of the detection or NO_CLASS) -> times."""
+        """Of each image: (kind, class of the object or NO_CLASS, class of the detection or NO_CLASS) -> times."""
         matches, each = self.matches, [Counter() for _ in self.matches.image_ids]
         wrong, missed = self.detections & (self.state < FINE), self.object_state == MISSED
         for image, *mistake in zip(
@@ -82,8 +82,8 @@ class Shown:
         return each
 
 
-def make_gallery(shown: Shown, truth: dict, results: Sequence[dict], data_set, pictures: int, strict: bool) -> Gallery:
-    """pictures: how many to draw at most; strict: one that can't be read is an error, not counted."""
+def make_gallery(shown: Shown, truth: dict, results: Sequence[dict], data_set, images: int, strict: bool) -> Gallery:
+    """images: how many to draw at most; strict: one that can't be read is an error, not counted."""
     matches, mistakes = shown.matches, shown.mistakes()
     order = sorted(range(len(mistakes)), key=lambda i: -mistakes[i].total())  # stable
     names = {image["id"]: visible(image["file_name"]) for image in truth["images"]}
@@ -98,12 +98,12 @@ def make_gallery(shown: Shown, truth: dict, results: Sequence[dict], data_set, p
         if room < 0:
             break
         gallery.rows.append(row)
-    _draw(gallery, shown, truth, results, data_set, order[: min(pictures, len(gallery.rows))], strict)
+    _draw(gallery, shown, truth, results, data_set, order[: min(images, len(gallery.rows))], strict)
     return gallery
 
 
 def _draw(gallery: Gallery, shown: Shown, truth, results, data_set, order: list[int], strict: bool) -> None:
-    """Adds a drawing for each picture, as long as there is room."""
+    """Adds a drawing for each image, as long as there is room."""
     matches, places = shown.matches, {data_set.image_id(i): i for i in range(len(data_set))}
     bounds = [
         np.searchsorted(column, np.arange(len(matches.image_ids) + 1))
@@ -124,8 +124,8 @@ def _draw(gallery: Gallery, shown: Shown, truth, results, data_set, order: list[
         detections = [d for d in detections if shown.detections[d]]
         drawing = _outlines(shown, truth, results, objects, detections, tuple(image.shape[-2:]))
         used = len(json.dumps(drawing))
-        drawing["picture"] = _small(image, ROOM // len(order) - used)
-        room -= used + len(drawing["picture"])
+        drawing["image"] = _small(image, ROOM // len(order) - used)
+        room -= used + len(drawing["image"])
         if room < 0:
             break
         gallery.drawings.append(drawing)
@@ -162,10 +162,10 @@ def _outlines(shown: Shown, truth, results, objects: Sequence[int], detections: 
 
 def _small(image: torch.Tensor, room: int) -> str:
     """A data: address of image (uint8 [3, H, W]) of at most `room` characters, or the smallest there is."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    small = Image.fromarray(image.permute(1, 2, 0).numpy())
     for side in SIDES:
-        picture.thumbnail((side, side))
-        address = data_address(picture, quality=70)
+        small.thumbnail((side, side))
+        address = data_address(small, quality=70)
         if len(address) <= room:
             break
     return address

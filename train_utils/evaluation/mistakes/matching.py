@@ -1,7 +1,7 @@
 """Detections matched with the objects of the ground truth, as pycocotools matches them; and what the others lie on.
 
 D detections, G objects of the ground truth (crowd regions included), T IoU thresholds. d and g are those of one
-picture. The overlap with a crowd region is the part of the detection inside it, as in pycocotools.
+image. The overlap with a crowd region is the part of the detection inside it, as in pycocotools.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from pycocotools import mask as coco_mask
 from train_utils.data.formats.coco.segmentation import rasterise
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
-MOST_DETECTIONS = 100  # of one class in one picture, COCO's
+MOST_DETECTIONS = 100  # of one class in one image, COCO's
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU: on an object; on nothing (TIDE's tf and tb)
 NONE, IN_CROWD = -1, -2  # in place of an object's index
 
 
 @dataclass(frozen=True)
 class Matches:
-    """All detections and objects of an evaluation, in flat arrays; detections by picture, best score first.
+    """All detections and objects of an evaluation, in flat arrays; detections by image, best score first.
 
-    image_ids: of the pictures, rising; category_ids: rising. result int64 [D]: which of the results; image, category
+    image_ids: of the images, rising; category_ids: rising. result int64 [D]: which of the results; image, category
     int64 [D]: positions in those lists; score float64 [D]; matched int64 [T, D]: the object, or NONE; ignored
     bool [T, D]: inside a crowd region, neither right nor wrong; own_iou, other_iou float64 [D]: highest IoU with an
     object of its class, and of another (crowds aside), own, other int64 [D]: which; blind int64 [D]: the object of any
@@ -53,7 +53,7 @@ class Matches:
 def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequence[int] | None = None) -> Matches:
     """truth: a COCO dict; results: COCO results with a bbox ("bbox") or a segmentation ("segm") each.
 
-    image_ids: the pictures that count (default: all). Results of a category that the truth does not list are left
+    image_ids: the images that count (default: all). Results of a category that the truth does not list are left
     out, as the evaluation leaves them out.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
@@ -81,7 +81,7 @@ def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequen
                 np.full(len(kept), row),
                 labels,
                 scores,
-                *_match_picture(iou, labels[:, None] == categories, crowd, first),
+                *_match_image(iou, labels[:, None] == categories, crowd, first),
                 np.array(objects[row], dtype=np.int64),
                 np.full(len(own), row),
                 categories,
@@ -94,7 +94,7 @@ def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequen
 
 
 def _best(indices: list[int], results, column_of) -> list[int]:
-    """Of one picture: the best MOST_DETECTIONS of each class, best first."""
+    """Of one image: the best MOST_DETECTIONS of each class, best first."""
     order = sorted(indices, key=lambda i: -results[i]["score"])  # stable, as the mergesort of pycocotools
     if len(order) <= MOST_DETECTIONS:
         return order
@@ -114,7 +114,7 @@ def _shape(entry: dict, iou_type: str, size: tuple[int, int] = (0, 0)):
 
 
 def to_rle(segmentation, size: tuple[int, int]) -> dict:
-    """Polygons, runs or compressed RLE of a picture of `size` (H, W) -> compressed RLE."""
+    """Polygons, runs or compressed RLE of an image of `size` (H, W) -> compressed RLE."""
     if isinstance(segmentation, list):
         return rasterise(segmentation, size)
     if isinstance(segmentation["counts"], list):
@@ -128,8 +128,8 @@ def _overlaps(found: list, shapes: list, crowd: np.ndarray) -> np.ndarray:
     return np.asarray(coco_mask.iou(found, shapes, crowd.astype(np.uint8).tolist()))  # [d, g]
 
 
-def _match_picture(iou: np.ndarray, same: np.ndarray, crowd: np.ndarray, first: int) -> tuple:
-    """Columns of `Matches` for the detections of one picture, best first; first: the index of its first object."""
+def _match_image(iou: np.ndarray, same: np.ndarray, crowd: np.ndarray, first: int) -> tuple:
+    """Columns of `Matches` for the detections of one image, best first; first: the index of its first object."""
     count = len(iou)
     matched, ignored = np.full((len(IOU_THRESHOLDS), count), NONE), np.zeros((len(IOU_THRESHOLDS), count), dtype=bool)
     blind, used, used_by_any = np.full(count, NONE), np.zeros((len(IOU_THRESHOLDS), iou.shape[1]), dtype=bool), set()

@@ -1,4 +1,4 @@
-"""Masks and boxes as SVG paths of few points, in the units of a drawing that is `scale` times the picture.
+"""Masks and boxes as SVG paths of few points, in the units of a drawing that is `scale` times the image.
 
 A path is "M x y l dx dy ... z", once or several times, in whole units.
 """
@@ -13,7 +13,7 @@ TOLERANCE = 1.0  # units, or pixels of the mask where those are larger, that a p
 
 
 def path_of(entry: dict, iou_type: str, size: tuple[int, int], scale: float) -> str:
-    """The outline of an annotation or a result of a picture of `size` (H, W), times scale."""
+    """The outline of an annotation or a result of an image of `size` (H, W), times scale."""
     if iou_type == "segm":
         rle = to_rle(entry["segmentation"], size)
         counts = rle["counts"]

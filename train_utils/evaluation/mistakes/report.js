@@ -1,5 +1,5 @@
 "use strict";
-// Fills the list of pictures, opens one of them, sorts tables and draws the curve of a class.
+// Fills the list of images, opens one of them, sorts tables and draws the curve of a class.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const FINE = data.kinds.length, ASIDE = FINE + 1, MISSED = FINE - 1, PAGE = 24;
@@ -19,9 +19,9 @@ function svg(name, attributes, ...content) {
   return made;
 }
 
-// --- the pictures ---------------------------------------------------------------------------------------------
+// --- the images ---------------------------------------------------------------------------------------------
 
-const pictures = data.rows.map(([name, objects, found, flat], index) => {
+const images = data.rows.map(([name, objects, found, flat], index) => {
   const mistakes = [];
   for (let i = 0; i < flat.length; i += 4) {
     mistakes.push({kind: flat[i], object: flat[i + 1], detected: flat[i + 2], times: flat[i + 3]});
@@ -46,13 +46,13 @@ const filtered = () => chosen("by-kind") !== null || chosen("by-class") !== null
 const isMistake = (state) => state < FINE;
 
 function choose() {
-  for (const picture of pictures) {
-    picture.fitting = picture.mistakes.reduce((sum, m) => sum + (fits(m.kind, m.object, m.detected) ? m.times : 0), 0);
+  for (const image of images) {
+    image.fitting = image.mistakes.reduce((sum, m) => sum + (fits(m.kind, m.object, m.detected) ? m.times : 0), 0);
   }
-  list = pictures.filter((picture) => !filtered() || picture.fitting).sort(orders[byId("by").value]);
+  list = images.filter((image) => !filtered() || image.fitting).sort(orders[byId("by").value]);
   byId("gallery").replaceChildren();
   showMore();
-  byId("count").textContent = `${list.length} of ${pictures.length} pictures`;
+  byId("count").textContent = `${list.length} of ${images.length} images`;
 }
 
 function showMore() {
@@ -61,26 +61,26 @@ function showMore() {
   byId("more").hidden = from + PAGE >= list.length;
 }
 
-function card(picture) {
-  const button = element("button", {type: "button", class: "card", "data-index": picture.index});
-  if (picture.drawing) button.append(element("span", {class: "pair"}, ...pair(picture, false)));
-  button.append(element("span", {class: "name"}, picture.name), element("span", {class: "said"}, summary(picture)));
-  button.addEventListener("click", () => open(list.indexOf(picture)));
+function card(image) {
+  const button = element("button", {type: "button", class: "card", "data-index": image.index});
+  if (image.drawing) button.append(element("span", {class: "pair"}, ...pair(image, false)));
+  button.append(element("span", {class: "name"}, image.name), element("span", {class: "said"}, summary(image)));
+  button.addEventListener("click", () => open(list.indexOf(image)));
   return element("li", {}, button);
 }
 
 const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 
-function summary(picture) {
+function summary(image) {
   const times = data.kinds.map((_, kind) =>
-    picture.mistakes.reduce((sum, m) => sum + (m.kind === kind ? m.times : 0), 0));
+    image.mistakes.reduce((sum, m) => sum + (m.kind === kind ? m.times : 0), 0));
   const said = data.kinds.map((kind, i) => times[i] ? `${times[i]} ${kind}` : "").filter(Boolean);
-  return `${counted(picture.objects, "object")}; ${said.length ? said.join(", ") : "no mistake"}`;
+  return `${counted(image.objects, "object")}; ${said.length ? said.join(", ") : "no mistake"}`;
 }
 
-// ground truth and prediction: the same picture under two sets of outlines
-function pair(picture, onlyMistakes) {
-  const {width, height, objects, detections, picture: source} = picture.drawing;
+// ground truth and prediction: the same image under two sets of outlines
+function pair(image, onlyMistakes) {
+  const {width, height, objects, detections, image: source} = image.drawing;
   const drawn = (shapes) => {
     const whole = svg("svg", {viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true"},
                       svg("image", {href: source, width, height}));
@@ -97,7 +97,7 @@ function pair(picture, onlyMistakes) {
   ];
 }
 
-// --- one picture, large -----------------------------------------------------------------------------------------
+// --- one image, large -----------------------------------------------------------------------------------------
 
 function open(place) {
   at = place;
@@ -106,31 +106,31 @@ function open(place) {
 }
 
 function show() {
-  const picture = list[at], viewer = byId("viewer");
-  byId("viewer-name").textContent = picture.name;
+  const image = list[at], viewer = byId("viewer");
+  byId("viewer-name").textContent = image.name;
   byId("viewer-place").textContent = `${at + 1} of ${list.length}`;
   // not disabled: a button that has the focus would lose it, and with it the keys
   byId("previous").setAttribute("aria-disabled", at === 0);
   byId("next").setAttribute("aria-disabled", at === list.length - 1);
   const frame = viewer.querySelector(".pair");
   frame.replaceChildren();
-  if (!picture.drawing) {
-    const lines = picture.mistakes.map((m) => said(m.kind, m.object, m.detected) + (m.times > 1 ? ` (${m.times}x)` : ""));
-    frame.append(element("p", {}, `This picture is not in the page. ${summary(picture)}.`));
+  if (!image.drawing) {
+    const lines = image.mistakes.map((m) => said(m.kind, m.object, m.detected) + (m.times > 1 ? ` (${m.times}x)` : ""));
+    frame.append(element("p", {}, `This image is not in the page. ${summary(image)}.`));
     byId("viewer-list").replaceChildren(...lines.map((line) => element("li", {}, line)));
     return;
   }
-  const captions = [`ground truth: ${counted(picture.objects, "object")}`,
-                    `prediction: ${counted(picture.drawing.detections.length, "detection")}`];
-  pair(picture, byId("only").checked).forEach((drawing, i) => {
+  const captions = [`ground truth: ${counted(image.objects, "object")}`,
+                    `prediction: ${counted(image.drawing.detections.length, "detection")}`];
+  pair(image, byId("only").checked).forEach((drawing, i) => {
     frame.append(element("figure", {}, drawing, element("figcaption", {}, captions[i])));
   });
-  byId("viewer-list").replaceChildren(...numbered(picture, frame));
+  byId("viewer-list").replaceChildren(...numbered(image, frame));
 }
 
 // a line for each mistake, and its number at the outline
-function numbered(picture, frame) {
-  const {objects, detections} = picture.drawing, lines = [];
+function numbered(image, frame) {
+  const {objects, detections} = image.drawing, lines = [];
   const add = (drawing, path, text) => {
     const line = element("li", {}, text);
     lines.push(line);

@@ -1,4 +1,4 @@
-"""The sections of the report: numbers as tables and plots that need no script, and the pictures, which need one."""
+"""The sections of the report: numbers as tables and plots that need no script, and the images, which need one."""
 
 import math
 import re
@@ -28,7 +28,7 @@ STATS = {
     "APs": "AP, small objects (below 32 x 32 pixels)",
     "APm": "AP, medium objects",
     "APl": "AP, large objects (96 x 96 pixels and more)",
-    "AR1": "AR with 1 detection of a class in a picture",
+    "AR1": "AR with 1 detection of a class in an image",
     "AR10": "AR with 10",
     "AR100": "AR with 100",
     "ARs": "AR, small objects",
@@ -81,7 +81,7 @@ def advice_section(lines: Sequence[str], is_any: bool) -> Section:
     none = (
         f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out."
         if is_any
-        else "These pictures hold no object to find: there is no AP, and no mistake has a cost."
+        else "These images hold no object to find: there is no AP, and no mistake has a cost."
     )
     listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
     note = tag(
@@ -111,7 +111,7 @@ def in_crowds(left_out: int) -> Html | str:
 
 
 def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int) -> Section:
-    """least_score: of the detections that the sections of pictures and confusion count; left_out: inside crowds."""
+    """least_score: of the detections that the sections of images and confusion count; left_out: inside crowds."""
     rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
     shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
     return section(
@@ -125,7 +125,7 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
         table(["kind", "what it is", "how many", "cost"], rows, id="costs"),
         tag(
             "p",
-            "All detections count here, whatever their score. Pictures and Confusion count those with a score of "
+            "All detections count here, whatever their score. Images and Confusion count those with a score of "
             f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong.",
             class_="soft",
         ),
@@ -254,7 +254,7 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
         ["large", "from 96 x 96 pixels on", value(sizes["APl"])],
     ]
     by_count = [
-        [group.label, f"{group.pictures:,}", f"{group.objects:,}", value(group.ap), value(group.ap50)]
+        [group.label, f"{group.images:,}", f"{group.objects:,}", value(group.ap), value(group.ap50)]
         for group in crowding
     ]
     return section(
@@ -262,9 +262,9 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
         "Size and crowding",
         tag("h3", "AP by the size of the objects"),
         table(["objects", "", "AP"], by_size, id="by-size"),
-        tag("h3", "AP by the number of objects in the picture"),
-        table(["a picture has", "pictures", "objects", "AP", "AP50"], by_count, id="by-crowding"),
-        tag("p", "Each row is an evaluation of these pictures alone. A few pictures say little.", class_="soft"),
+        tag("h3", "AP by the number of objects in the image"),
+        table(["an image has", "images", "objects", "AP", "AP50"], by_count, id="by-crowding"),
+        tag("p", "Each row is an evaluation of these images alone. A few images say little.", class_="soft"),
     )
 
 
@@ -296,7 +296,7 @@ def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Sec
     )
 
 
-def pictures_section(gallery: Gallery, names: list[str], least_score: float, is_best: bool) -> Section:
+def images_section(gallery: Gallery, names: list[str], least_score: float, is_best: bool) -> Section:
     """What the script fills. is_best: F1 is highest at this score (else there is no detection, or no object)."""
     drawn = sum(drawing is not None for drawing in gallery.drawings)
     why = ": there F1 over all classes is highest" if is_best else ""
@@ -305,11 +305,11 @@ def pictures_section(gallery: Gallery, names: list[str], least_score: float, is_
         "pair is what is annotated, on the right what is detected. "
     ]
     if drawn == gallery.total > 1:
-        said.append(f"All {drawn:,} pictures can be looked at. ")
+        said.append(f"All {drawn:,} images can be looked at. ")
     elif drawn < gallery.total:
         said += [
-            f"{drawn:,} of the {gallery.total:,} pictures, those with most mistakes, can be looked at; ",
-            tag("code", "--report-pictures"),
+            f"{drawn:,} of the {gallery.total:,} images, those with most mistakes, can be looked at; ",
+            tag("code", "--report-images"),
             " gives more or fewer. ",
         ]
     if len(gallery.rows) < gallery.total:
@@ -340,10 +340,10 @@ def pictures_section(gallery: Gallery, names: list[str], least_score: float, is_
         )
     ]
     return section(
-        "pictures",
-        "Pictures",
+        "images",
+        "Images",
         tag("p", *said),
-        tag("noscript", tag("p", "This part needs JavaScript: the pictures are drawn by the page itself.")),
+        tag("noscript", tag("p", "This part needs JavaScript: the images are drawn by the page itself.")),
         tag(
             "div",
             *controls,

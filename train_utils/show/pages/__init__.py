@@ -1,7 +1,7 @@
 """Self-contained HTML pages: one file without network or framework, for light and dark, desk and phone.
 
 What a function returns is `Html`, which goes into the page as it is; any other text is escaped, so that no file or
-class name can be read as a tag. Pictures are inside the page as data addresses, plots are inline SVG, and the style
+class name can be read as a tag. Images are inside the page as data addresses, plots are inline SVG, and the style
 of all pages is page.css beside this file.
 """
 
@@ -21,7 +21,7 @@ from train_utils.io.plain_text import encodable
 
 HERE = Path(__file__).parent
 EMPTY = {"img", "input", "br", "path", "rect", "line", "circle"}  # elements that have no content
-SAVED = {"JPEG": {"quality": 80}, "PNG": {"optimize": True}}  # how Pillow writes pictures
+SAVED = {"JPEG": {"quality": 80}, "PNG": {"optimize": True}}  # how Pillow writes images
 
 
 class Html(str):
@@ -87,7 +87,7 @@ def is_number(cell: object) -> bool:
 
 
 def data_address(image: Image.Image, side: int | None = None, form: str = "JPEG", **options: object) -> str:
-    """The picture as a data: address, at most `side` pixels a side; form, options: as Pillow saves it."""
+    """The image as a data: address, at most `side` pixels a side; form, options: as Pillow saves it."""
     if side and max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side))
@@ -96,8 +96,8 @@ def data_address(image: Image.Image, side: int | None = None, form: str = "JPEG"
     return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def picture(image: Image.Image, alt: str, side: int | None = None, form: str = "JPEG", **attributes: object) -> Html:
-    """<img> with the picture in it. alt: what it shows, for those who do not see it."""
+def img_tag(image: Image.Image, alt: str, side: int | None = None, form: str = "JPEG", **attributes: object) -> Html:
+    """<img> with the image in it. alt: what it shows, for those who do not see it."""
     scale = min(1, side / max(image.size)) if side else 1
     width, height = (max(1, round(length * scale)) for length in image.size)
     return tag("img", src=data_address(image, side, form), alt=alt, width=width, height=height, **attributes)

@@ -112,7 +112,7 @@ class CocoAnnotations:
         return slice(int(self.first[row]), int(self.first[row + 1]))
 
     def clipped_boxes(self, objects: slice, size) -> np.ndarray:
-        """Boxes x1 y1 x2 y2 within a picture of `size` (H, W), float32 [N, 4]."""
+        """Boxes x1 y1 x2 y2 within an image of `size` (H, W), float32 [N, 4]."""
         return clip_boxes(self.boxes[objects], size)
 
     def segmentation(self, k: int, size):
@@ -123,7 +123,7 @@ class CocoAnnotations:
         return [unpack_polygon(self.kinds[k], part).tolist() for part in parts]
 
     def rle(self, k: int, size) -> dict:
-        """Annotation k as compressed RLE (counts: bytes) of a picture of `size` (H, W), rasterised by pycocotools.
+        """Annotation k as compressed RLE (counts: bytes) of an image of `size` (H, W), rasterised by pycocotools.
 
         InputError for polygons with an outline of more than LONGEST_OUTLINE pixels, which would take all memory.
         """
@@ -147,7 +147,7 @@ def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotat
 
     size_of: file name -> (H, W), asked for images that have no height and width in the json.
     Skipped and counted: annotations without segmentation, without area (zero-width boxes, polygons of fewer
-    than 3 points, boxes or polygons outside the picture), with an odd number of coordinates, or of an image that
+    than 3 points, boxes or polygons outside the image), with an odd number of coordinates, or of an image that
     the json does not list. InputError names file and annotation id for everything else that is wrong.
     """
     if raw is None:
@@ -174,7 +174,7 @@ def read_annotations(path, raw: dict | None = None, size_of=None) -> CocoAnnotat
 def read_indexed(path) -> CocoAnnotations | None:
     """The annotations of a json that is well in itself, from the cache or in batches of the file.
 
-    None for any other, which `read_annotations` reads as a whole: with a mistake (which that names), pictures
+    None for any other, which `read_annotations` reads as a whole: with a mistake (which that names), images
     without a size, annotations before the images, or where it can't be opened.
     """
     content = None
@@ -262,7 +262,7 @@ def image_arrays(images: list[tuple]) -> dict[str, np.ndarray]:
 
 
 def clip_boxes(boxes: np.ndarray, size) -> np.ndarray:
-    """Boxes x y w h [N, 4] -> x1 y1 x2 y2 within a picture of `size` (H, W), float32."""
+    """Boxes x y w h [N, 4] -> x1 y1 x2 y2 within an image of `size` (H, W), float32."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)  # [N, 4]
     height, width = size
     return np.clip(corners, 0, [width, height, width, height]).astype(np.float32)

@@ -17,7 +17,7 @@ from train_utils.io.plain_text import brief, shown, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
 NO_ID = -(2**63)  # an annotation without id; no id is that low
-MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; pictures of a twelfth of it are refused as bombs
+MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; images of a twelfth of it are refused as bombs
 
 
 def check_is_coco(raw, path):
@@ -123,13 +123,13 @@ def check_different(images: list[tuple], path) -> None:
         if image_id in seen:
             raise InputError(
                 f"{path}: image id {given or image_id} stands twice ({seen[image_id]} and {name}); "
-                "give each picture an id of its own"
+                "give each image an id of its own"
             )
         seen[image_id] = name
 
 
 def check_annotation(annotation: dict, categories, size) -> tuple:
-    """(annotation id or NO_ID, category id, iscrowd, xywh, area, kind, parts) of an annotation in a picture of `size`.
+    """(annotation id or NO_ID, category id, iscrowd, xywh, area, kind, parts) of an annotation in an image of `size`.
 
     categories: the ids there are; None: any. Raises Skip, and InputError, KeyError, TypeError, AttributeError
     or OverflowError for what is wrong.
@@ -145,7 +145,7 @@ def check_annotation(annotation: dict, categories, size) -> tuple:
     if len(box) != 4:
         raise InputError(f"bbox has {len(box)} numbers, x y width height are 4")
     if not (overlaps(box[0], box[2], size[1]) and overlaps(box[1], box[3], size[0])):
-        raise Skip("annotations whose box has no area in the picture")
+        raise Skip("annotations whose box has no area in the image")
     area = annotation.get("area")
     area = math.nan if area is None else finite([area], "area")[0]
     crowd = annotation.get("iscrowd")

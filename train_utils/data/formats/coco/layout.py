@@ -1,8 +1,8 @@
-"""Finding the jsons and pictures of a COCO-format folder, however it is laid out.
+"""Finding the jsons and images of a COCO-format folder, however it is laid out.
 
 annotations/instances_train2017.json   train2017/            COCO's own
 instances_train.json                   images/               flat
-train/_annotations.coco.json           train/                pictures beside their json
+train/_annotations.coco.json           train/                images beside their json
 anything.json                          any folder near it    one json, to be split
 """
 
@@ -18,7 +18,7 @@ ROLE = re.compile(r"(?<![a-z])(train|training|val|valid|validation|minival|test)
 ROLES = {"training": "train", "valid": "val", "validation": "val", "minival": "val"}
 # COCO's jsons for other tasks, which lie beside the instances
 OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_", "stuff_")
-PROBES = 32  # file names looked up in each candidate folder of pictures
+PROBES = 32  # file names looked up in each candidate folder of images
 LOOKED_FOR = (
     "looked for annotations/instances_train2017.json with train2017/, instances_train.json with images/, "
     "train/_annotations.coco.json, or a single COCO json; for VOC: VOC2012/ImageSets/Segmentation; "
@@ -104,8 +104,8 @@ def listed_names(images: list) -> list[str]:
     return [name for name in names if isinstance(name, str) and name]
 
 
-def picture_folder(root: Path, json_path: Path, image_dir, names: list[str]) -> tuple[Path, Path]:
-    """(folder where the pictures `names` of a json begin, folder that none may leave): those around the json, or
+def image_folder(root: Path, json_path: Path, image_dir, names: list[str]) -> tuple[Path, Path]:
+    """(folder where the images `names` of a json begin, folder that none may leave): those around the json, or
     `image_dir`, the --image-dir of a command, where it is given. InputError where there is none."""
     if not names:
         raise InputError(f"{json_path}: its list of images holds no file_name")
@@ -118,7 +118,7 @@ def picture_folder(root: Path, json_path: Path, image_dir, names: list[str]) -> 
 
 
 def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
-    """The folder near `json_path` in which most of the pictures `names` lie. InputError if none holds any."""
+    """The folder near `json_path` in which most of the images `names` lie. InputError if none holds any."""
     suffix = re.sub(r"^instances_?", "", json_path.stem)
     likely = [root / suffix, root / "images" / suffix, json_path.parent, root / "images", root]
     candidates = [*likely, *_subfolders(root), *_subfolders(root / "images"), *_subfolders(json_path.parent)]
@@ -128,7 +128,7 @@ def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
     best = max(candidates, key=found.__getitem__)
     if not found[best]:
         looked = ", ".join(str(path) for path in candidates[:8])
-        raise InputError(f"{json_path}: its pictures (as {probes[0]}) are not in {looked}; give --image-dir")
+        raise InputError(f"{json_path}: its images (as {probes[0]}) are not in {looked}; give --image-dir")
     return best
 
 

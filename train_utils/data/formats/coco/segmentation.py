@@ -1,6 +1,6 @@
 """Segmentations of COCO annotations: polygons and RLE, checked, and turned into bytes and back into RLE.
 
-A segmentation belongs to a picture of `size` (H, W). InputError says what is wrong with one, `Skip` that it
+A segmentation belongs to an image of `size` (H, W). InputError says what is wrong with one, `Skip` that it
 is to be left out and counted.
 """
 
@@ -12,7 +12,7 @@ from backbone.errors import InputError
 POLYGON, RLE, HUNDREDTHS = 0, 1, 2  # HUNDREDTHS: polygons whose numbers are k / 100, k in 0..65535, as COCO's are
 NO_SEGMENTATION = "annotations without segmentation"
 LONGEST_OUTLINE = 2_000_000  # pixels: pycocotools takes 80 bytes and more for each
-FAR = 10  # times the picture's longer side: polygons that reach farther are taken for broken
+FAR = 10  # times the image's longer side: polygons that reach farther are taken for broken
 
 
 class Skip(Exception):
@@ -36,7 +36,7 @@ def read_segmentation(segmentation, size) -> tuple[int, list[bytes]]:
     parts = [numbers_of(polygon, "polygon") for polygon in segmentation]
     for points in parts:
         if len(points) and np.abs(points).max() > FAR * max(size):  # rasterising it could take all memory
-            raise InputError(f"polygon reaches {np.abs(points).max():g}, the picture is {size[1]}x{size[0]}")
+            raise InputError(f"polygon reaches {np.abs(points).max():g}, the image is {size[1]}x{size[0]}")
     if any(len(points) % 2 for points in parts):
         raise Skip("annotations with a polygon of an odd number of values")
     # fewer than 3 points have no area (and pycocotools takes 4 numbers for a box)
@@ -46,7 +46,7 @@ def read_segmentation(segmentation, size) -> tuple[int, list[bytes]]:
     points = np.concatenate(parts).reshape(-1, 2)
     low, extent = points.min(0), points.max(0) - points.min(0)
     if not (overlaps(low[0], extent[0], size[1]) and overlaps(low[1], extent[1], size[0])):
-        raise Skip("annotations whose polygons have no area in the picture")
+        raise Skip("annotations whose polygons have no area in the image")
     return pack_polygons(parts)
 
 
@@ -100,7 +100,7 @@ def rle_counts(rle: dict, size) -> bytes:
     """The counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W)."""
     given, counts = rle.get("size"), rle.get("counts")
     if given is None or list(numbers_of(given, "RLE size")) != list(size):
-        raise InputError(f"RLE is for a size of {given} (height, width), but the picture's is {list(size)}")
+        raise InputError(f"RLE is for a size of {given} (height, width), but the image's is {list(size)}")
     if isinstance(counts, str):
         counts = counts.encode(errors="surrogatepass")
         runs = decode_counts(counts)
@@ -181,7 +181,7 @@ def outline(polygons: list[np.ndarray], size) -> float:
 
 
 def rasterise(polygons: list[np.ndarray], size) -> dict:
-    """One object's polygons -> compressed RLE (counts: bytes) of a picture of `size` (H, W)."""
+    """One object's polygons -> compressed RLE (counts: bytes) of an image of `size` (H, W)."""
     return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
 
 

@@ -1,9 +1,9 @@
-"""A picture of 4000x3000 pixels with 1,000 objects through the commands as a user types them: time and peak memory.
+"""An image of 4000x3000 pixels with 1,000 objects through the commands as a user types them: time and peak memory.
 
-    python -m benchmarks.huge_picture                        validation.py, 100 detections per picture
-    python -m benchmarks.huge_picture --detections 1000      validation.py, up to 1,000
-    python -m benchmarks.huge_picture --train                train.py, one step
-    python -m benchmarks.huge_picture --keep FOLDER          the input stays there, and the command is printed
+    python -m benchmarks.huge_image                        validation.py, 100 detections per image
+    python -m benchmarks.huge_image --detections 1000      validation.py, up to 1,000
+    python -m benchmarks.huge_image --train                train.py, one step
+    python -m benchmarks.huge_image --keep FOLDER          the input stays there, and the command is printed
 
 The model is a ResNet-50 of 3 classes with random weights: its scores are high enough for every detection that
 the config allows. Memory is the largest resident size of any process of the command, as the kernel counted it.
@@ -32,7 +32,7 @@ CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("disc", "square"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.huge_picture",
+        prog="python -m benchmarks.huge_image",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,13 +48,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def draw_picture(path: Path, height: int, width: int, objects: int, rng: np.random.Generator) -> list[dict]:
-    """Write a picture of lobed shapes on noise; returns its annotations, polygons of 40 points."""
+def draw_image(path: Path, height: int, width: int, objects: int, rng: np.random.Generator) -> list[dict]:
+    """Write an image of lobed shapes on noise; returns its annotations, polygons of 40 points."""
     from PIL import ImageDraw
 
     noise = rng.integers(60, 130, (height, width, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    draw, annotations = ImageDraw.Draw(picture), []
+    image = Image.fromarray(noise)
+    draw, annotations = ImageDraw.Draw(image), []
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     for i in range(objects):
         radius = float(np.exp(rng.uniform(np.log(12), np.log(400)))) * min(height, width) / 3000
@@ -75,15 +75,15 @@ def draw_picture(path: Path, height: int, width: int, objects: int, rng: np.rand
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=90)
+    image.save(path, quality=90)
     return annotations
 
 
 def write_split(folder: Path, split: str, height: int, width: int, objects: int) -> None:
-    """COCO's layout: a json and the one picture that it is about."""
-    picture = folder / f"{split}2017" / "picture.jpg"
-    annotations = draw_picture(picture, height, width, objects, np.random.default_rng(0))
-    image = {"id": 1, "file_name": picture.name, "height": height, "width": width}
+    """COCO's layout: a json and the one image that it is about."""
+    path_of_image = folder / f"{split}2017" / "image.jpg"
+    annotations = draw_image(path_of_image, height, width, objects, np.random.default_rng(0))
+    image = {"id": 1, "file_name": path_of_image.name, "height": height, "width": width}
     path = folder / "annotations" / f"instances_{split}2017.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"images": [image], "annotations": annotations, "categories": CATEGORIES}))

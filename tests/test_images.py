@@ -1,4 +1,4 @@
-"""read_picture: every mode becomes RGB uint8, upright; what cannot be read is a PictureError of one line."""
+"""read_image: every mode becomes RGB uint8, upright; what cannot be read is an ImageError of one line."""
 
 import io
 
@@ -8,10 +8,10 @@ import torch
 from PIL import Image, features
 
 from backbone.errors import InputError
-from train_utils.data.images import UPRIGHT, PictureError, picture_size, read_picture, refuse
+from train_utils.data.images import UPRIGHT, ImageError, image_size, read_image, refuse
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50  # [2, 3]
-# What Pillow's own pictures hold that cannot be decoded in full.
+# What Pillow's own images hold that cannot be decoded in full.
 UNREADABLE = {
     "broken.png",
     "broken_data_stream.png",
@@ -44,27 +44,27 @@ def save(image, path, **options):
     ids=["grey", "palette", "grey with alpha", "RGBA", "1 bit", "16 bit"],
 )
 def test_modes(tmp_path, image, expected):
-    found = read_picture(save(image, tmp_path / "a.png"))
+    found = read_image(save(image, tmp_path / "a.png"))
     assert found.dtype == torch.uint8 and found.shape == (3, 2, 3) and found.is_contiguous()
     assert (found.numpy() == expected).all()
 
 
 def test_floats_and_cmyk(tmp_path):
-    found = read_picture(save(Image.fromarray(GREY.astype(np.float32) / 255), tmp_path / "a.tif"))
+    found = read_image(save(Image.fromarray(GREY.astype(np.float32) / 255), tmp_path / "a.tif"))
     assert (found.numpy() == GREY).all()
     cmyk = Image.new("CMYK", (3, 2), (0, 255, 255, 0))
-    assert read_picture(save(cmyk, tmp_path / "b.tif"))[:, 0, 0].tolist() == [255, 0, 0]
+    assert read_image(save(cmyk, tmp_path / "b.tif"))[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_values_without_a_known_scale(tmp_path):
     path = save(Image.fromarray(GREY.astype(np.int32) * 1000), tmp_path / "a.tif")
-    with pytest.raises(PictureError, match="exceed 0..65535"):
-        read_picture(path)
+    with pytest.raises(ImageError, match="exceed 0..65535"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("orientation", [1, *UPRIGHT])
 def test_exif_orientation(tmp_path, orientation):
-    """The eight pictures that a camera stores of the same scene come out the same."""
+    """The eight images that a camera stores of the same scene come out the same."""
     upright = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     stored = Image.fromarray(upright)
@@ -73,9 +73,9 @@ def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(stored, tmp_path / "a.png", exif=exif)
-    assert (read_picture(path)[0].numpy() == upright).all()
-    assert picture_size(path) == (3, 4)
-    assert (read_picture(path, rotate=False)[0].numpy() == np.asarray(stored)).all()
+    assert (read_image(path)[0].numpy() == upright).all()
+    assert image_size(path) == (3, 4)
+    assert (read_image(path, rotate=False)[0].numpy() == np.asarray(stored)).all()
 
 
 def jpeg(size=(64, 48)):
@@ -87,14 +87,14 @@ def jpeg(size=(64, 48)):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "is empty"), (b"hi", "not a picture"), (jpeg()[:-500], "truncated"), (None, "no such file")],
+    [(b"", "is empty"), (b"hi", "not an image"), (jpeg()[:-500], "truncated"), (None, "no such file")],
 )
 def test_unreadable_files_are_named(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
-    for read in (read_picture,) if content and len(content) > 9 else (read_picture, picture_size):
-        with pytest.raises(PictureError) as error:
+    for read in (read_image,) if content and len(content) > 9 else (read_image, image_size):
+        with pytest.raises(ImageError) as error:
             read(path)
         assert str(error.value).startswith(f"{path}: ") and reason in str(error.value)
         assert "\n" not in str(error.value) and error.value.path == str(path)
@@ -114,52 +114,52 @@ def test_formats_that_run_other_code_are_refused(tmp_path, monkeypatch, content,
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     monkeypatch.setitem(Image.OPEN, name, (None, Image.OPEN[name][1]))  # its code is not even called
-    for read in (read_picture, picture_size, refuse):
-        with pytest.raises(InputError, match=f"a.jpg: {name} pictures are not read; convert") as caught:
+    for read in (read_image, image_size, refuse):
+        with pytest.raises(InputError, match=f"a.jpg: {name} images are not read; convert") as caught:
             read(path)
-        assert not isinstance(caught.value, PictureError)
+        assert not isinstance(caught.value, ImageError)
 
 
-def test_a_folder_is_no_picture(tmp_path):
-    with pytest.raises(PictureError, match="is a directory"):
-        read_picture(tmp_path)
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(ImageError, match="is a directory"):
+        read_image(tmp_path)
 
 
-def test_odd_pictures(shared_data):
+def test_odd_images(shared_data):
     folder = shared_data / "odd_images" / "pillow"
     unreadable = set()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".tsv", ".Pillow"):
             continue
         if path.name in BOMBS:
-            for read in (read_picture, picture_size, refuse):
+            for read in (read_image, image_size, refuse):
                 with pytest.raises(InputError, match=f"{path.name}: a decompression bomb") as caught:
                     read(path)
-                assert not isinstance(caught.value, PictureError)
+                assert not isinstance(caught.value, ImageError)
             continue
         refuse(path)
         try:
-            image = read_picture(path)
-        except PictureError as error:
+            image = read_image(path)
+        except ImageError as error:
             assert "\n" not in str(error) and str(path) in str(error)
             unreadable.add(path.name)
             continue
         assert image.dtype == torch.uint8 and image.shape[0] == 3
-        assert picture_size(path) == tuple(image.shape[1:]), path.name
+        assert image_size(path) == tuple(image.shape[1:]), path.name
     assert unreadable - {"rot1mir1.avif"} == UNREADABLE
     assert "rot1mir1.avif" not in unreadable or not features.check("avif")
 
 
 def test_lab(shared_data):
     folder = shared_data / "odd_images" / "pillow"
-    found = read_picture(folder / "hopper.Lab.tif").float()
-    assert (found - read_picture(folder / "hopper.png").float()).abs().mean() < 4
+    found = read_image(folder / "hopper.Lab.tif").float()
+    assert (found - read_image(folder / "hopper.png").float()).abs().mean() < 4
 
 
 def test_turned_hoppers_are_alike(shared_data):
-    """Pillow's portrait, stored in seven orientations, is the same picture within JPEG's loss."""
+    """Pillow's portrait, stored in seven orientations, is the same image within JPEG's loss."""
     folder = shared_data / "odd_images" / "pillow"
-    upright = read_picture(folder / "hopper.jpg").float()
+    upright = read_image(folder / "hopper.jpg").float()
     for orientation in range(2, 9):
-        turned = read_picture(folder / f"hopper_orientation_{orientation}.jpg").float()
+        turned = read_image(folder / f"hopper_orientation_{orientation}.jpg").float()
         assert (turned - upright).abs().mean() < 8, orientation

@@ -1,4 +1,4 @@
-"""The catalogue's pictures: broken, missing, hostile, of every mode and format."""
+"""The catalogue's images: broken, missing, hostile, of every mode and format."""
 
 import io
 import struct
@@ -25,11 +25,11 @@ def put(content: bytes, name="1.png"):
 
 
 def broken(what, content: bytes, said: str, name="1.png") -> Case:
-    return Case(f"picture: {what}", SKIP, put(content, name), (name, said), of="pictures")
+    return Case(f"image: {what}", SKIP, put(content, name), (name, said), of="images")
 
 
 def refused(what, content: bytes, said: str) -> Case:
-    return Case(f"picture: {what}", ERROR, put(content), ("1.png: ", said), of="pictures")
+    return Case(f"image: {what}", ERROR, put(content), ("1.png: ", said), of="images")
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -54,7 +54,7 @@ def other_size(data):
 
 
 def image_of(seen, i=1) -> np.ndarray:
-    """Picture i of the data set, uint8 [H, W, 3]."""
+    """Image i of the data set, uint8 [H, W, 3]."""
     return seen.data[i][0].permute(1, 2, 0).numpy()
 
 
@@ -73,7 +73,7 @@ def turned(stored_size: bool) -> Case:
         assert (image_of(seen) == (stored if stored_size else RAMP)[..., None]).all()
 
     name = "stored" if stored_size else "upright"
-    return Case(f"picture: EXIF orientation, json has the size as {name}", GO_ON, make, check=check, of="pictures")
+    return Case(f"image: EXIF orientation, json has the size as {name}", GO_ON, make, check=check, of="images")
 
 
 def mode(what, image, expected, name="1.png", within=0) -> Case:
@@ -86,7 +86,7 @@ def mode(what, image, expected, name="1.png", within=0) -> Case:
     def make(data):
         image.save(data.path(name))
 
-    return Case(f"picture: {what}", GO_ON, make, check=check, of="pictures")
+    return Case(f"image: {what}", GO_ON, make, check=check, of="images")
 
 
 def alpha(*bands, mode):
@@ -124,7 +124,7 @@ def each_format(data):
     for number, suffix in enumerate([*USUAL, "mpo"], 20):
         data.images.append({"id": number, "file_name": f"of.{suffix}", "height": HEIGHT, "width": WIDTH})
         more = {"save_all": True, "append_images": [Image.new("L", (WIDTH, HEIGHT))]} if suffix == "mpo" else {}
-        Image.fromarray(RAMP).save(data.pictures / f"of.{suffix}", **more)
+        Image.fromarray(RAMP).save(data.images / f"of.{suffix}", **more)
 
 
 def each_format_was_read(seen):
@@ -147,7 +147,7 @@ def sized(what, height: int, width: int) -> Case:
         results = [r for r in seen.read("detections.json") if r["image_id"] == 11]
         assert all(r["segmentation"]["size"] == [height, width] for r in results) and results
 
-    return Case(f"picture: {what}", GO_ON, make, check=check, of="pictures")
+    return Case(f"image: {what}", GO_ON, make, check=check, of="images")
 
 
 def named(what, name: str) -> Case:
@@ -158,7 +158,7 @@ def named(what, name: str) -> Case:
         assert (image_of(seen) == RAMP[..., None]).all()
         assert any(result["file_name"].endswith("/" + name) for result in seen.read("test_result.json"))
 
-    return Case(f"picture: {what}", GO_ON, make, check=check, of="pictures")
+    return Case(f"image: {what}", GO_ON, make, check=check, of="images")
 
 
 def frames(data):
@@ -176,18 +176,18 @@ CASES = [
     broken("truncated JPEG", encoded("JPEG")[:-900], "truncated", "1.jpg"),
     broken("truncated PNG", encoded("PNG")[:-900], "truncated"),
     broken("empty file", b"", "the file is empty"),
-    broken("text in place of a picture", b"no picture", "not a picture in a known format"),
+    broken("text in place of an image", b"no image", "not an image in a known format"),
     broken(
         "grey values beyond 16 bits",
         encoded("TIFF", Image.fromarray(RAMP.astype(np.int32) * 1000)),
         "convert to 8 bits",
         "1.tif",
     ),
-    Case("picture: missing", ERROR, missing, ("instances_", "1.png", "1 of its 4 picture files", "id 11"), of="json"),
+    Case("image: missing", ERROR, missing, ("instances_", "1.png", "1 of its 4 image files", "id 11"), of="json"),
     turned(stored_size=False),
     turned(stored_size=True),
     Case(
-        "picture: another size than the json's",
+        "image: another size than the json's",
         ERROR,
         other_size,
         ("1.png", "48x65", "instances_", "48x64", "image id 11"),
@@ -196,13 +196,13 @@ CASES = [
     *MODES,
     refused("decompression bomb, PNG", png_of(20_000, 20_000), "a decompression bomb"),
     refused("decompression bomb, GIF", GIF_BOMB, "a decompression bomb"),
-    refused("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 64\n", "EPS pictures are not read"),
-    refused("FITS", b"SIMPLE  =                    T" + bytes(99), "FITS pictures are not read"),
-    refused("HDF5", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 pictures are not read"),
-    refused("WMF", b"\xd7\xcd\xc6\x9a\0\0" + bytes(99), "WMF pictures are not read"),
-    refused("Photoshop", b"8BPS\0\1" + bytes(99), "PSD pictures are not read"),
-    Case("picture: each usual format", GO_ON, each_format, check=each_format_was_read, of="pictures"),
-    Case("picture: animation", GO_ON, frames, check=first_frame, of="pictures"),
+    refused("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 64\n", "EPS images are not read"),
+    refused("FITS", b"SIMPLE  =                    T" + bytes(99), "FITS images are not read"),
+    refused("HDF5", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 images are not read"),
+    refused("WMF", b"\xd7\xcd\xc6\x9a\0\0" + bytes(99), "WMF images are not read"),
+    refused("Photoshop", b"8BPS\0\1" + bytes(99), "PSD images are not read"),
+    Case("image: each usual format", GO_ON, each_format, check=each_format_was_read, of="images"),
+    Case("image: animation", GO_ON, frames, check=first_frame, of="images"),
     sized("one pixel", 1, 1),
     sized("1:50, wide", 8, 400),
     sized("1:50, high", 400, 8),

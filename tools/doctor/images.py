@@ -1,6 +1,6 @@
-"""The full pass: every picture opened as training opens it, and what it shows in a few bytes, to find doubles by.
+"""The full pass: every image opened as training opens it, and what it shows in a few bytes, to find doubles by.
 
-A picture that training skips is a warning, one that it stops at an error, both in the loader's words.
+An image that training skips is a warning, one that it stops at an error, both in the loader's words.
 """
 
 import hashlib
@@ -17,26 +17,26 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
-from train_utils.data.images import EXIF_ORIENTATION, PictureError, formats, picture_suffixes, read_picture
+from train_utils.data.images import EXIF_ORIENTATION, ImageError, formats, image_suffixes, read_image
 
 THUMB = 32  # pixels a side of the copies that doubles are compared by
 HASH = 8  # rows, and differences in each, of the difference hash
-BLANK = 2  # largest difference of pixels of a picture that shows nothing
+BLANK = 2  # largest difference of pixels of an image that shows nothing
 UNREADABLE = Kind(
     WARNING,
-    "skipped: pictures that cannot be read",
+    "skipped: images that cannot be read",
     "Training leaves them out and counts them; under --strict they are an error. Save them anew.",
 )
-BLANKS = Kind(WARNING, "pictures of one colour", "Were they exported right? 16 bits of small values come out black.")
+BLANKS = Kind(WARNING, "images of one colour", "Were they exported right? 16 bits of small values come out black.")
 ODD = "Read as training reads them; no need to act where they look right on the contact sheet."
-TURNED = Kind(NOTE, "pictures turned by their EXIF orientation", ODD)
-DEEP = Kind(NOTE, "pictures of more than 8 bits", "Scaled to 8 bits by their type's range, not by their content.")
-COLOURS = Kind(NOTE, "pictures in other colours than RGB or grey", ODD)
+TURNED = Kind(NOTE, "images turned by their EXIF orientation", ODD)
+DEEP = Kind(NOTE, "images of more than 8 bits", "Scaled to 8 bits by their type's range, not by their content.")
+COLOURS = Kind(NOTE, "images in other colours than RGB or grey", ODD)
 FRAMES = Kind(NOTE, "animations, of which the first frame is read", ODD)
 
 
 class Seen(NamedTuple):
-    """What one picture is like. error: (the loader's words, whether it is only skipped), or None; blank; notes: (Kind,
+    """What one image is like. error: (the loader's words, whether it is only skipped), or None; blank; notes: (Kind,
     text); digest: of its pixels; hash: HASH x HASH bits; thumb: uint8 THUMB x THUMB grey, as bytes."""
 
     i: int
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
 
 
 class Reader:
-    """A sequence of `Seen`, for a DataLoader. data: a data set, or paths of pictures."""
+    """A sequence of `Seen`, for a DataLoader. data: a data set, or paths of images."""
 
     def __init__(self, data):
         self.data, self.paths = data, isinstance(data, list)
@@ -63,9 +63,9 @@ class Reader:
         path = self.data[i] if self.paths else self.data.file_name(i)
         notes = tuple(header_notes(path))
         try:
-            image = read_picture(path) if self.paths else self.data[i][0]
+            image = read_image(path) if self.paths else self.data[i][0]
         except InputError as error:
-            return Seen(i, (str(error), isinstance(error, PictureError)), False, notes, b"", 0, b"", 0.0)
+            return Seen(i, (str(error), isinstance(error, ImageError)), False, notes, b"", 0, b"", 0.0)
         digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=str(tuple(image.shape)).encode()).digest()
         thumb = thumbnail(image)
         blank = int(image.max()) - int(image.min()) <= BLANK
@@ -73,7 +73,7 @@ class Reader:
 
 
 def header_notes(path):
-    """(Kind, text) of what is unusual about a picture file, from its header; nothing where it can't be opened."""
+    """(Kind, text) of what is unusual about an image file, from its header; nothing where it can't be opened."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,7 +108,7 @@ def difference_hash(thumb: np.ndarray) -> int:
 
 
 def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
-    """Open every picture there is of a data set, or of a list of paths; returns those that can be read."""
+    """Open every image there is of a data set, or of a list of paths; returns those that can be read."""
     present = range(len(data)) if isinstance(data, list) else np.flatnonzero(~data.missing).tolist()
     loader = DataLoader(
         Reader(data),
@@ -118,7 +118,7 @@ def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
         collate_fn=list,
     )
     found = []
-    for batch in tqdm(loader, desc=f"pictures {split}".strip(), unit="batch", disable=None, leave=False):
+    for batch in tqdm(loader, desc=f"images {split}".strip(), unit="batch", disable=None, leave=False):
         found += batch
     for seen in found:
         tell(seen, data, split, finds)
@@ -126,7 +126,7 @@ def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
 
 
 def tell(seen: Seen, data, split: str, finds: Finds) -> None:
-    """Add what is wrong with a picture, and unusual about it."""
+    """Add what is wrong with an image, and unusual about it."""
     path, image = (data[seen.i], None) if isinstance(data, list) else (data.file_name(seen.i), data.given_id(seen.i))
     for kind, text in seen.notes:
         finds.add(kind, text, split, image)
@@ -140,7 +140,7 @@ def tell(seen: Seen, data, split: str, finds: Finds) -> None:
         finds.add(BLANKS, f"{path}: all its pixels are alike", split, image)
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """The picture files of a folder and of those in it, by their suffixes."""
-    suffixes = picture_suffixes()
+def images_below(folder: Path) -> list[Path]:
+    """The image files of a folder and of those in it, by their suffixes."""
+    suffixes = image_suffixes()
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())

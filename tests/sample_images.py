@@ -1,4 +1,4 @@
-"""Pictures with targets for the network's tests, read without the project's own data code."""
+"""Images with targets for the network's tests, read without the project's own data code."""
 
 import json
 
@@ -21,8 +21,8 @@ def coco_photos(folder, count: int) -> list[tuple[torch.Tensor, dict]]:
         if not 2 <= len(objects) <= 12 or any(a["iscrowd"] for a in objects) or size in sizes:
             continue
         sizes.add(size)
-        picture = Image.open(folder / "val2017" / record["file_name"]).convert("RGB")
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # [3, H, W]
+        photo = Image.open(folder / "val2017" / record["file_name"]).convert("RGB")
+        image = torch.from_numpy(np.array(photo)).permute(2, 0, 1).contiguous()  # [3, H, W]
         found.append((image, _target(record["id"], objects, size)))
         if len(found) == count:
             return found
@@ -44,13 +44,13 @@ def _target(image_id: int, objects: list[dict], size: tuple[int, int]) -> dict:
     }
 
 
-def drawn_pictures(count: int, seed: int = 0) -> list[tuple[torch.Tensor, dict]]:
+def drawn_images(count: int, seed: int = 0) -> list[tuple[torch.Tensor, dict]]:
     """Noise with coloured ellipses, a different size each; labels 1..90."""
     rng = torch.Generator().manual_seed(seed)
-    return [_drawn_picture(i, 200 + 37 * i, 320 - 23 * i, rng) for i in range(count)]
+    return [_drawn_image(i, 200 + 37 * i, 320 - 23 * i, rng) for i in range(count)]
 
 
-def _drawn_picture(image_id: int, height: int, width: int, rng: torch.Generator) -> tuple[torch.Tensor, dict]:
+def _drawn_image(image_id: int, height: int, width: int, rng: torch.Generator) -> tuple[torch.Tensor, dict]:
     image = torch.randint(0, 80, (3, height, width), generator=rng, dtype=torch.uint8)
     y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width)[None] + 0.5
     masks = []
