@@ -25,7 +25,7 @@ import torch
 from benchmarks import coco_size
 from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, in_fresh_process, resident_mib
 from train_utils.cli.command import non_negative_int, positive_int, run_command
-from train_utils.data.opening import TrainLoader, open_data_set
+from train_utils.data.opening import TrainLoader, open_data
 from train_utils.processes.distributed import World
 
 NEEDED = 2 * 2**30  # bytes of disk
@@ -56,7 +56,7 @@ def open_ours(folder: Path, cache: str):
     before = os.environ.get("MASKRCNN_CACHE")
     os.environ["MASKRCNN_CACHE"] = cache
     try:
-        return open_data_set(folder, split="train").train
+        return open_data(folder, split="train").train
     finally:
         del os.environ["MASKRCNN_CACHE"]
         if before is not None:

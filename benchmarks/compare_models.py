@@ -16,7 +16,7 @@ import torch
 from train_utils.checkpoints.checkpoint import model_from_checkpoint
 from train_utils.cli import command
 from train_utils.data.loaders import Batch, sample_seed
-from train_utils.data.opening import LAYOUTS, open_data_set
+from train_utils.data.opening import LAYOUTS, open_data
 from train_utils.run.engine import to_device
 from train_utils.run.optimization import Precision, build_optimizer
 
@@ -51,7 +51,7 @@ def train(model, batches, optimizer, precision) -> None:
 def main(words: list[str] | None = None) -> None:
     args = parse_args(words)
     device = command.pick_device(args.device)
-    data = open_data_set(args.data_path, args.dataset, split="val").val
+    data = open_data(args.data_path, dataset=args.dataset, split="val").val
     samples = [data[i] for i in range(min(args.images, len(data)))]
     batches = []
     for start in range(0, len(samples), args.batch_size):

@@ -20,7 +20,7 @@ import torch
 
 from network_files import create_model
 from train_utils.cli.command import positive_int, run_command
-from train_utils.data.opening import TrainLoader, open_data_set
+from train_utils.data.opening import TrainLoader, open_data
 from train_utils.processes.distributed import World
 from train_utils.run.engine import Learner, train_one_epoch
 from train_utils.run.optimization import Precision, build_optimizer, build_schedule
@@ -76,7 +76,7 @@ def work(args: argparse.Namespace) -> dict[str, float] | None:
     """One rank's part. Rank 0 returns the median seconds of a step in each mode, of the slowest rank."""
     torch.set_num_threads(1)
     world = World.from_environment("cpu")
-    data = open_data_set(args.data_path)
+    data = open_data(args.data_path)
     single = World.single("cpu")
     modes = dict(
         zip(

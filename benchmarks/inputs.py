@@ -20,9 +20,9 @@ def photos(data: Path | None, count: int, size: tuple[int, int] = (480, 640), ob
 
 
 def _real(data: Path, count: int, size: tuple[int, int]) -> list:
-    from train_utils.data.opening import open_data_set
+    from train_utils.data.opening import open_data
 
-    found, data_set = [], open_data_set(data / "coco_mini").val
+    found, data_set = [], open_data(data / "coco_mini").val
     for i in np.flatnonzero(data_set.object_counts()).tolist():
         if tuple(data_set.sizes[i].tolist()) != size:
             continue

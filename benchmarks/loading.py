@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from benchmarks.harness import Benchmark, LeftOut, Settings
 from tools.pack_dataset import pack
 from train_utils.data.formats.packed import PackedDataset
-from train_utils.data.opening import TrainLoader, open_data_set
+from train_utils.data.opening import TrainLoader, open_data
 from train_utils.processes.distributed import World
 from transforms import build_augment
 
@@ -90,7 +90,7 @@ def collate(batch: list) -> tuple:
 def prepare_loading(settings: Settings):
     if settings.data is None:
         raise LeftOut("it needs the photos of coco_mini")
-    data = open_data_set(settings.data / "coco_mini").train
+    data = open_data(settings.data / "coco_mini").train
     ours = TrainLoader(data, build_augment(), World.single("cpu"), BATCH, workers=WORKERS)
     theirs = reference_loader(data.annotations.path, data.image_dir)
     return lambda: count(batch.targets for batch in ours.epoch(0)), lambda: count(targets for _, targets in theirs)
@@ -100,7 +100,7 @@ def prepare_packed(settings: Settings, keep_encoded: bool = False):
     """The same data set, packed, beside its image files and json."""
     if settings.data is None:
         raise LeftOut("it needs the photos of coco_mini")
-    data = open_data_set(settings.data / "coco_mini").train
+    data = open_data(settings.data / "coco_mini").train
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.pack"
         pack(data, path, keep_encoded)

@@ -14,7 +14,7 @@ import torch
 from network_files.operators.instance_masks import mask_targets
 from network_files.transform import resized_size
 from train_utils.cli.command import run_command
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 
 CELLS = 28
 
@@ -49,7 +49,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--max-size", type=int, default=1333)
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
-    data = open_data_set(args.data_path, split="train").train
+    data = open_data(args.data_path, split="train").train
     targets = [data[i][1] for i in range(len(data))]
     resized = [resized_size(*t["masks"].size, args.min_size, args.max_size) for t in targets]
     rois = []

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbone.errors import InputError  # noqa: E402
 from network_files import create_model  # noqa: E402
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data_set  # noqa: E402
+from train_utils.data.opening import EvalLoader, TrainLoader, open_data  # noqa: E402
 from train_utils.processes.distributed import World  # noqa: E402
 from train_utils.run.engine import Learner, evaluate, train_one_epoch  # noqa: E402
 from train_utils.run.optimization import Precision, build_optimizer, build_schedule  # noqa: E402
@@ -39,7 +39,7 @@ def small_model(num_classes):
 
 
 def program(world, data, accumulate):
-    splits = open_data_set(data)
+    splits = open_data(data)
     model = small_model(splits.label_map.num_labels)
     val_loader = EvalLoader(splits.val, world, 2, 0, 32, 32, 32)
     evaluation = evaluate(model, val_loader, splits.val, world, keep_samples=1)

@@ -14,7 +14,7 @@ from my_dataset_coco import CocoDataset
 from train_utils.data import cache as annotation_cache
 from train_utils.data.formats.coco import annotations as coco_annotations
 from train_utils.data.formats.coco.annotations import DTYPES, read_annotations
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 
 
 @pytest.fixture(autouse=True)
@@ -91,13 +91,13 @@ def test_the_same_from_the_cache(tmp_path, cache, no_parsing):
     assert copied.ground_truth() == first.ground_truth()
 
 
-def test_open_data_set_uses_it(tmp_path, cache, no_parsing):
+def test_open_data_uses_it(tmp_path, cache, no_parsing):
     write(tmp_path, many(3), "instances_train.json")
     write(tmp_path, many(2, start=4), "instances_val.json")
-    open_data_set(tmp_path)
+    open_data(tmp_path)
     assert len(indexes(cache)) == 2
     no_parsing()
-    splits = open_data_set(tmp_path)
+    splits = open_data(tmp_path)
     assert (len(splits.train), len(splits.val)) == (3, 2) and splits.val[1][1]["image_id"] == 5
 
 

@@ -26,7 +26,7 @@ from tools.doctor.table import outlines, table_of
 from train_utils.cli.command import run_command
 from train_utils.data import cache as annotation_cache
 from train_utils.data.formats.shapes import make_shapes
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_each_oddity_is_told(run, tmp_path):
         assert fields["id"] in listed[title], title
     assert counts(found)["classes whose names differ only in capitals, blanks or signs, or not at all"] == 1
     assert counts(found)["classes without any object"] == 1
-    table = table_of(open_data_set(tmp_path / "d").train)
+    table = table_of(open_data(tmp_path / "d").train)
     masks = outlines(table)
     for k in range(len(table.ids)):  # polygons with whole numbers of pixels measure what they enclose
         if (masks.tight[k] % 1 == 0).all() and table.ids[k] not in (35,):
@@ -332,7 +332,7 @@ def test_anchors_are_those_of_the_grid(tmp_path, fields):
             corners = [[x, y, x + w, y, x + w, y + h, x, y + h]]
             data["annotations"].append(annotation(100 * i + number, i, bbox=[x, y, w, h], segmentation=corners))
     write(tmp_path, data)
-    table = table_of(open_data_set(tmp_path, val_fraction=0, split="train").train)
+    table = table_of(open_data(tmp_path, val_fraction=0, split="train").train)
     objects = anchors.scene(table, config)
     found = anchors.best_iou(objects, config.anchor_sizes, config.aspect_ratios)
     small, padded = anchors.resized(table, config)
@@ -450,7 +450,7 @@ def test_a_corrected_copy_has_nothing_left_of_what_was_corrected(run, tmp_path):
     assert not any(kind["title"] in FIXED or kind["severity"] == "error" for kind in listed["left_to_you"])
     image_dir = listed["image_dir"]
     assert f"train.py --data-path {tmp_path / 'fixed'} --image-dir {image_dir}" in out
-    data = open_data_set(tmp_path / "fixed", image_dir=image_dir, strict=True)
+    data = open_data(tmp_path / "fixed", image_dir=image_dir, strict=True)
     assert len(data.train) == 20 and len(data.val) == 6 and data.train[0][0].shape == (3, 20, 30)
     status, _, _, again = run(tmp_path / "fixed", "--image-dir", image_dir, "--fix", tmp_path / "twice")
     assert status == 1 and not set(FIXED) & counts(again).keys()

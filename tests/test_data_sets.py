@@ -1,4 +1,4 @@
-"""open_data_set: layouts are found by themselves, splits are seeded, mistakes are named; label maps."""
+"""open_data: layouts are found by themselves, splits are seeded, mistakes are named; label maps."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from coco_folders import annotation, coco, many, write
 
 from backbone.errors import InputError
 from train_utils.data.labels import coco_names
-from train_utils.data.opening import LabelMap, open_data_set, split_positions
+from train_utils.data.opening import LabelMap, open_data, split_positions
 
 
 def ids(ds):
@@ -38,7 +38,7 @@ def test_layouts(tmp_path, layout):
     json_name, images = LAYOUTS[layout]
     write(tmp_path, many(3), json_name.format("train"), images.format("train"))
     write(tmp_path, many(2, start=4), json_name.format("val"), images.format("val"))
-    splits = open_data_set(tmp_path)
+    splits = open_data(tmp_path)
     assert ids(splits.train) == [1, 2, 3] and ids(splits.val) == [4, 5]
     assert readable(splits.train) and readable(splits.val)
     assert splits.label_map == splits.train.label_map == splits.val.label_map
@@ -47,7 +47,7 @@ def test_layouts(tmp_path, layout):
 def test_val_goes_by_other_names_and_test_is_left_alone(tmp_path):
     for role, start in (("train", 1), ("valid", 4), ("test", 7)):
         write(tmp_path, many(3, start), f"{role}/_annotations.coco.json", role)
-    splits = open_data_set(tmp_path)
+    splits = open_data(tmp_path)
     assert ids(splits.train) == [1, 2, 3] and ids(splits.val) == [4, 5, 6]
 
 
@@ -56,7 +56,7 @@ def test_jsons_of_other_tasks_are_not_opened(tmp_path):
     write(tmp_path, many(2), "annotations/instances_val2017.json", "val2017")
     for name in ("captions_train2017", "person_keypoints_train2017", "filtered_train2017"):
         write(tmp_path, many(9), f"annotations/{name}.json", "train2017")
-    assert len(open_data_set(tmp_path).train) == 2
+    assert len(open_data(tmp_path).train) == 2
 
 
 @pytest.mark.parametrize("other", ["captions_train.json", "notes_train.json"])
@@ -64,39 +64,39 @@ def test_other_jsons_are_not_opened_where_none_is_called_instances(tmp_path, oth
     write(tmp_path, many(2), "train.json")
     write(tmp_path, many(2), "val.json")
     (tmp_path / other).write_text(json.dumps(many(9) if other.startswith("captions") else {"images": 0}))
-    assert len(open_data_set(tmp_path).train) == 2
+    assert len(open_data(tmp_path).train) == 2
 
 
 def test_the_newest_year_or_the_one_asked_for(tmp_path):
     for year, count in ((2014, 2), (2017, 3)):
         for role in ("train", "val"):
             write(tmp_path, many(count), f"annotations/instances_{role}{year}.json", f"{role}{year}")
-    assert len(open_data_set(tmp_path).train) == 3
-    assert len(open_data_set(tmp_path, year="2014").train) == 2
+    assert len(open_data(tmp_path).train) == 3
+    assert len(open_data(tmp_path, year="2014").train) == 2
     with pytest.raises(InputError, match="no json of year 2011"):
-        open_data_set(tmp_path, year="2011")
+        open_data(tmp_path, year="2011")
 
 
 @pytest.mark.parametrize("json_name", ["instances.json", "annotations/all.json", "labels/labels.json"])
 def test_a_single_json_is_split(tmp_path, json_name):
     write(tmp_path, many(10), json_name, "images")
-    splits = open_data_set(tmp_path, seed=3)
+    splits = open_data(tmp_path, seed=3)
     assert len(splits.train) == 8 and len(splits.val) == 2
     assert sorted(ids(splits.train) + ids(splits.val)) == list(range(1, 11))
-    assert ids(open_data_set(tmp_path, seed=3).val) == ids(splits.val)
-    assert any(ids(open_data_set(tmp_path, seed=s).val) != ids(splits.val) for s in range(4, 9))
-    assert len(open_data_set(tmp_path, val_fraction=0.5).val) == 5
-    by_path = open_data_set(tmp_path / json_name, seed=3)
+    assert ids(open_data(tmp_path, seed=3).val) == ids(splits.val)
+    assert any(ids(open_data(tmp_path, seed=s).val) != ids(splits.val) for s in range(4, 9))
+    assert len(open_data(tmp_path, val_fraction=0.5).val) == 5
+    by_path = open_data(tmp_path / json_name, seed=3)
     assert ids(by_path.val) == ids(splits.val) and readable(by_path.train)
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_json(tmp_path):
     content = many(10)
     write(tmp_path, content)
-    before = set(ids(open_data_set(tmp_path).val))
+    before = set(ids(open_data(tmp_path).val))
     content["images"].reverse()
     write(tmp_path, content)
-    assert set(ids(open_data_set(tmp_path).val)) == before
+    assert set(ids(open_data(tmp_path).val)) == before
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_one_split_alone(tmp_path):
     write(tmp_path, many(3), "instances_train.json")
     path = write(tmp_path, many(2, start=4), "instances_val.json")
     (tmp_path / "instances_train.json").write_text('"images" "annotations" broken')
-    splits = open_data_set(tmp_path, split="val")
+    splits = open_data(tmp_path, split="val")
     assert splits.train is None and ids(splits.val) == [4, 5]
-    assert ids(open_data_set(path, split="val").val) == [4, 5]  # whole, as its name says val
+    assert ids(open_data(path, split="val").val) == [4, 5]  # whole, as its name says val
 
 
 def test_images_without_objects_train_unless_dropped(tmp_path):
@@ -128,8 +128,8 @@ def test_images_without_objects_train_unless_dropped(tmp_path):
         content = many(4)
         content["annotations"] = [annotation(1, 1), annotation(2, 2, iscrowd=1), annotation(3, 3)]
         write(tmp_path, content, f"instances_{role}.json")
-    assert ids(open_data_set(tmp_path).train) == [1, 2, 3, 4]
-    splits = open_data_set(tmp_path, drop_empty=True)
+    assert ids(open_data(tmp_path).train) == [1, 2, 3, 4]
+    splits = open_data(tmp_path, drop_empty=True)
     assert ids(splits.train) == [1, 3] and ids(splits.val) == [1, 2, 3, 4]
 
 
@@ -138,13 +138,13 @@ def test_image_dir(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "images" / "x.json").rename(tmp_path / "data" / "x.json")
     with pytest.raises(InputError, match=r"x.json: its images \(as 1.png\) are not in .*--image-dir"):
-        open_data_set(tmp_path / "data")
-    assert readable(open_data_set(tmp_path / "data", image_dir=tmp_path / "images").train)
+        open_data(tmp_path / "data")
+    assert readable(open_data(tmp_path / "data", image_dir=tmp_path / "images").train)
     with pytest.raises(InputError, match="no such folder"):
-        open_data_set(tmp_path / "data", image_dir=tmp_path / "nowhere")
+        open_data(tmp_path / "data", image_dir=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"none of its 4 images \(as .*\) is in .*empty; check --image-dir"):
-        open_data_set(tmp_path / "data", image_dir=tmp_path / "empty", split="val")
+        open_data(tmp_path / "data", image_dir=tmp_path / "empty", split="val")
 
 
 def test_categories_of_both_jsons_make_the_label_map(tmp_path):
@@ -152,18 +152,18 @@ def test_categories_of_both_jsons_make_the_label_map(tmp_path):
     second = [{"id": 1, "name": "thing"}, {"id": 2, "name": "b"}]
     write(tmp_path, coco(categories=first, annotations=[annotation(category_id=3)]), "instances_train.json")
     write(tmp_path, coco(categories=second), "instances_val.json")
-    splits = open_data_set(tmp_path)
+    splits = open_data(tmp_path)
     assert splits.label_map.category_ids == (1, 2, 3) and splits.train[0][1]["labels"].tolist() == [3]
     second[0]["name"] = "another"
     write(tmp_path, coco(categories=second), "instances_val.json")
     with pytest.raises(InputError, match="category 1 is 'thing' in .*train.json but 'another' in .*val.json"):
-        open_data_set(tmp_path)
+        open_data(tmp_path)
 
 
 def test_a_label_map_given(tmp_path):
     write(tmp_path, many(4))
     given = LabelMap([5], [1], ["thing"])
-    splits = open_data_set(tmp_path, label_map=given)
+    splits = open_data(tmp_path, label_map=given)
     assert splits.label_map == given and splits.train[0][1]["labels"].tolist() == [5]
 
 
@@ -173,7 +173,7 @@ def test_shapes_are_drawn_where_asked(tmp_path, monkeypatch):
     few = functools.partial(make_shapes, train=3, val=2, size=64)
     monkeypatch.setattr("train_utils.data.formats.shapes.make_shapes", few)
     monkeypatch.chdir(tmp_path)
-    splits = open_data_set()
+    splits = open_data()
     assert len(splits.train) == 3 and len(splits.val) == 2 and (tmp_path / "data" / "shapes").is_dir()
     assert splits.label_map.names == ("rectangle", "ellipse", "triangle")
 
@@ -186,7 +186,7 @@ def test_nothing_to_open_is_named(tmp_path):
     (tmp_path / "unknown" / "settings.json").write_text("{}")
     for name, told in cases.items():
         with pytest.raises(InputError, match=told) as error:
-            open_data_set(tmp_path / name)
+            open_data(tmp_path / name)
         assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
@@ -194,44 +194,44 @@ def test_mistakes_are_named(tmp_path):
     write(tmp_path, many(2), "instances_a.json")
     write(tmp_path, many(2), "instances_b.json")
     with pytest.raises(InputError, match="instances_a.json, instances_b.json; give one as --data-path"):
-        open_data_set(tmp_path)
+        open_data(tmp_path)
     with pytest.raises(InputError, match="auto, coco, voc, npy, packed"):
-        open_data_set(tmp_path, dataset="csv")
+        open_data(tmp_path, dataset="csv")
     with pytest.raises(InputError, match="not VOC data|VOC"):
-        open_data_set(tmp_path, dataset="voc")
+        open_data(tmp_path, dataset="voc")
     one = tmp_path / "instances_a.json"
     with pytest.raises(InputError, match="no image is left for validation"):
-        open_data_set(one, val_fraction=0)
+        open_data(one, val_fraction=0)
     with pytest.raises(InputError, match="--val-fraction 2"):
-        open_data_set(one, val_fraction=2)
+        open_data(one, val_fraction=2)
     write(tmp_path / "v", many(2), "instances_val.json")
     with pytest.raises(InputError, match="no training data beside the validation data"):
-        open_data_set(tmp_path / "v")
+        open_data(tmp_path / "v")
     one.write_text(json.dumps({**many(2), "images": []}))
     with pytest.raises(InputError, match="holds no file_name"):
-        open_data_set(one)
+        open_data(one)
 
 
 def test_missing_images_are_an_error_of_the_part_that_has_them(tmp_path):
     path = write(tmp_path / "data", many(8))  # the name of tmp_path says test
-    splits = open_data_set(path, val_fraction=0.25)
+    splits = open_data(path, val_fraction=0.25)
     Path(splits.train.file_name(4)).unlink()
     said = f"2 of its 6 image files are missing, the first is {splits.train.file_name(1)} .image id "
     Path(splits.train.file_name(1)).unlink()
     with pytest.raises(InputError, match=said + str(splits.train.image_id(1))):
-        open_data_set(path, val_fraction=0.25)
-    assert len(open_data_set(path, val_fraction=0.25, split="val").val) == 2
+        open_data(path, val_fraction=0.25)
+    assert len(open_data(path, val_fraction=0.25, split="val").val) == 2
 
 
 def test_strict_refuses_what_would_be_skipped(tmp_path):
     content = many(4)
     path = write(tmp_path, content)
-    assert open_data_set(path, strict=True).train.skipped == {}
+    assert open_data(path, strict=True).train.skipped == {}
     content["annotations"] += [annotation(17, 2, segmentation=[]), annotation(9, 2, bbox=[2, 3, 0, 1])]
     write(tmp_path, content)
-    assert sum(open_data_set(path).train.skipped.values()) == 2
+    assert sum(open_data(path).train.skipped.values()) == 2
     with pytest.raises(InputError, match=r"s.json: --strict: 1 annotations without .*first: id 17\), 1 .*id 9\);"):
-        open_data_set(path, strict=True)
+        open_data(path, strict=True)
 
 
 def test_label_map_of_coco():
@@ -270,7 +270,7 @@ def test_wrong_label_names(tmp_path, names):
     [("nuclei", 268, 66, 1), ("coco_mini", 80, 79, 80), ("voc_mini/VOCdevkit", 2, 1, 20)],
 )
 def test_real_data_opens_without_flags(shared_data, folder, train, val, classes):
-    splits = open_data_set(shared_data / folder)
+    splits = open_data(shared_data / folder)
     assert (len(splits.train), len(splits.val), len(splits.label_map)) == (train, val, classes)
     for ds in (splits.train, splits.val):
         image, target = ds[len(ds) - 1]
@@ -282,5 +282,5 @@ def test_real_data_opens_without_flags(shared_data, folder, train, val, classes)
 
 
 def test_one_real_json(shared_data):
-    splits = open_data_set(shared_data / "nuclei" / "instances_val.json")
+    splits = open_data(shared_data / "nuclei" / "instances_val.json")
     assert (len(splits.train), len(splits.val)) == (53, 13) and splits.train[0][0].shape == (3, 256, 256)

@@ -21,14 +21,14 @@ from train_utils.data.formats import npy as npy_format
 from train_utils.data.formats.npy_dataset import NpyDataset
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 
 TWO = rectangles((1, 2, 3, 12, 15), (2, 10, 0, 30, 8))
 
 
 def whole(root, **options):
     """All of a folder without a split."""
-    return open_data_set(root, split="train", val_fraction=0, **options).train
+    return open_data(root, split="train", val_fraction=0, **options).train
 
 
 def one(root, content, **options):
@@ -85,26 +85,26 @@ def test_layouts(tmp_path, train, val):
         many(tmp_path, count, suffix)
         for kind, name in zip(("images", "annotations"), names, strict=True):
             (tmp_path / (kind + suffix)).rename(tmp_path / name)
-    splits = open_data_set(tmp_path)
+    splits = open_data(tmp_path)
     assert (len(splits.train), len(splits.val), len(splits.label_map)) == (4, 2, 2)
     assert splits.val.file_name(1) == str(tmp_path / val[0] / "2.png") and splits.val[1][0].shape == (3, 20, 30)
-    assert open_data_set(tmp_path, split="val", dataset="npy").train is None
+    assert open_data(tmp_path, split="val", dataset="npy").train is None
 
 
 def test_a_missing_split_is_drawn(tmp_path):
-    splits = open_data_set(many(tmp_path, 10, "_train"))
+    splits = open_data(many(tmp_path, 10, "_train"))
     assert (len(splits.train), len(splits.val)) == (8, 2)
     ids = [[part.image_id(i) for i in range(len(part))] for part in splits[:2]]
     assert sorted(ids[0] + ids[1]) == list(range(1, 11))
-    assert ids[1] != [open_data_set(tmp_path, seed=1).val.image_id(i) for i in range(2)]
-    assert len(open_data_set(tmp_path, val_fraction=0.5).val) == 5
+    assert ids[1] != [open_data(tmp_path, seed=1).val.image_id(i) for i in range(2)]
+    assert len(open_data(tmp_path, val_fraction=0.5).val) == 5
     assert splits.val.label_map is splits.train.label_map
 
 
 def test_labels_of_both_parts_count(tmp_path):
     many(tmp_path, 2, "_train", classes=1)
     many(tmp_path, 3, "_val", classes=3)
-    splits = open_data_set(tmp_path)
+    splits = open_data(tmp_path)
     assert splits.label_map.names == ("class_1", "class_2", "class_3") == splits.train.label_map.names
 
 
@@ -112,23 +112,23 @@ def test_a_folder_that_is_not_complete_is_named(tmp_path):
     many(tmp_path, 2, "_train")
     (tmp_path / "images_val").mkdir()
     with pytest.raises(InputError, match="images_val: there is no folder annotations_val beside it"):
-        open_data_set(tmp_path)
+        open_data(tmp_path)
     (tmp_path / "images_val").rmdir()
     (tmp_path / "image_train").mkdir()
     with pytest.raises(InputError, match="has both images_train and image_train"):
-        open_data_set(tmp_path)
+        open_data(tmp_path)
     (tmp_path / "image_train").rmdir()
     (tmp_path / "images_test").mkdir()  # without annotations, as test sets often are
-    assert len(open_data_set(tmp_path).train) == 1
+    assert len(open_data(tmp_path).train) == 1
     with pytest.raises(InputError, match=f"{tmp_path}/none: no such file"):
-        open_data_set(tmp_path / "none", "npy")
+        open_data(tmp_path / "none", dataset="npy")
     with pytest.raises(InputError, match="--dataset npy: give the folder"):
-        open_data_set(tmp_path / "annotations_train" / "1.npy", "npy")
+        open_data(tmp_path / "annotations_train" / "1.npy", dataset="npy")
     with pytest.raises(InputError, match="no .npy data found; looked for images_train"):
-        open_data_set(tmp_path / "images_train", "npy")
+        open_data(tmp_path / "images_train", dataset="npy")
     for option in ({"image_dir": "x"}, {"year": "2017"}):
         with pytest.raises(InputError, match="leave the flag out"):
-            open_data_set(tmp_path, **option)
+            open_data(tmp_path, **option)
 
 
 def test_masks_that_lie_the_other_way(tmp_path):
@@ -325,12 +325,12 @@ def test_class_names(tmp_path):
     many(tmp_path, 4)
     for name, content in (("a.json", {"1": "cat", "2": "dog"}), ("b.json", {"cat": 1, "dog": 2})):
         (tmp_path / name).write_text(json.dumps(content))
-        assert whole(tmp_path, label_json=tmp_path / name).label_map.names == ("cat", "dog")
+        assert whole(tmp_path, label_json_path=tmp_path / name).label_map.names == ("cat", "dog")
     (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
     data = whole(tmp_path)
     assert data.label_map.names == ("cat", "dog", "bird") and data.label_map.category_ids == (1, 2, 3)
     with pytest.raises(InputError, match="a.json: its names are not those of .*classes.txt"):
-        whole(tmp_path, label_json=tmp_path / "a.json")
+        whole(tmp_path, label_json_path=tmp_path / "a.json")
     (tmp_path / "classes.txt").write_text("cat\n")
     with pytest.raises(InputError, match=r"annotations/1.npy: label 2 is none of the 1 classes cat;"):
         whole(tmp_path)
@@ -353,7 +353,7 @@ def test_names_of_a_checkpoint(tmp_path):
 def test_other_data_names_its_classes(tmp_path):
     (tmp_path / "instances.json").write_text('{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(InputError, match="coco data, whose classes have names"):
-        open_data_set(tmp_path, label_json="names.json")
+        open_data(tmp_path, label_json_path="names.json")
 
 
 def test_image_ids(tmp_path):
@@ -384,7 +384,7 @@ def test_links_out_of_the_data_need_the_flag(tmp_path):
         (data / name).rename(tmp_path / "elsewhere")
         (data / name).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(InputError, match=rf"{name} leads out of the data by a link"):
-            open_data_set(data)
+            open_data(data)
         assert len(whole(data, follow_links=True)) == 4
         (data / name).unlink()
         (tmp_path / "elsewhere").rename(data / name)

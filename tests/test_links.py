@@ -12,7 +12,7 @@ from tests.faults.hostile_data import voc
 from train_utils.data import links
 from train_utils.data.formats.coco.checks import check_categories
 from train_utils.data.labels import LabelMap
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 from train_utils.io.plain_text import brief, one_line, visible
 from train_utils.show.image_lists import find_images
 
@@ -34,22 +34,22 @@ def test_a_folder_that_is_a_link_works(data, tmp_path):
     moved(data, "images")
     (tmp_path / "link").symlink_to(data)
     for path in (data, tmp_path / "link", tmp_path / "link" / "instances_val.json"):
-        assert len(open_data_set(path, split="val").val) > 0
-    splits = open_data_set(data, image_dir=tmp_path / "elsewhere" / "it")
+        assert len(open_data(path, split="val").val) > 0
+    splits = open_data(data, image_dir=tmp_path / "elsewhere" / "it")
     assert len(splits.train) == 4
 
 
 def test_links_within_the_data_work(data):
     (data / "images" / "0.png").rename(data / "kept.png")
     (data / "images" / "0.png").symlink_to(data / "kept.png")
-    assert open_data_set(data).train[0][0].shape == (3, 48, 64)
+    assert open_data(data).train[0][0].shape == (3, 48, 64)
 
 
 def test_a_image_that_is_a_link_out_needs_the_flag(data):
     moved(data, "images/1.png")
     with pytest.raises(InputError, match=r"1\.png leads out of the data by a link, to .*elsewhere.*--follow-links"):
-        open_data_set(data)
-    assert open_data_set(data, follow_links=True).train[1][0].shape == (3, 64, 48)
+        open_data(data)
+    assert open_data(data, follow_links=True).train[1][0].shape == (3, 64, 48)
 
 
 def test_a_folder_of_images_that_is_a_link_out_needs_the_flag(data):
@@ -59,11 +59,11 @@ def test_a_folder_of_images_that_is_a_link_out_needs_the_flag(data):
         content = json.loads(path.read_text())
         content["images"][2]["file_name"] = "sub/2.png"
         path.write_text(json.dumps(content))
-    assert len(open_data_set(data).train) == 4
+    assert len(open_data(data).train) == 4
     moved(data, "images/sub")
     with pytest.raises(InputError, match="sub leads out of the data"):
-        open_data_set(data)
-    assert len(open_data_set(data, follow_links=True).train) == 4
+        open_data(data)
+    assert len(open_data(data, follow_links=True).train) == 4
 
 
 def test_each_folder_is_looked_at_once(data, monkeypatch):
@@ -77,9 +77,9 @@ def test_each_folder_is_looked_at_once(data, monkeypatch):
 def test_voc_files_that_are_links_out_need_the_flag(tmp_path, link):
     folder = voc(link=link)(tmp_path / "case", None) / "data"
     with pytest.raises(InputError, match="--follow-links"):
-        open_data_set(folder)
+        open_data(folder)
     if not link.endswith("Object/a.png"):  # of which the secret is none
-        assert len(open_data_set(folder, follow_links=True).train) == 1
+        assert len(open_data(folder, follow_links=True).train) == 1
 
 
 def test_images_to_predict(tmp_path):

@@ -14,7 +14,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import padded_size
 from train_utils.data.images import ImageError
 from train_utils.data.loaders import aspect_groups, global_batches
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data_set, sample_rng, sample_seed
+from train_utils.data.opening import EvalLoader, TrainLoader, open_data, sample_rng, sample_seed
 
 
 class World:
@@ -184,7 +184,7 @@ def test_loading_leaves_the_global_random_state_alone():
 
 def test_tensors_come_through_workers_as_they_were(tmp_path):
     write(tmp_path, many(4))
-    ds = open_data_set(tmp_path, val_fraction=0.5).train
+    ds = open_data(tmp_path, val_fraction=0.5).train
     for here, there in zip(EvalLoader(ds, World(), 1, 0), EvalLoader(ds, World(), 1, 1), strict=True):
         assert torch.equal(here.images[0], there.images[0])
         a, b = here.targets[0], there.targets[0]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from spoilt_results import result, spoil
 
 from train_utils.data.formats.shapes import make_shapes
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 from train_utils.evaluation.mistakes.advice import WORTH, advise, train_on
 from train_utils.evaluation.mistakes.average_precision import RECALLS, curves_at, mean_of_known
 from train_utils.evaluation.mistakes.confusion import confusion_matrix, most_confused
@@ -325,7 +325,7 @@ def test_crowding_groups_by_the_objects_of_a_image():
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    return open_data_set(make_shapes(tmp_path_factory.mktemp("shapes") / "data", 1, 40, 96), split="val").val
+    return open_data(make_shapes(tmp_path_factory.mktemp("shapes") / "data", 1, 40, 96), split="val").val
 
 
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])

@@ -20,7 +20,7 @@ from tests.faults.hostile_data import voc
 from tools import pack_dataset
 from train_utils.cli.command import run_command
 from train_utils.data.formats.packed import TAIL, PackedDataset
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 from train_utils.evaluation.numbers import evaluate_results
 from train_utils.io.array_block import block_pieces, read_block
 from train_utils.run.resume import fingerprint
@@ -88,7 +88,7 @@ def test_samples_and_ground_truth_are_the_same(tmp_path, monkeypatch, kind, word
     data = kind(tmp_path / "data")
     data = tmp_path / "data" if data is None else data
     out = packed(data, tmp_path / "out", monkeypatch, *words)
-    before, after = open_data_set(data), open_data_set(out)
+    before, after = open_data(data), open_data(out)
     assert after.label_map == before.label_map
     for one, two in zip(before[:2], after[:2], strict=True):
         assert len(one) == len(two) > 0 and torch.equal(one.sizes, two.sizes)
@@ -152,7 +152,7 @@ def test_the_command_names_what_it_leaves_out(tmp_path):
     broken.write_bytes(broken.read_bytes()[:200])
     done = run(tmp_path / "data", tmp_path / "out")
     assert done.returncode == 1 and f"left out: {broken}" in done.stderr
-    splits = open_data_set(tmp_path / "out")
+    splits = open_data(tmp_path / "out")
     assert len(splits.train) + len(splits.val) == 3
     assert "1 unreadable images" in splits.train.describe() + splits.val.describe()
     strict = run(tmp_path / "data", tmp_path / "strict", "--strict")
@@ -191,7 +191,7 @@ def test_a_damaged_file_is_refused(tmp_path, monkeypatch, spoil):
     path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(InputError, match="pack the data set again") as caught:
-        open_data_set(tmp_path / "out")
+        open_data(tmp_path / "out")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -201,7 +201,7 @@ def test_a_flipped_bit_in_a_record_is_seen_when_it_is_read(tmp_path, monkeypatch
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    data_set = open_data_set(tmp_path / "out").train
+    data_set = open_data(tmp_path / "out").train
     with pytest.raises(InputError, match="the record of .*png is damaged"):
         data_set[0]
     assert len(data_set[1][0]) == 3
@@ -260,14 +260,14 @@ def test_a_missing_file_is_told(tmp_path, monkeypatch):
     varied(tmp_path / "data")
     out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
     (out / "val.pack").unlink()
-    assert len(open_data_set(out, split="train").train)
+    assert len(open_data(out, split="train").train)
     with pytest.raises(InputError, match="val.pack: no such file"):
-        open_data_set(out)
+        open_data(out)
 
 
 def test_one_file_is_a_validation_set_but_not_a_training_set(tmp_path, monkeypatch):
     varied(tmp_path / "data")
     path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "val.pack"
-    assert len(open_data_set(path, split="val").val) == len(open_data_set(tmp_path / "out").val)
+    assert len(open_data(path, split="val").val) == len(open_data(tmp_path / "out").val)
     with pytest.raises(InputError, match="no validation split"):
-        open_data_set(path)
+        open_data(path)

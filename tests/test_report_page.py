@@ -15,7 +15,7 @@ import validation
 from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 from train_utils.cli.command import run_command
 from train_utils.data.formats.shapes import make_shapes
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 from train_utils.evaluation.mistakes import gallery as gallery_module
 from train_utils.evaluation.mistakes import sections, write_report
 from train_utils.evaluation.mistakes.errors import KINDS, kinds_of
@@ -65,7 +65,7 @@ def made(tmp_path_factory):
     """(folder of the report, data set, results) of drawn shapes with every kind of mistake."""
     folder = tmp_path_factory.mktemp("report")
     data = make_shapes(folder / "shapes", 1, 40, 96)
-    shapes = open_data_set(data, split="val").val
+    shapes = open_data(data, split="val").val
     results = spoil(shapes.ground_truth())
     (folder / "r.json").write_text(json.dumps(results))
     with pytest.MonkeyPatch.context() as patch:
@@ -363,7 +363,7 @@ def test_without_detections_or_objects_nothing_is_said_of_them(made, tmp_path):
     data = write_coco(tmp_path / "data")
     content = json.loads((data / "instances_val.json").read_text())
     (data / "instances_val.json").write_text(json.dumps({**content, "annotations": []}))
-    empty = open_data_set(data, split="val").val
+    empty = open_data(data, split="val").val
     text = write_report(tmp_path, "r", {"segm": evaluated(empty, [])}, [], empty).path.read_text()
     assert "no object to find: there is no AP" in text and "nothing stands out" not in text
 
@@ -374,7 +374,7 @@ def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):
     first = content["annotations"][0]
     content["annotations"][0] = {**first, "iscrowd": 1}
     (data / "instances_val.json").write_text(json.dumps(content))
-    some = open_data_set(data, split="val").val
+    some = open_data(data, split="val").val
     every = some.ground_truth()["annotations"]
     results = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.75, "bbox": a["bbox"]} for a in every

@@ -16,7 +16,7 @@ from npy_folders import many as many_npy
 from tools import coco_to_npy, conversion, npy_to_coco
 from train_utils.cli.command import run_command
 from train_utils.data.formats.npy_file import read_npy
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +67,7 @@ def there_and_back(run, data, folder, count=None):
     limit = () if count is None else ("--limit", count)
     assert run(coco_to_npy, data, folder / "npy", *limit)[0] == 0
     assert run(npy_to_coco, folder / "npy", folder / "coco")[0] == 0
-    found = [open_data_set(path) for path in (data, folder / "npy", folder / "coco")]
+    found = [open_data(path) for path in (data, folder / "npy", folder / "coco")]
     for split in ("train", "val"):
         for other in found[1:]:
             assert_same(getattr(found[0], split), getattr(other, split), count)
@@ -105,8 +105,8 @@ def test_npy_there_and_back(run, tmp_path):
     assert [(i["id"], i["file_name"]) for i in val["images"]] == [(1, "café.png")] and len(val["categories"]) == 3
     assert run(coco_to_npy, tmp_path / "b", tmp_path / "c")[0] == 0
     for split in ("train", "val"):
-        one = getattr(open_data_set(data, label_json=tmp_path / "names.json"), split)
-        assert_same(one, getattr(open_data_set(tmp_path / "c"), split))
+        one = getattr(open_data(data, label_json_path=tmp_path / "names.json"), split)
+        assert_same(one, getattr(open_data(tmp_path / "c"), split))
 
 
 def test_a_single_json_stays_whole(run, tmp_path):
@@ -115,14 +115,14 @@ def test_a_single_json_stays_whole(run, tmp_path):
     assert sorted(p.name for p in (tmp_path / "npy").iterdir()) == ["annotations", "classes.txt", "images"]
     assert run(npy_to_coco, tmp_path / "npy", tmp_path / "coco")[0] == 0
     assert sorted(p.name for p in (tmp_path / "coco").iterdir()) == ["images", "instances.json"]
-    assert_same(open_data_set(path).val, open_data_set(tmp_path / "coco").val)
+    assert_same(open_data(path).val, open_data(tmp_path / "coco").val)
 
 
 def test_only_a_val_split(run, tmp_path):
     write(tmp_path / "data", many(3), "instances_val.json")
     assert run(coco_to_npy, tmp_path / "data", tmp_path / "npy")[0] == 0
     assert run(npy_to_coco, tmp_path / "npy", tmp_path / "coco")[0] == 0
-    assert_same(*(open_data_set(tmp_path / name, split="val").val for name in ("data", "coco")))
+    assert_same(*(open_data(tmp_path / name, split="val").val for name in ("data", "coco")))
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def three_classes(tmp_path):
 
 def taken(folder):
     """{label: images that show it}, and how many images there are."""
-    data = open_data_set(folder, split="train", val_fraction=0).train
+    data = open_data(folder, split="train", val_fraction=0).train
     labels = [set(data.target(i)["labels"].tolist()) for i in range(len(data))]
     return {label: sum(label in of for of in labels) for label in data.label_map.labels()}, len(data)
 
@@ -179,7 +179,7 @@ def test_images_may_be_linked(run, tmp_path, monkeypatch):
     path = write(tmp_path / "data", many(2))
     assert run(coco_to_npy, path, tmp_path / "npy", "--link")[0] == 0
     assert os.path.samefile(tmp_path / "npy/images/1.png", tmp_path / "data/images/1.png")
-    assert len(open_data_set(tmp_path / "npy").train) == 1
+    assert len(open_data(tmp_path / "npy").train) == 1
 
     def other_disk(*_):
         raise OSError(18, "Invalid cross-device link")

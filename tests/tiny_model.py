@@ -68,7 +68,7 @@ def write_images(folder) -> list:
 
 
 def write_coco(folder, names=NAMES):
-    """A folder that open_data_set reads: images/ and two equal jsons with a square in each image."""
+    """A folder that open_data reads: images/ and two equal jsons with a square in each image."""
     paths = write_images(folder / "images")
     images, annotations = [], []
     for i, (path, (height, width)) in enumerate(zip(paths, SIZES, strict=True)):

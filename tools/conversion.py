@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 from train_utils.io.files import make_folder, user_path
 
 
 def open_splits(path, dataset: str, roles, **options) -> dict:
     """{"train" | "val" | "": data set}; "" is all of data without a split. roles: those that the folder has."""
     if "all" in roles:
-        return {"": open_data_set(path, dataset, val_fraction=0, split="train", **options).train}
-    splits = open_data_set(path, dataset, split=None if "train" in roles else "val", **options)
+        return {"": open_data(path, dataset=dataset, val_fraction=0, split="train", **options).train}
+    splits = open_data(path, dataset=dataset, split=None if "train" in roles else "val", **options)
     return {name: part for name, part in (("train", splits.train), ("val", splits.val)) if part is not None}
 
 

@@ -75,7 +75,7 @@ def main() -> int:
         args.data,
         "npy",
         find_npy_folders(user_path(args.data)),
-        label_json=args.label_json_path,
+        label_json_path=args.label_json_path,
         follow_links=args.follow_links,
         strict=args.strict,
     )

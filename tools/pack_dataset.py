@@ -26,7 +26,7 @@ from tools.conversion import new_folder
 from train_utils.cli import command
 from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedDataset
 from train_utils.data.images import ImageError, read_image
-from train_utils.data.opening import LAYOUTS, open_data_set
+from train_utils.data.opening import LAYOUTS, open_data
 from train_utils.io.array_block import block_pieces, padded
 from train_utils.io.files import atomic_file
 
@@ -165,9 +165,9 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
 
 def main() -> int:
     args = parse_args()
-    splits = open_data_set(
-        args.data, args.dataset, image_dir=args.image_dir, val_fraction=args.val_fraction, seed=args.seed,
-        year=args.year, label_json=args.label_json_path, strict=args.strict, follow_links=args.follow_links,
+    splits = open_data(
+        args.data, dataset=args.dataset, image_dir=args.image_dir, val_fraction=args.val_fraction, seed=args.seed,
+        year=args.year, label_json_path=args.label_json_path, strict=args.strict, follow_links=args.follow_links,
     )  # fmt: skip
     unreadable = []
     with new_folder(args.out) as out:

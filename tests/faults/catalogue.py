@@ -29,7 +29,7 @@ import validation
 from tests.faults import Outcome
 from train_utils.cli.command import run_command
 from train_utils.data import cache as annotation_cache
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 from train_utils.run import epochs as trainer
 
 WHAT = "odd and wrong images, annotations and jsons: an error, a counted skip, or the right result"
@@ -144,7 +144,7 @@ def trial(case: Case, folder: Path) -> None:
         for name, ended in done.items():
             check_end(case, name, ended, folder)
         if case.check is not None:
-            val = open_data_set(data.folder, split="val").val
+            val = open_data(data.folder, split="val").val
             case.check(Seen(folder, val, done["train"], done["validation"], done["predict"]))
 
 

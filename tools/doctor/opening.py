@@ -1,6 +1,6 @@
 """A data set as train.py would open it, and where it would not: every mistake, and what is sound of it.
 
-The loader itself (`open_data_set`) has the first and the last word: its message is the verdict. Only where it stops
+The loader itself (`open_data`) has the first and the last word: its message is the verdict. Only where it stops
 or skips is the data read again item by item. (A large json with a mistake is only read item by item.)
 """
 
@@ -47,7 +47,7 @@ def open_all(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     layout = layout_of(path, dataset)
-    options = dict(image_dir=image_dir, year=year, label_json=label_json, follow_links=follow_links)
+    options = dict(image_dir=image_dir, year=year, label_json_path=label_json, follow_links=follow_links)
     splits, verdict, roles, listed = {}, None, (), False
     try:
         roles = _roles(path, layout, year)

@@ -16,6 +16,7 @@ from train_utils.data.images import ImageError, read_image
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.data.links import refuse_links, refuse_links_in
 from train_utils.data.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
+from train_utils.data.options import DataOptions
 from train_utils.data.problems import refuse_skips
 from train_utils.io.files import user_path
 
@@ -26,7 +27,8 @@ __all__ = [
     "LabelMap",
     "ImageError",
     "TrainLoader",
-    "open_data_set",
+    "open_data",
+    "DataOptions",
     "read_image",
     "sample_rng",
     "sample_seed",
@@ -45,41 +47,37 @@ class DataSplits(NamedTuple):
     label_map: LabelMap
 
 
-def open_data_set(
-    path=None,
-    dataset="auto",
-    image_dir=None,
-    val_fraction=0.2,
-    seed=0,
-    drop_empty=False,
-    year=None,
-    split=None,
-    label_map=None,
-    shapes_dir=SHAPES_FOLDER,
-    strict=False,
-    follow_links=False,
-    label_json=None,
+def open_data(
+    data: DataOptions | str | Path | None = None,
+    split: str | None = None,
+    label_map: LabelMap | None = None,
+    **options: Any,
 ) -> DataSplits:
-    """Open the data of a folder, or of one json; None opens the built-in shapes, drawn into `shapes_dir`.
+    """Open the data of a folder, or of one file; None opens the built-in shapes.
 
-    dataset: one of LAYOUTS. image_dir: where the json's file names begin (default: found by itself).
-    val_fraction, seed: share and choice of validation images where the data has a single json.
-    drop_empty: leave training images without objects out. year: of several in the folder.
-    split: open "train" or "val" alone. label_map: take these labels (a checkpoint's), not the data's own.
-    strict: annotations that would be skipped are an error. follow_links: images may be links out of the data.
-    label_json: class names of npy data, which need not have any.
+    data: a DataOptions, or its data_path, and the other fields as keywords. split: open "train" or "val" alone.
+    label_map: take these labels (a checkpoint's), not the data's own.
     Raises InputError that names the file for everything that cannot be used.
     """
+    wanted = data if isinstance(data, DataOptions) else DataOptions(data, **options)
+    path, dataset = wanted.data_path, wanted.dataset
     if path is None:
         from train_utils.data.formats.shapes import make_shapes
 
-        path, dataset = make_shapes(shapes_dir), "coco"
+        path, dataset = make_shapes(wanted.shapes_dir), "coco"
     path = user_path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check --data-path")
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{path}: the folder is empty; {LOOKED_FOR}")
     dataset = layout_of(path, dataset)
+    image_dir, year, label_json, follow_links = (
+        wanted.image_dir,
+        wanted.year,
+        wanted.label_json_path,
+        wanted.follow_links,
+    )
+    val_fraction, seed = wanted.val_fraction, wanted.seed
     refuse_flags(path, dataset, {"--image-dir": image_dir, "--year": year, "--label-json-path": label_json})
     if dataset == "voc":
         splits = _open_voc(path, year, split, label_map, follow_links)
@@ -91,7 +89,7 @@ def open_data_set(
         splits = _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_links)
     else:
         raise InputError(f"--dataset {dataset}: {', '.join(LAYOUTS)} can be opened")
-    if drop_empty and splits.train is not None:
+    if wanted.drop_empty and splits.train is not None:
         kept = np.flatnonzero(splits.train.object_counts())
         splits = splits._replace(train=splits.train.subset(kept))
     for part, use in ((splits.train, "training"), (splits.val, "validation")):
@@ -99,7 +97,7 @@ def open_data_set(
             raise InputError(f"{path}: no image is left for {use}; check --val-fraction and --drop-empty")
         if part is not None:
             refuse_missing(part)
-            if strict:
+            if wanted.strict:
                 refuse_skips(part)
     return splits
 

@@ -12,7 +12,7 @@ from train_utils.checkpoints.checkpoint import is_checkpoint, model_from_checkpo
 from train_utils.cli import command
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
-from train_utils.data.opening import LAYOUTS, open_data_set
+from train_utils.data.opening import LAYOUTS, open_data
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.show.drawing import draw_detections
 
@@ -68,13 +68,13 @@ def open_split(args: argparse.Namespace, split: str, trained: dict, label_map: L
     given = {name: getattr(args, name) for name in (*places, "val_fraction", "seed")}
     chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    splits = open_data_set(
+    splits = open_data(
         chosen.pop("data_path", None),
         split=split,
         label_map=label_map,
         strict=args.strict,
         follow_links=args.follow_links,
-        label_json=label_json,
+        label_json_path=label_json,
         **chosen,
     )
     return getattr(splits, split)

@@ -18,7 +18,7 @@ from train_utils.cli.command import config_from_args
 from train_utils.cli.reference_flags import check_reference_flags
 from train_utils.cli.run_flags import add_arguments, resolve
 from train_utils.data.labels import LabelMap
-from train_utils.data.opening import open_data_set
+from train_utils.data.opening import open_data
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.memory import returning_freed_memory
 from train_utils.processes.stop_signal import StopSignal
@@ -79,9 +79,9 @@ def run(args, world, output_dir="./save_weights"):
 
 
 def open_splits(args):
-    return open_data_set(
+    return open_data(
         args.data_path,
-        args.dataset,
+        dataset=args.dataset,
         image_dir=args.image_dir,
         val_fraction=args.val_fraction,
         seed=args.seed,
@@ -89,7 +89,7 @@ def open_splits(args):
         year=args.year,
         strict=args.strict,
         follow_links=args.follow_links,
-        label_json=args.label_json_path,
+        label_json_path=args.label_json_path,
     )
 
 
