@@ -22,10 +22,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from my_dataset_coco import CocoDataset, size_reader
+from my_dataset_coco import CocoDataset
 from network_files import InputError
 from train_utils.cli import command
-from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.data.formats.coco.layout import size_reader
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import read_json
 from train_utils.data.links import refuse_links

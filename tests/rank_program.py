@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbone.errors import InputError  # noqa: E402
 from network_files import create_model  # noqa: E402
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data  # noqa: E402
+from train_utils.data.loaders import EvalLoader, TrainLoader
+from train_utils.data.opening import open_data  # noqa: E402
 from train_utils.processes.distributed import World  # noqa: E402
 from train_utils.run.engine import Learner, evaluate, train_one_epoch  # noqa: E402
 from train_utils.run.optimization import Precision, build_optimizer, build_schedule  # noqa: E402

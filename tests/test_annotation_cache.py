@@ -11,10 +11,11 @@ from coco_folders import annotation, many, square, write
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
-from train_utils.data import cache as annotation_cache
+from train_utils.data.annotations import DTYPES
 from train_utils.data.formats.coco import annotations as coco_annotations
-from train_utils.data.formats.coco.annotations import DTYPES, read_annotations
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 
 
 @pytest.fixture(autouse=True)

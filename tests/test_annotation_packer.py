@@ -9,8 +9,8 @@ from coco_folders import annotation, coco, square
 from backbone.errors import InputError
 from train_utils.data.formats.coco import annotations as coco_annotations
 from train_utils.data.formats.coco import packer as annotation_packer
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.coco.segmentation import HUNDREDTHS, POLYGON, RLE, pack_polygons, unpack_polygon
+from train_utils.data.formats.coco.reading import read_annotations
+from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, pack_polygons, unpack_polygon
 from train_utils.io import json_stream
 
 IMAGES = [{"id": i, "file_name": f"{i}.png", "height": 20 + i, "width": 30} for i in range(7)]

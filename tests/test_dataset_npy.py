@@ -6,22 +6,22 @@ import os
 import numpy as np
 import pytest
 import torch
+import train_utils.data.formats.npy_dataset as npy
 from npy_folders import add, image, many, rectangles, turned
 from PIL import Image
 from pycocotools.coco import COCO
 from small_runs import call, flags
+from train_utils.data.formats.npy_dataset import NpyDataset
 
-import train_utils.data.formats.npy_dataset as npy
 import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.cli.command import run_command
-from train_utils.data import cache as annotation_cache
 from train_utils.data.formats import npy as npy_format
-from train_utils.data.formats.npy_dataset import NpyDataset
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 
 TWO = rectangles((1, 2, 3, 12, 15), (2, 10, 0, 30, 8))
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from backbone.errors import InputError
-from train_utils.data.opening import Batch, LabelMap
+from train_utils.data.labels import LabelMap
+from train_utils.data.loaders import Batch
 from train_utils.processes.distributed import World
 from train_utils.run.ema import EMA
 from train_utils.run.engine import LOSS_NAMES, Learner, NonFiniteLoss, evaluate, train_one_epoch, zero_weighted_step

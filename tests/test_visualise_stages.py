@@ -24,7 +24,8 @@ from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
 from train_utils.cli.command import run_command
-from train_utils.data.opening import TrainLoader, open_data
+from train_utils.data.loaders import TrainLoader
+from train_utils.data.opening import open_data
 from train_utils.processes.distributed import World
 from transforms import build_augment
 

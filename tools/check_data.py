@@ -31,7 +31,8 @@ from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.cli import command
 from train_utils.cli.run_flags import BUILT_IN_MODEL
-from train_utils.data.opening import LAYOUTS, SHAPES_FOLDER
+from train_utils.data.opening import LAYOUTS
+from train_utils.data.options import SHAPES_FOLDER
 from train_utils.io.files import make_folder, user_path, write_text
 from train_utils.io.plain_text import one_line
 from train_utils.show.pages import write_page

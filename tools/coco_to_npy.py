@@ -23,7 +23,7 @@ from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli import command
 from train_utils.data.formats import npy_file as npy_reader
 from train_utils.data.formats.coco.layout import find_jsons
-from train_utils.data.formats.npy import CLASS_FILE
+from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
 from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli import command
-from train_utils.data.formats.npy import NO_ANNOTATION, NO_IMAGE, find_npy_folders
+from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE, find_npy_folders
 from train_utils.data.images import ImageError, image_size
 from train_utils.io.files import user_path, write_text
 

@@ -28,8 +28,8 @@ import train
 import validation
 from tests.faults import Outcome
 from train_utils.cli.command import run_command
-from train_utils.data import cache as annotation_cache
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 from train_utils.run import epochs as trainer
 
 WHAT = "odd and wrong images, annotations and jsons: an error, a counted skip, or the right result"

@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 from backbone.errors import InputError
-from my_dataset_coco import CocoDataset, image_path, size_reader
+from my_dataset_coco import CocoDataset
 from tools.doctor.finds import ERROR, NOTE, WARNING, Finds, Kind
-from train_utils.data.formats.coco.annotations import NO_MASKS, STANDS_TWICE, CocoAnnotations, packed_values
 from train_utils.data.formats.coco.checks import as_id, check_categories, check_different, check_image, check_is_coco
-from train_utils.data.formats.coco.layout import image_folder, listed_names
+from train_utils.data.formats.coco.layout import image_folder, image_path, listed_names, size_reader
 from train_utils.data.formats.coco.packer import Packer, name_of
+from train_utils.data.formats.coco.reading import NO_MASKS, STANDS_TWICE, CocoAnnotations, packed_values
 from train_utils.data.formats.coco.segmentation import NO_SEGMENTATION
 from train_utils.data.labels import read_json
 from train_utils.data.links import links_out

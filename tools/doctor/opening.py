@@ -8,19 +8,20 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from train_utils.data.formats.npy_dataset import scan_pair
+
 from backbone.errors import InputError
 from tools.conversion import open_splits
 from tools.doctor.coco_listing import MISSING, list_coco, list_missing, list_skips
 from tools.doctor.finds import ERROR, WARNING, Finds, Kind, of_several
 from tools.doctor.images import images_below
 from tools.doctor.voc_listing import list_voc
-from train_utils.data import cache as annotation_cache
-from train_utils.data.cache import cache_folder
-from train_utils.data.formats.coco.annotations import read_indexed
-from train_utils.data.formats.npy import find_npy_folders, pair_files
-from train_utils.data.formats.npy_dataset import scan_pair
+from train_utils.data.formats.coco.reading import read_indexed
+from train_utils.data.formats.npy_folder import find_npy_folders, pair_files
 from train_utils.data.links import links_out_of
 from train_utils.data.opening import coco_files, layout_of, merged_categories
+from train_utils.io import array_cache as annotation_cache
+from train_utils.io.array_cache import cache_folder
 from train_utils.io.files import user_path
 
 NO_TRAINING = Kind(WARNING, "no training data", "validation.py can use it, train.py cannot.")

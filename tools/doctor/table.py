@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from my_dataset_coco import CocoDataset
-from train_utils.data.formats.coco.segmentation import HUNDREDTHS, POLYGON, RLE
+from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE
 
 CHUNK = 2**15  # annotations whose polygons are looked at at once
 

@@ -5,8 +5,9 @@ from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from train_utils.data.formats.coco.checks import as_id
-from train_utils.data.formats.coco.segmentation import finite, rle_counts, rles_fit
+from train_utils.data.formats.coco.segmentation import finite, rle_counts
 from train_utils.data.labels import read_json
+from train_utils.data.rle import rles_fit
 from train_utils.io.json_stream import RepeatedKey, object_of
 from train_utils.io.plain_text import brief
 
