@@ -41,13 +41,12 @@ def open_data(
     Raises InputError that names the file for everything that cannot be used.
     """
     wanted = data if isinstance(data, DataOptions) else DataOptions(data, **options)
-    path, name = find_data(wanted)
-    places = FORMATS[name].find_splits(path, wanted, split)
+    path, module, places = find_places(wanted, split)
     if split != "val" and not {"train", "all"} & places.keys():
         raise InputError(f"{path}: no training data beside the validation data; {LOOKED_FOR}")
     if split is not None:
         places = {role: place for role, place in places.items() if role in (split, "all")}
-    parts = read_parts(FORMATS[name], places, wanted, label_map)
+    parts = read_parts(module, places, wanted, label_map)
     if "all" in parts:
         halves = split_positions(parts["all"], wanted.val_fraction, wanted.seed)
         train, val = (parts["all"].subset(positions) for positions in halves)
@@ -62,6 +61,12 @@ def open_data(
         if wanted.strict:
             refuse_skips(part)
     return DataSplits(parts.get("train"), parts.get("val"), next(iter(parts.values())).label_map)
+
+
+def find_places(options: DataOptions, split: str | None = None) -> tuple[Path, ModuleType, dict[str, Any]]:
+    """Returns (path of the data, its format, {role: place} of what is to be read)."""
+    path, name = find_data(options)
+    return path, FORMATS[name], FORMATS[name].find_splits(path, options, split)
 
 
 def find_data(options: DataOptions) -> tuple[Path, str]:

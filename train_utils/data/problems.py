@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from backbone.errors import InputError
 
 MISTAKE, SKIP, NOTE = "mistake", "skip", "note"
+MISSING = "image files are missing"
 
 
 class Problem(NamedTuple):
@@ -78,6 +79,15 @@ class Collect(StopAtFirst):
 
     def note(self, title: str, text: str, image: Any = None, annotation: Any = None, count: int = 1) -> None:
         self.keep(Problem(NOTE, title, text, self.split, image, annotation, count))
+
+    def missing(self, data_set: Any) -> None:
+        if data_set.missing.any():
+            root = self._parent or self
+            root._first = root._first or missing_files(data_set)
+        for i in data_set.missing.nonzero()[0].tolist():
+            given = data_set.given_id(i)
+            text = f"{data_set.source}: image id {given}: {data_set.file_name(i)} is missing"
+            self.keep(Problem(MISTAKE, MISSING, text, self.split, given))
 
     def of(self, split: str) -> "Collect":
         return Collect(self.keep, split, self._parent or self)
