@@ -166,7 +166,7 @@ def test_square_images_lie_as_the_others(tmp_path):
     assert "as nothing says otherwise" in whole(tmp_path / "b").describe()
 
 
-def test_a_image_stored_sideways(tmp_path):
+def test_an_image_stored_sideways(tmp_path):
     add(tmp_path, 1, TWO)
     exif = Image.Exif()
     exif[0x0112] = 6

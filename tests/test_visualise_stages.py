@@ -96,7 +96,7 @@ def test_a_sample_of_the_data(run, data, tmp_path):
         assert where(lesson.code[0]) in page.text
 
 
-def test_a_image_alone_and_names_that_are_no_tags(run, data, tmp_path):
+def test_an_image_alone_and_names_that_are_no_tags(run, data, tmp_path):
     names = {1: "<script>alert(1)</script>", 2: "a & b", 4: "c"}
     status, _, err = run("--img-path", data / "images" / "2.png", "--output-dir", "alone", names=names)
     assert (status, err) == (0, "")

@@ -84,6 +84,9 @@ class Packer:
         fields: dict[str, list] = {name: [] for name in FIELDS}
         parts: list[bytes] = []
         for sequence, annotation in annotations:
+            number = number_of(annotation, "id")
+            if number is not None and type(annotation["id"]) is not int:
+                self._given[number] = annotation["id"]
             try:
                 row, values = self._check(annotation)
             except Skip as reason:
@@ -93,8 +96,6 @@ class Packer:
                 what = f"{error} is missing" if isinstance(error, KeyError) else error
                 self._refuse(what, sequence, annotation, error)
                 continue
-            if type(annotation.get("id")) not in (int, type(None)):
-                self._given[values[0]] = annotation["id"]
             for name, value in zip(FIELDS, (sequence, row, *values[:-1], len(values[-1])), strict=True):
                 fields[name].append(value)
             parts += values[-1]
