@@ -1,19 +1,15 @@
 """What the tests share: the place of the real data, images with targets, and a fixed random state."""
 
 import os
-import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "tests"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+from tests import sample_images
 
-import sample_images  # noqa: E402  (found through the lines above)
+ROOT = Path(__file__).resolve().parent.parent
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # the models are small: more threads would mostly wait, most of all beside other work

@@ -1,6 +1,6 @@
 """What test_distributed.py runs as one process, and as several: some steps and an evaluation, in float64.
 
-    python rank_program.py DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
+    python -m tests.rank_program DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
 
 Rank 0 writes OUT: the evaluation before training, the losses of each step, the parameters after them.
 """
@@ -11,14 +11,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from backbone.errors import InputError  # noqa: E402
-from network_files import create_model  # noqa: E402
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data  # noqa: E402
-from train_utils.processes.distributed import World  # noqa: E402
-from train_utils.run.engine import Learner, evaluate, train_one_epoch  # noqa: E402
-from train_utils.run.optimization import Precision, build_optimizer, build_schedule  # noqa: E402
+from backbone.errors import InputError
+from network_files import create_model
+from train_utils.data.opening import EvalLoader, TrainLoader, open_data
+from train_utils.processes.distributed import World
+from train_utils.run.engine import Learner, evaluate, train_one_epoch
+from train_utils.run.optimization import Precision, build_optimizer, build_schedule
 
 STEPS = 20
 

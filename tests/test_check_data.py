@@ -9,17 +9,17 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from browser import Browser, needs_browser
-from coco_folders import annotation, many, write, write_image
-from npy_folders import add, rectangles
-from npy_folders import many as many_npy
 from PIL import Image
-from tiny_model import write_checkpoint, write_coco, write_images
 
 from network_files.anchors import AnchorGrid
 from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import box_iou
+from tests.browser import Browser, needs_browser
+from tests.coco_folders import annotation, many, write, write_image
 from tests.faults import catalogue, fuzz
+from tests.npy_folders import add, rectangles
+from tests.npy_folders import many as many_npy
+from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
 from tools.doctor import anchors, duplicates, finds, images, page
 from tools.doctor.table import outlines, table_of

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from coco_folders import annotation, coco, square, write
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +16,7 @@ from pycocotools.coco import COCO
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
+from tests.coco_folders import annotation, coco, square, write
 from train_utils.data.formats.coco.annotations import read_annotations
 from train_utils.data.formats.coco.segmentation import decode_counts, decode_many, rles_fit
 from train_utils.data.images import ImageError

@@ -6,15 +6,15 @@ import os
 import numpy as np
 import pytest
 import torch
-from npy_folders import add, image, many, rectangles, turned
 from PIL import Image
 from pycocotools.coco import COCO
-from small_runs import call, flags
 
 import train_utils.data.formats.npy_dataset as npy
 import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
+from tests.npy_folders import add, image, many, rectangles, turned
+from tests.small_runs import call, flags
 from train_utils.cli.command import run_command
 from train_utils.data import cache as annotation_cache
 from train_utils.data.formats import npy as npy_format

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from npy_folders import many
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tiny_model import SIZES, write_checkpoint, write_coco
 
 import predict
 import validation
+from tests.npy_folders import many
+from tests.tiny_model import SIZES, write_checkpoint, write_coco
 from train_utils.cli.command import run_command
 
 

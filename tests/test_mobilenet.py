@@ -3,15 +3,15 @@
 import pytest
 import torch
 import torchvision
-from small_runs import call, flags
-from test_backbone import randomise_norms, shapes
-from test_mask_rcnn import OBJECTS, image, target, tiny
-from tiny_model import write_coco
 from torch import nn
 
 from backbone import InputError, build_backbone
 from network_files import create_model, load_weights
 from network_files.weight_files.architecture import describe, infer_architecture
+from tests.small_runs import call, flags
+from tests.test_backbone import randomise_norms, shapes
+from tests.test_mask_rcnn import OBJECTS, image, target, tiny
+from tests.tiny_model import write_coco
 from train_utils.cli.run_flags import default_weights
 
 NAMES = ["mobilenet_v1", "mobilenet_v2"]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import call, flags
-from tiny_model import NAMES, tiny_model, write_coco, write_images
 
 import predict
 import train_multi_GPU
 import validation
+from tests.small_runs import call, flags
+from tests.tiny_model import NAMES, tiny_model, write_coco, write_images
 from train_utils.cli.command import Parser, run_command
 from train_utils.cli.reference_flags import check_reference_flags
 from train_utils.cli.run_flags import add_arguments, resolve

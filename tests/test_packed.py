@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from coco_folders import annotation, coco, square, write
-from npy_folders import many
 from PIL import Image
-from small_runs import ROOT, call, differences, flags
 
 import train_utils.data.formats.packed
 from backbone.errors import InputError
+from tests.coco_folders import annotation, coco, square, write
 from tests.faults.hostile_data import voc
+from tests.npy_folders import many
+from tests.small_runs import ROOT, call, differences, flags
 from tools import pack_dataset
 from train_utils.cli.command import run_command
 from train_utils.data.formats.packed import TAIL, PackedDataset

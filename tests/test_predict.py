@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
 
 import predict
+from tests.tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
 from train_utils.cli.command import run_command
 from train_utils.show.image_lists import output_names
 

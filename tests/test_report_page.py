@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from browser import Browser, needs_browser
-from spoilt_results import spoil
-from tiny_model import write_checkpoint, write_coco
 
 import validation
+from tests.browser import Browser, needs_browser
+from tests.spoilt_results import spoil
+from tests.tiny_model import write_checkpoint, write_coco
 from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 from train_utils.cli.command import run_command
 from train_utils.data.formats.shapes import make_shapes

@@ -11,10 +11,10 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import ROOT, call, differences, flags, same
 
 from backbone.errors import InputError
 from tests.faults.processes import end_all, start_all, wait_for
+from tests.small_runs import ROOT, call, differences, flags, same
 from train_utils.checkpoints import checkpoint, run_lock
 from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.checkpoints.run_lock import RunLock

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_folders import annotation, coco, many, write
-from npy_folders import add, rectangles, turned
-from npy_folders import many as many_npy
 
+from tests.coco_folders import annotation, coco, many, write
+from tests.npy_folders import add, rectangles, turned
+from tests.npy_folders import many as many_npy
 from tools import coco_to_npy, conversion, npy_to_coco
 from train_utils.cli.command import run_command
 from train_utils.data.formats.npy_file import read_npy

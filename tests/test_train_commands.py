@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import ROOT, TORCHRUN, call, differences, flags, start
 
+from tests.small_runs import ROOT, TORCHRUN, call, differences, flags, start
 from train_utils.cli.command import Parser
 from train_utils.cli.run_flags import BUILT_IN_MODEL, LR_PER_IMAGE, add_arguments, resolve
 from train_utils.data.formats.shapes import make_shapes

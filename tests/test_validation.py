@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 import predict
 import validation
+from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 from train_utils.cli.command import run_command
 from train_utils.evaluation.numbers import evaluate_results
 

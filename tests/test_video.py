@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import write_checkpoint, write_images
 
 import predict
+from tests.tiny_model import write_checkpoint, write_images
 from train_utils.cli.command import run_command
 from train_utils.data.images import ImageError
 from train_utils.prediction.predictor import Predictor

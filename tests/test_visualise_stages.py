@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from browser import Browser, needs_browser
 from PIL import Image
-from plain_loops import random_boxes, slow_iou
-from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 from network_files import CroppedMasks, create_model
 from network_files.anchors import AnchorGrid
 from network_files.operators.roi_align import FeatureTable, roi_align
+from tests.browser import Browser, needs_browser
+from tests.plain_loops import random_boxes, slow_iou
+from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 from tools import visualise_stages
 from tools.stages.canvas import GREEN, Canvas, sheet, window_around
 from tools.stages.lesson import LESSONS, lessons_for

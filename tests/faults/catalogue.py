@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from tiny_model import NAMES, write_checkpoint, write_coco
-
 import predict
 import train
 import validation
 from tests.faults import Outcome
+from tests.tiny_model import NAMES, write_checkpoint, write_coco
 from train_utils.cli.command import run_command
 from train_utils.data import cache as annotation_cache
 from train_utils.data.opening import open_data

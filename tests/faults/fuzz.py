@@ -23,13 +23,13 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import coco_folders
 import numpy as np
 import torch
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from my_dataset_voc import VocDataset
+from tests import coco_folders
 from tests.faults import Outcome
 from tests.faults.hostile_data import XML, voc
 from train_utils.data.formats.coco.annotations import read_annotations

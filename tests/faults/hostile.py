@@ -19,12 +19,12 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import tiny_model
 import torch
 
 import predict
 import train
 import validation
+from tests import tiny_model
 from tests.faults import Outcome
 from tests.faults.hostile_data import DATA_CASES
 from tests.faults.hostile_npy import NPY_CASES

@@ -5,11 +5,10 @@ import json
 import os
 
 import av  # noqa: F401  (imported late else, which a case would be blamed for)
-import coco_folders
 import numpy as np
-import tiny_model
 from PIL import Image
 
+from tests import coco_folders, tiny_model
 from tests.faults.hostile_npy import NPY_CASES
 
 DEEP = 100_000

@@ -7,10 +7,10 @@ import struct
 import subprocess
 import zipfile
 
-import tiny_model
 import torch
 
 from network_files import create_model
+from tests import tiny_model
 from tests.faults.hostile_pickles import (
     Runs,
     called,
