@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+import train
 import train_utils.data.formats.npy_dataset as npy
 import validation
 from backbone.errors import InputError
@@ -423,9 +424,9 @@ def test_commands(tmp_path, monkeypatch, capsys):
     (data / "images" / "5.png").write_bytes(b"broken")
     (tmp_path / "names.json").write_text('{"cat": 1, "dog": 2}')
     names = ("--label-json-path", tmp_path / "names.json")
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, *names)) == 0
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, *names)) == 0
     assert "annotations: 5 images" in capsys.readouterr().out
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
     weights = tmp_path / "run" / "model_0.pth"
     assert torch.load(weights, weights_only=True)["label_map"]["names"] == ["cat", "dog"]
     words = [

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import predict
+import train
 import train_multi_GPU
 import validation
 from tests.small_runs import call, flags
@@ -119,9 +120,9 @@ def test_what_contradicts_is_told(words, resumed, said):
         ("--lr-step-size 8 --lr-steps 16 22 --epochs 26", "--lr-step-size 8 and --lr-steps 16 22: give one"),
     ],
 )
-def test_what_cannot_be_meant_is_an_error(tmp_path, monkeypatch, capsys, words, said):
+def test_what_cannot_be_meant_is_an_error(tmp_path, capsys, words, said):
     data = write_coco(tmp_path / "data")
-    assert call(monkeypatch, *flags(data, tmp_path / "run"), *words.split()) == 2
+    assert call(train, *flags(data, tmp_path / "run"), *words.split()) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
@@ -131,17 +132,17 @@ def test_steps_of_the_built_in_data_end_with_its_epochs():
     assert (args.epochs, args.lr_steps) == (4, [2])  # what a resumed run will make of it
 
 
-def test_a_run_that_starts_with_a_later_epoch(tmp_path, monkeypatch, capsys):
+def test_a_run_that_starts_with_a_later_epoch(tmp_path, capsys):
     data = make_shapes(tmp_path / "shapes", train=4, val=1, size=48)
     more = ("--start-epoch", 2, "--epochs", 3, "--lr-step-size", 2, "--warmup-iters", 1)
-    assert call(monkeypatch, *flags(data, tmp_path / "run", *more)) == 0
+    assert call(train, *flags(data, tmp_path / "run", *more)) == 0
     out = capsys.readouterr().out
     assert "Epoch: [2]" in out and "Epoch: [1]" not in out and "lr: 0.000200" in out
     saved = torch.load(tmp_path / "run" / "model_2.pth", weights_only=True)
     assert (saved["step"], saved["epoch"], saved["progress"]["epochs_done"]) == (6, 2, 3)
     assert [path.name for path in (tmp_path / "run").glob("model_?.pth")] == ["model_2.pth"]
     more = ("--resume", "auto", "--start-epoch", 1, "--epochs", 4, "--allow-changed", "epochs")
-    assert call(monkeypatch, *flags(data, tmp_path / "run", *more)) == 0
+    assert call(train, *flags(data, tmp_path / "run", *more)) == 0
     out = capsys.readouterr().out
     assert "--start-epoch 1: left aside" in out and "Epoch: [3]" in out and "Epoch: [1]" not in out
 
@@ -199,9 +200,9 @@ def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
         assert run_command(script.main) == 0, capsys.readouterr().err
     assert "circle 0." in capsys.readouterr().out
     small = flags(data, "run", "--backbone-width", 64, "--epochs", 1)
-    assert call(monkeypatch, *small, "--resume", "model_25.pth") == 2
+    assert call(train, *small, "--resume", "model_25.pth") == 2
     assert "model_25.pth: holds weights but no training state; start from it with --weights" in capsys.readouterr().err
     monkeypatch.setattr("train_utils.run.epochs.Trainer.fit", lambda trainer: None)
     heads = ("--box-head-channels", 32, "--mask-head-channels", 16, "--norm", "batch")
-    assert call(monkeypatch, *small, *heads, "--weights", "model_25.pth") == 0
+    assert call(train, *small, *heads, "--weights", "model_25.pth") == 0
     assert "weights: model_25.pth" in capsys.readouterr().out

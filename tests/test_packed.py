@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import train
 import train_utils.data.formats.packed
 from backbone.errors import InputError
 from tests.coco_folders import annotation, coco, square, write
@@ -123,7 +124,7 @@ def test_a_run_on_packed_data_is_the_same_run(tmp_path, monkeypatch):
     varied(tmp_path / "data", range(1, 7))
     out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
     for data, folder in ((tmp_path / "data", "one"), (out, "two")):
-        assert call(monkeypatch, *flags(data, tmp_path / folder, "--epochs", 1, "--horizontal-flip", "1")) == 0
+        assert call(train, *flags(data, tmp_path / folder, "--epochs", 1, "--horizontal-flip", "1")) == 0
     assert differences(tmp_path / "one", tmp_path / "two", epoch=0) == []
 
 
@@ -131,10 +132,10 @@ def test_a_run_goes_on_with_its_data_packed(tmp_path, monkeypatch):
     source, run_folder = many(tmp_path / "npy", 5), tmp_path / "run"
     (tmp_path / "names.json").write_text('{"1": "cat", "2": "dog"}')
     told = ("--label-json-path", str(tmp_path / "names.json"))
-    assert call(monkeypatch, *flags(source, run_folder, "--epochs", 1, "--dataset", "npy", *told)) == 0
+    assert call(train, *flags(source, run_folder, "--epochs", 1, "--dataset", "npy", *told)) == 0
     out = packed(source, tmp_path / "out", monkeypatch, *told)
     more = ("--resume", "auto", "--epochs", 2, "--allow-changed", "epochs")
-    assert call(monkeypatch, *flags(out, run_folder, *more)) == 0
+    assert call(train, *flags(out, run_folder, *more)) == 0
     assert json.loads((run_folder / "args.json").read_text())["label_json_path"] is None
 
 

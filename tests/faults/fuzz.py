@@ -315,7 +315,7 @@ def work(number: int, first: int, count: int, folder: Path, bases: Bases, shared
     if not place.exists():
         place.mkdir()
         shutil.copytree(folder / "voc", place / "voc")
-        coco_folders.image(place / "images" / "a.png", (6, 5))
+        coco_folders.write_image(place / "images" / "a.png", (6, 5))
         (place / "annotations").mkdir()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library's own lines
     for end in (signal.SIGPROF, signal.SIGALRM):

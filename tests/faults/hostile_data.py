@@ -144,7 +144,7 @@ def npy(make_file=None, link=False, **fields):
 
     def make(folder, mark):
         data = folder / "data"
-        coco_folders.image(data / "images" / "a.png", (48, 64))
+        coco_folders.write_image(data / "images" / "a.png", (48, 64))
         (data / "annotations").mkdir()
         path = data / "annotations" / "a.npy"
         if make_file is not None:
