@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests import sample_images
+from tests import sample_images, small_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +50,12 @@ def samples() -> list[tuple[torch.Tensor, dict]]:
     if folder is not None and (folder / "coco_mini").is_dir():
         return sample_images.coco_photos(folder / "coco_mini", 6)
     return sample_images.drawn_images(6)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a script's main in this process: (script, *words) -> (exit status, stdout, stderr)."""
+    return lambda script, *words: (small_runs.call(script, *words), *capsys.readouterr())
 
 
 @pytest.fixture(autouse=True)

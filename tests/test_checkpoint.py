@@ -13,7 +13,7 @@ import torch
 
 from backbone.errors import InputError
 from network_files.weight_files.architecture import infer_architecture
-from tests.tiny_model import tiny
+from tests import tiny_model
 from train_utils.checkpoints.checkpoint import (
     FORMAT_VERSION,
     copy_checkpoint,
@@ -105,7 +105,6 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from tests.tiny_model import tiny
 from train_utils.checkpoints.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 torch.set_num_threads(1)
 path, within = Path(sys.argv[1]), 0
@@ -145,7 +144,6 @@ def test_kill_while_saving_leaves_the_old_file_whole(tmp_path):
 
 FILE_LIMIT = """
 import resource, signal, sys, torch
-from tests.tiny_model import tiny
 from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.cli.command import run_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -198,6 +196,7 @@ def test_copy_is_independent_of_the_original(tmp_path, hard_links, monkeypatch):
 # --- models ------------------------------------------------------------------------------------------------
 
 
+tiny = functools.partial(tiny_model.tiny, box_head_channels=24, mask_head_channels=8, mask_head_layers=2)
 SAVED = functools.cache(tiny)
 
 
@@ -254,7 +253,8 @@ def test_bare_state_dict_tells_the_architecture(config, tmp_path):
     model = tiny(**config)
     path = tmp_path / "bare.pth"
     torch.save(model.state_dict(), path)
-    loaded, label_map = model_from_checkpoint(path, min_size=(64,), max_size=64)
+    untold = {key: tiny_model.FIELDS[key] for key in ("min_size", "max_size", "anchor_sizes")}
+    loaded, label_map = model_from_checkpoint(path, **untold)
     assert loaded.config == model.config
     assert equal_weights(loaded.state_dict(), model.state_dict())
     expected = "person" if config.get("num_classes") == 91 else "class 1"

@@ -8,10 +8,8 @@ import sys
 import pytest
 import torch
 
-import train_multi_GPU
 from backbone.errors import InputError
 from tests.small_runs import ROOT
-from train_utils.cli.command import run_command
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 
@@ -66,14 +64,6 @@ def test_a_single_process_is_a_world_of_size_one():
     assert world.on_main(max, 1, 2) == 2
     with pytest.raises(InputError), world.main_first():
         raise InputError("as it is")
-
-
-def test_without_torchrun_it_says_how_to_start(monkeypatch, capsys):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "argv", ["train_multi_GPU.py"])
-    assert run_command(train_multi_GPU.main) == 2
-    assert "torchrun --nproc_per_node" in capsys.readouterr().err
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

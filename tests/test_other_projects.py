@@ -15,7 +15,7 @@ import train_multi_GPU
 import validation
 from tests.small_runs import call, flags
 from tests.tiny_model import NAMES, tiny_model, write_coco, write_images
-from train_utils.cli.command import Parser, run_command
+from train_utils.cli.command import Parser
 from train_utils.cli.reference_flags import check_reference_flags
 from train_utils.cli.run_flags import add_arguments, resolve
 from train_utils.data.formats.shapes import make_shapes
@@ -151,15 +151,10 @@ def test_a_run_that_starts_with_a_later_epoch(tmp_path, capsys):
     ("script", "said"),
     [(train_multi_GPU, "torchrun --nproc_per_node"), (validation, "--weights-path"), (predict, "--weights-path")],
 )
-def test_commands_without_flags_say_what_to_give(monkeypatch, capsys, script, said):
+def test_commands_without_flags_say_what_to_give(monkeypatch, command, script, said):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
-    try:
-        status = run_command(script.main)
-    except SystemExit as stop:
-        status = stop.code
-    err = capsys.readouterr().err
+    status, _, err = command(script)
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and said in err
 
 
@@ -196,8 +191,7 @@ def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
         predict: ["--img-path", str(write_images(tmp_path / "in")[0]), "--label-json-path", "names.json"],
     }
     for script, words in commands.items():
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *model_flags, *words])
-        assert run_command(script.main) == 0, capsys.readouterr().err
+        assert call(script, *model_flags, *words) == 0, capsys.readouterr().err
     assert "circle 0." in capsys.readouterr().out
     small = flags(data, "run", "--backbone-width", 64, "--epochs", 1)
     assert call(train, *small, "--resume", "model_25.pth") == 2
