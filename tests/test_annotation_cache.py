@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from coco_folders import annotation, many, square, write
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
+from tests.coco_folders import annotation, many, square, write
 from train_utils.data.annotations import DTYPES
 from train_utils.data.formats.coco import reading as coco_annotations
 from train_utils.data.formats.coco.reading import read_annotations
@@ -70,7 +70,8 @@ def same(a, b):
         "kinds",
         "first_part",
     ):
-        left, right = (getattr(table.masks if hasattr(table.masks, name) and not hasattr(table, name) else table, name) for table in (a, b))
+        owners = (a.masks, b.masks) if name in ("kinds", "first_part") else (a, b)
+        left, right = (getattr(owner, name) for owner in owners)
         assert left.dtype == right.dtype == DTYPES[name] and np.array_equal(left, right, equal_nan=name == "areas")
     for name in ("values", "first"):
         assert np.array_equal(getattr(a.masks.parts, name), getattr(b.masks.parts, name))

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from coco_folders import annotation, coco, square
 
 from backbone.errors import InputError
-from train_utils.data.formats.coco import reading as coco_annotations
+from tests.coco_folders import annotation, coco, square
 from train_utils.data.formats.coco import packer as annotation_packer
+from train_utils.data.formats.coco import reading as coco_annotations
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, pack_polygons, unpack_polygon
 from train_utils.io import json_stream
