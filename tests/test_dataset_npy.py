@@ -345,9 +345,7 @@ def test_names_of_a_checkpoint(tmp_path):
     many(tmp_path, 4)
     names = LabelMap.from_categories({1: "cat", 2: "dog", 3: "bird"})
     assert whole(tmp_path, label_map=names).ground_truth()["categories"][2] == {"id": 3, "name": "bird"}
-    with pytest.raises(
-        InputError, match=r"annotations: category 2 \(class_2\) of image id 1 is not one of the 1 categories"
-    ):
+    with pytest.raises(InputError, match=r"annotations: category 2 \(class_2\) of image id 1 is not one of"):
         whole(tmp_path, label_map=LabelMap.from_categories({1: "cat"}))
 
 
