@@ -26,31 +26,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import numpy as np
+import PIL
+import torch
+
+from backbone.errors import InputError
+from tests.coco_folders import annotation as a_square
+from tests.coco_folders import coco, many, write
+from tests.faults import catalogue, odd_annotations, odd_data, odd_images
+from tests.npy_folders import many as many_npy
+from tools import check_data, coco_to_npy, pack_dataset
+from tools.doctor import page
+from train_utils.cli.command import run_command
+from train_utils.data import opening as data_opening
+from train_utils.data.formats import npy
+from train_utils.data.formats.shapes import make_shapes
+from train_utils.data.images import read_image
+from train_utils.data.labels import LabelMap
+from train_utils.data.options import DataOptions
+from train_utils.io import array_cache
+from train_utils.run import resume
+
 ROOT = Path(__file__).resolve().parent.parent
-for _folder in (ROOT / "tests", ROOT):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
-
-import numpy as np  # noqa: E402  (the project's modules are found through the lines above)
-import PIL  # noqa: E402
-import torch  # noqa: E402
-from coco_folders import annotation as a_square  # noqa: E402
-from coco_folders import coco, many, write  # noqa: E402
-from npy_folders import many as many_npy  # noqa: E402
-
-import my_dataset_npy  # noqa: E402
-from backbone.errors import InputError  # noqa: E402
-from my_dataset_shapes import make_shapes  # noqa: E402
-from tests.faults import catalogue, odd_annotations, odd_data, odd_pictures  # noqa: E402
-from tools import check_data, coco_to_npy, pack_dataset  # noqa: E402
-from tools.doctor import page  # noqa: E402
-from train_utils import annotation_cache, data_sets, resume  # noqa: E402
-from train_utils.command import run_command  # noqa: E402
-from train_utils.label_map import LabelMap  # noqa: E402
-from train_utils.pictures import read_picture  # noqa: E402
-
 RECORD = ROOT / "tests" / "golden.json"
-DENSE = 3  # one sample in so many is hashed with its picture and its masks in full size
+DENSE = 3  # one sample in so many is hashed with its image and its masks in full size
 PIXELS = "pixels"
 FLAGS = ("--image-dir", "--year", "--label-json-path")
 
@@ -60,21 +59,22 @@ FLAGS = ("--image-dir", "--year", "--label-json-path")
 
 def open_splits(path: Path | None, **options: Any) -> Any:
     """What every command opens data by: an object with train, val and label_map."""
-    return data_sets.open_data_set(path, **options)
+    return data_opening.open_data(path, **options)
 
 
 def layouts() -> tuple[str, ...]:
     """The values of --dataset."""
-    return data_sets.LAYOUTS
+    return data_opening.LAYOUTS
 
 
 def flag_message(layout: str, flag: str) -> str:
     """What is said of a flag for data of this layout."""
-    return said(lambda: data_sets.refuse_flags("D", layout, {flag: "x"}))
+    options = DataOptions(**{flag.removeprefix("--").replace("-", "_"): "x"})
+    return said(lambda: data_opening.refuse_unused(Path("D"), layout, options))
 
 
 def sample(data_set: Any, i: int) -> tuple[torch.Tensor, dict]:
-    """(image, target) of picture i."""
+    """(image, target) of image i."""
     return data_set[i]
 
 
@@ -84,8 +84,11 @@ def target_of(data_set: Any, i: int) -> dict:
 
 
 def truth(data_set: Any) -> dict:
-    """The COCO dict that evaluation compares with."""
-    return data_set.ground_truth()
+    """The COCO dict that evaluation compares with; boxes and areas as floats, whatever their type is."""
+    found = data_set.ground_truth()
+    for annotation in found["annotations"]:
+        annotation |= {"bbox": [float(value) for value in annotation["bbox"]], "area": float(annotation["area"])}
+    return found
 
 
 def described(data_set: Any) -> str:
@@ -94,20 +97,17 @@ def described(data_set: Any) -> str:
 
 
 def object_counts(data_set: Any) -> np.ndarray:
-    """Objects per picture that are not crowds, [len]."""
+    """Objects per image that are not crowds, [len]."""
     return data_set.object_counts()
 
 
 def crowd_counts(data_set: Any) -> np.ndarray:
-    """Crowd regions per picture, [len]."""
-    try:
-        return data_set.object_counts(crowd=True)
-    except TypeError:  # VOC has none
-        return np.zeros(len(data_set), dtype=np.int64)
+    """Crowd regions per image, [len]."""
+    return data_set.object_counts(crowd=True)
 
 
 def facts(data_set: Any) -> dict[str, Any]:
-    """What else a data set tells of itself; lists have a value for each picture."""
+    """What else a data set tells of itself; lists have a value for each image."""
     places = range(len(data_set))
     return {
         "source": data_set.source,
@@ -123,7 +123,7 @@ def facts(data_set: Any) -> dict[str, Any]:
 
 
 def subset(data_set: Any, positions: list[int]) -> Any:
-    """Some of its pictures."""
+    """Some of its images."""
     return data_set.subset(positions)
 
 
@@ -133,7 +133,7 @@ def with_given_ids(data_set: Any, results: list[dict]) -> list[dict]:
 
 
 def fingerprint(data_set: Any) -> str:
-    """What --resume recognises the training pictures by."""
+    """What --resume recognises the training images by."""
     return resume.fingerprint(data_set)
 
 
@@ -148,8 +148,8 @@ def draw_shapes(folder: Path) -> Path:
 
 
 def decoded(path: Path) -> torch.Tensor:
-    """A picture file, uint8 [3, H, W]."""
-    return read_picture(path)
+    """An image file, uint8 [3, H, W]."""
+    return read_image(path)
 
 
 @contextmanager
@@ -159,8 +159,8 @@ def caching(folder: Path | None) -> Iterator[None]:
         value = "off" if folder is None else str(folder)
         stack.enter_context(patch.dict(os.environ, {"MASKRCNN_CACHE": value}))
         if folder is not None:
-            stack.enter_context(patch.object(annotation_cache, "WORTHWHILE", 1))
-            stack.enter_context(patch.object(my_dataset_npy, "SETTLED", 0))
+            stack.enter_context(patch.object(array_cache, "WORTHWHILE", 1))
+            stack.enter_context(patch.object(npy, "SETTLED", 0))
         yield
 
 
@@ -261,7 +261,7 @@ def put_target(state: Any, target: dict, dense: bool) -> None:
 
 
 def said(call: Callable[[], Any]) -> str:
-    """"error: ..." of a call that raises, else "accepted"."""
+    """ "error: ..." of a call that raises, else "accepted"."""
     try:
         call()
     except InputError as error:
@@ -283,7 +283,7 @@ def targets_digest(data_set: Any) -> str:
 
 
 def samples_digest(data_set: Any) -> tuple[str, str]:
-    """(of the targets with dense masks, of the pictures), of one sample in DENSE."""
+    """(of the targets with dense masks, of the images), of one sample in DENSE."""
     targets, images = hashlib.sha256(), hashlib.sha256()
     for i in range(0, len(data_set), DENSE):
         image, target = sample(data_set, i)
@@ -293,7 +293,7 @@ def samples_digest(data_set: Any) -> tuple[str, str]:
 
 
 def label_text(label_map: dict) -> str:
-    """"1 person, 2 bicycle (category 7), ..." of a label map as plain values."""
+    """ "1 person, 2 bicycle (category 7), ..." of a label map as plain values."""
     rows = zip(label_map["labels"], label_map["category_ids"], label_map["names"], strict=True)
     told = [f"{label} {name}" + (f" (category {i})" if i != label else "") for label, i, name in rows]
     given = [f"{i} is given as {value!r}" for i, value in label_map.get("given", ())]
@@ -310,7 +310,7 @@ def split_record(work: Work, data_set: Any) -> dict[str, Any]:
     results = [{**ids, "score": 0.5}, {"image_id": -5, "category_id": 99_999, "bbox": [1, 2, 3, 4]}]
     few = subset(data_set, [len(data_set) - 1, 0])
     return {
-        "describe": described(data_set), "source": told["source"], "pictures": len(data_set),
+        "describe": described(data_set), "source": told["source"], "images": len(data_set),
         "missing": sum(told["missing"]), "skipped": told["skipped"], "first_skipped": told["first_skipped"],
         "objects": int(counts.sum()), "crowds": int(crowds.sum()), "empty": int((counts == 0).sum()),
         "count type": f"{counts.dtype} {crowds.dtype}",
@@ -330,8 +330,10 @@ def split_record(work: Work, data_set: Any) -> dict[str, Any]:
 def opened_part(work: Work, data_set: Any, whole: bool = True) -> str:
     """A part of an opening in brief; whole: with its ground truth."""
     told = facts(data_set)
-    line = (f"{len(data_set)} pictures, {int(object_counts(data_set).sum())} objects, "
-            f"{len(told['label_map']['labels'])} labels, ids {work.digest(told['image_ids'])[:16]}")
+    line = (
+        f"{len(data_set)} images, {int(object_counts(data_set).sum())} objects, "
+        f"{len(told['label_map']['labels'])} labels, ids {work.digest(told['image_ids'])[:16]}"
+    )
     return line + (f", truth {work.digest(truth(data_set))[:16]}" if whole else "")
 
 
@@ -354,7 +356,8 @@ def openings(work: Work, path: Path, large: bool) -> dict[str, Any]:
     given: dict[str, dict] = {
         "val alone": {"split": "val", "drop_empty": True}, "strict": {"strict": True, "split": "val"},
         "other labels": {"label_map": other_labels(), "split": "val"},
-        "image_dir": {"image_dir": "elsewhere"}, "year": {"year": "1999"}, "label_json": {"label_json": "names.json"},
+        "image_dir": {"image_dir": "elsewhere"}, "year": {"year": "1999"},
+        "label_json": {"label_json_path": "names.json"},
     }  # fmt: skip
     if not large:
         given["train alone"] = {"split": "train", "drop_empty": True}
@@ -460,7 +463,7 @@ def of_coco_mini(work: Work) -> dict[str, Any]:
         **data_set_record(work, path),
         "one json": opening(work, one), "one json, seed 5": opening(work, one, val_fraction=0.1, seed=5),
         "val's json": opening(work, other, split="val"), "folder of jsons": opening(work, jsons),
-        "with the folder of pictures": opening(work, other, image_dir=str(path / "val2017")),
+        "with the folder of images": opening(work, other, image_dir=str(path / "val2017")),
         "with another's folder": opening(work, other, image_dir=str(path / "train2017")),
     }  # fmt: skip
 
@@ -468,8 +471,12 @@ def of_coco_mini(work: Work) -> dict[str, Any]:
 def of_voc_mini(work: Work) -> dict[str, Any]:
     path = real(work, "voc_mini")
     year = path / "VOCdevkit" / "VOC2012"
-    return {**data_set_record(work, path), "year's folder": opening(work, year),
-            "year 2012": opening(work, path, year="2012"), "devkit": opening(work, year.parent)}
+    return {
+        **data_set_record(work, path),
+        "year's folder": opening(work, year),
+        "year 2012": opening(work, path, year="2012"),
+        "devkit": opening(work, year.parent),
+    }
 
 
 def of_nuclei(work: Work) -> dict[str, Any]:
@@ -485,8 +492,12 @@ def of_nuclei_npy(work: Work) -> dict[str, Any]:
     (out / "images_val").rename(whole / "images")
     (out / "annotations_val").rename(whole / "annotations")
     (whole / "names.json").write_text('{"1": "a cell"}')
-    return {**record, "whole": opening(work, whole), "named": opening(work, whole, label_json=whole / "names.json"),
-            "wrongly named": opening(work, whole, label_json=whole / "absent.json")}
+    return {
+        **record,
+        "whole": opening(work, whole),
+        "named": opening(work, whole, label_json_path=whole / "names.json"),
+        "wrongly named": opening(work, whole, label_json_path=whole / "absent.json"),
+    }
 
 
 def of_coco_npy(work: Work) -> dict[str, Any]:
@@ -509,8 +520,11 @@ def of_odd_images(work: Work) -> dict[str, Any]:
 def of_shapes(work: Work) -> dict[str, Any]:
     path = draw_shapes(work.room / "shapes")
     built_in = open_splits(None, shapes_dir=path)
-    return {**data_set_record(work, path, large=True), "dropped": opening(work, path, drop_empty=True, whole=False),
-            "without a path": opened_part(work, built_in.train)}
+    return {
+        **data_set_record(work, path, large=True),
+        "dropped": opening(work, path, drop_empty=True, whole=False),
+        "without a path": opened_part(work, built_in.train),
+    }
 
 
 def of_fix(work: Work) -> dict[str, Any]:
@@ -533,7 +547,7 @@ def of_fix(work: Work) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for turn, folder in (("first", data.folder), ("second", work.room / "fixed 1")):
         out = work.room / f"fixed {1 if turn == 'first' else 2}"
-        flags = () if turn == "first" else ("--image-dir", data.pictures)
+        flags = () if turn == "first" else ("--image-dir", data.image_dir)
         found = checked_in_brief(work, folder, *flags, "--fix", out)
         told = found.pop("lines")
         start = next(i for i, line in enumerate(told) if line.startswith("written: "))
@@ -573,12 +587,12 @@ def of_messages(work: Work) -> dict[str, Any]:
     write(none, many(2))
     shutil.rmtree(none / "images")
     leaving = room / "leaving"
-    write(leaving, coco([{"id": 1, "file_name": "../../a.png", "height": 20, "width": 30}]), picture_dir="images/x/y")
+    write(leaving, coco([{"id": 1, "file_name": "../../a.png", "height": 20, "width": 30}]), image_dir="images/x/y")
     linked = room / "linked"
     write(linked, many(3))
-    picture = sorted((linked / "images").iterdir())[0]
-    picture.rename(room / "outside.png")
-    picture.symlink_to(room / "outside.png")
+    image = sorted((linked / "images").iterdir())[0]
+    image.rename(room / "outside.png")
+    image.symlink_to(room / "outside.png")
     npy = many_npy(room / "npy", 5)
     unnamed = many_npy(room / "unnamed", 4, classes=3)
     (unnamed / "classes.txt").write_text("a\nb\n")
@@ -596,7 +610,7 @@ def of_messages(work: Work) -> dict[str, Any]:
         "seed 1": (one, {"seed": 1}), "half": (one, {"val_fraction": 0.5}),
         "other labels": (one, {"label_map": other_labels()}),
         "partly empty": (partly, {}), "partly empty, dropped": (partly, {"drop_empty": True}),
-        "missing pictures": (gone, {}), "no picture": (none, {}), "names that leave": (leaving, {}),
+        "missing images": (gone, {}), "no image": (none, {}), "names that leave": (leaving, {}),
         "a link": (linked, {}), "a link, followed": (linked, {"follow_links": True}),
         "npy": (npy, {}), "npy, as a file": (npy / "annotations" / "1.npy", {"dataset": "npy"}),
         "npy, label without a name": (unnamed, {}), "npy, train alone": (alone, {}),
@@ -687,7 +701,7 @@ PARTS = {
     "shapes": Part(of_shapes, real=False),
     "fix": Part(of_fix, real=False),
     "messages": Part(of_messages, real=False),
-    "cases_pictures": Part(lambda work: of_cases(odd_pictures.CASES, work), real=False),
+    "cases_images": Part(lambda work: of_cases(odd_images.CASES, work), real=False),
     "cases_annotations": Part(lambda work: of_cases(odd_annotations.CASES, work), real=False),
     "cases_data": Part(lambda work: of_cases(odd_data.CASES, work), real=False),
 }
@@ -742,7 +756,7 @@ def main() -> int:
     unknown = set(args.names) - set(PARTS)
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    from conftest import find_shared_data
+    from tests.conftest import find_shared_data
 
     data, names = find_shared_data(), args.names or list(PARTS)
     if data is None:
