@@ -52,12 +52,13 @@ def open_data(folder: Path) -> tuple[Any, Any, Any]:
 
 def prepared(train: Any, val: Any, label_map: Any) -> dict[str, Callable[[], Any]]:
     """What asks the training loop for its first step, and what evaluates two pictures, all being set up."""
-    from tests.tiny_model import tiny_model
     from train_utils.data_sets import EvalLoader, TrainLoader
     from train_utils.distributed import World
     from train_utils.engine import Learner, evaluate, train_one_epoch
     from train_utils.optimization import Precision, build_optimizer, build_schedule
     from train_utils.stop_signal import StopSignal
+
+    from tests.tiny_model import tiny_model
     from transforms import build_augment
 
     world, model = World.single("cpu"), tiny_model(classes=label_map.num_labels - 1)
