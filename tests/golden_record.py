@@ -63,8 +63,8 @@ def open_splits(path: Path | None, **options: Any) -> Any:
 
 
 def layouts() -> tuple[str, ...]:
-    """The values of --dataset."""
-    return data_opening.LAYOUTS
+    """The formats, values of --dataset."""
+    return tuple(data_opening.FORMATS)
 
 
 def flag_message(layout: str, flag: str) -> str:

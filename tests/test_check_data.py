@@ -451,6 +451,20 @@ def test_a_corrected_copy_has_nothing_left_of_what_was_corrected(run, tmp_path):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "fixed" / name).read_bytes()
 
 
+def test_what_a_correction_makes_the_same_is_taken_out_once(run, tmp_path):
+    folder = write_coco(tmp_path / "d")
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        first = content["annotations"][0]
+        content["annotations"] += [{**first, "id": 8, "iscrowd": "0"}, {**first, "id": 9, "bbox": [30, 30, 5, 5]}]
+        path.write_text(json.dumps(content))
+    run(folder, "--fix", tmp_path / "one")
+    run(tmp_path / "one", "--image-dir", folder / "images", "--fix", tmp_path / "two")
+    first, second = (json.loads((tmp_path / name / "changes.json").read_text())["changes"] for name in ("one", "two"))
+    taken_out = [change["id"] for change in first if change["what"] == "entry"]
+    assert taken_out == [8, 9, 8, 9] and second == []
+
+
 def test_what_cannot_be_meant_stays(run, tmp_path):
     data = many(3)
     data["annotations"] += [annotation(20, 1, category_id=7), annotation(21, 2, segmentation="x")]

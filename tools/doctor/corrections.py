@@ -60,17 +60,19 @@ class Corrector:
 
     def _kept(self, about: str, entries: list, correct) -> list:
         """The entries that stay, corrected; one that is the same as another in everything is taken out."""
-        kept, seen = [], set()
+        kept, seen = [], set()  # content of entries as they were and as they are corrected
         for entry in entries:
-            whole = {**entry, "id": None} if about == "annotation" and isinstance(entry, dict) else entry
-            key = hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).digest()
-            if isinstance(entry, dict) and key in seen:
-                self._change(about, entry, "entry", entry, None, "it is the same as another")
+            if not isinstance(entry, dict):
+                kept.append(entry)
                 continue
-            seen.add(key)
-            corrected = correct(entry) if isinstance(entry, dict) else entry
-            if corrected is not None:
+            before = _content(about, entry)
+            corrected = None if before in seen else correct(entry)
+            after = before if corrected is None else _content(about, corrected)
+            if before in seen or (after != before and after in seen):
+                self._change(about, entry, "entry", entry, None, "it is the same as another")
+            elif corrected is not None:
                 kept.append(corrected)
+            seen |= {before, after}
         return kept
 
     def _change(self, about, entry, what, before, after, why) -> None:
@@ -182,17 +184,23 @@ class Corrector:
         return {**annotation, "area": pixels}
 
     def _numbered(self, annotations: list) -> list:
-        """An id that stands twice is a new one the second time."""
+        """Gives a duplicated id a new number the second time."""
         numbers = [_number(annotation, "id") for annotation in annotations]
         new = max([number for number in numbers if number is not None], default=0) + 1
         seen: set[int] = set()
         for i, number in enumerate(numbers):
             if number in seen:
-                self._change("annotation", annotations[i], "id", annotations[i]["id"], new, "it stood twice")
+                self._change("annotation", annotations[i], "id", annotations[i]["id"], new, "it was duplicated")
                 annotations[i], new = {**annotations[i], "id": new}, new + 1
             elif number is not None:
                 seen.add(number)
         return annotations
+
+
+def _content(about: str, entry: dict) -> bytes:
+    """What tells two entries apart; annotations that differ by their id alone are the same."""
+    whole = {**entry, "id": None} if about == "annotation" else entry
+    return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).digest()
 
 
 def _number(entry, key: str) -> int | None:
