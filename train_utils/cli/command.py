@@ -14,10 +14,10 @@ import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
+from train_utils.io.memory import LESS_MEMORY, first_line, is_lack_of_memory
 from train_utils.io.plain_text import one_line
 
 EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-LESS_MEMORY = "try a smaller --batch-size (with --accumulate-steps), --max-size, --recompute or --amp"
 FEWER_WORKERS = (
     "killed: most likely the machine has too little memory, give fewer --workers (0: none); bus error: /dev/shm is "
     "full; then --resume auto"
@@ -280,15 +280,3 @@ def run_command(main: Callable[[], int | None]) -> int:
             raise
         print(f"error: {told}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
-
-
-def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in the host's memory (torch has no type for the latter)."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
-def first_line(error: BaseException, length: int = 160) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

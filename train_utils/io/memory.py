@@ -1,10 +1,13 @@
-"""How the host's memory is given back: for training on a CPU."""
+"""Memory: how a lack of it is recognised and explained, and how the host's is given back on a CPU."""
 
 import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+LESS_MEMORY = "try a smaller --batch-size (with --accumulate-steps), --max-size, --recompute or --amp"
 M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 LARGE, LARGEST = 2**20, 2**25  # bytes; the second is the most that glibc takes
 
@@ -25,3 +28,15 @@ def returning_freed_memory() -> Iterator[None]:
         yield
     finally:
         set_option(M_MMAP_THRESHOLD, LARGEST)  # where it ends up by itself; its own adjusting stays off
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in the host's memory (torch has no type for the latter)."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def first_line(error: BaseException, length: int = 160) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

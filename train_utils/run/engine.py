@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from backbone.errors import InputError
-from train_utils.cli.command import is_lack_of_memory
 from train_utils.data.opening import Batch, sample_seed
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
+from train_utils.io.memory import is_lack_of_memory
 from train_utils.logs.step_counts import StepCounts
 from train_utils.run.optimization import Precision
 

@@ -4,8 +4,8 @@ import torch
 
 from backbone.errors import InputError
 from network_files.operators.instance_masks import mask_probs_to_bool
-from train_utils.cli.command import LESS_MEMORY, first_line
 from train_utils.io.files import atomic_file
+from train_utils.io.memory import LESS_MEMORY, first_line
 from train_utils.run.engine import LOSS_NAMES
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
 from train_utils.show.drawing import draw_detections

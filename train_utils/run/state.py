@@ -7,7 +7,7 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.checkpoints.checkpoint import FORMAT_VERSION
-from train_utils.cli.command import first_line
+from train_utils.io.memory import first_line
 
 
 @dataclass
