@@ -36,8 +36,8 @@ from train_utils.prediction.predictor import (
     open_split_of,
 )
 from train_utils.processes.distributed import World
-from train_utils.run.engine import EvalResult, evaluate
 from train_utils.run.epochs import val_loader
+from train_utils.run.evaluation import EvalResult, evaluate
 
 
 def parse_args() -> argparse.Namespace:
@@ -111,16 +111,16 @@ def report(folder: Path, result: EvalResult, data_set) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     paths = write_record(folder, result.stats)
     paths.append(folder / "detections.json")
-    results = sorted(result.results, key=lambda r: r["image_id"])  # batches come in any order
+    results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
     write_results(paths[-1], data_set.with_given_ids(results))
     print(format_record(result.stats))
-    print(f"loss {sum(result.losses.values()):.4f}, {len(result.results)} detections, {result.seconds:.1f} s")
-    for name in result.skipped:
+    print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
+    for name in result.found.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
-    if result.skipped:
-        print(f"{len(result.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
+    if result.found.skipped:
+        print(f"{len(result.found.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
     print("written:", *paths)
-    return command.EXIT_SOME_UNUSABLE if result.skipped else command.EXIT_OK
+    return command.EXIT_SOME_UNUSABLE if result.found.skipped else command.EXIT_OK
 
 
 def main() -> int | None:
@@ -144,7 +144,8 @@ def main() -> int | None:
     status = report(output_dir, result, data_set)
     if args.report:
         progress = content.get("progress") if is_checkpoint(content) else None
-        status = max(status, write_page_of(args, result.stats, result.results, data_set, result.image_ids, progress))
+        image_ids = sorted(result.found.image_ids)
+        status = max(status, write_page_of(args, result.stats, result.found.results, data_set, image_ids, progress))
     return status
 
 

@@ -17,7 +17,6 @@ from train_utils.checkpoints.checkpoint import model_from_checkpoint
 from train_utils.cli import command
 from train_utils.data.loaders import Batch, sample_seed
 from train_utils.data.opening import LAYOUTS, open_data
-from train_utils.run.engine import to_device
 from train_utils.run.optimization import Precision, build_optimizer
 
 
@@ -57,7 +56,7 @@ def main(words: list[str] | None = None) -> None:
     for start in range(0, len(samples), args.batch_size):
         images, targets = zip(*samples[start : start + args.batch_size], strict=True)
         seeded = [{**target, "sample_seed": sample_seed(0, 0, start + i)} for i, target in enumerate(targets)]
-        batches.append(to_device(Batch(list(images), seeded, [], []), device))
+        batches.append(Batch(list(images), seeded, [], []).to(device))
     seconds: dict = {}
     models = {path: model_from_checkpoint(path, device)[0] for path in args.weights}
     for turn in range(args.turns + 1):

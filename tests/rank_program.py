@@ -17,8 +17,9 @@ from backbone.errors import InputError  # noqa: E402
 from network_files import create_model  # noqa: E402
 from train_utils.data.opening import EvalLoader, TrainLoader, open_data  # noqa: E402
 from train_utils.processes.distributed import World  # noqa: E402
-from train_utils.run.engine import Learner, evaluate, train_one_epoch  # noqa: E402
-from train_utils.run.optimization import Precision, build_optimizer, build_schedule  # noqa: E402
+from train_utils.run.evaluation import evaluate  # noqa: E402
+from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule  # noqa: E402
+from train_utils.run.step import train_one_epoch  # noqa: E402
 
 STEPS = 20
 
@@ -46,17 +47,17 @@ def program(world, data, accumulate):
 
     optimizer = build_optimizer(model, "sgd", 0.01)
     schedule = build_schedule(optimizer, total_steps=STEPS, warmup_steps=5)
-    learner = Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+    state = TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
     loader = TrainLoader(splits.train, None, world, batch_size=1, accumulate_steps=accumulate)
     losses = []
     for epoch in range(-(-STEPS // loader.steps_per_epoch)):
-        losses += [record.losses for record in train_one_epoch(learner, loader, world, epoch)]
+        losses += [record.losses for record in train_one_epoch(state, loader, world, epoch)]
     return {
         "losses": losses[:STEPS],
         "parameters": {name: p.detach() for name, p in model.named_parameters()},
         "stats": {iou_type: numbers.stats for iou_type, numbers in evaluation.stats.items()},
         "val_losses": evaluation.losses,
-        "results": evaluation.results,
+        "results": evaluation.found.results,
     }
 
 

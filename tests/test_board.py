@@ -7,7 +7,7 @@ from PIL import Image
 from backbone.errors import InputError
 from train_utils.logs.board import TensorBoard, image_grid
 from train_utils.logs.logger import COCO_NUMBERS
-from train_utils.run.engine import HostCopy
+from train_utils.run.step import HostCopy
 
 LOSSES = {"loss_classifier": 0.5, "loss_mask": 0.125}
 STATS = {"bbox": [0.1 * i for i in range(11)] + [-1], "segm": [0.05 * i for i in range(12)]}

@@ -20,7 +20,7 @@ from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.checkpoints.run_lock import RunLock
 from train_utils.cli.command import Parser
 from train_utils.data.formats.shapes import make_shapes
-from train_utils.run import engine
+from train_utils.run import evaluation, step
 from train_utils.run.loop import add_arguments
 from train_utils.run.resume import _share_batch
 
@@ -230,13 +230,13 @@ def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path, 
 
 
 def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch):
-    original, sums = engine.summarize, iter([0.5, 0.25, float("nan"), 0.75])
+    original, sums = evaluation.summarize, iter([0.5, 0.25, float("nan"), 0.75])
 
-    def summarize(outcomes, data_set):
-        stats, losses, skipped = original(outcomes, data_set)
-        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}, skipped
+    def summarize(found, data_set):
+        stats, losses = original(found, data_set)
+        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}
 
-    monkeypatch.setattr(engine, "summarize", summarize)
+    monkeypatch.setattr(evaluation, "summarize", summarize)
     assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 4)) == 0
     saved = torch.load(tmp_path / "run" / "model_min_val_loss.pth", weights_only=True)
     assert (saved["epoch"], saved["progress"]["lowest_val_loss"]) == (1, 0.25)
@@ -282,21 +282,21 @@ def fail(*_, **__):
     raise RuntimeError("cut")
 
 
-def test_bad_batches_are_passed_over_up_to_a_number(data, tmp_path, monkeypatch, capsys):
-    original, calls = engine.accumulate_gradients, []
+def test_bad_batches_are_skipped_up_to_a_number(data, tmp_path, monkeypatch, capsys):
+    original, calls = step.accumulate_gradients, []
 
-    def poisoned(learner, *more):
-        losses = original(learner, *more)
+    def poisoned(state, *more):
+        losses = original(state, *more)
         calls.append(None)
         if len(calls) in (2, 3):
             losses[0, 2] = float("nan")
-            next(learner.model.buffers()).fill_(float("nan"))
+            next(state.model.buffers()).fill_(float("nan"))
         return losses
 
-    monkeypatch.setattr(engine, "accumulate_gradients", poisoned)
+    monkeypatch.setattr(step, "accumulate_gradients", poisoned)
     assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--skip-bad-batches", 2)) == 0
     error = capsys.readouterr().err
-    assert "passed over (2 of 2 that --skip-bad-batches allows): step 2: loss_mask nan on" in error
+    assert "skipped (2 of 2 that --skip-bad-batches allows): step 2: loss_mask nan on" in error
     assert len(list((tmp_path / "run").glob("non_finite_step*.pth"))) == 2
     checkpoint = torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)
     assert checkpoint["progress"]["bad_batches"] == 2 and checkpoint["step"] == 3

@@ -12,7 +12,7 @@ from tests.faults.catalogue import ERROR, GO_ON, SKIP, WIDTH, Case
 from train_utils.data.formats.voc import read_class_ids
 from train_utils.data.opening import EvalLoader
 from train_utils.processes.distributed import World
-from train_utils.run.engine import evaluate
+from train_utils.run.evaluation import evaluate
 
 # --- jsons -------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ def counted_once(seen):
                 r
                 for loader in loaders
                 if len(loader)
-                for r in evaluate(model, loader, seen.data, World.single(torch.device("cpu"))).results
+                for r in evaluate(model, loader, seen.data, World.single(torch.device("cpu"))).found.results
             ]
             assert sorted(results, key=lambda r: r["image_id"]) == whole
 

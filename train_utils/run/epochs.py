@@ -17,17 +17,11 @@ from train_utils.logs.logger import MetricLogger, ResultsWriter, StepLog
 from train_utils.logs.step_counts import StepCounts
 from train_utils.run import resume
 from train_utils.run.ema import EMA
-from train_utils.run.engine import (
-    Learner,
-    NonFiniteLoss,
-    OutOfMemory,
-    evaluate,
-    settle_gradient_exchange,
-    train_one_epoch,
-)
-from train_utils.run.optimization import Precision, amp_dtype, build_optimizer, build_schedule
-from train_utils.run.reports import explain_lack_of_memory, image_rows, save_for_replay, say_what_is_where, write_curves
-from train_utils.run.state import Progress, begin_at, from_checkpoint, to_checkpoint
+from train_utils.run.evaluation import evaluate
+from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
+from train_utils.run.reports import explain_lack_of_memory, explain_non_finite, image_rows, print_outcome, write_curves
+from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
+from train_utils.run.step import NonFiniteLoss, OutOfMemory, StepHooks, settle_gradient_exchange, train_one_epoch
 from transforms import build_augment
 
 SAMPLES = 4  # validation images in TensorBoard's grid
@@ -51,7 +45,7 @@ def warmup_steps(args, steps_per_epoch):
     return min(1000, steps_per_epoch) if args.warmup_iters is None else args.warmup_iters
 
 
-def build_learner(args, world, model, steps_per_epoch):
+def build_state(args, world, model, steps_per_epoch):
     optimizer = build_optimizer(model, args.optimizer, args.lr, args.momentum, args.weight_decay)
     schedule = build_schedule(
         optimizer,
@@ -61,7 +55,7 @@ def build_learner(args, world, model, steps_per_epoch):
         milestones=[round(epoch * steps_per_epoch) for epoch in args.lr_steps],
         gamma=args.lr_gamma,
     )
-    return Learner(
+    return TrainState(
         model,
         world.wrap(model),
         optimizer,
@@ -94,15 +88,15 @@ class Trainer:
         )
         self.val_loader = val_loader(args, world, splits.val, model.config, args.strict)
         steps = self.loader.steps_per_epoch
-        self.learner = build_learner(args, world, model, steps)
+        self.state = build_state(args, world, model, steps)
         self.progress = Progress(steps, global_batch=global_batch(args, world), world_size=world.size, data=data)
         if checkpoint:
-            self.progress = from_checkpoint(checkpoint, self.learner, self.progress)
+            self.progress = from_checkpoint(checkpoint, self.state, self.progress)
             for line in resume.other_environment(checkpoint, world):
                 say(line)
         elif args.start_epoch:
-            begin_at(args.start_epoch, self.learner, self.progress)
-        settle_gradient_exchange(self.learner, world)
+            start_at(args.start_epoch, self.state, self.progress)
+        settle_gradient_exchange(self.state, world)
         self.board = TensorBoard(folder, self.progress.step, world.is_main)
         self.writer = ResultsWriter(folder, self.progress.epochs_done) if world.is_main else None
         self.steps = StepLog(folder, self.progress.step) if args.log_steps and world.is_main else None
@@ -114,7 +108,7 @@ class Trainer:
         if self.world.is_main:
             run_folders.write_args(self.folder, plain_args(args))
         command = shlex.join(["python", *sys.argv])
-        self.board.run(progress.step, command, flags=plain_args(args), model=self.learner.model.config.to_dict())
+        self.board.run(progress.step, command, flags=plain_args(args), model=self.state.model.config.to_dict())
         with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
             for epoch in range(progress.epochs_done, args.epochs):
                 if args.early_stop and progress.epochs_since_best >= args.early_stop:
@@ -133,10 +127,10 @@ class Trainer:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
-            say_what_is_where(self.folder, progress.best_ap, self.splits.val)
+            print_outcome(self.folder, progress.best_ap, self.splits.val)
 
     def say_start(self):
-        args, dtype, steps = (self.args, self.learner.precision.dtype or torch.float32, self.loader.steps_per_epoch)
+        args, dtype, steps = (self.args, self.state.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
             f"{args.optimizer}: learning rate {args.lr:g}, global batch {global_batch(args, self.world)}, "
             f"{steps} steps x {args.epochs} epochs, {warmup_steps(args, steps)} steps of warm-up, "
@@ -154,17 +148,16 @@ class Trainer:
         log = MetricLogger(header, total, first, args.print_freq, self.world.device, self.world.is_main)
         if progress.meters:
             log.load_state_dict(progress.meters)
-        steps = train_one_epoch(
-            self.learner, self.loader, self.world, epoch, first, self.stop.requested, self.may_skip, self.counts_of
-        )
+        hooks = StepHooks(self.stop.requested, self.may_skip, self.counts_of)
+        steps = train_one_epoch(self.state, self.loader, self.world, epoch, first, hooks)
         try:
             for record in steps:
                 if record.bad:
                     self.tell_bad(record.bad)
-                log.step(record.seconds, record.data_seconds, record.losses, record.lr)
-                self.board.step(record.step, record.losses, record.lr, record.measures)
-                progress.take_in(record)
-                self.tell_skipped(record.skipped_files)
+                log.step(record.own.seconds, record.own.data_seconds, record.losses, record.lr)
+                self.board.step(record.step, record.losses, record.lr, record.own.measures)
+                progress.end_step(record)
+                self.tell_skipped(record.own.skipped_files)
                 if args.log_steps:
                     self.log_step(record)
                 # The last step is saved before the evaluation, so that a kill within that loses nothing.
@@ -189,26 +182,26 @@ class Trainer:
         return StepCounts() if self.world.is_main and step % self.args.print_freq == 0 else None
 
     def may_skip(self):
-        """Whether one more step with a loss that is not finite is passed over."""
+        """Whether one more step with a loss that is not finite is skipped."""
         return self.progress.bad_batches < self.args.skip_bad_batches
 
     def explained(self, error):
-        return save_for_replay(self.folder, error, self.learner.model, self.splits.train, self.world.rank)
+        return explain_non_finite(error, self.folder, self.state.model, self.splits.train, self.world.rank)
 
     def tell_bad(self, error):
         left = f"{self.progress.bad_batches + 1} of {self.args.skip_bad_batches} that --skip-bad-batches allows"
-        print(f"passed over ({left}): {self.explained(error)}", file=sys.stderr, flush=True)
+        print(f"skipped ({left}): {self.explained(error)}", file=sys.stderr, flush=True)
 
     def log_step(self, record):
         """A line of steps.jsonl, with the images of all ranks."""
         data = self.splits.train
-        ids = self.world.gather([data.image_id(i) for i in record.indices])
+        ids = self.world.gather([data.image_id(i) for i in record.own.indices])
         if self.steps:
             self.steps.write(record.step, lr=record.lr, losses=record.losses, image_ids=sum(ids, []))
 
     def evaluate(self):
         """The validation images through the averaged weights where there are any. The step is saved by now."""
-        model, ema = self.learner.model, self.learner.ema
+        model, ema = self.state.model, self.state.ema
         with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
             return evaluate(model, self.val_loader, self.splits.val, self.world, keep_samples=SAMPLES)
@@ -221,11 +214,11 @@ class Trainer:
             f"Test: [{epoch}]  box AP: {box[0]:.4f}  AP50: {box[1]:.4f}  mask AP: {mask[0]:.4f}  "
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
-        skipped = self.progress.skipped, len(result.skipped)
+        skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
         if any(skipped):
-            self.tell_skipped(result.skipped)
+            self.tell_skipped(result.found.skipped)
             self.say(f"unreadable images left out: {skipped[0]} in training so far, {skipped[1]} in validation")
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
@@ -237,7 +230,7 @@ class Trainer:
 
     def about(self):
         """A line on the run for its curves."""
-        args, config, train = self.args, self.learner.model.config, self.splits.train
+        args, config, train = self.args, self.state.model.config, self.splits.train
         return (
             f"{self.folder.resolve().name}: {config.backbone} {config.variant}, {len(train)} training and "
             f"{len(self.splits.val)} validation images, {len(train.label_map)} class(es), "
@@ -253,13 +246,13 @@ class Trainer:
 
     def save(self, *names):
         """One checkpoint as model_{name}.pth for each name, the last of which is its epoch."""
-        self.world.broadcast_buffers(self.learner.model)
+        self.world.broadcast_buffers(self.state.model)
         self.world.on_main(self._write_checkpoint, list(names))
 
     def _write_checkpoint(self, names):
         *others, path, previous = (run_folders.checkpoint_path(self.folder, name) for name in [*names, "previous"])
         state = to_checkpoint(
-            self.learner,
+            self.state,
             self.progress,
             names,
             self.splits.label_map,

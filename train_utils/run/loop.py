@@ -1,7 +1,7 @@
 """The training run that train.py and train_multi_GPU.py share.
 
 `run` reads as the run goes: open the data, build the model, resume, then train. The epochs are in trainer.py, one
-step in engine.train_one_epoch, one evaluation in engine.evaluate, the flags in arguments.py.
+step in step.py, one evaluation in evaluation.py, the flags in arguments.py.
 """
 
 import sys
@@ -23,8 +23,8 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.memory import returning_freed_memory
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
-from train_utils.run.engine import evaluate
 from train_utils.run.epochs import Trainer, val_loader
+from train_utils.run.evaluation import evaluate
 
 __all__ = ["add_arguments", "run"]
 
@@ -137,7 +137,7 @@ def test(args, world, data_set, model, checkpoint, say):
         model.load_state_dict(checkpoint["ema"])
     loader = val_loader(args, world, data_set, model.config, args.strict)
     result = evaluate(model, loader, data_set, world)
-    for name in result.skipped:
+    for name in result.found.skipped:
         say(f"skipped: {name}", file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
