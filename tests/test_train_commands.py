@@ -146,7 +146,7 @@ def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monk
     output = capsys.readouterr().out
     recorded = json.loads((finished[0] / "seg_results.json").read_text())[1]
     recalls = re.findall(r"Average Recall .* all \| maxDets=100 \] = (-?[\d.]+)", output)
-    assert len(recalls) == 2 and float(recalls[1]) == pytest.approx(recorded["AR_100"], abs=6e-4)
+    assert len(recalls) == 2 and float(recalls[1]) == pytest.approx(recorded["AR100"], abs=6e-4)
     assert list(tmp_path.iterdir()) == []
 
 

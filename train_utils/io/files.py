@@ -82,6 +82,14 @@ def atomic_file(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]
         sync_folder(path.parent)
 
 
+def read_text(path: str | Path) -> str:
+    """Returns the content of a UTF-8 file; raises InputError where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Replace the content of `path` by `text` (UTF-8) atomically; raises InputError as `atomic_file`."""
     content = text.encode()

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.evaluation.numbers import IOU_TYPES
+from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES
 from train_utils.io.files import make_folder, writing
 from train_utils.io.plain_text import encodable
-from train_utils.logs.logger import COCO_NUMBERS
 
 
 class TensorBoard:
@@ -76,7 +75,7 @@ class TensorBoard:
         scalars = {
             f"{iou_type}/{name}": value
             for iou_type, numbers in stats.items()
-            for name, value in zip(COCO_NUMBERS, numbers, strict=True)
+            for name, value in zip(STAT_NAMES, numbers, strict=True)
         }
         for iou_type, values in (per_class or {}).items():
             scalars.update(

@@ -13,8 +13,10 @@ from train_utils.cli.command import plain_args
 from train_utils.cli.run_flags import AUGMENTATION, global_batch
 from train_utils.data.opening import EvalLoader, TrainLoader
 from train_utils.logs.board import TensorBoard
-from train_utils.logs.logger import MetricLogger, ResultsWriter, StepLog
+from train_utils.logs.console import MetricLogger
+from train_utils.logs.result_files import ResultsWriter
 from train_utils.logs.step_counts import StepCounts
+from train_utils.logs.step_log import StepLog
 from train_utils.run import resume
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import evaluate

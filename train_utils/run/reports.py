@@ -16,7 +16,7 @@ from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file
 from train_utils.io.memory import LESS_MEMORY, first_line
-from train_utils.logs.logger import ResultsWriter
+from train_utils.logs.result_files import ResultsWriter
 from train_utils.run.step import NonFiniteLoss, OutOfMemory
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
 from train_utils.show.drawing import draw_detections
