@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,13 +12,6 @@ from backbone.errors import InputError
 from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES
 from train_utils.io.files import make_folder, writing
 from train_utils.io.plain_text import encodable
-
-
-class OnTheWay(Protocol):
-    """A number that a device may still be computing."""
-
-    def read(self) -> float:
-        """Returns the number once it is there."""
 
 
 class TensorBoard:
@@ -30,7 +23,7 @@ class TensorBoard:
 
     def __init__(self, folder: str | Path, steps_done: int = 0, enabled: bool = True) -> None:
         self.writer = None
-        self.waiting: list[tuple[int, Mapping[str, OnTheWay]]] = []  # (step, its on_the_way)
+        self.waiting: list[tuple[int, Mapping[str, Any]]] = []  # (step, its on_the_way)
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -56,9 +49,13 @@ class TensorBoard:
                     self.writer.add_text(f"run/{name}", text, steps_done)
 
     def step(
-        self, step: int, losses: Mapping[str, float] | None, lr: float, on_the_way: Mapping[str, OnTheWay] | None = None
+        self, step: int, losses: Mapping[str, float] | None, lr: float, on_the_way: Mapping[str, Any] | None = None
     ) -> None:
-        """Logs the optimiser step `step` (0-based); on_the_way is logged with the next step: nothing waits for it."""
+        """Logs the optimiser step `step` (0-based).
+
+        on_the_way: name -> an object whose read() returns the number once its device has computed it; these are logged
+        with the next step, so that nothing waits for them.
+        """
         self._log_waiting()
         self.waiting = [(step, on_the_way)] if on_the_way else []
         scalars = {f"train/{n}": v for n, v in losses.items()} if losses else {}
