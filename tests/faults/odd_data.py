@@ -42,17 +42,17 @@ JSONS = [
     of_text(
         "key twice in an annotation",
         lambda text: text.replace('"area"', '"bbox": [1, 2, 3, 4], "area"', 1),
-        "key 'bbox' stands twice in the object with id 1",
+        "key 'bbox' is duplicated in the object with id 1",
     ),
     of_text(
         "key twice in an image",
         lambda text: text.replace('"height"', '"width": 4, "height"', 1),
-        "key 'width' stands twice in the object with id 10",
+        "key 'width' is duplicated in the object with id 10",
     ),
     of_text(
         "two lists of images",
         lambda text: text.replace('{"images"', '{"images": [], "images"'),
-        "key 'images' stands twice",
+        "key 'images' is duplicated",
     ),
     of_text(
         "1e999 in a box",

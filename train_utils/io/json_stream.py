@@ -26,13 +26,13 @@ class RepeatedKey(Unusual):
 
 
 def object_of(pairs: list[tuple]) -> dict:
-    """json's object_pairs_hook that refuses a key that appears twice; json.load would take the last value."""
+    """json's object_pairs_hook that refuses a duplicated key; json.load would take the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         key = next(key for key in keys if keys.count(key) > 1)
         which = f"with id {found['id']}" if "id" in found else f"of {', '.join(found)}"
-        raise RepeatedKey(f"key {key!r} stands twice in the object {which[:200]}")
+        raise RepeatedKey(f"key {key!r} is duplicated in the object {which[:200]}")
     return found
 
 
@@ -60,7 +60,7 @@ def read_lists(file: BinaryIO, lists: dict[str, Callable[[list], None]], seen: C
         if text.separator() == "}":
             break
     if text.rest().strip(" \t\n\r") or not lists.keys() <= set(keys):
-        raise Unusual("it goes on, or lacks a list")
+        raise Unusual("text after the object, or a list is missing")
     return keys
 
 
@@ -135,7 +135,7 @@ class _Text:
                 value, end = self.scan(self.text, self.at)
             except (StopIteration, ValueError, RecursionError):
                 end = len(self.text)  # cut off, or wrong
-            if end < len(self.text):  # else a number may go on in the next piece
+            if end < len(self.text):  # else a number may continue in the next piece
                 self.at = end
                 return value
             self.more()

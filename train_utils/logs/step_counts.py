@@ -36,7 +36,7 @@ class StepCounts:
     def means(self) -> dict[str, Tensor | float]:
         """Returns positive anchors and positive RoIs per image, and the share of objects that a proposal reaches.
 
-        The share is left out where there is no object. Tensors are still on the device that computes them.
+        The share is left out where there is no object. Tensors stay on the device that computes them.
         """
         images = max(self.images, 1)
         found = {"positive anchors": self.anchors / images, "positive RoIs": self.rois / images}

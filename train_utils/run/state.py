@@ -123,7 +123,7 @@ def from_checkpoint(checkpoint: Mapping, state: TrainState, start: Progress) -> 
     groups = optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
         raise InputError("--resume: other parameters are trained than before; give the same --trainable-layers")
-    # else it starts anew; its groups' keys differ between versions of torch, so they don't show it
+    # else it starts from zero; its groups' keys differ between versions of torch, so they don't show it
     if type(optimizer).__name__.lower() == checkpoint["args"]["optimizer"]:
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     _set_rates(state, progress.step, checkpoint["lr_scheduler"])

@@ -66,7 +66,7 @@ class RankRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished step: the same on every rank, but for `own` and the batch in `bad`."""
+    """One finished step: the same on every rank, except `own` and the batch in `bad`."""
 
     step: int
     losses: dict[str, float] | None  # mean over all micro-batches; None: no image could be read
@@ -165,7 +165,7 @@ def reporting_lack_of_memory(step: int, batches: list[Batch]) -> Iterator[None]:
 def settle_gradient_exchange(state: TrainState, world: World) -> None:
     """Lets DDP choose its buckets now, by a step that changes nothing.
 
-    DDP chooses them anew after its first backward pass, and with them the order of sums: without this a resumed run
+    DDP chooses them again after its first backward pass, and with them the order of sums: without this a resumed run
     of 3 or more ranks would differ in the last bits.
     """
     if world.size > 1:
