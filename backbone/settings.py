@@ -64,6 +64,14 @@ def check(settings: Any) -> None:
             )
 
 
+class Settings:
+    """The base of frozen dataclasses of settings: their values are tuples in place of lists, and keep their rules."""
+
+    def __post_init__(self) -> None:
+        lists_to_tuples(self)
+        check(self)
+
+
 def bounds(rules: Rules) -> Rules:
     """Returns those of the rules that bound a number."""
     return {name: rules[name] for name in ("least", "most", "above", "below") if name in rules}

@@ -101,6 +101,8 @@ class MaskRCNNConfig:
             raise InputError(f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level")
         if min(self.anchor_sizes) <= 0:
             raise InputError("anchor_sizes must be positive numbers")
+        if not self.aspect_ratios:
+            raise InputError("aspect_ratios must be positive numbers")
         check(self)
         if low < 1:
             raise InputError(f"min_size is {low}: it must be 1 pixel or more")
