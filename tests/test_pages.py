@@ -36,7 +36,7 @@ def parse(script, words, monkeypatch):
     elif script in ("validation.py", "predict.py"):
         {"validation.py": validation, "predict.py": predict}[script].parse()
     elif script in TOOLS:
-        importlib.import_module(script).parse_args()
+        importlib.import_module(script).parse()
     else:
         path = ROOT / script.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), script
