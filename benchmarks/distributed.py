@@ -19,8 +19,11 @@ from pathlib import Path
 import torch
 
 from network_files import create_model
-from train_utils.cli.command import positive_int, run_command
-from train_utils.data.opening import TrainLoader, open_data
+from train_utils.cli.command import run_command
+from train_utils.cli.flags import number
+from train_utils.data.loaders import TrainLoader
+from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
 from train_utils.run.step import train_one_epoch
@@ -36,13 +39,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data-path", type=Path, required=True)
-    parser.add_argument("--ranks", type=positive_int, default=2)
-    parser.add_argument("--turns", type=positive_int, default=3, help="measured turns (default: 3)")
-    parser.add_argument("--steps", type=positive_int, default=3, help="steps of each mode in a turn (default: 3)")
+    parser.add_argument("--ranks", type=number(int, least=1), default=2)
+    parser.add_argument("--turns", type=number(int, least=1), default=3, help="measured turns (default: 3)")
+    parser.add_argument("--steps", type=number(int, least=1), default=3, help="steps of a mode in a turn (default: 3)")
     parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--min-size", type=positive_int, default=800)
-    parser.add_argument("--max-size", type=positive_int, default=1333)
-    parser.add_argument("--batch-size", type=positive_int, default=1, help="images per rank and step (default: 1)")
+    parser.add_argument("--min-size", type=number(int, least=1), default=800)
+    parser.add_argument("--max-size", type=number(int, least=1), default=1333)
+    parser.add_argument("--batch-size", type=number(int, least=1), default=1, help="images per rank (default: 1)")
     parser.add_argument("--trainable-layers", type=int, default=3)
     return parser.parse_args(argv)
 
@@ -64,7 +67,7 @@ def train_state(world: World, args: argparse.Namespace, num_classes: int) -> Tra
 def steps_of(world: World, args: argparse.Namespace, data):
     """Seconds of one step after another, without end."""
     state = train_state(world, args, data.label_map.num_labels)
-    loader = TrainLoader(data.train, build_augment(), world, args.batch_size)
+    loader = TrainLoader(data.train, build_augment(), world, LoaderOptions(args.batch_size))
     for epoch in range(10**6):
         start = time.perf_counter()
         for _ in train_one_epoch(state, loader, world, epoch):

@@ -14,8 +14,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbone.errors import InputError  # noqa: E402
-from network_files import create_model  # noqa: E402
+from network_files import MaskRCNNConfig, create_model  # noqa: E402
 from train_utils.data.opening import EvalLoader, TrainLoader, open_data  # noqa: E402
+from train_utils.data.options import LoaderOptions  # noqa: E402
 from train_utils.processes.distributed import World  # noqa: E402
 from train_utils.run.evaluation import evaluate  # noqa: E402
 from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule  # noqa: E402
@@ -42,13 +43,13 @@ def small_model(num_classes):
 def program(world, data, accumulate):
     splits = open_data(data)
     model = small_model(splits.label_map.num_labels)
-    val_loader = EvalLoader(splits.val, world, 2, 0, 32, 32, 32)
+    val_loader = EvalLoader(splits.val, world, LoaderOptions(2), MaskRCNNConfig(min_size=32, max_size=32))
     evaluation = evaluate(model, val_loader, splits.val, world, keep_samples=1)
 
     optimizer = build_optimizer(model, "sgd", 0.01)
     schedule = build_schedule(optimizer, total_steps=STEPS, warmup_steps=5)
     state = TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
-    loader = TrainLoader(splits.train, None, world, batch_size=1, accumulate_steps=accumulate)
+    loader = TrainLoader(splits.train, None, world, LoaderOptions(1, accumulate))
     losses = []
     for epoch in range(-(-STEPS // loader.steps_per_epoch)):
         losses += [record.losses for record in train_one_epoch(state, loader, world, epoch)]

@@ -12,7 +12,7 @@ from torch import nn
 from backbone import InputError, build_backbone
 from network_files import create_model, load_weights
 from network_files.weight_files.architecture import describe, infer_architecture
-from train_utils.cli.run_flags import default_weights
+from train_utils.run.defaults import default_weights
 
 NAMES = ["mobilenet_v1", "mobilenet_v2"]
 USED = {"mobilenet_v1": (3, 5, 11, 13), "mobilenet_v2": (3, 6, 13, 18)}  # the layers whose output is a map

@@ -3,25 +3,28 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from backbone.errors import InputError
 from train_utils.data.opening import open_data
+from train_utils.data.options import DataOptions
 from train_utils.io.files import make_folder, user_path
 
 
-def open_splits(path, dataset: str, roles, **options) -> dict:
-    """{"train" | "val" | "": data set}; "" is all of data without a split. roles: those that the folder has."""
+def open_splits(options: DataOptions, roles: Container[str]) -> dict[str, Any]:
+    """Returns {"train" | "val" | "": data set}; "" is all of data without a split. roles: those that the folder has."""
     if "all" in roles:
-        return {"": open_data(path, dataset=dataset, val_fraction=0, split="train", **options).train}
-    splits = open_data(path, dataset=dataset, split=None if "train" in roles else "val", **options)
+        return {"": open_data(replace(options, val_fraction=0), "train").train}
+    splits = open_data(options, None if "train" in roles else "val")
     return {name: part for name, part in (("train", splits.train), ("val", splits.val)) if part is not None}
 
 
 @contextmanager
-def new_folder(path) -> Iterator[Path]:
+def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to be filled, which becomes `path` when the block ends without an error, and is removed otherwise.
 
     InputError where `path` exists, or cannot be written.
@@ -40,7 +43,7 @@ def new_folder(path) -> Iterator[Path]:
         raise InputError(f"{path}: could not be written: {error}; nothing is left of it") from error
 
 
-def place_image(source, target: Path, link: bool) -> bool:
+def place_image(source: str | Path, target: Path, link: bool) -> bool:
     """Copy an image, or link it: hard where that can be, else by a symbolic link. Returns whether by the latter."""
     if not link:
         shutil.copyfile(source, target)

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from tiny_model import tiny_model
 
+from network_files import MaskRCNNConfig
 from tests.faults.catalogue import ERROR, GO_ON, SKIP, WIDTH, Case
 from train_utils.data.formats.voc import read_class_ids
 from train_utils.data.opening import EvalLoader
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import evaluate
 
@@ -204,7 +206,8 @@ def counted_once(seen):
     for ranks in range(1, 6):
         worlds = [World(rank, ranks, 0, torch.device("cpu")) for rank in range(ranks)]
         for batch in (1, 2, 3):
-            loaders = [EvalLoader(seen.data, world, batch, 0, (64,), 96) for world in worlds]
+            config = MaskRCNNConfig(min_size=64, max_size=96)
+            loaders = [EvalLoader(seen.data, world, LoaderOptions(batch), config) for world in worlds]
             indices = sorted(i for loader in loaders for found in loader for i in found.indices)
             assert indices == list(range(4)), (ranks, batch, indices)
         if ranks == 3:

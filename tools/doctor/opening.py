@@ -21,6 +21,7 @@ from train_utils.data.formats.npy import find_npy_folders, pair_files
 from train_utils.data.formats.npy_dataset import scan_pair
 from train_utils.data.links import links_out_of
 from train_utils.data.opening import coco_files, layout_of, merged_categories
+from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path
 
 NO_TRAINING = Kind(WARNING, "no training data", "validation.py can use it, train.py cannot.")
@@ -55,7 +56,7 @@ def open_all(
             splits, listed = _list_coco(path, finds, image_dir, year, follow_links), True
             verdict = next(iter(finds.texts(ERROR)), None)  # the first in the loader's order
         if verdict is None:
-            splits = open_splits(path, layout, roles, **options)
+            splits = open_splits(DataOptions(path, layout, **options), roles)
             splits = {split or "all": data_set for split, data_set in splits.items()}
         if not {"train", "all"} & set(roles):
             finds.add(NO_TRAINING, f"{path}: no training data beside the validation data")

@@ -16,7 +16,7 @@ from train_utils.data.images import ImageError, read_image
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.data.links import refuse_links, refuse_links_in
 from train_utils.data.loaders import Batch, EvalLoader, TrainLoader, sample_rng, sample_seed
-from train_utils.data.options import DataOptions
+from train_utils.data.options import FORMATS, DataOptions
 from train_utils.data.problems import refuse_skips
 from train_utils.io.files import user_path
 
@@ -35,7 +35,6 @@ __all__ = [
 ]
 SHAPES_FOLDER = "data/shapes"
 SPLITS = ("train", "val")
-LAYOUTS = ("auto", "coco", "voc", "npy", "packed")
 VOC_FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
 
 
@@ -88,7 +87,7 @@ def open_data(
     elif dataset == "npy":
         splits = _open_npy(path, val_fraction, seed, split, label_map, label_json, follow_links)
     else:
-        raise InputError(f"--dataset {dataset}: {', '.join(LAYOUTS)} can be opened")
+        raise InputError(f"--dataset {dataset}: {', '.join(FORMATS)} can be opened")
     if wanted.drop_empty and splits.train is not None:
         kept = np.flatnonzero(splits.train.object_counts())
         splits = splits._replace(train=splits.train.subset(kept))
