@@ -12,16 +12,19 @@ them. SIGTERM and Ctrl-C finish the step, save, and leave with exit status 143 a
 
 import sys
 
-from train_utils.cli.command import Parser, pick_device, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.device import pick_device
+from train_utils.cli.parser import Parser
 from train_utils.processes.distributed import World
-from train_utils.run.loop import add_arguments, run
+from train_utils.run.config import RunConfig, add_arguments
+from train_utils.run.loop import run
 
 
-def main():
+def main() -> None:
     parser = Parser(description=__doc__)
     add_arguments(parser)
-    args = parser.parse_args()
-    run(args, World.single(pick_device(args.device)))
+    given = parser.given()
+    run(given, World.single(pick_device(RunConfig.of(given).device)))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,21 @@ Writes to ./multi_train (--output-dir). `python train_multi_GPU.py --help` lists
 
 import sys
 
-from train_utils.cli.command import Parser, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.parser import Parser
 from train_utils.processes.distributed import World
-from train_utils.run.loop import add_arguments, run
+from train_utils.run.config import RunConfig, add_arguments
+from train_utils.run.loop import run
 
 
-def main():
+def main() -> None:
     parser = Parser(description=__doc__)
     add_arguments(parser)
-    args = parser.parse_args()
-    world = World.from_environment(args.device, args.dist_timeout)
+    given = parser.given()
+    config = RunConfig.of(given)
+    world = World.from_environment(config.device, config.dist_timeout)
     try:
-        run(args, world, output_dir="./multi_train")
+        run(given, world, output_dir="./multi_train")
     finally:
         world.close()
 

@@ -14,73 +14,78 @@ Results (--detections) are scored on the val split too, and on all images of dat
 --report writes report.html: what each kind of mistake costs, class by class, and the images that show it.
 """
 
-import argparse
+from __future__ import annotations
+
 import sys
 import time
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from backbone.settings import setting
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
-from train_utils.cli import command
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
+from train_utils.cli.device import pick_device
+from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
+from train_utils.cli.parser import Parser
+from train_utils.data.loaders import Batch, EvalLoader
+from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.mistakes import IMAGES, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
-from train_utils.prediction.predictor import (
-    add_data_arguments,
-    add_model_arguments,
-    load_model,
-    open_split,
-    open_split_of,
-)
+from train_utils.prediction.opening import ModelOptions, add_data_flags, load_model, open_split, open_split_of
 from train_utils.processes.distributed import World
-from train_utils.run.engine import EvalResult, evaluate
-from train_utils.run.epochs import val_loader
+from train_utils.run.evaluation import EvalResult, evaluate
+
+LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
 
-def parse_args() -> argparse.Namespace:
-    parser = command.Parser(description=__doc__)
-    add_model_arguments(parser, required=False)
-    parser.add_argument("--detections", metavar="R.json", help="in place of --weights-path: the results to score")
-    add_data_arguments(parser)
-    parser.add_argument(
-        "--batch-size",
-        "-b",
-        type=command.positive_int,
-        default=1,
-        help="images at a time, of equal size each time (default: 1)",
+@dataclass(frozen=True)
+class ValidationOptions(ModelOptions):
+    """What is measured, and whether the mistakes are looked at."""
+
+    weights_path: str | Path | None = setting(
+        None, "a checkpoint (it has classes and architecture), or a bare state dict", metavar="W"
     )
-    parser.add_argument(
-        "--workers", "-j", type=command.non_negative_int, default=0, help="processes that read images (default: 0)"
-    )
-    command.add_flag(parser, "--report", help="write report.html too, a page about the mistakes")
-    parser.add_argument(
-        "--report-images",
-        type=command.non_negative_int,
-        default=IMAGES,
+    detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
+    report: bool = setting(False, "write report.html too, a page about the mistakes")
+    report_images: int = setting(
+        IMAGES,
+        "images to look at in it, those with most mistakes; its size is bounded: the more, the smaller they are",
+        least=0,
         metavar="N",
-        help=f"images to look at in it, those with most mistakes; its size is bounded: the more, the "
-        f"smaller they are (default: {IMAGES})",
     )
-    args = parser.parse_args()
-    if "report_images" in args.given and not args.report:
+
+
+def parse(words: list[str] | None = None) -> dict[str, Any]:
+    """Returns the settings that the command names."""
+    parser = Parser(description=__doc__)
+    add_flags(parser, ValidationOptions)
+    add_data_flags(parser)
+    add_flags(parser, LoaderOptions, only=LOADING)
+    add_model_flags(parser)
+    given = parser.given(words)
+    if "report_images" in given and not given.get("report"):
         parser.error("--report-images N is about the page of --report; give both")
-    if (args.weights_path is None) == (args.detections is None):
+    if ("weights_path" in given) == ("detections" in given):
         parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
-    if args.detections is not None and args.data_path is None:
+    if "detections" in given and "data_path" not in given:
         parser.error("--detections needs --data-path DATA, the data that the results are about")
-    return args
+    return given
 
 
-def score_detections(args: argparse.Namespace) -> int:
+def score_detections(options: ValidationOptions, data: DataOptions) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
-    data_set = open_split(args, "val", {"val_fraction": 1.0}, None, args.label_json_path)
+    data_set = open_split("val", data, None)
     print(data_set.describe())
     truth = data_set.ground_truth()
-    found = read_detections(args.detections, data_set, {category["id"] for category in truth["categories"]})
-    output_dir = make_folder(user_path(args.output_dir))
+    found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
+    output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}
     paths = write_record(output_dir, stats)
     print(format_record(stats))
@@ -88,65 +93,74 @@ def score_detections(args: argparse.Namespace) -> int:
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {images} of {len(data_set)} images")
     print("written:", *paths)
-    return write_page_of(args, stats, found[list(stats)[-1]], data_set, None, None) if args.report else command.EXIT_OK
+    return write_page_of(options, stats, found[list(stats)[-1]], data_set, data.strict) if options.report else EXIT_OK
 
 
 def write_page_of(
-    args: argparse.Namespace, stats: dict, results: list[dict], data_set, image_ids, progress: dict | None
+    options: ValidationOptions,
+    stats: dict,
+    results: list[dict],
+    data_set: Any,
+    strict: bool,
+    image_ids: Collection[int] | None = None,
+    progress: dict | None = None,
 ) -> int:
     """Writes the report and says so; the exit status."""
-    start, folder = time.perf_counter(), user_path(args.output_dir)
-    source = args.weights_path if args.detections is None else args.detections
-    made = write_report(folder, source, stats, results, data_set, image_ids, args.report_images, args.strict, progress)
+    start, folder = time.perf_counter(), user_path(options.output_dir)
+    source = options.weights_path if options.detections is None else options.detections
+    made = write_report(folder, source, stats, results, data_set, image_ids, options.report_images, strict, progress)
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
     print(
         f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.images} images to look at, "
         f"{time.perf_counter() - start:.1f} s)"
     )
-    return command.EXIT_SOME_UNUSABLE if made.unreadable else command.EXIT_OK
+    return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
-def report(folder: Path, result: EvalResult, data_set) -> int:
+def report(folder: Path, result: EvalResult, data_set: Any) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     paths = write_record(folder, result.stats)
     paths.append(folder / "detections.json")
-    results = sorted(result.results, key=lambda r: r["image_id"])  # batches come in any order
+    results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
     write_results(paths[-1], data_set.with_given_ids(results))
     print(format_record(result.stats))
-    print(f"loss {sum(result.losses.values()):.4f}, {len(result.results)} detections, {result.seconds:.1f} s")
-    for name in result.skipped:
+    print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
+    for name in result.found.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
-    if result.skipped:
-        print(f"{len(result.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
+    if result.found.skipped:
+        print(f"{len(result.found.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
     print("written:", *paths)
-    return command.EXIT_SOME_UNUSABLE if result.skipped else command.EXIT_OK
+    return EXIT_SOME_UNUSABLE if result.found.skipped else EXIT_OK
 
 
 def main() -> int | None:
-    args = parse_args()
-    device = command.pick_device(args.device)
-    choose_evaluator()  # a mistake there is told now, not after the images
-    if args.detections is not None:
-        return score_detections(args)
-    content = load_file(args.weights_path)
-    model, label_map = load_model(args, device)
-    data_set, _ = open_split_of(args, "val", content, label_map)
-    output_dir = make_folder(user_path(args.output_dir))  # rather now than after hours
+    given = parse()
+    options = ValidationOptions(**given_settings(ValidationOptions, given), model=given_model(given))
+    loading = LoaderOptions(**given_settings(LoaderOptions, given))
+    device = pick_device(options.device)
+    choose_evaluator()  # a mistake there is reported now, not after the images
+    if options.detections is not None:
+        return score_detections(options, DataOptions(**{"val_fraction": 1.0, **given_settings(DataOptions, given)}))
+    content = load_file(options.weights_path)
+    model, label_map = load_model(options, device)
+    data_set, _ = open_split_of(content, "val", given, label_map)
+    output_dir = make_folder(user_path(options.output_dir))  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="image", disable=None) as bar:
-        loader = val_loader(args, world, data_set, model.config, args.strict)
+        loader = EvalLoader(data_set, world, loading, model.config)
 
-        def count(batch):
+        def count(batch: Batch) -> None:
             bar.update(len(batch.images) + len(batch.skipped))
 
         result = evaluate(model, loader, data_set, world, on_batch=count)
     status = report(output_dir, result, data_set)
-    if args.report:
+    if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
-        status = max(status, write_page_of(args, result.stats, result.results, data_set, result.image_ids, progress))
+        more = result.stats, result.found.results, data_set, loading.strict, sorted(result.found.image_ids), progress
+        status = max(status, write_page_of(options, *more))
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_command(main))
+    sys.exit(run_command(main))

@@ -18,7 +18,9 @@ import torch
 from backbone.errors import InputError
 from benchmarks import annotations, evaluation, loading, models, operators
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
-from train_utils.cli.command import pick_device, positive_int, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.device import pick_device
+from train_utils.cli.flags import number
 from train_utils.io.files import write_text
 
 BENCHMARKS = [
@@ -38,8 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which to run")
     parser.add_argument("--list", action="store_true", help="name them and stop")
-    parser.add_argument("--repeats", type=positive_int, default=9, help="measured turns (default: 9)")
-    parser.add_argument("--threads", type=positive_int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--repeats", type=number(int, least=1), default=9, help="measured turns (default: 9)")
+    parser.add_argument("--threads", type=number(int, least=1), help="torch's threads (default: torch's own choice)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:i (default: cpu)")
     parser.add_argument(
         "--data",

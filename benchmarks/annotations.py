@@ -24,9 +24,11 @@ import torch
 
 from benchmarks import coco_size
 from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, in_fresh_process, resident_mib
-from train_utils.cli.command import non_negative_int, positive_int, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.flags import number
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 
 NEEDED = 2 * 2**30  # bytes of disk
@@ -108,7 +110,7 @@ def measure_opening(images: int, cache: str, sender) -> None:
 def measure_workers(images: int, cache: str, workers: int, sender) -> None:
     """Send each worker's private MiB after its first batch and after an epoch of targets."""
     ds = open_ours(data_folder(images), cache)
-    loader = TrainLoader(Targets(ds), None, World.single("cpu"), batch_size=8, workers=workers)
+    loader = TrainLoader(Targets(ds), None, World.single("cpu"), LoaderOptions(8, workers=workers))
     batches = loader.epoch(0)
     next(batches)
     children = [child.pid for child in multiprocessing.active_children()]
@@ -130,8 +132,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", type=positive_int, nargs="+", default=COUNTS, help="sizes to open")
-    parser.add_argument("--workers", type=non_negative_int, default=2, help="loader workers of the epoch; 0: no epoch")
+    parser.add_argument("--images", type=number(int, least=1), nargs="+", default=COUNTS, help="sizes to open")
+    parser.add_argument("--workers", type=number(int, least=0), default=2, help="loader workers; 0: no epoch")
     args = parser.parse_args(argv)
     print(describe_machine(torch.device("cpu")) + "\n")
     print("| images | opening | time | per 1,000 | memory kept | per 1,000 | peak |\n" + "|---" * 7 + "|")

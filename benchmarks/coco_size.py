@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from train_utils.cli.command import positive_int, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.flags import number
 from train_utils.data.labels import coco_names
 from train_utils.io import files
 
@@ -242,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--val", action="store_true", help="val2017's size and detections, not train2017's")
-    parser.add_argument("--images", type=positive_int, help=f"default: {IMAGES}, with --val {VAL_IMAGES}")
+    parser.add_argument("--images", type=number(int, least=1), help=f"default: {IMAGES}, with --val {VAL_IMAGES}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-files", action="store_true", help="write an empty file for each image too")
     args = parser.parse_args(argv)

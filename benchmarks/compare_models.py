@@ -14,22 +14,25 @@ import time
 import torch
 
 from train_utils.checkpoints.checkpoint import model_from_checkpoint
-from train_utils.cli import command
+from train_utils.cli.command import run_command
+from train_utils.cli.device import pick_device
+from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
 from train_utils.data.loaders import Batch, sample_seed
-from train_utils.data.opening import LAYOUTS, open_data
-from train_utils.run.engine import to_device
+from train_utils.data.opening import open_data
+from train_utils.data.options import FORMATS
 from train_utils.run.optimization import Precision, build_optimizer
 
 
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
-    parser = command.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("weights", nargs="+", metavar="W", help="checkpoints")
     parser.add_argument("--data-path", required=True, metavar="DATA")
-    parser.add_argument("--dataset", choices=LAYOUTS, default="auto")
+    parser.add_argument("--dataset", choices=FORMATS, default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--images", type=command.positive_int, default=8)
-    parser.add_argument("--batch-size", type=command.positive_int, default=4)
-    parser.add_argument("--turns", type=command.positive_int, default=5)
+    parser.add_argument("--images", type=number(int, least=1), default=8)
+    parser.add_argument("--batch-size", type=number(int, least=1), default=4)
+    parser.add_argument("--turns", type=number(int, least=1), default=5)
     return parser.parse_args(words)
 
 
@@ -50,14 +53,14 @@ def train(model, batches, optimizer, precision) -> None:
 
 def main(words: list[str] | None = None) -> None:
     args = parse_args(words)
-    device = command.pick_device(args.device)
+    device = pick_device(args.device)
     data = open_data(args.data_path, dataset=args.dataset, split="val").val
     samples = [data[i] for i in range(min(args.images, len(data)))]
     batches = []
     for start in range(0, len(samples), args.batch_size):
         images, targets = zip(*samples[start : start + args.batch_size], strict=True)
         seeded = [{**target, "sample_seed": sample_seed(0, 0, start + i)} for i, target in enumerate(targets)]
-        batches.append(to_device(Batch(list(images), seeded, [], []), device))
+        batches.append(Batch(list(images), seeded, [], []).to(device))
     seconds: dict = {}
     models = {path: model_from_checkpoint(path, device)[0] for path in args.weights}
     for turn in range(args.turns + 1):
@@ -79,4 +82,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_command(main))
+    sys.exit(run_command(main))

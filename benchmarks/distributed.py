@@ -19,12 +19,14 @@ from pathlib import Path
 import torch
 
 from network_files import create_model
-from train_utils.cli.command import positive_int, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.flags import number
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
-from train_utils.run.engine import Learner, train_one_epoch
-from train_utils.run.optimization import Precision, build_optimizer, build_schedule
+from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
+from train_utils.run.step import train_one_epoch
 from transforms import build_augment
 
 MODES = ("one rank", "ranks for themselves", "ranks together")
@@ -37,18 +39,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data-path", type=Path, required=True)
-    parser.add_argument("--ranks", type=positive_int, default=2)
-    parser.add_argument("--turns", type=positive_int, default=3, help="measured turns (default: 3)")
-    parser.add_argument("--steps", type=positive_int, default=3, help="steps of each mode in a turn (default: 3)")
+    parser.add_argument("--ranks", type=number(int, least=1), default=2)
+    parser.add_argument("--turns", type=number(int, least=1), default=3, help="measured turns (default: 3)")
+    parser.add_argument("--steps", type=number(int, least=1), default=3, help="steps of a mode in a turn (default: 3)")
     parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--min-size", type=positive_int, default=800)
-    parser.add_argument("--max-size", type=positive_int, default=1333)
-    parser.add_argument("--batch-size", type=positive_int, default=1, help="images per rank and step (default: 1)")
+    parser.add_argument("--min-size", type=number(int, least=1), default=800)
+    parser.add_argument("--max-size", type=number(int, least=1), default=1333)
+    parser.add_argument("--batch-size", type=number(int, least=1), default=1, help="images per rank (default: 1)")
     parser.add_argument("--trainable-layers", type=int, default=3)
     return parser.parse_args(argv)
 
 
-def learner_of(world: World, args: argparse.Namespace, num_classes: int) -> Learner:
+def train_state(world: World, args: argparse.Namespace, num_classes: int) -> TrainState:
     torch.manual_seed(0)
     model = create_model(
         num_classes,
@@ -59,16 +61,16 @@ def learner_of(world: World, args: argparse.Namespace, num_classes: int) -> Lear
     )
     optimizer = build_optimizer(model, "sgd", 1e-4)
     schedule = build_schedule(optimizer, total_steps=10**6, warmup_steps=0)
-    return Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+    return TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
 
 
 def steps_of(world: World, args: argparse.Namespace, data):
     """Seconds of one step after another, without end."""
-    learner = learner_of(world, args, data.label_map.num_labels)
-    loader = TrainLoader(data.train, build_augment(), world, args.batch_size)
+    state = train_state(world, args, data.label_map.num_labels)
+    loader = TrainLoader(data.train, build_augment(), world, LoaderOptions(args.batch_size))
     for epoch in range(10**6):
         start = time.perf_counter()
-        for _ in train_one_epoch(learner, loader, world, epoch):
+        for _ in train_one_epoch(state, loader, world, epoch):
             yield time.perf_counter() - start
             start = time.perf_counter()
 

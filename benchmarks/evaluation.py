@@ -22,7 +22,8 @@ from pathlib import Path
 from backbone.errors import InputError
 from benchmarks.coco_size import write_val
 from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, in_fresh_process, resident_mib
-from train_utils.cli.command import positive_int, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.flags import number
 from train_utils.data.labels import read_json
 from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
 from train_utils.evaluation.numbers import evaluate_results
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", type=positive_int, default=5000)
+    parser.add_argument("--images", type=number(int, least=1), default=5000)
     parser.add_argument("--evaluator", choices=[PYCOCOTOOLS, FASTER], default=PYCOCOTOOLS, help="of our side")
     parser.add_argument("--side", choices=SIDES, help="this one only")
     parser.add_argument("--folder", type=Path, help="where the drawn files are kept (default: nowhere)")

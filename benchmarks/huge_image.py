@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from network_files import create_model
-from train_utils.cli.command import positive_int, run_command
+from train_utils.cli.command import run_command
+from train_utils.cli.flags import number
 
 ROOT = Path(__file__).resolve().parent.parent
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("disc", "square", "ring"), start=1)]
@@ -37,13 +38,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--train", action="store_true", help="one training step instead of an evaluation")
-    parser.add_argument("--width", type=positive_int, default=4000)
-    parser.add_argument("--height", type=positive_int, default=3000)
-    parser.add_argument("--objects", type=positive_int, default=1000)
-    parser.add_argument("--detections", type=positive_int, default=100, help="--box-detections-per-img")
+    parser.add_argument("--width", type=number(int, least=1), default=4000)
+    parser.add_argument("--height", type=number(int, least=1), default=3000)
+    parser.add_argument("--objects", type=number(int, least=1), default=1000)
+    parser.add_argument("--detections", type=number(int, least=1), default=100, help="--box-detections-per-img")
     parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--min-size", type=positive_int, default=800)
-    parser.add_argument("--max-size", type=positive_int, default=1333)
+    parser.add_argument("--min-size", type=number(int, least=1), default=800)
+    parser.add_argument("--max-size", type=number(int, least=1), default=1333)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the input is made (default: nowhere)")
     return parser.parse_args(argv)
 

@@ -16,6 +16,7 @@ from benchmarks.harness import Benchmark, LeftOut, Settings
 from tools.pack_dataset import pack
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from transforms import build_augment
 
@@ -91,7 +92,7 @@ def prepare_loading(settings: Settings):
     if settings.data is None:
         raise LeftOut("it needs the photos of coco_mini")
     data = open_data(settings.data / "coco_mini").train
-    ours = TrainLoader(data, build_augment(), World.single("cpu"), BATCH, workers=WORKERS)
+    ours = TrainLoader(data, build_augment(), World.single("cpu"), LoaderOptions(BATCH, workers=WORKERS))
     theirs = reference_loader(data.source, data.annotations.images.image_dir)
     return lambda: count(batch.targets for batch in ours.epoch(0)), lambda: count(targets for _, targets in theirs)
 
@@ -106,7 +107,8 @@ def prepare_packed(settings: Settings, keep_encoded: bool = False):
         pack(data, path, keep_encoded)
         packed = open_data(path, split="train").train  # mapped: the file's name may go
     world = World.single("cpu")
-    loaders = [TrainLoader(part, build_augment(), world, BATCH, workers=WORKERS) for part in (packed, data)]
+    options = LoaderOptions(BATCH, workers=WORKERS)
+    loaders = [TrainLoader(part, build_augment(), world, options) for part in (packed, data)]
     return tuple(lambda loader=loader: count(batch.targets for batch in loader.epoch(0)) for loader in loaders)
 
 

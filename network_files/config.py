@@ -1,33 +1,9 @@
 """Every number of the network, in one place."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 
 from backbone import BACKBONES, NORMS, InputError, usual_width
-
-
-def setting(default, text: str):
-    """A config field with its explanation, which the scripts' --help shows."""
-    return field(default=default, metadata={"help": text})
-
-
-COUNTS = (
-    "backbone_width",
-    "fpn_channels",
-    "rpn_pre_nms_top_n_train",
-    "rpn_pre_nms_top_n_test",
-    "rpn_post_nms_top_n_train",
-    "rpn_post_nms_top_n_test",
-    "rpn_batch_size_per_image",
-    "box_detections_per_img",
-    "box_batch_size_per_image",
-    "box_roi_size",
-    "box_head_channels",
-    "mask_roi_size",
-    "mask_head_channels",
-    "mask_head_layers",
-    "roi_sampling_ratio",
-)
-LENGTHS = {"image_mean": 3, "image_std": 3, "bbox_reg_weights": 4}
+from backbone.settings import check, lists_to_tuples, setting
 
 
 @dataclass(frozen=True)
@@ -40,12 +16,14 @@ class MaskRCNNConfig:
     backbone: str = setting("resnet50", f"body: {', '.join(BACKBONES)}")
     variant: str = setting("v1", "v1 (Mask R-CNN paper) or v2 (torchvision's improved baseline)")
     backbone_width: int | None = setting(
-        None, "channels of the body's stem, which all others scale with (default: the papers', 64, MobileNet 32)"
+        None,
+        "channels of the body's stem, which all others scale with (default: the papers', 64, MobileNet 32)",
+        least=1,
     )
     norm: str | None = setting(None, f"normalisation: {', '.join(NORMS)} (default: v1 frozen, v2 batch)")
     trainable_layers: int = setting(3, "backbone stages that train, 0..5, counted from the top (torchvision)")
     frozen_bn_eps: float = setting(1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)")
-    fpn_channels: int = setting(256, "channels of every pyramid level (FPN paper)")
+    fpn_channels: int = setting(256, "channels of every pyramid level (FPN paper)", least=1)
 
     min_size: tuple[int, ...] = setting(
         (800,), "pixels of the shorter side; of several, training draws one per image and evaluation takes the last"
@@ -54,88 +32,89 @@ class MaskRCNNConfig:
     fixed_size: tuple[int, int] | None = setting(
         None, "height and width that every image is scaled to fit and padded to, in place of min_size and max_size"
     )
-    image_mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1")
-    image_std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1")
+    image_mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1", length=3)
+    image_std: tuple[float, ...] = setting(
+        (0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1", length=3, above=0
+    )
     size_divisible: int = setting(32, "padded sides are multiples of this (the coarsest body stride)")
 
     anchor_sizes: tuple[int, ...] = setting((32, 64, 128, 256, 512), "anchor side in pixels, one per level (FPN paper)")
-    aspect_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "anchor height / width, on every level (FPN paper)")
-    rpn_pre_nms_top_n_train: int = setting(2000, "best anchors per level before NMS, in training")
-    rpn_pre_nms_top_n_test: int = setting(1000, "the same in evaluation")
-    rpn_post_nms_top_n_train: int = setting(2000, "proposals per image after NMS, in training")
-    rpn_post_nms_top_n_test: int = setting(1000, "the same in evaluation")
+    aspect_ratios: tuple[float, ...] = setting(
+        (0.5, 1.0, 2.0), "anchor height / width, on every level (FPN paper)", above=0
+    )
+    rpn_pre_nms_top_n_train: int = setting(2000, "best anchors per level before NMS, in training", least=1)
+    rpn_pre_nms_top_n_test: int = setting(1000, "the same in evaluation", least=1)
+    rpn_post_nms_top_n_train: int = setting(2000, "proposals per image after NMS, in training", least=1)
+    rpn_post_nms_top_n_test: int = setting(1000, "the same in evaluation", least=1)
     rpn_nms_thresh: float = setting(0.7, "IoU above which the worse proposal is dropped (Faster R-CNN)")
     rpn_fg_iou_thresh: float = setting(0.7, "IoU from which an anchor is positive (Faster R-CNN)")
     rpn_bg_iou_thresh: float = setting(0.3, "IoU below which an anchor is negative (Faster R-CNN)")
-    rpn_batch_size_per_image: int = setting(256, "anchors sampled per image (Faster R-CNN)")
+    rpn_batch_size_per_image: int = setting(256, "anchors sampled per image (Faster R-CNN)", least=1)
     rpn_positive_fraction: float = setting(0.5, "largest share of positives among them (Faster R-CNN)")
     rpn_score_thresh: float = setting(0.0, "least objectness (0..1) of a proposal")
 
     box_score_thresh: float = setting(0.05, "least score (0..1) of a detection (Fast R-CNN)")
     box_nms_thresh: float = setting(0.5, "IoU above which the worse detection of a class is dropped (Mask R-CNN)")
-    box_detections_per_img: int = setting(100, "most detections per image (Mask R-CNN)")
+    box_detections_per_img: int = setting(100, "most detections per image (Mask R-CNN)", least=1)
     box_fg_iou_thresh: float = setting(0.5, "IoU from which a proposal is positive (Fast R-CNN)")
     box_bg_iou_thresh: float = setting(0.5, "IoU below which a proposal is background (Mask R-CNN)")
-    box_batch_size_per_image: int = setting(512, "proposals sampled per image (Mask R-CNN with FPN)")
+    box_batch_size_per_image: int = setting(512, "proposals sampled per image (Mask R-CNN with FPN)", least=1)
     box_positive_fraction: float = setting(0.25, "largest share of positives among them (Fast R-CNN)")
     bbox_reg_weights: tuple[float, ...] = setting(
-        (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)"
+        (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)", length=4, above=0
     )
-    box_roi_size: int = setting(7, "cells a side that the box head sees of a RoI (FPN paper)")
-    box_head_channels: int = setting(1024, "width of the box head (FPN paper)")
+    box_roi_size: int = setting(7, "cells a side that the box head sees of a RoI (FPN paper)", least=1)
+    box_head_channels: int = setting(1024, "width of the box head (FPN paper)", least=1)
     box_head_convs: int = setting(4, "convolutions in v2's box head (torchvision)")
-    mask_roi_size: int = setting(14, "cells a side that the mask head sees; masks have twice as many (Mask R-CNN)")
-    mask_head_channels: int = setting(256, "channels of the mask head (Mask R-CNN)")
-    mask_head_layers: int = setting(4, "convolutions in the mask head (Mask R-CNN)")
-    roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)")
+    mask_roi_size: int = setting(
+        14, "cells a side that the mask head sees; masks have twice as many (Mask R-CNN)", least=1
+    )
+    mask_head_channels: int = setting(256, "channels of the mask head (Mask R-CNN)", least=1)
+    mask_head_layers: int = setting(4, "convolutions in the mask head (Mask R-CNN)", least=1)
+    roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)", least=1)
     crowd_ioa_thresh: float | None = setting(
         0.7, "share of a box inside a crowd region from which it is no negative example (None: off)"
     )
     dropout: float = setting(
-        0.0, "share dropped in training after fc6 and fc7 (v2: its one linear layer) and each mask convolution"
+        0.0,
+        "share dropped in training after fc6 and fc7 (v2: its one linear layer) and each mask convolution",
+        least=0,
+        below=1,
     )
 
-    def __post_init__(self):
-        for f in fields(self):  # lists from JSON or a caller become tuples, one number a tuple of one
-            value = getattr(self, f.name)
-            if isinstance(value, list):
-                object.__setattr__(self, f.name, tuple(value))
-            elif isinstance(f.default, tuple) and not isinstance(value, tuple):
-                object.__setattr__(self, f.name, (value,))
+    def __post_init__(self) -> None:
+        lists_to_tuples(self)
         if self.norm is None:
             object.__setattr__(self, "norm", "frozen" if self.variant == "v1" else "batch")
         if self.backbone_width is None:
             object.__setattr__(self, "backbone_width", usual_width(self.backbone))
         self._check()
 
-    def _check(self):
+    def _check(self) -> None:
+        """Raises InputError for values that no model can have: of the fields that need more than their own rules."""
         low, high = min(self.min_size, default=0), max(self.min_size, default=0)
-        wrong = [
-            (self.variant not in ("v1", "v2"), f"variant {self.variant!r} is not known: v1 or v2"),
-            (self.num_classes < 2, f"num_classes is {self.num_classes}: it counts background, so at least 2"),
-            (len(self.anchor_sizes) != 5, f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level"),
-            (min(self.anchor_sizes, default=0) <= 0, "anchor_sizes must be positive numbers"),
-            (min(self.aspect_ratios, default=0) <= 0, "aspect_ratios must be positive numbers"),
-            *((getattr(self, name) < 1, f"{name} is {getattr(self, name)}: it must be 1 or more") for name in COUNTS),
-            *(
-                (len(getattr(self, name)) != n, f"{name} has {len(getattr(self, name))} numbers: give {n}")
-                for name, n in LENGTHS.items()
-            ),
-            (not min(self.image_std, default=0) > 0, "image_std must be positive numbers"),
-            (not min(self.bbox_reg_weights, default=0) > 0, "bbox_reg_weights must be positive numbers"),
-            (low < 1, f"min_size is {low}: it must be 1 pixel or more"),
-            (high > self.max_size, f"min_size {high} is larger than max_size {self.max_size}"),
-            (
-                self.fixed_size is not None and not self._is_fixed_size(),
-                f"fixed_size is {self.fixed_size}: give a "
-                f"height and a width, both multiples of size_divisible, {self.size_divisible}",
-            ),
-            (self.size_divisible < 32 or self.size_divisible % 32, "size_divisible must be a multiple of 32"),
-            (not 0 <= self.dropout < 1, f"dropout is {self.dropout}: it must be at least 0 and below 1"),
-        ]
-        for is_wrong, message in wrong:
-            if is_wrong:
-                raise InputError(message)
+        if self.variant not in ("v1", "v2"):
+            raise InputError(f"variant {self.variant!r} is not known: v1 or v2")
+        if self.num_classes < 2:
+            raise InputError(f"num_classes is {self.num_classes}: it counts background, so at least 2")
+        if len(self.anchor_sizes) != 5:
+            raise InputError(f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level")
+        if min(self.anchor_sizes) <= 0:
+            raise InputError("anchor_sizes must be positive numbers")
+        if not self.aspect_ratios:
+            raise InputError("aspect_ratios must be positive numbers")
+        check(self)
+        if low < 1:
+            raise InputError(f"min_size is {low}: it must be 1 pixel or more")
+        if high > self.max_size:
+            raise InputError(f"min_size {high} is larger than max_size {self.max_size}")
+        if self.fixed_size is not None and not self._is_fixed_size():
+            raise InputError(
+                f"fixed_size is {self.fixed_size}: give a height and a width, both multiples of size_divisible, "
+                f"{self.size_divisible}"
+            )
+        if self.size_divisible < 32 or self.size_divisible % 32:
+            raise InputError("size_divisible must be a multiple of 32")
 
     def _is_fixed_size(self) -> bool:
         sides = self.fixed_size

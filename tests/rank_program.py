@@ -16,8 +16,15 @@ from tests.tiny_model import FEW, tiny
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import open_data
 from train_utils.processes.distributed import World
-from train_utils.run.engine import Learner, evaluate, train_one_epoch
 from train_utils.run.optimization import Precision, build_optimizer, build_schedule
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from network_files import MaskRCNNConfig  # noqa: E402
+from train_utils.data.options import LoaderOptions  # noqa: E402
+from train_utils.run.evaluation import evaluate  # noqa: E402
+from train_utils.run.optimization import TrainState  # noqa: E402
+from train_utils.run.step import train_one_epoch  # noqa: E402
 
 STEPS = 20
 
@@ -36,22 +43,22 @@ def small_model(num_classes):
 def program(world, data, accumulate):
     splits = open_data(data)
     model = small_model(splits.label_map.num_labels)
-    val_loader = EvalLoader(splits.val, world, 2, 0, 32, 32, 32)
+    val_loader = EvalLoader(splits.val, world, LoaderOptions(2), MaskRCNNConfig(min_size=32, max_size=32))
     evaluation = evaluate(model, val_loader, splits.val, world, keep_samples=1)
 
     optimizer = build_optimizer(model, "sgd", 0.01)
     schedule = build_schedule(optimizer, total_steps=STEPS, warmup_steps=5)
-    learner = Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
-    loader = TrainLoader(splits.train, None, world, batch_size=1, accumulate_steps=accumulate)
+    state = TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+    loader = TrainLoader(splits.train, None, world, LoaderOptions(1, accumulate))
     losses = []
     for epoch in range(-(-STEPS // loader.steps_per_epoch)):
-        losses += [record.losses for record in train_one_epoch(learner, loader, world, epoch)]
+        losses += [record.losses for record in train_one_epoch(state, loader, world, epoch)]
     return {
         "losses": losses[:STEPS],
         "parameters": {name: p.detach() for name, p in model.named_parameters()},
         "stats": {iou_type: numbers.stats for iou_type, numbers in evaluation.stats.items()},
         "val_losses": evaluation.losses,
-        "results": evaluation.results,
+        "results": evaluation.found.results,
     }
 
 

@@ -6,6 +6,7 @@ from benchmarks.loading import reference_loader
 from my_dataset_coco import CocoDataset
 from tests.coco_folders import annotation, many, square, write
 from train_utils.data.loaders import TrainLoader
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from transforms import HorizontalFlip
 
@@ -20,7 +21,7 @@ def test_both_sides_deliver_the_same(tmp_path):
     content["annotations"].append(annotation(9, 2, segmentation=[*square(), *square(14, 4, 5)], area=125))
     path = write(tmp_path, content)
     data = CocoDataset(path, tmp_path / "images")
-    ours = by_id((b.images, b.targets) for b in TrainLoader(data, None, World.single("cpu"), 2).epoch(0))
+    ours = by_id((b.images, b.targets) for b in TrainLoader(data, None, World.single("cpu"), LoaderOptions(2)).epoch(0))
     theirs = by_id(reference_loader(path, tmp_path / "images", flip=0, workers=0))
     mirrored = by_id(reference_loader(path, tmp_path / "images", flip=1, workers=0))
     assert sorted(ours) == sorted(theirs) == sorted(mirrored) == [1, 2, 3, 4]

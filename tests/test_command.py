@@ -5,6 +5,7 @@ import dataclasses
 import importlib.machinery
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,32 +14,35 @@ import pytest
 import torch
 
 from backbone.errors import InputError
+from backbone.settings import Settings, setting
 from network_files import MaskRCNNConfig
-from train_utils.cli.command import (
-    Parser,
-    add_config_arguments,
-    add_flag,
-    config_from_args,
-    fraction,
-    non_negative_int,
-    parse_bool,
-    pick_device,
-    plain_args,
-    positive_float,
-    positive_int,
-    run_command,
-    seed,
-)
+from train_utils.cli.command import run_command
+from train_utils.cli.device import pick_device
+from train_utils.cli.flags import add_flags, add_model_flags, given_model, number, parse_bool
+from train_utils.cli.parser import Parser
+from train_utils.run.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
 
+@dataclasses.dataclass(frozen=True)
+class Some(Settings):
+    """Some settings."""
+
+    amp: bool = setting(False, "faster")
+    img_path: str | None = setting(None, "an image")
+    flip: float = setting(0.0, "probability", least=0, most=1, bare=0.5)
+    scales: tuple[float, float] = setting((0.1, 2.0), "a range", above=0, metavar=("LOW", "HIGH"))
+    size: int | None = setting(None, "pixels", least=1, short="-s")
+    kind: str = setting("new", "one of two", choices=("new", "old"))
+    plain: str = "no setting"
+
+
 def model_parser():
     parser = Parser()
-    add_flag(parser, "--amp")
-    parser.add_argument("--img-path")
-    add_config_arguments(parser)
+    add_flags(parser, Some)
+    add_model_flags(parser)
     return parser
 
 
@@ -51,11 +55,10 @@ def model_parser():
         (["--amp", "False"], False),
         (["--amp", "false"], False),
         (["--amp=True"], True),
-        (["--amp", "--min-size", "5"], True),
     ],
 )
 def test_boolean_flag_means_what_it_says(words, expected):
-    assert model_parser().parse_args(words).amp is expected
+    assert Some(**given(words)).amp is expected
 
 
 def test_boolean_flag_refuses_other_words():
@@ -63,9 +66,40 @@ def test_boolean_flag_refuses_other_words():
         parse_bool("maybe")
 
 
+def given(words):
+    return model_parser().given(words)
+
+
 def test_both_spellings_of_every_flag_and_untouched_values():
-    args = model_parser().parse_args(["--min_size", "3", "4", "--max_size=77", "--img_path", "__a_b/--c_d"])
-    assert (args.min_size, args.max_size, args.img_path) == ([3, 4], 77, "__a_b/--c_d")
+    words = ["--min_size", "3", "4", "--max_size=77", "--img_path", "__a_b/--c_d", "--amp"]
+    assert given(words) == {"min_size": (3, 4), "max_size": 77, "img_path": "__a_b/--c_d", "amp": True}
+
+
+def test_flags_follow_from_the_settings_of_a_dataclass(capsys):
+    assert given([]) == {} and not hasattr(model_parser().parse_args([]), "plain")
+    words = "--flip --scales 0.5 1 -s 3 --kind old"
+    assert Some(**given(words.split())) == Some(flip=0.5, scales=(0.5, 1.0), size=3, kind="old")
+    text = " ".join(model_parser().format_help().split())
+    assert "Some settings: --amp [True|False] faster --img-path IMG_PATH an image --flip [FLOAT]" in text
+    assert "probability (default: 0; bare flag: 0.5) --scales LOW HIGH a range (default: 0.1 2)" in text
+    for wrong, said in (("--size 0", "'0' is not a whole number of at least 1"), ("--kind x", "invalid choice: 'x'")):
+        with pytest.raises(SystemExit):
+            given(wrong.split())
+        assert said in capsys.readouterr().err
+
+
+def test_settings_keep_their_rules():
+    assert Some(scales=[1.0, 2.0]).scales == (1.0, 2.0) and Some(size=None).size is None
+    for values, said in (
+        ({"size": 0}, "size is 0: it must be 1 or more"),
+        ({"flip": float("nan")}, "flip is nan: it must be between 0 and 1"),
+        ({"scales": (0.0, 1.0)}, "scales must be positive numbers"),
+        ({"kind": "x"}, "kind 'x' is not known: new or old"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Some(**values)
+    with pytest.raises(TypeError, match="leest: no rule of a setting"):
+        setting(0, "a number", leest=0)
 
 
 def test_abbreviated_flag_is_refused_in_one_line(capsys):
@@ -96,31 +130,25 @@ def test_the_program_is_named_as_it_is_started(module, told, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    "kind, good, bad",
+    "kind, good, bad, wanted",
     [
-        (positive_int, "1", ["0", "-1", "1.5", "x"]),
-        (non_negative_int, "0", ["-1", "x"]),
-        (positive_float, "1e-9", ["0", "-1", "nan", "inf", "x"]),
-        (fraction, "1", ["1.01", "-0.1", "nan"]),
-        (seed, "0", ["-1", str(2**63), "x"]),
+        (number(int, least=1), "1", ["0", "-1", "1.5", "x"], "a whole number of at least 1"),
+        (number(int, least=0), "0", ["-1", "x"], "a whole number of at least 0"),
+        (number(float, above=0), "1e-9", ["0", "-1", "nan", "inf", "x"], "a number above 0"),
+        (number(float, least=1), "1", ["0.9", "inf", "nan"], "a number of at least 1"),
+        (number(float, least=0, most=1), "1", ["1.01", "-0.1", "nan"], "a number between 0 and 1"),
+        (number(int, least=0, below=2**63), "0", ["-1", str(2**63), "x", "9" * 400], "at least 0, below 2^63"),
     ],
 )
-def test_number_types(kind, good, bad):
+def test_number_types(kind, good, bad, wanted):
     assert kind(good) == float(good)
     for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError, match=text):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not .*{re.escape(wanted)}$"):
             kind(text)
 
 
-def test_every_config_field_has_a_flag_and_absent_flags_give_nothing():
-    args = model_parser().parse_args([])
-    fields = {f.name for f in dataclasses.fields(MaskRCNNConfig) if f.init} - {"num_classes"}
-    assert fields and all(getattr(args, name) is None for name in fields)
-    assert config_from_args(args) == {}
-
-
-def test_config_from_args_round_trips_every_default():
-    """Each field's default, typed as flags, gives the field's default back."""
+def test_config_fields_round_trip_through_their_flags():
+    """Each field's default, typed as flags, gives the field's default back; absent flags give nothing."""
     config = MaskRCNNConfig(num_classes=3).to_dict()
     words = []
     for name, value in config.items():
@@ -128,15 +156,14 @@ def test_config_from_args_round_trips_every_default():
             continue
         values = value if isinstance(value, (list, tuple)) else [value]
         words += ["--" + name.replace("_", "-"), *("none" if v is None else str(v) for v in values)]
-    given = config_from_args(model_parser().parse_args(words))
-    assert set(given) == set(config) - {"num_classes"}
-    assert MaskRCNNConfig.from_dict({**given, "num_classes": 3}).to_dict() == config
+    fields = given_model(given(words))
+    assert set(fields) == set(config) - {"num_classes"} and given_model(given([])) == {}
+    assert MaskRCNNConfig.from_dict({**fields, "num_classes": 3}).to_dict() == config
 
 
 def test_config_values_take_their_types():
     words = "--anchor-sizes 8 16 32 64 128 --aspect-ratios 0.5 1 --box-score-thresh 0.3 --backbone resnet18"
-    given = config_from_args(model_parser().parse_args(words.split()))
-    assert given == {
+    assert given(words.split()) == {
         "anchor_sizes": (8, 16, 32, 64, 128),
         "aspect_ratios": (0.5, 1.0),
         "box_score_thresh": 0.3,
@@ -145,10 +172,10 @@ def test_config_values_take_their_types():
 
 
 def test_none_switches_an_optional_field_off():
-    args = model_parser().parse_args(["--crowd-ioa-thresh", "None", "--fixed-size", "none"])
-    assert config_from_args(args) == {"crowd_ioa_thresh": None, "fixed_size": None}
-    args = model_parser().parse_args(["--fixed-size", "64", "96"])
-    assert config_from_args(args) == {"fixed_size": (64, 96)}
+    assert given(["--crowd-ioa-thresh", "None", "--fixed-size", "64", "96"]) == {
+        "crowd_ioa_thresh": None,
+        "fixed_size": (64, 96),
+    }
 
 
 def test_help_can_be_printed():
@@ -164,10 +191,14 @@ def test_pick_device():
             pick_device(wrong)
 
 
-def test_plain_args_are_json():
-    args = argparse.Namespace(path=Path("a/b"), size=(1, 2), lr=None, amp=True)
-    expected = {"amp": True, "lr": None, "path": "a/b", "size": [1, 2]}
-    assert json.loads(json.dumps(plain_args(args))) == expected
+def test_the_args_of_a_run_are_json_and_come_back():
+    config = RunConfig.of(
+        {"data_path": Path("a/b"), "jitter_scale": [1, 2], "crowd_ioa_thresh": None, "min_size": (9,)}
+    )
+    args = json.loads(json.dumps(config.to_args()))
+    assert (args["data_path"], args["jitter_scale"], args["lr"], args["norm"]) == ("a/b", [1, 2], None, None)
+    back = RunConfig().with_args({**args, "of_another_version": 3}, [*args, "of_another_version"])
+    assert back.replaced({"data_path": Path("a/b")}) == config.replaced({"min_size": [9]})
 
 
 def raises(error):

@@ -284,8 +284,8 @@ def test_a_wrong_json_is_named(tmp_path, content, told):
 def test_a_key_that_stands_twice_is_named(tmp_path, streamed):
     path = tmp_path / "instances.json"
     for old, new, said in (
-        ('"area": 100', '"area": 100, "area": 1', "key 'area' stands twice in the object with id 1"),
-        ('"images"', '"images": [], "images"', "key 'images' stands twice in the object of images, annotations"),
+        ('"area": 100', '"area": 100, "area": 1', "key 'area' is duplicated in the object with id 1"),
+        ('"images"', '"images": [], "images"', "key 'images' is duplicated in the object of images, annotations"),
     ):
         path.write_text(json.dumps(coco()).replace(old, new))
         with pytest.raises(InputError, match=f"instances.json: {said}"):

@@ -153,8 +153,8 @@ def test_a_wrong_entry_is_named(run, data, entry, said):
     [
         ("{}", "not a list of detections"),
         ("[1", "not valid json"),
-        ('[{"image_id": 10, "score": 1, "score": 2}]', "entry 0 (the first is 0): key 'score' stands twice"),
-        ('[{"segmentation": {"size": 1, "size": 2}}]', "entry 0 (the first is 0): key 'size' stands twice"),
+        ('[{"image_id": 10, "score": 1, "score": 2}]', "entry 0 (the first is 0): key 'score' is duplicated"),
+        ('[{"segmentation": {"size": 1, "size": 2}}]', "entry 0 (the first is 0): key 'size' is duplicated"),
     ],
 )
 def test_a_wrong_file_is_named(run, data, text, said):

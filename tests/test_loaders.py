@@ -9,12 +9,23 @@ import pytest
 import torch
 
 from backbone.errors import InputError
+from network_files import MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import padded_size
 from tests.coco_folders import many, write
 from train_utils.data.images import ImageError
 from train_utils.data.loaders import EvalLoader, TrainLoader, aspect_groups, global_batches, sample_rng, sample_seed
 from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
+
+
+def train_loader(ds, augment, world, *numbers, **options):
+    return TrainLoader(ds, augment, world, LoaderOptions(*numbers, **options))
+
+
+def eval_loader(ds, world, batch_size, workers=0, strict=False, **config):
+    options = LoaderOptions(batch_size, workers=workers, strict=strict)
+    return EvalLoader(ds, world, options, MaskRCNNConfig(**config))
 
 
 class World:
@@ -47,7 +58,7 @@ def even(count):
 
 
 def order(ds, world=None, batch_size=2, accumulate=1, epoch=0, first=0, **options):
-    loader = TrainLoader(ds, None, world or World(), batch_size, accumulate, **options)
+    loader = train_loader(ds, None, world or World(), batch_size, accumulate, **options)
     return [batch.indices for batch in loader.epoch(epoch, first)]
 
 
@@ -83,14 +94,14 @@ def test_an_epoch_can_be_entered_at_any_step():
     whole = order(ds, batch_size=2, accumulate=2)
     for step in (0, 3, 5):
         assert order(ds, batch_size=2, accumulate=2, first=step) == whole[2 * step :]
-    assert TrainLoader(ds, None, World(), 2, 2).steps_per_epoch == 5 == len(whole) / 2
+    assert train_loader(ds, None, World(), 2, 2).steps_per_epoch == 5 == len(whole) / 2
 
 
 def test_the_only_batch_may_be_incomplete():
     parts = [order(even(3), World(r, 4), batch_size=2) for r in range(4)]
     assert sorted(len(part[0]) for part in parts) == [0, 1, 1, 1]
     assert sorted(sum((part[0] for part in parts), [])) == [0, 1, 2]
-    assert TrainLoader(even(3), None, World(0, 4), 2).steps_per_epoch == 1
+    assert train_loader(even(3), None, World(0, 4), 2).steps_per_epoch == 1
 
 
 def test_what_is_dropped_changes_with_the_epoch():
@@ -123,7 +134,7 @@ def rotate(image, target, rng):
 
 def test_samples_do_not_depend_on_workers_ranks_or_where_the_epoch_is_entered():
     def samples(workers, world=None, first=0):
-        loader = TrainLoader(even(8), rotate, world or World(), 2 // (world or World()).size, workers=workers)
+        loader = train_loader(even(8), rotate, world or World(), 2 // (world or World()).size, workers=workers)
         batches = [*loader.epoch(1), *loader.epoch(2, first)]
         return {
             (n, i): (int(image[0, 0, 0]), target["sample_seed"])
@@ -148,14 +159,14 @@ def test_repeats_are_samples_of_their_own():
         found = []
         for rank in range(ranks):
             world = World(rank, ranks)
-            loader = TrainLoader(Numbered(sizes), rotate, world, 2 // ranks, workers=workers, repeat=repeat)
+            loader = train_loader(Numbered(sizes), rotate, world, 2 // ranks, workers=workers, repeat=repeat)
             for step, batch in enumerate(loader.epoch(4, first), first):
                 rows = zip(batch.indices, batch.images, batch.targets, strict=True)
                 found += [(step, i, t["image_id"], t["sample_seed"], int(image[0, 0, 0])) for i, image, t in rows]
         return sorted(found)
 
     alone = samples()
-    assert len(alone) == 14 and TrainLoader(Numbered(sizes), None, World(), 2, repeat=3).steps_per_epoch == 7
+    assert len(alone) == 14 and train_loader(Numbered(sizes), None, World(), 2, repeat=3).steps_per_epoch == 7
     assert samples(workers=1) == samples(ranks=2) == alone
     assert samples(first=3) == [row for row in alone if row[0] >= 3]
     seeds = {seed: index for _, index, _, seed, _ in alone}
@@ -169,7 +180,7 @@ def test_repeats_are_samples_of_their_own():
 
 
 def test_a_pass_left_early_does_not_disturb_the_next():
-    loader = TrainLoader(even(20), None, World(), 2, workers=2)
+    loader = train_loader(even(20), None, World(), 2, workers=2)
     for _, _ in zip(loader.epoch(0), range(2), strict=False):
         pass
     assert [batch.indices for batch in loader.epoch(1)] == order(even(20), epoch=1)
@@ -177,15 +188,15 @@ def test_a_pass_left_early_does_not_disturb_the_next():
 
 def test_loading_leaves_the_global_random_state_alone():
     state = torch.get_rng_state()
-    list(TrainLoader(even(6), rotate, World(), 2, workers=1).epoch(0))
-    list(EvalLoader(even(6), World(), 2))
+    list(train_loader(even(6), rotate, World(), 2, workers=1).epoch(0))
+    list(eval_loader(even(6), World(), 2))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_tensors_come_through_workers_as_they_were(tmp_path):
     write(tmp_path, many(4))
     ds = open_data(tmp_path, val_fraction=0.5).train
-    for here, there in zip(EvalLoader(ds, World(), 1, 0), EvalLoader(ds, World(), 1, 1), strict=True):
+    for here, there in zip(eval_loader(ds, World(), 1), eval_loader(ds, World(), 1, workers=1), strict=True):
         assert torch.equal(here.images[0], there.images[0])
         a, b = here.targets[0], there.targets[0]
         assert a.keys() == b.keys() and a["masks"].size == b["masks"].size
@@ -201,7 +212,7 @@ class ThreadCount(Numbered):
 
 
 def test_workers_compute_in_one_thread():
-    batches = list(EvalLoader(ThreadCount([(20, 30)] * 4), World(), 1, workers=2))
+    batches = list(eval_loader(ThreadCount([(20, 30)] * 4), World(), 1, workers=2))
     assert {t["threads"] for batch in batches for t in batch.targets} == {1}
     assert os.getpid() not in {t["pid"] for batch in batches for t in batch.targets}
 
@@ -209,30 +220,30 @@ def test_workers_compute_in_one_thread():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_images_leave_their_slot_empty(workers):
     ds = Numbered([(20, 30)] * 4, broken=[1, 2])
-    batches = list(TrainLoader(ds, None, World(), 2, workers=workers).epoch(0))
+    batches = list(train_loader(ds, None, World(), 2, workers=workers).epoch(0))
     assert sorted(sum((b.indices for b in batches), [])) == [0, 3]
     assert sum((b.skipped for b in batches), []) == ["x.png: torn"] * 2
     assert all(len(b.images) == len(b.targets) == len(b.indices) == 2 - len(b.skipped) for b in batches)
-    assert sum(len(b.skipped) for b in EvalLoader(ds, World(), 4, workers)) == 2
+    assert sum(len(b.skipped) for b in eval_loader(ds, World(), 4, workers=workers)) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_keep_their_one_line(workers):
     torn = Numbered([(20, 30)] * 2, broken=[1])
     with pytest.raises(ImageError, match="^x.png: torn$"):
-        list(TrainLoader(torn, None, World(), 2, workers=workers, strict=True).epoch(0))
+        list(train_loader(torn, None, World(), 2, workers=workers, strict=True).epoch(0))
     with pytest.raises(ImageError, match="^x.png: torn$"):
-        list(EvalLoader(torn, World(), 2, workers, strict=True))
+        list(eval_loader(torn, World(), 2, workers=workers, strict=True))
     wrong = Numbered([(20, 30)] * 2, broken=[1], error=InputError("a.json: annotation 3: wrong"))
     with pytest.raises(InputError, match="^a.json: annotation 3: wrong$"):
-        list(TrainLoader(wrong, None, World(), 2, workers=workers).epoch(0))
+        list(train_loader(wrong, None, World(), 2, workers=workers).epoch(0))
 
 
 def test_evaluation_batches_have_one_padded_shape():
     rng = np.random.default_rng(0)
     sizes = rng.choice([30, 64, 90, 100], (23, 2))
     ds = Numbered(sizes)
-    batches = [batch.indices for batch in EvalLoader(ds, World(), 3, min_size=(50, 64), max_size=128)]
+    batches = [batch.indices for batch in eval_loader(ds, World(), 3, min_size=(50, 64), max_size=128)]
     assert sorted(sum(batches, [])) == list(range(23)) and max(map(len, batches)) == 3
     for batch in batches:
         assert len({padded_size(*sizes[i].tolist(), 64, 128, 32) for i in batch}) == 1
@@ -241,16 +252,16 @@ def test_evaluation_batches_have_one_padded_shape():
 
 def test_evaluation_batches_of_a_fixed_size_hold_any_images():
     sizes = np.random.default_rng(0).choice([30, 64, 90, 100], (23, 2))
-    batches = [batch.indices for batch in EvalLoader(Numbered(sizes), World(), 4, fixed_size=(64, 96))]
+    batches = [batch.indices for batch in eval_loader(Numbered(sizes), World(), 4, fixed_size=(64, 96))]
     assert sum(batches, []) == list(range(23)) and [len(batch) for batch in batches] == [4] * 5 + [3]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_evaluation_batches_are_dealt_whole(ranks):
     ds = Numbered([(30, 20 + 9 * (i % 4)) for i in range(17)])
-    whole = [batch.indices for batch in EvalLoader(ds, World(), 2)]
+    whole = [batch.indices for batch in eval_loader(ds, World(), 2)]
     for rank in range(ranks):
-        loader = EvalLoader(ds, World(rank, ranks), 2)
+        loader = eval_loader(ds, World(rank, ranks), 2)
         assert [batch.indices for batch in loader] == whole[rank::ranks]
         assert len(loader) == len(whole[rank::ranks])
         assert [batch.indices for batch in loader] == whole[rank::ranks]  # again

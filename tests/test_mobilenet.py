@@ -13,7 +13,7 @@ from tests.small_runs import call, flags
 from tests.test_backbone import randomise_norms, shapes
 from tests.test_mask_rcnn import OBJECTS, noise_image, target, tiny
 from tests.tiny_model import write_coco
-from train_utils.cli.run_flags import default_weights
+from train_utils.run.defaults import default_weights
 
 NAMES = ["mobilenet_v1", "mobilenet_v2"]
 USED = {"mobilenet_v1": (3, 5, 11, 13), "mobilenet_v2": (3, 6, 13, 18)}  # the layers whose output is a map

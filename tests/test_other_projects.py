@@ -15,11 +15,11 @@ import train_multi_GPU
 import validation
 from tests.small_runs import call, flags
 from tests.tiny_model import NAMES, tiny_model, write_coco, write_images
-from train_utils.cli.command import Parser
-from train_utils.cli.reference_flags import check_reference_flags
-from train_utils.cli.run_flags import add_arguments, resolve
+from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
+from train_utils.run.config import RunConfig, add_arguments
+from train_utils.run.defaults import resolve, without_effect
 
 ONE = World(0, 1, 0, torch.device("cpu"))
 TRAIN = [  # words of a command -> the flag's name here and its value
@@ -65,7 +65,7 @@ VALIDATION = [
 def parsed_for_training(words):
     parser = Parser()
     add_arguments(parser)
-    return parser.parse_args(words)
+    return RunConfig.of(parser.given(words))
 
 
 def spellings(words):
@@ -77,24 +77,22 @@ def spellings(words):
 @pytest.mark.parametrize(("words", "name", "value"), TRAIN, ids=lambda value: str(value))
 def test_flags_of_training(words, name, value):
     for spelled in spellings(words):
-        args = parsed_for_training(spelled)
-        resolve(args, ONE)
-        assert getattr(args, name) == value
-        assert check_reference_flags(args, ONE, False) == []
+        config = resolve(parsed_for_training(spelled), ONE)
+        assert config.to_args()[name] == value
+        assert without_effect(config, ONE, False) == []
 
 
 def test_sync_bn_is_a_norm():
     assert parsed_for_training(["--sync-bn"]).sync_bn is True
-    args = parsed_for_training(["--sync_bn"])
-    resolve(args, World(0, 2, 0, torch.device("cuda")))
-    assert args.norm == "sync"
+    config = resolve(parsed_for_training(["--sync_bn"]), World(0, 2, 0, torch.device("cuda")))
+    assert config.model["norm"] == "sync"
 
 
 @pytest.mark.parametrize(("words", "name", "value"), VALIDATION, ids=lambda value: str(value))
 def test_flags_of_validation(monkeypatch, words, name, value):
     for spelled in spellings(f"{words} --weights-path model_25.pth"):
         monkeypatch.setattr(sys, "argv", ["validation.py", *spelled])
-        assert getattr(validation.parse_args(), name) == value
+        assert validation.parse()[name] == value
 
 
 @pytest.mark.parametrize(
@@ -107,9 +105,7 @@ def test_flags_of_validation(monkeypatch, words, name, value):
     ],
 )
 def test_what_contradicts_is_told(words, resumed, said):
-    args = parsed_for_training(words.split())
-    resolve(args, ONE)
-    (line,) = check_reference_flags(args, ONE, resumed)
+    (line,) = without_effect(resolve(parsed_for_training(words.split()), ONE), ONE, resumed)
     assert line.startswith(said)
 
 
@@ -127,9 +123,8 @@ def test_what_cannot_be_meant_is_an_error(tmp_path, capsys, words, said):
 
 
 def test_steps_of_the_built_in_data_end_with_its_epochs():
-    args = parsed_for_training(["--lr-step-size", "2"])
-    resolve(args, ONE)
-    assert (args.epochs, args.lr_steps) == (4, [2])  # what a resumed run will make of it
+    config = resolve(parsed_for_training(["--lr-step-size", "2"]), ONE)
+    assert (config.epochs, config.lr_steps) == (4, (2,))  # what a resumed run will make of it
 
 
 def test_a_run_that_starts_with_a_later_epoch(tmp_path, capsys):

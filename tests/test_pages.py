@@ -10,8 +10,8 @@ import pytest
 import predict
 import validation
 from tests.small_runs import ROOT
-from train_utils.cli.command import Parser
-from train_utils.run.loop import add_arguments
+from train_utils.cli.parser import Parser
+from train_utils.run.config import add_arguments
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TOOLS = ("tools.check_data", "tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset", "tools.visualise_stages")
@@ -34,9 +34,9 @@ def parse(script, words, monkeypatch):
         add_arguments(parser)
         parser.parse_args()
     elif script in ("validation.py", "predict.py"):
-        {"validation.py": validation, "predict.py": predict}[script].parse_args()
+        {"validation.py": validation, "predict.py": predict}[script].parse()
     elif script in TOOLS:
-        importlib.import_module(script).parse_args()
+        importlib.import_module(script).parse()
     else:
         path = ROOT / script.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), script

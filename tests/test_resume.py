@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import Namespace
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -14,15 +14,17 @@ import torch
 
 import train
 from backbone.errors import InputError
+from backbone.settings import setting
 from tests.faults.processes import end_all, start_all, wait_for
 from tests.small_runs import ROOT, call, differences, flags, same
 from train_utils.checkpoints import checkpoint, run_lock
 from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.checkpoints.run_lock import RunLock
-from train_utils.cli.command import Parser
+from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
-from train_utils.run import engine
-from train_utils.run.loop import add_arguments
+from train_utils.processes.distributed import World
+from train_utils.run import evaluation, resume, step
+from train_utils.run.config import RunConfig, add_arguments
 from train_utils.run.resume import _share_batch
 
 
@@ -56,8 +58,8 @@ def resumed(cut, data, tmp_path, capsys):
 def test_the_parser_tells_which_flags_were_given():
     parser = Parser()
     add_arguments(parser)
-    args = parser.parse_args(["--lr_gamma", "0.1", "--amp", "--epochs=3"])
-    assert args.given == {"lr_gamma", "amp", "epochs"} and args.horizontal_flip == 0.5
+    given = parser.given(["--lr_gamma", "0.1", "--amp", "--epochs=3"])
+    assert given == {"lr_gamma": 0.1, "amp": True, "epochs": 3} and RunConfig.of(given).horizontal_flip == 0.5
 
 
 def test_flags_that_are_not_given_are_the_checkpoints(resumed, cut, tmp_path):
@@ -140,16 +142,16 @@ def test_a_training_state_without_what_is_asked_for_is_told(cut, tmp_path, capsy
 )
 def test_other_processes_keep_what_a_norm_sees(norm, before, size, becomes):
     batch, accumulate, processes = before
-    args = Namespace(batch_size=batch, accumulate_steps=accumulate)
+    config = RunConfig(batch_size=batch, accumulate_steps=accumulate)
     progress = {"global_batch": batch * accumulate * processes, "world_size": processes}
-    checkpoint = {"progress": progress, "args": vars(args).copy(), "config": {"norm": norm}}
-    share = partial(_share_batch, args, checkpoint, set(), set(), Namespace(size=size))
+    checkpoint = {"progress": progress, "args": config.to_args(), "config": {"norm": norm}}
+    share = partial(_share_batch, config, checkpoint, set(), set(), World(0, size, 0, torch.device("cpu")))
     if isinstance(becomes, str):
         with pytest.raises(InputError, match=becomes):
             share()
     else:
-        share()
-        assert (args.batch_size, args.accumulate_steps) == becomes
+        shared, _ = share()
+        assert (shared.batch_size, shared.accumulate_steps) == becomes
 
 
 def test_a_run_that_had_ended_ends_at_once_in_another_folder(resumed, tmp_path):
@@ -230,13 +232,13 @@ def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path):
 
 
 def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch):
-    original, sums = engine.summarize, iter([0.5, 0.25, float("nan"), 0.75])
+    original, sums = evaluation.summarize, iter([0.5, 0.25, float("nan"), 0.75])
 
-    def summarize(outcomes, data_set):
-        stats, losses, skipped = original(outcomes, data_set)
-        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}, skipped
+    def summarize(found, data_set):
+        stats, losses = original(found, data_set)
+        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}
 
-    monkeypatch.setattr(engine, "summarize", summarize)
+    monkeypatch.setattr(evaluation, "summarize", summarize)
     assert call(train, *flags(data, tmp_path / "run", "--epochs", 4)) == 0
     saved = torch.load(tmp_path / "run" / "model_min_val_loss.pth", weights_only=True)
     assert (saved["epoch"], saved["progress"]["lowest_val_loss"]) == (1, 0.25)
@@ -282,21 +284,21 @@ def fail(*_, **__):
     raise RuntimeError("cut")
 
 
-def test_bad_batches_are_passed_over_up_to_a_number(data, tmp_path, monkeypatch, capsys):
-    original, calls = engine.accumulate_gradients, []
+def test_bad_batches_are_skipped_up_to_a_number(data, tmp_path, monkeypatch, capsys):
+    original, calls = step.accumulate_gradients, []
 
-    def poisoned(learner, *more):
-        losses = original(learner, *more)
+    def poisoned(state, *more):
+        losses = original(state, *more)
         calls.append(None)
         if len(calls) in (2, 3):
             losses[0, 2] = float("nan")
-            next(learner.model.buffers()).fill_(float("nan"))
+            next(state.model.buffers()).fill_(float("nan"))
         return losses
 
-    monkeypatch.setattr(engine, "accumulate_gradients", poisoned)
+    monkeypatch.setattr(step, "accumulate_gradients", poisoned)
     assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, "--skip-bad-batches", 2)) == 0
     error = capsys.readouterr().err
-    assert "passed over (2 of 2 that --skip-bad-batches allows): step 2: loss_mask nan on" in error
+    assert "skipped (2 of 2 that --skip-bad-batches allows): step 2: loss_mask nan on" in error
     assert len(list((tmp_path / "run").glob("non_finite_step*.pth"))) == 2
     checkpoint = torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)
     assert checkpoint["progress"]["bad_batches"] == 2 and checkpoint["step"] == 3
@@ -334,3 +336,31 @@ def test_another_number_of_processes_keeps_order_and_rates(data, tmp_path):
     for key in ("step", "lr", "image_ids"):
         assert [step[key] for step in steps[0]] == [step[key] for step in steps[1]]
     assert len(steps[0]) == 6
+
+
+def test_an_option_is_one_line(cut, capsys):
+    """A field of the config is a flag with its help, an entry of the checkpoint, and a rule for resuming."""
+
+    @dataclass(frozen=True)
+    class Longer(RunConfig):
+        """A run with two more options."""
+
+        patience: int = setting(3, "epochs to wait", least=1, metavar="N")
+        note: str = setting("", "of no effect", resume="free")
+
+    parser = Parser()
+    add_arguments(parser, Longer)
+    assert "--patience N epochs to wait (default: 3)" in " ".join(parser.format_help().split())
+    given = parser.given(["--patience", "5", "--note", "new"])
+    config = Longer.of(given)
+    assert (config.to_args()["patience"], config.to_args()["note"]) == (5, "new")
+    with pytest.raises(SystemExit):
+        parser.given(["--patience", "0"])
+    assert "argument --patience: '0' is not a whole number of at least 1" in capsys.readouterr().err
+
+    checkpoint = torch.load(cut / "model_0.pth", weights_only=True)
+    checkpoint["args"] |= {"patience": 4, "note": "old"}
+    with pytest.raises(InputError, match="--patience 5 was 4 before"):
+        resume.take_over(given, config, checkpoint, World.single("cpu"))
+    resumed, lines = resume.take_over(["note"], Longer.of({"note": "new"}), checkpoint, World.single("cpu"))
+    assert (resumed.patience, resumed.note, resumed.momentum, lines) == (4, "new", 0.5, [])

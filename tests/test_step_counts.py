@@ -61,5 +61,5 @@ def test_recall_by_hand():
 
 @pytest.mark.parametrize(("is_main", "counted"), [(True, [0, 3]), (False, [])])
 def test_steps_are_counted_as_often_as_lines_are_printed(is_main, counted):
-    trainer = SimpleNamespace(world=SimpleNamespace(is_main=is_main), args=SimpleNamespace(print_freq=3))
+    trainer = SimpleNamespace(world=SimpleNamespace(is_main=is_main), config=SimpleNamespace(print_freq=3))
     assert [step for step in range(5) if Trainer.counts_of(trainer, step)] == counted

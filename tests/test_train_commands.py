@@ -4,17 +4,19 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
 from tests.small_runs import ROOT, TORCHRUN, call, differences, flags, start
-from train_utils.cli.command import Parser
-from train_utils.cli.run_flags import BUILT_IN_MODEL, LR_PER_IMAGE, add_arguments, resolve
+from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.run import epochs as trainer
+from train_utils.run.config import LR_PER_IMAGE, RunConfig, add_arguments
+from train_utils.run.defaults import BUILT_IN_MODEL, resolve
 
 STEPS = 6  # per epoch: 12 images in batches of 2
 
@@ -147,7 +149,7 @@ def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monk
     output = capsys.readouterr().out
     recorded = json.loads((finished[0] / "seg_results.json").read_text())[1]
     recalls = re.findall(r"Average Recall .* all \| maxDets=100 \] = (-?[\d.]+)", output)
-    assert len(recalls) == 2 and float(recalls[1]) == pytest.approx(recorded["AR_100"], abs=6e-4)
+    assert len(recalls) == 2 and float(recalls[1]) == pytest.approx(recorded["AR100"], abs=6e-4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,18 +237,19 @@ def test_wrong_input_is_one_line(shapes, tmp_path, monkeypatch, capsys, more, me
 
 
 def resolved(*arguments, size=1):
+    """The options that a command comes to, and the fields of its model."""
     parser = Parser()
     add_arguments(parser)
-    args = parser.parse_args(list(arguments))
-    resolve(args, World(0, size, 0, torch.device("cpu")))
-    return args
+    config = resolve(RunConfig.of(parser.given(arguments)), World(0, size, 0, torch.device("cpu")))
+    return SimpleNamespace(**config.to_args())
 
 
 def test_what_is_not_given_follows_from_the_data_and_the_backbone():
     built_in = resolved()
     assert (built_in.weights, built_in.norm, built_in.trainable_layers) == ("none", "batch", 5)
     assert (built_in.optimizer, built_in.lr, built_in.lr_schedule) == ("adamw", 1e-3, "cosine")
-    assert all(getattr(built_in, name) == value for name, value in BUILT_IN_MODEL.items())
+    small = RunConfig.of(BUILT_IN_MODEL).to_args()
+    assert all(getattr(built_in, name) == small[name] for name in BUILT_IN_MODEL)
     own = resolved("--data-path", "d", "--batch-size", "4", "--accumulate-steps", "3", size=2)
     assert (own.weights, own.norm, own.trainable_layers, own.backbone) == ("coco", None, None, "resnet50")
     assert (own.optimizer, own.lr, own.fpn_channels) == ("sgd", 24 * LR_PER_IMAGE, None)

@@ -25,6 +25,7 @@ from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from transforms import build_augment
 
@@ -141,7 +142,8 @@ def test_weights_of_other_classes_are_refused(run, tmp_path):
 def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     """Of the epoch and the index, as TrainLoader gives it."""
     splits = open_data(data)
-    loader = TrainLoader(splits.train, build_augment(0.5, 0.5, True), World.single(torch.device("cpu")), 1, seed=3)
+    world, options = World.single(torch.device("cpu")), LoaderOptions(1, seed=3)
+    loader = TrainLoader(splits.train, build_augment(0.5, 0.5, True), world, options)
     flags = {"vertical_flip": 0.5, "photometric": True, "seed": 3, "mini_mask": 8}
     weights = write_checkpoint(tmp_path / "model.pth", width=WIDTH, **flags)
     monkeypatch.setattr(

@@ -11,17 +11,21 @@ the loader refuses or skips is told in its own words, every annotation of it and
 changed. Exit status: 0 nothing to complain of; 1 warnings; 2 errors, at which training would stop.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import math
 import os
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from backbone.errors import InputError
+from backbone.settings import setting
 from network_files import MaskRCNNConfig
 from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
@@ -29,56 +33,56 @@ from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
-from train_utils.cli import command
-from train_utils.cli.run_flags import BUILT_IN_MODEL
-from train_utils.data.opening import LAYOUTS
-from train_utils.data.options import SHAPES_FOLDER, DataOptions
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
+from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
+from train_utils.cli.parser import Parser
+from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
 from train_utils.io.files import make_folder, user_path, write_text
 from train_utils.io.plain_text import one_line
+from train_utils.run.defaults import BUILT_IN_MODEL
 from train_utils.show.pages import write_page
 
 SMALL = 2000  # images up to which all are opened unless --quick says otherwise
 SHOWN = 6  # finds of a kind on the console
 
 
-def parse_args() -> argparse.Namespace:
-    parser = command.Parser(description=__doc__)
-    parser.add_argument("data", help="a data set as train.py's --data-path, a json, or a folder of images")
-    parser.add_argument("--dataset", choices=LAYOUTS, default="auto", help="its layout (default: auto)")
-    parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
-    parser.add_argument("--year", help="where the folder has several years")
-    parser.add_argument("--label-json-path", metavar="J", help="class names of .npy data")
-    command.add_flag(parser, "--follow-links", help="follow images that are links out of the data")
-    passes = parser.add_mutually_exclusive_group()
-    passes.add_argument("--full", action="store_true", help="open every image")
-    passes.add_argument("--quick", action="store_true", help="open only those of the contact sheet")
-    parser.add_argument(
-        "--workers",
-        "-j",
-        type=command.non_negative_int,
-        default=0,
-        help="processes that open images (default: 0, this one)",
+@dataclass(frozen=True)
+class Options(DataOptions):
+    """Checks: how much is looked at, for which model, and what is written."""
+
+    data_path: str | None = setting(
+        None, "a data set as train.py's --data-path, a json, or a folder of images", positional=True, metavar="data"
     )
-    parser.add_argument(
-        "--weights-path", metavar="W", help="a checkpoint: sizes and anchors are looked at for its model"
-    )
-    parser.add_argument(
-        "--samples", type=command.non_negative_int, default=18, help="images of the contact sheet (default: 18)"
-    )
-    parser.add_argument("--seed", type=command.seed, default=0, help="of their choice (default: 0)")
-    parser.add_argument("--output-dir", default="check_data", help="where page and json go (default: ./check_data)")
-    parser.add_argument("--fix", metavar="OUT", help="a new folder for corrected annotations (COCO)")
-    command.add_config_arguments(parser)
-    return parser.parse_args()
+    seed: int = setting(0, "of the choice of --samples", least=0, below=BELOW_SEED)
+    full: bool = setting(False, "open every image")
+    quick: bool = setting(False, "open only those of the contact sheet")
+    workers: int = setting(0, "processes that open images; 0: this one", least=0, short="-j")
+    weights_path: str | None = setting(None, "a checkpoint: sizes and anchors are looked at for its model", metavar="W")
+    samples: int = setting(18, "images of the contact sheet", least=0)
+    output_dir: str = setting("check_data", "where page and json go")
+    fix: str | None = setting(None, "a new folder for corrected annotations (COCO)", metavar="OUT")
+    model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig
+
+
+def parse() -> Options:
+    """Returns the options that the command names."""
+    parser = Parser(description=__doc__)
+    add_flags(parser, Options, leave_out=("val_fraction", "drop_empty", "strict"))
+    add_model_flags(parser)
+    given = parser.given()
+    options = Options(**given_settings(Options, given), model=given_model(given))
+    if options.full and options.quick:
+        parser.error("argument --quick: not allowed with argument --full")
+    return options
 
 
 class Report:
     """All that was found out; `look` fills it."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.args, self.finds = args, Finds()
+    def __init__(self, options: Options):
+        self.options, self.finds = options, Finds()
         self.of_images = Finds(self.finds)  # what only opened images tell
-        self.config, self.assumed = model_config(args)
+        self.config, self.assumed = model_config(options)
         self.tables: dict = {}
         self.classes: dict = {}
         self.histograms: dict = {}
@@ -100,15 +104,7 @@ class Report:
 
     def look(self) -> None:
         """Everything but the images."""
-        args, finds = self.args, self.finds
-        options = DataOptions(
-            args.data,
-            dataset=args.dataset,
-            image_dir=args.image_dir,
-            year=args.year,
-            label_json_path=args.label_json_path,
-            follow_links=args.follow_links,
-        )
+        options, finds = self.options, self.finds
         self.opened = open_all(options, finds)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
         self.classes = looks.look_at_all(self.tables, self.config, finds)
@@ -118,11 +114,11 @@ class Report:
             self.sizes = statistics.image_sizes(tables)
             self.reach = anchors.reach(tables, self.config)
         count = sum(map(len, self.splits.values()))
-        self.full = args.full or (count <= SMALL and not args.quick)
+        self.full = options.full or (count <= SMALL and not options.quick)
 
     def open_images(self) -> None:
         seen = {
-            split: images.full_pass(part, self.args.workers, self.of_images, split)
+            split: images.full_pass(part, self.options.workers, self.of_images, split)
             for split, part in self.splits.items()
         }
         self.doubles = duplicates.find_doubles(seen)
@@ -204,10 +200,10 @@ class Report:
     def write(self, folder: Path) -> Path:
         """The json and the page; returns the page's path."""
         make_folder(folder)
-        sheet, seconds = page.contact_sheet(self.splits, self.args.samples, self.args.seed, self.of_images)
+        sheet, seconds = page.contact_sheet(self.splits, self.options.samples, self.options.seed, self.of_images)
         told = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
-        if self.splits and self.args.samples:
+        if self.splits and self.options.samples:
             sections.append(
                 page.section("sheet", "Samples, as training gets them" if self.tables else "Some of the images", sheet)
             )
@@ -224,12 +220,12 @@ class Report:
         return folder / "check_data.html"
 
 
-def model_config(args: argparse.Namespace) -> tuple[MaskRCNNConfig, str]:
+def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
     """(the model that sizes and anchors are looked at for, where it is from): the checkpoint's of --weights-path, else
     train.py's for this data; flags that are given precede it."""
-    given = command.config_from_args(args)
-    if args.weights_path:
-        path = user_path(args.weights_path)
+    given = options.model
+    if options.weights_path:
+        path = user_path(options.weights_path)
         content = load_file(path)
         own, state = (
             (content["config"], content["model"])
@@ -237,7 +233,7 @@ def model_config(args: argparse.Namespace) -> tuple[MaskRCNNConfig, str]:
             else (infer_architecture(content, str(path)), content)
         )
         config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
-    elif user_path(args.data).resolve() == Path(SHAPES_FOLDER).resolve():
+    elif user_path(options.data_path).resolve() == Path(SHAPES_FOLDER).resolve():
         config, source = MaskRCNNConfig(**{**BUILT_IN_MODEL, **given}), "train.py's model for these shapes"
     else:
         config, source = MaskRCNNConfig(**given), "train.py's usual model"
@@ -254,8 +250,8 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
         "annotations contradict, EXIF orientations, blank ones, and doubles within and across the splits"
     )
     if seconds and count:
-        total = sum(seconds) / len(seconds) * count / max(report.args.workers, 1)
-        told += f"; about {_duration(total)} with --workers {report.args.workers}, as the contact sheet's took"
+        total = sum(seconds) / len(seconds) * count / max(report.options.workers, 1)
+        told += f"; about {_duration(total)} with --workers {report.options.workers}, as the contact sheet's took"
     return told + "."
 
 
@@ -282,9 +278,9 @@ def show(report: Report) -> None:
             print(f"    and {count - len(few):,} more")
 
 
-def output_folder(args: argparse.Namespace) -> Path:
+def output_folder(options: Options) -> Path:
     """--output-dir; InputError if it lies in the data."""
-    folder, data = user_path(args.output_dir), user_path(args.data)
+    folder, data = user_path(options.output_dir), user_path(options.data_path)
     root = data.resolve() if data.is_dir() else data.resolve().parent
     if folder.resolve() == root or (data.is_dir() and root in folder.resolve().parents):
         raise InputError(f"--output-dir {folder}: lies in the data; give a folder outside of it")
@@ -292,24 +288,24 @@ def output_folder(args: argparse.Namespace) -> Path:
 
 
 def main() -> int:
-    args = parse_args()
+    options = parse()
     start = time.monotonic()
-    folder = output_folder(args)
-    if args.fix and os.path.lexists(user_path(args.fix)):
-        raise InputError(f"--fix {args.fix}: exists already; give a new folder")
-    report = Report(args)
+    folder = output_folder(options)
+    if options.fix and os.path.lexists(user_path(options.fix)):
+        raise InputError(f"--fix {options.fix}: exists already; give a new folder")
+    report = Report(options)
     report.look()
     if report.full:
         report.open_images()
     path = report.write(folder)
     show(report)
     print(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)")
-    if args.fix:
-        fix.write(report.opened, args, report.config, report.of_images)
+    if options.fix:
+        fix.write(report.opened, options, report.config, report.of_images)
     if report.finds.total(ERROR):
-        return command.EXIT_WRONG_INPUT
-    return command.EXIT_SOME_UNUSABLE if report.finds.total(WARNING) else command.EXIT_OK
+        return EXIT_WRONG_INPUT
+    return EXIT_SOME_UNUSABLE if report.finds.total(WARNING) else EXIT_OK
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_command(main))
+    sys.exit(run_command(main))

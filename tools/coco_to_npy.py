@@ -10,50 +10,59 @@ iscrowd uint8 [n] where there is a crowd region. `train.py --data-path OUT` read
 Exit status 1: finished, but some images could not be read: they are named and left out.
 """
 
-import argparse
+from __future__ import annotations
+
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from backbone.errors import InputError
+from backbone.settings import setting
 from tools.conversion import new_folder, open_splits, place_image
-from train_utils.cli import command
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
+from train_utils.cli.flags import add_flags
+from train_utils.cli.parser import Parser
 from train_utils.data.formats import npy_file as npy_reader
 from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
-from train_utils.data.options import DataOptions
+from train_utils.data.labels import LabelMap
+from train_utils.data.options import BELOW_SEED, DataOptions
 from train_utils.io.plain_text import visible
 from train_utils.show.image_lists import output_names
 
 
-def parse_args() -> argparse.Namespace:
-    parser = command.Parser(description=__doc__)
-    parser.add_argument("data", metavar="COCO_DATA", help="COCO folder, or a json")
-    parser.add_argument("out", metavar="OUT", help="folder to be made")
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="NAME",
-        help="only these, and only images that show one (default: all classes and images)",
+@dataclass(frozen=True)
+class Options(DataOptions):
+    """Conversion: of which images, to where."""
+
+    data_path: str | None = setting(None, "COCO folder, or a json", positional=True, metavar="COCO_DATA")
+    out: str | None = setting(None, "folder to be made", positional=True, metavar="OUT")
+    classes: tuple[str, ...] | None = setting(
+        None, "only these, and only images that show one (default: all classes and images)", metavar="NAME"
     )
-    parser.add_argument(
-        "--limit",
-        type=command.positive_int,
-        metavar="N",
-        help="at most N images of each split, chosen at random (default: all)",
+    limit: int | None = setting(
+        None, "at most N images of each split, chosen at random (default: all)", least=1, metavar="N"
     )
-    command.add_flag(parser, "--balanced", help="choose as equal numbers of images of each class as can be")
-    parser.add_argument("--seed", type=command.seed, default=0, help="of the choice (default: 0)")
-    command.add_flag(parser, "--link", help="link the images in place of copying them")
-    parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
-    command.add_flag(parser, "--follow-links", help="follow images that are links out of the data (else an error)")
-    return parser.parse_args()
+    balanced: bool = setting(False, "choose as equal numbers of images of each class as can be")
+    seed: int = setting(0, "of the choice", least=0, below=BELOW_SEED)
+    link: bool = setting(False, "link the images in place of copying them")
 
 
-def new_labels(label_map, classes: list[str] | None) -> dict[int, int]:
+def parse() -> Options:
+    """Returns the options that the command names."""
+    parser = Parser(description=__doc__)
+    unused = ("dataset", "year", "label_json_path", "val_fraction", "drop_empty", "strict")
+    add_flags(parser, Options, leave_out=unused)
+    return Options(dataset="coco", **parser.given())
+
+
+def new_labels(label_map: LabelMap, classes: Sequence[str] | None) -> dict[int, int]:
     """{label of the data: label to write}, in the order of the latter."""
     of_name = {label_map.name(label): label for label in label_map.labels()}
     unknown = [name for name in classes or () if name not in of_name]
@@ -91,7 +100,7 @@ def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced:
     return sorted(taken)
 
 
-def shown_classes(data_set, labels: dict[int, int]) -> list[set[int]]:
+def shown_classes(data_set: Any, labels: dict[int, int]) -> list[set[int]]:
     """The labels, among those to write, that each image shows; no mask is decoded for it."""
     packed, to_label = data_set.annotations, data_set.label_map.to_label
     found = [packed.category_ids[packed.objects(row)].tolist() for row in data_set.rows]
@@ -120,10 +129,10 @@ def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict
     return content, Counter(own)
 
 
-def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) -> int:
+def write_split(out: Path, name: str, data_set: Any, labels: dict[int, int], options: Options) -> int:
     """Convert one split; returns the number of images that could not be read."""
     classes_of = shown_classes(data_set, labels)
-    chosen = choose(classes_of, args.classes is None, args.limit, args.balanced, args.seed)
+    chosen = choose(classes_of, options.classes is None, options.limit, options.balanced, options.seed)
     if not chosen:
         raise InputError(
             f"{data_set.source}: none of its {len(data_set)} images shows a class to choose by; give "
@@ -146,7 +155,7 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
             continue
         target = data_set.target(i)
         content, written = content_of(target, labels, source)
-        symbolic = place_image(source, folders[0] / (stem + source.suffix), args.link)
+        symbolic = place_image(source, folders[0] / (stem + source.suffix), options.link)
         np.save(folders[1] / f"{stem}.npy", content)
         shown.update(written.keys())
         wanted = sum(label in labels for label in target["labels"].tolist())
@@ -155,11 +164,11 @@ def write_split(out: Path, name: str, data_set, labels: dict[int, int], args) ->
         counts["objects of other classes left out"] += len(target["labels"]) - wanted
         counts["objects without a pixel left out"] += wanted - written.total()
         counts["images are symbolic links: training needs --follow-links"] += symbolic
-    tell(folders[0].name, data_set, counts, shown)
+    report(folders[0].name, data_set, counts, shown)
     return counts["images could not be read"]
 
 
-def tell(folder: str, data_set, counts: Counter, shown: Counter) -> None:
+def report(folder: str, data_set: Any, counts: Counter, shown: Counter) -> None:
     """Print what was written; shown: {label: images that show it}."""
     line = f"{folder}: {counts.pop('images', 0)} of {len(data_set)} images, {counts.pop('objects', 0)} objects"
     print(visible(", ".join([line, *(f"{count} {what}" for what, count in counts.items() if count)])))
@@ -169,21 +178,19 @@ def tell(folder: str, data_set, counts: Counter, shown: Counter) -> None:
 
 
 def main() -> int:
-    args = parse_args()
-    splits = open_splits(
-        DataOptions(args.data, dataset="coco", image_dir=args.image_dir, follow_links=args.follow_links)
-    )
+    options = parse()
+    splits = open_splits(options)
     label_map = next(iter(splits.values())).label_map
-    labels = new_labels(label_map, args.classes)
-    with new_folder(args.out) as out:
+    labels = new_labels(label_map, options.classes)
+    with new_folder(options.out) as out:
         for name, data_set in splits.items():
             print(f"{name or 'data'}: {data_set.describe()}")
-        unreadable = [write_split(out, name, data_set, labels, args) for name, data_set in splits.items()]
+        unreadable = [write_split(out, name, data_set, labels, options) for name, data_set in splits.items()]
         names = "".join(f"{label_map.name(label)}\n" for label in labels)
         (out / CLASS_FILE).write_text(names, encoding="utf-8")
-    print(f"written: {args.out}")
-    return command.EXIT_SOME_UNUSABLE if any(unreadable) else command.EXIT_OK
+    print(f"written: {options.out}")
+    return EXIT_SOME_UNUSABLE if any(unreadable) else EXIT_OK
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_command(main))
+    sys.exit(run_command(main))

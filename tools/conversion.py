@@ -28,7 +28,7 @@ def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
 
 
 @contextmanager
-def new_folder(path) -> Iterator[Path]:
+def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to be filled, which becomes `path` when the block ends without an error, and is removed otherwise.
 
     InputError where `path` exists, or cannot be written.
@@ -47,7 +47,7 @@ def new_folder(path) -> Iterator[Path]:
         raise InputError(f"{path}: could not be written: {error}; nothing is left of it") from error
 
 
-def place_image(source, target: Path, link: bool) -> bool:
+def place_image(source: str | Path, target: Path, link: bool) -> bool:
     """Copy an image, or link it: hard where that can be, else by a symbolic link. Returns whether by the latter."""
     if not link:
         shutil.copyfile(source, target)

@@ -9,34 +9,45 @@ Exit status 1: finished, but some images, or annotations without an image, could
 left out.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from backbone.errors import InputError
+from backbone.settings import setting
 from tools.conversion import new_folder, open_splits, place_image
-from train_utils.cli import command
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
+from train_utils.cli.flags import add_flags
+from train_utils.cli.parser import Parser
 from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text
 
 
-def parse_args() -> argparse.Namespace:
-    parser = command.Parser(description=__doc__)
-    parser.add_argument("data", metavar="NPY_DATA", help="folder with images/ and annotations/, or the like")
-    parser.add_argument("out", metavar="OUT", help="folder to be made")
-    parser.add_argument("--label-json-path", metavar="J", help='class names: a json file {"1": "person", ...}')
-    command.add_flag(parser, "--link", help="link the images in place of copying them")
-    command.add_flag(parser, "--follow-links", help="follow files that are links out of the data (else an error)")
-    command.add_flag(parser, "--strict", help="files without a partner and unusable objects are errors, not skipped")
-    return parser.parse_args()
+@dataclass(frozen=True)
+class Options(DataOptions):
+    """Conversion: from where, to where."""
+
+    data_path: str | None = setting(None, "folder with images/ and annotations/", positional=True, metavar="NPY_DATA")
+    out: str | None = setting(None, "folder to be made", positional=True, metavar="OUT")
+    link: bool = setting(False, "link the images in place of copying them")
 
 
-def write_split(out: Path, name: str, data_set, link: bool) -> int:
+def parse() -> Options:
+    """Returns the options that the command names."""
+    parser = Parser(description=__doc__)
+    add_flags(parser, Options, only=("data_path", "out", "label_json_path", "link", "follow_links", "strict"))
+    return Options(dataset="npy", **parser.given())
+
+
+def write_split(out: Path, name: str, data_set: Any, link: bool) -> int:
     """Convert one split; returns the number of images and annotations that could not be used."""
     json_path = out / "annotations" / f"instances_{name}.json" if name else out / "instances.json"
     folder = out / (name or "images")
@@ -69,25 +80,17 @@ def write_split(out: Path, name: str, data_set, link: bool) -> int:
 
 
 def main() -> int:
-    args = parse_args()
-    if not user_path(args.data).is_dir():
-        raise InputError(f"{args.data}: no such folder")
-    splits = open_splits(
-        DataOptions(
-            args.data,
-            dataset="npy",
-            label_json_path=args.label_json_path,
-            follow_links=args.follow_links,
-            strict=args.strict,
-        )
-    )
-    with new_folder(args.out) as out:
+    options = parse()
+    if not user_path(options.data_path).is_dir():
+        raise InputError(f"{options.data_path}: no such folder")
+    splits = open_splits(options)
+    with new_folder(options.out) as out:
         for name, data_set in splits.items():
             print(f"{name or 'data'}: {data_set.describe()}")
-        unusable = [write_split(out, name, data_set, args.link) for name, data_set in splits.items()]
-    print(f"written: {args.out}")
-    return command.EXIT_SOME_UNUSABLE if any(unusable) else command.EXIT_OK
+        unusable = [write_split(out, name, data_set, options.link) for name, data_set in splits.items()]
+    print(f"written: {options.out}")
+    return EXIT_SOME_UNUSABLE if any(unusable) else EXIT_OK
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_command(main))
+    sys.exit(run_command(main))

@@ -9,11 +9,13 @@ saves less of the loading time. `python -m benchmarks loading loading_packed loa
 Exit status 1: finished, but some images could not be read: they are named and left out.
 """
 
-import argparse
+from __future__ import annotations
+
 import hashlib
 import shutil
 import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,34 +24,33 @@ import torch
 from tqdm import tqdm
 
 from backbone.errors import InputError
+from backbone.settings import setting
 from tools.conversion import new_folder
-from train_utils.cli import command
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
+from train_utils.cli.flags import add_flags
+from train_utils.cli.parser import Parser
 from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedRecords
 from train_utils.data.images import ImageError, read_image
-from train_utils.data.opening import LAYOUTS, open_data
+from train_utils.data.opening import open_data
+from train_utils.data.options import DataOptions
 from train_utils.io.array_block import block_pieces, padded
 from train_utils.io.files import atomic_file
 
 
-def parse_args() -> argparse.Namespace:
-    parser = command.Parser(description=__doc__)
-    parser.add_argument("data", metavar="DATA", help="the data set's folder, or its json")
-    parser.add_argument("out", metavar="OUT", help="folder to be made")
-    parser.add_argument("--dataset", choices=LAYOUTS, default="auto", help="layout (default: auto)")
-    parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
-    parser.add_argument("--label-json-path", help='class names of npy data: a json file {"1": "person", ...}')
-    parser.add_argument("--year", help="VOC year, where the folder holds several")
-    parser.add_argument(
-        "--val-fraction",
-        type=command.fraction,
-        default=0.2,
-        help="validation share of data without a split (default: 0.2)",
-    )
-    parser.add_argument("--seed", type=command.seed, default=0, help="chooses that share (default: 0)")
-    command.add_flag(parser, "--keep-encoded", help="store the images' files, not their pixels")
-    command.add_flag(parser, "--follow-links", help="follow images that are links out of the data (else an error)")
-    command.add_flag(parser, "--strict", help="unreadable images and unusable annotations are errors, not skipped")
-    return parser.parse_args()
+@dataclass(frozen=True)
+class Options(DataOptions):
+    """Packing: from where, to where."""
+
+    data_path: str | None = setting(None, "the data set's folder, or its json", positional=True, metavar="DATA")
+    out: str | None = setting(None, "folder to be made", positional=True, metavar="OUT")
+    keep_encoded: bool = setting(False, "store the images' files, not their pixels")
+
+
+def parse() -> Options:
+    """Returns the options that the command names."""
+    parser = Parser(description=__doc__)
+    add_flags(parser, Options, leave_out=("drop_empty",))
+    return Options(**parser.given())
 
 
 class Row(NamedTuple):
@@ -164,23 +165,20 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
 
 
 def main() -> int:
-    args = parse_args()
-    splits = open_data(
-        args.data, dataset=args.dataset, image_dir=args.image_dir, val_fraction=args.val_fraction, seed=args.seed,
-        year=args.year, label_json_path=args.label_json_path, strict=args.strict, follow_links=args.follow_links,
-    )  # fmt: skip
+    options = parse()
+    splits = open_data(options)
     unreadable = []
-    with new_folder(args.out) as out:
+    with new_folder(options.out) as out:
         for name, part in (("train", splits.train), ("val", splits.val)):
             print(f"{name}: {part.describe()}")
-            unreadable += pack(part, out / f"{name}.pack", args.keep_encoded, args.strict)
+            unreadable += pack(part, out / f"{name}.pack", options.keep_encoded, options.strict)
     for image in unreadable:
         print(f"left out: {image}", file=sys.stderr)
     if unreadable:
         print(f"{len(unreadable)} image(s) could not be read: left out", file=sys.stderr)
-    print(f"written: {args.out}/train.pack, {args.out}/val.pack (python train.py --data-path {args.out})")
-    return command.EXIT_SOME_UNUSABLE if unreadable else command.EXIT_OK
+    print(f"written: {options.out}/train.pack, {options.out}/val.pack (python train.py --data-path {options.out})")
+    return EXIT_SOME_UNUSABLE if unreadable else EXIT_OK
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_command(main))
+    sys.exit(run_command(main))

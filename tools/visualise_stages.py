@@ -10,50 +10,57 @@ Writes 01_sample.png, 02_batch.png, ... and stages.html (self-contained) into --
 its losses and targets.
 """
 
-import argparse
+from __future__ import annotations
+
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from backbone.errors import InputError
+from backbone.settings import setting
 from tools.stages.view import look
 from tools.stages.writing import write_stages
 from train_utils.checkpoints.checkpoint import load_file
-from train_utils.cli import command
-from train_utils.cli.run_flags import AUGMENTATION, add_augmentation_arguments
+from train_utils.cli.command import EXIT_OK, run_command
+from train_utils.cli.device import pick_device
+from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
+from train_utils.cli.parser import Parser
 from train_utils.data.images import read_image
-from train_utils.data.loaders import AUGMENTATION as AUGMENTATION_STREAM
-from train_utils.data.loaders import sample_rng, sample_seed
+from train_utils.data.labels import LabelMap
+from train_utils.data.loaders import AUGMENTATION, sample_rng, sample_seed
 from train_utils.io.files import make_folder, user_path
 from train_utils.io.plain_text import visible
-from train_utils.prediction.predictor import add_data_arguments, add_model_arguments, load_model, open_split_of
+from train_utils.prediction.opening import ModelOptions, add_data_flags, load_model, open_split_of
+from train_utils.run.config import Augmentation
 from transforms import build_augment
 
 
-def parse_args() -> argparse.Namespace:
-    parser = command.Parser(description=__doc__)
-    parser.add_argument("--img-path", metavar="P", help="an image without objects, in place of one of the data")
-    add_data_arguments(parser)
-    parser.add_argument(
-        "--split",
-        choices=("train", "val"),
-        default="train",
-        help="of the data; val images are not augmented (default: train)",
-    )
-    parser.add_argument("--index", type=command.non_negative_int, help="which image of the split, from 0")
-    parser.add_argument(
-        "--epoch", type=command.non_negative_int, default=0, help="the epoch whose augmentation is drawn (default: 0)"
-    )
-    add_model_arguments(parser)
-    parser.set_defaults(output_dir="stages")
-    add_augmentation_arguments(parser.add_argument_group("augmentation (default: the checkpoint's own)"))
-    args = parser.parse_args()
-    if (args.img_path is None) == (args.index is None):
+@dataclass(frozen=True)
+class StageOptions(ModelOptions):
+    """Image: which one is looked at, and where it goes."""
+
+    img_path: str | None = setting(None, "an image without objects, in place of one of the data", metavar="P")
+    split: str = setting("train", "of the data; val images are not augmented", choices=("train", "val"))
+    index: int | None = setting(None, "which image of the split, from 0", least=0)
+    epoch: int = setting(0, "the epoch whose augmentation is drawn", least=0)
+    output_dir: str = setting("stages", "where files are written", metavar="O")
+
+
+def parse() -> dict[str, Any]:
+    """Returns the settings that the command names."""
+    parser = Parser(description=__doc__)
+    add_flags(parser, StageOptions)
+    add_data_flags(parser)
+    add_flags(parser, Augmentation, defaults=False)
+    add_model_flags(parser)
+    given = parser.given()
+    if ("img_path" in given) == ("index" in given):
         parser.error("give either --index I of the data (--data-path D), or --img-path P")
-    return args
+    return given
 
 
 class Sample(NamedTuple):
@@ -73,46 +80,47 @@ def image_alone(path: str) -> Sample:
     return Sample(sample, sample, None, Path(path).name, [])
 
 
-def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample:
-    """What training has of an image; content: the checkpoint's, label_map: its own."""
-    data_set, trained = open_split_of(args, args.split, content, label_map)
-    i, count = args.index, len(data_set)
+def sample_of_data(options: StageOptions, given: dict[str, Any], content: dict, label_map: LabelMap) -> Sample:
+    """Returns what training has of an image. given: the settings of the command; content: the checkpoint's."""
+    data_set, trained = open_split_of(content, options.split, given, label_map)
+    i, count = options.index, len(data_set)
     if i >= count:
         raise InputError(
-            f"--index {i}: the {args.split} split of {data_set.source} has {count} images, 0 to {count - 1}"
+            f"--index {i}: the {options.split} split of {data_set.source} has {count} images, 0 to {count - 1}"
         )
     image, target = data_set[i]
-    seed = trained.get("seed", 0) if args.seed is None else args.seed
-    options = {
-        name: getattr(args, name) if name in args.given else trained.get(name, getattr(args, name))
-        for name in AUGMENTATION
-    }
-    mini = options.pop("mini_mask")  # comes last and draws nothing: the whole masks are shown beside the mini ones
-    augment = build_augment(**options)
+    seed = {**trained, **given}.get("seed", 0)
+    augmentation = asdict(Augmentation(**given_settings(Augmentation, {**trained, **given})))
+    mini = augmentation.pop("mini_mask")  # comes last and draws nothing: whole masks are shown beside the mini ones
+    augment = build_augment(**augmentation)
     after = image, target
-    lead = [f"Image {i} of the {args.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
-    if args.split == "train":
+    lead = [f"Image {i} of the {options.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
+    if options.split == "train":
         drawn = str(augment)[len("Compose(") : -1] or "nothing is switched on"
-        after = augment(image, target, sample_rng(seed, args.epoch, i, AUGMENTATION_STREAM))
-        lead.append(f"Augmented as in epoch {args.epoch} with seed {seed}: {drawn}.")
+        after = augment(image, target, sample_rng(seed, options.epoch, i, AUGMENTATION))
+        lead.append(f"Augmented as in epoch {options.epoch} with seed {seed}: {drawn}.")
         if augment.transforms and torch.equal(after[0], image):
-            lead.append(f"By this draw it changed nothing; --epoch {args.epoch + 1} draws again.")
-    after = after[0], {**after[1], "sample_seed": sample_seed(seed, args.epoch, i)}
+            lead.append(f"By this draw it changed nothing; --epoch {options.epoch + 1} draws again.")
+    after = after[0], {**after[1], "sample_seed": sample_seed(seed, options.epoch, i)}
     return Sample((image, target), after, mini, Path(data_set.file_name(i)).name, lead)
 
 
 def main() -> int:
-    args, start = parse_args(), time.perf_counter()
-    device = command.pick_device(args.device)
-    content = load_file(args.weights_path)
-    model, label_map = load_model(args, device)
-    sample = image_alone(args.img_path) if args.img_path else sample_of_data(args, content, label_map)
-    folder = make_folder(user_path(args.output_dir))
+    given, start = parse(), time.perf_counter()
+    options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
+    device = pick_device(options.device)
+    content = load_file(options.weights_path)
+    model, label_map = load_model(options, device)
+    if options.img_path:
+        sample = image_alone(options.img_path)
+    else:
+        sample = sample_of_data(options, given, content, label_map)
+    folder = make_folder(user_path(options.output_dir))
     view = look(model, *sample.after, label_map.name, sample.before, sample.mini)
     cfg, seconds = model.config, time.perf_counter() - start
     lead = [
         *sample.lead,
-        f"Weights: {args.weights_path} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
+        f"Weights: {options.weights_path} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
         "The model runs as in evaluation, in one pass; what is shown is what its stages recorded in it.",
     ]
     paths = write_stages(view, folder, f"What each stage sees: {sample.title}", lead)
@@ -122,8 +130,8 @@ def main() -> int:
         f"{len(paths) - 1} images and a page in {time.perf_counter() - start:.1f} s, {seconds:.1f} s of it up to "
         "the detections"
     )
-    return command.EXIT_OK
+    return EXIT_OK
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_command(main))
+    sys.exit(run_command(main))

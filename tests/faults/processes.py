@@ -18,18 +18,18 @@ from tests.small_runs import ROOT, flags
 from train_utils.cli.command import run_command
 from train_utils.data import loaders
 from train_utils.io import files
-from train_utils.run import engine, optimization
 from train_utils.run import epochs as trainer
+from train_utils.run import evaluation, optimization, step
 from train_utils.run import loop as train_loop
 
 # phase -> where it is: (module or class, function)
 PHASES = {
     "start": (train_loop, "open_splits"),
     "loading": (loaders._Samples, "__getitem__"),
-    "step": (engine, "forward_backward"),
+    "step": (step, "forward_backward"),
     "saving": (files, "sync_folder"),
-    "evaluation": (engine, "evaluate_batch"),
-    "summary": (engine, "summarize"),
+    "evaluation": (evaluation, "evaluate_batch"),
+    "summary": (evaluation, "summarize"),
     "report": (trainer, "write_curves"),
 }
 PAUSE = 0.5  # seconds that a phase is held open

@@ -6,9 +6,9 @@ Law: corrected data is not changed by a second run, and has none of the finds th
 
 import json
 import os
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from backbone.errors import InputError
 from tools.conversion import new_folder
@@ -27,7 +27,7 @@ from train_utils.io.json_stream import no_collection
 from train_utils.io.plain_text import brief, one_line
 
 
-def write(opened: Opened, args: Namespace, config, of_images: Finds) -> Path:
+def write(opened: Opened, options: Any, config, of_images: Finds) -> Path:
     """Write OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
 
     config: of the model to be trained; of_images: what opening the images told, which no json can correct.
@@ -39,7 +39,7 @@ def write(opened: Opened, args: Namespace, config, of_images: Finds) -> Path:
             f"--fix: {opened.path} is {opened.layout} data; only COCO jsons are corrected, so correct the "
             "files that are named by hand"
         )
-    places = coco.find_splits(opened.path, DataOptions(opened.path, year=args.year), None)
+    places = coco.find_splits(opened.path, options, None)
     jsons = {split: path for split, (path, _) in places.items()}
     changes: list[Change] = []
     remarks: list[str] = []
@@ -47,16 +47,16 @@ def write(opened: Opened, args: Namespace, config, of_images: Finds) -> Path:
     for split, path in jsons.items():
         raw = read_json(path)
         check_is_coco(raw, path)
-        folders[split], bounds = image_folder(places[split][1], path, args.image_dir, listed_names(raw["images"]))
+        folders[split], bounds = image_folder(places[split][1], path, options.image_dir, listed_names(raw["images"]))
         with no_collection():  # of what a large json is made of
             fixed[split] = Corrector(path, folders[split], bounds, changes).correct(raw)
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
     for split, folder in folders.items():
         _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), remarks)
-    with new_folder(args.fix) as out:
+    with new_folder(options.fix) as out:
         for split, content in fixed.items():
             write_text(out / f"instances{'' if split == 'all' else f'_{split}'}.json", json.dumps(content))
-        left, verdict = _left(out, image_dir, args, config, of_images)
+        left, verdict = _left(out, image_dir, options, config, of_images)
         listed = [{**change._asdict(), "before": _plain(change.before)} for change in changes]
         whole = {
             "data": str(opened.path),
@@ -67,8 +67,8 @@ def write(opened: Opened, args: Namespace, config, of_images: Finds) -> Path:
         }
         write_text(out / "changes.json", json.dumps(whole, indent=1) + "\n")
         write_text(out / "changes.txt", "".join(f"{change}\n" for change in changes))
-    _show(changes, remarks, left, verdict, args, image_dir)
-    return user_path(args.fix)
+    _show(changes, remarks, left, verdict, options, image_dir)
+    return user_path(options.fix)
 
 
 def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
@@ -83,16 +83,16 @@ def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
     )
 
 
-def _left(out: Path, image_dir: Path, args: Namespace, config, of_images: Finds) -> tuple[Finds, str | None]:
+def _left(out: Path, image_dir: Path, options: Any, config, of_images: Finds) -> tuple[Finds, str | None]:
     """(errors and warnings that the corrected data has, what train.py would stop at or None)."""
     finds, left = Finds(), Finds()
-    options = DataOptions(out, dataset="coco", image_dir=str(image_dir), follow_links=args.follow_links)
-    opened = open_all(options, finds)
+    corrected = DataOptions(out, dataset="coco", image_dir=str(image_dir), follow_links=options.follow_links)
+    opened = open_all(corrected, finds)
     tables = {split: table_of(part) for split, part in opened.splits.items()}
     look_at_all(tables, config, finds)
 
     def placed(text: str) -> str:  # the folder has its name only when it is whole
-        return text.replace(str(out), str(user_path(args.fix)))
+        return text.replace(str(out), str(user_path(options.fix)))
 
     left.take(finds, placed)
     left.take(of_images)
@@ -101,7 +101,7 @@ def _left(out: Path, image_dir: Path, args: Namespace, config, of_images: Finds)
 
 
 def _show(
-    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, args: Namespace, image_dir: Path
+    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, options: Any, image_dir: Path
 ) -> None:
     counts = Counter((change.about, change.what, change.why) for change in changes)
     for (about, what, why), count in counts.most_common():
@@ -113,11 +113,11 @@ def _show(
     for kind, count in left.counts():
         print(one_line(f"left to you: {kind.severity}: {kind.title}: {count:,}"))
     told = f" with {counted(len(changes), 'change')}, all in changes.txt and changes.json" if changes else ""
-    print(f"written: {args.fix}{told}")
+    print(f"written: {options.fix}{told}")
     if verdict:
         print(one_line(f"training would still stop: {verdict}; left to you: {counted(left.total(ERROR), 'error')}"))
     elif not left[NO_TRAINING]:
-        print(f"train on it: python train.py --data-path {args.fix} --image-dir {image_dir}")
+        print(f"train on it: python train.py --data-path {options.fix} --image-dir {image_dir}")
 
 
 def _plain(value):

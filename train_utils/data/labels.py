@@ -117,6 +117,21 @@ def coco_names() -> dict[int, str]:
     return {int(i): name for i, name in read_json(COCO_NAMES_FILE).items()}
 
 
+def check_num_classes(
+    given: int | None,
+    label_map: LabelMap,
+    said: str = "the data has",
+    advice: str = "leave the flag out, it is read from the data",
+) -> None:
+    """Raises InputError unless --num-classes is the label map's count of classes, or its highest label (COCO's 80 reach
+    up to 90). said, advice: of the message."""
+    possible = sorted({len(label_map), label_map.num_labels - 1})
+    if given is not None and given not in possible:
+        raise InputError(
+            f"--num-classes {given}: {said} {' or '.join(map(str, possible))} (without background); {advice}"
+        )
+
+
 def read_json(path, object_hook=object_of):
     """Parse a json file; InputError names the file and the place when it is missing or broken.
 

@@ -4,6 +4,8 @@ Everything random is a function of (seed, epoch, index), so workers carry no sta
 any number of ranks, give the same samples, and an epoch can be entered at any step.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import gc
@@ -14,19 +16,22 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from backbone.errors import InputError
+from network_files import MaskRCNNConfig
 from network_files.transform import padded_size
 from train_utils.data.images import ImageError
+from train_utils.data.options import LoaderOptions
 
 # What a stream of random numbers is for; each draws from a generator of its own.
 MODEL, AUGMENTATION, ORDER = 0, 1, 2
+Augment = Callable[[torch.Tensor, dict, torch.Generator], tuple[torch.Tensor, dict]]
 
 
 class Batch(NamedTuple):
@@ -37,6 +42,15 @@ class Batch(NamedTuple):
     targets: list
     indices: list
     skipped: list
+
+    def to(self, device: torch.device) -> tuple[list[torch.Tensor], list[dict]]:
+        """Returns images and targets, with every tensor and mask on the device."""
+        images = [image.to(device, non_blocking=True) for image in self.images]
+        targets = [
+            {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
+            for target in self.targets
+        ]
+        return images, targets
 
 
 def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:
@@ -50,7 +64,7 @@ def sample_rng(seed: int, epoch: int, index: int, stream: int = MODEL) -> torch.
     return torch.Generator().manual_seed(sample_seed(seed, epoch, index, stream))
 
 
-def aspect_groups(sizes, factor: int) -> np.ndarray:
+def aspect_groups(sizes: Any, factor: int) -> np.ndarray:
     """Group int64 [len] of each image of `sizes` [len, 2] (h, w) by w / h, as torchvision's references do:
     2 * factor + 1 bounds from 1/2 to 2, logarithmic (0: one bound at 1; negative: all in one group)."""
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
@@ -77,31 +91,18 @@ def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> lis
 class TrainLoader:
     """Micro-batches of augmented samples for one rank. `steps_per_epoch` counts optimiser steps.
 
-    ds: a data set; augment: (image, target, torch.Generator) -> (image, target), or None; world: has rank and
-    size; batch_size: images per micro-batch of a rank; accumulate_steps: micro-batches per optimiser step;
-    group_factor: see `aspect_groups`; strict: an unreadable image is an error; repeat: how often an epoch has each
-    image, each time with other random numbers: its k-th time counts as the sample of index k * len(ds) + i.
-    Each target gets a "sample_seed" (int).
+    ds: a data set; augment: (image, target, torch.Generator) -> (image, target), or None; world: has rank and size;
+    options.batch_size: images per micro-batch of a rank; accumulate_steps: micro-batches per optimiser step;
+    aspect_ratio_group_factor: see `aspect_groups`; repeat: how often an epoch has each image, each time with other
+    random numbers: its k-th time counts as the sample of index k * len(ds) + i. Each target gets a "sample_seed" (int).
     """
 
-    def __init__(
-        self,
-        ds,
-        augment,
-        world,
-        batch_size,
-        accumulate_steps=1,
-        seed=0,
-        workers=0,
-        group_factor=3,
-        strict=False,
-        repeat=1,
-    ):
-        self.world, self.accumulate_steps, self.seed = world, accumulate_steps, seed
-        self.global_batch = batch_size * world.size * accumulate_steps
-        self.groups = np.tile(aspect_groups(ds.sizes, group_factor), repeat)
+    def __init__(self, ds: Any, augment: Augment | None, world: Any, options: LoaderOptions) -> None:
+        self.world, self.accumulate_steps, self.seed = world, options.accumulate_steps, options.seed
+        self.global_batch = options.batch_size * world.size * options.accumulate_steps
+        self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
         self.steps_per_epoch = max(1, len(self.groups) // self.global_batch)
-        self._loader = _Loader(_Samples(ds, augment, seed, strict), workers, world)
+        self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
@@ -120,25 +121,23 @@ class TrainLoader:
 class EvalLoader:
     """Batches of images that the network pads to the same shape, so that results do not depend on batching.
 
-    Formed once, in the data set's order, then dealt whole: batch k goes to rank k % size. min_size (the last
-    of several), max_size, divisor, fixed_size: the network's. Unreadable images are in `Batch.skipped`.
+    Formed once, in the data set's order, then dealt whole: batch k goes to rank k % size. config: the network's, which
+    knows how images are resized and padded. Unreadable images are in `Batch.skipped`.
     """
 
-    def __init__(
-        self, ds, world, batch_size, workers=0, min_size=800, max_size=1333, divisor=32, strict=False, fixed_size=None
-    ):
-        min_size = min_size if isinstance(min_size, int) else min_size[-1]
+    def __init__(self, ds: Any, world: Any, options: LoaderOptions, config: MaskRCNNConfig) -> None:
+        sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
         waiting: dict[tuple[int, int], list[int]] = {}
         batches = []
         for index, (height, width) in enumerate(ds.sizes.tolist()):
-            same = waiting.setdefault(padded_size(height, width, min_size, max_size, divisor, fixed_size), [])
+            same = waiting.setdefault(padded_size(height, width, *sizing), [])
             same.append(index)
-            if len(same) == batch_size:
+            if len(same) == options.batch_size:
                 batches.append(same[:])
                 same.clear()
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
-        self._loader = _Loader(_Samples(ds, None, 0, strict), workers, world)
+        self._loader = _Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -150,10 +149,10 @@ class EvalLoader:
 class _Samples:
     """List of (epoch, index) -> Batch, or the InputError that loading it raised."""
 
-    def __init__(self, ds, augment, seed, strict):
+    def __init__(self, ds: Any, augment: Augment | None, seed: int, strict: bool) -> None:
         self.ds, self.augment, self.seed, self.strict = ds, augment, seed, strict
 
-    def __getitem__(self, keys) -> "Batch | InputError":
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | InputError:
         batch = Batch([], [], [], [])
         for epoch, index in keys:
             position = index % len(self.ds)
@@ -176,7 +175,7 @@ class _Samples:
 class _Loader:
     """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
 
-    def __init__(self, samples: _Samples, workers: int, world):
+    def __init__(self, samples: _Samples, workers: int, world: Any) -> None:
         self._keys: list = []  # what the workers are given; refilled for each pass
         self._workers = workers
         device = getattr(world, "device", None)
@@ -232,18 +231,18 @@ SCARCE = {
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def _silence_half_made_iterators():
+def _silence_half_made_iterators() -> None:
     """DataLoader's iterator fails in __del__, visibly, where __init__ had failed: that would hide the message."""
     tell = sys.unraisablehook
 
-    def hook(failure):
+    def hook(failure: Any) -> None:
         if "_MultiProcessingDataLoaderIter.__del__" not in getattr(failure.object, "__qualname__", ""):
             tell(failure)
 
     sys.unraisablehook = hook
 
 
-def _start_worker(_):
+def _start_worker(_: int) -> None:
     _outlive_signals()
     torch.set_num_threads(1)  # the workers together already use the cores
     # What came with the fork is not this process's to collect: that would copy the shared pages, and other
@@ -251,7 +250,7 @@ def _start_worker(_):
     gc.freeze()
 
 
-def _outlive_signals():
+def _outlive_signals() -> None:
     """Let a signal to the whole group stop the run by its main process, which still needs this worker.
 
     SIGTERM counts from the main process alone: DataLoader ends workers by it that do not leave.
@@ -264,7 +263,7 @@ def _outlive_signals():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     main_process = os.getppid()
 
-    def wait_for_main_process():
+    def wait_for_main_process() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
             pass
         os._exit(0)
@@ -274,7 +273,7 @@ def _outlive_signals():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _as_it_is(batch):
+def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
@@ -282,13 +281,13 @@ class _Pickler(pickle.Pickler):
     """Tensors as bytes. torch's own way through shared memory takes a file descriptor per tensor, several for
     each image, and more of /dev/shm than containers have by default."""
 
-    def reducer_override(self, value):
+    def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return torch.from_numpy, (value.contiguous().numpy(),)
         return NotImplemented
 
 
-def _to_bytes(batch) -> bytes:
+def _to_bytes(batch: Batch) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
     return buffer.getvalue()

@@ -1,29 +1,53 @@
-"""What a command, or a caller, says about its data."""
+"""What a command, or a caller, says about its data: where it lies, how it is read, how it is loaded."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from backbone.settings import Settings, setting
 
 SHAPES_FOLDER = "data/shapes"
-
-
-def option(default: object, text: str, **more: object) -> Any:
-    """A field of DataOptions with its explanation, which --help shows."""
-    return field(default=default, metadata={"help": text, **more})
+FORMATS = ("auto", "coco", "voc", "npy", "packed")
+PLACES = ("data_path", "dataset", "image_dir", "year")  # the options that say together where data lies
+STRICT = "unreadable images and unusable annotations are errors, not skipped"
+BELOW_SEED = 2**63  # torch's generators take no larger seed
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Where data lies and how it is read; a flag for each field (`data_path` is --data-path)."""
+class DataOptions(Settings):
+    """Data: where it lies and how it is read."""
 
-    data_path: str | Path | None = option(None, "folder or file of the data; absent: the built-in shapes")
-    dataset: str = option("auto", "layout of the data", choices="formats")
-    image_dir: str | None = option(None, "folder of the images, where it is not the usual one")
-    year: str | None = option(None, "VOC or COCO year, where the folder holds several")
-    label_json_path: str | None = option(None, 'class names of .npy data: a json file {"1": "person", ...}')
-    val_fraction: float = option(0.2, "validation share of data without a split", least=0, most=1)
-    seed: int = option(0, "chooses that share", least=0)
-    drop_empty: bool = option(False, "leave out training images without objects")
-    follow_links: bool = option(False, "follow images that are links out of the data folder (else an error)")
-    strict: bool = option(False, "unreadable images and unusable annotations are errors, not skipped")
-    shapes_dir: str = option(SHAPES_FOLDER, "where the built-in shapes are drawn")
+    data_path: str | Path | None = setting(
+        None,
+        "data set folder (COCO, VOC, .npy), or a json; absent: the built-in shapes, drawn into ./data/shapes",
+        metavar="DATA",
+        resume="free",
+    )
+    dataset: str = setting("auto", "layout of the data", choices=FORMATS, resume="place")
+    image_dir: str | Path | None = setting(None, "folder of the images, where it is not the usual one", resume="place")
+    year: str | None = setting(None, "VOC or COCO year, where the folder holds several", resume="place")
+    label_json_path: str | Path | None = setting(
+        None, 'class names of .npy data: a json file {"1": "person", ...}', metavar="J", resume="place"
+    )
+    val_fraction: float = setting(0.2, "validation share of data without a split", least=0, most=1)
+    seed: int = setting(0, "chooses that share", least=0, below=BELOW_SEED)
+    drop_empty: bool = setting(False, "leave out training images without objects")
+    follow_links: bool = setting(False, "follow images that are links out of the data (else an error)", resume="own")
+    strict: bool = setting(False, STRICT, resume="free")
+    shapes_dir: str | Path = SHAPES_FOLDER  # where the built-in shapes are drawn
+
+
+@dataclass(frozen=True)
+class LoaderOptions(Settings):
+    """Loading: how images become batches."""
+
+    batch_size: int = setting(1, "images at a time", least=1, short="-b", resume="batch")
+    accumulate_steps: int = setting(1, "batches per optimiser step", least=1, resume="batch")
+    workers: int = setting(0, "processes that read images", least=0, short="-j", resume="own")
+    aspect_ratio_group_factor: int = setting(
+        3, "groups of image shapes that batches are formed within; 0: none", least=0
+    )
+    repeat: int = setting(1, "times that an epoch has each image", least=1, metavar="N")
+    seed: int = setting(0, "of order and augmentation", least=0, below=BELOW_SEED)
+    strict: bool = setting(False, STRICT, resume="free")

@@ -1,6 +1,9 @@
-"""What a training pass is made of, in three numbers: a recorder (`network_files.Recorder`) that keeps no more."""
+"""A training pass -> three numbers: a recorder (`network_files.Recorder`) that keeps no more than sums."""
+
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from network_files.operators.boxes import box_iou
 
@@ -8,17 +11,14 @@ REACHED = 0.5  # IoU from which a proposal has found an object
 
 
 class StepCounts:
-    """Given to the model as its recorder, for one micro-batch or several; `means` are per image.
+    """The model's recorder for one micro-batch or several; nothing is read from the device before `means`."""
 
-    Nothing is read from the device before that.
-    """
-
-    def __init__(self):
+    def __init__(self) -> None:
         self.images, self.objects, self.anchors = 0, 0, 0
         self.rois, self.reached = torch.zeros(()), torch.zeros(())
-        self.proposals: list[torch.Tensor] = []  # of the images of a batch, until their objects come
+        self.proposals: list[Tensor] = []  # of the images of a batch, until their objects come
 
-    def __call__(self, stage: str, **values) -> None:
+    def __call__(self, stage: str, **values: Any) -> None:
         if stage == "proposals":
             self.proposals.append(values["boxes"][values["keep"]])
         elif stage == "rpn_targets":
@@ -33,9 +33,11 @@ class StepCounts:
             label = values["label"][values["chosen"]]
             self.rois = self.rois.to(label.device) + (label > 0).sum()
 
-    def means(self) -> dict[str, torch.Tensor | float]:
-        """Positive anchors and positive RoIs an image, and the share of objects with a proposal of IoU 0.5 and more
-        (left out without objects); numbers that a device has computed are still there."""
+    def means(self) -> dict[str, Tensor | float]:
+        """Returns positive anchors and positive RoIs per image, and the share of objects that a proposal reaches.
+
+        The share is left out where there is no object. Tensors stay on the device that computes them.
+        """
         images = max(self.images, 1)
         found = {"positive anchors": self.anchors / images, "positive RoIs": self.rois / images}
         return found | ({"proposal recall 0.5": self.reached / self.objects} if self.objects else {})

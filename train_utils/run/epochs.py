@@ -1,123 +1,131 @@
 """The epochs of a run: train, evaluate, write the numbers, save; the model and the data are given."""
 
+from __future__ import annotations
+
 import shlex
 import sys
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from backbone.errors import InputError
+from network_files import MaskRCNN
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
-from train_utils.cli.command import plain_args
-from train_utils.cli.run_flags import AUGMENTATION, global_batch
 from train_utils.data.loaders import EvalLoader, TrainLoader
+from train_utils.data.opening import DataSplits
 from train_utils.logs.board import TensorBoard
-from train_utils.logs.logger import MetricLogger, ResultsWriter, StepLog
+from train_utils.logs.console import MetricLogger
+from train_utils.logs.result_files import ResultsWriter
 from train_utils.logs.step_counts import StepCounts
+from train_utils.logs.step_log import StepLog
+from train_utils.processes.distributed import World
+from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
+from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.ema import EMA
-from train_utils.run.engine import (
-    Learner,
+from train_utils.run.evaluation import EvalResult, evaluate
+from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
+from train_utils.run.reports import explain_lack_of_memory, explain_non_finite, image_rows, print_outcome, write_curves
+from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
+from train_utils.run.step import (
     NonFiniteLoss,
     OutOfMemory,
-    evaluate,
+    StepHooks,
+    StepRecord,
     settle_gradient_exchange,
     train_one_epoch,
 )
-from train_utils.run.optimization import Precision, amp_dtype, build_optimizer, build_schedule
-from train_utils.run.reports import explain_lack_of_memory, image_rows, save_for_replay, say_what_is_where, write_curves
-from train_utils.run.state import Progress, begin_at, from_checkpoint, to_checkpoint
 from transforms import build_augment
 
 SAMPLES = 4  # validation images in TensorBoard's grid
 
 
-def val_loader(args, world, data_set, config, strict=False):
-    return EvalLoader(
-        data_set,
-        world,
-        args.batch_size,
-        args.workers,
-        config.min_size,
-        config.max_size,
-        config.size_divisible,
-        strict,
-        config.fixed_size,
-    )
+@dataclass(frozen=True)
+class Run:
+    """What a run is about, as it begins."""
+
+    config: RunConfig  # resolved
+    world: World
+    splits: DataSplits
+    data: str  # resume.fingerprint of the training images
+    folder: Path | None  # None: nothing is written
+    checkpoint: resume.Checkpoint | None  # that it goes on from
+
+    def say(self, *lines: str, **options: Any) -> None:
+        """Prints, on the main process."""
+        if self.world.is_main:
+            print(*lines, **options)
 
 
-def warmup_steps(args, steps_per_epoch):
-    return min(1000, steps_per_epoch) if args.warmup_iters is None else args.warmup_iters
+def warmup_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """Returns the number of steps over which the learning rate rises."""
+    return min(1000, steps_per_epoch) if config.warmup_iters is None else config.warmup_iters
 
 
-def build_learner(args, world, model, steps_per_epoch):
-    optimizer = build_optimizer(model, args.optimizer, args.lr, args.momentum, args.weight_decay)
+def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
+    """Returns the model with what trains it: optimiser, schedule, precision, average."""
+    optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
     schedule = build_schedule(
         optimizer,
-        total_steps=args.epochs * steps_per_epoch,
-        warmup_steps=warmup_steps(args, steps_per_epoch),
-        schedule=args.lr_schedule,
-        milestones=[round(epoch * steps_per_epoch) for epoch in args.lr_steps],
-        gamma=args.lr_gamma,
+        total_steps=config.epochs * steps_per_epoch,
+        warmup_steps=warmup_steps(config, steps_per_epoch),
+        schedule=config.lr_schedule,
+        milestones=[round(epoch * steps_per_epoch) for epoch in config.lr_steps],
+        gamma=config.lr_gamma,
     )
-    return Learner(
+    return TrainState(
         model,
         world.wrap(model),
         optimizer,
         schedule,
-        Precision(world.device, amp_dtype(world.device) if args.amp else None),
-        EMA(model, args.ema_decay) if args.ema else None,
-        args.clip_grad_norm,
-        args.seed,
+        Precision(world.device, amp_dtype(world.device) if config.amp else None),
+        EMA(model, config.ema_decay) if config.ema else None,
+        config.clip_grad_norm,
+        config.seed,
     )
 
 
 class Trainer:
     """The loop over epochs. Each ends with an evaluation, its numbers written, and a checkpoint."""
 
-    def __init__(self, args, world, splits, data, model, folder, checkpoint, stop, say):
-        self.args, self.world, self.splits, self.folder = args, world, splits, folder
-        self.stop, self.say, self.told = stop, say, set()
-        augment = build_augment(*(getattr(args, name) for name in AUGMENTATION))
-        self.loader = TrainLoader(
-            splits.train,
-            augment,
-            world,
-            args.batch_size,
-            args.accumulate_steps,
-            args.seed,
-            args.workers,
-            args.aspect_ratio_group_factor,
-            args.strict,
-            args.repeat,
-        )
-        self.val_loader = val_loader(args, world, splits.val, model.config, args.strict)
+    def __init__(self, run: Run, model: MaskRCNN, stop: StopSignal) -> None:
+        config, world, splits, checkpoint = run.config, run.world, run.splits, run.checkpoint
+        self.run, self.config, self.world, self.splits, self.folder = run, config, world, splits, run.folder
+        self.stop, self.say, self.reported = stop, run.say, set()
+        augment = build_augment(*(getattr(config, f.name) for f in fields(Augmentation)))
+        self.loader = TrainLoader(splits.train, augment, world, config)
+        self.val_loader = EvalLoader(splits.val, world, config, model.config)
         steps = self.loader.steps_per_epoch
-        self.learner = build_learner(args, world, model, steps)
-        self.progress = Progress(steps, global_batch=global_batch(args, world), world_size=world.size, data=data)
+        self.state = build_state(config, world, model, steps)
+        self.global_batch = config.global_batch(world.size)
+        self.progress = Progress(steps, global_batch=self.global_batch, world_size=world.size, data=run.data)
         if checkpoint:
-            self.progress = from_checkpoint(checkpoint, self.learner, self.progress)
+            self.progress = from_checkpoint(checkpoint, self.state, self.progress)
             for line in resume.other_environment(checkpoint, world):
-                say(line)
-        elif args.start_epoch:
-            begin_at(args.start_epoch, self.learner, self.progress)
-        settle_gradient_exchange(self.learner, world)
-        self.board = TensorBoard(folder, self.progress.step, world.is_main)
-        self.writer = ResultsWriter(folder, self.progress.epochs_done) if world.is_main else None
-        self.steps = StepLog(folder, self.progress.step) if args.log_steps and world.is_main else None
+                self.say(line)
+        elif config.start_epoch:
+            start_at(config.start_epoch, self.state, self.progress)
+        settle_gradient_exchange(self.state, world)
+        self.board = TensorBoard(run.folder, self.progress.step, world.is_main)
+        self.writer = ResultsWriter(run.folder, self.progress.epochs_done) if world.is_main else None
+        self.steps = StepLog(run.folder, self.progress.step) if config.log_steps and world.is_main else None
 
-    def fit(self):
-        """Train and evaluate the epochs that are left."""
-        args, progress = self.args, self.progress
+    def fit(self) -> None:
+        """Trains and evaluates the epochs that are left."""
+        config, progress = self.config, self.progress
         self.say_start()
         if self.world.is_main:
-            run_folders.write_args(self.folder, plain_args(args))
+            run_folders.write_args(self.folder, config.to_args())
         command = shlex.join(["python", *sys.argv])
-        self.board.run(progress.step, command, flags=plain_args(args), model=self.learner.model.config.to_dict())
+        self.board.run(progress.step, command, flags=config.to_args(), model=self.state.model.config.to_dict())
         with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
-            for epoch in range(progress.epochs_done, args.epochs):
-                if args.early_stop and progress.epochs_since_best >= args.early_stop:
+            for epoch in range(progress.epochs_done, config.epochs):
+                if config.early_stop and progress.epochs_since_best >= config.early_stop:
                     self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
                     break
                 averages = self.train_epoch(epoch)
@@ -133,39 +141,39 @@ class Trainer:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
-            say_what_is_where(self.folder, progress.best_ap, self.splits.val)
+            print_outcome(self.folder, progress.best_ap, self.splits.val)
 
-    def say_start(self):
-        args, dtype, steps = (self.args, self.learner.precision.dtype or torch.float32, self.loader.steps_per_epoch)
+    def say_start(self) -> None:
+        """Prints how the run goes about its steps."""
+        config, dtype, steps = (self.config, self.state.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
-            f"{args.optimizer}: learning rate {args.lr:g}, global batch {global_batch(args, self.world)}, "
-            f"{steps} steps x {args.epochs} epochs, {warmup_steps(args, steps)} steps of warm-up, "
+            f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
+            f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
-        if args.amp and dtype == torch.float32:
+        if config.amp and dtype == torch.float32:
             self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
         self.say(f"run folder: {self.folder}")
 
-    def train_epoch(self, epoch):
-        """The steps of an epoch that are left; returns the mean losses of the whole epoch."""
-        args, progress, every = self.args, self.progress, self.args.save_every_steps
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Does the steps of an epoch that are left; returns the mean losses of the whole epoch."""
+        config, progress, every = self.config, self.progress, self.config.save_every_steps
         first, total = progress.step - epoch * self.loader.steps_per_epoch, self.loader.steps_per_epoch
         header = f"Epoch: [{epoch}]"
-        log = MetricLogger(header, total, first, args.print_freq, self.world.device, self.world.is_main)
+        log = MetricLogger(header, total, first, config.print_freq, self.world.device, self.world.is_main)
         if progress.meters:
             log.load_state_dict(progress.meters)
-        steps = train_one_epoch(
-            self.learner, self.loader, self.world, epoch, first, self.stop.requested, self.may_skip, self.counts_of
-        )
+        hooks = StepHooks(self.stop.requested, self.may_skip, self.counts_of)
+        steps = train_one_epoch(self.state, self.loader, self.world, epoch, first, hooks)
         try:
             for record in steps:
                 if record.bad:
-                    self.tell_bad(record.bad)
-                log.step(record.seconds, record.data_seconds, record.losses, record.lr)
-                self.board.step(record.step, record.losses, record.lr, record.measures)
-                progress.take_in(record)
-                self.tell_skipped(record.skipped_files)
-                if args.log_steps:
+                    self.report_bad(record.bad)
+                log.step(record.own.seconds, record.own.data_seconds, record.losses, record.lr)
+                self.board.step(record.step, record.losses, record.lr, record.own.measures)
+                progress.end_step(record)
+                self.report_skipped(record.own.skipped_files)
+                if config.log_steps:
                     self.log_step(record)
                 # The last step is saved before the evaluation, so that a kill within that loses nothing.
                 if log.done == total or record.stop or (every and progress.step % every == 0):
@@ -184,48 +192,51 @@ class Trainer:
             raise InputError("no training image could be read, or no loss was finite; see the lines above")
         return log.averages()
 
-    def counts_of(self, step):
-        """What TensorBoard shows beside the losses is counted every --print-freq steps: on a GPU it costs time."""
-        return StepCounts() if self.world.is_main and step % self.args.print_freq == 0 else None
+    def counts_of(self, step: int) -> StepCounts | None:
+        """Returns the recorder of a step, every --print-freq steps: on a GPU it costs time."""
+        return StepCounts() if self.world.is_main and step % self.config.print_freq == 0 else None
 
-    def may_skip(self):
-        """Whether one more step with a loss that is not finite is passed over."""
-        return self.progress.bad_batches < self.args.skip_bad_batches
+    def may_skip(self) -> bool:
+        """Whether one more step with a loss that is not finite is skipped."""
+        return self.progress.bad_batches < self.config.skip_bad_batches
 
-    def explained(self, error):
-        return save_for_replay(self.folder, error, self.learner.model, self.splits.train, self.world.rank)
+    def explained(self, error: NonFiniteLoss) -> InputError:
+        """Returns the error with what it was about, the batch being saved."""
+        return explain_non_finite(error, self.folder, self.state.model, self.splits.train, self.world.rank)
 
-    def tell_bad(self, error):
-        left = f"{self.progress.bad_batches + 1} of {self.args.skip_bad_batches} that --skip-bad-batches allows"
-        print(f"passed over ({left}): {self.explained(error)}", file=sys.stderr, flush=True)
+    def report_bad(self, error: NonFiniteLoss) -> None:
+        """Prints that a step was skipped, and why."""
+        left = f"{self.progress.bad_batches + 1} of {self.config.skip_bad_batches} that --skip-bad-batches allows"
+        print(f"skipped ({left}): {self.explained(error)}", file=sys.stderr, flush=True)
 
-    def log_step(self, record):
-        """A line of steps.jsonl, with the images of all ranks."""
+    def log_step(self, record: StepRecord) -> None:
+        """Writes a line of steps.jsonl, with the images of all ranks."""
         data = self.splits.train
-        ids = self.world.gather([data.image_id(i) for i in record.indices])
+        ids = self.world.gather([data.image_id(i) for i in record.own.indices])
         if self.steps:
             self.steps.write(record.step, lr=record.lr, losses=record.losses, image_ids=sum(ids, []))
 
-    def evaluate(self):
-        """The validation images through the averaged weights where there are any. The step is saved by now."""
-        model, ema = self.learner.model, self.learner.ema
+    def evaluate(self) -> EvalResult:
+        """Returns the numbers of the validation images; the weights are the averaged ones where there are any."""
+        model, ema = self.state.model, self.state.ema
+        # the step is saved by now
         with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
             return evaluate(model, self.val_loader, self.splits.val, self.world, keep_samples=SAMPLES)
 
-    def report(self, epoch, averages, result):
-        """Tell and write an epoch's numbers."""
+    def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
+        """Prints and writes an epoch's numbers."""
         stats = {iou_type: numbers.stats for iou_type, numbers in result.stats.items()}
         box, mask, val_loss = stats["bbox"], stats["segm"], sum(result.losses.values())
         self.say(
             f"Test: [{epoch}]  box AP: {box[0]:.4f}  AP50: {box[1]:.4f}  mask AP: {mask[0]:.4f}  "
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
-        skipped = self.progress.skipped, len(result.skipped)
+        skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
         if any(skipped):
-            self.tell_skipped(result.skipped)
+            self.report_skipped(result.found.skipped)
             self.say(f"unreadable images left out: {skipped[0]} in training so far, {skipped[1]} in validation")
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
@@ -235,35 +246,35 @@ class Trainer:
         self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
         write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
 
-    def about(self):
-        """A line on the run for its curves."""
-        args, config, train = self.args, self.learner.model.config, self.splits.train
+    def about(self) -> str:
+        """Returns a line on the run for its curves."""
+        config, model, train = self.config, self.state.model.config, self.splits.train
         return (
-            f"{self.folder.resolve().name}: {config.backbone} {config.variant}, {len(train)} training and "
+            f"{self.folder.resolve().name}: {model.backbone} {model.variant}, {len(train)} training and "
             f"{len(self.splits.val)} validation images, {len(train.label_map)} class(es), "
-            f"{global_batch(args, self.world)} images a step, {args.optimizer}, rate {args.lr:g}"
+            f"{self.global_batch} images a step, {config.optimizer}, rate {config.lr:g}"
         )
 
-    def tell_skipped(self, files):
-        """Name each unreadable image once."""
+    def report_skipped(self, files: Iterable[str]) -> None:
+        """Names each unreadable image once."""
         for name in files:
-            if name not in self.told:
+            if name not in self.reported:
                 print(f"skipped: {name}", file=sys.stderr, flush=True)
-        self.told.update(files)
+        self.reported.update(files)
 
-    def save(self, *names):
-        """One checkpoint as model_{name}.pth for each name, the last of which is its epoch."""
-        self.world.broadcast_buffers(self.learner.model)
+    def save(self, *names: str | int) -> None:
+        """Writes one checkpoint as model_{name}.pth for each name, the last of which is its epoch."""
+        self.world.broadcast_buffers(self.state.model)
         self.world.on_main(self._write_checkpoint, list(names))
 
-    def _write_checkpoint(self, names):
+    def _write_checkpoint(self, names: list[str | int]) -> None:
         *others, path, previous = (run_folders.checkpoint_path(self.folder, name) for name in [*names, "previous"])
         state = to_checkpoint(
-            self.learner,
+            self.state,
             self.progress,
             names,
             self.splits.label_map,
-            plain_args(self.args),
+            self.config.to_args(),
             resume.environment(self.world),
         )
         if path.exists():  # what it replaces stays, in case the new one's bits rot
@@ -271,4 +282,4 @@ class Trainer:
         checkpoints.save_checkpoint(path, state)
         for other in others:  # after a kill here the resumed run goes on with this (run_folder.complete_names)
             checkpoints.copy_checkpoint(path, other)
-        run_folders.prune(self.folder, self.args.keep, self.args.save_every_epochs)
+        run_folders.prune(self.folder, self.config.keep, self.config.save_every_epochs)

@@ -1,0 +1,97 @@
+"""A dataclass field that knows its explanation and its bounds: flags, --help and checks follow from it."""
+
+from dataclasses import field, fields
+from typing import Any, TypedDict
+
+from backbone.errors import InputError
+
+
+class Rules(TypedDict, total=False):
+    """What a setting may say beside its default and its explanation."""
+
+    least: float  # the lowest value
+    most: float  # the highest value
+    above: float  # what the value exceeds
+    below: float  # what the value stays under
+    length: int  # how many values
+    choices: tuple  # the values that there are
+    positional: bool  # the flag is a place in the command, without a name
+    required: bool  # a command without the flag is wrong
+    short: str  # another spelling of the flag, such as -b
+    bare: Any  # what the flag means without a value
+    metavar: str | tuple[str, ...]  # how --help names the flag's value
+    resume: str  # what a resumed run may change; see train_utils/run/resume.py
+    stands_for: str  # the setting that this one is another spelling of
+
+
+def setting(default: Any, text: str, **rules: Any) -> Any:
+    """Returns a dataclass field with its explanation and its Rules. TypeError for a rule that there is not."""
+    unknown = rules.keys() - Rules.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))}: no rule of a setting")
+    return field(default=default, metadata={"help": text, **rules})
+
+
+def lists_to_tuples(settings: Any) -> None:
+    """Turns lists (of JSON, of a caller) into tuples, and one number into a tuple of one where the default is a tuple.
+
+    For the __post_init__ of a frozen dataclass.
+    """
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if isinstance(value, list):
+            object.__setattr__(settings, f.name, tuple(value))
+        elif isinstance(f.default, tuple) and not isinstance(value, tuple):
+            object.__setattr__(settings, f.name, (value,))
+
+
+def check(settings: Any) -> None:
+    """Raises InputError for the first field of a dataclass instance that breaks its own rules; None breaks none."""
+    for f in fields(settings):
+        name, value, rules = f.name, getattr(settings, f.name), f.metadata
+        if value is None:
+            continue
+        several = isinstance(value, tuple)
+        values = value if several else (value,)
+        if "length" in rules and len(values) != rules["length"]:
+            raise InputError(f"{name} has {len(values)} numbers: give {rules['length']}")
+        if "choices" in rules and value not in rules["choices"]:
+            raise InputError(f"{name} {value!r} is not known: {' or '.join(map(str, rules['choices']))}")
+        if bounds(rules) and not (values and all(within(each, rules) for each in values)):
+            wanted = _wanted(rules)
+            raise InputError(
+                f"{name} must be {wanted} numbers" if several else f"{name} is {value}: it must be {wanted}"
+            )
+
+
+class Settings:
+    """The base of frozen dataclasses of settings: their values are tuples in place of lists, and keep their rules."""
+
+    def __post_init__(self) -> None:
+        lists_to_tuples(self)
+        check(self)
+
+
+def bounds(rules: Rules) -> Rules:
+    """Returns those of the rules that bound a number."""
+    return {name: rules[name] for name in ("least", "most", "above", "below") if name in rules}
+
+
+def within(value: float, rules: Rules) -> bool:
+    """Whether a number keeps the rules' bounds; NaN keeps none."""
+    infinity = float("inf")
+    return (
+        rules.get("least", -infinity) <= value <= rules.get("most", infinity)
+        and ("above" not in rules or value > rules["above"])
+        and ("below" not in rules or value < rules["below"])
+    )
+
+
+def _wanted(rules: Rules) -> str:
+    if "above" in rules:
+        return "positive" if rules["above"] == 0 else f"above {rules['above']}"
+    if "below" in rules:
+        return f"at least {rules['least']} and below {rules['below']}"
+    if "most" in rules:
+        return f"between {rules['least']} and {rules['most']}"
+    return f"{rules['least']} or more"
