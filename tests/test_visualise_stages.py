@@ -24,6 +24,7 @@ from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
 from train_utils.cli.command import run_command
+from train_utils.cli.flags import given_settings
 from train_utils.data.opening import TrainLoader, open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
@@ -156,19 +157,17 @@ def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     monkeypatch.setattr(
         sys, "argv", ["", "--weights-path", str(weights), "--data-path", str(data), "--index", "2", "--epoch", "5"]
     )
-    args = visualise_stages.parse_args()
-    content = visualise_stages.load_file(weights)
-    sample = visualise_stages.sample_of_data(args, content, splits.label_map)
+    given, content = visualise_stages.parse(), visualise_stages.load_file(weights)
+    options = visualise_stages.StageOptions(**given_settings(visualise_stages.StageOptions, given))
+    sample = visualise_stages.sample_of_data(options, given, content, splits.label_map)
     (batch,) = (batch for batch in loader.epoch(5) if batch.indices == [2])
     assert torch.equal(sample.after[0], batch.images[0]) and sample.mini == 8
     assert sample.after[1]["sample_seed"] == batch.targets[0]["sample_seed"]
     assert torch.equal(sample.after[1]["boxes"], batch.targets[0]["boxes"])
     assert torch.equal(sample.before[0], splits.train[2][0])
     assert not torch.equal(sample.before[0], sample.after[0]) and "draws again" not in str(sample.lead)
-    for name in ("horizontal_flip", "vertical_flip"):
-        setattr(args, name, 1e-9)
-    args.photometric, args.given = False, {*args.given, "horizontal_flip", "vertical_flip", "photometric"}
-    sample = visualise_stages.sample_of_data(args, content, splits.label_map)
+    given |= {"horizontal_flip": 1e-9, "vertical_flip": 1e-9, "photometric": False}
+    sample = visualise_stages.sample_of_data(options, given, content, splits.label_map)
     assert sample.lead[-1] == "By this draw it changed nothing; --epoch 6 draws again."
 
 
