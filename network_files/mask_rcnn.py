@@ -10,10 +10,10 @@ from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.instance_masks import paste_masks
 from network_files.operators.roi_align import FeatureTable
-from network_files.recorder import Recorder
+from network_files.recorder import SILENT, Observer, Stage
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
-from network_files.transform import Transform, prepare_objects
+from network_files.transform import ImageBatch, Transform, prepare_objects
 
 
 class MaskRCNN(nn.Module):
@@ -59,29 +59,30 @@ class MaskRCNN(nn.Module):
         images: list[Tensor],
         targets: list[dict] | None = None,
         paste_masks: bool = True,
-        recorder: Recorder | None = None,
-    ):
+        recorder: Observer | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         if self.training and targets is None:
             raise ValueError("training needs targets: call model(images, targets), or model.eval() first")
         self._check_device(images)
-        batch = self.transform.batch(images, targets, self.training, self.rpn.head.cls_logits.weight.dtype)
-        if recorder is not None:
-            recorder("batch", images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
+        recorder = recorder or SILENT
+        batch = self.transform.batch(images, targets, self.training, next(self.parameters()).dtype)
+        recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
         objects = targets and [prepare_objects(target, batch, i) for i, target in enumerate(targets)]
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
-        table = FeatureTable(self.backbone(batch.images), torch.promote_types(batch.images.dtype, torch.float32))
+        dtype = torch.promote_types(batch.images.dtype, torch.float32)
+        table = FeatureTable(self.backbone(batch.images), self.backbone.strides, dtype)
         proposals, losses = self.rpn(batch, table, objects, recorder)
         if objects is not None:
             losses = self.roi_heads.losses(table, proposals, objects, recorder) | losses
         if self.training:
             return losses
         detections = self.roi_heads.detect(batch, table, proposals, recorder)
-        detections = [self._to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
+        detections = [self.to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
         return detections if objects is None else (losses, detections)
 
     @staticmethod
-    def _to_original(detection: dict[str, Tensor], batch, i: int, paste: bool) -> dict[str, Tensor]:
-        """From the resized image's frame to the original's."""
+    def to_original(detection: dict[str, Tensor], batch: ImageBatch, i: int, paste: bool) -> dict[str, Tensor]:
+        """Moves a detection of image i from the resized image's frame to the original's; paste: its masks too."""
         size = batch.original_sizes[i]
         boxes = scale_boxes(detection["boxes"], batch.sizes[i], size)
         if not paste:
@@ -112,7 +113,7 @@ class MaskRCNN(nn.Module):
         Raises InputError where torch.compile does not work.
         """
         try:
-            torch.compile(torch.relu)(torch.zeros(2, device=self.rpn.head.cls_logits.weight.device))
+            torch.compile(torch.relu)(torch.zeros(2, device=next(self.parameters()).device))
         except Exception as error:  # torch has no common class for a missing compiler
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"--compile: torch.compile does not work here ({reason}); leave the flag out") from error

@@ -1,27 +1,30 @@
-"""What a training pass is made of, in three numbers: a recorder (`network_files.Recorder`) that keeps no more."""
+"""What a training pass is made of, in three numbers: an observer of the network's stages that keeps no more."""
+
+from typing import Any
 
 import torch
 
 from network_files.operators.boxes import box_iou
+from network_files.recorder import Observer, Stage
 
 REACHED = 0.5  # IoU from which a proposal has found an object
 
 
-class StepCounts:
+class StepCounts(Observer):
     """Given to the model as its recorder, for one micro-batch or several; `means` are per image.
 
     Nothing is read from the device before that.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.images, self.objects, self.anchors = 0, 0, 0
         self.rois, self.reached = torch.zeros(()), torch.zeros(())
         self.proposals: list[torch.Tensor] = []  # of the images of a batch, until their objects come
 
-    def __call__(self, stage: str, **values) -> None:
-        if stage == "proposals":
+    def __call__(self, stage: str, **values: Any) -> None:
+        if stage == Stage.PROPOSALS:
             self.proposals.append(values["boxes"][values["keep"]])
-        elif stage == "rpn_targets":
+        elif stage == Stage.RPN_TARGETS:
             objects, proposals = values["objects"], self.proposals.pop(0)
             self.images += 1
             self.anchors += len(values["positive"])
@@ -29,7 +32,7 @@ class StepCounts:
             if len(objects) and len(proposals):
                 best = box_iou(objects.to(proposals.dtype), proposals).amax(1)  # [G]
                 self.reached = self.reached.to(best.device) + (best >= REACHED).sum()
-        elif stage == "roi_samples":
+        elif stage == Stage.ROI_SAMPLES:
             label = values["label"][values["chosen"]]
             self.rois = self.rois.to(label.device) + (label > 0).sum()
 
