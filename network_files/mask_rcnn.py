@@ -1,6 +1,7 @@
-"""Mask R-CNN (He et al. 2017): its forward pass, on one screen."""
+"""Images -> boxes, classes and masks, or their losses: Mask R-CNN (He et al. 2017), its forward pass on one screen."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,11 @@ class MaskRCNN(nn.Module):
 
     images: uint8 0..255 or float 0..1, [3, H, W] each. targets, one dict per image: boxes [G, 4] (x1 y1 x2
     y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
-    [G], and sample_seed (int) to fix the image's draws. recorder is given what each stage sees. Raises ValueError
-    for shapes that do not fit.
+    [G], and sample_seed (int) to fix the image's draws. recorder: is called with what each stage sees. Raises
+    ValueError for shapes that do not fit.
     """
 
-    def __init__(self, config: MaskRCNNConfig):
+    def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = build_backbone(
@@ -95,7 +96,7 @@ class MaskRCNN(nn.Module):
             raise InputError("norm sync works on GPUs only: choose batch, frozen or group on a CPU")
 
     def recompute_activations(self) -> None:
-        """From now on keep less of the body for the backward pass and compute it again there: slower, smaller.
+        """Makes the backward pass compute activations of the body again, from now on: slower, smaller.
 
         Raises InputError for batch norm, whose statistics would count every batch twice.
         """
@@ -108,7 +109,7 @@ class MaskRCNN(nn.Module):
                 module.recompute = True
 
     def compile_parts(self) -> None:
-        """torch.compile for the parts made of convolutions; each image shape that is new costs some time.
+        """Applies torch.compile to the parts made of convolutions; each image shape that is new costs some time.
 
         Raises InputError where torch.compile does not work.
         """
@@ -122,15 +123,15 @@ class MaskRCNN(nn.Module):
             part.compile()
 
     def set_frozen_bn_eps(self, eps: float) -> None:
-        """Change the epsilon of every frozen batch norm, and note it in the config."""
+        """Changes the epsilon of every frozen batch norm, and notes it in the config."""
         self.config = replace(self.config, frozen_bn_eps=eps)
         for module in self.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.eps = eps
 
 
-def create_model(num_classes: int, backbone: str = "resnet50", variant: str = "v1", **config) -> MaskRCNN:
-    """Build a Mask R-CNN with random weights.
+def create_model(num_classes: int, backbone: str = "resnet50", variant: str = "v1", **config: Any) -> MaskRCNN:
+    """Builds a Mask R-CNN with random weights.
 
     num_classes counts background; config: fields of MaskRCNNConfig. variant "v1" is torchvision's
     maskrcnn_resnet50_fpn, "v2" its maskrcnn_resnet50_fpn_v2. Raises InputError for what does not fit.

@@ -41,7 +41,7 @@ def conv3x3(c_in: int, c_out: int, norm: Norm | None) -> ConvNorm:
 class TwoMLPHead(nn.Module):
     """v1's box head: two fully connected layers, [K, c, S, S] -> [K, width]."""
 
-    def __init__(self, channels: int, roi_size: int, width: int, dropout: float):
+    def __init__(self, channels: int, roi_size: int, width: int, dropout: float) -> None:
         super().__init__()
         self.fc6 = nn.Linear(channels * roi_size**2, width)
         self.fc7 = nn.Linear(width, width)
@@ -56,7 +56,7 @@ class TwoMLPHead(nn.Module):
 class ConvFCHead(nn.Sequential):
     """v2's box head: normalised 3x3 convolutions and a fully connected layer, [K, c, S, S] -> [K, width]."""
 
-    def __init__(self, channels: int, roi_size: int, width: int, convs: int, norm: Norm, dropout: float):
+    def __init__(self, channels: int, roi_size: int, width: int, convs: int, norm: Norm, dropout: float) -> None:
         super().__init__(
             *(conv3x3(channels, channels, norm) for _ in range(convs)),
             nn.Flatten(),
@@ -74,7 +74,7 @@ class ConvFCHead(nn.Sequential):
 class BoxPredictor(nn.Module):
     """[K, width] -> class logits [K, C] and deltas [K, 4 C]."""
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         self.cls_score = nn.Linear(width, num_classes)
         self.bbox_pred = nn.Linear(width, num_classes * 4)
@@ -86,7 +86,7 @@ class BoxPredictor(nn.Module):
 class MaskHead(nn.Sequential):
     """3x3 convolutions, [K, c, 14, 14] -> [K, width, 14, 14]."""
 
-    def __init__(self, channels: int, width: int, layers: int, norm: Norm | None, dropout: float):
+    def __init__(self, channels: int, width: int, layers: int, norm: Norm | None, dropout: float) -> None:
         super().__init__(*(conv3x3(channels if i == 0 else width, width, norm) for i in range(layers)))
         self.dropout = dropout
 
@@ -99,7 +99,7 @@ class MaskHead(nn.Sequential):
 class MaskPredictor(nn.Module):
     """Twice the resolution, then a mask logit for the class of each RoI."""
 
-    def __init__(self, channels: int, num_classes: int):
+    def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
         self.mask_fcn_logits = nn.Conv2d(channels, num_classes, 1)
@@ -136,9 +136,9 @@ def batch_index_of(boxes: list[Tensor]) -> Tensor:
 
 
 class RoIHeads(nn.Module):
-    """Box and mask branches. All numbers come from the config."""
+    """The box and mask branches. All numbers come from the config."""
 
-    def __init__(self, config: MaskRCNNConfig, channels: int):
+    def __init__(self, config: MaskRCNNConfig, channels: int) -> None:
         super().__init__()
         self.config = config
         v2 = config.variant == "v2"

@@ -47,7 +47,7 @@ class RPNHead(nn.Module):
 class RegionProposalNetwork(nn.Module):
     """Proposals per image, and losses where objects are given. All numbers come from the config."""
 
-    def __init__(self, config: MaskRCNNConfig, channels: int, depth: int):
+    def __init__(self, config: MaskRCNNConfig, channels: int, depth: int) -> None:
         super().__init__()
         self.config = config
         self.anchors = AnchorGrid(config.anchor_sizes, config.aspect_ratios)

@@ -52,7 +52,7 @@ class FeatureTable(SparseRows):
 
     def __init__(
         self, maps: list[Tensor], strides: tuple[int, ...] = (4, 8, 16, 32, 64), dtype: torch.dtype | None = None
-    ):
+    ) -> None:
         channels = maps[0].shape[1]
         super().__init__(torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype or m.dtype) for m in maps]))
         self.channels, self.strides = channels, strides

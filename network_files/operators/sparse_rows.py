@@ -16,7 +16,7 @@ Waiting = list[tuple[Tensor, Tensor]]  # (int64 [U], gradient of these rows [U, 
 class SparseRows:
     """rows [R, C]: to be read whole as `rows`, or in part by `sparse`."""
 
-    def __init__(self, rows: Tensor):
+    def __init__(self, rows: Tensor) -> None:
         self._waiting: Waiting = []
         self.rows: Tensor = _AddWaiting.apply(rows, self._waiting)
 
