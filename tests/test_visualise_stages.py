@@ -283,7 +283,7 @@ def test_roi_align_points_are_where_roi_align_reads():
     ramps = 8 * torch.stack((x, y))[None]  # the pixels of a map of stride 8
     zero = torch.zeros(1, dtype=torch.int64)
     for roi in (torch.tensor([10.0, 21, 95, 64]), torch.tensor([33.0, 40, 35, 90])):  # narrower than a cell, the second
-        pooled = roi_align(FeatureTable([ramps]), roi[None], zero, zero, (8,), 7)[0]  # [2, 7, 7]
+        pooled = roi_align(FeatureTable([ramps], (8,)), roi[None], zero, zero, 7)[0]  # [2, 7, 7]
         xs, ys = (points.view(7, 2).mean(1) for points in roi_align_points(roi, 8, 7, 2))
         torch.testing.assert_close(pooled[0], xs.expand(7, 7), rtol=0, atol=1e-3)
         torch.testing.assert_close(pooled[1], ys[:, None].expand(7, 7), rtol=0, atol=1e-3)
