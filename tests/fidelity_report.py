@@ -1,13 +1,11 @@
 """The largest differences from torchvision, item by item, on real photos where they are there.
 
-python tests/fidelity_report.py            a few minutes on two CPU cores
-python tests/fidelity_report.py --size 800 at the published models' image size
+python -m tests.fidelity_report             a few minutes on two CPU cores
+python -m tests.fidelity_report --size 800  at the published models' image size
 """
 
 import argparse
 
-import conftest
-import sample_images
 import torch
 import torchvision
 
@@ -16,6 +14,7 @@ from network_files import CroppedMasks, create_model, matching
 from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import nms
 from network_files.operators.roi_align import FeatureTable, roi_align
+from tests import conftest, sample_images
 
 CASES = {"v1 resnet50": ("resnet50", "v1"), "v2 resnet50": ("resnet50", "v2")}
 

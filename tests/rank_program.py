@@ -1,6 +1,6 @@
 """What test_distributed.py runs as one process, and as several: some steps and an evaluation, in float64.
 
-    python rank_program.py DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
+    python -m tests.rank_program DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
 
 Rank 0 writes OUT: the evaluation before training, the losses of each step, the parameters after them.
 """
@@ -11,28 +11,22 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from backbone.errors import InputError  # noqa: E402
-from network_files import create_model  # noqa: E402
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data  # noqa: E402
-from train_utils.processes.distributed import World  # noqa: E402
-from train_utils.run.evaluation import evaluate  # noqa: E402
-from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule  # noqa: E402
-from train_utils.run.step import train_one_epoch  # noqa: E402
+from backbone.errors import InputError
+from tests.tiny_model import FEW, tiny
+from train_utils.data.opening import EvalLoader, TrainLoader, open_data
+from train_utils.processes.distributed import World
+from train_utils.run.evaluation import evaluate
+from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
+from train_utils.run.step import train_one_epoch
 
 STEPS = 20
 
 
 def small_model(num_classes):
     torch.manual_seed(0)
-    model = create_model(
-        num_classes, backbone="resnet18", trainable_layers=5, fpn_channels=8, min_size=32, max_size=32,
-        anchor_sizes=(4, 8, 16, 32, 64), rpn_pre_nms_top_n_train=40, rpn_post_nms_top_n_train=20,
-        rpn_pre_nms_top_n_test=40, rpn_post_nms_top_n_test=20, rpn_batch_size_per_image=32,
-        box_batch_size_per_image=8, box_head_channels=16, mask_head_channels=8, mask_head_layers=1,
-        box_detections_per_img=10,
-    )  # fmt: skip
+    sizes = {"min_size": 32, "max_size": 32, "anchor_sizes": (4, 8, 16, 32, 64)}
+    few = {"rpn_batch_size_per_image": 32, "box_batch_size_per_image": 8}
+    model = tiny(num_classes, backbone_width=16, trainable_layers=5, **FEW | sizes | few)
     for name, buffer in model.named_buffers():
         if name.endswith("bn2.weight"):
             buffer.fill_(0.2)  # else activations grow from block to block under a frozen identity

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from coco_folders import annotation, many, square, write
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
+from tests.coco_folders import annotation, many, square, write
 from train_utils.data import cache as annotation_cache
 from train_utils.data.formats.coco import annotations as coco_annotations
 from train_utils.data.formats.coco.annotations import DTYPES, read_annotations

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from coco_folders import annotation, coco, square
 
 from backbone.errors import InputError
+from tests.coco_folders import annotation, coco, square
 from train_utils.data.formats.coco import annotations as coco_annotations
 from train_utils.data.formats.coco import packer as annotation_packer
 from train_utils.data.formats.coco.annotations import read_annotations

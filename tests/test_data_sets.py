@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_folders import annotation, coco, many, write
 
 from backbone.errors import InputError
+from tests.coco_folders import annotation, coco, many, write
 from train_utils.data.labels import coco_names
 from train_utils.data.opening import LabelMap, open_data, split_positions
 

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from coco_folders import annotation, coco, square, write
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +16,7 @@ from pycocotools.coco import COCO
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
+from tests.coco_folders import annotation, coco, square, write
 from train_utils.data.formats.coco.annotations import read_annotations
 from train_utils.data.formats.coco.segmentation import decode_counts, decode_many, rles_fit
 from train_utils.data.images import ImageError
@@ -428,14 +428,14 @@ def test_long_runs_of_compressed_rle():
 
 
 @pytest.mark.parametrize(
-    ("json_name", "images"),
+    ("json_name", "image_dir"),
     [
         ("coco_mini/annotations/instances_val2017.json", "coco_mini/val2017"),
         ("nuclei/instances_val.json", "nuclei/images"),
     ],
 )
-def test_real_data_equals_pycocotools(shared_data, json_name, samples):
-    ds = CocoDataset(shared_data / json_name, shared_data / samples)
+def test_real_data_equals_pycocotools(shared_data, json_name, image_dir):
+    ds = CocoDataset(shared_data / json_name, shared_data / image_dir)
     reference = COCO(str(shared_data / json_name))
     originals = {a["id"]: a for a in reference.dataset["annotations"]}
     truth = ds.ground_truth()

@@ -6,16 +6,16 @@ import os
 import numpy as np
 import pytest
 import torch
-from npy_folders import add, image, many, rectangles, turned
 from PIL import Image
 from pycocotools.coco import COCO
-from small_runs import call, flags
 
+import train
 import train_utils.data.formats.npy_dataset as npy
 import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
-from train_utils.cli.command import run_command
+from tests.npy_folders import add, image, many, rectangles, turned
+from tests.small_runs import call, flags
 from train_utils.data import cache as annotation_cache
 from train_utils.data.formats import npy as npy_format
 from train_utils.data.formats.npy_dataset import NpyDataset
@@ -418,28 +418,17 @@ def test_kept_for_the_next_time(tmp_path, monkeypatch):
     assert whole(data).skipped == {npy_format.NO_ANNOTATION: 1} and len(read) == 8
 
 
-def test_commands(tmp_path, monkeypatch, capsys):
+def test_commands(tmp_path, capsys):
     data = many(tmp_path / "data", 6)
     (data / "images" / "5.png").write_bytes(b"broken")
     (tmp_path / "names.json").write_text('{"cat": 1, "dog": 2}')
     names = ("--label-json-path", tmp_path / "names.json")
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, *names)) == 0
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, *names)) == 0
     assert "annotations: 5 images" in capsys.readouterr().out
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
     weights = tmp_path / "run" / "model_0.pth"
     assert torch.load(weights, weights_only=True)["label_map"]["names"] == ["cat", "dog"]
-    words = [
-        "validation.py",
-        "--weights-path",
-        weights,
-        "--device",
-        "cpu",
-        "--output-dir",
-        tmp_path,
-        "--val-fraction",
-        "1",
-    ]
-    monkeypatch.setattr("sys.argv", [str(word) for word in words])
-    assert run_command(validation.main) == 1  # 5.png can't be read
+    words = ["--weights-path", weights, "--device", "cpu", "--output-dir", tmp_path, "--val-fraction", 1]
+    assert call(validation, *words) == 1  # 5.png can't be read
     assert f" {'dog':15}: " in (tmp_path / "record_mAP.txt").read_text()
     assert {r["image_id"] for r in json.loads((tmp_path / "detections.json").read_text())} <= {1, 2, 3, 4, 6}

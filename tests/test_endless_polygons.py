@@ -1,11 +1,11 @@
 """Polygons whose rasterisation would take all memory are named, long outlines of real objects are not."""
 
-import coco_folders
 import numpy as np
 import pytest
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
+from tests import coco_folders
 from train_utils.data.formats.coco.annotations import read_annotations
 from train_utils.data.formats.coco.segmentation import LONGEST_OUTLINE, outline
 

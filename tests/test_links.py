@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import write_coco
 
 from backbone.errors import InputError
 from tests.faults.hostile_data import voc
+from tests.tiny_model import write_coco
 from train_utils.data import links
 from train_utils.data.formats.coco.checks import check_categories
 from train_utils.data.labels import LabelMap

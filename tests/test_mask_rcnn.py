@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import torchvision_model as oracle
 from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, loss_portions, matching, roi_heads
+from tests import tiny_model
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 SMALL = {
@@ -123,21 +124,10 @@ def test_losses_and_gradients_equal_torchvision(case, photos, live_states, monke
 def tiny(num_classes=5, backbone="resnet18", **config):
     """A small random model with detections: its class scores are spread by a scaled predictor."""
     torch.manual_seed(1)
-    small = {
-        "norm": "batch",
-        "fpn_channels": 16,
-        "box_head_channels": 32,
-        "mask_head_channels": 16,
-        "mask_head_layers": 2,
-        "min_size": 96,
-        "max_size": 128,
-        "anchor_sizes": (8, 16, 32, 64, 96),
-        "trainable_layers": 5,
-        "rpn_post_nms_top_n_train": 60,
-        "rpn_post_nms_top_n_test": 40,
-        "box_detections_per_img": 8,
-    }
-    model = create_model(num_classes, backbone, **small | config)
+    larger = {"min_size": 96, "max_size": 128, "anchor_sizes": (8, 16, 32, 64, 96), "mask_head_layers": 2}
+    few = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 40, "box_detections_per_img": 8}
+    whole = {"norm": "batch", "trainable_layers": 5, **larger, **few}
+    model = tiny_model.tiny(num_classes, backbone=backbone, **whole | config)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.mul_(20)
         model.rpn.head.bbox_pred.weight.mul_(10)

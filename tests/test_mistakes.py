@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from spoilt_results import result, spoil
 
+from tests.spoilt_results import result, spoil
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
 from train_utils.evaluation.mistakes.advice import WORTH, advise, train_on

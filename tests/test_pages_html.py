@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from browser import Browser, needs_browser
 from PIL import Image
 
+from tests.browser import Browser, needs_browser
 from train_utils.show.pages import (
     Html,
     data_address,

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from plain_loops import slow_bilinear, slow_roi_align
 from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
 
 from network_files.operators.roi_align import FeatureTable, bilinear_taps, roi_align, roi_levels
+from tests.plain_loops import slow_bilinear, slow_roi_align
 
 STRIDES = (4, 8, 16, 32)
 

@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from browser import Browser, needs_browser
 from PIL import Image
-from plain_loops import random_boxes, slow_iou
-from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 from network_files import CroppedMasks, create_model
 from network_files.anchors import AnchorGrid
 from network_files.operators.roi_align import FeatureTable, roi_align
+from tests.browser import Browser, needs_browser
+from tests.plain_loops import random_boxes, slow_iou
+from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 from tools import visualise_stages
 from tools.stages.canvas import GREEN, Canvas, sheet, window_around
 from tools.stages.lesson import LESSONS, lessons_for
@@ -23,7 +23,6 @@ from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
-from train_utils.cli.command import run_command
 from train_utils.data.opening import TrainLoader, open_data
 from train_utils.processes.distributed import World
 from transforms import build_augment
@@ -39,21 +38,14 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, command):
     """Runs the tool in tmp_path -> (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*flags, names=NAMES):
         path, trained_on = tmp_path / "model.pth", str(tmp_path / "data")
         weights = write_checkpoint(path, names=names, width=WIDTH, data_path=trained_on, photometric=True)
-        monkeypatch.setattr(
-            sys, "argv", ["visualise_stages", "--device", "cpu", "--weights-path", str(weights), *map(str, flags)]
-        )
-        try:
-            status = run_command(visualise_stages.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
+        return command(visualise_stages, "--device", "cpu", "--weights-path", weights, *flags)
 
     return run
 

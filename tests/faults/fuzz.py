@@ -23,13 +23,13 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import coco_folders
 import numpy as np
 import torch
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from my_dataset_voc import VocDataset
+from tests import coco_folders
 from tests.faults import Outcome
 from tests.faults.hostile_data import XML, voc
 from train_utils.data.formats.coco.annotations import read_annotations
@@ -315,7 +315,7 @@ def work(number: int, first: int, count: int, folder: Path, bases: Bases, shared
     if not place.exists():
         place.mkdir()
         shutil.copytree(folder / "voc", place / "voc")
-        coco_folders.image(place / "images" / "a.png", (6, 5))
+        coco_folders.write_image(place / "images" / "a.png", (6, 5))
         (place / "annotations").mkdir()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library's own lines
     for end in (signal.SIGPROF, signal.SIGALRM):

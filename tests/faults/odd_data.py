@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tiny_model import tiny_model
 
 from tests.faults.catalogue import ERROR, GO_ON, SKIP, WIDTH, Case
+from tests.tiny_model import tiny_model
 from train_utils.data.formats.voc import read_class_ids
 from train_utils.data.opening import EvalLoader
 from train_utils.processes.distributed import World
