@@ -22,14 +22,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from my_dataset_coco import CocoDataset, size_reader
 from network_files import InputError
 from train_utils.cli import command
-from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
-from train_utils.data.labels import read_json
-from train_utils.data.links import refuse_links
-from train_utils.data.opening import refuse_missing
+from train_utils.data.labels import LabelMap, read_json
+from train_utils.data.problems import STOP
 from train_utils.evaluation.numbers import write_results
 from train_utils.io import files
 from train_utils.io.plain_text import visible
@@ -181,22 +180,18 @@ def refuse_to_overwrite(images: list[Path], drawn: list[Path]) -> None:
             raise InputError(f"{path}: is one of the images, and would be overwritten; give an --output-dir")
 
 
-def open_images(args: argparse.Namespace, raw, label_map) -> CocoDataset:
+def open_images(args: argparse.Namespace, raw: object, label_map: LabelMap) -> ImageDataset:
     """The images that a COCO json (`raw`: its content) names; its annotations are not looked at."""
-    if not Path(args.image_dir).is_dir():
+    folder = Path(args.image_dir)
+    if not folder.is_dir():
         raise InputError(f"--image-dir {args.image_dir}: no such folder")
     if isinstance(raw, dict):  # a test set's json has none of either
         names = dict(zip(label_map.category_ids, label_map.names, strict=True))
         categories = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
         raw = {**raw, "annotations": [], "categories": categories}
-        listed = raw["images"] if isinstance(raw.get("images"), list) else []
-        names = [image.get("file_name") for image in listed if isinstance(image, dict)]
-        if not args.follow_links:
-            names = [name for name in names if isinstance(name, str)]
-            refuse_links(args.coco_json, args.image_dir, args.image_dir, names)
-    annotations = read_annotations(args.coco_json, raw, size_reader(args.image_dir, args.image_dir))
-    data_set = CocoDataset(annotations, args.image_dir, label_map=label_map)
-    refuse_missing(data_set)
+    table = read_annotations(args.coco_json, lambda names: (folder, folder), args.follow_links, raw=raw)
+    data_set = ImageDataset(table, label_map)
+    STOP.missing(data_set)
     return data_set
 
 

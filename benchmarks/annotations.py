@@ -25,7 +25,8 @@ import torch
 from benchmarks import coco_size
 from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, in_fresh_process, resident_mib
 from train_utils.cli.command import non_negative_int, positive_int, run_command
-from train_utils.data.opening import TrainLoader, open_data
+from train_utils.data.loaders import TrainLoader
+from train_utils.data.opening import open_data
 from train_utils.processes.distributed import World
 
 NEEDED = 2 * 2**30  # bytes of disk

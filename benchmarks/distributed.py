@@ -20,7 +20,8 @@ import torch
 
 from network_files import create_model
 from train_utils.cli.command import positive_int, run_command
-from train_utils.data.opening import TrainLoader, open_data
+from train_utils.data.loaders import TrainLoader
+from train_utils.data.opening import open_data
 from train_utils.processes.distributed import World
 from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
 from train_utils.run.step import train_one_epoch

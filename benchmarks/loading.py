@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from benchmarks.harness import Benchmark, LeftOut, Settings
 from tools.pack_dataset import pack
 from train_utils.data.formats.packed import PackedDataset
-from train_utils.data.opening import TrainLoader, open_data
+from train_utils.data.loaders import TrainLoader
+from train_utils.data.opening import open_data
 from train_utils.processes.distributed import World
 from transforms import build_augment
 

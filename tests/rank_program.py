@@ -13,7 +13,8 @@ import torch
 
 from backbone.errors import InputError
 from tests.tiny_model import FEW, tiny
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data
+from train_utils.data.loaders import EvalLoader, TrainLoader
+from train_utils.data.opening import open_data
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import evaluate
 from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule

@@ -5,7 +5,7 @@ import torch
 from benchmarks.loading import reference_loader
 from my_dataset_coco import CocoDataset
 from tests.coco_folders import annotation, many, square, write
-from train_utils.data.opening import TrainLoader
+from train_utils.data.loaders import TrainLoader
 from train_utils.processes.distributed import World
 from transforms import HorizontalFlip
 

@@ -23,9 +23,9 @@ from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
 from tools.doctor import anchors, duplicates, finds, images, page
 from tools.doctor.table import outlines, table_of
-from train_utils.data import cache as annotation_cache
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 
 
 @pytest.fixture

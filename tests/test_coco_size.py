@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import coco_size
-from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.evaluation.numbers import evaluate_results
 
 

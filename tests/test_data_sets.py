@@ -9,8 +9,8 @@ import pytest
 
 from backbone.errors import InputError
 from tests.coco_folders import annotation, coco, many, write
-from train_utils.data.labels import coco_names
-from train_utils.data.opening import LabelMap, open_data, split_positions
+from train_utils.data.labels import LabelMap, coco_names
+from train_utils.data.opening import open_data, split_positions
 
 
 def ids(ds):

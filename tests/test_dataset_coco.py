@@ -17,10 +17,10 @@ from pycocotools.coco import COCO
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from tests.coco_folders import annotation, coco, square, write
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.coco.segmentation import decode_counts, decode_many, rles_fit
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap, coco_names, read_json
+from train_utils.data.rle import decode_counts, decode_many, rles_fit
 
 SIZE = (20, 30)
 RING = [[2, 3, 12, 3, 12, 13, 2, 13], [15.5, 5, 25, 5, 25, 10.25, 15.5, 10.25]]  # two parts

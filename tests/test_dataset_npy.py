@@ -6,22 +6,22 @@ import os
 import numpy as np
 import pytest
 import torch
+import train_utils.data.formats.npy_dataset as npy
 from PIL import Image
 from pycocotools.coco import COCO
+from train_utils.data.formats.npy_dataset import NpyDataset
 
 import train
-import train_utils.data.formats.npy_dataset as npy
 import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.npy_folders import add, image, many, rectangles, turned
 from tests.small_runs import call, flags
-from train_utils.data import cache as annotation_cache
 from train_utils.data.formats import npy as npy_format
-from train_utils.data.formats.npy_dataset import NpyDataset
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 
 TWO = rectangles((1, 2, 3, 12, 15), (2, 10, 0, 30, 8))
 
@@ -166,7 +166,7 @@ def test_square_images_lie_as_the_others(tmp_path):
     assert "as nothing says otherwise" in whole(tmp_path / "b").describe()
 
 
-def test_a_image_stored_sideways(tmp_path):
+def test_an_image_stored_sideways(tmp_path):
     add(tmp_path, 1, TWO)
     exif = Image.Exif()
     exif[0x0112] = 6

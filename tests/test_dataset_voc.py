@@ -17,7 +17,7 @@ import my_dataset_voc as voc
 from backbone.errors import InputError
 from my_dataset_voc import VocDataset
 from network_files.operators.cropped_masks import CroppedMasks
-from train_utils.data.formats.voc import match_objects, read_class_ids, read_xml
+from train_utils.data.formats.voc_files import match_objects, read_class_ids, read_xml
 from train_utils.data.images import ImageError
 
 DOG, CAT, CAR, PERSON = 12, 8, 7, 15

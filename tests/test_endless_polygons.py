@@ -6,8 +6,8 @@ import pytest
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from tests import coco_folders
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.coco.segmentation import LONGEST_OUTLINE, outline
+from train_utils.data.formats.coco.reading import read_annotations
+from train_utils.data.masks import LONGEST_OUTLINE, outline
 
 
 def zigzag(count, width):

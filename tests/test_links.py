@@ -45,7 +45,7 @@ def test_links_within_the_data_work(data):
     assert open_data(data).train[0][0].shape == (3, 48, 64)
 
 
-def test_a_image_that_is_a_link_out_needs_the_flag(data):
+def test_an_image_that_is_a_link_out_needs_the_flag(data):
     moved(data, "images/1.png")
     with pytest.raises(InputError, match=r"1\.png leads out of the data by a link, to .*elsewhere.*--follow-links"):
         open_data(data)

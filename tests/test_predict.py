@@ -81,7 +81,7 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert both == [r for r in every if r["category_id"] in (1, 4)]
 
 
-def test_a_image_without_detections_is_written(run, tmp_path):
+def test_an_image_without_detections_is_written(run, tmp_path):
     (image,) = write_images(tmp_path / "in")[:1]
     status, out, _ = run("--img-path", image, "--score", 1)
     assert status == 0 and "0 detection(s) in " in out

@@ -155,7 +155,7 @@ def test_the_list_of_images_is_sorted_and_filtered(made, opened):
 
 
 @needs_browser
-def test_a_image_is_enlarged_and_the_keyboard_goes_on(opened):
+def test_an_image_is_enlarged_and_the_keyboard_goes_on(opened):
     first, second = names(opened)[:2]
     opened.click(".card")
     assert opened.run("document.getElementById('viewer').open") and opened.text("#viewer-name") == first

@@ -10,7 +10,8 @@ from torch import nn
 
 from backbone.errors import InputError
 from network_files.losses import LOSS_NAMES
-from train_utils.data.opening import Batch, LabelMap
+from train_utils.data.labels import LabelMap
+from train_utils.data.loaders import Batch
 from train_utils.processes.distributed import World
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import evaluate

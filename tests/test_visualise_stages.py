@@ -23,7 +23,8 @@ from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
-from train_utils.data.opening import TrainLoader, open_data
+from train_utils.data.loaders import TrainLoader
+from train_utils.data.opening import open_data
 from train_utils.processes.distributed import World
 from transforms import build_augment
 
@@ -87,7 +88,7 @@ def test_a_sample_of_the_data(run, data, tmp_path):
         assert where(lesson.code[0]) in page.text
 
 
-def test_a_image_alone_and_names_that_are_no_tags(run, data, tmp_path):
+def test_an_image_alone_and_names_that_are_no_tags(run, data, tmp_path):
     names = {1: "<script>alert(1)</script>", 2: "a & b", 4: "c"}
     status, _, err = run("--img-path", data / "images" / "2.png", "--output-dir", "alone", names=names)
     assert (status, err) == (0, "")

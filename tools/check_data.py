@@ -31,7 +31,8 @@ from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.cli import command
 from train_utils.cli.run_flags import BUILT_IN_MODEL
-from train_utils.data.opening import LAYOUTS, SHAPES_FOLDER
+from train_utils.data.opening import LAYOUTS
+from train_utils.data.options import SHAPES_FOLDER, DataOptions
 from train_utils.io.files import make_folder, user_path, write_text
 from train_utils.io.plain_text import one_line
 from train_utils.show.pages import write_page
@@ -100,9 +101,15 @@ class Report:
     def look(self) -> None:
         """Everything but the images."""
         args, finds = self.args, self.finds
-        self.opened = open_all(
-            args.data, finds, args.dataset, args.image_dir, args.year, args.label_json_path, args.follow_links
+        options = DataOptions(
+            args.data,
+            dataset=args.dataset,
+            image_dir=args.image_dir,
+            year=args.year,
+            label_json_path=args.label_json_path,
+            follow_links=args.follow_links,
         )
+        self.opened = open_all(options, finds)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
         self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:

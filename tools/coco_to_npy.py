@@ -22,10 +22,9 @@ from backbone.errors import InputError
 from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli import command
 from train_utils.data.formats import npy_file as npy_reader
-from train_utils.data.formats.coco.layout import find_jsons
-from train_utils.data.formats.npy import CLASS_FILE
+from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
-from train_utils.io.files import user_path
+from train_utils.data.options import DataOptions
 from train_utils.io.plain_text import visible
 from train_utils.show.image_lists import output_names
 
@@ -52,11 +51,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--image-dir", help="folder of the images, where it is not the usual one")
     command.add_flag(parser, "--follow-links", help="follow images that are links out of the data (else an error)")
     return parser.parse_args()
-
-
-def roles_of(path: Path):
-    """What of "train", "val" or "all" COCO data has."""
-    return find_jsons(path.parent if path.name == "annotations" else path) if path.is_dir() else {"all"}
 
 
 def new_labels(label_map, classes: list[str] | None) -> dict[int, int]:
@@ -176,8 +170,9 @@ def tell(folder: str, data_set, counts: Counter, shown: Counter) -> None:
 
 def main() -> int:
     args = parse_args()
-    roles = roles_of(user_path(args.data))
-    splits = open_splits(args.data, "coco", roles, image_dir=args.image_dir, follow_links=args.follow_links)
+    splits = open_splits(
+        DataOptions(args.data, dataset="coco", image_dir=args.image_dir, follow_links=args.follow_links)
+    )
     label_map = next(iter(splits.values())).label_map
     labels = new_labels(label_map, args.classes)
     with new_folder(args.out) as out:

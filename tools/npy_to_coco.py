@@ -19,8 +19,9 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli import command
-from train_utils.data.formats.npy import NO_ANNOTATION, NO_IMAGE, find_npy_folders
+from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
+from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text
 
 
@@ -72,12 +73,13 @@ def main() -> int:
     if not user_path(args.data).is_dir():
         raise InputError(f"{args.data}: no such folder")
     splits = open_splits(
-        args.data,
-        "npy",
-        find_npy_folders(user_path(args.data)),
-        label_json_path=args.label_json_path,
-        follow_links=args.follow_links,
-        strict=args.strict,
+        DataOptions(
+            args.data,
+            dataset="npy",
+            label_json_path=args.label_json_path,
+            follow_links=args.follow_links,
+            strict=args.strict,
+        )
     )
     with new_folder(args.out) as out:
         for name, data_set in splits.items():

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from tools.conversion import new_folder
 from train_utils.cli import command
-from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedDataset
+from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedRecords
 from train_utils.data.images import ImageError, read_image
 from train_utils.data.opening import LAYOUTS, open_data
 from train_utils.io.array_block import block_pieces, padded
@@ -138,7 +138,7 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
 
     Raises InputError where there is no room, and for images and annotations that can't be used.
     """
-    if keep_encoded and isinstance(data_set, PackedDataset):
+    if keep_encoded and isinstance(data_set.annotations.images, PackedRecords):
         raise InputError(f"--keep-encoded: {data_set.source} is packed already; give the data that it was packed from")
     need = (
         sum(Path(data_set.file_name(i)).stat().st_size for i in range(len(data_set)))

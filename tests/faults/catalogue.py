@@ -26,8 +26,8 @@ import validation
 from tests import small_runs
 from tests.faults import Outcome
 from tests.tiny_model import NAMES, train_flags, write_checkpoint, write_coco
-from train_utils.data import cache as annotation_cache
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 from train_utils.run import epochs as trainer
 
 WHAT = "odd and wrong images, annotations and jsons: an error, a counted skip, or the right result"

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from train_utils.data.formats.npy_dataset import NpyDataset
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
@@ -32,8 +33,7 @@ from my_dataset_voc import VocDataset
 from tests import coco_folders
 from tests.faults import Outcome
 from tests.faults.hostile_data import XML, voc
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.npy_dataset import NpyDataset
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.numbers import evaluate_results
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.faults.catalogue import ERROR, GO_ON, SKIP, WIDTH, Case
 from tests.tiny_model import tiny_model
-from train_utils.data.formats.voc import read_class_ids
-from train_utils.data.opening import EvalLoader
+from train_utils.data.formats.voc_files import read_class_ids
+from train_utils.data.loaders import EvalLoader
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import evaluate
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SHAPES_FOLDER = "data/shapes"
+
 
 def option(default: object, text: str, **more: object) -> Any:
     """A field of DataOptions with its explanation, which --help shows."""
@@ -24,4 +26,4 @@ class DataOptions:
     drop_empty: bool = option(False, "leave out training images without objects")
     follow_links: bool = option(False, "follow images that are links out of the data folder (else an error)")
     strict: bool = option(False, "unreadable images and unusable annotations are errors, not skipped")
-    shapes_dir: str = option("data/shapes", "where the built-in shapes are drawn")
+    shapes_dir: str = option(SHAPES_FOLDER, "where the built-in shapes are drawn")

@@ -11,7 +11,7 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.cli.command import plain_args
 from train_utils.cli.run_flags import AUGMENTATION, global_batch
-from train_utils.data.opening import EvalLoader, TrainLoader
+from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.console import MetricLogger
 from train_utils.logs.result_files import ResultsWriter
