@@ -176,7 +176,7 @@ def test_annotations_keep_the_jsons_order_within_an_image(tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(coco(IMAGES, annotations)))
     packed = read_annotations(path)
-    assert packed.annotation_ids.tolist() == [*range(1, 30, 2), *range(2, 30, 2)] and RLE in packed.kinds
+    assert packed.annotation_ids.tolist() == [*range(1, 30, 2), *range(2, 30, 2)] and RLE in packed.masks.kinds
 
 
 def test_annotations_before_images_and_no_images(tmp_path):

@@ -6,10 +6,8 @@ import os
 import numpy as np
 import pytest
 import torch
-import train_utils.data.formats.npy_dataset as npy
 from PIL import Image
 from pycocotools.coco import COCO
-from train_utils.data.formats.npy_dataset import NpyDataset
 
 import train
 import validation
@@ -17,7 +15,8 @@ from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.npy_folders import add, image, many, rectangles, turned
 from tests.small_runs import call, flags
-from train_utils.data.formats import npy as npy_format
+from train_utils.data.formats import npy
+from train_utils.data.formats import npy_folder as npy_format
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
@@ -346,7 +345,7 @@ def test_names_of_a_checkpoint(tmp_path):
     many(tmp_path, 4)
     names = LabelMap.from_categories({1: "cat", 2: "dog", 3: "bird"})
     assert whole(tmp_path, label_map=names).ground_truth()["categories"][2] == {"id": 3, "name": "bird"}
-    with pytest.raises(InputError, match="1.npy: label 2 is none of the 1 classes cat"):
+    with pytest.raises(InputError, match=r"annotations: category 2 \(class_2\) of image id 1 is not one of"):
         whole(tmp_path, label_map=LabelMap.from_categories({1: "cat"}))
 
 
@@ -412,7 +411,8 @@ def test_kept_for_the_next_time(tmp_path, monkeypatch):
     np.save(data / "annotations" / "2.npy", rectangles((1, 2, 3, 12, 15)))
     os.utime(data / "annotations" / "2.npy", ns=(found.st_atime_ns, found.st_mtime_ns))  # of the same size and date
     assert len(whole(data)) == 4 and len(read) == 4
-    NpyDataset(data / "images", data / "annotations", {1: "a", 2: "b"})
+    (data / "classes.txt").write_text("a\nb\n")
+    assert whole(data).label_map.names == ("a", "b")
     assert len(read) == 4  # names are not part of it
     (data / "images" / "9.jpg").touch()
     assert whole(data).skipped == {npy_format.NO_ANNOTATION: 1} and len(read) == 8

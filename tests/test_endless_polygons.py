@@ -18,14 +18,14 @@ def test_a_polygon_that_goes_to_and_fro_is_named(tmp_path):
     content = coco_folders.coco(
         annotations=[coco_folders.annotation(), coco_folders.annotation(7, segmentation=[zigzag(20_000, 290)])]
     )
-    data = CocoDataset(read_annotations(coco_folders.write(tmp_path, content)), tmp_path / "images")
+    data = CocoDataset(coco_folders.write(tmp_path, content), tmp_path / "images")
     with pytest.raises(InputError, match=r"instances\.json: annotation 7: its polygons go to and fro"):
         data.target(0)
 
 
 def test_a_long_outline_within_the_limit_is_rasterised(tmp_path):
     content = coco_folders.coco(annotations=[coco_folders.annotation(7, segmentation=[zigzag(20_000, 29)])])
-    data = CocoDataset(read_annotations(coco_folders.write(tmp_path, content)), tmp_path / "images")
+    data = CocoDataset(coco_folders.write(tmp_path, content), tmp_path / "images")
     assert len(data.target(0)["labels"]) == 1
 
 

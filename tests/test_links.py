@@ -13,6 +13,7 @@ from train_utils.data import links
 from train_utils.data.formats.coco.checks import check_categories
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
+from train_utils.data.problems import STOP
 from train_utils.io.plain_text import brief, one_line, visible
 from train_utils.show.image_lists import find_images
 
@@ -102,7 +103,7 @@ def test_names_reach_no_terminal_as_they_are():
     assert visible("ok žába \u200d") == "ok žába \u200d"
     assert visible("a\x1b[2J\nb\x9b\u202e\u2028") == "a\\x1b[2J\\nb\\x9b\\u202e\\u2028"
     assert LabelMap([1], [1], ["a\x1b[2J"]).names == ("a\\x1b[2J",)
-    assert check_categories([{"id": 1, "name": "a\nb"}], "x.json") == {1: "a\\nb"}
+    assert check_categories([{"id": 1, "name": "a\nb"}], "x.json", STOP) == ({1: "a\\nb"}, {})
     assert one_line("a\n b\x07") == "a b\\x07" and len(one_line("x" * 10**6)) < 1600
 
 

@@ -19,7 +19,7 @@ from tests.faults.hostile_data import voc
 from tests.npy_folders import many
 from tests.small_runs import ROOT, call, differences, flags
 from tools import pack_dataset
-from train_utils.data.formats.packed import TAIL, PackedDataset
+from train_utils.data.formats.packed import TAIL, PackedRecords
 from train_utils.data.opening import open_data
 from train_utils.evaluation.numbers import evaluate_results
 from train_utils.io.array_block import block_pieces, read_block
@@ -243,7 +243,7 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, change):
     path = packed(tmp_path / "data", tmp_path / "out") / "train.pack"
     content = path.read_bytes()
     place, _, _ = TAIL.unpack(content[-TAIL.size :])
-    values, arrays = read_block(PackedDataset(path)._mapped, place, train_utils.data.formats.packed.INDEX)
+    values, arrays = read_block(PackedRecords(str(path))._mapped, place, train_utils.data.formats.packed.INDEX)
     arrays = dict(arrays)
     change(arrays)
     index = b"".join(block_pieces(values, arrays))
@@ -251,7 +251,7 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, change):
     path.unlink()
     path.write_bytes(content[:place] + index + struct.pack("<QQ32s", place, len(index), digest))
     with pytest.raises(InputError, match="damaged or cut off") as caught:
-        PackedDataset(path)
+        PackedRecords(str(path))
     assert "\n" not in str(caught.value)
 
 

@@ -83,11 +83,16 @@ def find_data(options: DataOptions) -> tuple[Path, str]:
         raise InputError(f"--dataset {name}: {', '.join(LAYOUTS)} can be opened")
     if name == "auto":
         name = format_of(path)
+    refuse_unused(path, name, options)
+    return path, name
+
+
+def refuse_unused(path: Path, name: str, options: DataOptions) -> None:
+    """Raises InputError for an option that the format has no use for."""
     for field, reason in FORMATS[name].UNUSED.items():
         if getattr(options, field) is not None:
             flag = "--" + field.replace("_", "-")
             raise InputError(f"{flag}: {path} is {name} data, {reason}; leave the flag out")
-    return path, name
 
 
 def format_of(path: Path) -> str:

@@ -32,4 +32,10 @@ def read(place: tuple[Path, Path], options: DataOptions, problems: StopAtFirst) 
     def find_images(names: list[str]) -> tuple[Path, Path]:
         return image_folder(root, json_path, options.image_dir, names)
 
-    return read_annotations(json_path, find_images, options.follow_links, problems)
+    table = read_annotations(json_path, find_images, options.follow_links, problems)
+    if table is not None and len(table) and table.missing.all():
+        problems.mistake(
+            f"{json_path}: none of its {len(table)} images (as {table.file_name(0)}) is in {table.images.image_dir}; "
+            "check --image-dir"
+        )
+    return table

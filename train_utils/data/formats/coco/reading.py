@@ -65,8 +65,6 @@ def read_annotations(
         names = found.file_names()
     missing, usable = _look_up(found, names, folder, root, problems)
     usable &= [name not in linked for name in names]
-    if missing.all() and len(names):
-        problems.mistake(f"{path}: none of its {len(names)} images (as {names[0]}) is in {folder}; check --image-dir")
     images = ImageFiles(folder, found.source)
     return replace(found, images=images, missing=missing, usable=None if usable.all() else usable)
 
@@ -82,9 +80,9 @@ def read_indexed(path: str | Path) -> Annotations | None:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size >= array_cache.WORTHWHILE and array_cache.cache_folder():
                 content = array_cache.file_hash(file)
-                found = array_cache.load(content, DTYPES)
+                found = _from_index(path, content)
                 if found is not None:
-                    return _table(path, *found)
+                    return found
                 file.seek(0)
             with no_collection():
                 read, parsed = _read_in_batches(path, file)
@@ -93,8 +91,13 @@ def read_indexed(path: str | Path) -> Annotations | None:
     if content is None or parsed != content:  # too small, or written while it was read
         return _table(path, *read)
     note = array_cache.store(content, *read)
-    found = None if note else array_cache.load(content, DTYPES)  # whose memory other processes share
-    return _table(path, *(found or read), notes=(note,) if note else ())
+    found = None if note else _from_index(path, content)  # whose memory other processes share
+    return found or _table(path, *read, notes=(note,) if note else ())
+
+
+def _from_index(path: str | Path, content: str) -> Annotations | None:
+    found = array_cache.load(content, DTYPES)
+    return None if found is None else _table(path, *found)
 
 
 def _table(path: str | Path, values: dict, arrays: dict[str, np.ndarray], notes: tuple[str, ...] = ()) -> Annotations:
