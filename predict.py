@@ -28,17 +28,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from backbone.settings import setting
-from my_dataset_coco import CocoDataset, size_reader
 from network_files import InputError
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
-from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import LabelMap, read_json
-from train_utils.data.links import refuse_links
-from train_utils.data.opening import refuse_missing
+from train_utils.data.problems import STOP
 from train_utils.evaluation.numbers import write_results
 from train_utils.io import files
 from train_utils.io.plain_text import visible
@@ -200,22 +199,18 @@ def refuse_to_overwrite(images: list[Path], drawn: list[Path]) -> None:
             raise InputError(f"{path}: is one of the images, and would be overwritten; give an --output-dir")
 
 
-def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> CocoDataset:
+def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> ImageDataset:
     """Returns the images that a COCO json (`raw`: its content) names; its annotations are not looked at."""
-    if not Path(options.image_dir).is_dir():
+    folder = Path(options.image_dir)
+    if not folder.is_dir():
         raise InputError(f"--image-dir {options.image_dir}: no such folder")
     if isinstance(raw, dict):  # a test set's json has none of either
         names = dict(zip(label_map.category_ids, label_map.names, strict=True))
         categories = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
         raw = {**raw, "annotations": [], "categories": categories}
-        listed = raw["images"] if isinstance(raw.get("images"), list) else []
-        names = [image.get("file_name") for image in listed if isinstance(image, dict)]
-        if not options.follow_links:
-            names = [name for name in names if isinstance(name, str)]
-            refuse_links(options.coco_json, options.image_dir, options.image_dir, names)
-    annotations = read_annotations(options.coco_json, raw, size_reader(options.image_dir, options.image_dir))
-    data_set = CocoDataset(annotations, options.image_dir, label_map=label_map)
-    refuse_missing(data_set)
+    table = read_annotations(options.coco_json, lambda names: (folder, folder), options.follow_links, raw=raw)
+    data_set = ImageDataset(table, label_map)
+    STOP.missing(data_set)
     return data_set
 
 

@@ -41,7 +41,7 @@ from train_utils.io.files import make_folder, user_path
 from train_utils.prediction.data import add_data_flags, open_split, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.processes.distributed import World
-from train_utils.run.engine import EvalResult, evaluate
+from train_utils.run.evaluation import EvalResult, evaluate
 
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
@@ -123,16 +123,16 @@ def report(folder: Path, result: EvalResult, data_set: Any) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     paths = write_record(folder, result.stats)
     paths.append(folder / "detections.json")
-    results = sorted(result.results, key=lambda r: r["image_id"])  # batches come in any order
+    results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
     write_results(paths[-1], data_set.with_given_ids(results))
     print(format_record(result.stats))
-    print(f"loss {sum(result.losses.values()):.4f}, {len(result.results)} detections, {result.seconds:.1f} s")
-    for name in result.skipped:
+    print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
+    for name in result.found.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
-    if result.skipped:
-        print(f"{len(result.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
+    if result.found.skipped:
+        print(f"{len(result.found.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
     print("written:", *paths)
-    return EXIT_SOME_UNUSABLE if result.skipped else EXIT_OK
+    return EXIT_SOME_UNUSABLE if result.found.skipped else EXIT_OK
 
 
 def main() -> int | None:
@@ -158,8 +158,9 @@ def main() -> int | None:
     status = report(output_dir, result, data_set)
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
-        more = result.stats, result.results, data_set, loading.strict, result.image_ids, progress
-        status = max(status, write_page_of(options, *more))
+        found = result.found
+        more = found.results, data_set, loading.strict, sorted(found.image_ids), progress
+        status = max(status, write_page_of(options, result.stats, *more))
     return status
 
 

@@ -19,9 +19,7 @@ from train_utils.cli.device import pick_device
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
 from train_utils.data.loaders import Batch, sample_seed
-from train_utils.data.opening import open_data
-from train_utils.data.options import FORMATS
-from train_utils.run.engine import to_device
+from train_utils.data.opening import LAYOUTS, open_data
 from train_utils.run.optimization import Precision, build_optimizer
 
 
@@ -29,7 +27,7 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("weights", nargs="+", metavar="W", help="checkpoints")
     parser.add_argument("--data-path", required=True, metavar="DATA")
-    parser.add_argument("--dataset", choices=FORMATS, default="auto")
+    parser.add_argument("--dataset", choices=LAYOUTS, default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=number(int, least=1), default=8)
     parser.add_argument("--batch-size", type=number(int, least=1), default=4)
@@ -61,7 +59,7 @@ def main(words: list[str] | None = None) -> None:
     for start in range(0, len(samples), args.batch_size):
         images, targets = zip(*samples[start : start + args.batch_size], strict=True)
         seeded = [{**target, "sample_seed": sample_seed(0, 0, start + i)} for i, target in enumerate(targets)]
-        batches.append(to_device(Batch(list(images), seeded, [], []), device))
+        batches.append(Batch(list(images), seeded, [], []).to(device))
     seconds: dict = {}
     models = {path: model_from_checkpoint(path, device)[0] for path in args.weights}
     for turn in range(args.turns + 1):

@@ -25,8 +25,8 @@ from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
-from train_utils.run.engine import Learner, train_one_epoch
-from train_utils.run.optimization import Precision, build_optimizer, build_schedule
+from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
+from train_utils.run.step import train_one_epoch
 from transforms import build_augment
 
 MODES = ("one rank", "ranks for themselves", "ranks together")
@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def learner_of(world: World, args: argparse.Namespace, num_classes: int) -> Learner:
+def train_state(world: World, args: argparse.Namespace, num_classes: int) -> TrainState:
     torch.manual_seed(0)
     model = create_model(
         num_classes,
@@ -61,16 +61,16 @@ def learner_of(world: World, args: argparse.Namespace, num_classes: int) -> Lear
     )
     optimizer = build_optimizer(model, "sgd", 1e-4)
     schedule = build_schedule(optimizer, total_steps=10**6, warmup_steps=0)
-    return Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+    return TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
 
 
 def steps_of(world: World, args: argparse.Namespace, data):
     """Seconds of one step after another, without end."""
-    learner = learner_of(world, args, data.label_map.num_labels)
+    state = train_state(world, args, data.label_map.num_labels)
     loader = TrainLoader(data.train, build_augment(), world, LoaderOptions(args.batch_size))
     for epoch in range(10**6):
         start = time.perf_counter()
-        for _ in train_one_epoch(learner, loader, world, epoch):
+        for _ in train_one_epoch(state, loader, world, epoch):
             yield time.perf_counter() - start
             start = time.perf_counter()
 

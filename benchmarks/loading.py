@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from benchmarks.harness import Benchmark, LeftOut, Settings
 from tools.pack_dataset import pack
-from train_utils.data.formats.packed import PackedDataset
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
@@ -94,7 +93,7 @@ def prepare_loading(settings: Settings):
         raise LeftOut("it needs the photos of coco_mini")
     data = open_data(settings.data / "coco_mini").train
     ours = TrainLoader(data, build_augment(), World.single("cpu"), LoaderOptions(BATCH, workers=WORKERS))
-    theirs = reference_loader(data.annotations.path, data.image_dir)
+    theirs = reference_loader(data.source, data.annotations.images.image_dir)
     return lambda: count(batch.targets for batch in ours.epoch(0)), lambda: count(targets for _, targets in theirs)
 
 
@@ -106,7 +105,7 @@ def prepare_packed(settings: Settings, keep_encoded: bool = False):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.pack"
         pack(data, path, keep_encoded)
-        packed = PackedDataset(path)  # mapped: the file's name may go
+        packed = open_data(path, split="train").train  # mapped: the file's name may go
     world = World.single("cpu")
     options = LoaderOptions(BATCH, workers=WORKERS)
     loaders = [TrainLoader(part, build_augment(), world, options) for part in (packed, data)]

@@ -15,7 +15,6 @@ from benchmarks.inputs import as_torchvision, photos
 from network_files import create_model, matching
 from train_utils.data.loaders import Batch
 from train_utils.io.memory import returning_freed_memory
-from train_utils.run.engine import to_device
 from train_utils.run.optimization import Precision, build_optimizer, cpu_has_bf16
 
 TRAINED = 3  # stages, as both sides' default
@@ -101,7 +100,7 @@ def prepare_training(settings: Settings, case: Case):
             train_step, model, build_optimizer(model, "sgd", 1e-9), inputs, Precision(settings.device, _amp(dtype))
         )
 
-    ours = side(ours, case.ours, lambda: to_device(batch, settings.device))
+    ours = side(ours, case.ours, lambda: batch.to(settings.device))
     if settings.device.type == "cpu":
         ours = returning_freed_memory()(ours)  # as train.py does
     return ours, side(theirs, case.theirs, lambda: dense)

@@ -1,19 +1,15 @@
 """What the tests share: the place of the real data, images with targets, and a fixed random state."""
 
 import os
-import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "tests"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+from tests import sample_images, small_runs
 
-import sample_images  # noqa: E402  (found through the lines above)
+ROOT = Path(__file__).resolve().parent.parent
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # the models are small: more threads would mostly wait, most of all beside other work
@@ -54,6 +50,12 @@ def samples() -> list[tuple[torch.Tensor, dict]]:
     if folder is not None and (folder / "coco_mini").is_dir():
         return sample_images.coco_photos(folder / "coco_mini", 6)
     return sample_images.drawn_images(6)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a script's main in this process: (script, *words) -> (exit status, stdout, stderr)."""
+    return lambda script, *words: (small_runs.call(script, *words), *capsys.readouterr())
 
 
 @pytest.fixture(autouse=True)

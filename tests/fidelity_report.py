@@ -1,13 +1,11 @@
 """The largest differences from torchvision, item by item, on real photos where they are there.
 
-python tests/fidelity_report.py            a few minutes on two CPU cores
-python tests/fidelity_report.py --size 800 at the published models' image size
+python -m tests.fidelity_report             a few minutes on two CPU cores
+python -m tests.fidelity_report --size 800  at the published models' image size
 """
 
 import argparse
 
-import conftest
-import sample_images
 import torch
 import torchvision
 
@@ -16,6 +14,7 @@ from network_files import CroppedMasks, create_model, matching
 from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import nms
 from network_files.operators.roi_align import FeatureTable, roi_align
+from tests import conftest, sample_images
 
 CASES = {"v1 resnet50": ("resnet50", "v1"), "v2 resnet50": ("resnet50", "v2")}
 
@@ -64,7 +63,7 @@ def operators():
     corner = torch.rand(1000, 2, generator=rng) * torch.tensor([1000.0, 700.0])
     boxes = torch.cat((corner, corner + torch.rand(1000, 2, generator=rng) ** 3 * 300 + 1), 1)
     maps = torch.randn(1, 256, 200, 272, generator=rng)
-    ours = roi_align(FeatureTable([maps]), boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), (4,), 7)
+    ours = roi_align(FeatureTable([maps]), boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), 7)
     theirs = torchvision.ops.roi_align(maps, [boxes], 7, 0.25, 2)
     print(f"RoIAlign, float32, 1000 RoIs: {largest(ours, theirs)}")
     scores = torch.rand(1000, generator=rng)

@@ -1,6 +1,6 @@
 """What test_distributed.py runs as one process, and as several: some steps and an evaluation, in float64.
 
-    python rank_program.py DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
+    python -m tests.rank_program DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
 
 Rank 0 writes OUT: the evaluation before training, the losses of each step, the parameters after them.
 """
@@ -11,28 +11,25 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from backbone.errors import InputError  # noqa: E402
-from network_files import MaskRCNNConfig, create_model  # noqa: E402
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data  # noqa: E402
-from train_utils.data.options import LoaderOptions  # noqa: E402
-from train_utils.processes.distributed import World  # noqa: E402
-from train_utils.run.engine import Learner, evaluate, train_one_epoch  # noqa: E402
-from train_utils.run.optimization import Precision, build_optimizer, build_schedule  # noqa: E402
+from backbone.errors import InputError
+from network_files import MaskRCNNConfig
+from tests.tiny_model import FEW, tiny
+from train_utils.data.loaders import EvalLoader, TrainLoader
+from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
+from train_utils.processes.distributed import World
+from train_utils.run.evaluation import evaluate
+from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
+from train_utils.run.step import train_one_epoch
 
 STEPS = 20
 
 
 def small_model(num_classes):
     torch.manual_seed(0)
-    model = create_model(
-        num_classes, backbone="resnet18", trainable_layers=5, fpn_channels=8, min_size=32, max_size=32,
-        anchor_sizes=(4, 8, 16, 32, 64), rpn_pre_nms_top_n_train=40, rpn_post_nms_top_n_train=20,
-        rpn_pre_nms_top_n_test=40, rpn_post_nms_top_n_test=20, rpn_batch_size_per_image=32,
-        box_batch_size_per_image=8, box_head_channels=16, mask_head_channels=8, mask_head_layers=1,
-        box_detections_per_img=10,
-    )  # fmt: skip
+    sizes = {"min_size": 32, "max_size": 32, "anchor_sizes": (4, 8, 16, 32, 64)}
+    few = {"rpn_batch_size_per_image": 32, "box_batch_size_per_image": 8}
+    model = tiny(num_classes, backbone_width=16, trainable_layers=5, **FEW | sizes | few)
     for name, buffer in model.named_buffers():
         if name.endswith("bn2.weight"):
             buffer.fill_(0.2)  # else activations grow from block to block under a frozen identity
@@ -47,17 +44,17 @@ def program(world, data, accumulate):
 
     optimizer = build_optimizer(model, "sgd", 0.01)
     schedule = build_schedule(optimizer, total_steps=STEPS, warmup_steps=5)
-    learner = Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+    state = TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
     loader = TrainLoader(splits.train, None, world, LoaderOptions(1, accumulate))
     losses = []
     for epoch in range(-(-STEPS // loader.steps_per_epoch)):
-        losses += [record.losses for record in train_one_epoch(learner, loader, world, epoch)]
+        losses += [record.losses for record in train_one_epoch(state, loader, world, epoch)]
     return {
         "losses": losses[:STEPS],
         "parameters": {name: p.detach() for name, p in model.named_parameters()},
         "stats": {iou_type: numbers.stats for iou_type, numbers in evaluation.stats.items()},
         "val_losses": evaluation.losses,
-        "results": evaluation.results,
+        "results": evaluation.found.results,
     }
 
 

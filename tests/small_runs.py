@@ -4,19 +4,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
-import train
+from tests.tiny_model import train_flags
 from train_utils.cli.command import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = """--device cpu --workers 0 --backbone resnet18 --backbone-width 16 --weights none --fpn-channels 16
-    --min-size 48 --max-size 48
-    --anchor-sizes 4 8 16 32 64 --rpn-pre-nms-top-n-train 60 --rpn-post-nms-top-n-train 30
-    --rpn-pre-nms-top-n-test 60 --rpn-post-nms-top-n-test 30 --box-batch-size-per-image 16
-    --box-head-channels 32 --mask-head-channels 16 --mask-head-layers 1 --box-detections-per-img 10
-    --batch-size 2 --lr 0.002 --epochs 2 --print-freq 1 --dropout 0.1 --ema --photometric""".split()
+SMALL = train_flags(
+    backbone_width=16, min_size=48, max_size=48, anchor_sizes=(4, 8, 16, 32, 64),
+    epochs=2, print_freq=1, dropout=0.1, ema=True, photometric=True,
+)  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
 
 
@@ -33,13 +32,13 @@ def start(script, arguments, folder, threads=None, **more):
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)
 
 
-def call(monkeypatch, *arguments):
-    """train.py's main in this process; returns the exit status."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    try:
-        return run_command(train.main)
-    except SystemExit as stop:
-        return stop.code
+def call(script, *words):
+    """A script's main in this process; returns the exit status."""
+    with patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, words)]):
+        try:
+            return run_command(script.main)
+        except SystemExit as stop:  # a flag that argparse refuses
+            return stop.code
 
 
 def same(one, other):

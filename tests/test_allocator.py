@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import ROOT
+
+from tests.small_runs import ROOT
 
 SCRIPT = """
 import sys, torch

@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from coco_folders import annotation, many, square, write
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
-from train_utils.data import cache as annotation_cache
-from train_utils.data.formats.coco import annotations as coco_annotations
-from train_utils.data.formats.coco.annotations import DTYPES, read_annotations
+from tests.coco_folders import annotation, many, square, write
+from train_utils.data.annotations import DTYPES
+from train_utils.data.formats.coco import reading as coco_annotations
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def indexes(cache):
 
 
 def same(a, b):
-    assert (a.path, a.categories, list(a.skipped.items())) == (b.path, b.categories, list(b.skipped.items()))
+    assert (a.source, a.categories, list(a.skipped.items())) == (b.source, b.categories, list(b.skipped.items()))
     assert (a.first_skipped, a.given_categories) == (b.first_skipped, b.given_categories)
     assert [a.given_id(row) for row in range(len(a))] == [b.given_id(row) for row in range(len(b))]
     assert a.file_names() == b.file_names()
@@ -69,16 +70,17 @@ def same(a, b):
         "kinds",
         "first_part",
     ):
-        left, right = getattr(a, name), getattr(b, name)
+        owners = (a.masks, b.masks) if name in ("kinds", "first_part") else (a, b)
+        left, right = (getattr(owner, name) for owner in owners)
         assert left.dtype == right.dtype == DTYPES[name] and np.array_equal(left, right, equal_nan=name == "areas")
     for name in ("values", "first"):
-        assert np.array_equal(getattr(a.parts, name), getattr(b.parts, name))
+        assert np.array_equal(getattr(a.masks.parts, name), getattr(b.masks.parts, name))
 
 
 def test_the_same_from_the_cache(tmp_path, cache, no_parsing):
     path = write(tmp_path, varied())
     first = CocoDataset(path, tmp_path / "images")
-    assert len(indexes(cache)) == 1 and first.annotations.cache_note is None
+    assert len(indexes(cache)) == 1 and first.annotations.notes == ()
     no_parsing()
     again = CocoDataset(path, tmp_path / "images")
     same(first.annotations, again.annotations)

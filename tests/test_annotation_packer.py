@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from coco_folders import annotation, coco, square
 
 from backbone.errors import InputError
-from train_utils.data.formats.coco import annotations as coco_annotations
+from tests.coco_folders import annotation, coco, square
 from train_utils.data.formats.coco import packer as annotation_packer
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.coco.segmentation import HUNDREDTHS, POLYGON, RLE, pack_polygons, unpack_polygon
+from train_utils.data.formats.coco import reading as coco_annotations
+from train_utils.data.formats.coco.reading import read_annotations
+from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, pack_polygons, unpack_polygon
 from train_utils.io import json_stream
 
 IMAGES = [{"id": i, "file_name": f"{i}.png", "height": 20 + i, "width": 30} for i in range(7)]
@@ -101,7 +101,7 @@ def read_both_ways(path, monkeypatch, streamed=True):
                 )
             raw = None if streamed else json.loads(path.read_text())
             try:
-                results.append(read_annotations(path, raw))
+                results.append(read_annotations(path, raw=raw))
             except InputError as error:
                 results.append(str(error))
     return results
@@ -118,12 +118,14 @@ def test_batches_equal_single_annotations(tmp_path, monkeypatch, seed, streamed)
     batch, single = read_both_ways(path, monkeypatch, streamed)
     assert list(batch.skipped.items()) == list(single.skipped.items()) and sum(batch.skipped.values())
     assert batch.first_skipped == single.first_skipped and batch.first_skipped.keys() == batch.skipped.keys()
-    assert set(np.unique(batch.kinds)) == {HUNDREDTHS, POLYGON}
-    for name in ("first", "annotation_ids", "category_ids", "iscrowd", "boxes", "kinds", "first_part"):
+    assert set(np.unique(batch.masks.kinds)) == {HUNDREDTHS, POLYGON}
+    for name in ("first", "annotation_ids", "category_ids", "iscrowd", "boxes"):
         assert np.array_equal(getattr(batch, name), getattr(single, name)), name
+    for name in ("kinds", "first_part"):
+        assert np.array_equal(getattr(batch.masks, name), getattr(single.masks, name)), name
     assert np.array_equal(batch.areas, single.areas, equal_nan=True)
-    assert np.array_equal(batch.parts.first, single.parts.first)
-    assert np.array_equal(batch.parts.values, single.parts.values)
+    assert np.array_equal(batch.masks.parts.first, single.masks.parts.first)
+    assert np.array_equal(batch.masks.parts.values, single.masks.parts.values)
 
 
 @pytest.mark.parametrize("form", range(len(WRONG)))
@@ -148,8 +150,8 @@ def test_an_annotation_id_that_stands_twice_is_named(tmp_path, monkeypatch, stre
     for twice, said in (("u7", "u7"), (5, "5"), (0, "0")):
         annotations = [annotation(i, 2) for i in (1, None, None, twice)] + [annotation(**{"i": twice, **other})]
         path.write_text(json.dumps(coco(IMAGES, annotations)))
-        with pytest.raises(InputError, match=f"instances.json: annotation id {said} stands twice"):
-            read_annotations(path, None if streamed else json.loads(path.read_text()))
+        with pytest.raises(InputError, match=f"instances.json: annotation id {said} is duplicated"):
+            read_annotations(path, raw=None if streamed else json.loads(path.read_text()))
 
 
 def test_the_first_skipped_is_named_by_its_id_or_its_place(tmp_path):
@@ -168,13 +170,13 @@ def test_an_unlisted_category_is_named_also_where_the_annotation_would_be_skippe
         read_annotations(path)
 
 
-def test_annotations_keep_the_jsons_order_within_a_image(tmp_path):
+def test_annotations_keep_the_jsons_order_within_an_image(tmp_path):
     forms = [{"segmentation": {"size": [25, 30], "counts": [100, 50, 600]}}, {}, {"bbox": None}]
     annotations = [annotation(i, 5 - i % 2, **(forms[i % 3] if i % 2 == 0 else {})) for i in range(1, 30)]
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(coco(IMAGES, annotations)))
     packed = read_annotations(path)
-    assert packed.annotation_ids.tolist() == [*range(1, 30, 2), *range(2, 30, 2)] and RLE in packed.kinds
+    assert packed.annotation_ids.tolist() == [*range(1, 30, 2), *range(2, 30, 2)] and RLE in packed.masks.kinds
 
 
 def test_annotations_before_images_and_no_images(tmp_path):

@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from coco_folders import many, write
-from tiny_model import write_checkpoint, write_coco
 
 from benchmarks import compare_models, distributed, huge_image, mini_masks
+from tests.coco_folders import many, write
+from tests.tiny_model import write_checkpoint, write_coco
 
 pytestmark = pytest.mark.slow
 

@@ -1,11 +1,11 @@
 """The loading benchmark's other side delivers the same images and masks as our loader."""
 
 import torch
-from coco_folders import annotation, many, square, write
 
 from benchmarks.loading import reference_loader
 from my_dataset_coco import CocoDataset
-from train_utils.data.opening import TrainLoader
+from tests.coco_folders import annotation, many, square, write
+from train_utils.data.loaders import TrainLoader
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from transforms import HorizontalFlip

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.evaluation.numbers import STAT_NAMES
 from train_utils.logs.board import TensorBoard, image_grid
-from train_utils.logs.logger import COCO_NUMBERS
-from train_utils.run.engine import HostCopy
+from train_utils.run.step import HostCopy
 
 LOSSES = {"loss_classifier": 0.5, "loss_mask": 0.125}
 STATS = {"bbox": [0.1 * i for i in range(11)] + [-1], "segm": [0.05 * i for i in range(12)]}
@@ -28,7 +28,7 @@ def test_tensorboard_holds_losses_lr_coco_numbers_and_images(tmp_path):
     board.close()
     read = events(tmp_path)
     tags = read.Tags()
-    expected = {f"{t}/{n}" for t in STATS for n in COCO_NUMBERS} | {"train/lr"}
+    expected = {f"{t}/{n}" for t in STATS for n in STAT_NAMES} | {"train/lr"}
     expected |= {f"{part}/{n}" for part in ("train", "val") for n in (*LOSSES, "loss")}
     assert set(tags["scalars"]) == expected | {"AP50 of masks/a/b"}
     assert [(e.step, round(e.value, 6)) for e in read.Scalars("train/lr")] == [(0, 0.1), (1, 0.2)]

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_loops import random_boxes, slow_iou
 from torchvision import ops
 from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.transform import resize_boxes
 
 from network_files.operators import boxes as box_ops
 from network_files.operators.boxes import BoxCoder
+from tests.plain_loops import random_boxes, slow_iou
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from backbone.errors import InputError
-from network_files import create_model
 from network_files.weight_files.architecture import infer_architecture
+from tests import tiny_model
 from train_utils.checkpoints.checkpoint import (
     FORMAT_VERSION,
     copy_checkpoint,
@@ -28,15 +28,6 @@ from train_utils.io.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-SMALL = dict(
-    backbone="resnet18",
-    fpn_channels=16,
-    box_head_channels=24,
-    mask_head_channels=8,
-    mask_head_layers=2,
-    min_size=(64,),
-    max_size=64,
-)
 
 
 def content(value=1.0, **more):
@@ -205,11 +196,8 @@ def test_copy_is_independent_of_the_original(tmp_path, hard_links, monkeypatch):
 # --- models ------------------------------------------------------------------------------------------------
 
 
-def small_model(num_classes=4, **config):
-    return create_model(num_classes, **{**SMALL, **config})
-
-
-SAVED = functools.cache(small_model)
+tiny = functools.partial(tiny_model.tiny, box_head_channels=24, mask_head_channels=8, mask_head_layers=2)
+SAVED = functools.cache(tiny)
 
 
 def saved_model(path, **more):
@@ -262,10 +250,11 @@ def test_model_flags_and_names_that_do_not_fit(tmp_path):
     ],
 )
 def test_bare_state_dict_tells_the_architecture(config, tmp_path):
-    model = small_model(**config)
+    model = tiny(**config)
     path = tmp_path / "bare.pth"
     torch.save(model.state_dict(), path)
-    loaded, label_map = model_from_checkpoint(path, min_size=(64,), max_size=64)
+    untold = {key: tiny_model.FIELDS[key] for key in ("min_size", "max_size", "anchor_sizes")}
+    loaded, label_map = model_from_checkpoint(path, **untold)
     assert loaded.config == model.config
     assert equal_weights(loaded.state_dict(), model.state_dict())
     expected = "person" if config.get("num_classes") == 91 else "class 1"
@@ -275,7 +264,7 @@ def test_bare_state_dict_tells_the_architecture(config, tmp_path):
 @pytest.mark.parametrize("depth, blocks", [(101, (3, 4, 23, 3)), (152, (3, 8, 36, 3))])
 def test_deep_resnets_are_told_apart(depth, blocks):
     with torch.device("meta"):
-        state = small_model(backbone=f"resnet{depth}").state_dict()
+        state = tiny(backbone=f"resnet{depth}").state_dict()
     assert infer_architecture(state)["backbone"] == f"resnet{depth}"
 
 

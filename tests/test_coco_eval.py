@@ -211,7 +211,7 @@ def test_only_the_given_images_count(evaluator, tmp_path):
     assert part[0] != pytest.approx(whole[0])
 
 
-def test_results_of_a_image_that_is_not_there():
+def test_results_of_an_image_that_is_not_there():
     truth, results = synthetic()
     with pytest.raises(InputError, match="image_id 999 is not in the ground truth"):
         evaluate_results(truth, [*results, {**results[0], "image_id": 999}])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import coco_size
-from train_utils.data.formats.coco.annotations import read_annotations
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.evaluation.numbers import evaluate_results
 
 
@@ -30,9 +30,9 @@ def test_areas_and_boxes_fit_the_masks(val):
     for row in range(len(packed)):
         size = packed.sizes[row].tolist()
         for k in range(packed.first[row], packed.first[row + 1]):
-            mask = coco_size.coco_mask.decode(packed.rle(k, size))
+            mask = coco_size.coco_mask.decode(packed.masks.rle(k, size))
             x, y, w, h = packed.boxes[k]
-            if packed.first_part[k + 1] - packed.first_part[k] == 1:  # several may overlap
+            if packed.masks.first_part[k + 1] - packed.masks.first_part[k] == 1:  # several may overlap
                 assert abs(int(mask.sum()) - packed.areas[k]) <= 2 * (w + h)
             assert mask[int(y) : int(y + h) + 1, int(x) : int(x + w) + 1].sum() == mask.sum()
 

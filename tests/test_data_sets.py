@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_folders import annotation, coco, many, write
 
 from backbone.errors import InputError
-from train_utils.data.labels import coco_names
-from train_utils.data.opening import LabelMap, open_data, split_positions
+from tests.coco_folders import annotation, coco, many, write
+from train_utils.data.labels import LabelMap, coco_names
+from train_utils.data.opening import open_data, split_positions
 
 
 def ids(ds):
@@ -171,7 +171,7 @@ def test_shapes_are_drawn_where_asked(tmp_path, monkeypatch):
     from train_utils.data.formats.shapes import make_shapes
 
     few = functools.partial(make_shapes, train=3, val=2, size=64)
-    monkeypatch.setattr("train_utils.data.formats.shapes.make_shapes", few)
+    monkeypatch.setattr("train_utils.data.opening.make_shapes", few)
     monkeypatch.chdir(tmp_path)
     splits = open_data()
     assert len(splits.train) == 3 and len(splits.val) == 2 and (tmp_path / "data" / "shapes").is_dir()

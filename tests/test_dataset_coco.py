@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from coco_folders import annotation, coco, square, write
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,10 +16,11 @@ from pycocotools.coco import COCO
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.coco.segmentation import decode_counts, decode_many, rles_fit
+from tests.coco_folders import annotation, coco, square, write
+from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap, coco_names, read_json
+from train_utils.data.rle import decode_counts, decode_many, rles_fit
 
 SIZE = (20, 30)
 RING = [[2, 3, 12, 3, 12, 13, 2, 13], [15.5, 5, 25, 5, 25, 10.25, 15.5, 10.25]]  # two parts
@@ -204,7 +204,7 @@ def test_annotations_are_packed(tmp_path):
     count = 300
     images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in range(count)]
     ds = open_one(tmp_path, *(annotation(i, i) for i in range(count)), images=images)
-    for owner in (ds, ds.annotations, ds.annotations.parts, ds.annotations.names):
+    for owner in (ds, ds.annotations, ds.annotations.masks, ds.annotations.masks.parts, ds.annotations.names):
         for name, value in vars(owner).items():
             assert not isinstance(value, (list, tuple, dict)) or len(value) < 10, name
     assert (pickle.loads(pickle.dumps(ds))[7][0] == ds[7][0]).all()
@@ -260,10 +260,10 @@ def test_a_wrong_annotation_is_named(tmp_path, content, told):
         (coco(images=[{"id": 1.5, "file_name": "a.png", "height": 9, "width": 3}]), "image id 1.5: id 1.5"),
         (coco(images=[{"id": "x", "file_name": "a.png", "height": "9", "width": 3}]), "image id x: height '9' is not"),
         (coco(images=[{"id": 1, "height": 9, "width": 3}]), "image id 1: file_name None"),
-        (coco(images=[{"id": 1, "file_name": "a", "height": 9, "width": 3}] * 2), r"id 1 stands twice \(a and a\)"),
-        (coco(images=[{"id": i, "file_name": "a", "height": 9, "width": 3} for i in ("7", 7)]), "image id 7 stands tw"),
+        (coco(images=[{"id": 1, "file_name": "a", "height": 9, "width": 3}] * 2), r"id 1 is duplicated \(a and a\)"),
+        (coco(images=[{"id": i, "file_name": "a", "height": 9, "width": 3} for i in ("7", 7)]), "image id 7 is dup"),
         (coco(categories=[]), "list of categories is empty"),
-        (coco(categories=[{"id": 1, "name": "a"}] * 2), "category id 1 stands twice"),
+        (coco(categories=[{"id": 1, "name": "a"}] * 2), "category id 1 is duplicated"),
         (coco(categories=[{"name": "a"}]), "has no id"),
         (coco(categories=[{"id": 1, "name": "\ud800"}]), "category id 1: name '.ud800' is not text"),
         (coco(images=[{"id": 1, "file_name": "\ud800.png", "height": 9, "width": 3}]), "is not a file name"),
@@ -284,8 +284,8 @@ def test_a_wrong_json_is_named(tmp_path, content, told):
 def test_a_key_that_stands_twice_is_named(tmp_path, streamed):
     path = tmp_path / "instances.json"
     for old, new, said in (
-        ('"area": 100', '"area": 100, "area": 1', "key 'area' stands twice in the object with id 1"),
-        ('"images"', '"images": [], "images"', "key 'images' stands twice in the object of images, annotations"),
+        ('"area": 100', '"area": 100, "area": 1', "key 'area' is duplicated in the object with id 1"),
+        ('"images"', '"images": [], "images"', "key 'images' is duplicated in the object of images, annotations"),
     ):
         path.write_text(json.dumps(coco()).replace(old, new))
         with pytest.raises(InputError, match=f"instances.json: {said}"):
@@ -316,7 +316,7 @@ def test_file_names_stay_in_the_data_folder(tmp_path, name):
 
 @pytest.mark.parametrize("few", [0, 1000])
 def test_missing_images_are_found_in_one_look_as_one_by_one(tmp_path, monkeypatch, few):
-    monkeypatch.setattr("my_dataset_coco.FEW", few)
+    monkeypatch.setattr("train_utils.data.formats.coco.reading.FEW", few)
     names = ["a.png", "in/b.png", "./c.png", "link.png", "gone.png", "broken.png", "in"]
     images = [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(names)]
     folder = tmp_path / "images"
@@ -328,7 +328,7 @@ def test_missing_images_are_found_in_one_look_as_one_by_one(tmp_path, monkeypatc
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(coco(images, [])))
     assert CocoDataset(path, folder).missing.tolist() == [False] * 4 + [True] * 3
-    assert CocoDataset(path, folder, rows=[5, 0]).missing.tolist() == [True, False]
+    assert CocoDataset(path, folder).subset([5, 0]).missing.tolist() == [True, False]
     with pytest.raises(InputError, match="image id 0: file_name 'a.png' leaves the data folder"):
         CocoDataset(path, folder, tmp_path / "elsewhere")
 
@@ -373,7 +373,7 @@ def test_missing_and_broken_images_are_image_errors(tmp_path):
 
 def test_categories_outside_a_given_label_map(tmp_path):
     path = write(tmp_path, coco())
-    with pytest.raises(InputError, match=r"category 1 \(thing\) is not one of the 1 categories"):
+    with pytest.raises(InputError, match=r"category 1 \(thing\) of image id 1 is not one of the 1 categories"):
         CocoDataset(path, tmp_path / "images", label_map=LabelMap.from_categories({4: "other"}))
     ds = CocoDataset(path, tmp_path / "images", label_map=LabelMap([7], [1], ["thing"]))
     assert ds[0][1]["labels"].tolist() == [7]
@@ -428,14 +428,14 @@ def test_long_runs_of_compressed_rle():
 
 
 @pytest.mark.parametrize(
-    ("json_name", "images"),
+    ("json_name", "image_dir"),
     [
         ("coco_mini/annotations/instances_val2017.json", "coco_mini/val2017"),
         ("nuclei/instances_val.json", "nuclei/images"),
     ],
 )
-def test_real_data_equals_pycocotools(shared_data, json_name, samples):
-    ds = CocoDataset(shared_data / json_name, shared_data / samples)
+def test_real_data_equals_pycocotools(shared_data, json_name, image_dir):
+    ds = CocoDataset(shared_data / json_name, shared_data / image_dir)
     reference = COCO(str(shared_data / json_name))
     originals = {a["id"]: a for a in reference.dataset["annotations"]}
     truth = ds.ground_truth()

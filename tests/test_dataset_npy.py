@@ -6,22 +6,21 @@ import os
 import numpy as np
 import pytest
 import torch
-from npy_folders import add, image, many, rectangles, turned
 from PIL import Image
 from pycocotools.coco import COCO
-from small_runs import call, flags
 
-import train_utils.data.formats.npy_dataset as npy
+import train
 import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
-from train_utils.cli.command import run_command
-from train_utils.data import cache as annotation_cache
-from train_utils.data.formats import npy as npy_format
-from train_utils.data.formats.npy_dataset import NpyDataset
+from tests.npy_folders import add, image, many, rectangles, turned
+from tests.small_runs import call, flags
+from train_utils.data.formats import npy
+from train_utils.data.formats import npy_folder as npy_format
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 
 TWO = rectangles((1, 2, 3, 12, 15), (2, 10, 0, 30, 8))
 
@@ -166,7 +165,7 @@ def test_square_images_lie_as_the_others(tmp_path):
     assert "as nothing says otherwise" in whole(tmp_path / "b").describe()
 
 
-def test_a_image_stored_sideways(tmp_path):
+def test_an_image_stored_sideways(tmp_path):
     add(tmp_path, 1, TWO)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -346,7 +345,7 @@ def test_names_of_a_checkpoint(tmp_path):
     many(tmp_path, 4)
     names = LabelMap.from_categories({1: "cat", 2: "dog", 3: "bird"})
     assert whole(tmp_path, label_map=names).ground_truth()["categories"][2] == {"id": 3, "name": "bird"}
-    with pytest.raises(InputError, match="1.npy: label 2 is none of the 1 classes cat"):
+    with pytest.raises(InputError, match=r"annotations: category 2 \(class_2\) of image id 1 is not one of"):
         whole(tmp_path, label_map=LabelMap.from_categories({1: "cat"}))
 
 
@@ -412,34 +411,24 @@ def test_kept_for_the_next_time(tmp_path, monkeypatch):
     np.save(data / "annotations" / "2.npy", rectangles((1, 2, 3, 12, 15)))
     os.utime(data / "annotations" / "2.npy", ns=(found.st_atime_ns, found.st_mtime_ns))  # of the same size and date
     assert len(whole(data)) == 4 and len(read) == 4
-    NpyDataset(data / "images", data / "annotations", {1: "a", 2: "b"})
+    (data / "classes.txt").write_text("a\nb\n")
+    assert whole(data).label_map.names == ("a", "b")
     assert len(read) == 4  # names are not part of it
     (data / "images" / "9.jpg").touch()
     assert whole(data).skipped == {npy_format.NO_ANNOTATION: 1} and len(read) == 8
 
 
-def test_commands(tmp_path, monkeypatch, capsys):
+def test_commands(tmp_path, capsys):
     data = many(tmp_path / "data", 6)
     (data / "images" / "5.png").write_bytes(b"broken")
     (tmp_path / "names.json").write_text('{"cat": 1, "dog": 2}')
     names = ("--label-json-path", tmp_path / "names.json")
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, *names)) == 0
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, *names)) == 0
     assert "annotations: 5 images" in capsys.readouterr().out
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, "--resume", "auto")) == 0
     weights = tmp_path / "run" / "model_0.pth"
     assert torch.load(weights, weights_only=True)["label_map"]["names"] == ["cat", "dog"]
-    words = [
-        "validation.py",
-        "--weights-path",
-        weights,
-        "--device",
-        "cpu",
-        "--output-dir",
-        tmp_path,
-        "--val-fraction",
-        "1",
-    ]
-    monkeypatch.setattr("sys.argv", [str(word) for word in words])
-    assert run_command(validation.main) == 1  # 5.png can't be read
+    words = ["--weights-path", weights, "--device", "cpu", "--output-dir", tmp_path, "--val-fraction", 1]
+    assert call(validation, *words) == 1  # 5.png can't be read
     assert f" {'dog':15}: " in (tmp_path / "record_mAP.txt").read_text()
     assert {r["image_id"] for r in json.loads((tmp_path / "detections.json").read_text())} <= {1, 2, 3, 4, 6}

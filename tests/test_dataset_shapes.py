@@ -16,7 +16,7 @@ import train_utils.data.formats.shapes
 from backbone.errors import InputError
 from train_utils.data.formats.shapes import CLASSES, CROWD, EMPTY, EVERY, draw_image, make_shapes
 
-ROOT = Path(train_utils.data.formats.shapes.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"train": 22, "val": 14, "size": 64}
 
 

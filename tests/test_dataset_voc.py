@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-import my_dataset_voc as voc
 from backbone.errors import InputError
 from my_dataset_voc import VocDataset
 from network_files.operators.cropped_masks import CroppedMasks
-from train_utils.data.formats.voc import match_objects, read_class_ids, read_xml
+from train_utils.data.formats import voc
+from train_utils.data.formats.voc_files import match_objects, read_class_ids, read_xml
 from train_utils.data.images import ImageError
 
 DOG, CAT, CAR, PERSON = 12, 8, 7, 15
@@ -80,13 +80,19 @@ def counts(counter):
     return {reason: count for reason, count in counter.items() if count}
 
 
+def notes(data):
+    """{what was decided: how often}."""
+    text = "; ".join(data.annotations.notes).removeprefix("notes: ")
+    return {title: int(count) for count, title in (note.split(" ", 1) for note in text.split(", ") if note)}
+
+
 def test_real_photos_whose_xml_and_masks_disagree(shared_data):
     """The figures are those of the data's own description: 2 objects for 3 masks, 4 for ids 1 2 3 4 5 7."""
     data = VocDataset(shared_data / "voc_mini" / "VOCdevkit")
     assert [Path(data.file_name(i)).stem for i in range(len(data))] == ["2011_000003", "2011_000006"]
     assert data.sizes.tolist() == [[338, 500], [375, 500]]
     assert counts(data.skipped) == {}
-    assert counts(data.notes) == {voc.FROM_CLASS_MASK: 3}
+    assert notes(data) == {voc.FROM_CLASS_MASK: 3}
     names = [[data.label_map.name(x) for x in data[i][1]["labels"].tolist()] for i in range(2)]
     assert names[0] == ["person", "person", "bottle"]
     assert names[1] == ["person", "person", "person", "chair", "person", "sofa"]
@@ -120,7 +126,7 @@ def test_objects_are_matched_by_overlap_not_by_order(maker):
         "iscrowd": torch.uint8,
     }
     assert isinstance(target["masks"], CroppedMasks) and target["masks"].size == SIZE
-    assert counts(data.skipped) == counts(data.notes) == {}
+    assert counts(data.skipped) == notes(data) == {}
 
 
 def test_what_does_not_fit_is_counted(maker):
@@ -137,7 +143,7 @@ def test_what_does_not_fit_is_counted(maker):
     assert data[0][1]["labels"].tolist() == [DOG, CAT]  # number 4 has no class, 255 is void
     assert data[1][1]["labels"].tolist() == [PERSON]
     assert counts(data.skipped) == {voc.NO_MASK: 1, voc.NO_CLASS: 1, voc.LISTED_TWICE: 1}
-    assert counts(data.notes) == {voc.FROM_CLASS_MASK: 2, voc.CLASS_DIFFERS: 1, voc.NO_XML: 1, voc.XML_SIZE: 1}
+    assert notes(data) == {voc.FROM_CLASS_MASK: 2, voc.CLASS_DIFFERS: 1, voc.NO_XML: 1, voc.XML_SIZE: 1}
     assert data.first_skipped == {voc.NO_MASK: "a", voc.NO_CLASS: "a", voc.LISTED_TWICE: "a"}
     line = data.describe()
     assert "\n" not in line and f"1 {voc.NO_MASK} (first: a)" in line and f"2 {voc.FROM_CLASS_MASK}" in line
@@ -243,7 +249,7 @@ def test_subset(maker):
 def test_folders_and_years(tmp_path):
     for year in ("VOC2007", "VOC2012"):
         Maker(tmp_path / "VOCdevkit", year).add(year, [(1, DOG, (0, 0, 9, 9))], [])
-    names = lambda root, year=None: VocDataset(root, year).names  # noqa: E731
+    names = lambda root, year=None: [Path(n).stem for n in VocDataset(root, year).annotations.file_names()]  # noqa: E731
     assert names(tmp_path / "VOCdevkit") == names(tmp_path) == ["VOC2012"]
     assert names(tmp_path / "VOCdevkit", 2007) == names(str(tmp_path), "2007") == ["VOC2007"]
     assert names(tmp_path / "VOCdevkit" / "VOC2007") == ["VOC2007"]
@@ -373,7 +379,7 @@ def test_bad_lists_and_images_are_named(maker):
     for i, name in ((2, "c.jpg"), (3, "d.jpg")):
         with pytest.raises(ImageError, match=name):
             data[i]
-    assert data.notes[voc.NO_IMAGE] == 1 and data.missing.tolist() == [False, False, False, True]
+    assert "1 image files are missing" in data.describe() and data.missing.tolist() == [False, False, False, True]
     assert data.subset([3, 0]).missing.tolist() == [True, False]
     for names, message in (([], "lists no image"), (["../a"], "not the plain name"), (["/etc/x"], "plain")):
         maker.list("train", names)

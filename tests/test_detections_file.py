@@ -2,20 +2,18 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from npy_folders import many
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tiny_model import SIZES, write_checkpoint, write_coco
 
 import predict
 import validation
-from train_utils.cli.command import run_command
+from tests.npy_folders import many
+from tests.tiny_model import SIZES, write_checkpoint, write_coco
 
 
 @pytest.fixture
@@ -25,12 +23,8 @@ def data(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*flags, script=validation):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
-        return run_command(script.main), *capsys.readouterr()
-
-    return run
+def run(command):
+    return lambda *flags, script=validation: command(script, *flags)
 
 
 def mask(size, x1=4, y1=4, x2=24, y2=28):
@@ -159,8 +153,8 @@ def test_a_wrong_entry_is_named(run, data, entry, said):
     [
         ("{}", "not a list of detections"),
         ("[1", "not valid json"),
-        ('[{"image_id": 10, "score": 1, "score": 2}]', "entry 0 (the first is 0): key 'score' stands twice"),
-        ('[{"segmentation": {"size": 1, "size": 2}}]', "entry 0 (the first is 0): key 'size' stands twice"),
+        ('[{"image_id": 10, "score": 1, "score": 2}]', "entry 0 (the first is 0): key 'score' is duplicated"),
+        ('[{"segmentation": {"size": 1, "size": 2}}]', "entry 0 (the first is 0): key 'size' is duplicated"),
     ],
 )
 def test_a_wrong_file_is_named(run, data, text, said):
@@ -182,8 +176,6 @@ def test_classes_that_a_json_names(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [(), ("--detections", "r.json"), ("--detections", "r.json", "--weights-path", "w")])
-def test_flags_that_do_not_go_together(run, flags, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(*flags)
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and "--detections" in err and err.count("\n") == 1
+def test_flags_that_do_not_go_together(run, flags):
+    status, _, err = run(*flags)
+    assert status == 2 and "--detections" in err and err.count("\n") == 1

@@ -4,26 +4,21 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import train_multi_GPU
 from backbone.errors import InputError
-from train_utils.cli.command import run_command
+from tests.small_runs import ROOT
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
-
-PROGRAM = Path(__file__).parent / "rank_program.py"
 
 
 def start(data, out, accumulate, **environment):
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, "-W", "error::FutureWarning", PROGRAM, data, out, str(accumulate)]
-    return subprocess.Popen(
-        command, env={**clean, "OMP_NUM_THREADS": "1", **environment}, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-W", "error::FutureWarning", "-m", "tests.rank_program", data, out, str(accumulate)]
+    environment = {**clean, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +64,6 @@ def test_a_single_process_is_a_world_of_size_one():
     assert world.on_main(max, 1, 2) == 2
     with pytest.raises(InputError), world.main_first():
         raise InputError("as it is")
-
-
-def test_without_torchrun_it_says_how_to_start(monkeypatch, capsys):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "argv", ["train_multi_GPU.py"])
-    assert run_command(train_multi_GPU.main) == 2
-    assert "torchrun --nproc_per_node" in capsys.readouterr().err
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -1,13 +1,13 @@
 """Polygons whose rasterisation would take all memory are named, long outlines of real objects are not."""
 
-import coco_folders
 import numpy as np
 import pytest
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.coco.segmentation import LONGEST_OUTLINE, outline
+from tests import coco_folders
+from train_utils.data.formats.coco.reading import read_annotations
+from train_utils.data.masks import LONGEST_OUTLINE, outline
 
 
 def zigzag(count, width):
@@ -18,14 +18,14 @@ def test_a_polygon_that_goes_to_and_fro_is_named(tmp_path):
     content = coco_folders.coco(
         annotations=[coco_folders.annotation(), coco_folders.annotation(7, segmentation=[zigzag(20_000, 290)])]
     )
-    data = CocoDataset(read_annotations(coco_folders.write(tmp_path, content)), tmp_path / "images")
+    data = CocoDataset(coco_folders.write(tmp_path, content), tmp_path / "images")
     with pytest.raises(InputError, match=r"instances\.json: annotation 7: its polygons go to and fro"):
         data.target(0)
 
 
 def test_a_long_outline_within_the_limit_is_rasterised(tmp_path):
     content = coco_folders.coco(annotations=[coco_folders.annotation(7, segmentation=[zigzag(20_000, 29)])])
-    data = CocoDataset(read_annotations(coco_folders.write(tmp_path, content)), tmp_path / "images")
+    data = CocoDataset(coco_folders.write(tmp_path, content), tmp_path / "images")
     assert len(data.target(0)["labels"]) == 1
 
 

@@ -76,7 +76,7 @@ def no_memory(*_):
 
 def test_the_lack_of_memory_of_one_rank_ends_all_with_the_cause(data, tmp_path):
     log = tmp_path / "log"
-    fault = ("call", "train_utils.run.engine", "accumulate_gradients", no_memory)
+    fault = ("call", "train_utils.run.step", "accumulate_gradients", no_memory)
     ranks = start_all(data, tmp_path / "run", *MANY, log=log, size=2, fault=fault, faulty=1)
     assert end_all(ranks, 60) == [1, 2]
     printed = log.read_text()

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_loops import slow_resize, slow_roi_align
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 from torchvision.models.detection.transform import _resize_image_and_masks
@@ -20,6 +19,7 @@ from network_files.operators.instance_masks import (
     mask_targets,
     paste_masks,
 )
+from tests.plain_loops import slow_resize, slow_roi_align
 
 
 def some_masks(height=37, width=53):

@@ -66,7 +66,7 @@ WHOLE = json.dumps({key: [{"a": [1]}, {"a": [2]}] for key in KEYS})
         WHOLE.replace("images", "annotations", 1),
         WHOLE[:-1] + ', "images": []}',
         WHOLE[:-1] + ", 5: 1}",
-        WHOLE.replace("images", "images"),
+        WHOLE.replace("images", "scenes"),
         WHOLE.replace('{"a": [1]}', "1"),
         WHOLE.replace('{"a": [1]}', "[1]"),
         WHOLE.replace(":", ";", 1),

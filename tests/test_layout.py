@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK_LAYERS = [  # a module imports from the rows above its own
-    {"operators.boxes", "operators.roi_align", "operators.cropped_masks", "losses", "recorder"},
+    {"operators.boxes", "operators.sparse_rows", "operators.cropped_masks", "losses", "loss_portions", "recorder"},
     {"weight_files.plain_pickle", "weight_files.file_stamp"},
-    {"operators.nms"},
+    {"operators.nms", "operators.roi_align"},
     {"config", "operators.instance_masks", "anchors", "matching", "weight_files.architecture"},
-    {"transform"},
+    {"transform", "sampled_rpn_head"},
     {"rpn", "roi_heads"},
     {"mask_rcnn", "weight_files.torch_file"},
     {"weight_files.weights"},
@@ -146,8 +146,8 @@ def test_every_network_module_has_a_layer():
         ("network_files.rpn", "from network_files import create_model"),
         ("network_files.transform", "import PIL.Image"),
         ("network_files.weight_files.weights", "from train_utils.checkpoints import checkpoint"),
-        ("train_utils.run.engine", "import torchvision"),
-        ("train_utils.run.engine", "from validation import main"),
+        ("train_utils.run.step", "import torchvision"),
+        ("train_utils.run.step", "from validation import main"),
         ("train_utils.data.opening", "from my_dataset_coco import CocoDataset"),
         ("train_utils.data.opening", "from train_utils.cli import command"),
         ("train_utils.cli.command", "from train_utils.run.loop import run"),
@@ -167,7 +167,7 @@ def test_a_wrong_import_is_seen(module: str, source: str):
         ("network_files.operators.instance_masks", "from pycocotools import mask\nfrom .boxes import box_iou"),
         ("network_files.rpn", "from . import matching\nfrom backbone.errors import InputError"),
         ("train_utils.show.drawing", "def f():\n    import matplotlib.pyplot as plt"),
-        ("train_utils.run.loop", "from train_utils.cli import command\nfrom train_utils.run import engine"),
+        ("train_utils.run.loop", "from train_utils.cli import command\nfrom train_utils.run import step"),
         ("predict", "from network_files import create_model\nfrom train_utils.checkpoints import checkpoint"),
     ],
 )

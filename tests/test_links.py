@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import write_coco
 
 from backbone.errors import InputError
 from tests.faults.hostile_data import voc
+from tests.tiny_model import write_coco
 from train_utils.data import links
 from train_utils.data.formats.coco.checks import check_categories
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
+from train_utils.data.problems import STOP
 from train_utils.io.plain_text import brief, one_line, visible
 from train_utils.show.image_lists import find_images
 
@@ -45,7 +46,7 @@ def test_links_within_the_data_work(data):
     assert open_data(data).train[0][0].shape == (3, 48, 64)
 
 
-def test_a_image_that_is_a_link_out_needs_the_flag(data):
+def test_an_image_that_is_a_link_out_needs_the_flag(data):
     moved(data, "images/1.png")
     with pytest.raises(InputError, match=r"1\.png leads out of the data by a link, to .*elsewhere.*--follow-links"):
         open_data(data)
@@ -102,7 +103,7 @@ def test_names_reach_no_terminal_as_they_are():
     assert visible("ok žába \u200d") == "ok žába \u200d"
     assert visible("a\x1b[2J\nb\x9b\u202e\u2028") == "a\\x1b[2J\\nb\\x9b\\u202e\\u2028"
     assert LabelMap([1], [1], ["a\x1b[2J"]).names == ("a\\x1b[2J",)
-    assert check_categories([{"id": 1, "name": "a\nb"}], "x.json") == {1: "a\\nb"}
+    assert check_categories([{"id": 1, "name": "a\nb"}], "x.json", STOP) == ({1: "a\\nb"}, {})
     assert one_line("a\n b\x07") == "a b\\x07" and len(one_line("x" * 10**6)) < 1600
 
 

@@ -7,15 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from coco_folders import many, write
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import padded_size
+from tests.coco_folders import many, write
 from train_utils.data.images import ImageError
-from train_utils.data.loaders import aspect_groups, global_batches
-from train_utils.data.opening import EvalLoader, TrainLoader, open_data, sample_rng, sample_seed
+from train_utils.data.loaders import EvalLoader, TrainLoader, aspect_groups, global_batches, sample_rng, sample_seed
+from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
 
 

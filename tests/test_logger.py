@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from backbone.errors import InputError
-from train_utils.logs.logger import COCO_NUMBERS, MetricLogger, ResultsWriter, SmoothedValue
+from train_utils.evaluation.numbers import STAT_NAMES
+from train_utils.logs.console import MetricLogger, SmoothedValue
+from train_utils.logs.result_files import RENAMED, ResultsWriter
 
 LOSSES = {
     "loss_classifier": 0.5,
@@ -29,7 +31,6 @@ def test_smoothed_value_median_of_the_last_20_and_average_of_all():
     values = [float(v * v) for v in range(50)]
     for value in values:
         meter.update(value)
-    assert meter.value == 49.0**2
     assert meter.median == torch.tensor(values[-20:]).median().item()
     assert meter.average == pytest.approx(sum(values[-20:]) / 20)
     assert meter.global_average == pytest.approx(sum(values) / 50)
@@ -48,19 +49,19 @@ def test_console_line_to_the_letter():
 
 def test_lines_come_every_print_freq_and_at_the_end():
     out = io.StringIO()
-    logger = MetricLogger("Test:", total=12, print_freq=5, stream=out)
+    logger = MetricLogger("Epoch: [0]", total=12, print_freq=5, stream=out)
     for _ in range(12):
-        logger.step()
+        logger.step(0.25, 0.0, None, 0.1)
     logger.close()
     assert re.findall(r"\[ *(\d+)/12\]", out.getvalue()) == ["0", "5", "10", "11"]
-    assert "loss" not in out.getvalue() and "lr" not in out.getvalue()
-    assert re.fullmatch(r"Test:  total time: 0:00:00 \(0\.\d{4} s / it\)", out.getvalue().splitlines()[-1])
+    assert "loss" not in out.getvalue()
+    assert out.getvalue().splitlines()[-1] == "Epoch: [0]  total time: 0:00:03 (0.2500 s / it)"
 
 
 def test_disabled_logger_averages_in_silence():
     out = io.StringIO()
-    logger = MetricLogger("Test:", total=1, enabled=False, stream=out)
-    logger.step(1.0, losses=LOSSES)
+    logger = MetricLogger("Epoch: [0]", total=1, enabled=False, stream=out)
+    logger.step(1.0, 0.0, LOSSES, 0.1)
     logger.close()
     assert out.getvalue() == "" and logger.averages()["loss"] == sum(LOSSES.values())
 
@@ -126,12 +127,12 @@ def test_results_line_to_the_letter(tmp_path):
     (record,) = json.loads((tmp_path / "det_results.json").read_text())
     assert record == {
         "epoch": 3,
-        **dict(zip(COCO_NUMBERS, STATS["bbox"], strict=True)),
+        **dict(zip(STAT_NAMES, STATS["bbox"], strict=True)),
         "loss": 1.23456,
         "lr": 0.0012345678,
         "val_losses": LOSSES,
     }
-    assert json.loads((tmp_path / "seg_results.json").read_text())[0]["AP_medium"] == STATS["segm"][4]
+    assert json.loads((tmp_path / "seg_results.json").read_text())[0]["APm"] == STATS["segm"][4]
     assert len(list(tmp_path.iterdir())) == 4  # nothing temporary stays
 
 
@@ -160,6 +161,20 @@ def test_epoch_without_losses_is_nan_in_the_line_and_null_in_the_json(tmp_path):
     assert result_lines(tmp_path)[0].split()[-2] == "nan"
     (record,) = json.loads((tmp_path / "det_results.json").read_text())
     assert record["loss"] is None and record["val_losses"] == {"loss_mask": None}
+
+
+def test_a_json_with_the_names_of_earlier_versions_is_continued_with_the_new_ones(tmp_path):
+    assert set(RENAMED) >= {"AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_large"}
+    first = ResultsWriter(tmp_path)
+    first.write(0, STATS, loss=1.0, lr=0.1, seconds=2.0)
+    expected, text = first.history("bbox"), first.path("bbox", ".json").read_text()
+    for old, new in RENAMED.items():
+        text = text.replace(f'"{new}"', f'"{old}"')
+    first.path("bbox", ".json").write_text(text)
+    assert '"AP_small": ' in text and '"AR_100": ' in text and "APs" not in text
+    second = ResultsWriter(tmp_path, first_epoch=1)
+    assert second.history("bbox") == expected
+    assert json.loads(second.path("bbox", ".json").read_text()) == expected
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"a": 1}]', '{"a": 1}'])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import torchvision_model as oracle
-from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, losses, matching, roi_heads
+from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, loss_portions, matching, roi_heads
+from tests import tiny_model
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 SMALL = {
@@ -123,21 +124,10 @@ def test_losses_and_gradients_equal_torchvision(case, photos, live_states, monke
 def tiny(num_classes=5, backbone="resnet18", **config):
     """A small random model with detections: its class scores are spread by a scaled predictor."""
     torch.manual_seed(1)
-    small = {
-        "norm": "batch",
-        "fpn_channels": 16,
-        "box_head_channels": 32,
-        "mask_head_channels": 16,
-        "mask_head_layers": 2,
-        "min_size": 96,
-        "max_size": 128,
-        "anchor_sizes": (8, 16, 32, 64, 96),
-        "trainable_layers": 5,
-        "rpn_post_nms_top_n_train": 60,
-        "rpn_post_nms_top_n_test": 40,
-        "box_detections_per_img": 8,
-    }
-    model = create_model(num_classes, backbone, **small | config)
+    larger = {"min_size": 96, "max_size": 128, "anchor_sizes": (8, 16, 32, 64, 96), "mask_head_layers": 2}
+    few = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 40, "box_detections_per_img": 8}
+    whole = {"norm": "batch", "trainable_layers": 5, **larger, **few}
+    model = tiny_model.tiny(num_classes, backbone=backbone, **whole | config)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.mul_(20)
         model.rpn.head.bbox_pred.weight.mul_(10)
@@ -278,7 +268,7 @@ def test_masks_a_few_at_a_time_give_the_same_losses_and_gradients(fp16, monkeypa
     model = tiny(norm="frozen").double().train()
     inputs, found = ([noise_image().double()], [target(OBJECTS, sample_seed=3)]), []
     # then the gradients wait for the backward pass; torch's own queries can't be replaced, autocast keeps their answers
-    monkeypatch.setattr(losses, "in_float16", lambda _: fp16)
+    monkeypatch.setattr(loss_portions, "in_float16", lambda _: fp16)
     for count in (1000, 1):
         monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
         found_losses = model(*inputs)

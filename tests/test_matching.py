@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_loops import random_boxes
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from network_files.matching import BELOW, BETWEEN, match, match_boxes, sample_balanced
+from tests.plain_loops import random_boxes
 
 
 def in_parts(iou):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from spoilt_results import result, spoil
 
+from tests.spoilt_results import result, spoil
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
 from train_utils.evaluation.mistakes.advice import WORTH, advise, train_on
@@ -317,7 +317,7 @@ def test_the_confusion_matrix_by_hand():
     assert most_confused(matrix) == [(0, 1, 1)]
 
 
-def test_crowding_groups_by_the_objects_of_a_image():
+def test_crowding_groups_by_the_objects_of_an_image():
     boxes = [(1, 1, 0, 0, 20, 20), *((2, 1, 0, 10 * i, 9, 9) for i in range(6)), (1, 1, 50, 50, 40, 40, True)]
     groups = by_crowding(match(truth(boxes, images=3), found((1, 1, 0.9, 0, 0, 20, 20)), "bbox"))
     assert [group[:4] for group in groups] == [("1 object", 1, 1, pytest.approx(1)), ("6 to 15", 1, 6, 0.0)]
@@ -343,7 +343,7 @@ def test_ap_of_masks_and_boxes_is_that_of_pycocotools(shapes, iou_type):
     assert mean_ap(matches, part) == pytest.approx(theirs.stats[:2], abs=1e-12)
 
 
-def test_more_than_100_of_a_class_in_a_image_are_left_out():
+def test_more_than_100_of_a_class_in_an_image_are_left_out():
     results = found(*((1, 1, 0.9, 80, 0, 20, 20) for _ in range(100)), (1, 1, 0.5, 0, 0, 20, 20), HIT)
     some = truth(TWO)
     theirs = evaluate_results(some, results, ["bbox"], evaluator="pycocotools")["bbox"].stats

@@ -3,15 +3,16 @@
 import pytest
 import torch
 import torchvision
-from small_runs import call, flags
-from test_backbone import randomise_norms, shapes
-from test_mask_rcnn import OBJECTS, image, target, tiny
-from tiny_model import write_coco
 from torch import nn
 
+import train
 from backbone import InputError, build_backbone
 from network_files import create_model, load_weights
 from network_files.weight_files.architecture import describe, infer_architecture
+from tests.small_runs import call, flags
+from tests.test_backbone import randomise_norms, shapes
+from tests.test_mask_rcnn import OBJECTS, noise_image, target, tiny
+from tests.tiny_model import write_coco
 from train_utils.run.defaults import default_weights
 
 NAMES = ["mobilenet_v1", "mobilenet_v2"]
@@ -138,7 +139,7 @@ def test_recomputing_gives_the_same_gradient_from_fewer_activations(name, norm):
             lambda t, kept=kept: (kept.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1],
             lambda t: t,
         ):
-            loss = sum(model([image()], [target(OBJECTS, sample_seed=3)]).values())
+            loss = sum(model([noise_image()], [target(OBJECTS, sample_seed=3)]).values())
         gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
         seen.append((sum(kept.values()), gradients))
         model.recompute_activations()
@@ -174,12 +175,12 @@ class TestWeights:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_trains_resumes_and_evaluates(name, tmp_path, monkeypatch, capsys):
+def test_it_trains_resumes_and_evaluates(name, tmp_path, capsys):
     data = write_coco(tmp_path / "data")
     mine = ["--backbone", name, "--backbone-width", 8]
-    assert call(monkeypatch, *flags(data, tmp_path / "run", *mine, "--epochs", 1)) == 0, capsys.readouterr()
+    assert call(train, *flags(data, tmp_path / "run", *mine, "--epochs", 1)) == 0, capsys.readouterr()
     more = flags(data, tmp_path / "run", *mine, "--resume", "auto", "--allow-changed", "epochs")
-    assert call(monkeypatch, *more) == 0, capsys.readouterr()
+    assert call(train, *more) == 0, capsys.readouterr()
     assert f"Mask R-CNN v1, {name}, 3 classes" in capsys.readouterr().out
     config = torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["config"]
     assert (config["backbone"], config["backbone_width"]) == (name, 8)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_loops import random_boxes, slow_iou
 from torchvision import ops
 
 from network_files.operators import nms as nms_module
 from network_files.operators.nms import batched_nms, nms
+from tests.plain_loops import random_boxes, slow_iou
 
 
 def slow_nms(boxes, scores, groups, threshold):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import call, flags
-from tiny_model import NAMES, tiny_model, write_coco, write_images
 
 import predict
+import train
 import train_multi_GPU
 import validation
-from train_utils.cli.command import run_command
+from tests.small_runs import call, flags
+from tests.tiny_model import NAMES, tiny_model, write_coco, write_images
 from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
@@ -116,9 +116,9 @@ def test_what_contradicts_is_told(words, resumed, said):
         ("--lr-step-size 8 --lr-steps 16 22 --epochs 26", "--lr-step-size 8 and --lr-steps 16 22: give one"),
     ],
 )
-def test_what_cannot_be_meant_is_an_error(tmp_path, monkeypatch, capsys, words, said):
+def test_what_cannot_be_meant_is_an_error(tmp_path, capsys, words, said):
     data = write_coco(tmp_path / "data")
-    assert call(monkeypatch, *flags(data, tmp_path / "run"), *words.split()) == 2
+    assert call(train, *flags(data, tmp_path / "run"), *words.split()) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
@@ -127,17 +127,17 @@ def test_steps_of_the_built_in_data_end_with_its_epochs():
     assert (config.epochs, config.lr_steps) == (4, (2,))  # what a resumed run will make of it
 
 
-def test_a_run_that_starts_with_a_later_epoch(tmp_path, monkeypatch, capsys):
+def test_a_run_that_starts_with_a_later_epoch(tmp_path, capsys):
     data = make_shapes(tmp_path / "shapes", train=4, val=1, size=48)
     more = ("--start-epoch", 2, "--epochs", 3, "--lr-step-size", 2, "--warmup-iters", 1)
-    assert call(monkeypatch, *flags(data, tmp_path / "run", *more)) == 0
+    assert call(train, *flags(data, tmp_path / "run", *more)) == 0
     out = capsys.readouterr().out
     assert "Epoch: [2]" in out and "Epoch: [1]" not in out and "lr: 0.000200" in out
     saved = torch.load(tmp_path / "run" / "model_2.pth", weights_only=True)
     assert (saved["step"], saved["epoch"], saved["progress"]["epochs_done"]) == (6, 2, 3)
     assert [path.name for path in (tmp_path / "run").glob("model_?.pth")] == ["model_2.pth"]
     more = ("--resume", "auto", "--start-epoch", 1, "--epochs", 4, "--allow-changed", "epochs")
-    assert call(monkeypatch, *flags(data, tmp_path / "run", *more)) == 0
+    assert call(train, *flags(data, tmp_path / "run", *more)) == 0
     out = capsys.readouterr().out
     assert "--start-epoch 1: left aside" in out and "Epoch: [3]" in out and "Epoch: [1]" not in out
 
@@ -146,15 +146,10 @@ def test_a_run_that_starts_with_a_later_epoch(tmp_path, monkeypatch, capsys):
     ("script", "said"),
     [(train_multi_GPU, "torchrun --nproc_per_node"), (validation, "--weights-path"), (predict, "--weights-path")],
 )
-def test_commands_without_flags_say_what_to_give(monkeypatch, capsys, script, said):
+def test_commands_without_flags_say_what_to_give(monkeypatch, command, script, said):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
-    try:
-        status = run_command(script.main)
-    except SystemExit as stop:
-        status = stop.code
-    err = capsys.readouterr().err
+    status, _, err = command(script)
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and said in err
 
 
@@ -191,13 +186,12 @@ def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
         predict: ["--img-path", str(write_images(tmp_path / "in")[0]), "--label-json-path", "names.json"],
     }
     for script, words in commands.items():
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *model_flags, *words])
-        assert run_command(script.main) == 0, capsys.readouterr().err
+        assert call(script, *model_flags, *words) == 0, capsys.readouterr().err
     assert "circle 0." in capsys.readouterr().out
     small = flags(data, "run", "--backbone-width", 64, "--epochs", 1)
-    assert call(monkeypatch, *small, "--resume", "model_25.pth") == 2
+    assert call(train, *small, "--resume", "model_25.pth") == 2
     assert "model_25.pth: holds weights but no training state; start from it with --weights" in capsys.readouterr().err
     monkeypatch.setattr("train_utils.run.epochs.Trainer.fit", lambda trainer: None)
     heads = ("--box-head-channels", 32, "--mask-head-channels", 16, "--norm", "batch")
-    assert call(monkeypatch, *small, *heads, "--weights", "model_25.pth") == 0
+    assert call(train, *small, *heads, "--weights", "model_25.pth") == 0
     assert "weights: model_25.pth" in capsys.readouterr().out

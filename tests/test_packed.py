@@ -9,17 +9,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from coco_folders import annotation, coco, square, write
-from npy_folders import many
 from PIL import Image
-from small_runs import ROOT, call, differences, flags
 
+import train
 import train_utils.data.formats.packed
 from backbone.errors import InputError
+from tests.coco_folders import annotation, coco, square, write
 from tests.faults.hostile_data import voc
+from tests.npy_folders import many
+from tests.small_runs import ROOT, call, differences, flags
 from tools import pack_dataset
-from train_utils.cli.command import run_command
-from train_utils.data.formats.packed import TAIL, PackedDataset
+from train_utils.data.formats.packed import TAIL, PackedRecords
 from train_utils.data.opening import open_data
 from train_utils.evaluation.numbers import evaluate_results
 from train_utils.io.array_block import block_pieces, read_block
@@ -65,9 +65,8 @@ def run(*words):
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
 
 
-def packed(data, out, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["pack_dataset", str(data), str(out), *words])
-    assert run_command(pack_dataset.main) == 0
+def packed(data, out, *words):
+    assert call(pack_dataset, data, out, *words) == 0
     return out
 
 
@@ -84,10 +83,10 @@ def same_target(one, two):
 
 @pytest.mark.parametrize("kind", [varied, text_ids, pascal])
 @pytest.mark.parametrize("words", [[], ["--keep-encoded"]])
-def test_samples_and_ground_truth_are_the_same(tmp_path, monkeypatch, kind, words):
+def test_samples_and_ground_truth_are_the_same(tmp_path, kind, words):
     data = kind(tmp_path / "data")
     data = tmp_path / "data" if data is None else data
-    out = packed(data, tmp_path / "out", monkeypatch, *words)
+    out = packed(data, tmp_path / "out", *words)
     before, after = open_data(data), open_data(out)
     assert after.label_map == before.label_map
     for one, two in zip(before[:2], after[:2], strict=True):
@@ -119,30 +118,31 @@ def test_samples_and_ground_truth_are_the_same(tmp_path, monkeypatch, kind, word
     same_target(sample[1], before.train[0][1])
 
 
-def test_a_run_on_packed_data_is_the_same_run(tmp_path, monkeypatch):
+def test_a_run_on_packed_data_is_the_same_run(tmp_path):
     varied(tmp_path / "data", range(1, 7))
-    out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
+    out = packed(tmp_path / "data", tmp_path / "out")
     for data, folder in ((tmp_path / "data", "one"), (out, "two")):
-        assert call(monkeypatch, *flags(data, tmp_path / folder, "--epochs", 1, "--horizontal-flip", "1")) == 0
+        assert call(train, *flags(data, tmp_path / folder, "--epochs", 1, "--horizontal-flip", "1")) == 0
     assert differences(tmp_path / "one", tmp_path / "two", epoch=0) == []
 
 
-def test_a_run_goes_on_with_its_data_packed(tmp_path, monkeypatch):
+def test_a_run_goes_on_with_its_data_packed(tmp_path):
     source, run_folder = many(tmp_path / "npy", 5), tmp_path / "run"
     (tmp_path / "names.json").write_text('{"1": "cat", "2": "dog"}')
     told = ("--label-json-path", str(tmp_path / "names.json"))
-    assert call(monkeypatch, *flags(source, run_folder, "--epochs", 1, "--dataset", "npy", *told)) == 0
-    out = packed(source, tmp_path / "out", monkeypatch, *told)
+    assert call(train, *flags(source, run_folder, "--epochs", 1, "--dataset", "npy", *told)) == 0
+    out = packed(source, tmp_path / "out", *told)
     more = ("--resume", "auto", "--epochs", 2, "--allow-changed", "epochs")
-    assert call(monkeypatch, *flags(out, run_folder, *more)) == 0
+    assert call(train, *flags(out, run_folder, *more)) == 0
     assert json.loads((run_folder / "args.json").read_text())["label_json_path"] is None
 
 
-def test_a_packed_file_holds_no_files_to_keep_encoded(tmp_path, monkeypatch, capsys):
+def test_a_packed_file_holds_no_files_to_keep_encoded(tmp_path, capsys):
     varied(tmp_path / "data")
-    out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["pack_dataset", str(out), str(tmp_path / "two"), "--keep-encoded"])
-    assert run_command(pack_dataset.main) == 2 and "--keep-encoded" in capsys.readouterr().err
+    out = packed(tmp_path / "data", tmp_path / "out")
+    assert (
+        call(pack_dataset, out, tmp_path / "two", "--keep-encoded") == 2 and "--keep-encoded" in capsys.readouterr().err
+    )
     assert not (tmp_path / "two").exists()
 
 
@@ -164,8 +164,7 @@ def test_the_command_names_what_it_leaves_out(tmp_path):
 def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch, capsys):
     varied(tmp_path / "data")
     monkeypatch.setattr(pack_dataset.shutil, "disk_usage", lambda path: type("", (), {"free": 100}))
-    monkeypatch.setattr(sys, "argv", ["pack_dataset", str(tmp_path / "data"), str(tmp_path / "out")])
-    assert run_command(pack_dataset.main) == 2
+    assert call(pack_dataset, tmp_path / "data", tmp_path / "out") == 2
     assert "5,400 bytes are needed, 100 are free" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -186,18 +185,18 @@ def another_version(content):
 
 
 @pytest.mark.parametrize("spoil", [cut, short, flipped_index, another_version, lambda content: b""])
-def test_a_damaged_file_is_refused(tmp_path, monkeypatch, spoil):
+def test_a_damaged_file_is_refused(tmp_path, spoil):
     varied(tmp_path / "data")
-    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
+    path = packed(tmp_path / "data", tmp_path / "out") / "train.pack"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(InputError, match="pack the data set again") as caught:
         open_data(tmp_path / "out")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_flipped_bit_in_a_record_is_seen_when_it_is_read(tmp_path, monkeypatch):
+def test_a_flipped_bit_in_a_record_is_seen_when_it_is_read(tmp_path):
     varied(tmp_path / "data")
-    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
+    path = packed(tmp_path / "data", tmp_path / "out") / "train.pack"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
@@ -238,13 +237,13 @@ def changed(array, place, value):
         lambda arrays: arrays.update(kinds=arrays["kinds"].astype(np.int64)),
     ],
 )
-def test_an_index_that_contradicts_itself_is_refused(tmp_path, monkeypatch, change):
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, change):
     """Also with a right checksum, as a stranger's file can have one."""
     varied(tmp_path / "data", range(1, 7))
-    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "train.pack"
+    path = packed(tmp_path / "data", tmp_path / "out") / "train.pack"
     content = path.read_bytes()
     place, _, _ = TAIL.unpack(content[-TAIL.size :])
-    values, arrays = read_block(PackedDataset(path)._mapped, place, train_utils.data.formats.packed.INDEX)
+    values, arrays = read_block(PackedRecords(str(path))._mapped, place, train_utils.data.formats.packed.INDEX)
     arrays = dict(arrays)
     change(arrays)
     index = b"".join(block_pieces(values, arrays))
@@ -252,22 +251,22 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, monkeypatch, chan
     path.unlink()
     path.write_bytes(content[:place] + index + struct.pack("<QQ32s", place, len(index), digest))
     with pytest.raises(InputError, match="damaged or cut off") as caught:
-        PackedDataset(path)
+        PackedRecords(str(path))
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_told(tmp_path, monkeypatch):
+def test_a_missing_file_is_told(tmp_path):
     varied(tmp_path / "data")
-    out = packed(tmp_path / "data", tmp_path / "out", monkeypatch)
+    out = packed(tmp_path / "data", tmp_path / "out")
     (out / "val.pack").unlink()
     assert len(open_data(out, split="train").train)
     with pytest.raises(InputError, match="val.pack: no such file"):
         open_data(out)
 
 
-def test_one_file_is_a_validation_set_but_not_a_training_set(tmp_path, monkeypatch):
+def test_one_file_is_a_validation_set_but_not_a_training_set(tmp_path):
     varied(tmp_path / "data")
-    path = packed(tmp_path / "data", tmp_path / "out", monkeypatch) / "val.pack"
+    path = packed(tmp_path / "data", tmp_path / "out") / "val.pack"
     assert len(open_data(path, split="val").val) == len(open_data(tmp_path / "out").val)
     with pytest.raises(InputError, match="no validation split"):
         open_data(path)

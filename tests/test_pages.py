@@ -6,10 +6,10 @@ import re
 import sys
 
 import pytest
-from small_runs import ROOT
 
 import predict
 import validation
+from tests.small_runs import ROOT
 from train_utils.cli.parser import Parser
 from train_utils.run.config import add_arguments
 

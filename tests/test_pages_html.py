@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from browser import Browser, needs_browser
 from PIL import Image
 
+from tests.browser import Browser, needs_browser
 from train_utils.show.pages import (
     Html,
     data_address,
@@ -65,7 +65,7 @@ def test_bars_are_as_high_as_their_values():
     assert len(heights) == 2 and heights[1] == pytest.approx(4 * heights[0], abs=0.5)
 
 
-def test_a_image_is_made_small(tmp_path):
+def test_an_image_is_made_small(tmp_path):
     image = Image.new("RGB", (400, 200), "red")
     assert 'width="100" height="50"' in img_tag(image, "red", 100) and image.size == (400, 200)
     assert data_address(image, form="PNG").startswith("data:image/png;base64,iVBOR")

@@ -12,13 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
 
 import predict
-from train_utils.cli.command import run_command
+from tests.small_runs import ROOT
+from tests.tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
 from train_utils.show.image_lists import output_names
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +25,10 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def run(weights, tmp_path, monkeypatch, capsys):
+def run(weights, tmp_path, monkeypatch, command):
     """Runs predict.py's main in an empty working folder -> (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*flags, weights=weights):
-        words = ["predict.py", "--weights-path", weights, "--device", "cpu", *flags]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        status = run_command(predict.main)
-        return status, *capsys.readouterr()
-
-    return run
+    return lambda *flags, weights=weights: command(predict, "--weights-path", weights, "--device", "cpu", *flags)
 
 
 def test_one_image_from_the_command_line(weights, tmp_path):
@@ -90,7 +81,7 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert both == [r for r in every if r["category_id"] in (1, 4)]
 
 
-def test_a_image_without_detections_is_written(run, tmp_path):
+def test_an_image_without_detections_is_written(run, tmp_path):
     (image,) = write_images(tmp_path / "in")[:1]
     status, out, _ = run("--img-path", image, "--score", 1)
     assert status == 0 and "0 detection(s) in " in out

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from plain_loops import slow_iou
-from tiny_model import tiny_model
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from network_files import CroppedMasks, Recorder
 from network_files.operators.boxes import BoxCoder
 from network_files.operators.roi_align import FeatureTable
+from tests.plain_loops import slow_iou
+from tests.tiny_model import tiny_model
 from tools.stages.trace import anchor_of_proposal, proposal_of_detection
 
 COPIES = {"detach", "clone", "copy_", "_to_copy", "empty_strided", "alias", "lift_fresh"}

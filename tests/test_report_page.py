@@ -1,19 +1,18 @@
 """report.html as validation.py --report writes it: its numbers are the record's, and a browser can do all it offers."""
 
 import json
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
-from browser import Browser, needs_browser
-from spoilt_results import spoil
-from tiny_model import write_checkpoint, write_coco
 
 import validation
+from tests.browser import Browser, needs_browser
+from tests.small_runs import call
+from tests.spoilt_results import spoil
+from tests.tiny_model import write_checkpoint, write_coco
 from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
-from train_utils.cli.command import run_command
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
 from train_utils.evaluation.mistakes import gallery as gallery_module
@@ -55,9 +54,8 @@ class Tables(HTMLParser):
             self.table[-1][-1] = (text, cell) if is_value and isinstance(cell, str) else cell + text
 
 
-def validate(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["validation.py", "--device", "cpu", *map(str, flags)])
-    return run_command(validation.main)
+def validate(*flags):
+    return call(validation, "--device", "cpu", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +66,8 @@ def made(tmp_path_factory):
     shapes = open_data(data, split="val").val
     results = spoil(shapes.ground_truth())
     (folder / "r.json").write_text(json.dumps(results))
-    with pytest.MonkeyPatch.context() as patch:
-        flags = ("--detections", folder / "r.json", "--data-path", data, "--output-dir", folder, "--report")
-        assert validate(patch, *flags) == 0
+    flags = ("--detections", folder / "r.json", "--data-path", data, "--output-dir", folder, "--report")
+    assert validate(*flags) == 0
     return folder, shapes, results
 
 
@@ -158,7 +155,7 @@ def test_the_list_of_images_is_sorted_and_filtered(made, opened):
 
 
 @needs_browser
-def test_a_image_is_enlarged_and_the_keyboard_goes_on(opened):
+def test_an_image_is_enlarged_and_the_keyboard_goes_on(opened):
     first, second = names(opened)[:2]
     opened.click(".card")
     assert opened.run("document.getElementById('viewer').open") and opened.text("#viewer-name") == first
@@ -310,7 +307,7 @@ def write_odd(folder):
 
 
 @needs_browser
-def test_odd_names_no_detection_and_images_that_can_not_be_read(tmp_path, monkeypatch, capsys, browser):
+def test_odd_names_no_detection_and_images_that_can_not_be_read(tmp_path, capsys, browser):
     data = write_odd(tmp_path / "data")
     (data / "images" / "b<i>ld \u00e9 1.png").write_bytes(b"no image")
     for name, results in (
@@ -319,7 +316,7 @@ def test_odd_names_no_detection_and_images_that_can_not_be_read(tmp_path, monkey
     ):
         (tmp_path / "r.json").write_text(json.dumps(results))
         flags = ("--detections", tmp_path / "r.json", "--data-path", data, "--output-dir", tmp_path / name)
-        assert validate(monkeypatch, *flags, "--report") == 1
+        assert validate(*flags, "--report") == 1
         out, err = capsys.readouterr()
         assert "3 of 4 images to look at" in out and "not in the report" in err and "\u00e9 1.png" in err
         browser.errors.clear()
@@ -334,7 +331,7 @@ def test_odd_names_no_detection_and_images_that_can_not_be_read(tmp_path, monkey
         assert browser.text("#viewer-name") == "b<i>ld \u00e9 1.png" and "not in the page" in browser.text("#viewer")
         assert browser.run("document.querySelectorAll('#viewer-list li').length") == 1
         assert browser.errors == [] and browser.fetched == []
-    assert validate(monkeypatch, *flags, "--report", "--strict") == 2
+    assert validate(*flags, "--report", "--strict") == 2
 
 
 def test_the_page_stays_small(made, tmp_path, monkeypatch):
@@ -405,24 +402,23 @@ def test_a_matrix_of_many_classes_shows_the_worst(made, monkeypatch, tmp_path):
     assert len(Tables(text).tables["confusion-matrix"]) == 4 and "2 of 3 classes with most mistakes" in text
 
 
-def test_with_weights_it_is_about_the_images_that_were_evaluated(tmp_path, monkeypatch, capsys):
+def test_with_weights_it_is_about_the_images_that_were_evaluated(tmp_path, capsys):
     data, weights = write_coco(tmp_path / "data"), write_checkpoint(tmp_path / "model.pth", width=8)
     (data / "images" / "1.png").write_bytes(b"no image")
     flags = ("--weights-path", weights, "--data-path", data, "--output-dir", tmp_path / "out")
     progress = {"curve": torch.tensor([(3.0, 0.1), (2.0, 0.1)]).repeat_interleave(10, 0), "steps_per_epoch": 10}
     save_checkpoint(weights, {**load_file(weights), "progress": progress})
-    assert validate(monkeypatch, *flags, "--report", "--report-images", 2) == 1
+    assert validate(*flags, "--report", "--report-images", 2) == 1
     assert "2 of 3 images to look at" in capsys.readouterr().out
     advice = (tmp_path / "out" / "report.html").read_text().split("<li>")[1]
     assert advice.startswith("<b>train on</b> (loss 2.000 in the last 10 of 20 steps")
     rows = json.loads(page_data(tmp_path / "out" / "report.html"))["rows"]
     assert sorted(row[0] for row in rows) == ["0.png", "2.png", "3.png"]
-    with pytest.raises(SystemExit):
-        validate(monkeypatch, *flags, "--report-images", 2)
+    assert validate(*flags, "--report-images", 2) == 2
     assert "--report" in capsys.readouterr().err
 
 
-def test_a_run_without_the_flag_writes_no_page(made, tmp_path, monkeypatch):
+def test_a_run_without_the_flag_writes_no_page(made, tmp_path):
     folder, *_ = made
     flags = ("--detections", folder / "r.json", "--data-path", folder / "shapes", "--output-dir", tmp_path)
-    assert validate(monkeypatch, *flags) == 0 and not (tmp_path / "report.html").exists()
+    assert validate(*flags) == 0 and not (tmp_path / "report.html").exists()

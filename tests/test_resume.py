@@ -11,18 +11,19 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import ROOT, call, differences, flags, same
 
+import train
 from backbone.errors import InputError
 from backbone.settings import setting
 from tests.faults.processes import end_all, start_all, wait_for
+from tests.small_runs import ROOT, call, differences, flags, same
 from train_utils.checkpoints import checkpoint, run_lock
 from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.checkpoints.run_lock import RunLock
 from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
-from train_utils.run import engine, resume
+from train_utils.run import evaluation, resume, step
 from train_utils.run.config import RunConfig, add_arguments
 from train_utils.run.resume import _share_batch
 
@@ -36,19 +37,18 @@ def data(tmp_path_factory):
 def cut(data, tmp_path_factory):
     """The folder of a run of one epoch out of two, with rates unlike the defaults."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, *flags(data, folder / "run", "--epochs", 2, "--momentum", 0.5, "--log-steps")) == 0
+    assert call(train, *flags(data, folder / "run", "--epochs", 2, "--momentum", 0.5, "--log-steps")) == 0
     (folder / "run" / "model_1.pth").unlink()
     return folder / "run"
 
 
 @pytest.fixture
-def resumed(cut, data, tmp_path, monkeypatch, capsys):
+def resumed(cut, data, tmp_path, capsys):
     """A function: flags -> (exit status, what was printed) of going on with that run in another folder."""
 
     def go_on(*more):
         bare = ["--resume", cut / "model_0.pth", "--output-dir", tmp_path / "run", "--device", "cpu"]
-        status = call(monkeypatch, *bare, *more)
+        status = call(train, *bare, *more)
         printed = capsys.readouterr()
         return status, printed.out + printed.err
 
@@ -94,11 +94,11 @@ def test_what_would_change_the_run_is_refused(resumed, tmp_path, more, said):
     assert status == 2 and said in printed and not (tmp_path / "run").exists()
 
 
-def test_a_flag_that_an_older_version_had_not_is_a_change(data, cut, tmp_path, monkeypatch, capsys):
+def test_a_flag_that_an_older_version_had_not_is_a_change(data, cut, tmp_path, capsys):
     saved = torch.load(cut / "model_0.pth", weights_only=True)
     del saved["args"]["repeat"]
     save_checkpoint(tmp_path / "model_0.pth", saved)
-    assert call(monkeypatch, *flags(data, tmp_path, "--resume", "auto", "--repeat", 2, "--momentum", 0.5)) == 2
+    assert call(train, *flags(data, tmp_path, "--resume", "auto", "--repeat", 2, "--momentum", 0.5)) == 2
     assert "--repeat 2 was None before" in capsys.readouterr().err
 
 
@@ -111,23 +111,23 @@ def test_what_may_change_applies(resumed, tmp_path):
     assert (curve[3:, 1] <= 1e-4).all() and curve[3, 1] > 0
 
 
-def test_momentum_is_kept_where_another_torch_names_more_of_its_options(resumed, cut, tmp_path, monkeypatch):
+def test_momentum_is_kept_where_another_torch_names_more_of_its_options(resumed, cut, tmp_path):
     assert resumed()[0] == 0
     checkpoint = torch.load(cut / "model_0.pth", weights_only=True)
     checkpoint["optimizer"]["param_groups"][0]["another"] = None
     save_checkpoint(tmp_path / "model_0.pth", checkpoint)
     bare = ("--resume", tmp_path / "model_0.pth", "--output-dir", tmp_path / "other", "--device", "cpu")
-    assert call(monkeypatch, *bare) == 0
+    assert call(train, *bare) == 0
     one, two = (torch.load(tmp_path / name / "model_1.pth", weights_only=True)["model"] for name in ("run", "other"))
     assert same(one, two)
 
 
 @pytest.mark.parametrize("damage", [lambda c: c["progress"].pop("data"), lambda c: c.update(environment="cpu")])
-def test_a_training_state_without_what_is_asked_for_is_told(cut, tmp_path, monkeypatch, capsys, damage):
+def test_a_training_state_without_what_is_asked_for_is_told(cut, tmp_path, capsys, damage):
     checkpoint = torch.load(cut / "model_0.pth", weights_only=True)
     damage(checkpoint)
     save_checkpoint(tmp_path / "model_0.pth", checkpoint)
-    assert call(monkeypatch, "--resume", tmp_path / "model_0.pth", "--output-dir", tmp_path / "run") == 2
+    assert call(train, "--resume", tmp_path / "model_0.pth", "--output-dir", tmp_path / "run") == 2
     assert "the checkpoint's training state is missing or damaged" in capsys.readouterr().err
 
 
@@ -159,10 +159,10 @@ def test_a_run_that_had_ended_ends_at_once_in_another_folder(resumed, tmp_path):
     assert status == 0 and f"The resumed run had ended: nothing new is in {tmp_path / 'run'}" in printed
 
 
-def test_a_run_in_a_thread_trains(data, tmp_path, monkeypatch):
+def test_a_run_in_a_thread_trains(data, tmp_path):
     status = []
     run = flags(data, tmp_path / "run", "--epochs", 1)
-    thread = threading.Thread(target=lambda: status.append(call(monkeypatch, *run)))
+    thread = threading.Thread(target=lambda: status.append(call(train, *run)))
     thread.start()
     thread.join()
     assert status == [0] and (tmp_path / "run" / "model_0.pth").exists()
@@ -185,7 +185,7 @@ def test_the_same_images_may_lie_elsewhere(resumed, data, tmp_path):
 
 def test_a_run_in_a_locked_folder_is_refused(data, cut, monkeypatch, capsys):
     monkeypatch.setattr(run_lock, "_lock_file", busy)
-    assert call(monkeypatch, *flags(data, cut, "--resume", "auto", "--momentum", 0.5)) == 2
+    assert call(train, *flags(data, cut, "--resume", "auto", "--momentum", 0.5)) == 2
     error = capsys.readouterr().err
     assert "another run writes to this folder (process" in error and str(cut) in error
 
@@ -212,9 +212,9 @@ def test_a_lock_ends_with_its_process(tmp_path):
         assert lock.file.name.endswith(".lock")
 
 
-def test_old_checkpoints_are_pruned_and_the_best_stays(data, tmp_path, monkeypatch):
+def test_old_checkpoints_are_pruned_and_the_best_stays(data, tmp_path):
     run = tmp_path / "run"
-    assert call(monkeypatch, *flags(data, run, "--epochs", 4, "--keep", 2, "--save-every-steps", 1)) == 0
+    assert call(train, *flags(data, run, "--epochs", 4, "--keep", 2, "--save-every-steps", 1)) == 0
     assert sorted(path.name for path in run.glob("*.pth")) == [
         "model_2.pth",
         "model_3.pth",
@@ -223,23 +223,23 @@ def test_old_checkpoints_are_pruned_and_the_best_stays(data, tmp_path, monkeypat
     ]
 
 
-def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path, monkeypatch):
+def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path):
     for more, kept in ([], {1, 3, 4}), (["--keep", 1], {3, 4}):
         run = tmp_path / f"run{len(more)}"
-        assert call(monkeypatch, *flags(data, run, "--epochs", 5, "--save-every-epochs", 2, *more)) == 0
+        assert call(train, *flags(data, run, "--epochs", 5, "--save-every-epochs", 2, *more)) == 0
         names = {path.name for path in run.glob("*.pth")}
         assert names == {"model_best.pth", "model_min_val_loss.pth", *(f"model_{epoch}.pth" for epoch in kept)}
 
 
 def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch):
-    original, sums = engine.summarize, iter([0.5, 0.25, float("nan"), 0.75])
+    original, sums = evaluation.summarize, iter([0.5, 0.25, float("nan"), 0.75])
 
-    def summarize(outcomes, data_set):
-        stats, losses, skipped = original(outcomes, data_set)
-        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}, skipped
+    def summarize(found, data_set):
+        stats, losses = original(found, data_set)
+        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}
 
-    monkeypatch.setattr(engine, "summarize", summarize)
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 4)) == 0
+    monkeypatch.setattr(evaluation, "summarize", summarize)
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 4)) == 0
     saved = torch.load(tmp_path / "run" / "model_min_val_loss.pth", weights_only=True)
     assert (saved["epoch"], saved["progress"]["lowest_val_loss"]) == (1, 0.25)
 
@@ -250,9 +250,9 @@ def test_killed_between_the_names_of_a_checkpoint_a_run_makes_up_for_them(data, 
         original = checkpoint.copy_checkpoint
         copy = lambda path, to: original(path, to) if "previous" in to.name else fail()  # noqa: E731
         patch.setattr(checkpoint, "copy_checkpoint", copy)
-        call(patch, *flags(data, run))
+        call(train, *flags(data, run))
     assert not (run / "model_best.pth").exists()
-    assert call(monkeypatch, *flags(data, run, "--resume", "auto")) == 0
+    assert call(train, *flags(data, run, "--resume", "auto")) == 0
     best = torch.load(run / "model_best.pth", weights_only=True)
     lowest = torch.load(run / "model_min_val_loss.pth", weights_only=True)
     assert best["progress"]["best_ap"] == torch.load(run / "model_1.pth", weights_only=True)["progress"]["best_ap"]
@@ -262,19 +262,19 @@ def test_killed_between_the_names_of_a_checkpoint_a_run_makes_up_for_them(data, 
 def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(data, tmp_path, monkeypatch, capsys):
     """Also within an epoch, whose file each save replaces: the run ends as the uncut one."""
     more = ("--save-every-steps", 1, "--log-steps")
-    assert call(monkeypatch, *flags(data, tmp_path / "uncut", *more)) == 0
+    assert call(train, *flags(data, tmp_path / "uncut", *more)) == 0
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr("train_utils.run.epochs.evaluate", fail)
         with pytest.raises(RuntimeError, match="cut"):
-            call(patch, *flags(data, run, *more))
+            call(train, *flags(data, run, *more))
     newest = run / "model_0.pth"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.unlink()
     newest.write_bytes(content)
     assert torch.load(run / "model_previous.pth", weights_only=True)["step"] == 2
-    assert call(monkeypatch, *flags(data, run, *more, "--resume", "auto")) == 0
+    assert call(train, *flags(data, run, *more, "--resume", "auto")) == 0
     warned = capsys.readouterr().err
     assert f"{newest} is damaged" in warned and f"{run / 'model_previous.pth'} is used in its place" in warned
     assert differences(tmp_path / "uncut", run) == []
@@ -285,18 +285,18 @@ def fail(*_, **__):
 
 
 def test_bad_batches_are_skipped_up_to_a_number(data, tmp_path, monkeypatch, capsys):
-    original, calls = engine.accumulate_gradients, []
+    original, calls = step.accumulate_gradients, []
 
-    def poisoned(learner, *more):
-        losses = original(learner, *more)
+    def poisoned(state, *more):
+        losses = original(state, *more)
         calls.append(None)
         if len(calls) in (2, 3):
             losses[0, 2] = float("nan")
-            next(learner.model.buffers()).fill_(float("nan"))
+            next(state.model.buffers()).fill_(float("nan"))
         return losses
 
-    monkeypatch.setattr(engine, "accumulate_gradients", poisoned)
-    assert call(monkeypatch, *flags(data, tmp_path / "run", "--epochs", 1, "--skip-bad-batches", 2)) == 0
+    monkeypatch.setattr(step, "accumulate_gradients", poisoned)
+    assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, "--skip-bad-batches", 2)) == 0
     error = capsys.readouterr().err
     assert "skipped (2 of 2 that --skip-bad-batches allows): step 2: loss_mask nan on" in error
     assert len(list((tmp_path / "run").glob("non_finite_step*.pth"))) == 2
@@ -304,7 +304,7 @@ def test_bad_batches_are_skipped_up_to_a_number(data, tmp_path, monkeypatch, cap
     assert checkpoint["progress"]["bad_batches"] == 2 and checkpoint["step"] == 3
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
     calls.clear()
-    assert call(monkeypatch, *flags(data, tmp_path / "other", "--epochs", 1, "--skip-bad-batches", 1)) == 2
+    assert call(train, *flags(data, tmp_path / "other", "--epochs", 1, "--skip-bad-batches", 1)) == 2
     assert "step 2: loss_mask nan" in capsys.readouterr().err.splitlines()[-1]
 
 

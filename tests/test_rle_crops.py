@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
 from network_files.operators.cropped_masks import CroppedMasks
-from train_utils.data.rle_crops import cropped_masks
+from train_utils.data.rle import cropped_masks
 
 SIDES = st.tuples(st.integers(0, 3), st.integers(1, 7), st.integers(1, 7))
 

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_model import tiny_model
 
 from network_files import Recorder
 from network_files.operators.boxes import box_iou
+from tests.tiny_model import tiny_model
 from train_utils.logs.step_counts import StepCounts
 from train_utils.run.epochs import Trainer
 

@@ -9,31 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_folders import annotation, coco, many, write
-from npy_folders import add, rectangles, turned
-from npy_folders import many as many_npy
 
+from tests.coco_folders import annotation, coco, many, write
+from tests.npy_folders import add, rectangles, turned
+from tests.npy_folders import many as many_npy
+from tests.small_runs import ROOT
 from tools import coco_to_npy, conversion, npy_to_coco
-from train_utils.cli.command import run_command
 from train_utils.data.formats.npy_file import read_npy
 from train_utils.data.opening import open_data
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a tool's main -> (exit status, stdout, stderr)."""
-
-    def run(tool, *words):
-        monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, words)])
-        try:
-            status = run_command(tool.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def contents(data):
@@ -63,10 +46,10 @@ def assert_same(one, other, count=None):
     assert not found
 
 
-def there_and_back(run, data, folder, count=None):
+def there_and_back(command, data, folder, count=None):
     limit = () if count is None else ("--limit", count)
-    assert run(coco_to_npy, data, folder / "npy", *limit)[0] == 0
-    assert run(npy_to_coco, folder / "npy", folder / "coco")[0] == 0
+    assert command(coco_to_npy, data, folder / "npy", *limit)[0] == 0
+    assert command(npy_to_coco, folder / "npy", folder / "coco")[0] == 0
     found = [open_data(path) for path in (data, folder / "npy", folder / "coco")]
     for split in ("train", "val"):
         for other in found[1:]:
@@ -74,11 +57,11 @@ def there_and_back(run, data, folder, count=None):
     assert found[0].label_map.names == found[1].label_map.names == found[2].label_map.names
 
 
-def test_photos_there_and_back(run, tmp_path, shared_data):
-    there_and_back(run, shared_data / "coco_mini", tmp_path, 6)
+def test_photos_there_and_back(command, tmp_path, shared_data):
+    there_and_back(command, shared_data / "coco_mini", tmp_path, 6)
 
 
-def test_odd_boxes_crowds_and_empty_images_there_and_back(run, tmp_path):
+def test_odd_boxes_crowds_and_empty_images_there_and_back(command, tmp_path):
     data = many(6)
     data["categories"] = [{"id": 9, "name": "bird"}, {"id": 1, "name": "thing"}]
     ring = np.zeros((20, 30), bool)
@@ -90,38 +73,38 @@ def test_odd_boxes_crowds_and_empty_images_there_and_back(run, tmp_path):
     data["annotations"] = [a for a in data["annotations"] if a["id"] != 4]  # an image without objects
     for split in ("train", "val"):
         write(tmp_path / "data", data, f"instances_{split}.json")
-    there_and_back(run, tmp_path / "data", tmp_path)
+    there_and_back(command, tmp_path / "data", tmp_path)
     assert (read_npy(tmp_path / "npy" / "annotations_val" / "2.npy")["masks"][1] == ring).all()
     assert read_npy(tmp_path / "npy" / "annotations_val" / "2.npy")["iscrowd"].tolist() == [0, 1]
     assert (tmp_path / "npy" / "classes.txt").read_text() == "thing\nbird\n"
 
 
-def test_npy_there_and_back(run, tmp_path):
+def test_npy_there_and_back(command, tmp_path):
     data = many_npy(tmp_path / "a", 3, "_train", classes=3)
     add(data, "café", turned(rectangles((2, 1, 1, 5, 9))), "_val")
     (tmp_path / "names.json").write_text('{"1": "x", "2": "y", "3": "z"}')
-    assert run(npy_to_coco, data, tmp_path / "b", "--label-json-path", tmp_path / "names.json")[0] == 0
+    assert command(npy_to_coco, data, tmp_path / "b", "--label-json-path", tmp_path / "names.json")[0] == 0
     val = json.loads((tmp_path / "b" / "annotations" / "instances_val.json").read_text())
     assert [(i["id"], i["file_name"]) for i in val["images"]] == [(1, "café.png")] and len(val["categories"]) == 3
-    assert run(coco_to_npy, tmp_path / "b", tmp_path / "c")[0] == 0
+    assert command(coco_to_npy, tmp_path / "b", tmp_path / "c")[0] == 0
     for split in ("train", "val"):
         one = getattr(open_data(data, label_json_path=tmp_path / "names.json"), split)
         assert_same(one, getattr(open_data(tmp_path / "c"), split))
 
 
-def test_a_single_json_stays_whole(run, tmp_path):
+def test_a_single_json_stays_whole(command, tmp_path):
     path = write(tmp_path / "data", many(5))
-    assert run(coco_to_npy, path, tmp_path / "npy")[0] == 0
+    assert command(coco_to_npy, path, tmp_path / "npy")[0] == 0
     assert sorted(p.name for p in (tmp_path / "npy").iterdir()) == ["annotations", "classes.txt", "images"]
-    assert run(npy_to_coco, tmp_path / "npy", tmp_path / "coco")[0] == 0
+    assert command(npy_to_coco, tmp_path / "npy", tmp_path / "coco")[0] == 0
     assert sorted(p.name for p in (tmp_path / "coco").iterdir()) == ["images", "instances.json"]
     assert_same(open_data(path).val, open_data(tmp_path / "coco").val)
 
 
-def test_only_a_val_split(run, tmp_path):
+def test_only_a_val_split(command, tmp_path):
     write(tmp_path / "data", many(3), "instances_val.json")
-    assert run(coco_to_npy, tmp_path / "data", tmp_path / "npy")[0] == 0
-    assert run(npy_to_coco, tmp_path / "npy", tmp_path / "coco")[0] == 0
+    assert command(coco_to_npy, tmp_path / "data", tmp_path / "npy")[0] == 0
+    assert command(npy_to_coco, tmp_path / "npy", tmp_path / "coco")[0] == 0
     assert_same(*(open_data(tmp_path / name, split="val").val for name in ("data", "coco")))
 
 
@@ -158,8 +141,8 @@ def taken(folder):
         ("--limit 7", None, 7),
     ],
 )
-def test_samples(run, tmp_path, three_classes, flags, counts, images):
-    status, told, _ = run(coco_to_npy, three_classes, tmp_path / "npy", *flags.split())
+def test_samples(command, tmp_path, three_classes, flags, counts, images):
+    status, told, _ = command(coco_to_npy, three_classes, tmp_path / "npy", *flags.split())
     found = taken(tmp_path / "npy")
     assert status == 0 and found[1] == images and counts in (None, found[0])
     assert f"images: {images} of 45 images" in told
@@ -168,16 +151,16 @@ def test_samples(run, tmp_path, three_classes, flags, counts, images):
         assert names == [word for word in flags.split() if word in ("cat", "dog", "bird")]
 
 
-def test_the_seed_chooses(run, tmp_path, three_classes):
+def test_the_seed_chooses(command, tmp_path, three_classes):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(coco_to_npy, three_classes, tmp_path / name, "--limit", "10", "--seed", seed)
+        command(coco_to_npy, three_classes, tmp_path / name, "--limit", "10", "--seed", seed)
     a, b, c = (sorted(p.name for p in (tmp_path / name / "images").iterdir()) for name in "abc")
     assert a == b != c
 
 
-def test_images_may_be_linked(run, tmp_path, monkeypatch):
+def test_images_may_be_linked(command, tmp_path, monkeypatch):
     path = write(tmp_path / "data", many(2))
-    assert run(coco_to_npy, path, tmp_path / "npy", "--link")[0] == 0
+    assert command(coco_to_npy, path, tmp_path / "npy", "--link")[0] == 0
     assert os.path.samefile(tmp_path / "npy/images/1.png", tmp_path / "data/images/1.png")
     assert len(open_data(tmp_path / "npy").train) == 1
 
@@ -185,34 +168,34 @@ def test_images_may_be_linked(run, tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(conversion.os, "link", other_disk)
-    status, told, _ = run(coco_to_npy, path, tmp_path / "npy2", "--link")
+    status, told, _ = command(coco_to_npy, path, tmp_path / "npy2", "--link")
     assert status == 0 and "2 images are symbolic links: training needs --follow-links" in told
     assert (tmp_path / "npy2/images/1.png").is_symlink()
 
 
-def test_names_that_stand_twice_are_parted(run, tmp_path):
+def test_names_that_stand_twice_are_parted(command, tmp_path):
     images = [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(("a/1.png", "b/1.png"))]
     path = write(tmp_path / "data", coco(images, [annotation(1, 0), annotation(2, 1)]))
-    assert run(coco_to_npy, path, tmp_path / "npy")[0] == 0
+    assert command(coco_to_npy, path, tmp_path / "npy")[0] == 0
     assert [len(list((tmp_path / "npy" / name).iterdir())) for name in ("images", "annotations")] == [2, 2]
 
 
-def test_images_that_cannot_be_read_are_named(run, tmp_path):
+def test_images_that_cannot_be_read_are_named(command, tmp_path):
     path = write(tmp_path / "data", many(3))
     (tmp_path / "data" / "images" / "2.png").write_bytes(b"broken")
-    status, told, error = run(coco_to_npy, path, tmp_path / "npy")
+    status, told, error = command(coco_to_npy, path, tmp_path / "npy")
     assert status == 1 and "2 of 3 images" in told and "not converted: " in error and "2.png" in error
     assert not (tmp_path / "npy/images/2.png").exists() and not (tmp_path / "npy/annotations/2.npy").exists()
     (tmp_path / "npy" / "images" / "3.png").write_bytes(b"broken")
-    status, told, error = run(npy_to_coco, tmp_path / "npy", tmp_path / "coco")
+    status, told, error = command(npy_to_coco, tmp_path / "npy", tmp_path / "coco")
     assert status == 1 and "1 images, 1 objects" in told and "3.png" in error
     assert [i["id"] for i in json.loads((tmp_path / "coco" / "instances.json").read_text())["images"]] == [1]
     (tmp_path / "npy" / "annotations" / "3.npy").unlink()
-    assert run(npy_to_coco, tmp_path / "npy", tmp_path / "coco2")[0] == 1
-    assert run(npy_to_coco, tmp_path / "npy", tmp_path / "coco3", "--strict")[0] == 2
+    assert command(npy_to_coco, tmp_path / "npy", tmp_path / "coco2")[0] == 1
+    assert command(npy_to_coco, tmp_path / "npy", tmp_path / "coco3", "--strict")[0] == 2
 
 
-def test_mistakes_are_named(run, tmp_path, monkeypatch):
+def test_mistakes_are_named(command, tmp_path, monkeypatch):
     path, empty = write(tmp_path / "data", many(3)), write(tmp_path / "data" / "empty", coco(annotations=[]))
     out = tmp_path / "out"
     for tool, words, told in (
@@ -225,22 +208,22 @@ def test_mistakes_are_named(run, tmp_path, monkeypatch):
         (npy_to_coco, [tmp_path / "data", out], "images_train/ with annotations_train/"),
         (coco_to_npy, [path], "the following arguments are required: OUT"),
     ):
-        status, _, error = run(tool, *words)
+        status, _, error = command(tool, *words)
         assert status == 2 and error.startswith("error: ") and told in error and error.count("\n") == 1, error
         assert not out.exists()
 
     with monkeypatch.context() as patch:
         patch.setattr(coco_to_npy.npy_reader, "MAX_PICKLE", 2**20 + 599)
-        status, _, error = run(coco_to_npy, path, out)
+        status, _, error = command(coco_to_npy, path, out)
         assert status == 2 and "1.png: its 1 masks would take more than a .npy file may have" in error
         patch.setattr(coco_to_npy.npy_reader, "MAX_PICKLE", 2**20 + 600)
-        assert run(coco_to_npy, path, tmp_path / "fits")[0] == 0
+        assert command(coco_to_npy, path, tmp_path / "fits")[0] == 0
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(conversion.shutil, "copyfile", full)
-    status, _, error = run(coco_to_npy, path, out)
+    status, _, error = command(coco_to_npy, path, out)
     assert status == 2 and f"{out}: could not be written: [Errno 28] No space left" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "fits"]  # nothing is left of what was begun
 

@@ -48,7 +48,7 @@ def test_batch_equals_torchvision(samples, dtype, tolerance):
     assert batch.samples.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_image_alone_is_padded_as_announced(samples):
+def test_an_image_alone_is_padded_as_announced(samples):
     ours, _ = transforms((160,), 256)
     for image, _ in samples:
         padded = ours.batch([image], None, False, torch.float32).padded

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 import predict
 import validation
-from train_utils.cli.command import run_command
+from tests.small_runs import ROOT
+from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 from train_utils.evaluation.numbers import evaluate_results
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -28,17 +26,10 @@ def weights(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, command):
     """Runs a script's main in tmp_path -> (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*flags, script=validation):
-        words = [script.__name__ + ".py", "--device", "cpu", *flags]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        status = run_command(script.main)
-        return status, *capsys.readouterr()
-
-    return run
+    return lambda *flags, script=validation: command(script, "--device", "cpu", *flags)
 
 
 def test_a_wrong_evaluator_is_told_first(run, monkeypatch):

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import write_checkpoint, write_images
 
 import predict
-from train_utils.cli.command import run_command
+from tests.tiny_model import write_checkpoint, write_images
 from train_utils.data.images import ImageError
 from train_utils.prediction.predictor import Predictor
 from train_utils.show import video
@@ -74,20 +73,10 @@ def annotate(source, target, function=same_frames, **more):
 
 
 @pytest.fixture
-def run(tmp_path_factory, tmp_path, monkeypatch, capsys):
+def run(tmp_path_factory, tmp_path, monkeypatch, command):
     weights = write_checkpoint(tmp_path_factory.mktemp("weights") / "model.pth")
     monkeypatch.chdir(tmp_path)
-
-    def run(*flags):
-        words = ["predict.py", "--weights-path", weights, "--device", "cpu", *flags]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        try:
-            status = run_command(predict.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
+    return lambda *flags: command(predict, "--weights-path", weights, "--device", "cpu", *flags)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from browser import Browser, needs_browser
 from PIL import Image
-from plain_loops import random_boxes, slow_iou
-from tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 
 from network_files import CroppedMasks, create_model
 from network_files.anchors import AnchorGrid
 from network_files.operators.roi_align import FeatureTable, roi_align
+from tests.browser import Browser, needs_browser
+from tests.plain_loops import random_boxes, slow_iou
+from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 from tools import visualise_stages
 from tools.stages.canvas import GREEN, Canvas, sheet, window_around
 from tools.stages.lesson import LESSONS, lessons_for
@@ -23,9 +23,9 @@ from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
-from train_utils.cli.command import run_command
 from train_utils.cli.flags import given_settings
-from train_utils.data.opening import TrainLoader, open_data
+from train_utils.data.loaders import TrainLoader
+from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from transforms import build_augment
@@ -41,21 +41,14 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, command):
     """Runs the tool in tmp_path -> (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*flags, names=NAMES):
         path, trained_on = tmp_path / "model.pth", str(tmp_path / "data")
         weights = write_checkpoint(path, names=names, width=WIDTH, data_path=trained_on, photometric=True)
-        monkeypatch.setattr(
-            sys, "argv", ["visualise_stages", "--device", "cpu", "--weights-path", str(weights), *map(str, flags)]
-        )
-        try:
-            status = run_command(visualise_stages.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
+        return command(visualise_stages, "--device", "cpu", "--weights-path", weights, *flags)
 
     return run
 
@@ -97,7 +90,7 @@ def test_a_sample_of_the_data(run, data, tmp_path):
         assert where(lesson.code[0]) in page.text
 
 
-def test_a_image_alone_and_names_that_are_no_tags(run, data, tmp_path):
+def test_an_image_alone_and_names_that_are_no_tags(run, data, tmp_path):
     names = {1: "<script>alert(1)</script>", 2: "a & b", 4: "c"}
     status, _, err = run("--img-path", data / "images" / "2.png", "--output-dir", "alone", names=names)
     assert (status, err) == (0, "")
@@ -284,7 +277,7 @@ def test_roi_align_points_are_where_roi_align_reads():
     ramps = 8 * torch.stack((x, y))[None]  # the pixels of a map of stride 8
     zero = torch.zeros(1, dtype=torch.int64)
     for roi in (torch.tensor([10.0, 21, 95, 64]), torch.tensor([33.0, 40, 35, 90])):  # narrower than a cell, the second
-        pooled = roi_align(FeatureTable([ramps]), roi[None], zero, zero, (8,), 7)[0]  # [2, 7, 7]
+        pooled = roi_align(FeatureTable([ramps], (8,)), roi[None], zero, zero, 7)[0]  # [2, 7, 7]
         xs, ys = (points.view(7, 2).mean(1) for points in roi_align_points(roi, 8, 7, 2))
         torch.testing.assert_close(pooled[0], xs.expand(7, 7), rtol=0, atol=1e-3)
         torch.testing.assert_close(pooled[1], ys[:, None].expand(7, 7), rtol=0, atol=1e-3)

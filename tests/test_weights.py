@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import io
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -13,20 +14,10 @@ from torchvision.models import detection
 from benchmarks import torchvision_model as oracle
 from network_files import InputError, create_model, load_weights
 from network_files.weight_files import weights
+from tests import tiny_model
 from train_utils.checkpoints.checkpoint import load_checkpoint, model_from_checkpoint
 
-TINY = {
-    "fpn_channels": 16,
-    "box_head_channels": 32,
-    "mask_head_channels": 16,
-    "mask_head_layers": 2,
-    "min_size": 64,
-    "max_size": 96,
-}
-
-
-def tiny(num_classes=4, backbone="resnet18", **config):
-    return create_model(num_classes, backbone, **TINY | config)
+tiny = partial(tiny_model.tiny, mask_head_layers=2)
 
 
 def shapes(module):
@@ -292,18 +283,18 @@ class TestFetching:
         assert url in message and str(hub) in message and "--weights none" in message and "\n" not in message
 
     def test_published_v1_weights_set_the_epsilon_to_zero_by_name_or_by_path(self, tmp_path, hub, monkeypatch):
-        donor = create_model(91, "resnet18", **TINY)
+        donor = tiny(91)
         url = publish(tmp_path / "site", donor.state_dict(), "maskrcnn")
         monkeypatch.setitem(weights.COCO, ("resnet18", "v1"), url)
         monkeypatch.setattr(weights, "V1_COCO_HASH", url[-12:-4])
         for source in ("coco", tmp_path / "site" / url.rsplit("/", 1)[1]):
-            model = create_model(91, "resnet18", **TINY)
+            model = tiny(91)
             load_weights(model, source)
             assert model.config.frozen_bn_eps == 0.0
             fine_tuned = tiny(3)
             load_weights(fine_tuned, source, replace_predictors=True)
             assert fine_tuned.config.frozen_bn_eps == 0.0
-        plain = create_model(91, "resnet18", **TINY)
+        plain = tiny(91)
         load_weights(plain, donor.state_dict())
         assert plain.config.frozen_bn_eps == 1e-5
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from network_files import create_model
+from tests.coco_folders import annotation, coco
 from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.data.labels import LabelMap
 
@@ -14,24 +15,36 @@ NAMES = {1: "circle", 2: "square", 4: "big triangle"}
 SIZES = [(48, 64), (64, 48), (48, 64), (40, 40)]  # (height, width)
 
 
+# What makes a model small, as fields of its config; FEW: what makes a step of it quick.
+FIELDS = {
+    "backbone": "resnet18", "fpn_channels": 16, "box_head_channels": 32, "mask_head_channels": 16,
+    "mask_head_layers": 1, "min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 48, 64),
+}  # fmt: skip
+FEW = {
+    "rpn_pre_nms_top_n_train": 60, "rpn_post_nms_top_n_train": 30, "rpn_pre_nms_top_n_test": 60,
+    "rpn_post_nms_top_n_test": 30, "box_batch_size_per_image": 16, "box_detections_per_img": 10,
+}  # fmt: skip
+
+
+def tiny(num_classes: int = len(NAMES) + 1, **fields):
+    """A model of FIELDS, changed by `fields`."""
+    return create_model(num_classes, **FIELDS | fields)
+
+
+def train_flags(**fields) -> list[str]:
+    """Flags of train.py for such a model, on one CPU; fields: of the model or of the run, True for a bare flag."""
+    words = ["--device", "cpu", "--workers", "0", "--weights", "none", "--batch-size", "2", "--lr", "0.002"]
+    for field, value in (FIELDS | FEW | fields).items():
+        values = () if value is True else value if isinstance(value, tuple) else (value,)
+        words += ["--" + field.replace("_", "-"), *map(str, values)]
+    return words
+
+
 def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int = 64):
     """A random model of NAMES' classes; the bias of "circle" makes its detections' scores sure or unsure."""
     torch.manual_seed(0)
-    model = create_model(
-        classes + 1,
-        "resnet18",
-        backbone_width=width,
-        norm="batch",
-        min_size=(64,),
-        max_size=96,
-        anchor_sizes=(8, 16, 32, 48, 64),
-        fpn_channels=16,
-        box_head_channels=32,
-        mask_head_channels=16,
-        mask_head_layers=1,
-        rpn_post_nms_top_n_test=20,
-        box_detections_per_img=40,
-    )
+    few = {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 40}
+    model = tiny(classes + 1, backbone_width=width, norm="batch", **few)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[:3] = torch.tensor([0.0, score_bias, 0.5])
         model.roi_heads.box_predictor.cls_score.bias[3:] = 0
@@ -40,20 +53,9 @@ def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int = 
 
 def write_checkpoint(path, score_bias: float = 2.0, names=NAMES, width: int = 64, **args):
     """A checkpoint as training writes it, as far as it is read without training; args: training flags."""
-    model = tiny_model(score_bias, len(names), width)
-    label_map = LabelMap.from_categories(names)
-    save_checkpoint(
-        path,
-        {
-            "format_version": 1,
-            "model": model.state_dict(),
-            "config": model.config.to_dict(),
-            "label_map": label_map.to_dict(),
-            "args": args,
-            "epoch": 0,
-            "step": 0,
-        },
-    )
+    model, labels = tiny_model(score_bias, len(names), width), LabelMap.from_categories(names).to_dict()
+    content = {"format_version": 1, "model": model.state_dict(), "config": model.config.to_dict()}
+    save_checkpoint(path, content | {"label_map": labels, "args": args, "epoch": 0, "step": 0})
     return path
 
 
@@ -69,23 +71,14 @@ def write_images(folder) -> list:
 
 def write_coco(folder, names=NAMES):
     """A folder that open_data reads: images/ and two equal jsons with a square in each image."""
-    paths = write_images(folder / "images")
-    images, annotations = [], []
-    for i, (path, (height, width)) in enumerate(zip(paths, SIZES, strict=True)):
-        images.append({"id": 10 + i, "file_name": path.name, "height": height, "width": width})
-        annotations.append(
-            {
-                "id": i + 1,
-                "image_id": 10 + i,
-                "category_id": list(names)[i % 2],
-                "bbox": [4, 4, 20, 24],
-                "area": 480,
-                "iscrowd": 0,
-                "segmentation": [[4, 4, 24, 4, 24, 28, 4, 28]],
-            }
-        )
-    categories = [{"id": i, "name": name} for i, name in names.items()]
+    paths, ids = write_images(folder / "images"), list(names)
+    images = [
+        {"id": 10 + i, "file_name": path.name, "height": height, "width": width}
+        for i, (path, (height, width)) in enumerate(zip(paths, SIZES, strict=True))
+    ]
+    place = {"bbox": [4, 4, 20, 24], "area": 480, "segmentation": [[4, 4, 24, 4, 24, 28, 4, 28]]}
+    annotations = [annotation(i + 1, 10 + i, category_id=ids[i % 2], **place) for i in range(len(paths))]
+    content = coco(images, annotations, [{"id": i, "name": name} for i, name in names.items()])
     for split in ("train", "val"):
-        content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / f"instances_{split}.json").write_text(json.dumps(content))
     return folder

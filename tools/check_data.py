@@ -36,8 +36,7 @@ from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, 
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
-from train_utils.data.opening import SHAPES_FOLDER
-from train_utils.data.options import BELOW_SEED, DataOptions
+from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
 from train_utils.io.files import make_folder, user_path, write_text
 from train_utils.io.plain_text import one_line
 from train_utils.run.defaults import BUILT_IN_MODEL
@@ -106,15 +105,7 @@ class Report:
     def look(self) -> None:
         """Everything but the images."""
         options, finds = self.options, self.finds
-        self.opened = open_all(
-            options.data_path,
-            finds,
-            options.dataset,
-            options.image_dir,
-            options.year,
-            options.label_json_path,
-            options.follow_links,
-        )
+        self.opened = open_all(options, finds)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
         self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,10 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
 from train_utils.data.formats import npy_file as npy_reader
-from train_utils.data.formats.coco.layout import find_jsons
-from train_utils.data.formats.npy import CLASS_FILE
+from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import BELOW_SEED, DataOptions
-from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible
 from train_utils.show.image_lists import output_names
 
@@ -62,11 +60,6 @@ def parse() -> Options:
     unused = ("dataset", "year", "label_json_path", "val_fraction", "drop_empty", "strict")
     add_flags(parser, Options, leave_out=unused)
     return Options(dataset="coco", **parser.given())
-
-
-def roles_of(path: Path) -> Container[str]:
-    """What of "train", "val" or "all" COCO data has."""
-    return find_jsons(path.parent if path.name == "annotations" else path) if path.is_dir() else {"all"}
 
 
 def new_labels(label_map: LabelMap, classes: Sequence[str] | None) -> dict[int, int]:
@@ -186,7 +179,7 @@ def report(folder: str, data_set: Any, counts: Counter, shown: Counter) -> None:
 
 def main() -> int:
     options = parse()
-    splits = open_splits(replace(options, seed=0), roles_of(user_path(options.data_path)))
+    splits = open_splits(options)
     label_map = next(iter(splits.values())).label_map
     labels = new_labels(label_map, options.classes)
     with new_folder(options.out) as out:

@@ -3,24 +3,28 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from backbone.errors import InputError
-from train_utils.data.opening import open_data
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.opening import find_places, read_parts
 from train_utils.data.options import DataOptions
+from train_utils.data.problems import STOP, refuse_skips
 from train_utils.io.files import make_folder, user_path
 
 
-def open_splits(options: DataOptions, roles: Container[str]) -> dict[str, Any]:
-    """Returns {"train" | "val" | "": data set}; "" is all of data without a split. roles: those that the folder has."""
-    if "all" in roles:
-        return {"": open_data(replace(options, val_fraction=0), "train").train}
-    splits = open_data(options, None if "train" in roles else "val")
-    return {name: part for name, part in (("train", splits.train), ("val", splits.val)) if part is not None}
+def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
+    """Opens {"train" | "val" | "": data set}; "" is all of data without a split."""
+    path = user_path(options.data_path)
+    _, module, places = find_places(options, "train" if path.is_file() else None)
+    parts = read_parts(module, places, options)
+    for part in parts.values():
+        STOP.missing(part)
+        if options.strict:
+            refuse_skips(part)
+    return {"" if role == "all" else role: part for role, part in parts.items()}
 
 
 @contextmanager

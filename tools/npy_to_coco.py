@@ -25,7 +25,7 @@ from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
-from train_utils.data.formats.npy import NO_ANNOTATION, NO_IMAGE, find_npy_folders
+from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text
@@ -83,7 +83,7 @@ def main() -> int:
     options = parse()
     if not user_path(options.data_path).is_dir():
         raise InputError(f"{options.data_path}: no such folder")
-    splits = open_splits(options, find_npy_folders(user_path(options.data_path)))
+    splits = open_splits(options)
     with new_folder(options.out) as out:
         for name, data_set in splits.items():
             print(f"{name or 'data'}: {data_set.describe()}")

@@ -29,7 +29,7 @@ from tools.conversion import new_folder
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
-from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedDataset
+from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedRecords
 from train_utils.data.images import ImageError, read_image
 from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
@@ -139,7 +139,7 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
 
     Raises InputError where there is no room, and for images and annotations that can't be used.
     """
-    if keep_encoded and isinstance(data_set, PackedDataset):
+    if keep_encoded and isinstance(data_set.annotations.images, PackedRecords):
         raise InputError(f"--keep-encoded: {data_set.source} is packed already; give the data that it was packed from")
     need = (
         sum(Path(data_set.file_name(i)).stat().st_size for i in range(len(data_set)))

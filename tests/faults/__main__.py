@@ -7,9 +7,6 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as pytest has it
-
 CASES = ["kills", "signals", "restarts", "hostile", "bit_flips", "save_speed", "fuzz", "catalogue"]
 
 

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -21,25 +20,20 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from tiny_model import NAMES, write_checkpoint, write_coco
-
 import predict
 import train
 import validation
+from tests import small_runs
 from tests.faults import Outcome
-from train_utils.cli.command import run_command
-from train_utils.data import cache as annotation_cache
+from tests.tiny_model import NAMES, train_flags, write_checkpoint, write_coco
 from train_utils.data.opening import open_data
+from train_utils.io import array_cache as annotation_cache
 from train_utils.run import epochs as trainer
 
 WHAT = "odd and wrong images, annotations and jsons: an error, a counted skip, or the right result"
 ERROR, SKIP, GO_ON = "error", "skip", "go on"
 WIDTH = 8  # channels of the backbone's stem: the files of weights stay below a megabyte
-TRAIN = f"""--device cpu --workers 0 --backbone resnet18 --backbone-width {WIDTH} --weights none --fpn-channels 16
-    --min-size 64 --max-size 96 --anchor-sizes 8 16 32 48 64 --rpn-pre-nms-top-n-train 60
-    --rpn-post-nms-top-n-train 30 --rpn-pre-nms-top-n-test 60 --rpn-post-nms-top-n-test 30
-    --box-batch-size-per-image 16 --box-head-channels 32 --mask-head-channels 16 --mask-head-layers 1
-    --box-detections-per-img 10 --batch-size 2 --lr 0.002 --epochs 1""".split()
+TRAIN = train_flags(backbone_width=WIDTH, epochs=1)
 RESULTS = re.compile(r"record_mAP.*|detections\.json|test_result.*|R\.json|model_.*\.pth|(det|seg)_results.*")
 
 
@@ -122,13 +116,9 @@ def call(script, *flags) -> Done:
         redirect_stdout(streams[0]),
         redirect_stderr(streams[1]),
         patch.object(trainer, "write_curves"),
-        patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, flags)]),
         patch.object(annotation_cache, "WORTHWHILE", 1),
     ):
-        try:
-            status = run_command(script.main)
-        except SystemExit as stop:  # a flag that argparse refuses
-            status = stop.code
+        status = small_runs.call(script, *flags)
     for stream in streams:
         stream.flush()
     return Done(status, *(stream.buffer.getvalue().decode() for stream in streams))

@@ -1,18 +1,14 @@
-"""python faulty_rank.py pause PHASE COUNT MARKER [flags]: train_multi_GPU.py with a fault, for torchrun to start.
+"""train_multi_GPU.py with a fault, for torchrun: -m tests.faults.faulty_rank pause PHASE COUNT MARKER [flags].
 
 The fault is in the first rank, which does what the others do and more.
 """
 
 import os
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import train_multi_GPU  # noqa: E402
-from tests.faults.processes import install  # noqa: E402
-from train_utils.cli.command import run_command  # noqa: E402
+import train_multi_GPU
+from tests.faults.processes import install
+from train_utils.cli.command import run_command
 
 if __name__ == "__main__":
     kind, phase, count, marker = sys.argv[1:5]

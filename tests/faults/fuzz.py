@@ -23,18 +23,20 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import coco_folders
 import numpy as np
 import torch
 
 from backbone.errors import InputError
 from my_dataset_coco import CocoDataset
 from my_dataset_voc import VocDataset
+from tests import coco_folders
 from tests.faults import Outcome
 from tests.faults.hostile_data import XML, voc
-from train_utils.data.formats.coco.annotations import read_annotations
-from train_utils.data.formats.npy_dataset import NpyDataset
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.formats import npy
 from train_utils.data.labels import LabelMap
+from train_utils.data.options import DataOptions
+from train_utils.data.problems import STOP
 from train_utils.evaluation.numbers import evaluate_results
 
 WHAT = "data files changed at random: read, or refused in one line"
@@ -216,7 +218,7 @@ def read(kind: str, data: bytes, folder: Path, index: int) -> None:
     """Read a document as the commands do; raises what they would show."""
     if kind == "npy":
         (folder / "annotations" / "a.npy").write_bytes(data)
-        read_data_set(NpyDataset(folder / "images", folder / "annotations"))
+        read_data_set(ImageDataset(npy.read((folder, folder / "images", folder / "annotations"), DataOptions(), STOP)))
     elif kind == "coco":
         (folder / "a.json").write_bytes(data)
         read_coco(folder / "a.json", index)
@@ -240,8 +242,7 @@ def read(kind: str, data: bytes, folder: Path, index: int) -> None:
 
 
 def read_coco(path: Path, index: int) -> None:
-    annotations = read_annotations(path, size_of=lambda name: (48, 64))
-    truth = read_data_set(CocoDataset(annotations, path.parent))
+    truth = read_data_set(CocoDataset(path, path.parent))
     if index % 10 == 0 and all(image["height"] * image["width"] <= READABLE for image in truth["images"]):
         evaluate_results(truth, [])
 
@@ -315,7 +316,7 @@ def work(number: int, first: int, count: int, folder: Path, bases: Bases, shared
     if not place.exists():
         place.mkdir()
         shutil.copytree(folder / "voc", place / "voc")
-        coco_folders.image(place / "images" / "a.png", (6, 5))
+        coco_folders.write_image(place / "images" / "a.png", (6, 5))
         (place / "annotations").mkdir()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library's own lines
     for end in (signal.SIGPROF, signal.SIGALRM):

@@ -16,19 +16,20 @@ import sys
 import sysconfig
 import time
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-import tiny_model
 import torch
 
 import predict
 import train
 import validation
+from tests import small_runs, tiny_model
 from tests.faults import Outcome
 from tests.faults.hostile_data import DATA_CASES
 from tests.faults.hostile_npy import NPY_CASES
-from tests.faults.hostile_weights import OF_CHECKPOINTS, WEIGHTS_CASES, write_checkpoint
+from tests.faults.hostile_weights import OF_CHECKPOINTS, WEIGHTS_CASES
 from train_utils.cli.command import EXIT_WRONG_INPUT, run_command
 from train_utils.data.formats.npy_file import read_npy
 
@@ -61,9 +62,7 @@ FORBIDDEN = (
     "ctypes.dlopen_foreign",
     "urllib.Request",
 )
-SMALL = """--device cpu --workers 0 --backbone resnet18 --backbone-width 8 --weights none
-    --fpn-channels 16 --box-head-channels 32 --mask-head-channels 16
-     --mask-head-layers 1 --epochs 1 --min-size 64 --max-size 96""".split()
+SMALL = tuple(tiny_model.train_flags(backbone_width=8, epochs=1))
 SCRIPTS = {"train": train, "validation": validation, "predict": predict}
 
 
@@ -119,7 +118,7 @@ def run(full: bool, folder: Path) -> Outcome:
     """The long version also requires SECONDS."""
     good = folder / "good"
     tiny_model.write_coco(good / "data")
-    write_checkpoint(good / "model.pth")
+    tiny_model.write_checkpoint(good / "model.pth", width=8)
     warm_up(good)
     failures, cases, slowest, largest = [], all_cases(full), 0.0, 0.0
     for number, case in enumerate(cases):
@@ -169,17 +168,12 @@ def warm_up(good: Path) -> None:
 
 def call(command: str, words: list[str]) -> int:
     """The command in this process, silent; returns its exit status."""
-    sys.argv = [f"{command}.py", *words]
-    with open(os.devnull, "w") as nowhere:
-        saved = sys.stdout, sys.stderr
-        sys.stdout = sys.stderr = nowhere
-        nowhere.reconfigure(errors="backslashreplace")
-        try:
-            return run_command(SCRIPTS[command].main)
-        except SystemExit as stop:
-            return stop.code
-        finally:
-            sys.stdout, sys.stderr = saved
+    with (
+        open(os.devnull, "w", errors="backslashreplace") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        return small_runs.call(SCRIPTS[command], *words)
 
 
 def in_child(command: str, words: list[str], work: Path, allowed) -> Result:

@@ -5,11 +5,10 @@ import json
 import os
 
 import av  # noqa: F401  (imported late else, which a case would be blamed for)
-import coco_folders
 import numpy as np
-import tiny_model
 from PIL import Image
 
+from tests import coco_folders, tiny_model
 from tests.faults.hostile_npy import NPY_CASES
 
 DEEP = 100_000
@@ -145,7 +144,7 @@ def npy(make_file=None, link=False, **fields):
 
     def make(folder, mark):
         data = folder / "data"
-        coco_folders.image(data / "images" / "a.png", (48, 64))
+        coco_folders.write_image(data / "images" / "a.png", (48, 64))
         (data / "annotations").mkdir()
         path = data / "annotations" / "a.npy"
         if make_file is not None:

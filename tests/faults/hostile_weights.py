@@ -7,10 +7,8 @@ import struct
 import subprocess
 import zipfile
 
-import tiny_model
 import torch
 
-from network_files import create_model
 from tests.faults.hostile_pickles import (
     Runs,
     called,
@@ -24,8 +22,8 @@ from tests.faults.hostile_pickles import (
     torch_zip,
     whole,
 )
+from tests.tiny_model import write_checkpoint
 from train_utils.checkpoints.checkpoint import save_checkpoint
-from train_utils.data.labels import LabelMap
 
 BIG = 100 * 2**30  # bytes
 
@@ -85,68 +83,25 @@ def _claims_more(folder, mark):
     return path
 
 
-def write_checkpoint(path):
-    """A checkpoint of a model of half a megabyte, as far as validation and prediction read it."""
-    torch.manual_seed(0)
-    model = create_model(
-        len(tiny_model.NAMES) + 1,
-        "resnet18",
-        backbone_width=8,
-        norm="batch",
-        fpn_channels=16,
-        box_head_channels=32,
-        mask_head_channels=16,
-        mask_head_layers=1,
-        min_size=64,
-        max_size=96,
-    )
-    names = LabelMap.from_categories(tiny_model.NAMES).to_dict()
-    save_checkpoint(
-        path,
-        {
-            "format_version": 1,
-            "model": model.state_dict(),
-            "config": model.config.to_dict(),
-            "label_map": names,
-            "args": {},
-            "epoch": 0,
-            "step": 0,
-        },
-    )
-    return path
+def _changed(change):
+    """A checkpoint of this program that `change` has worked on."""
+
+    def make(folder, mark):
+        path = write_checkpoint(folder / "changed.pth", width=8)
+        content = torch.load(path, weights_only=True)
+        change(content)
+        save_checkpoint(path, content)
+        return path
+
+    return make
 
 
 def _settings(**changed):
-    """A checkpoint of this program whose settings are changed."""
-
-    def make(folder, mark):
-        path = write_checkpoint(folder / "settings.pth")
-        content = torch.load(path, weights_only=True)
-        content["config"].update(changed)
-        save_checkpoint(path, content)
-        return path
-
-    return make
+    return _changed(lambda content: content["config"].update(changed))
 
 
 def _replaced(**changed):
-    def make(folder, mark):
-        path = write_checkpoint(folder / "replaced.pth")
-        save_checkpoint(path, {**torch.load(path, weights_only=True), **changed})
-        return path
-
-    return make
-
-
-def _names(*names):
-    def make(folder, mark):
-        path = write_checkpoint(folder / "names.pth")
-        content = torch.load(path, weights_only=True)
-        content["label_map"]["names"] = list(names)
-        save_checkpoint(path, content)
-        return path
-
-    return make
+    return _changed(lambda content: content.update(changed))
 
 
 LAUGHS = (

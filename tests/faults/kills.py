@@ -4,11 +4,10 @@ import random
 import shutil
 import time
 
-from small_runs import differences
-
 from network_files.weight_files.file_stamp import find_damage
 from tests.faults import KEPT_LOGS, Outcome, progress
 from tests.faults.processes import end_all, start_all
+from tests.small_runs import differences
 from train_utils.data.formats.shapes import make_shapes
 
 WHAT = "kill -9 at random moments (also within a save); resumed, the run ends bit for bit as the uncut one"

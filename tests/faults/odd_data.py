@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tiny_model import tiny_model
 
 from network_files import MaskRCNNConfig
 from tests.faults.catalogue import ERROR, GO_ON, SKIP, WIDTH, Case
-from train_utils.data.formats.voc import read_class_ids
-from train_utils.data.opening import EvalLoader
+from tests.tiny_model import tiny_model
+from train_utils.data.formats.voc_files import read_class_ids
+from train_utils.data.loaders import EvalLoader
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
-from train_utils.run.engine import evaluate
+from train_utils.run.evaluation import evaluate
 
 # --- jsons -------------------------------------------------------------------------------------------------
 
@@ -44,17 +44,17 @@ JSONS = [
     of_text(
         "key twice in an annotation",
         lambda text: text.replace('"area"', '"bbox": [1, 2, 3, 4], "area"', 1),
-        "key 'bbox' stands twice in the object with id 1",
+        "key 'bbox' is duplicated in the object with id 1",
     ),
     of_text(
         "key twice in an image",
         lambda text: text.replace('"height"', '"width": 4, "height"', 1),
-        "key 'width' stands twice in the object with id 10",
+        "key 'width' is duplicated in the object with id 10",
     ),
     of_text(
         "two lists of images",
         lambda text: text.replace('{"images"', '{"images": [], "images"'),
-        "key 'images' stands twice",
+        "key 'images' is duplicated",
     ),
     of_text(
         "1e999 in a box",
@@ -215,7 +215,7 @@ def counted_once(seen):
                 r
                 for loader in loaders
                 if len(loader)
-                for r in evaluate(model, loader, seen.data, World.single(torch.device("cpu"))).results
+                for r in evaluate(model, loader, seen.data, World.single(torch.device("cpu"))).found.results
             ]
             assert sorted(results, key=lambda r: r["image_id"]) == whole
 

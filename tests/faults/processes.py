@@ -11,25 +11,25 @@ from pathlib import Path
 import matplotlib.pyplot  # noqa: F401  (imported by a run when it needs it: here once for all)
 import torch
 import torch.utils.tensorboard  # noqa: F401  (likewise)
-from small_runs import ROOT, flags
 
 import train
 import train_multi_GPU
+from tests.small_runs import ROOT, flags
 from train_utils.cli.command import run_command
 from train_utils.data import loaders
 from train_utils.io import files
-from train_utils.run import engine, optimization
 from train_utils.run import epochs as trainer
+from train_utils.run import evaluation, optimization, step
 from train_utils.run import loop as train_loop
 
 # phase -> where it is: (module or class, function)
 PHASES = {
     "start": (train_loop, "open_splits"),
     "loading": (loaders._Samples, "__getitem__"),
-    "step": (engine, "forward_backward"),
+    "step": (step, "forward_backward"),
     "saving": (files, "sync_folder"),
-    "evaluation": (engine, "evaluate_batch"),
-    "summary": (engine, "summarize"),
+    "evaluation": (evaluation, "evaluate_batch"),
+    "summary": (evaluation, "summarize"),
     "report": (trainer, "write_curves"),
 }
 PAUSE = 0.5  # seconds that a phase is held open
@@ -37,7 +37,7 @@ PAUSE = 0.5  # seconds that a phase is held open
 
 def context():
     """Processes come from a server, which has imported this module and has not computed anything."""
-    places = [str(ROOT), str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    places = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(places))  # the server does not take over sys.path
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload([__name__])

@@ -7,10 +7,9 @@ import subprocess
 import sys
 import time
 
-from small_runs import ROOT, TORCHRUN, differences, flags
-
 from tests.faults import Outcome, progress
 from tests.faults.processes import children, finished_steps, lives, wait_for
+from tests.small_runs import ROOT, TORCHRUN, differences, flags
 from train_utils.data.formats.shapes import make_shapes
 
 WHAT = "kill -9 of a rank: the others leave within 10 s, torchrun starts all again, training goes on"

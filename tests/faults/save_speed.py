@@ -12,14 +12,14 @@ import torch
 
 from network_files import create_model
 from tests.faults import Outcome
+from tests.tiny_model import tiny
 from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 
 WHAT = "seconds of a durable save and a verified load, beside torch's own"
 
 
 def checkpoint(full: bool) -> dict:
-    sizes = {} if full else {"backbone_width": 8, "fpn_channels": 16, "box_head_channels": 32, "mask_head_channels": 16}
-    model = create_model(91, "resnet50" if full else "resnet18", **sizes)
+    model = create_model(91, "resnet50") if full else tiny(91, backbone_width=8)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

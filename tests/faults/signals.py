@@ -10,10 +10,10 @@ import sys
 import time
 
 import torch
-from small_runs import ROOT, TORCHRUN, flags
 
 from tests.faults import KEPT_LOGS, Outcome, progress
 from tests.faults.processes import PAUSE, PHASES, children, end_all, finished_steps, lives, start_all, wait_for
+from tests.small_runs import ROOT, TORCHRUN, flags
 from train_utils.checkpoints.run_folder import newest_checkpoint
 from train_utils.data.formats.shapes import make_shapes
 
@@ -73,7 +73,7 @@ def one_case(data, folder, target, signum, phase):
 
 def launched(data, folder, more, fault, marker, signum, whole_group):
     """The same under torchrun, whose own exit status is 1 whatever happens."""
-    program = [ROOT / "tests" / "faults" / "faulty_rank.py", *fault]
+    program = ["-m", "tests.faults.faulty_rank", *fault]
     command = [sys.executable, *TORCHRUN, "--nproc_per_node=2", *program, *flags(data, folder, *more)]
     with open(f"{folder}.log", "w") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from my_dataset_coco import CocoDataset
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind, counted
 from tools.doctor.table import Table
+from train_utils.data.dataset import ImageDataset
 
 FEW, UNEVEN = 10, 100  # objects of a class; times the median class
 
@@ -85,22 +85,17 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
             finds.add(SAME_IMAGE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
         else:
             finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))
-    ids = (
-        [{part.given_id(i) for i in range(len(part))} for part in (train, val)]
-        if isinstance(train, CocoDataset)
-        else [set(), set()]
-    )
+    numbered = train.annotations.fixed_labels  # VOC's lists and packed files have no ids of their own
+    ids = [set() if numbered else {part.given_id(i) for i in range(len(part))} for part in (train, val)]
     shared = ids[0] & ids[1]
     if shared:
         some = ", ".join(map(str, sorted(shared, key=str)[:5]))
         finds.add(SAME_IDS, f"{train.source} and {val.source}: {len(shared)} ids, such as {some}", count=len(shared))
 
 
-def _base_names(data_set) -> list[str]:
-    if isinstance(data_set, CocoDataset):  # all at once: a path for each takes seconds
-        names = data_set.annotations.file_names()
-        return [os.path.basename(names[row]) for row in data_set.rows.tolist()]
-    return [os.path.basename(data_set.file_name(i)) for i in range(len(data_set))]
+def _base_names(data_set: ImageDataset) -> list[str]:
+    names = data_set.annotations.file_names()  # all at once: a path for each takes seconds
+    return [os.path.basename(names[row]) for row in data_set.rows.tolist()]
 
 
 def _same_size(one: Path, other: Path) -> bool:

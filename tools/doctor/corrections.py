@@ -13,21 +13,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from my_dataset_coco import image_path, size_reader
 from tools.doctor import looks
 from train_utils.data.formats.coco.checks import as_id, check_image
-from train_utils.data.formats.coco.segmentation import (
-    LONGEST_OUTLINE,
-    RLE,
-    Skip,
-    box_of,
-    finite,
-    outline,
-    overlaps,
-    rasterise,
-    read_segmentation,
-    unpack_polygon,
-)
+from train_utils.data.formats.coco.layout import image_path, size_reader
+from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
+from train_utils.data.masks import LONGEST_OUTLINE, RLE, outline, rasterise, unpack_polygon
 from train_utils.io.plain_text import brief, one_line
 
 

@@ -25,6 +25,7 @@ TITLES = {  # of the commonest messages, by how they begin
     r"cannot be read: '\S+' codec": "files that are no UTF-8 text",
     r"\S+ images are not read": "images of a format that is not read",
 }
+ADVICE = {"annotation id is duplicated": "--fix numbers them anew, and drops those that are the same."}  # by title
 VALUES = re.compile(
     r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
     r"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b"
@@ -70,7 +71,8 @@ class Finds:
 
     def mistake(self, message: str, advice: str = "", **where) -> None:
         """An error in the loader's words; its kind is what remains of them without names and values."""
-        kind = Kind(ERROR, kind_of(message), advice)
+        title = kind_of(message)
+        kind = Kind(ERROR, title, advice or ADVICE.get(title, ""))
         self.add(kind if kind in self._of or len(self._of) < MOST_KINDS else OTHER, message, **where)
 
     def take(self, other: "Finds", rename=str) -> None:

@@ -17,10 +17,11 @@ from tools.doctor.finds import ERROR, Finds, counted
 from tools.doctor.looks import look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import table_of
+from train_utils.data.formats import coco
 from train_utils.data.formats.coco.checks import check_is_coco
 from train_utils.data.formats.coco.layout import image_folder, listed_names
 from train_utils.data.labels import read_json
-from train_utils.data.opening import coco_files
+from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text
 from train_utils.io.json_stream import no_collection
 from train_utils.io.plain_text import brief, one_line
@@ -38,14 +39,15 @@ def write(opened: Opened, options: Any, config, of_images: Finds) -> Path:
             f"--fix: {opened.path} is {opened.layout} data; only COCO jsons are corrected, so correct the "
             "files that are named by hand"
         )
-    root, jsons = coco_files(opened.path, options.year)
+    places = coco.find_splits(opened.path, options, None)
+    jsons = {split: path for split, (path, _) in places.items()}
     changes: list[Change] = []
     remarks: list[str] = []
     fixed, folders = {}, {}
     for split, path in jsons.items():
         raw = read_json(path)
         check_is_coco(raw, path)
-        folders[split], bounds = image_folder(root, path, options.image_dir, listed_names(raw["images"]))
+        folders[split], bounds = image_folder(places[split][1], path, options.image_dir, listed_names(raw["images"]))
         with no_collection():  # of what a large json is made of
             fixed[split] = Corrector(path, folders[split], bounds, changes).correct(raw)
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
@@ -84,7 +86,8 @@ def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
 def _left(out: Path, image_dir: Path, options: Any, config, of_images: Finds) -> tuple[Finds, str | None]:
     """(errors and warnings that the corrected data has, what train.py would stop at or None)."""
     finds, left = Finds(), Finds()
-    opened = open_all(out, finds, "coco", str(image_dir), follow_links=options.follow_links)
+    corrected = DataOptions(out, dataset="coco", image_dir=str(image_dir), follow_links=options.follow_links)
+    opened = open_all(corrected, finds)
     tables = {split: table_of(part) for split, part in opened.splits.items()}
     look_at_all(tables, config, finds)
 

@@ -6,7 +6,6 @@ A objects of one data set, in the flat arrays of a `Table`.
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from my_dataset_coco import CocoDataset
 from tools.doctor.anchors import resized
 from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
@@ -157,7 +156,7 @@ def area_differs(given: float, pixels: float) -> bool:
 def mask_area(table: Table, k: int) -> float:
     """Pixels of object k's mask in training."""
     size = tuple(table.sizes[table.image[k]].tolist())
-    return float(coco_mask.area(table.data_set.annotations.rle(int(table.rows[k]), size)))
+    return float(coco_mask.area(table.data_set.annotations.masks.rle(int(table.rows[k]), size)))
 
 
 def twins(table: Table) -> list[tuple[int, int]]:
@@ -199,21 +198,12 @@ def look_at_images(table: Table, split: str, finds: Finds) -> None:
             split,
             data_set.given_id(i),
         )
-    if isinstance(data_set, CocoDataset):
-        packed = data_set.annotations
-        if packed.given_categories or len(packed.given.values):
-            finds.add(
-                TEXT_IDS,
-                f"{packed.path}: ids of "
-                + " and ".join(
-                    what
-                    for what, there in (("images", len(packed.given.values)), ("categories", packed.given_categories))
-                    if there
-                ),
-                split,
-            )
-        if min(packed.categories) == 0:
-            finds.add(FROM_ZERO, f"{packed.path}: category id 0 is {packed.categories[0]!r}", split)
+    packed = data_set.annotations
+    others = [what for what, has in (("images", packed.given), ("categories", packed.given_categories)) if has]
+    if others:
+        finds.add(TEXT_IDS, f"{packed.source}: ids of {' and '.join(others)}", split)
+    if min(packed.categories) == 0:
+        finds.add(FROM_ZERO, f"{packed.source}: category id 0 is {packed.categories[0]!r}", split)
 
 
 def many(counts: np.ndarray) -> np.ndarray:

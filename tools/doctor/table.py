@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from my_dataset_coco import CocoDataset
-from train_utils.data.formats.coco.segmentation import HUNDREDTHS, POLYGON, RLE
+from train_utils.data.annotations import NO_ID
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, PolygonsAndRle
 
 CHUNK = 2**15  # annotations whose polygons are looked at at once
 
@@ -14,17 +15,18 @@ CHUNK = 2**15  # annotations whose polygons are looked at at once
 class Table(NamedTuple):
     """sizes int64 [I, 2] (height, width); image int64 [A], the position in the data set; boxes float64 [A, 4]
     x1 y1 x2 y2 as annotated, and clipped ones within the image; labels int64 [A]; crowd bool [A]; areas float64 [A]
-    as annotated, NaN where they are not; ids list of A, or None where objects have none."""
+    as annotated, NaN where they are not; ids int64 [A], NO_ID where there is none; rows int64 [A]: in the data set's
+    `annotations`."""
 
-    data_set: object
+    data_set: ImageDataset
     sizes: np.ndarray
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
-    ids: np.ndarray | None
-    rows: np.ndarray | None  # of CocoAnnotations
+    ids: np.ndarray
+    rows: np.ndarray
 
     @property
     def clipped(self) -> np.ndarray:
@@ -41,7 +43,7 @@ class Table(NamedTuple):
         """Object k's ids as `Finds.add` takes them."""
         return {
             "image": self.data_set.given_id(int(self.image[k])),
-            "annotation": None if self.ids is None else int(self.ids[k]),
+            "annotation": None if self.ids[k] == NO_ID else int(self.ids[k]),
         }
 
     def name(self, k: int) -> str:
@@ -52,47 +54,24 @@ class Table(NamedTuple):
         return f"{self.data_set.source}: {number} of image {where['image']} ({name})"
 
 
-def table_of(data_set) -> Table:
-    sizes = np.asarray(data_set.sizes)
-    if isinstance(data_set, CocoDataset):
-        packed = data_set.annotations
-        rows, image = _rows(packed.first, data_set.rows)
-        boxes = packed.boxes[rows].copy()
-        boxes[:, 2:] += boxes[:, :2]
-        label_of = {category: data_set.label_map.to_label(category) for category in packed.categories}
-        used, inverse = np.unique(packed.category_ids[rows], return_inverse=True)
-        labels = np.array([label_of[i] for i in used.tolist()], dtype=np.int64)[inverse]
-        ids = packed.annotation_ids[rows]
-        return Table(
-            data_set, sizes, image, boxes, labels, packed.iscrowd[rows].astype(bool), packed.areas[rows], ids, rows
-        )
-    if hasattr(data_set, "index"):  # packed
-        index = data_set.index
-        rows, image = _rows(index["first"], data_set.rows)
-        boxes, areas = (index[key][rows].astype(np.float64) for key in ("boxes", "areas"))
-        return Table(
-            data_set,
-            sizes,
-            image,
-            boxes,
-            index["labels"][rows],
-            index["iscrowd"][rows].astype(bool),
-            areas,
-            index["annotation_ids"][rows],
-            None,
-        )
-    counts = data_set.object_counts()
-    boxes, total = data_set.boxes.numpy().astype(np.float64), int(counts.sum())
+def table_of(data_set: ImageDataset) -> Table:
+    """Returns the objects of a data set's images."""
+    packed = data_set.annotations
+    rows, image = _rows(packed.first, data_set.rows)
+    boxes = packed.boxes[rows]
+    boxes[:, 2:] += boxes[:, :2]
+    used, inverse = np.unique(packed.category_ids[rows], return_inverse=True)
+    labels = np.array([data_set.label_map.to_label(i) for i in used.tolist()], dtype=np.int64)[inverse]
     return Table(
         data_set,
-        sizes,
-        np.repeat(np.arange(len(data_set)), counts),
+        packed.sizes[data_set.rows],
+        image,
         boxes,
-        data_set.labels.numpy(),
-        np.zeros(total, dtype=bool),
-        data_set.areas.numpy().astype(np.float64),
-        None,
-        None,
+        labels,
+        packed.iscrowd[rows].astype(bool),
+        packed.areas[rows],
+        packed.annotation_ids[rows],
+        rows,
     )
 
 
@@ -112,10 +91,10 @@ class Outlines(NamedTuple):
 
 
 def outlines(table: Table) -> Outlines | None:
-    """None where the layout has no annotated masks beside the boxes. No mask is rasterised."""
-    if table.rows is None:
+    """Returns None where boxes are the masks' own, so that there is nothing to compare. No mask is rasterised."""
+    packed, rows = table.data_set.annotations.masks, table.rows
+    if not isinstance(packed, PolygonsAndRle):
         return None
-    packed, rows = table.data_set.annotations, table.rows
     tight, areas = np.zeros((len(rows), 4)), np.zeros(len(rows))
     kinds = packed.kinds[rows]
     for kind, dtype in ((HUNDREDTHS, np.uint16), (POLYGON, np.float64)):
@@ -130,7 +109,7 @@ def outlines(table: Table) -> Outlines | None:
     return Outlines(tight, areas)
 
 
-def _of_polygons(packed, rows: np.ndarray, dtype) -> tuple[np.ndarray, np.ndarray]:
+def _of_polygons(packed: PolygonsAndRle, rows: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
     """(x1 y1 x2 y2 [K, 4], areas [K]) of annotations whose numbers are all of one type."""
     counts = packed.first_part[rows + 1] - packed.first_part[rows]  # parts of each
     ends = np.cumsum(counts)

@@ -1,18 +1,17 @@
-"""Checkpoints: written atomically, verified when read, describing themselves.
+"""A run's state <-> a checkpoint file -> a model: written atomically, verified when read.
 
 A checkpoint is a plain dict that `torch.load(weights_only=True)` reads: `model, optimizer, lr_scheduler,
 epoch, step, progress, config, label_map, args, format_version`, and `ema`, `scaler` where they are used.
-The file is torch's zip, with a checksum of itself in the archive comment (`network_files/weight_files/file_stamp.py`).
+The file is torch's zip, with its checksum in the archive comment (`network_files/weight_files/file_stamp.py`).
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,16 +28,14 @@ CHUNK = 1 << 20
 COCO_LABELS = 91  # background, and ids 1..90
 
 
-# --- one file ----------------------------------------------------------------------------------------------
-
-
 class _HashingWriter:
-    """A file for torch.save that hashes what passes, the last two bytes (the comment's length) apart."""
+    """A file for torch.save that hashes what is written, except the last two bytes (the comment's length)."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.last, self.error = file, hashlib.sha256(), b"", None
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
+        """Writes a bytes-like object; returns its length."""
         try:
             self.file.write(data)
         except OSError as error:
@@ -56,14 +53,14 @@ class _HashingWriter:
         return len(view)
 
     def flush(self) -> None:
+        """Flushes the file."""
         self.file.flush()
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write `checkpoint` to `path`; killed at any moment, `path` holds the old file or the new one, whole.
+    """Writes `checkpoint` to `path`; after a kill at any moment, `path` holds the whole old file or the whole new one.
 
-    Raises:
-        InputError: the file cannot be written (full disk, read-only folder, ...).
+    Raises InputError where the file cannot be written (full disk, read-only folder, ...).
     """
     with atomic_file(path, _size_of(checkpoint)) as file:
         writer = _HashingWriter(file)
@@ -78,8 +75,8 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
         file.write(len(stamp).to_bytes(2, "little") + stamp)
 
 
-def _size_of(content) -> int:
-    """Bytes of the tensors in a checkpoint: nearly all of its file."""
+def _size_of(content: Any) -> int:
+    """Returns the bytes of the tensors in a checkpoint: nearly all of its file."""
     if isinstance(content, torch.Tensor):
         return content.nbytes
     values = content.values() if isinstance(content, dict) else content if isinstance(content, (list, tuple)) else ()
@@ -87,9 +84,9 @@ def _size_of(content) -> int:
 
 
 def copy_checkpoint(path: str | Path, to: str | Path) -> None:
-    """Give the file `path` a second name atomically (a hard link where the disk has them, else a copy).
+    """Gives the file `path` a second name atomically (a hard link where the disk has them, else a copy).
 
-    Files are only ever replaced, never written into, so the two names stay independent.
+    Files are always replaced, never changed in place, so the two names stay independent.
     """
     to = Path(to)
     temporary = to.with_name(to.name + ".tmp")
@@ -101,15 +98,14 @@ def copy_checkpoint(path: str | Path, to: str | Path) -> None:
             shutil.copyfileobj(source, target, CHUNK)
         return
     os.replace(temporary, to)
-    # where both names already were one file, replace leaves the temporary name behind (POSIX rename)
+    # if both names already were one file, replace leaves the temporary name behind (POSIX rename)
     temporary.unlink(missing_ok=True)
 
 
 def load_file(path: str | Path) -> dict:
-    """Read any torch file that holds a dict: a checkpoint (verified) or a state dict; tensors on the CPU.
+    """Reads any torch file that holds a dict: a checkpoint (verified) or a state dict; tensors on the CPU.
 
-    Raises:
-        InputError: no such file, damaged, not a torch file, or one that holds more than plain values.
+    Raises InputError where there is no such file, it is damaged, or not a torch file of plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,7 +114,7 @@ def load_file(path: str | Path) -> dict:
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint of this project; raises InputError for every other file (see `load_file`)."""
+    """Reads a checkpoint of this project; raises InputError for every other file (see `load_file`)."""
     checkpoint = load_file(path)
     if not is_checkpoint(checkpoint):
         raise InputError(f"{path}: holds weights but no training state; start from it with --weights {path}")
@@ -142,23 +138,15 @@ def is_checkpoint(content: dict) -> bool:
     return all(key in content for key in ("format_version", "model", "config", "label_map"))
 
 
-# --- a model for validation and prediction -----------------------------------------------------------------
-
-
 def model_from_checkpoint(
-    path: str | Path, device: torch.device | str = "cpu", label_map: LabelMap | None = None, **config
+    path: str | Path, device: torch.device | str = "cpu", label_map: LabelMap | None = None, **config: Any
 ) -> tuple[MaskRCNN, LabelMap]:
-    """A model in eval mode on `device`, and the label map, from a checkpoint or a bare state dict.
+    """Builds a model in eval mode on `device` from a checkpoint or a bare state dict; returns it and the label map.
 
-    A checkpoint tells everything; its averaged weights ("ema") are preferred to the raw ones. For a bare
-    state dict (this project's or torchvision's keys) the architecture follows from keys and shapes.
-
-    Args:
-        label_map: names and ids to use in place of the file's.
-        config: fields of MaskRCNNConfig in place of the file's (`box_score_thresh`, `min_size`, ...).
-
-    Raises:
-        InputError: not such a file, or `label_map` does not fit it.
+    A checkpoint holds all that is needed; its averaged weights ("ema") are preferred to the raw ones. For a bare
+    state dict (this project's or torchvision's keys) the architecture follows from keys and shapes. label_map: names
+    and ids in place of the file's; config: fields of MaskRCNNConfig in place of the file's (`box_score_thresh`, ...).
+    Raises InputError for another file, and for a label_map that does not fit it.
     """
     content = load_file(path)
     if is_checkpoint(content):
@@ -178,11 +166,11 @@ def model_from_checkpoint(
     return model.to(device).eval(), label_map
 
 
-def fitting_settings(path, own: dict, flags: dict, state: dict) -> dict:
-    """Arguments for `create_model`: the file's own settings, and the flags that precede them.
+def fitting_settings(path: str | Path, own: Mapping, flags: Mapping, state: Mapping) -> dict:
+    """Returns arguments for `create_model`: the file's own settings, overridden by the flags.
 
-    Raises InputError unless the weights' shapes are those of such a model, which is not made for it: settings
-    alone could ask for any amount of memory.
+    Raises InputError unless the weights have the shapes of such a model. They are compared on the meta device:
+    settings alone could ask for any amount of memory.
     """
     try:
         state = state_of(state)
@@ -210,7 +198,7 @@ def fitting_settings(path, own: dict, flags: dict, state: dict) -> dict:
     return settings
 
 
-def _check_classes(path, of_file: int, label_map: LabelMap) -> None:
+def _check_classes(path: str | Path, of_file: int, label_map: LabelMap) -> None:
     if label_map.num_labels != of_file:
         raise InputError(
             f"{path}: made for {of_file - 1} classes (without background), the list of names "
@@ -219,7 +207,7 @@ def _check_classes(path, of_file: int, label_map: LabelMap) -> None:
 
 
 def default_label_map(num_classes: int) -> LabelMap:
-    """COCO's names for its 91 labels; "class 1", "class 2", ... for any other number."""
+    """Returns COCO's names for its 91 labels; "class 1", "class 2", ... for any other number."""
     if num_classes == COCO_LABELS:
         return LabelMap.from_categories(coco_names())
     return LabelMap.from_categories({i: f"class {i}" for i in range(1, num_classes)})

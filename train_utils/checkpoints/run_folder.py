@@ -1,6 +1,4 @@
-"""The folder of a run: which one a run writes to, and the checkpoint that it goes on from."""
-
-from __future__ import annotations
+"""Flags -> the folder that a run writes to, and the checkpoint that it continues from."""
 
 import glob
 import itertools
@@ -30,18 +28,15 @@ class RunFolder(NamedTuple):
 
 
 def checkpoint_path(folder: str | Path, epoch: int | str) -> Path:
-    """`model_{epoch}.pth` in the run folder; epoch may be "best", "min_val_loss" or "previous"."""
+    """Returns `model_{epoch}.pth` in the run folder; epoch may be "best", "min_val_loss" or "previous"."""
     return Path(folder) / f"model_{epoch}.pth"
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint saved last among those in `folder` that are whole; None where there is none at all.
+    """Returns the checkpoint in `folder` that was saved last and is not damaged; None if there is no checkpoint.
 
-    The time of saving stands in the file, so that a copied folder and a run taken back to an earlier epoch
-    keep their order. Damaged files are named on stderr, with the one that is taken in their place.
-
-    Raises:
-        InputError: there are checkpoints, and every one is damaged.
+    The file holds its time of saving, so that a copied folder and a run set back to an earlier epoch keep their order.
+    Damaged files are named on stderr, with the one that is used in their place. Raises InputError if all are damaged.
     """
     found = [p for p in Path(folder).glob("model_*.pth") if CHECKPOINT_NAME.fullmatch(p.name)]
     damaged = {}
@@ -59,8 +54,10 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def prune(folder: str | Path, keep: int | None, every: int) -> None:
-    """Delete `model_{epoch}.pth` files, but for the newest and for those of each `every`-th epoch, of which the
-    newest `keep` stay (None: all). Files without a number stay."""
+    """Deletes `model_{epoch}.pth` files, except the newest and, of every `every`-th epoch, `keep` files (None: all).
+
+    Files without a number stay.
+    """
     found = [p for p in Path(folder).glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", p.name)]
     found.sort(key=_age_key)
     regular = [path for path in found if (int(path.stem.removeprefix("model_")) + 1) % every == 0]
@@ -70,26 +67,24 @@ def prune(folder: str | Path, keep: int | None, every: int) -> None:
 
 
 def complete_names(folder: Path, path: Path, names: Iterable[int | str]) -> None:
-    """Give the checkpoint at `path` those of its names in `folder` that a kill has left it without."""
+    """Gives the checkpoint at `path` those of its names in `folder` that it lacks after a kill."""
     for other in (checkpoint_path(folder, name) for name in names):
         if not other.exists() or saved_at(other) < saved_at(path):
             copy_checkpoint(path, other)
 
 
 def _age_key(path: Path) -> tuple[int, bool, str]:
-    """Sorts by time of saving; between two names of one file the numbered one comes last (is preferred)."""
+    """Returns a key that sorts by time of saving; of two names of one file the numbered one is last, so it is used."""
     return saved_at(path), path.name[6:-4].isdecimal(), path.name
 
 
 def find_checkpoint(
     output_dir: str | Path | None, resume: str | Path | None, default: str | Path = "./save_weights"
 ) -> Path | None:
-    """The checkpoint that a run goes on from: with "auto" the newest of its folder, if any; nothing is written.
+    """Returns the checkpoint that a run continues from: with "auto" the newest of its folder, if any; writes nothing.
 
-    A run that torchrun has started anew goes on from the folder of its first start, whatever `resume` is.
-
-    Raises:
-        InputError: PATH does not exist or is damaged, all checkpoints are damaged.
+    A run that torchrun has restarted continues from the folder of its first start, whatever `resume` is. Raises
+    InputError if `resume` is a path that does not exist or is damaged, or all checkpoints are damaged.
     """
     folder = _chosen(output_dir, default)
     own = _folder_of_restarted(folder, resume)
@@ -110,17 +105,12 @@ def prepare_run_folder(
     checkpoint: Path | None = None,
     default: str | Path = "./save_weights",
 ) -> RunFolder:
-    """Choose, create and lock the folder that a run writes to; only the main process calls this.
+    """Chooses, creates and locks the folder that a run writes to; only the main process calls this.
 
-    resume None: `output_dir`, or, where that holds a run, the first free numbered sibling (printed).
-    resume "auto": `output_dir`. resume PATH (a checkpoint or a run folder): the checkpoint's own folder when
-    `output_dir` is that folder or None, and else `output_dir` as above.
-
-    Args:
-        checkpoint: what `find_checkpoint` gave for the same flags.
-
-    Raises:
-        InputError: another run writes to the folder, or it cannot be made.
+    resume None: `output_dir`, or, if that holds a run, its first free numbered sibling (printed). resume "auto":
+    `output_dir`. resume PATH (a checkpoint or a run folder): the checkpoint's own folder if `output_dir` is that
+    folder or None, else `output_dir` as for None. checkpoint: what `find_checkpoint` returned for the same flags.
+    Raises InputError if another run writes to the folder, or it cannot be created.
     """
     folder = _chosen(output_dir, default)
     own = _folder_of_restarted(folder, resume)
@@ -149,9 +139,9 @@ def prepare_run_folder(
     return RunFolder(folder, lock)
 
 
-def _chosen(output_dir, default) -> Path:
+def _chosen(output_dir: str | Path | None, default: str | Path) -> Path:
     folder = user_path(output_dir or default)
-    if folder.name in ("", ".."):  # "." has no name that a sibling's could be made from
+    if folder.name in ("", ".."):  # "." has no name to make a sibling's of
         folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output-dir {folder}: is a file, not a folder")
@@ -159,7 +149,7 @@ def _chosen(output_dir, default) -> Path:
 
 
 def _folder_of_restarted(folder: Path, resume: str | Path | None) -> Path | None:
-    """After a restart by torchrun: the folder, of all that these flags can lead to, that its first start wrote to."""
+    """After a restart by torchrun, returns the folder of its first start, of all that these flags can lead to."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
         return None
     places = [folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*")]
@@ -177,7 +167,7 @@ def _lock(folder: Path) -> RunLock | None:
 
 
 def write_args(folder: str | Path, args: dict) -> None:
-    """Write args.json (`args`: plain values, as `command.plain_args` gives them)."""
+    """Writes args.json; args: plain values."""
     write_text(Path(folder) / "args.json", json.dumps(args, indent=2) + "\n")
 
 
@@ -193,7 +183,7 @@ def _resume_path(path: Path) -> Path:
 
 
 def _free_folder(folder: Path) -> tuple[Path, RunLock]:
-    """`folder`, created and locked, or its first numbered sibling where it holds a run."""
+    """Creates and locks `folder`, or its first free numbered sibling if it holds a run."""
     make_folder(folder.parent)
     for number in itertools.count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")

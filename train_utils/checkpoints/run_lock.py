@@ -1,13 +1,12 @@
 """The lock of a run folder: one run at a time writes there. It ends with its process, however that ends."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any, TextIO
 
 from train_utils.io.files import writing
 
@@ -22,23 +21,23 @@ NAME = ".lock"
 class RunLock:
     """A lock that this process holds on a folder, until the block ends or its process does.
 
-    A POSIX record lock: forked loader workers do not inherit it, so that one which outlives a killed run by a
-    moment does not hold it. (It also ends when this process closes the file after opening it once more: while
-    a run goes on, nothing here reads it.)
+    It is a POSIX record lock: forked loader workers do not inherit it, so a worker that outlives a killed run by a
+    moment does not hold it. (Such a lock also ends when its process opens and closes the file once more, so nothing
+    here reads the file while a run goes on.)
     """
 
-    def __init__(self, file):
+    def __init__(self, file: TextIO) -> None:
         self.file = file
 
-    def __enter__(self):
+    def __enter__(self) -> "RunLock":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.file.close()
 
     @classmethod
-    def take(cls, folder: Path) -> RunLock | None:
-        """The lock, or None where another living process holds it; raises InputError if it can't be written."""
+    def take(cls, folder: Path) -> "RunLock | None":
+        """Takes the lock; returns None if another living process holds it. Raises InputError if it can't be written."""
         path = folder / NAME
         with writing(path):
             file = open(path, "a+", encoding="utf-8")
@@ -64,7 +63,7 @@ class RunLock:
         return cls(file)
 
 
-def _lock_file(file) -> None:
+def _lock_file(file: TextIO) -> None:
     if fcntl:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:
@@ -75,13 +74,13 @@ def _lock_file(file) -> None:
 
 
 def launcher_name() -> str | None:
-    """What the processes of one torchrun have in common over its restarts; None without torchrun."""
+    """Returns what the processes of one torchrun share over its restarts; None without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return run and f"{run} {socket.gethostname()} {os.getppid()}"
 
 
 def holder(folder: Path) -> dict:
-    """What the last run to lock `folder` wrote about itself; empty where none did."""
+    """Reads what the last run that locked `folder` wrote about itself; empty if none did."""
     try:
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -90,7 +89,7 @@ def holder(folder: Path) -> dict:
 
 
 def busy(folder: Path) -> str:
-    """Who holds the lock of `folder`, in words."""
+    """Returns who holds the lock of `folder`, in words."""
     who = holder(folder)
     return "another run writes to this folder" + (
         f" (process {who.get('pid')} on {who.get('host')}, since {who.get('since')})" if who else ""

@@ -29,7 +29,7 @@ class LabelMap:
             raise InputError("label map: at least one label is needed, and the lowest is 1 (0 is background)")
         for what, values in (("label", self._labels), ("category id", self.category_ids)):
             if len(set(values)) != len(values):
-                raise InputError(f"label map: a {what} stands twice")
+                raise InputError(f"label map: a {what} is duplicated")
         self.num_labels = max(self._labels) + 1
         self._label_of = dict(zip(self.category_ids, self._labels, strict=True))
         self._row_of = {label: row for row, label in enumerate(self._labels)}
@@ -135,7 +135,7 @@ def check_num_classes(
 def read_json(path, object_hook=object_of):
     """Parse a json file; InputError names the file and the place when it is missing or broken.
 
-    object_hook: makes an object of its (key, value) pairs; the default refuses a key that stands twice.
+    object_hook: makes an object of its (key, value) pairs; the default refuses a key that is duplicated.
     """
     try:
         with open(path, encoding="utf-8-sig") as file, no_collection():  # tools on Windows begin with a byte-order mark

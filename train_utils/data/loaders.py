@@ -43,6 +43,15 @@ class Batch(NamedTuple):
     indices: list
     skipped: list
 
+    def to(self, device: torch.device) -> tuple[list[torch.Tensor], list[dict]]:
+        """Returns images and targets, with every tensor and mask on the device."""
+        images = [image.to(device, non_blocking=True) for image in self.images]
+        targets = [
+            {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
+            for target in self.targets
+        ]
+        return images, targets
+
 
 def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:
     """A seed in 0..2^63 - 1 for one sample of one epoch; another for each stream."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backbone.settings import Settings, setting
 
-FORMATS = ("auto", "coco", "voc", "npy", "packed")
+SHAPES_FOLDER = "data/shapes"
 PLACES = ("data_path", "dataset", "image_dir", "year")  # the options that say together where data lies
 STRICT = "unreadable images and unusable annotations are errors, not skipped"
 BELOW_SEED = 2**63  # torch's generators take no larger seed
@@ -23,7 +23,7 @@ class DataOptions(Settings):
         metavar="DATA",
         resume="free",
     )
-    dataset: str = setting("auto", "layout of the data", choices=FORMATS, resume="place")
+    dataset: str = setting("auto", "layout of the data: auto, coco, voc, npy or packed", resume="place")
     image_dir: str | Path | None = setting(None, "folder of the images, where it is not the usual one", resume="place")
     year: str | None = setting(None, "VOC or COCO year, where the folder holds several", resume="place")
     label_json_path: str | Path | None = setting(
@@ -34,7 +34,7 @@ class DataOptions(Settings):
     drop_empty: bool = setting(False, "leave out training images without objects")
     follow_links: bool = setting(False, "follow images that are links out of the data (else an error)", resume="own")
     strict: bool = setting(False, STRICT, resume="free")
-    shapes_dir: str | Path = "data/shapes"  # where the built-in shapes are drawn
+    shapes_dir: str | Path = SHAPES_FOLDER  # where the built-in shapes are drawn
 
 
 @dataclass(frozen=True)

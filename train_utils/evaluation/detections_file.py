@@ -1,23 +1,28 @@
-"""A detections file (COCO results json) by any program, checked entry by entry against the data it is about."""
+"""A detections file (COCO results json) of any program -> results, checked entry by entry against the data set."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.coco.checks import as_id
-from train_utils.data.formats.coco.segmentation import finite, rle_counts, rles_fit
+from train_utils.data.formats.coco.segmentation import finite, rle_counts
 from train_utils.data.labels import read_json
+from train_utils.data.rle import rles_fit
 from train_utils.io.json_stream import RepeatedKey, object_of
 from train_utils.io.plain_text import brief
 
 AT_ONCE = 4096  # masks checked together
 
 
-def read_detections(path, data_set, categories: set[int]) -> dict[str, list[dict]]:
-    """{"bbox": [...], "segm": [...]}: the results of each IoU type that the file has any of, both for an empty list.
+def read_detections(path: str | Path, data_set: ImageDataset, categories: set[int]) -> dict[str, list[dict]]:
+    """Reads {"bbox": [...], "segm": [...]}: the results of each IoU type that the file has; both for an empty list.
 
-    Boxes are those of the entries with a bbox; where no entry has one, those around the masks, as in pycocotools.
-    data_set: whose images may be named; categories: the ids that may be. InputError names file and entry.
+    Boxes are those of the entries with a bbox; if no entry has one, those around the masks, as in pycocotools.
+    data_set: its images may be named; categories: the ids that may be named. Raises InputError with file and entry.
     """
     entries = read_json(path, _kept)
     if not isinstance(entries, list):
@@ -32,8 +37,8 @@ def read_detections(path, data_set, categories: set[int]) -> dict[str, list[dict
     return {iou_type: results for iou_type, results in found.items() if results or not entries}
 
 
-def _kept(pairs: list[tuple]):
-    """json's object_pairs_hook: the object, or in its place the mistake, told when the entry's number is known."""
+def _kept(pairs: list[tuple]) -> dict | RepeatedKey:
+    """json's object_pairs_hook: returns the object, or the mistake, which is reported with the entry's number later."""
     try:
         return object_of(pairs)
     except RepeatedKey as error:
@@ -41,7 +46,7 @@ def _kept(pairs: list[tuple]):
 
 
 def _check_all(entries: list, sizes: dict, categories: set[int]) -> tuple[int, InputError | None]:
-    """Put results as the evaluation takes them in the entries' places; (number, mistake) of the first that is wrong."""
+    """Replaces entries by results as the evaluation takes them; returns (number, mistake) of the first wrong entry."""
     i, mistake = 0, None
     for i, entry in enumerate(entries):
         try:
@@ -64,8 +69,8 @@ def _check_all(entries: list, sizes: dict, categories: set[int]) -> tuple[int, I
     return i, mistake
 
 
-def _check(entry, sizes: dict, categories: set[int]) -> dict:
-    """A result as the evaluation takes it, but for whether the runs of its mask fit the image."""
+def _check(entry: Any, sizes: dict, categories: set[int]) -> dict:
+    """Returns a result as the evaluation takes it; whether the runs of its mask fit the image is not checked yet."""
     segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
     for part in (entry, segmentation):
         if isinstance(part, RepeatedKey):

@@ -1,7 +1,7 @@
-"""Matching of COCO results with ground truth: by pycocotools, or in less time by faster-coco-eval where it is there.
+"""COCO results and ground truth -> matches, by pycocotools, or in less time by faster-coco-eval if it is installed.
 
-faster-coco-eval (`pip install -r requirements-fast.txt`) does the same in C++. Only the two steps that cost time
-are its; the 12 numbers and their lines are pycocotools' own summary of the arrays that either one fills.
+faster-coco-eval (`pip install -r requirements-fast.txt`) does the same in C++. It takes over only the two steps that
+cost time: the 12 numbers and their lines are pycocotools' own summary of the arrays that either one fills.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import importlib.metadata
 import io
 import os
 import re
+from collections.abc import Sequence
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -22,10 +23,11 @@ FASTER_SINCE = (1, 8)  # the first version whose numbers were compared
 
 
 def choose_evaluator(wanted: str | None = None) -> str:
-    """The name of the evaluator: the one wanted, else that of the environment variable MASKRCNN_EVALUATOR, else
-    faster-coco-eval where it is installed in a version that is known to agree, else pycocotools.
+    """Returns the name of the evaluator.
 
-    InputError for any other name, one that is not installed, and one that is but can't be imported.
+    It is the one wanted, else that of the environment variable MASKRCNN_EVALUATOR, else faster-coco-eval if it is
+    installed in a version that is known to agree, else pycocotools. Raises InputError for any other name, for one that
+    is not installed, and for one that can't be imported.
     """
     wanted = wanted or os.environ.get(VARIABLE) or None
     if wanted not in (None, PYCOCOTOOLS, FASTER):
@@ -51,7 +53,7 @@ def choose_evaluator(wanted: str | None = None) -> str:
 
 
 def _faster_version() -> tuple[int, ...]:
-    """(major, minor) of faster-coco-eval, () where it is absent."""
+    """Returns (major, minor) of faster-coco-eval, () if it is absent."""
     try:
         text = importlib.metadata.version(FASTER)
     except importlib.metadata.PackageNotFoundError:
@@ -59,10 +61,12 @@ def _faster_version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])  # also of 1.8rc1
 
 
-def accumulate(evaluator: str, truth: dict, results: list[dict], iou_type: str, image_ids=None) -> COCOeval:
-    """A COCOeval that has gone through evaluate and accumulate: `eval` is filled, `summarize` can be called.
+def accumulate(
+    evaluator: str, truth: dict, results: list[dict], iou_type: str, image_ids: Sequence[int] | None = None
+) -> COCOeval:
+    """Runs evaluate and accumulate; returns the COCOeval, whose `eval` is filled and `summarize` can be called.
 
-    truth: a COCO dict; results: its detections as annotations. Both are written into. Prints nothing.
+    truth: a COCO dict; results: its detections as annotations. Both are changed. Prints nothing.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         coco, evaluation = _classes(evaluator)
@@ -80,16 +84,20 @@ def accumulate(evaluator: str, truth: dict, results: list[dict], iou_type: str, 
         return summary
 
 
-def _classes(evaluator: str) -> tuple[type, type]:
+def _classes(evaluator: str) -> tuple[type[COCO], type[COCOeval]]:
     if evaluator == PYCOCOTOOLS:
         return COCO, COCOeval
     faster = importlib.import_module("faster_coco_eval")
     return faster.COCO, faster.COCOeval_faster
 
 
-def _renumbered(truth: dict, results: list[dict], image_ids):
-    """The same with ids of images and categories 1..N, in their order: below 0 and from 2^53 on faster-coco-eval
-    stops at them. What belongs to none is left out."""
+def _renumbered(
+    truth: dict, results: list[dict], image_ids: Sequence[int] | None
+) -> tuple[dict, list[dict], Sequence[int] | None]:
+    """Returns the same with ids of images and categories 1..N, in their order, without what belongs to none.
+
+    faster-coco-eval fails on ids below 0 and from 2^53 on.
+    """
     images, categories = (
         {i: n for n, i in enumerate(sorted({entry["id"] for entry in truth[key]}), start=1)}
         for key in ("images", "categories")
@@ -111,7 +119,7 @@ def _renumbered(truth: dict, results: list[dict], image_ids):
     return truth, renumber(results), image_ids
 
 
-def _index(coco: type, data_set: dict):
+def _index(coco: type[COCO], data_set: dict) -> COCO:
     indexed = coco()
     indexed.dataset = data_set
     indexed.createIndex()

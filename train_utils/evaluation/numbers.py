@@ -1,4 +1,4 @@
-"""Detections -> COCO results -> the 12 COCO numbers and each category's AP, as pycocotools has them.
+"""Detections -> COCO results -> the 12 COCO numbers and each category's AP, as pycocotools computes them.
 
 D detections of one image. Boxes are x1 y1 x2 y2 in the model's detections and x y w h in COCO json.
 """
@@ -16,42 +16,40 @@ from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from network_files.operators.instance_masks import encode_masks
+from train_utils.data.labels import LabelMap
 from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator
 from train_utils.io import files
 
-IOU_TYPES = {"bbox": "boxes", "segm": "masks"}  # and what people call them
+IOU_TYPES = {"bbox": "boxes", "segm": "masks"}  # IoU type -> the word for it
 # In the order of COCOeval.summarize: AP at IoU 0.50:0.95, 0.50, 0.75, by area; recall by detections, by area.
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 @dataclass(frozen=True)
 class IouTypeResult:
-    """One IoU type's evaluation.
+    """One IoU type's evaluation."""
 
-    stats: STAT_NAMES' 12 numbers, -1 without such ground truth; lines: pycocotools' 12 lines of text;
-    per_class: category name -> AP at IoU 0.5, None for one without ground truth; evaluator: whose code matched.
-    """
-
-    stats: list[float]
-    lines: list[str]
-    per_class: dict[str, float | None]
-    evaluator: str
+    stats: list[float]  # STAT_NAMES' 12 numbers, -1 without such ground truth
+    lines: list[str]  # pycocotools' 12 lines of text
+    per_class: dict[str, float | None]  # category name -> AP at IoU 0.5, None without ground truth
+    evaluator: str  # whose code matched detections with ground truth
 
 
 def to_coco_results(
     detections: Sequence[dict],
     image_ids: Sequence[int],
     sizes: Sequence[tuple[int, int]],
-    label_map,
+    label_map: LabelMap,
     mask_threshold: float = 0.5,
 ) -> list[dict]:
-    """COCO result dicts (image_id, category_id, bbox, segmentation as RLE, score) of some images' detections.
+    """Returns COCO result dicts (image_id, category_id, bbox, segmentation as RLE, score) of some images' detections.
 
     detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m], as
-    `model(images, paste_masks=False)` returns them; sizes: the images' (H, W); a mask's pixels are those with
-    a probability above mask_threshold. Scores and boxes keep every digit; categories get the data's own ids.
+    `model(images, paste_masks=False)` returns them, on any device (masks are pasted there); sizes: the images' (H, W).
+    A mask's pixels are those with a probability above mask_threshold. Scores and boxes keep every digit; categories
+    get the data's own ids.
     """
-    labels = set(label_map.labels())  # a label in a gap of COCO's 1..90 stays as it is: no category bears it
+    labels = set(label_map.labels())  # a label in a gap of COCO's 1..90 stays as it is: it has no category
     results = []
     for detection, image_id, (height, width) in zip(detections, image_ids, sizes, strict=True):
         boxes = detection["boxes"].detach().double().cpu()  # [D, 4]
@@ -86,9 +84,9 @@ def evaluate_results(
 ) -> dict[str, IouTypeResult]:
     """Evaluates COCO results (from `to_coco_results`, or a detections file) against COCO ground truth.
 
-    image_ids restricts the evaluation to these images (default: all of the ground truth). evaluator: see
-    `choose_evaluator`; the numbers are the same. No results give AP 0. Nothing is printed, and no argument is
-    changed. InputError for results of images that the ground truth lacks.
+    image_ids: evaluate only these images (default: all of the ground truth); evaluator: see `choose_evaluator`, the
+    numbers are the same. No results give AP 0. Prints nothing and changes no argument. Raises InputError for results
+    of images that the ground truth lacks.
     """
     known = {image["id"] for image in ground_truth["images"]}
     strange = next((r["image_id"] for r in results if r["image_id"] not in known), None)
@@ -98,7 +96,9 @@ def evaluate_results(
     return {t: _evaluate(ground_truth, results, t, image_ids, evaluator) for t in iou_types}
 
 
-def _evaluate(ground_truth, results, iou_type, image_ids, evaluator) -> IouTypeResult:
+def _evaluate(
+    ground_truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequence[int] | None, evaluator: str
+) -> IouTypeResult:
     truth = {**ground_truth, "annotations": _numbered(ground_truth["annotations"])}
     evaluation = accumulate(evaluator, truth, _as_annotations(results, iou_type), iou_type, image_ids)
     printed = io.StringIO()
@@ -113,13 +113,15 @@ def _evaluate(ground_truth, results, iou_type, image_ids, evaluator) -> IouTypeR
 
 
 def _numbered(annotations: Sequence[dict]) -> list[dict]:
-    """Copies (evaluators write into them) with ids 1..N: to them an id of 0 is no match, equal ids are one."""
+    """Returns copies (evaluators write into them) with ids 1..N: to them an id of 0 is no match, equal ids are one."""
     return [{"iscrowd": 0, **annotation, "id": i} for i, annotation in enumerate(annotations, start=1)]
 
 
 def _as_annotations(results: Sequence[dict], iou_type: str) -> list[dict]:
-    """What pycocotools' loadRes makes of results, but for what this IoU type leaves unread: half a million
-    results are common. The area is the box's for boxes, and the mask's for masks."""
+    """Returns what pycocotools' loadRes makes of results, as far as this IoU type reads it.
+
+    Half a million results are common, so nothing else is made. The area is the box's for boxes, the mask's for masks.
+    """
     key = "segmentation" if iou_type == "segm" else "bbox"
     return [
         {
@@ -136,7 +138,7 @@ def _as_annotations(results: Sequence[dict], iou_type: str) -> list[dict]:
 
 
 def _average_precision_50(categories: Sequence[dict], precision: np.ndarray) -> dict[str, float | None]:
-    """Category name -> AP at IoU 0.5 over all areas with 100 detections; None without ground truth.
+    """Returns {category name: AP at IoU 0.5 over all areas with 100 detections}; None without ground truth.
 
     precision: IoU thresholds x 101 recall thresholds x categories by id x areas x detection limits.
     """
@@ -149,14 +151,14 @@ def _average_precision_50(categories: Sequence[dict], precision: np.ndarray) -> 
 
 
 def category_names(categories: Sequence[dict]) -> dict[int, str]:
-    """Category id -> name, by id; a name that several bear is told apart by the id."""
+    """Returns {category id: name} in order of ids; a name that several have gets the id behind it."""
     names = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
     counts = Counter(names.values())
     return {i: f"{name} ({i})" if counts[name] > 1 else name for i, name in names.items()}
 
 
 def format_record(results: dict[str, IouTypeResult]) -> str:
-    """The text of record_mAP.txt: per IoU type the 12 lines, then each category's AP at IoU 0.5."""
+    """Returns the text of record_mAP.txt: per IoU type the 12 lines, then each category's AP at IoU 0.5."""
     blocks = []
     for iou_type, result in results.items():
         by = "" if result.evaluator == PYCOCOTOOLS else f" (by {result.evaluator})"
@@ -169,10 +171,10 @@ def format_record(results: dict[str, IouTypeResult]) -> str:
 
 
 def write_record(folder: str | Path, results: dict[str, IouTypeResult]) -> list[Path]:
-    """Writes record_mAP.txt, and the same for programs, record_mAP.json, into `folder`; returns both paths.
+    """Writes record_mAP.txt and, for programs, record_mAP.json into `folder`; returns both paths.
 
-    The json holds per IoU type "stats" (STAT_NAMES' names -> numbers, -1 = absent) and "per_class" (category
-    name -> AP at IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched.
+    The json holds per IoU type "stats" (STAT_NAMES -> numbers, -1 = absent) and "per_class" (category name -> AP at
+    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched.
     """
     folder = files.make_folder(folder)
     record = {

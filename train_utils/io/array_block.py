@@ -1,7 +1,7 @@
-"""Plain values and numpy arrays as one run of bytes, read back in place: the arrays are views of the mapped file.
+"""Plain values and numpy arrays <-> one block of bytes, read in place: the arrays are views of the mapped file.
 
-A block is a line of json (values; type, place and shape of each array), padded with blanks, then the arrays. The line
-and every array begin at a multiple of ALIGNED bytes, so a block must be put at one.
+A block is a line of json (values; type, offset and shape of each array), padded with blanks, then the arrays. The line
+and every array begin at a multiple of ALIGNED bytes, so a block must begin at one.
 """
 
 import json
@@ -13,8 +13,8 @@ import numpy as np
 ALIGNED = 64  # bytes: a cache line
 
 
-def block_pieces(values: dict, arrays: dict[str, np.ndarray]) -> list:
-    """The bytes-like pieces of a block, to be written one after another."""
+def block_pieces(values: dict, arrays: dict[str, np.ndarray]) -> list[bytes | memoryview]:
+    """Returns the bytes-like pieces of a block, to be written one after another."""
     places, end = {}, 0
     for name, array in arrays.items():
         places[name] = (array.dtype.str, end, array.shape)
@@ -30,9 +30,9 @@ def block_pieces(values: dict, arrays: dict[str, np.ndarray]) -> list:
 
 
 def read_block(mapped: mmap.mmap, start: int, dtypes: dict) -> tuple[dict, dict[str, np.ndarray]]:
-    """(values, read-only arrays) of the block at byte `start` of a mapped file; dtypes: what arrays there must be.
+    """Reads (values, read-only arrays) of the block at byte `start` of a mapped file; dtypes: {array: its type}.
 
-    Raises ValueError, TypeError or KeyError where that is not so, or the block is not whole.
+    Raises ValueError, TypeError or KeyError for other arrays and for an incomplete block.
     """
     end = mapped.find(b"\n", start) + 1
     header, arrays = json.loads(mapped[start:end]), {}
@@ -46,10 +46,10 @@ def read_block(mapped: mmap.mmap, start: int, dtypes: dict) -> tuple[dict, dict[
 
 
 def dtype_names(dtypes: dict) -> dict[str, str]:
-    """Types as a block's line has them: with their byte order."""
+    """Returns types as a block's line has them: with their byte order."""
     return {name: np.dtype(dtype).str for name, dtype in dtypes.items()}
 
 
 def padded(size: int) -> int:
-    """`size`, rounded up to a multiple of ALIGNED."""
+    """Returns `size` rounded up to a multiple of ALIGNED."""
     return -(-size // ALIGNED) * ALIGNED

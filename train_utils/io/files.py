@@ -1,6 +1,4 @@
-"""Writing files so that a fault or a kill leaves either the old content or the new, and one clear line."""
-
-from __future__ import annotations
+"""Content -> a file, atomically: a fault or a kill leaves either the old content or the new, and one clear line."""
 
 import errno
 import os
@@ -17,16 +15,13 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as the user typed it, with `~` expanded where there is such a user (else it is a name)."""
+    """Returns a path as the user typed it, with `~` expanded if there is such a user (else it is a name)."""
     return Path(os.path.expanduser(path))
 
 
 @contextmanager
 def writing(path: str | Path, size: int | None = None) -> Iterator[None]:
-    """Turn an OSError raised while `path` is written into an InputError that says what to do.
-
-    size: bytes that the file takes, where that is known.
-    """
+    """Turns an OSError raised while `path` is written into an InputError that says what to do; size: bytes needed."""
     try:
         yield
     except OSError as error:
@@ -50,7 +45,7 @@ def _advice(error: OSError, path: Path, size: int | None) -> str:
 
 
 def _free(path: Path) -> str:
-    """How much room the disk of `path` has; a quota may leave less of it."""
+    """Returns how much room the disk of `path` has, in words; a quota may leave less."""
     try:
         return f"{shutil.disk_usage(path.parent).free:,} bytes free on the disk"
     except OSError:
@@ -59,13 +54,11 @@ def _free(path: Path) -> str:
 
 @contextmanager
 def atomic_file(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`, and rename it to `path` when the block ends without an error.
+    """Opens a temporary file beside `path`, and renames it to `path` when the block ends without an error.
 
-    The content reaches the disk (fsync) before the name does; after an error the temporary file is
-    removed and `path` is untouched. size: of the content in bytes, for the message of a full disk.
-
-    Raises:
-        InputError: the file cannot be written (full disk, read-only folder, ...).
+    The content reaches the disk (fsync) before the name does; after an error the temporary file is removed and `path`
+    is untouched. size: of the content in bytes, for the message of a full disk. Raises InputError where the file
+    cannot be written (full disk, read-only folder, ...).
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -82,22 +75,30 @@ def atomic_file(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]
         sync_folder(path.parent)
 
 
+def read_text(path: str | Path) -> str:
+    """Returns the content of a UTF-8 file; raises InputError where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Replace the content of `path` by `text` (UTF-8) atomically; raises InputError as `atomic_file`."""
+    """Replaces the content of `path` by `text` (UTF-8) atomically; raises InputError as `atomic_file`."""
     content = text.encode()
     with atomic_file(path, len(content)) as file:
         file.write(content)
 
 
 def make_folder(path: str | Path) -> Path:
-    """Create a folder and its parents where they are missing; raises InputError when that fails."""
+    """Creates a folder and its missing parents; raises InputError if that fails."""
     with writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the folder itself, so that a rename survives a power cut (POSIX only)."""
+    """Flushes the folder itself, so that a rename survives a power cut (POSIX only)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

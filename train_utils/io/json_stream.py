@@ -1,7 +1,6 @@
-"""Large json files, read piece by piece: the elements of their long lists, never the whole.
+"""A large json file -> the elements of its long lists, in batches.
 
-A file of half a gigabyte takes six times as much memory as Python objects; read this way it takes a few
-megabytes at a time.
+As Python objects a file takes six times its size in memory; read in batches it takes a few megabytes.
 """
 
 import codecs
@@ -10,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecoder
+from typing import Any, BinaryIO
 
 CHUNK = 2**22  # bytes read at once
 BATCH = 2048  # elements handed over at once
@@ -18,30 +18,30 @@ FOLLOWS = re.compile(r"[ \t\n\r]*,[ \t\n\r]*\{")
 
 
 class Unusual(Exception):
-    """Not an object of lists of objects, or not json at all: to be read as a whole, which names a mistake."""
+    """Not an object of lists of objects, or not json: to be read as a whole, which names the mistake."""
 
 
 class RepeatedKey(Unusual):
-    """A json object has a key twice; which of the values is meant cannot be known."""
+    """A json object has a key twice: which value is meant is unknown."""
 
 
 def object_of(pairs: list[tuple]) -> dict:
-    """json's object_pairs_hook that refuses a key that stands twice, of which json.load takes the last."""
+    """json's object_pairs_hook that refuses a duplicated key; json.load would take the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         key = next(key for key in keys if keys.count(key) > 1)
         which = f"with id {found['id']}" if "id" in found else f"of {', '.join(found)}"
-        raise RepeatedKey(f"key {key!r} stands twice in the object {which[:200]}")
+        raise RepeatedKey(f"key {key!r} is duplicated in the object {which[:200]}")
     return found
 
 
-def read_lists(file, lists: dict[str, Callable[[list], None]], seen: Callable[[bytes], None]) -> list[str]:
-    """Read a json object from a binary file, and hand the lists under some of its keys over in batches.
+def read_lists(file: BinaryIO, lists: dict[str, Callable[[list], None]], seen: Callable[[bytes], None]) -> list[str]:
+    """Reads a json object from a binary file; returns its keys in the file's order.
 
-    lists: key -> function that gets one batch of the list's elements, objects all, after the other; seen: gets
-    all bytes of the file. Returns the object's keys in the file's order. Raises Unusual where the file is
-    anything else than an object with these keys, each once, or is not json; OSError as reading does.
+    lists: key -> function that is called with each batch of the list's elements, all objects; seen: called with all
+    bytes of the file, piece by piece. Raises Unusual unless the file is a json object that has each of these keys, and
+    each key once; OSError as reading does.
     """
     text = _Text(file, seen)
     keys: list[str] = []
@@ -60,13 +60,13 @@ def read_lists(file, lists: dict[str, Callable[[list], None]], seen: Callable[[b
         if text.separator() == "}":
             break
     if text.rest().strip(" \t\n\r") or not lists.keys() <= set(keys):
-        raise Unusual("it goes on, or lacks a list")
+        raise Unusual("text after the object, or a list is missing")
     return keys
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Leave the search for cycles out: parsed json has none, and searching a million lists takes half the time."""
+    """Context without the search for cycles: parsed json has none, and the search would take half the time."""
     running = gc.isenabled()
     gc.disable()
     try:
@@ -79,14 +79,14 @@ def no_collection() -> Iterator[None]:
 class _Text:
     """The part of the file that is being read, from `at` on."""
 
-    def __init__(self, file, seen):
+    def __init__(self, file: BinaryIO, seen: Callable[[bytes], None]) -> None:
         self.file, self.seen = file, seen
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.at, self.ended = "", 0, False
         self.scan = JSONDecoder(object_pairs_hook=object_of).scan_once
 
     def more(self) -> None:
-        """Read on; a value that needs a second piece gets one as long as what there is."""
+        """Reads another piece, at least as long as the rest of the text, so that a long value takes few pieces."""
         if self.ended:
             raise Unusual("it ends early")
         data = self.file.read(max(CHUNK, len(self.text) - self.at))
@@ -99,11 +99,13 @@ class _Text:
         self.text, self.at = self.text[self.at :] + new, 0
 
     def rest(self) -> str:
+        """Returns the text up to the end of the file."""
         while not self.ended:
             self.more()
         return self.text[self.at :]
 
     def skip_blank(self) -> None:
+        """Goes to the next character that is not blank."""
         while True:
             self.at = BLANK.match(self.text, self.at).end()
             if self.at < len(self.text):
@@ -111,34 +113,35 @@ class _Text:
             self.more()
 
     def expect(self, character: str) -> None:
+        """Goes past a character; raises Unusual for another."""
         self.skip_blank()
         if self.text[self.at] != character:
             raise Unusual(f"{character} is missing")
         self.at += 1
 
     def separator(self) -> str:
-        """The comma or bracket that follows."""
+        """Returns the comma or bracket that follows."""
         self.skip_blank()
         self.at += 1
         if self.text[self.at - 1] not in ",]}":
             raise Unusual("no comma")
         return self.text[self.at - 1]
 
-    def value(self):
-        """The value that follows, whatever it is."""
+    def value(self) -> Any:
+        """Returns the value that follows, of any type."""
         self.skip_blank()
         while True:
             try:
                 value, end = self.scan(self.text, self.at)
             except (StopIteration, ValueError, RecursionError):
                 end = len(self.text)  # cut off, or wrong
-            if end < len(self.text):  # else a number may go on in the next piece
+            if end < len(self.text):  # else a number may continue in the next piece
                 self.at = end
                 return value
             self.more()
 
     def elements(self) -> Iterator[list]:
-        """The objects of a list, in batches."""
+        """Yields the objects of a list, in batches."""
         self.expect("[")
         self.skip_blank()
         separator = ","
@@ -158,7 +161,7 @@ class _Text:
             raise Unusual("no bracket")
 
     def _scan_on(self, batch: list) -> None:
-        """The objects that follow as far as they are in the text: the quick way through nearly all of them."""
+        """Appends the objects that follow, as far as the text goes: the fast path for nearly all of them."""
         text, scan, follows = self.text, self.scan, FOLLOWS.match
         try:
             while len(batch) < BATCH and (found := follows(text, self.at)):

@@ -14,10 +14,10 @@ LARGE, LARGEST = 2**20, 2**25  # bytes; the second is the most that glibc takes
 
 @contextmanager
 def returning_freed_memory() -> Iterator[None]:
-    """Have glibc map each LARGE block by itself, so that it goes back to the system when it is freed.
+    """Context in which glibc maps each LARGE block by itself, so that it returns to the system when it is freed.
 
-    By default glibc raises that bound to LARGEST as blocks are freed, and keeps the smaller ones: activations of
-    one layer leave holes that another's do not fit into. Nothing happens where the C library is another.
+    By default glibc raises that bound to LARGEST as blocks are freed, and keeps smaller blocks: activations of one
+    layer leave holes that another's do not fit into. With another C library nothing happens.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is None:
@@ -27,7 +27,7 @@ def returning_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        set_option(M_MMAP_THRESHOLD, LARGEST)  # where it ends up by itself; its own adjusting stays off
+        set_option(M_MMAP_THRESHOLD, LARGEST)  # where glibc itself ends up; it no longer adjusts the bound
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
@@ -38,5 +38,5 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException, length: int = 160) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """Returns the first line of an error's text, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

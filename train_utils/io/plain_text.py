@@ -1,7 +1,11 @@
-"""Text from files, as it may be shown: no control characters, no endless values."""
+"""Values from files and of runs -> text that is safe to show and to store: no control characters, one line."""
 
+import json
+import math
 import re
 import reprlib
+from collections.abc import Mapping
+from typing import Any
 
 # of a terminal (C0, C1), line and paragraph separators, and those that turn the direction of text
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -11,26 +15,39 @@ _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlist, _brief.maxdi
 
 
 def visible(text: str) -> str:
-    """`text` with control characters as escapes (`\\x1b`), so that it neither steers a terminal nor breaks a line."""
+    """Returns `text` with control characters as escapes (`\\x1b`): it neither steers a terminal nor breaks a line."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def encodable(text: str) -> str:
-    """`visible`, and as UTF-8 can have it: file names may hold bytes that are no text."""
+    """Returns `visible` text that UTF-8 can encode: file names may hold bytes that are no text."""
     return visible(text).encode(errors="backslashreplace").decode()
 
 
-def brief(value) -> str:
-    """repr of a value from a file, cut where it is long or deep."""
+def brief(value: Any) -> str:
+    """Returns the repr of a value from a file, cut where it is long or deep."""
     return _brief.repr(value)
 
 
-def shown(value) -> str:
-    """`brief`, of a text without its quotes."""
+def shown(value: Any) -> str:
+    """Returns `brief` of a value, without quotes where it is a text."""
     return visible(value)[:80] if isinstance(value, str) else brief(value)
 
 
 def one_line(text: str) -> str:
-    """`text` for a line of its own: blanks joined, visible, and its middle left out where it is very long."""
+    """Returns `text` as one line: blanks joined, visible, and its middle left out where it is very long."""
     line = visible(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+def json_text(value: Any) -> str:
+    """Returns a plain value as one line of json; null stands for NaN and infinity, which json does not have."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,28 +1,29 @@
-"""TensorBoard: what one looks at while a run trains."""
-
-from __future__ import annotations
+"""Scalars, COCO numbers, images and text of a run -> TensorBoard."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from backbone.errors import InputError
-from train_utils.evaluation.numbers import IOU_TYPES
+from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES
 from train_utils.io.files import make_folder, writing
 from train_utils.io.plain_text import encodable
-from train_utils.logs.logger import COCO_NUMBERS
 
 
 class TensorBoard:
-    """Scalars of each step, COCO numbers, classes and images of each epoch, text: under `folder`/tensorboard.
+    """Writes under `folder`/tensorboard: scalars of each step; COCO numbers, classes and images of each epoch; text.
 
-    The x axis of all of them is the optimiser step (0-based; an evaluation stands at the last step before
-    it), so that TensorBoard leaves out what a run writes anew that is resumed with `steps_done`.
+    The x axis of all is the optimiser step (0-based; an evaluation has the last step before it), so that TensorBoard
+    drops what a run that resumes with `steps_done` writes again.
     """
 
     def __init__(self, folder: str | Path, steps_done: int = 0, enabled: bool = True) -> None:
         self.writer = None
-        self.waiting: list[tuple[int, Mapping]] = []  # (step, on_the_way)
+        self.waiting: list[tuple[int, Mapping[str, Any]]] = []  # (step, its on_the_way)
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -37,7 +38,7 @@ class TensorBoard:
                     ) from error
 
     def run(self, steps_done: int, command: str, **tables: Mapping) -> None:
-        """Log as text what is run: the command line, and tables of names and values."""
+        """Logs as text what is run: the command line, and tables of names and values."""
         if self.writer:
             texts = {"command": f"    {encodable(command)}"}
             for name, values in tables.items():
@@ -47,10 +48,12 @@ class TensorBoard:
                 for name, text in texts.items():
                     self.writer.add_text(f"run/{name}", text, steps_done)
 
-    def step(self, step: int, losses: Mapping[str, float] | None, lr: float, on_the_way: Mapping = ()) -> None:
-        """Log the optimiser step `step` (0-based).
+    def step(
+        self, step: int, losses: Mapping[str, float] | None, lr: float, on_the_way: Mapping[str, Any] | None = None
+    ) -> None:
+        """Logs the optimiser step `step` (0-based).
 
-        on_the_way: name -> an object whose read() gives the number once its device has computed it; they are logged
+        on_the_way: name -> an object whose read() returns the number once its device has computed it; these are logged
         with the next step, so that nothing waits for them.
         """
         self._log_waiting()
@@ -65,9 +68,9 @@ class TensorBoard:
         steps_done: int,
         stats: Mapping[str, Sequence[float]],
         val_losses: Mapping[str, float] | None = None,
-        per_class: Mapping[str, Mapping] | None = None,
+        per_class: Mapping[str, Mapping[str, float | None]] | None = None,
     ) -> None:
-        """Log the evaluation after `steps_done` steps.
+        """Logs the evaluation after `steps_done` steps.
 
         stats: 12 COCO numbers per IoU type; per_class: IoU type -> class name -> AP at IoU 0.5, None without
         ground truth (it is left out).
@@ -76,7 +79,7 @@ class TensorBoard:
         scalars = {
             f"{iou_type}/{name}": value
             for iou_type, numbers in stats.items()
-            for name, value in zip(COCO_NUMBERS, numbers, strict=True)
+            for name, value in zip(STAT_NAMES, numbers, strict=True)
         }
         for iou_type, values in (per_class or {}).items():
             scalars.update(
@@ -90,15 +93,16 @@ class TensorBoard:
             with writing(self.path):
                 self.writer.flush()
 
-    def images(self, steps_done: int, rows: Sequence[Sequence], tag: str = "val/ground truth | prediction") -> None:
-        """Log a grid of PIL images: one row per sequence, ground truth left, prediction right."""
+    def images(
+        self, steps_done: int, rows: Sequence[Sequence[Image.Image]], tag: str = "val/ground truth | prediction"
+    ) -> None:
+        """Logs a grid of images: one row per sequence, ground truth left, prediction right."""
         if self.writer and rows:
-            import numpy as np
-
             with writing(self.path):
                 self.writer.add_image(tag, np.asarray(image_grid(rows)), steps_done - 1, dataformats="HWC")
 
     def close(self) -> None:
+        """Logs what the last step measured, and closes the files."""
         self._log_waiting()
         if self.writer:
             with writing(self.path):
@@ -117,10 +121,8 @@ class TensorBoard:
                     self.writer.add_scalar(name, value, step)
 
 
-def image_grid(rows: Sequence[Sequence], height: int = 256, gap: int = 4):
-    """PIL images in rows -> one RGB PIL image; each becomes `height` pixels high."""
-    from PIL import Image
-
+def image_grid(rows: Sequence[Sequence[Image.Image]], height: int = 256, gap: int = 4) -> Image.Image:
+    """Returns rows of images as one RGB image; each becomes `height` pixels high."""
     scaled = [
         [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for p in row] for row in rows
     ]

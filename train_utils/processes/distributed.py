@@ -1,18 +1,21 @@
-"""The processes of a run as one object, the World: a single process is a world of size one.
+"""The processes of a run -> one object, the World: a single process is a world of size one.
 
-Everything else asks the world (to sum, to gather, to wrap the model), never whether it is distributed. Small
+All other code asks the world to sum, to gather, to wrap the model; it never asks whether it is distributed. Small
 values and Python objects travel over gloo on the CPU, gradients over the device's own backend.
 """
 
 import inspect
 import os
 import sys
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from backbone.errors import InputError
 from train_utils.processes.watch import Watch
@@ -29,21 +32,29 @@ LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", 
 
 @dataclass(frozen=True)
 class World:
-    """rank 0..size-1, local_rank the same within this machine, device the one this process computes on."""
+    """The processes of a run, as one of them sees them.
+
+    rank: 0..size-1; local_rank: the same within this machine; device: the one this process computes on; watch: of
+    several processes.
+    """
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
-    watch: Watch | None = None  # of several processes
+    watch: Watch | None = None
 
     @classmethod
-    def single(cls, device):
+    def single(cls, device: torch.device | str) -> "World":
+        """Returns the world of one process."""
         return cls(0, 1, 0, torch.device(device))
 
     @classmethod
-    def from_environment(cls, device="auto", timeout=TIMEOUT):
-        """Join the processes that torchrun started. device: "auto", "cpu" or "cuda"; timeout: seconds."""
+    def from_environment(cls, device: str = "auto", timeout: float = TIMEOUT) -> "World":
+        """Joins the processes that torchrun started.
+
+        device: "auto", "cpu" or "cuda"; timeout: seconds. Raises InputError without torchrun, or without such a device.
+        """
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             raise InputError(HOW_TO_START)
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -62,7 +73,7 @@ class World:
             raise InputError(f"--device {device} does not fit several processes; give auto, cpu or cuda")
         if size == 1:
             return cls(rank, size, local_rank, torch.device(device))
-        with speaking_of_lost_processes(None, rank):
+        with reporting_lost_processes(None, rank):
             backend = "cpu:gloo,cuda:nccl" if device != "cpu" else "gloo"
             limit = timedelta(seconds=timeout)
             store = open_store(rank, limit)
@@ -72,67 +83,68 @@ class World:
         return cls(rank, size, local_rank, torch.device(device), watch)
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
-    def phase(self, what):
-        """Note what this process does now, so that the others can say so if they wait for it in vain."""
+    def phase(self, what: str) -> None:
+        """Notes what this process does now; the others name it if they wait for this process in vain."""
         if self.watch:
             self.watch.phase(what)
 
-    def watch_signals(self, on=True):
-        """From now on learn of a signal to any of the processes, and let the others learn of one to this."""
+    def watch_signals(self, on: bool = True) -> None:
+        """From now on passes a signal to one process on to all; with on=False it stops that."""
         if self.watch:
             self.watch.listen() if on else self.watch.ignore_signals()
 
-    def stop_number(self):
-        """The signal that one of the processes got, if any."""
+    def stop_number(self) -> int | None:
+        """Returns the signal that one of the processes got, if any."""
         return self.watch.stop_number() if self.watch else None
 
-    def together(self, waits=True):
-        """Context of what needs the other processes. Where one is lost: SystemExit, after a line that says so.
+    def together(self, waits: bool = True) -> AbstractContextManager:
+        """Context of what needs the other processes. If one is lost, it prints so and raises SystemExit.
 
-        waits: this process does nothing else meanwhile; after --dist-timeout seconds the others are to blame.
+        waits: this process only waits in it; after --dist-timeout seconds it names the others and ends.
         """
         return self._together(waits) if self.watch else nullcontext()
 
     @contextmanager
-    def _together(self, waits):
-        with speaking_of_lost_processes(self.watch, self.rank), self.watch.waiting() if waits else nullcontext():
+    def _together(self, waits: bool) -> Iterator[None]:
+        with reporting_lost_processes(self.watch, self.rank), self.watch.waiting() if waits else nullcontext():
             yield
 
-    def wrap(self, model):
-        """The model whose backward pass averages the gradients over the ranks."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Returns the model whose backward pass averages the gradients over the ranks."""
         if self.size == 1:
             return model
-        # Buffers are not synchronised at each step: broadcast_buffers() does it where they are read.
+        # Buffers are not synchronised at each step: broadcast_buffers() does it before they are used.
         parallel = torch.nn.parallel.DistributedDataParallel
         names = inspect.signature(parallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # older torch
         return parallel(model, gradient_as_bucket_view=True, **{sync: False})
 
-    def no_sync(self, model, last):
-        """Context of one micro-batch: gradients are exchanged in the last one of a step only."""
+    def no_sync(self, model: nn.Module, last: bool) -> AbstractContextManager:
+        """Context of one micro-batch: only the last one of a step exchanges gradients."""
         return nullcontext() if last or self.size == 1 else model.no_sync()
 
-    def sum(self, tensor):
-        """Sum of a small CPU tensor over the ranks, on every rank."""
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of a small CPU tensor over the ranks, on every rank."""
         if self.size > 1:
             tensor = tensor.clone()
             with self.together():
                 dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, value):
-        """Every rank's object, in rank order, on every rank."""
+    def gather(self, value: Any) -> list:
+        """Returns every rank's object, in rank order, on every rank."""
         values = [value] * self.size
         if self.size > 1:
             with self.together():
                 dist.all_gather_object(values, value)
         return values
 
-    def gather_on_main(self, value):
-        """Every rank's object, in rank order, on rank 0; an empty list elsewhere (results can be large)."""
+    def gather_on_main(self, value: Any) -> list:
+        """Returns every rank's object, in rank order, on rank 0; an empty list elsewhere (results can be large)."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.is_main else None
@@ -140,16 +152,16 @@ class World:
             dist.gather_object(value, values)
         return values or []
 
-    def broadcast(self, value):
-        """Rank 0's object, on every rank."""
+    def broadcast(self, value: Any) -> Any:
+        """Returns rank 0's object, on every rank."""
         values = [value]
         if self.size > 1:
             with self.together():
                 dist.broadcast_object_list(values)
         return values[0]
 
-    def on_main(self, function, *args):
-        """function(*args) on rank 0, its value on every rank; if it fails, the other ranks stop quietly."""
+    def on_main(self, function: Callable, *args: Any) -> Any:
+        """Calls function(*args) on rank 0, returns its value on every rank; if it fails, the others exit silently."""
         status, value = 2, None
         try:
             if self.is_main:
@@ -165,17 +177,17 @@ class World:
         return value
 
     @torch.no_grad()
-    def broadcast_buffers(self, model):
-        """Give every rank the buffers (running means and variances) of rank 0."""
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Gives every rank the buffers (running means and variances) of rank 0."""
         with self.together():
             for buffer in model.buffers() if self.size > 1 else ():
                 dist.broadcast(buffer, 0)
 
     @contextmanager
-    def main_first(self):
-        """The block runs on the first process of each machine, then on the others (downloads, drawn data).
+    def main_first(self) -> Iterator[None]:
+        """Context of a block that the first process of each machine runs before the others (downloads, drawn data).
 
-        Where it fails there, the others stop without repeating the message.
+        If it fails on the first, the others exit without repeating the message.
         """
         well = self.local_rank == 0 or all(self.gather(True))  # waits here for the first processes
         if not well:
@@ -190,17 +202,18 @@ class World:
         if not well:
             raise SystemExit(2)
 
-    def close(self):
+    def close(self) -> None:
+        """Leaves the other processes."""
         if self.watch:
             self.watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def open_store(rank, limit, host=True):
-    """The key-value store that the launcher, or else rank 0, hosts; another one for each restart by torchrun.
+def open_store(rank: int, limit: timedelta, host: bool = True) -> dist.Store:
+    """Opens the key-value store that the launcher, or else rank 0, hosts; a new prefix for each restart by torchrun.
 
-    Without that, the processes of a restart can read addresses that dead ones have left.
+    With the same prefix the processes of a restart could read addresses that dead processes have left.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
@@ -212,16 +225,16 @@ def open_store(rank, limit, host=True):
     return dist.PrefixStore(f"maskrcnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def launcher():
-    """The pid of torchrun's agent, which is this process's parent; None where another launcher was used."""
+def launcher() -> int | None:
+    """Returns the pid of torchrun's agent, this process's parent; None where another launcher was used."""
     return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 @contextmanager
-def speaking_of_lost_processes(watch, rank):
-    """Turn the error of a collective whose other end has gone into one line and exit status 1.
+def reporting_lost_processes(watch: Watch | None, rank: int) -> Iterator[None]:
+    """Turns the error of a collective whose other end is gone into one line and exit status 1.
 
-    After a signal to one of the processes, which ends the others too: quietly, with the signal's status.
+    After a signal to one of the processes, which ends the others too, it exits silently with the signal's status.
     """
     try:
         yield

@@ -1,10 +1,10 @@
-"""A thread beside each of several processes, for what a process cannot notice while it waits for the others.
+"""A thread beside each of several processes: it notices what a process cannot notice while it waits for the others.
 
-It passes on that one of them was asked to stop, names the one that the others wait for in vain, and ends a
-process whose launcher has died. Processes meet in the store of torch.distributed.
+The thread passes on a signal to one process, names the process that the others wait for in vain, and ends a process
+whose launcher has died. The threads communicate through the store of torch.distributed.
 
-Keys of the store, under a prefix of the attempt: `stop` (number of the signal that one process got),
-`state/RANK` (what it is doing), `told` (who names the stuck process).
+Keys of the store, under a prefix for each start: `stop` (number of the signal that one process got), `state/RANK`
+(what that process does), `named` (set by the first that names a stuck process).
 """
 
 import json
@@ -14,24 +14,26 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from train_utils.processes.stop_signal import SIGNALS
+import torch.distributed as dist
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # requests to stop
 INTERVAL = 0.3  # seconds between two looks
 SILENT = 5.0  # seconds without a sign of life: a process that was stopped or has died
 GRACE = 60.0  # seconds that a process has to save when its launcher has died
 
 
 class Watch(threading.Thread):
-    """Watches over one process; daemon, started by `start`.
+    """Watches over one process; a daemon thread, started by `start`.
 
-    store: a torch.distributed store, used under `lock` alone; timeout: seconds that the process may wait for the
-    others; launcher: pid of the parent that must live, or None. A store whose host neither answers nor closes the
-    connection (a machine that lost its power) holds this thread for good: the process waits for it only so long.
+    store: used only under `lock`; timeout: seconds that the process may wait for the others; launcher: pid of the
+    parent that must live, or None. If the store's host neither answers nor closes the connection (a machine that lost
+    its power), this thread hangs for good; the process therefore waits for `lock` only `silent` seconds.
     """
 
-    def __init__(self, rank, size, store, timeout, launcher=None):
+    def __init__(self, rank: int, size: int, store: dist.Store, timeout: float, launcher: int | None = None) -> None:
         super().__init__(name="watch", daemon=True)
         self.rank, self.size, self.store, self.timeout, self.launcher = rank, size, store, timeout, launcher
         self.silent = min(SILENT, timeout / 2)
@@ -43,13 +45,14 @@ class Watch(threading.Thread):
 
     # --- called by the process ---
 
-    def phase(self, what, waits=False):
-        """Note what the process does now; waits: it needs the other processes to go on."""
-        self.what, self.since, self.waits = what, time.monotonic(), waits  # it never waits since long ago
+    def phase(self, what: str, waits: bool = False) -> None:
+        """Notes what the process does now; waits: it needs the other processes to go on."""
+        # `waits` is set last: the thread never sees it together with the time of an earlier phase
+        self.what, self.since, self.waits = what, time.monotonic(), waits
 
     @contextmanager
-    def waiting(self):
-        """The block waits for the other processes."""
+    def waiting(self) -> Iterator[None]:
+        """Context of a block that waits for the other processes."""
         before = self.what
         self.phase(before, waits=True)
         try:
@@ -57,38 +60,38 @@ class Watch(threading.Thread):
         finally:
             self.phase(before)
 
-    def listen(self):
-        """Learn of signals, also while the process is deep in a call and Python's handlers must wait."""
+    def listen(self) -> None:
+        """Starts to notice signals, also while the process is deep in a call and Python's handlers must wait."""
         reading, self.writing = os.pipe()
         for end in (reading, self.writing):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
         self.signals = reading
 
-    def ignore_signals(self):
-        """Undo `listen`; what had not yet been passed on is passed on now."""
+    def ignore_signals(self) -> None:
+        """Undoes `listen`; a signal that was not yet passed on is passed on now."""
         with self.locked() as mine:
             if self.signals is None:
                 return
             signal.set_wakeup_fd(-1)
-            if not mine:  # this thread may yet read from the pipe
+            if not mine:  # the thread may still read from the pipe
                 return
-            with suppress(RuntimeError, OSError):  # the store may have gone first
+            with suppress(RuntimeError, OSError):  # the store may be gone already
                 self.pass_on_own()
             reading, self.signals = self.signals, None
             for end in (reading, self.writing):
                 os.close(end)
 
-    def stop_number(self):
-        """The signal that one of the processes got, if any; looked up now."""
+    def stop_number(self) -> int | None:
+        """Looks up the signal that one of the processes got, if any."""
         with self.locked() as mine, suppress(RuntimeError, OSError):
             if mine and self.stop is None and self.store is not None and self.store.check(["stop"]):
                 self.stop = int(self.store.get("stop"))
         return self.stop
 
     @contextmanager
-    def locked(self):
-        """The lock held; or False, where the thread has not let go of it for long."""
+    def locked(self) -> Iterator[bool]:
+        """Context that holds the lock; yields False where the thread does not release it in `silent` seconds."""
         mine = self.lock.acquire(timeout=self.silent)
         try:
             yield mine
@@ -96,13 +99,13 @@ class Watch(threading.Thread):
             if mine:
                 self.lock.release()
 
-    def close(self):
-        """End the thread."""
+    def close(self) -> None:
+        """Ends the thread."""
         self.over.set()
         self.join(self.silent)
 
-    def states(self):
-        """Rank -> what it was last heard to do, with how long ago, for those heard of; fetched now."""
+    def states(self) -> dict[int, dict]:
+        """Fetches the last state of each rank that has one; "silent": seconds since its last beat was first seen."""
         now = time.monotonic()
         for rank in range(self.size):
             key = f"state/{rank}"
@@ -114,7 +117,8 @@ class Watch(threading.Thread):
 
     # --- the thread ---
 
-    def run(self):
+    def run(self) -> None:
+        """Looks around every INTERVAL seconds until `close`, or until store and launcher are gone."""
         while not self.over.wait(INTERVAL):
             if self.launcher is not None and os.getppid() != self.launcher:
                 self.leave_without_launcher()
@@ -127,7 +131,8 @@ class Watch(threading.Thread):
             if self.store is None and self.launcher is None:
                 return
 
-    def look(self):
+    def look(self) -> None:
+        """Passes signals on, says that the process lives, and ends it where it waits in vain."""
         if self.store is None:
             return
         self.pass_on_signals()
@@ -143,13 +148,14 @@ class Watch(threading.Thread):
         self.store.set(f"state/{self.rank}", json.dumps(state))
         waited = time.monotonic() - self.since if self.waits else 0.0
         if waited > self.silent / 4:
-            self.states()  # who of the others still gives signs of life shows only over a while
+            self.states()  # a process shows that it is silent only after some looks
         if waited > self.timeout:
             self.give_up(waited)
         elif self.stop and waited > self.silent and any(s["silent"] > self.silent for s in self.states().values()):
-            os._exit(128 + self.stop)  # it waits in vain (for a GPU's collective, which no signal ends)
+            os._exit(128 + self.stop)  # it waits in vain for a GPU's collective, which no signal ends
 
-    def pass_on_signals(self):
+    def pass_on_signals(self) -> None:
+        """Sends a signal to this process to the others, and a signal to one of the others to this process."""
         if self.signals is None or self.passed_on:
             return
         self.pass_on_own()
@@ -157,8 +163,8 @@ class Watch(threading.Thread):
             self.passed_on = True
             os.kill(os.getpid(), self.stop)
 
-    def pass_on_own(self):
-        """Tell the others of a signal that this process got."""
+    def pass_on_own(self) -> None:
+        """Sends a signal to this process to the others."""
         try:
             came = [number for number in os.read(self.signals, 64) if number in SIGNALS]
         except BlockingIOError:
@@ -167,11 +173,11 @@ class Watch(threading.Thread):
             self.passed_on, self.stop = True, came[0]
             self.store.set("stop", str(int(came[0])))
 
-    def give_up(self, waited):
-        """End the process, and name whom it waited for: those that do not wait themselves, or fell silent."""
+    def give_up(self, waited: float) -> None:
+        """Ends the process; names those it waited for: those that do not wait themselves, or fell silent."""
         states = self.states()
         stuck = {r: s for r, s in states.items() if r != self.rank and (s["silent"] > self.silent or not s["waits"])}
-        if self.store.add("told", 1) == 1:
+        if self.store.add("named", 1) == 1:
             lines = [
                 f"process {rank} (pid {s['pid']} on {s['host']}), in {s['what']} for "
                 f"{s['seconds'] + s['silent']:.0f} s" + (", gives no sign of life" if s["silent"] > self.silent else "")
@@ -186,9 +192,10 @@ class Watch(threading.Thread):
                 )
         os._exit(1)
 
-    def leave_without_launcher(self):
+    def leave_without_launcher(self) -> None:
+        """Ends the process by SIGTERM, so that it saves; after GRACE seconds at once."""
         os.kill(os.getpid(), signal.SIGTERM)
-        with suppress(OSError):  # who read that may have ended as well
+        with suppress(OSError):  # the reader of stderr may have ended as well
             print(f"process {self.rank}: its launcher has ended; it saves and leaves", file=sys.stderr, flush=True)
         if not self.over.wait(GRACE):
             os._exit(128 + signal.SIGTERM)

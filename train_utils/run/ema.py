@@ -1,6 +1,4 @@
-"""Exponential moving average (EMA) of a model's weights."""
-
-from __future__ import annotations
+"""A model's weights after each step -> their exponential moving average (EMA)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +10,15 @@ from backbone.errors import InputError
 
 
 class EMA:
-    """Averages a model's parameters, and copies its buffers (batch-norm statistics average themselves).
+    """Averages a model's parameters, and copies its buffers (batch-norm statistics are averages already).
 
-    After optimiser step `step` (0-based): `average = d * average + (1 - d) * weight`, where
+    Law, after optimiser step `step` (0-based): `average = d * average + (1 - d) * weight`, where
     `d = min(decay, (1 + step) / (10 + step))`: the average follows quickly while it still holds the initial
     weights (the warm-up of TensorFlow's ExponentialMovingAverage). It depends on the steps alone, so
     `state_dict` is all that a resumed run needs.
 
-    Args:
-        model: the model itself, not wrapped for data-parallel training.
-        decay: in 0..1; 0.999 averages over about the last thousand steps.
+    model: the model itself, not wrapped for data-parallel training; decay: in 0..1, 0.999 averages over about the
+    last thousand steps. Raises InputError for another decay.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
@@ -32,7 +29,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after optimiser step `step`."""
+        """Adds the weights after optimiser step `step` to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = model.state_dict()
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -41,11 +38,11 @@ class EMA:
             self.average[name].copy_(weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's own keys: what a checkpoint holds as "ema"."""
+        """Returns the averaged weights under the model's own keys: what a checkpoint holds as "ema"."""
         return dict(self.average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over averaged weights, bit for bit; raises InputError when they are another model's."""
+        """Restores averaged weights, bit for bit; raises InputError if they are another model's."""
         wrong = state.keys() ^ self.average.keys()
         wrong |= {k for k in state.keys() & self.average.keys() if state[k].shape != self.average[k].shape}
         if wrong:
@@ -58,7 +55,7 @@ class EMA:
     @contextmanager
     @torch.no_grad()
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Let `model` hold the averaged weights inside the block; after it its own, bit for bit."""
+        """Context in which `model` holds the averaged weights; afterwards it has its own again, bit for bit."""
         tensors = model.state_dict()  # shares memory with the model
         own = {name: tensor.clone() for name, tensor in tensors.items()}
         try:

@@ -19,26 +19,27 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
 from train_utils.logs.board import TensorBoard
-from train_utils.logs.logger import MetricLogger, ResultsWriter, StepLog
+from train_utils.logs.console import MetricLogger
+from train_utils.logs.result_files import ResultsWriter
 from train_utils.logs.step_counts import StepCounts
+from train_utils.logs.step_log import StepLog
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.ema import EMA
-from train_utils.run.engine import (
-    EvalResult,
-    Learner,
+from train_utils.run.evaluation import EvalResult, evaluate
+from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
+from train_utils.run.reports import explain_lack_of_memory, explain_non_finite, image_rows, print_outcome, write_curves
+from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
+from train_utils.run.step import (
     NonFiniteLoss,
     OutOfMemory,
+    StepHooks,
     StepRecord,
-    evaluate,
     settle_gradient_exchange,
     train_one_epoch,
 )
-from train_utils.run.optimization import Precision, amp_dtype, build_optimizer, build_schedule
-from train_utils.run.reports import explain_lack_of_memory, image_rows, save_for_replay, say_what_is_where, write_curves
-from train_utils.run.state import Progress, begin_at, from_checkpoint, to_checkpoint
 from transforms import build_augment
 
 SAMPLES = 4  # validation images in TensorBoard's grid
@@ -66,7 +67,7 @@ def warmup_steps(config: RunConfig, steps_per_epoch: int) -> int:
     return min(1000, steps_per_epoch) if config.warmup_iters is None else config.warmup_iters
 
 
-def build_learner(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> Learner:
+def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
     """Returns the model with what trains it: optimiser, schedule, precision, average."""
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
     schedule = build_schedule(
@@ -77,7 +78,7 @@ def build_learner(config: RunConfig, world: World, model: MaskRCNN, steps_per_ep
         milestones=[round(epoch * steps_per_epoch) for epoch in config.lr_steps],
         gamma=config.lr_gamma,
     )
-    return Learner(
+    return TrainState(
         model,
         world.wrap(model),
         optimizer,
@@ -100,16 +101,16 @@ class Trainer:
         self.loader = TrainLoader(splits.train, augment, world, config)
         self.val_loader = EvalLoader(splits.val, world, config, model.config)
         steps = self.loader.steps_per_epoch
-        self.learner = build_learner(config, world, model, steps)
+        self.state = build_state(config, world, model, steps)
         self.global_batch = config.global_batch(world.size)
         self.progress = Progress(steps, global_batch=self.global_batch, world_size=world.size, data=run.data)
         if checkpoint:
-            self.progress = from_checkpoint(checkpoint, self.learner, self.progress)
+            self.progress = from_checkpoint(checkpoint, self.state, self.progress)
             for line in resume.other_environment(checkpoint, world):
                 self.say(line)
         elif config.start_epoch:
-            begin_at(config.start_epoch, self.learner, self.progress)
-        settle_gradient_exchange(self.learner, world)
+            start_at(config.start_epoch, self.state, self.progress)
+        settle_gradient_exchange(self.state, world)
         self.board = TensorBoard(run.folder, self.progress.step, world.is_main)
         self.writer = ResultsWriter(run.folder, self.progress.epochs_done) if world.is_main else None
         self.steps = StepLog(run.folder, self.progress.step) if config.log_steps and world.is_main else None
@@ -121,7 +122,7 @@ class Trainer:
         if self.world.is_main:
             run_folders.write_args(self.folder, config.to_args())
         command = shlex.join(["python", *sys.argv])
-        self.board.run(progress.step, command, flags=config.to_args(), model=self.learner.model.config.to_dict())
+        self.board.run(progress.step, command, flags=config.to_args(), model=self.state.model.config.to_dict())
         with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
             for epoch in range(progress.epochs_done, config.epochs):
                 if config.early_stop and progress.epochs_since_best >= config.early_stop:
@@ -140,11 +141,11 @@ class Trainer:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
-            say_what_is_where(self.folder, progress.best_ap, self.splits.val)
+            print_outcome(self.folder, progress.best_ap, self.splits.val)
 
     def say_start(self) -> None:
         """Prints how the run goes about its steps."""
-        config, dtype, steps = (self.config, self.learner.precision.dtype or torch.float32, self.loader.steps_per_epoch)
+        config, dtype, steps = (self.config, self.state.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
             f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
             f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
@@ -162,17 +163,16 @@ class Trainer:
         log = MetricLogger(header, total, first, config.print_freq, self.world.device, self.world.is_main)
         if progress.meters:
             log.load_state_dict(progress.meters)
-        steps = train_one_epoch(
-            self.learner, self.loader, self.world, epoch, first, self.stop.requested, self.may_skip, self.counts_of
-        )
+        hooks = StepHooks(self.stop.requested, self.may_skip, self.counts_of)
+        steps = train_one_epoch(self.state, self.loader, self.world, epoch, first, hooks)
         try:
             for record in steps:
                 if record.bad:
                     self.report_bad(record.bad)
-                log.step(record.seconds, record.data_seconds, record.losses, record.lr)
-                self.board.step(record.step, record.losses, record.lr, record.measures)
-                progress.take_in(record)
-                self.report_skipped(record.skipped_files)
+                log.step(record.own.seconds, record.own.data_seconds, record.losses, record.lr)
+                self.board.step(record.step, record.losses, record.lr, record.own.measures)
+                progress.end_step(record)
+                self.report_skipped(record.own.skipped_files)
                 if config.log_steps:
                     self.log_step(record)
                 # The last step is saved before the evaluation, so that a kill within that loses nothing.
@@ -202,7 +202,7 @@ class Trainer:
 
     def explained(self, error: NonFiniteLoss) -> InputError:
         """Returns the error with what it was about, the batch being saved."""
-        return save_for_replay(self.folder, error, self.learner.model, self.splits.train, self.world.rank)
+        return explain_non_finite(error, self.folder, self.state.model, self.splits.train, self.world.rank)
 
     def report_bad(self, error: NonFiniteLoss) -> None:
         """Prints that a step was skipped, and why."""
@@ -212,13 +212,13 @@ class Trainer:
     def log_step(self, record: StepRecord) -> None:
         """Writes a line of steps.jsonl, with the images of all ranks."""
         data = self.splits.train
-        ids = self.world.gather([data.image_id(i) for i in record.indices])
+        ids = self.world.gather([data.image_id(i) for i in record.own.indices])
         if self.steps:
             self.steps.write(record.step, lr=record.lr, losses=record.losses, image_ids=sum(ids, []))
 
     def evaluate(self) -> EvalResult:
         """Returns the numbers of the validation images; the weights are the averaged ones where there are any."""
-        model, ema = self.learner.model, self.learner.ema
+        model, ema = self.state.model, self.state.ema
         # the step is saved by now
         with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
@@ -232,11 +232,11 @@ class Trainer:
             f"Test: [{epoch}]  box AP: {box[0]:.4f}  AP50: {box[1]:.4f}  mask AP: {mask[0]:.4f}  "
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
-        skipped = self.progress.skipped, len(result.skipped)
+        skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
         if any(skipped):
-            self.report_skipped(result.skipped)
+            self.report_skipped(result.found.skipped)
             self.say(f"unreadable images left out: {skipped[0]} in training so far, {skipped[1]} in validation")
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
@@ -248,7 +248,7 @@ class Trainer:
 
     def about(self) -> str:
         """Returns a line on the run for its curves."""
-        config, model, train = self.config, self.learner.model.config, self.splits.train
+        config, model, train = self.config, self.state.model.config, self.splits.train
         return (
             f"{self.folder.resolve().name}: {model.backbone} {model.variant}, {len(train)} training and "
             f"{len(self.splits.val)} validation images, {len(train.label_map)} class(es), "
@@ -264,13 +264,13 @@ class Trainer:
 
     def save(self, *names: str | int) -> None:
         """Writes one checkpoint as model_{name}.pth for each name, the last of which is its epoch."""
-        self.world.broadcast_buffers(self.learner.model)
+        self.world.broadcast_buffers(self.state.model)
         self.world.on_main(self._write_checkpoint, list(names))
 
     def _write_checkpoint(self, names: list[str | int]) -> None:
         *others, path, previous = (run_folders.checkpoint_path(self.folder, name) for name in [*names, "previous"])
         state = to_checkpoint(
-            self.learner,
+            self.state,
             self.progress,
             names,
             self.splits.label_map,

@@ -1,7 +1,7 @@
 """The training run that train.py and train_multi_GPU.py share.
 
 `run` reads as the run goes: open the data, build the model, resume, then train. The epochs are in epochs.py, one
-step in engine.train_one_epoch, one evaluation in engine.evaluate, the options in config.py.
+step in step.py, one evaluation in evaluation.py, the options in config.py.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve, without_effect
-from train_utils.run.engine import evaluate
 from train_utils.run.epochs import Run, Trainer
+from train_utils.run.evaluation import evaluate
 
 
 def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights") -> None:
@@ -121,7 +121,7 @@ def test(run: Run, model: MaskRCNN) -> None:
         model.load_state_dict(run.checkpoint["ema"])
     data_set = run.splits.val
     result = evaluate(model, EvalLoader(data_set, run.world, run.config, model.config), data_set, run.world)
-    for name in result.skipped:
+    for name in result.found.skipped:
         run.say(f"skipped: {name}", file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         run.say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")

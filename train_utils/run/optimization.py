@@ -1,18 +1,26 @@
-"""Optimiser, learning-rate schedule and mixed precision: what turns gradients into steps."""
+"""What turns gradients into new weights: optimiser, learning-rate schedule, mixed precision, and the TrainState."""
 
 import math
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from backbone.errors import InputError
+from train_utils.run.ema import EMA
 
 WARMUP_START = 0.001  # share of the learning rate at step 0, as in torchvision's detection reference
 
 
-def build_optimizer(model, name, lr, momentum=0.9, weight_decay=1e-4):
-    """The optimiser named sgd (with momentum) or adamw, over the parameters that are trained."""
+def build_optimizer(
+    model: nn.Module, name: str, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4
+) -> torch.optim.Optimizer:
+    """Returns the optimiser named sgd (with momentum) or adamw, over the parameters that are trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
@@ -21,11 +29,19 @@ def build_optimizer(model, name, lr, momentum=0.9, weight_decay=1e-4):
     raise InputError(f"--optimizer {name} is not known; give sgd or adamw")
 
 
-def lr_factor(step, *, total_steps, warmup_steps, schedule="steps", milestones=(), gamma=0.1):
-    """What the learning rate is multiplied with at optimiser step `step` (0-based).
+def lr_factor(
+    step: int,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    schedule: str = "steps",
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+) -> float:
+    """Returns the factor of the learning rate at optimiser step `step` (0-based).
 
-    Linear warm-up over `warmup_steps`, times either gamma for each milestone (in steps) passed, or half a
-    cosine that starts when the warm-up ends and would reach 0 at `total_steps`.
+    The factor is a linear warm-up over `warmup_steps`, times either gamma for each milestone (in steps) passed, or
+    half a cosine that starts when the warm-up ends and would reach 0 at `total_steps`.
     """
     factor = 1.0
     if step < warmup_steps:
@@ -36,21 +52,21 @@ def lr_factor(step, *, total_steps, warmup_steps, schedule="steps", milestones=(
     return factor * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
-def build_schedule(optimizer, **options):
-    """lr_factor with these options as a scheduler stepped once per optimiser step."""
+def build_schedule(optimizer: torch.optim.Optimizer, **options: Any) -> torch.optim.lr_scheduler.LambdaLR:
+    """Returns lr_factor with these options as a scheduler, stepped once per optimiser step."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, **options))
 
 
-def amp_dtype(device):
-    """The type of mixed precision: bfloat16, float16 on a GPU without it, None where it would not pay."""
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """Returns the type of mixed precision: bfloat16, float16 on a GPU without it, None where both are slower."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     return torch.bfloat16 if cpu_has_bf16() else None
 
 
-def cpu_has_bf16():
-    """Whether this CPU computes in bfloat16 itself: emulated, it is slower than float32. True if unknown."""
+def cpu_has_bf16() -> bool:
+    """Whether this CPU computes in bfloat16 itself (emulated, it is slower than float32). True if unknown."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -61,21 +77,23 @@ def cpu_has_bf16():
 class Precision:
     """The autocast region of the forward pass, and the gradient scaler that float16 needs."""
 
-    def __init__(self, device, dtype=None):
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self.device, self.dtype = device, dtype
         self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
+        """Context of a forward pass."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, dtype=self.dtype)
 
-    def backward(self, loss):
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a loss, scaled where float16 needs it."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
-    def step(self, optimizer, clip_grad_norm=None):
-        """One optimiser step, gradients cleared.
+    def step(self, optimizer: torch.optim.Optimizer, clip_grad_norm: float | None = None) -> tuple[Tensor, bool]:
+        """Takes one optimiser step and clears the gradients.
 
         Returns the norm of the whole gradient before any clipping (a tensor on its device; not finite after an
-        overflow), and whether the scaler left the step out for an overflow.
+        overflow), and whether the scaler skipped the step because of an overflow.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if clip_grad_norm:
@@ -97,3 +115,35 @@ class Precision:
             optimizer.step()
         optimizer.zero_grad()
         return norm, overflow
+
+
+@dataclass
+class TrainState:
+    """What a step changes, and how."""
+
+    model: nn.Module  # the model itself: to evaluate and to save
+    parallel: nn.Module  # world.wrap(model): to train
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    precision: Precision
+    ema: EMA | None = None
+    clip_grad_norm: float | None = None
+    seed: int = 0
+
+    def update(self, step: int) -> tuple[Tensor, bool]:
+        """Uses the gradient of step `step`; returns what `Precision.step` does."""
+        norm, overflow = self.precision.step(self.optimizer, self.clip_grad_norm)
+        self.schedule.step()
+        if self.ema:
+            self.ema.update(self.model, step)
+        return norm, overflow
+
+    def skip(self, statistics: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Counts a step without its gradient; statistics: buffers, and what each held before the step."""
+        self.optimizer.zero_grad()
+        with warnings.catch_warnings():  # at the very first step it suspects a wrong order of calls
+            warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
+        with torch.no_grad():
+            for buffer, before in statistics:
+                buffer.copy_(before)

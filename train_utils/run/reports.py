@@ -1,20 +1,31 @@
-"""What a training run leaves for people to look at, beside its numbers."""
+"""What a training run leaves for people, beside its numbers: curves, drawn detections, explained faults, last lines."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
+from PIL import Image
 
 from backbone.errors import InputError
+from network_files import MaskRCNN
+from network_files.losses import LOSS_NAMES
+from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file
 from train_utils.io.memory import LESS_MEMORY, first_line
-from train_utils.run.engine import LOSS_NAMES
+from train_utils.logs.result_files import ResultsWriter
+from train_utils.run.step import NonFiniteLoss, OutOfMemory
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
 from train_utils.show.drawing import draw_detections
 
 SHOWN_SCORE = 0.5  # detections below it would hide the image
 
 
-def image_rows(samples, label_map):
-    """(ground truth, prediction) PIL images of each (image, target, detection) of an evaluation."""
+def image_rows(samples: Iterable[tuple], label_map: LabelMap) -> list[tuple[Image.Image, Image.Image]]:
+    """Draws (ground truth, prediction) of each (image, target, detection) of an evaluation."""
     rows = []
     for image, target, detection in samples:
         shown = detection["scores"] > SHOWN_SCORE
@@ -25,8 +36,10 @@ def image_rows(samples, label_map):
     return rows
 
 
-def write_curves(folder, writer, curve, steps_per_epoch, about):
-    """The PNGs of a run; curve: (loss, lr) of each step; writer: the run's ResultsWriter; about: a line of text."""
+def write_curves(
+    folder: Path, writer: ResultsWriter, curve: Sequence[tuple[float, float]], steps_per_epoch: int, about: str
+) -> None:
+    """Writes the PNGs of a run; curve: (loss, lr) of each step; writer: the run's; about: a line of text."""
     losses, rates = zip(*curve, strict=True)
     records = writer.history()
     epochs = [record["epoch"] for record in records]
@@ -43,21 +56,18 @@ def write_curves(folder, writer, curve, steps_per_epoch, about):
     plot_average_precision(folder / f"mAP{writer.stamp}.png", epochs, numbers, "mask AP", about)
 
 
-def save_for_replay(folder, error, model, data_set, rank=0):
-    """Save the batch of this rank behind a NonFiniteLoss, and the weights; returns the error, more telling."""
+def explain_non_finite(
+    error: NonFiniteLoss, folder: Path, model: MaskRCNN, data_set: ImageDataset, rank: int
+) -> InputError:
+    """Saves this rank's batch behind a NonFiniteLoss, and the weights; returns the error that names both."""
     if error.batch is None:
-        error.args = (f"step {error.step}: another process met a loss that is not finite; see its message",)
-        return error
+        return InputError(f"step {error.step}: another process met a loss that is not finite; see its message")
     path = folder / (f"non_finite_step{error.step}_rank{rank}.pth" if rank else f"non_finite_step{error.step}.pth")
     names = [data_set.file_name(i) for i in error.batch.indices]
     losses = dict(zip(LOSS_NAMES, error.losses.tolist(), strict=True))
-    targets = [
-        {key: plain_masks(value) if key == "masks" else value for key, value in target.items()}
-        for target in error.batch.targets
-    ]
     content = {
         "images": error.batch.images,
-        "targets": targets,
+        "targets": [{**target, "masks": plain_masks(target["masks"])} for target in error.batch.targets],
         "files": names,
         "losses": losses,
         "model": model.state_dict(),
@@ -65,16 +75,15 @@ def save_for_replay(folder, error, model, data_set, rank=0):
     }
     with atomic_file(path) as file:
         torch.save(content, file)
-    bad = ", ".join(f"{name} {value}" for name, value in losses.items() if value - value != 0)
-    error.args = (
+    bad = ", ".join(f"{name} {value}" for name, value in losses.items() if not math.isfinite(value))
+    return InputError(
         f"step {error.step}: {bad} on {', '.join(names)}; try a lower --lr, --clip-grad-norm, or look at the "
-        f"images' annotations; batch and weights are in {path} (python: model(images, targets))",
+        f"images' annotations; batch and weights are in {path} (python: model(images, targets))"
     )
-    return error
 
 
-def explain_lack_of_memory(error, data_set):
-    """OutOfMemory as an InputError that names the images of the step."""
+def explain_lack_of_memory(error: OutOfMemory, data_set: ImageDataset) -> InputError:
+    """Returns the error that names the images of the step."""
     names = [data_set.file_name(index) for batch in error.batches for index in batch.indices]
     sizes = ", ".join(f"{i.shape[-1]}x{i.shape[-2]}" for batch in error.batches for i in batch.images)
     return InputError(
@@ -83,13 +92,13 @@ def explain_lack_of_memory(error, data_set):
     )
 
 
-def plain_masks(masks):
-    """Target masks as uint8 [N, H, W]."""
+def plain_masks(masks: torch.Tensor | CroppedMasks) -> torch.Tensor:
+    """Returns target masks as uint8 [N, H, W]."""
     return masks if isinstance(masks, torch.Tensor) else masks.to_masks()
 
 
-def say_what_is_where(folder, best_ap, val_set):
-    """The last lines of a run, and what to do next."""
+def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
+    """Prints the last lines of a run: which file holds what, and what to do next."""
     best = folder / "model_best.pth"
     saved = [best] if best.exists() else sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
     if not saved:

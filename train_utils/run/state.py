@@ -1,5 +1,6 @@
-"""What a run knows between two steps, its way into a checkpoint and back. A resumed run needs no more."""
+"""What a run knows between two steps: into a checkpoint, and back. A resumed run needs no more."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -7,7 +8,10 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.checkpoints.checkpoint import FORMAT_VERSION
+from train_utils.data.labels import LabelMap
 from train_utils.io.memory import first_line
+from train_utils.run.optimization import TrainState
+from train_utils.run.step import StepRecord
 
 
 @dataclass
@@ -17,20 +21,20 @@ class Progress:
     steps_per_epoch: int
     step: int = 0  # optimiser steps done
     epochs_done: int = 0  # epochs trained and evaluated
-    best_ap: float = -1.0  # of masks; -1 as long as there is none, as in pycocotools
+    best_ap: float = -1.0  # of masks; -1 before the first, as in pycocotools
     epochs_since_best: int = 0
     lowest_val_loss: float = float("inf")
     global_batch: int = 0  # images per step
     world_size: int = 1
     data: str = ""  # resume.fingerprint of the training images
     skipped: int = 0  # training images met that could not be read
-    bad_batches: int = 0  # steps passed over because a loss was not finite
-    overflows: int = 0  # steps left out because the gradient overflowed float16
+    bad_batches: int = 0  # steps skipped because a loss was not finite
+    overflows: int = 0  # steps skipped because the gradient overflowed float16
     meters: dict | None = None  # MetricLogger.state_dict() of an epoch in progress
     curve: list = field(default_factory=list)  # (loss, lr) of each step
 
-    def take_in(self, record):
-        """Count a StepRecord."""
+    def end_step(self, record: StepRecord) -> None:
+        """Counts a finished step."""
         self.step = record.step + 1
         self.skipped += record.skipped
         self.bad_batches += record.bad is not None
@@ -38,8 +42,8 @@ class Progress:
         loss = sum(record.losses.values()) if record.losses else float("nan")
         self.curve.append((loss, record.lr))
 
-    def end_epoch(self, epoch, mask_ap, val_loss):
-        """Count an evaluated epoch; returns the names that its checkpoint deserves beside its number."""
+    def end_epoch(self, epoch: int, mask_ap: float, val_loss: float) -> list[str]:
+        """Counts an evaluated epoch; returns the names that its checkpoint gets beside its number."""
         better = mask_ap > self.best_ap
         self.best_ap = max(self.best_ap, mask_ap)
         self.epochs_since_best = 0 if better else self.epochs_since_best + 1
@@ -49,41 +53,47 @@ class Progress:
         self.epochs_done, self.meters = epoch + 1, None
         return ["best"] * better + ["min_val_loss"] * lower
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
+        """Returns plain values and a tensor, for a checkpoint."""
         return {**vars(self), "curve": torch.tensor(self.curve, dtype=torch.float64)}
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: Mapping) -> "Progress":
+        """Returns what `to_dict` was called on."""
         return cls(**{**values, "curve": [tuple(pair) for pair in values["curve"].tolist()]})
 
 
-def to_checkpoint(learner, progress, names, label_map, args, environment):
-    """Everything of a run as plain values and tensors. names: its epoch, and others that the file gets; args,
-    environment: plain values."""
+def to_checkpoint(
+    state: TrainState, progress: Progress, names: list, label_map: LabelMap, args: dict, environment: dict
+) -> dict:
+    """Returns all of a run as plain values and tensors.
+
+    names: those of the file, its epoch last; args, environment: plain values.
+    """
     checkpoint = {
         "format_version": FORMAT_VERSION,
-        "model": learner.model.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-        "lr_scheduler": learner.schedule.state_dict(),
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "lr_scheduler": state.schedule.state_dict(),
         "epoch": names[-1],
         "names": names,
         "step": progress.step,
         "progress": progress.to_dict(),
-        "config": learner.model.config.to_dict(),
+        "config": state.model.config.to_dict(),
         "label_map": label_map.to_dict(),
         "args": args,
         "environment": environment,
     }
-    if learner.ema:
-        checkpoint["ema"] = learner.ema.state_dict()
-    if learner.precision.scaler:
-        checkpoint["scaler"] = learner.precision.scaler.state_dict()
+    if state.ema:
+        checkpoint["ema"] = state.ema.state_dict()
+    if state.precision.scaler:
+        checkpoint["scaler"] = state.precision.scaler.state_dict()
     return checkpoint
 
 
 @contextmanager
-def reading_training_state():
-    """Turn what a checkpoint without all of its training state leads to into an InputError."""
+def reading_training_state() -> Iterator[None]:
+    """Turns an error that a checkpoint with an incomplete training state causes into an InputError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
@@ -96,12 +106,12 @@ def reading_training_state():
 
 
 @reading_training_state()
-def from_checkpoint(checkpoint, learner, start):
-    """Bring the learner (but for its model, loaded when built) where the checkpoint was; returns Progress.
+def from_checkpoint(checkpoint: Mapping, state: TrainState, start: Progress) -> Progress:
+    """Brings the train state to the checkpoint's (except the model, which is loaded when built); returns its Progress.
 
-    Rates, momentum and the like are this run's flags, which `resume.take_over` has made the checkpoint's, but
-    for those that may differ. start: the Progress of a run that begins. Where its steps are others, the epoch
-    that was cut begins anew. Raises InputError where the parameters are not the checkpoint's.
+    Rates, momentum and the like come from this run's settings: `resume` has taken them from the checkpoint, except
+    those that may differ. start: the Progress of a run that begins. If it has other steps per epoch, the epoch that
+    was interrupted begins again. Raises InputError where other parameters are trained.
     """
     progress = Progress.from_dict(checkpoint["progress"])
     if progress.steps_per_epoch != start.steps_per_epoch:
@@ -109,32 +119,32 @@ def from_checkpoint(checkpoint, learner, start):
     for name in ("steps_per_epoch", "global_batch", "world_size", "data"):
         setattr(progress, name, getattr(start, name))
 
-    optimizer, saved = learner.optimizer, checkpoint["optimizer"]
+    optimizer, saved = state.optimizer, checkpoint["optimizer"]
     groups = optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
         raise InputError("--resume: other parameters are trained than before; give the same --trainable-layers")
-    # else it starts anew; the keys of its groups don't tell: other versions of torch have others
+    # else it starts from zero; its groups' keys differ between versions of torch, so they don't show it
     if type(optimizer).__name__.lower() == checkpoint["args"]["optimizer"]:
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    _set_rates(learner, progress.step, checkpoint["lr_scheduler"])
-    if learner.ema:
-        learner.ema.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
-    if learner.precision.scaler and "scaler" in checkpoint:
-        learner.precision.scaler.load_state_dict(checkpoint["scaler"])
+    _set_rates(state, progress.step, checkpoint["lr_scheduler"])
+    if state.ema:
+        state.ema.load_state_dict(checkpoint.get("ema", checkpoint["model"]))
+    if state.precision.scaler and "scaler" in checkpoint:
+        state.precision.scaler.load_state_dict(checkpoint["scaler"])
     return progress
 
 
-def begin_at(epoch, learner, progress):
-    """Let a run begin with `epoch`, in place: its steps before count as done, and the rate is as after them."""
+def start_at(epoch: int, state: TrainState, progress: Progress) -> None:
+    """Lets a run start with `epoch`, in place: the steps before it count as done, and the rate is as after them."""
     progress.epochs_done, progress.step = epoch, epoch * progress.steps_per_epoch
-    _set_rates(learner, progress.step, learner.schedule.state_dict())
+    _set_rates(state, progress.step, state.schedule.state_dict())
 
 
-def _set_rates(learner, step, state):
-    """Bring the schedule (`state`: what else belongs to it) and the optimiser's learning rates to a step."""
-    schedule = learner.schedule
+def _set_rates(state: TrainState, step: int, other: Mapping) -> None:
+    """Brings the schedule (`other`: what else belongs to its state dict) and the learning rates to a step."""
+    schedule = state.schedule
     rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     own = {"base_lrs": schedule.base_lrs, "last_epoch": step, "_last_lr": rates}
-    schedule.load_state_dict({**state, **own})
-    for group, rate in zip(learner.optimizer.param_groups, rates, strict=True):
+    schedule.load_state_dict({**other, **own})
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

@@ -1,238 +1,259 @@
-"""Images with .npy annotations, as folders and files: which belong together, and what one .npy says.
+"""Images with .npy annotations (layout and content: `npy_folder`) -> a table.
 
-    images_train/7.jpg   annotations_train/7.npy   or images/ and annotations/, or image and annotation for either
-    images_val/8.jpg     annotations_val/8.npy     the val split, where there is one; _valid and _test too
+Each .npy is read once, when the data is opened: its masks are kept as run-length codes in the flat arrays that a COCO
+json gives. What files of 8 MiB or more together gave is kept for the next time (`array_cache`), as long as no file has
+changed.
 
-A .npy holds a dict of boxes [N, 4] (x1 y1 x2 y2), labels [N] (1..C), masks [N, H, W] or [N, W, H], and, where
-there are crowd regions, iscrowd [N]; arrays or lists. Other keys are passed over.
+Masks [n, H, W] and [n, W, H] are told apart by the image's shape. Where the shape leaves it open (square images, and
+those stored sideways with an EXIF orientation), the rest of the data set decides: the other images' masks lie one way;
+else the boxes fit one way better, all together; else [n, H, W] is taken.
+
+I images, A objects, n objects of one image.
 """
 
 import os
+import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from backbone.errors import InputError
-from train_utils.data.formats.coco.checks import is_text
-from train_utils.data.formats.npy_file import read_npy
-from train_utils.data.images import image_suffixes
-from train_utils.data.labels import LabelMap
-from train_utils.io.files import user_path
-from train_utils.io.plain_text import brief, visible
+from train_utils.data.annotations import DTYPES, Annotations, ImageFiles, image_arrays, polygon_table
+from train_utils.data.formats import npy_folder
+from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, duplicated, given_id
+from train_utils.data.formats.coco.segmentation import overlaps
+from train_utils.data.images import ImageError, image_size
+from train_utils.data.links import links_out, links_out_of
+from train_utils.data.masks import RLE
+from train_utils.data.options import DataOptions
+from train_utils.data.problems import StopAtFirst
+from train_utils.io import array_cache
 
-SPLITS = {"train": ("_train", ""), "val": ("_val", "_valid", "_test")}
-IMAGES, ANNOTATIONS = ("images", "image"), ("annotations", "annotation")
-CLASS_FILE = "classes.txt"
-MOST_CLASSES = 10_000  # of data that names none: a label of 10^9 is a mistake, not a class
-FAR = 1e300  # box coordinates beyond overflow when they are subtracted
-KEYS = {"boxes", "labels", "masks"}
-NO_ANNOTATION, NO_IMAGE = "images without annotation", "annotations without an image"
-OTHER_FILES = "files that are neither images nor .npy"
-SHOWN = 5  # names
+UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
+CACHED = "npy 1"  # to be raised when arrays, or what is checked or skipped, change
+SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
+EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"
+Place = tuple[Path, Path, Path]  # folder of the data, of its images, of its .npy files
+recognises = npy_folder.is_npy
 
 
-class Objects(NamedTuple):
-    """What one .npy holds: boxes float64 [N, 4] as given, labels and iscrowd lists of N, masks [N, ., .] as given."""
+def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str, Place]:
+    """Returns {"train" | "val" | "all": the folders}."""
+    if not path.is_dir():
+        raise InputError(f"{path}: --dataset npy: give the folder that holds images/ and annotations/")
+    return {role: (path, *pair) for role, pair in npy_folder.find_npy_folders(path).items()}
 
+
+def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotations | None:
+    """Reads one split; None where nothing of it is sound (and `problems` collects).
+
+    Classes have the names of classes.txt or --label-json-path, else class_1 to the highest label there is. Image ids
+    are the stems' numbers, and hashes of other stems. A mistake names the file and the object's index in it.
+    """
+    root, image_dir, annotation_dir = place
+    if not options.follow_links:
+        linked = list(links_out_of([image_dir, annotation_dir], root))
+        linked += [error for _, error in links_out(root, root, root, [npy_folder.CLASS_FILE])]
+        for error in linked:
+            problems.mistake(error)
+        if linked:
+            return None
+    names = npy_folder.read_class_names(root, options.label_json_path)
+    values, arrays, notes = _read_folder(image_dir, annotation_dir, problems)
+    if not len(arrays["image_ids"]):
+        return None
+    highest = int(arrays["category_ids"].max(initial=0))
+    values["categories"] = list((names or {i: f"class_{i}" for i in range(1, max(highest, 1) + 1)}).items())
+    table = polygon_table(
+        annotation_dir, values, arrays, ImageFiles(image_dir, str(annotation_dir)), notes=notes, named=names is not None
+    )
+    unknown = ~np.isin(table.category_ids, list(table.categories))
+    if not unknown.any():
+        return table
+    rows = np.unique(np.searchsorted(table.first, np.flatnonzero(unknown), side="right") - 1)
+    for row in rows.tolist():
+        label = next(i for i in table.category_ids[table.objects(row)].tolist() if i not in table.categories)
+        problems.mistake(
+            f"{annotation_dir / Path(table.file_name(row)).stem}.npy: label {label} is none of the "
+            f"{len(table.categories)} classes {npy_folder.few(list(table.categories.values()))}; complete the list of "
+            "names, or correct the label",
+            image=table.given_id(row),
+        )
+    return None
+
+
+class Scan(NamedTuple):
+    """One image's objects: boxes float64 [n, 4] x1 y1 x2 y2, labels, iscrowd, RLE counts (masks taken as
+    [n, height, width] of `size` where `rows_first` is None: not known yet)."""
+
+    size: tuple[int, int]
+    rows_first: bool | None
     boxes: np.ndarray
     labels: list[int]
-    masks: np.ndarray
     iscrowd: list[int]
+    counts: list[bytes]
+
+    def agreement(self) -> float:
+        """How much better the masks fit the boxes as they are than with their sides exchanged."""
+        if not self.counts:
+            return 0.0
+        tight = coco_mask.toBbox([{"size": list(self.size), "counts": counts} for counts in self.counts])  # x y w h
+        tight[:, 2:] += tight[:, :2]
+        return float((_iou(tight, self.boxes) - _iou(tight[:, [1, 0, 3, 2]], self.boxes)).sum())
+
+    def turned(self) -> "Scan":
+        """The masks with their sides exchanged."""
+        masks = (coco_mask.decode({"size": list(self.size), "counts": counts}).T for counts in self.counts)
+        return self._replace(size=self.size[::-1], counts=[_encode(mask) for mask in masks])
 
 
-def is_npy(root: Path) -> bool:
-    """Whether a folder has a folder of .npy annotations (and no json in it, which would be COCO's)."""
-    names = [word + suffix for suffixes in SPLITS.values() for suffix in suffixes for word in ANNOTATIONS]
-    folders = [root / name for name in names]
-    return any(any(f.glob("*.npy")) and not any(f.glob("*.json")) for f in folders if f.is_dir())
-
-
-def find_npy_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """{"train" | "val": (folder of images, folder of annotations)}; "all" in place of "train" where it stands
-    alone and is to be split. InputError where one of two is missing, or the choice is not clear."""
-    pairs = {}
-    for role, suffixes in SPLITS.items():
-        for suffix in suffixes:
-            pair = [_folder(root, words, suffix) for words in (IMAGES, ANNOTATIONS)]
-            if all(pair):
-                pairs[role] = tuple(pair)
-                break
-            if any(pair) and suffix not in ("", "_test"):  # a test set often has no annotations
-                missing = f"{ANNOTATIONS[0] if pair[0] else IMAGES[0]}{suffix}"
-                raise InputError(
-                    f"{pair[0] or pair[1]}: there is no folder {missing} beside it; put it there, or rename this one"
-                )
-    if not pairs:
-        raise InputError(
-            f"{root}: no .npy data found; looked for images_train/ with annotations_train/, "
-            "and images/ with annotations/"
-        )
-    return pairs if "val" in pairs else {"all": pairs["train"]}
-
-
-def _folder(root: Path, words, suffix: str) -> Path | None:
-    found = [root / (word + suffix) for word in words if (root / (word + suffix)).is_dir()]
-    if len(found) > 1:
-        raise InputError(f"{root}: has both {found[0].name} and {found[1].name}; remove or rename one of them")
-    return found[0] if found else None
-
-
-def pair_files(image_dir: Path, annotation_dir: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
-    """([(image's name, its .npy's name)] in order of their numbers, {reason: names of files that are left over}).
-
-    They belong together by their stems. InputError where two have the same stem, or none has a partner.
-    """
-    images, others = _by_stem(image_dir, image_suffixes())
-    annotations, more = _by_stem(annotation_dir, {".npy"})
-    pairs = [(images[stem], annotations[stem]) for stem in _sorted(images.keys() & annotations.keys())]
-    if not pairs:
-        raise InputError(
-            f"{annotation_dir}: none of its {len(annotations)} .npy files has the name of one of the "
-            f"{len(images)} images in {image_dir}; 7.npy belongs to 7.jpg"
-        )
-    left = {
-        NO_ANNOTATION: [images[stem] for stem in _sorted(images.keys() - annotations.keys())],
-        NO_IMAGE: [annotations[stem] for stem in _sorted(annotations.keys() - images.keys())],
-        OTHER_FILES: sorted(others + more),
-    }
-    return pairs, {reason: names for reason, names in left.items() if names}
-
-
-def _by_stem(folder: Path, suffixes) -> tuple[dict[str, str], list[str]]:
-    """({stem: name} of the files with one of these suffixes, names of everything else that is not hidden)."""
-    found: dict[str, str] = {}
-    others = []
-    for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in suffixes or not (folder / name).is_file():
-            others.append(name)
-        elif not is_text(name):
-            raise InputError(f"{folder}: file name {name!a} is not text; rename it")
-        elif stem in found:
-            raise InputError(f"{folder}: {found[stem]} and {name} would both belong to {stem}.npy; rename one of them")
-        else:
-            found[stem] = name
-    return found, others
-
-
-def _sorted(stems) -> list[str]:
-    return sorted(stems, key=lambda stem: (0, int(stem), stem) if is_number(stem) else (1, 0, stem))
-
-
-def is_number(stem: str) -> bool:
-    """Whether a stem is a number such as 7 or 000000000139."""
-    return stem.isascii() and stem.isdigit() and len(stem) <= 18
-
-
-def few(names: list[str]) -> str:
-    """The first few of some file names."""
-    return visible(", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else ""))
-
-
-def read_objects(path) -> Objects:
-    """Read and check a .npy. InputError names it, and the object's index where it is about one."""
-    content = read_npy(path)
-    if isinstance(content, np.ndarray) and content.dtype == object and content.size == 1:  # np.save(path, [{...}])
-        content = content.reshape(-1)[0]
-    if not isinstance(content, dict) or KEYS - content.keys():
-        what = (
-            f"a dict without {', '.join(sorted(KEYS - content.keys()))}"
-            if isinstance(content, dict)
-            else (f"a {type(content).__name__}")
-        )
-        raise InputError(
-            f'{path}: holds {what}; np.save(path, {{"boxes": ..., "labels": ..., "masks": ...}}) writes what is needed'
-        )
-    labels, boxes, masks = (_numbers(path, content, key) for key in ("labels", "boxes", "masks"))
-    count = len(labels) if labels.ndim == 1 else -1
-    crowd = _numbers(path, content, "iscrowd") if content.get("iscrowd") is not None else np.zeros(max(count, 0))
-    if count == 0 and len(masks) == 0 and boxes.size == 0:  # an empty list has lost its other sides
-        boxes, masks = boxes.reshape(0, 4), masks.reshape(0, 0, 0)
-    if count < 0 or boxes.shape != (count, 4) or masks.ndim != 3 or len(masks) != count or crowd.shape != (count,):
-        shapes = ", ".join(
-            f"{key} {list(array.shape)}"
-            for key, array in (
-                ("boxes", boxes),
-                ("labels", labels),
-                ("masks", masks),
-                *([("iscrowd", crowd)] if count >= 0 else []),
-            )
-        )
-        raise InputError(
-            f"{path}: shapes do not fit: {shapes}; boxes [n, 4], labels [n] and masks [n, height, width] are needed"
-        )
-    boxes = boxes.astype(np.float64)
-    far = ~(np.abs(boxes) < FAR).all(1)  # NaN too
-    if far.any():
-        i = int(far.argmax())
-        raise InputError(f"{path}: boxes[{i}] is {boxes[i].tolist()}; correct it: x1 y1 x2 y2 in pixels are needed")
-    unclear = (crowd != 0) & (crowd != 1)
-    if unclear.any():
-        i = int(unclear.argmax())
-        raise InputError(f"{path}: iscrowd[{i}] is {brief(crowd[i].item())}; correct it: 0 or 1 is needed")
-    return Objects(
-        boxes, [_label(path, i, value) for i, value in enumerate(labels.tolist())], masks, crowd.astype(int).tolist()
-    )
-
-
-def _numbers(path, content: dict, key: str) -> np.ndarray:
-    try:
-        array = np.asarray(content[key])
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"{path}: {key} is not an array: its rows differ in length; save an array of numbers"
-        ) from error
-    if array.dtype.kind not in "biuf" or array.ndim == 0:
-        what = "a single value" if array.ndim == 0 else f"an array of {array.dtype}"
-        raise InputError(f"{path}: {key} is {what}; an array of numbers is needed")
-    return array
-
-
-def _label(path, i: int, value) -> int:
-    if type(value) is bool or not float(value).is_integer():
-        raise InputError(f"{path}: labels[{i}] is {value}, not an integer; correct it")
-    if not 1 <= value <= MOST_CLASSES:
-        why = "0 is background" if value == 0 else f"they go from 1 to at most {MOST_CLASSES}"
-        raise InputError(f"{path}: labels[{i}] is {brief(int(value))}, but {why}; number the classes from 1")
-    return int(value)
-
-
-def set_pixels(path, i: int, mask: np.ndarray) -> np.ndarray:
-    """A mask of any type as bool: set above half of its greatest value (floats: and above 0.5).
-
-    So 0 and 1, 0 and 255, 0 and an object's number, and probabilities mean what they say.
-    """
-    if mask.dtype == bool or not mask.size:
-        return mask.astype(bool, copy=False)
-    low, top = mask.min(), mask.max()
-    is_float = mask.dtype.kind == "f"
-    if not low >= 0 or is_float and not top <= 255:  # NaN too
-        raise InputError(f"{path}: masks[{i}] holds values from {low} to {top}; save it with True and False")
-    return mask > (max(0.5, float(top) / 2) if is_float else int(top) // 2)
-
-
-def read_class_names(root: Path, label_json=None) -> dict[int, str] | None:
-    """{label: name} of classes.txt in `root` (a line a class, from label 1) or of a json that `LabelMap` reads.
-
-    None where neither is there. InputError for an empty line, and where both are there and differ.
-    """
-    path, names = root / CLASS_FILE, None
-    if path.is_file():
+def _read_folder(
+    image_dir: Path, annotation_dir: Path, problems: StopAtFirst
+) -> tuple[dict, dict[str, np.ndarray], tuple[str, ...]]:
+    """(plain values whose categories are still to be set, DTYPES' arrays, notes)."""
+    pairs, left = npy_folder.pair_files(image_dir, annotation_dir)
+    for reason, names in left.items():
+        for name in names:
+            problems.skip(reason, f"{annotation_dir.parent}: {name}: skipped: {reason}")
+    paths = [(image_dir / image, annotation_dir / annotation) for image, annotation in pairs]
+    key, worthwhile = _stamp(paths, left)
+    found = array_cache.load(key, DTYPES) if worthwhile and not problems.collects else None
+    if found is not None:
+        return *found, (found[0]["note"],)
+    scans, sound = [], []
+    bar = tqdm(paths, desc=annotation_dir.name, unit="file", disable=None, leave=False)
+    for pair, files in zip(pairs, bar, strict=True):
         try:
-            lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: is not UTF-8 text; save it again, a line a class") from error
-        names = {number: visible(line.strip()) for number, line in enumerate(lines, 1)}
-        empty = [number for number, name in names.items() if not name]
-        if empty:
-            raise InputError(f"{path}: line {empty[0]} is empty; a line a class is needed, the first is label 1's")
-    if label_json is None:
-        return names
-    label_map = LabelMap.from_json(user_path(label_json))
-    given = dict(zip(label_map.category_ids, label_map.names, strict=True))
-    if names not in (None, given):
+            scans.append(scan_pair(*files))
+            sound.append(pair)
+        except InputError as error:
+            problems.mistake(error, image=_stem(pair))
+    turn, note = _orientation(scans)
+    scans = [scan.turned() if scan.rows_first is None and turn else scan for scan in scans]
+    skipped = {reason: len(names) for reason, names in left.items()}
+    first = {reason: npy_folder.few(names) for reason, names in left.items()}
+    images, arrays = _pack(sound, scans, skipped, first, problems)
+    by_id: dict[int, tuple] = {}
+    for image in images:
+        if by_id.setdefault(image[0], image) is not image:
+            problems.mistake(duplicated(image_dir, by_id[image[0]], image))
+    values = {"categories": [], "given": [], "skipped": skipped, "first_skipped": first, "note": note}
+    arrays |= image_arrays(images)
+    notes = (note,)
+    if worthwhile and len(sound) == len(pairs) and key == _stamp(paths, left)[0]:
+        kept = array_cache.store(key, values, arrays)
+        notes = (kept, note) if kept else notes
+    return values, arrays, notes
+
+
+def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
+    """(a hash of what the disk says of all files, whether to keep what they give: it is much, and not quite new)."""
+    state = array_cache.new_hash()
+    state.update(repr((CACHED, left)).encode(errors="surrogateescape"))
+    total = newest = 0
+    for image, annotation in paths:
+        for path in (image, annotation):
+            found = os.stat(path)
+            state.update(repr((path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+            newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+        total += found.st_size  # of the .npy
+    return state.hexdigest(), total >= array_cache.WORTHWHILE and newest < time.time_ns() - SETTLED
+
+
+def scan_pair(image: Path, annotation: Path) -> Scan:
+    """What one .npy says of its image; InputError names the file."""
+    objects = npy_folder.read_objects(annotation)
+    sides = objects.masks.shape[1:]
+    try:
+        fitting = image_size(image), image_size(image, rotate=False)  # upright and as stored, (H, W)
+    except ImageError:  # counted when it is read; until then it is as large as its masks
+        fitting = (sides, sides[::-1]) if objects.labels else ((1, 1),)
+    if not objects.labels:
+        return Scan(fitting[0], True, objects.boxes, [], [], [])
+    fits, fits_turned = sides in fitting, sides[::-1] in fitting
+    if not (fits or fits_turned) or sides[0] * sides[1] >= MOST_PIXELS:
+        height, width = fitting[0]
         raise InputError(
-            f"--label-json-path {label_json}: its names are not those of {path}; correct one, or take the latter away"
+            f"{annotation}: its masks are {list(sides)}, but {image} has a height of {height} and a "
+            f"width of {width}; they must be [{height}, {width}] or [{width}, {height}]"
         )
-    return given
+    masks = (npy_folder.set_pixels(annotation, i, mask) for i, mask in enumerate(objects.masks))
+    size = sides if fits else sides[::-1]
+    counts = [_encode(mask if fits else mask.T) for mask in masks]
+    return Scan(size, None if fits and fits_turned else fits, objects.boxes, objects.labels, objects.iscrowd, counts)
+
+
+def _encode(mask: np.ndarray) -> bytes:
+    """The counts of a mask [H, W], bool or uint8, as compressed RLE."""
+    return coco_mask.encode(np.asfortranarray(mask).view(np.uint8))["counts"]
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of boxes [n, 4], x1 y1 x2 y2, row by row; 0 where both are empty."""
+    low, high = np.maximum(one[:, :2], other[:, :2]), np.minimum(one[:, 2:], other[:, 2:])
+    shared = (high - low).clip(0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (one, other)]
+    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
+
+
+def _orientation(scans: list[Scan]) -> tuple[bool, str]:
+    """(whether masks that fit both ways are [n, width, height], a line that says which way they lie)."""
+    known = Counter(scan.rows_first for scan in scans if scan.counts)
+    open_ones = known.pop(None, 0)
+    if len(known) == 1:
+        turn, why = False in known, "as the others'"
+    else:
+        agreement = sum(scan.agreement() for scan in scans if scan.rows_first is None)
+        turn, why = agreement < 0, "as the boxes lie" if agreement else "as nothing says otherwise"
+    ways = {True: "[n, height, width]", False: "[n, width, height]"}
+    told = [f"masks are {ways[way]} in {count} files" for way, count in sorted(known.items(), reverse=True)]
+    if open_ones:
+        told.append(f"masks that fit both ways are taken as {ways[not turn]} in {open_ones} files, {why}")
+    return turn, ", ".join(told) or "no masks"
+
+
+def _pack(
+    pairs: list[tuple[str, str]], scans: list[Scan], skipped: dict, first: dict, problems: StopAtFirst
+) -> tuple[list[tuple], dict[str, np.ndarray]]:
+    """(images as `check_image` has them, DTYPES' other arrays); skipped and first are added to."""
+    numbers = Counter(int(stem) for stem in map(_stem, pairs) if npy_folder.is_number(stem))
+    images, per_image, kept, counts = [], [], [], []  # kept: label, iscrowd, area, x, y, w, h of each object
+    for pair, scan in zip(pairs, scans, strict=True):
+        stem, size, before = _stem(pair), scan.size, len(kept)
+        own = npy_folder.is_number(stem) and numbers[int(stem)] == 1  # 007 is 7 unless there is a 7
+        image_id = int(stem) if own else as_id(stem, "id")
+        images.append((image_id, pair[0], size, "" if own or str(image_id) == stem else given_id(stem)))
+        areas = coco_mask.area([{"size": list(size), "counts": code} for code in scan.counts]) if scan.counts else []
+        for i, (code, area, (x1, y1, x2, y2)) in enumerate(zip(scan.counts, areas, scan.boxes.tolist(), strict=True)):
+            inside = overlaps(x1, x2 - x1, size[1]) and overlaps(y1, y2 - y1, size[0])
+            if area and inside:
+                kept.append((scan.labels[i], scan.iscrowd[i], area, x1, y1, x2 - x1, y2 - y1))
+                counts.append(code)
+                continue
+            reason = NO_BOX if area else EMPTY
+            skipped[reason] = skipped.get(reason, 0) + 1
+            first.setdefault(reason, f"index {i} of {pair[1]}")
+            problems.skip(reason, f"{pair[1]}: index {i}: skipped: {reason}", image_id if own else stem)
+        per_image.append(len(kept) - before)
+    table = np.array(kept, dtype=np.float64).reshape(-1, 7)  # [A, 7]
+    arrays = {
+        "first": np.cumsum([0, *per_image]),
+        "annotation_ids": np.arange(1, len(kept) + 1),
+        "category_ids": table[:, 0],
+        "iscrowd": table[:, 1],
+        "areas": table[:, 2].copy(),
+        "boxes": table[:, 3:].copy(),
+        "kinds": np.full(len(kept), RLE),
+        "first_part": np.arange(len(kept) + 1),
+        "part_bytes": np.frombuffer(b"".join(counts), dtype=np.uint8),
+        "part_first": np.cumsum([0, *map(len, counts)]),
+    }
+    return images, {name: values.astype(DTYPES[name], copy=False) for name, values in arrays.items()}
+
+
+def _stem(pair: tuple[str, str]) -> str:
+    return os.path.splitext(pair[1])[0]

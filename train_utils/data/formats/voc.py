@@ -1,243 +1,195 @@
-"""Reading the files of Pascal VOC's segmentation data: folders, lists, masks, XML; matching the latter two.
+"""Pascal VOC's segmentation data -> a table.
 
-Shapes: N instances of a mask, M objects of an XML file. Boxes are x1 y1 x2 y2 in pixels from 0, ends
-exclusive.
-Everything raises InputError that names the file for what cannot be used.
+    FOLDER/VOC2012/ImageSets/Segmentation/train.txt   names of the images, one per line
+    FOLDER/VOC2012/JPEGImages/NAME.jpg
+    FOLDER/VOC2012/SegmentationObject/NAME.png        instance numbers; 0 is background, 255 void
+    FOLDER/VOC2012/SegmentationClass/NAME.png         class numbers; may be missing
+    FOLDER/VOC2012/Annotations/NAME.xml               objects with name, box, difficult; may be missing
+
+The instances are those of SegmentationObject, and boxes are the masks' own. The XML's objects are neither in the masks'
+order nor always the same ones: each goes to the instance that it overlaps best, and an instance left without takes its
+class from SegmentationClass. Difficult objects train like any other; evaluation ignores them. What cannot be used is
+skipped and counted, what was decided is noted. All but the images is read once, when the data is opened.
+
+N instances of one image of H x W pixels, A instances in all.
 """
 
-import difflib
-import math
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from lxml import etree
-from PIL import Image
 
 from backbone.errors import InputError
-from train_utils.data.images import formats
-from train_utils.data.labels import read_json
-from train_utils.io.plain_text import brief, shown
+from train_utils.data.annotations import NO_ID, Annotations, ImageFiles
+from train_utils.data.formats import voc_files
+from train_utils.data.labels import LabelMap
+from train_utils.data.links import links_out_of
+from train_utils.data.masks import IndexImages, Ragged
+from train_utils.data.options import DataOptions
+from train_utils.data.problems import STOP, StopAtFirst
 
-CLASS_FILE = "pascal_voc_indices.json"
-VOID = 255
-MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask tells 254 apart
-# An XML object goes to an instance whose box it overlaps with at least this IoU. Masks end some pixels inside
-# the XML's boxes (the void border), which is much for a small object: agreeing on the class asks for less.
-MIN_IOU_SAME_CLASS, MIN_IOU = 0.1, 0.5
+UNUSED = {"label_json_path": "whose classes have names", "image_dir": "whose images are in JPEGImages"}
+FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
+# skipped
+NO_MASK = "XML objects without a mask"
+NO_CLASS = "instances without a class (neither XML object nor SegmentationClass)"
+LISTED_TWICE = "images listed twice"
+# notes
+FROM_CLASS_MASK = "instances without an XML object (class from SegmentationClass)"
+CLASS_DIFFERS = "instances with another class in SegmentationClass than in the XML (XML's used)"
+NO_XML = "images without an XML file"
+XML_SIZE = "XML files with another image size than the mask (mask's used)"
+FRACTIONS = "XML files whose boxes have fractions"
 
 
-def find_voc_folder(root, year=None):
-    """The folder of one VOC year, from a VOCdevkit, a folder that holds one, or that folder itself."""
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    if _is_voc_folder(root):
-        if year is not None and root.name.startswith("VOC") and root.name[3:] != str(year):
-            raise InputError(f"{root}: this is not the folder of year {year}")
-        return root
-    for parent in (root, root / "VOCdevkit"):
-        found = sorted(path for path in parent.glob("VOC*") if _is_voc_folder(path))
-        chosen = [path for path in found if year is None or path.name == f"VOC{year}"]
-        if chosen:
-            return chosen[-1]
-        if found:
-            raise InputError(f"{parent}: has no VOC{year}, only {', '.join(path.name for path in found)}")
-    raise InputError(
-        f"{root}: not VOC data: looked for ImageSets/Segmentation in it and in its VOC2012, "
-        "VOC2007 and VOCdevkit folders"
+def recognises(path: Path) -> bool:
+    """Returns whether a folder is a VOCdevkit, holds one, or is a year's folder of one."""
+    folder = "ImageSets/Segmentation"
+    places = (folder, f"VOC*/{folder}", f"VOCdevkit/VOC*/{folder}")
+    return any(match.is_dir() for place in places for match in path.glob(place))
+
+
+def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str, tuple[Path, str]]:
+    """Returns {"train", "val": (folder of the year, name of the list)}."""
+    folder = voc_files.find_voc_folder(path, options.year)
+    return {name: (folder, name) for name in ("train", "val")}
+
+
+def read(place: tuple[Path, str], options: DataOptions, problems: StopAtFirst) -> Annotations | None:
+    """Reads one list; None where nothing of it is sound (and `problems` collects)."""
+    folder, list_name = place
+    if not options.follow_links:
+        linked = list(links_out_of([folder / part for part in FOLDERS], folder))
+        for error in linked:
+            problems.mistake(error)
+        if linked:
+            return None
+    return read_list_table(folder, list_name, problems)
+
+
+def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) -> Annotations | None:
+    """Reads the images of one list of a year's folder; None where none is sound (and `problems` collects)."""
+    class_ids = voc_files.read_class_ids(folder)  # {name: number}
+    listed = voc_files.read_list(folder, list_name)
+    source = str(voc_files.list_path(folder, list_name))
+    names = list(dict.fromkeys(listed))
+    files, missing = voc_files.find_images(folder, names)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        scans = list(pool.map(lambda name: _scan_or_error(folder, name, class_ids), names))
+    skipped, first_skipped, notes = Counter(), {}, Counter()
+    if repeated := len(listed) - len(names):
+        first_skipped[LISTED_TWICE] = Counter(listed).most_common(1)[0][0]
+        skipped[LISTED_TWICE] += repeated
+        problems.skip(LISTED_TWICE, f"{source}: {LISTED_TWICE}: {repeated}", count=repeated)
+    for name, scan in zip(names, scans, strict=True):
+        if isinstance(scan, InputError):
+            problems.mistake(scan, image=name)
+            continue
+        xml = voc_files.xml_path(folder, name)
+        for reason, count in scan.skipped.items():
+            if count:
+                first_skipped.setdefault(reason, name)
+                skipped[reason] += count
+                problems.skip(reason, f"{xml}: {reason}: {count}", name, count=count)
+        for title, count in scan.notes.items():
+            if count:
+                notes[title] += count
+                problems.note(title, f"{xml}: {title}: {count}", name, count=count)
+        if scan.fraction is not None:
+            problems.note(FRACTIONS, f"{xml}: boxes with fractions, such as {scan.fraction}", name)
+    sound = [i for i, scan in enumerate(scans) if isinstance(scan, Scan)]
+    if not sound:
+        return None
+    noted = ", ".join(f"{count} {title}" for title, count in notes.items())
+    columns = {field: np.concatenate([getattr(scans[i], field) for i in sound]) for field in COLUMNS}
+    corners = columns["boxes"].astype(np.float64)
+    return Annotations(
+        source=source,
+        image_ids=np.array(sound, dtype=np.int64) + 1,
+        sizes=np.array([scans[i].size for i in sound], dtype=np.int64).reshape(-1, 2),
+        names=Ragged.of(files[i] for i in sound),
+        first=np.cumsum([0, *(len(scans[i].numbers) for i in sound)], dtype=np.int64),
+        annotation_ids=np.full(len(corners), NO_ID),
+        category_ids=columns["classes"],
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+        areas=columns["areas"].astype(np.float64),
+        iscrowd=np.zeros(len(corners), dtype=np.uint8),
+        ignored=columns["difficult"].astype(np.uint8),
+        masks=IndexImages(
+            folder / "SegmentationObject",
+            Ragged.of(f"{names[i]}.png" for i in sound),
+            columns["numbers"],
+            columns["boxes"],
+            voc_files.read_index_image,
+        ),
+        images=VocImages(folder / "JPEGImages", source),
+        label_map=LabelMap.from_categories({number: name for name, number in class_ids.items()}),
+        categories={number: name for name, number in class_ids.items()},
+        missing=np.array(missing, dtype=bool)[sound],
+        skipped=dict(skipped),
+        first_skipped=first_skipped,
+        notes=(f"notes: {noted}",) if noted else (),
+        fixed_labels=True,
     )
 
 
-def _is_voc_folder(path):
-    return (path / "ImageSets" / "Segmentation").is_dir()
+class VocImages(ImageFiles):
+    """Images whose masks are files of their own."""
+
+    def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
+        mask = voc_files.mask_path(self.image_dir.parent, "Object", Path(name).stem)
+        return f"its mask {mask} is {size[1]}x{size[0]}; they must fit"
 
 
-def read_class_ids(folder):
-    """{class name: number from 1} of the file in the VOC folder, else of the one this project has."""
-    path = folder / CLASS_FILE
-    if not path.exists():
-        path = Path(__file__).resolve().parents[3] / CLASS_FILE
-    class_ids = read_json(path)
-    if not isinstance(class_ids, dict):
-        raise InputError(f"{path}: not a json object of class names and numbers")
-    valid = all(type(number) is int and 0 < number < VOID for number in class_ids.values())
-    if not class_ids or not valid or len(set(class_ids.values())) < len(class_ids):
-        raise InputError(f"{path}: class numbers must be different whole numbers from 1 to 254")
-    return class_ids
+COLUMNS = ("numbers", "boxes", "areas", "classes", "difficult")
 
 
-def list_path(folder, list_name):
-    """The file of one list."""
-    return folder / "ImageSets" / "Segmentation" / f"{list_name}.txt"
+class Scan(NamedTuple):
+    """The instances of one image: COLUMNS with N rows each (boxes [N, 4]), and counts by reason; fraction: a box of the
+    XML that has one."""
 
-
-def read_list(folder, list_name):
-    """The names in one list of ImageSets/Segmentation, as they stand there."""
-    path = list_path(folder, list_name)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise InputError(f"{path}: cannot read this list of images ({error.strerror}); lists there: {found}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file") from error
-    names = [line for line in lines if line]
-    if not names:
-        raise InputError(f"{path}: lists no image")
-    for name in names:
-        if Path(name).name != name or name in (".", ".."):
-            raise InputError(f"{path}: {name!r} is not the plain name of an image")
-    return names
-
-
-def find_images(folder, names):
-    """The file name of each named image in JPEGImages, whatever its extension; and whether it is missing.
-
-    A missing one is given as NAME.jpg: reading it fails, as reading a damaged image does.
-    """
-    folder = folder / "JPEGImages"
-    try:
-        by_name = {file.stem: file.name for file in sorted(folder.iterdir(), reverse=True)}
-    except OSError as error:
-        raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
-    missing = [name not in by_name for name in names]
-    if all(missing):
-        raise InputError(f"{folder}: holds none of the {len(names)} images of the list")
-    return [by_name.get(name, f"{name}.jpg") for name in names], missing
-
-
-def read_index_image(path):
-    """uint8 [H, W]: the indices (not the colours) of a palette or grey PNG."""
-    try:
-        with Image.open(path, formats=formats()) as image:
-            mode, indices = image.mode, np.array(image)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such mask, though its image is in the list") from error
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise InputError(f"{path}: cannot read this mask ({error})") from error
-    if mode not in ("P", "L", "1"):
-        raise InputError(f"{path}: a mask must be a palette or 8-bit grey image, this one is {mode}")
-    return indices.astype(np.uint8, copy=False)
-
-
-def find_instances(objects):
-    """Instance numbers int64 [N], tight boxes int64 [N, 4] and pixel counts int64 [N] of an instance mask."""
-    counts = np.bincount(objects.ravel(), minlength=256)
-    numbers = np.array([n for n in np.flatnonzero(counts) if n not in (0, VOID)], dtype=np.int64)
-    boxes = np.zeros((len(numbers), 4), dtype=np.int64)
-    for row, number in enumerate(numbers):
-        inside = objects == number
-        ys, xs = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-        boxes[row] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
-    return numbers, boxes, counts[numbers]
-
-
-def classes_of_instances(path, objects, numbers, class_ids):
-    """int64 [N]: the class that most pixels of each instance have in SegmentationClass, 0 if none has any.
-
-    path: the class mask, which may be missing; objects uint8 [H, W]: the instance mask; numbers int64 [N]:
-    the instances in it.
-    """
-    if not path.exists():
-        return np.zeros(len(numbers), dtype=np.int64)
-    classes = read_index_image(path)
-    if classes.shape != objects.shape:
-        raise InputError(f"{path}: its size differs from that of the mask in SegmentationObject")
-    pairs = objects.ravel().astype(np.int64) * 256 + classes.ravel()
-    votes = np.bincount(pairs, minlength=256 * 256).reshape(256, 256)[numbers]  # [N, 256]
-    votes[:, [0, VOID]] = 0
-    winners = votes.argmax(axis=1)  # [N]
-    unknown = set(winners.tolist()) - {0, *class_ids.values()}
-    if unknown:
-        raise InputError(f"{path}: class number {min(unknown)} is not one of {CLASS_FILE}")
-    return winners
-
-
-def match_objects(boxes, classes, xml_boxes, xml_classes):
-    """int64 [N]: for each instance the XML object that is the same thing, or -1; none is given twice.
-
-    Pairs are taken greedily: those that agree on the class first, then by the IoU of their boxes.
-    """
-    partner = np.full(len(boxes), -1, dtype=np.int64)
-    if len(boxes) == 0 or len(xml_boxes) == 0:
-        return partner
-    a, b = boxes[:, None].astype(np.float64), xml_boxes[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])  # [N, M, 2]
-    inter = sides.clip(min=0).prod(axis=2)  # [N, M]
-    areas = [(box[..., 2:] - box[..., :2]).clip(min=0).prod(axis=2) for box in (a, b)]  # [N, 1], [1, M]
-    iou = inter / (areas[0] + areas[1] - inter)
-    agree = classes[:, None] == xml_classes[None]  # [N, M]
-    rank = np.where(iou >= np.where(agree, MIN_IOU_SAME_CLASS, MIN_IOU), iou + agree, -1)
-    while rank.max() > 0:
-        row, column = np.unravel_index(rank.argmax(), rank.shape)
-        partner[row] = column
-        rank[row], rank[:, column] = -1, -1
-    return partner
-
-
-class XmlObjects(NamedTuple):
-    """The M objects of one XML file: class numbers int64 [M], boxes float64 [M, 4], difficult int64 [M]
-    (0 or 1), and the image's (height, width) where the file says it."""
-
-    classes: np.ndarray
+    size: tuple[int, int]
+    numbers: np.ndarray
     boxes: np.ndarray
+    areas: np.ndarray
+    classes: np.ndarray
     difficult: np.ndarray
-    size: tuple | None
-    exists: bool = True
+    skipped: dict[str, int]
+    notes: dict[str, int]
+    fraction: list[float] | None
 
 
-def read_xml(path, class_ids):
-    """The objects of a VOC annotation file, none if it is missing; no entity expanded, nothing fetched."""
-    if not path.exists():
-        return XmlObjects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64), None, exists=False)
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+def _scan_or_error(folder: Path, name: str, class_ids: dict[str, int]) -> Scan | InputError:
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_XML + 1)
-        if len(content) > MAX_XML:
-            raise InputError(f"{path}: larger than {MAX_XML >> 20} MiB: not an annotation file of one image")
-        root = etree.fromstring(content, parser)  # bytes, so that an encoding declaration counts
-    except (OSError, etree.XMLSyntaxError) as error:
-        raise InputError(f"{path}: not an XML file that can be read ({' '.join(str(error).split())})") from error
-    if root.getroottree().docinfo.internalDTD is not None:
-        raise InputError(f"{path}: has a document type (<!DOCTYPE ...>), as annotation files have not; take it out")
-    classes, boxes, difficult = [], [], []
-    for number, item in enumerate(root.findall("object"), 1):
-        where = f"{path}: object {number}"
-        name = (item.findtext("name") or "").strip()
-        if name not in class_ids:
-            close = difflib.get_close_matches(name[:80], class_ids, n=3)
-            meant = f" (is {' or '.join(map(repr, close))} meant?)" if close else ""
-            raise InputError(
-                f"{where}: class {brief(name)} is not in {CLASS_FILE}{meant}; for classes of your own "
-                f'put a file of that name, {{"name": 1, ...}}, into {path.parent.parent}'
-            )
-        x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        classes.append(class_ids[name])
-        boxes.append((x1 - 1, y1 - 1, x2, y2))  # VOC counts pixels from 1 and includes the last
-        difficult.append((item.findtext("difficult") or "").strip() == "1")
-    return XmlObjects(
-        np.array(classes, dtype=np.int64),
-        np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        np.array(difficult, dtype=np.int64),
-        _xml_size(root),
-    )
+        return _scan(folder, name, class_ids)
+    except InputError as error:
+        return error
 
 
-def _number(item, tag, where):
-    text = item.findtext(tag)
-    try:
-        value = float(text)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {tag} is {brief(text)}, not a number") from error
-    if not math.isfinite(value):
-        raise InputError(f"{where}: {tag} is {shown(text.strip())}, not a finite number")
-    return value
+def _scan(folder: Path, name: str, class_ids: dict[str, int]) -> Scan:
+    """Everything about one image but its pixels."""
+    objects = voc_files.read_index_image(voc_files.mask_path(folder, "Object", name))
+    numbers, boxes, areas = voc_files.find_instances(objects)
+    class_mask = voc_files.mask_path(folder, "Class", name)
+    by_mask = voc_files.classes_of_instances(class_mask, objects, numbers, class_ids)
+    xml = voc_files.read_xml(voc_files.xml_path(folder, name), class_ids)
+    partner = voc_files.match_objects(boxes, by_mask, xml.boxes, xml.classes)  # [N], -1 where there is none
 
-
-def _xml_size(root):
-    """(height, width), or None where the file does not say it (or says 0, as some tools do)."""
-    texts = [(root.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
-    whole = all(text.isdecimal() and len(text) < 10 and int(text) > 0 for text in texts)
-    return tuple(map(int, texts)) if whole else None
+    matched = partner >= 0
+    classes, difficult = by_mask.copy(), np.zeros_like(by_mask)
+    classes[matched], difficult[matched] = xml.classes[partner[matched]], xml.difficult[partner[matched]]
+    known = classes > 0
+    skipped = {NO_MASK: int(len(xml.classes) - matched.sum()), NO_CLASS: int((~known).sum())}
+    notes = {
+        FROM_CLASS_MASK: int((known & ~matched).sum()),
+        CLASS_DIFFERS: int((matched & (by_mask > 0) & (by_mask != classes)).sum()),
+        NO_XML: int(not xml.exists),
+        XML_SIZE: int(xml.size not in (None, objects.shape)),
+    }
+    columns = [column[known] for column in (numbers, boxes, areas, classes, difficult)]
+    broken = (xml.boxes % 1).any(axis=1)  # [M]
+    fraction = xml.boxes[broken][0].tolist() if broken.any() else None
+    return Scan(objects.shape, *columns, skipped, notes, fraction)

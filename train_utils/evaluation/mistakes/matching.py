@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from train_utils.data.formats.coco.segmentation import rasterise
+from train_utils.data.masks import rasterise
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 MOST_DETECTIONS = 100  # of one class in one image, COCO's

@@ -6,7 +6,7 @@ A path is "M x y l dx dy ... z", once or several times, in whole units.
 import numpy as np
 from PIL import Image
 
-from train_utils.data.rle_crops import cropped_masks
+from train_utils.data.rle import cropped_masks
 from train_utils.evaluation.mistakes.matching import to_rle
 
 TOLERANCE = 1.0  # units, or pixels of the mask where those are larger, that a point may lie off its line

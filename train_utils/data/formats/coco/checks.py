@@ -10,13 +10,17 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any
 
 from backbone.errors import InputError
+from train_utils.data.annotations import NO_ID
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
+from train_utils.data.problems import StopAtFirst
 from train_utils.io.plain_text import brief, shown, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
-NO_ID = -(2**63)  # an annotation without id; no id is that low
 MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; images of a twelfth of it are refused as bombs
 
 
@@ -70,30 +74,87 @@ def is_text(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def check_categories(categories: list, path) -> dict[int, str]:
-    """{id: name}, in id order."""
+def check_categories(
+    categories: list, path: str | Path, problems: StopAtFirst
+) -> tuple[dict[int, str], dict[int, str | int]]:
+    """Returns ({id: name} in id order, {id: what the json has} of those whose ids are something else there)."""
     names: dict[int, str] = {}
+    given: dict[int, str | int] = {}
     for category in categories:
-        if not isinstance(category, dict) or "id" not in category:
-            raise InputError(f"{path}: category {brief(category)} has no id")
         try:
-            i = as_id(category["id"], "id")
+            number, name = _check_category(category, names)
         except InputError as error:
-            raise InputError(f"{path}: category {brief(category.get('name'))}: {error}") from error
-        if i in names:
-            raise InputError(f"{path}: category id {brief(category['id'])} stands twice")
-        names[i] = visible(str(category.get("name", i)))
-        if not is_text(names[i]):
-            raise InputError(f"{path}: category id {i}: name {names[i][:80]!a} is not text")
-    if not names:
-        raise InputError(f"{path}: its list of categories is empty")
-    return dict(sorted(names.items()))
+            problems.mistake(f"{path}: {error}", cause=error)
+            continue
+        names[number] = name
+        if given_id(category["id"]):
+            given[number] = category["id"]
+    if not categories:
+        problems.mistake(f"{path}: its list of categories is empty")
+    return dict(sorted(names.items())), given
 
 
-def given_categories(categories: list) -> dict[int, str | int]:
-    """{id: what the json has} of the checked categories whose ids are something else there."""
-    ids = [category["id"] for category in categories]
-    return {as_id(i, "id"): i for i in ids if given_id(i)}
+def _check_category(category: Any, known: Container[int]) -> tuple[int, str]:
+    if not isinstance(category, dict) or "id" not in category:
+        raise InputError(f"category {brief(category)} has no id")
+    try:
+        number = as_id(category["id"], "id")
+    except InputError as error:
+        raise InputError(f"category {brief(category.get('name'))}: {error}") from error
+    if number in known:
+        raise InputError(f"category id {brief(category['id'])} is duplicated")
+    name = visible(str(category.get("name", number)))
+    if not is_text(name):
+        raise InputError(f"category id {number}: name {name[:80]!a} is not text")
+    return number, name
+
+
+def check_images(
+    listed: list,
+    path: str | Path,
+    problems: StopAtFirst,
+    size_of: Callable[[str], tuple[int, int]] | None = None,
+    refused: dict[str, InputError] | None = None,
+) -> tuple[list[tuple], set[int]]:
+    """Returns (what `check_image` gives of the sound images, ids of the others); refused: {file name: why}."""
+    images: dict[int, tuple] = {}
+    bad: set[int] = set()
+    for image in listed:
+        try:
+            if refused and isinstance(image, dict) and image.get("file_name") in refused:
+                raise refused[image["file_name"]]
+            checked = check_image(image, path, size_of)
+            if checked[0] in images:
+                raise InputError(duplicated(path, images[checked[0]], checked))
+        except InputError as error:
+            problems.mistake(error, image=id_of(image, "id"), cause=error.__cause__)
+            number = number_of(image, "id")
+            if number is not None and number not in images:
+                bad.add(number)
+            continue
+        images[checked[0]] = checked
+    return list(images.values()), bad - images.keys()
+
+
+def duplicated(path: str | Path, first: tuple, second: tuple) -> str:
+    """Returns what to say of two images (`check_image`) of one id."""
+    return (
+        f"{path}: image id {second[3] or second[0]} is duplicated ({first[1]} and {second[1]}); "
+        "give each image an id of its own"
+    )
+
+
+def id_of(entry: Any, key: str) -> Any:
+    """Returns an id as the json has it, None where it can be none."""
+    return None if number_of(entry, key) is None else entry[key]
+
+
+def number_of(entry: Any, key: str) -> int | None:
+    """Returns the number that stands for an id, None where it can be none."""
+    try:
+        return as_id(entry.get(key), key) if isinstance(entry, dict) else None
+    except InputError:
+        return None
 
 
 def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
@@ -114,18 +175,6 @@ def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
     except InputError as error:
         raise InputError(f"{path}: image id {shown(image['id'])}: {error}") from error
     return image_id, name, size, given_id(image["id"])
-
-
-def check_different(images: list[tuple], path) -> None:
-    """InputError if two of `check_image`'s have the same id."""
-    seen: dict[int, str] = {}
-    for image_id, name, _, given in images:
-        if image_id in seen:
-            raise InputError(
-                f"{path}: image id {given or image_id} stands twice ({seen[image_id]} and {name}); "
-                "give each image an id of its own"
-            )
-        seen[image_id] = name
 
 
 def check_annotation(annotation: dict, categories, size) -> tuple:

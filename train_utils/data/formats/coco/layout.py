@@ -9,9 +9,11 @@ anything.json                          any folder near it    one json, to be spl
 import mmap
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from backbone.errors import InputError
+from train_utils.data.images import image_size
 from train_utils.io.files import user_path
 
 ROLE = re.compile(r"(?<![a-z])(train|training|val|valid|validation|minival|test)(?![a-z])")
@@ -134,3 +136,33 @@ def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def image_path(image_dir: str | Path, name: str, root: str | Path) -> str:
+    """Returns the path of `name` in `image_dir`; InputError if it leaves `root`."""
+    path, root = os.path.abspath(os.path.join(image_dir, name)), os.path.abspath(root)
+    if not is_inside(path, root):
+        raise InputError(f"file_name {name!r} leaves the data folder {root}; use names inside it")
+    return path
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Returns whether an absolute path lies in an absolute folder."""
+    try:
+        return os.path.commonpath([root, path]) == root
+    except ValueError:  # Windows: another drive
+        return False
+
+
+def files_in(folder: str | Path) -> frozenset[str]:
+    """Returns the names of the files directly in a folder: one look, not one for each name."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:  # no such folder, or not to be listed: then each name is looked up
+        return frozenset()
+
+
+def size_reader(image_dir: str | Path, root: str | Path) -> Callable[[str], tuple[int, int]]:
+    """Returns a function from file name to (H, W), for images whose json does not give their size."""
+    return lambda name: image_size(image_path(image_dir, name, root))

@@ -1,18 +1,24 @@
 """Annotations of a COCO json -> flat arrays, batch after batch.
 
-What annotations are mostly like, polygons with all fields in place, is checked for a whole batch by numpy;
-any other goes through `check_annotation`, which skips it or names its mistake.
+Most annotations are polygons with all fields in place: numpy checks a whole batch of them. Any other goes through
+`check_annotation`, which skips it or names its mistake.
 A annotations, R parts (polygons or RLEs), K annotations of one batch.
 """
 
 import math
 from array import array
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from backbone.errors import InputError
-from train_utils.data.formats.coco.checks import NO_ID, annotation_id, as_id, check_annotation
-from train_utils.data.formats.coco.segmentation import FAR, HUNDREDTHS, POLYGON, Skip, is_hundredths
+from train_utils.data.annotations import NO_ID
+from train_utils.data.formats.coco.checks import annotation_id, as_id, check_annotation, id_of, number_of
+from train_utils.data.formats.coco.segmentation import Skip
+from train_utils.data.masks import FAR, HUNDREDTHS, POLYGON, is_hundredths
+from train_utils.data.problems import STOP, StopAtFirst
 from train_utils.io.plain_text import brief, shown
 
 NUMBERS = {int, float}
@@ -27,29 +33,39 @@ FIELDS = {  # one value per annotation, beside the parts' lengths and bytes
     "kinds": np.uint8,
     "counts": np.int64,
 }
+UNCHECKED = "annotations of images that have an error: not checked"
 GATHERED = 2**16  # annotations whose bytes are put in order at once
 
 
 class Packer:
     """Collects annotations: `add` them in the json's order, then take `arrays`.
 
-    images: (id, file name, (H, W), ...) each; categories: the ids there are, or None if that is checked later.
+    images: (id, file name, (H, W), ...) each; categories: the ids there are, or None if that is checked later;
+    bad_images: ids of images that have a mistake, whose annotations are not checked.
     count: annotations added; skipped: {reason: count}; first_skipped: {reason: which one, as "id 17"};
     category_ids: of those added, the skipped ones' too (but for those of images that are not listed).
     """
 
-    def __init__(self, path, images: list[tuple], categories=None):
-        self.path, self.categories = path, categories
+    def __init__(
+        self,
+        path: str | Path,
+        images: list[tuple],
+        categories: Container[int] | None = None,
+        problems: StopAtFirst = STOP,
+        bad_images: Container[int] = frozenset(),
+    ):
+        self.path, self.categories, self.problems, self.bad_images = path, categories, problems, bad_images
         self.row_of = {image[0]: row for row, image in enumerate(images)}
         self.sizes = np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2)  # [I, 2]
         self.count, self.skipped, self.first_skipped = 0, {}, {}
-        self._skipped_ids = array("q")
+        self._other_ids = array("q")  # of annotations that were skipped or refused
+        self._given: dict[int, object] = {}  # ids that are something else in the json
         self.category_ids: set[int] = set()
         self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in (*FIELDS, "lengths")}
         self._bytes = bytearray()
 
     def add(self, annotations: list) -> None:
-        """Check and keep a batch. InputError names path, annotation id and mistake."""
+        """Checks and keeps a batch. A mistake names path, annotation id and what is wrong."""
         plain = _Plain(self.count)
         others = plain.take(annotations, self.row_of)
         self.count += len(annotations)
@@ -64,10 +80,13 @@ class Packer:
         others.sort(key=lambda other: other[0])  # the first mistake is the one to name
         self._add_one_by_one(others)
 
-    def _add_one_by_one(self, annotations: list[tuple]) -> None:
+    def _add_one_by_one(self, annotations: list[tuple[int, Any]]) -> None:
         fields: dict[str, list] = {name: [] for name in FIELDS}
         parts: list[bytes] = []
         for sequence, annotation in annotations:
+            number = number_of(annotation, "id")
+            if number is not None and type(annotation["id"]) is not int:
+                self._given[number] = annotation["id"]
             try:
                 row, values = self._check(annotation)
             except Skip as reason:
@@ -75,7 +94,7 @@ class Packer:
                 continue
             except (InputError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 what = f"{error} is missing" if isinstance(error, KeyError) else error
-                self._refuse(f"{self.path}: annotation {name_of(sequence, annotation)}: {what}", annotation, error)
+                self._refuse(what, sequence, annotation, error)
                 continue
             for name, value in zip(FIELDS, (sequence, row, *values[:-1], len(values[-1])), strict=True):
                 fields[name].append(value)
@@ -85,24 +104,33 @@ class Packer:
 
     def _skip(self, reason: str, sequence: int, annotation: dict) -> None:
         name = name_of(sequence, annotation)
+        image, number = id_of(annotation, "image_id"), id_of(annotation, "id")
+        if image is not None and as_id(image, "image_id") in self.bad_images:
+            self.problems.note(UNCHECKED, f"{self.path}: annotation {name}: its image has an error", image, number)
+            return
         self.first_skipped.setdefault(reason, name if annotation.get("id") is None else f"id {name}")
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self.problems.skip(reason, f"{self.path}: annotation {name}: skipped: {reason}", image, number)
         try:
-            self._skipped_ids.append(annotation_id(annotation))
+            self._other_ids.append(annotation_id(annotation))
         except InputError as error:
-            self._refuse(f"{self.path}: annotation {name}: {error}", annotation, error)
+            self._refuse(error, sequence, annotation, error)
 
-    def _refuse(self, message: str, annotation, error: Exception) -> None:
-        raise InputError(message) from error
+    def _refuse(self, what: object, sequence: int, annotation: Any, cause: Exception) -> None:
+        number = number_of(annotation, "id")
+        message = f"{self.path}: annotation {name_of(sequence, annotation)}: {what}"
+        self.problems.mistake(message, id_of(annotation, "image_id"), id_of(annotation, "id"), cause)
+        if number is not None:
+            self._other_ids.append(number)
 
-    def repeated_id(self) -> int | None:
-        """An annotation id that stands twice, of skipped ones too; before `arrays`."""
-        ids = np.sort(np.concatenate([np.array(self._skipped_ids), *self._blocks["annotation_ids"]]))
+    def repeated_ids(self) -> list:
+        """Returns the annotation ids that appear more than once, as the json has them, of skipped and refused
+        annotations too; to be called before `arrays`."""
+        ids = np.sort(np.concatenate([np.array(self._other_ids), *self._blocks["annotation_ids"]]))
         ids = ids[np.searchsorted(ids, NO_ID, side="right") :]
-        twice = np.flatnonzero(ids[1:] == ids[:-1])
-        return int(ids[twice[0]]) if len(twice) else None
+        return [self._given.get(i, i) for i in np.unique(ids[1:][ids[1:] == ids[:-1]]).tolist()]
 
-    def _check(self, annotation) -> tuple[int, tuple]:
+    def _check(self, annotation: Any) -> tuple[int, tuple]:
         """(row, what `check_annotation` returns)."""
         if not isinstance(annotation, dict):
             raise InputError("is not an object with image_id, category_id, ...")
@@ -112,7 +140,7 @@ class Packer:
         self.category_ids.add(as_id(annotation["category_id"], "category_id"))
         return row, check_annotation(annotation, self.categories, tuple(self.sizes[row].tolist()))
 
-    def _keep(self, fields: dict, lengths, content: bytes) -> None:
+    def _keep(self, fields: dict, lengths: Sequence[int] | np.ndarray, content: bytes) -> None:
         """FIELDS' values of some annotations, bytes of each of their parts, and these bytes."""
         for name, values in {**fields, "lengths": lengths}.items():
             self._blocks[name].append(np.asarray(values, dtype=FIELDS.get(name, np.int64)))
@@ -157,8 +185,8 @@ class _Plain:
         self.lengths: list[int] = []  # numbers of each part
         self.points = array("d")  # the parts' numbers
 
-    def take(self, annotations: list, row_of: dict) -> list[tuple]:
-        """Keep the plain ones; returns the others as (sequence, annotation)."""
+    def take(self, annotations: list, row_of: dict[int, int]) -> list[tuple[int, Any]]:
+        """Keeps the plain ones; returns the others as (sequence, annotation)."""
         others = []
         boxes, points, lengths = self.boxes, self.points, self.lengths
         for sequence, annotation in enumerate(annotations, self.start):
@@ -202,8 +230,8 @@ class _Plain:
             self.counts.append(len(polygons))
         return others
 
-    def check(self, sizes: np.ndarray, categories) -> np.ndarray:
-        """bool [K]: what `check_annotation` would keep as it is. sizes [I, 2], categories as Packer's."""
+    def check(self, sizes: np.ndarray, categories: Container[int] | None) -> np.ndarray:
+        """Returns bool [K]: what `check_annotation` would keep as it is. sizes [I, 2], categories as Packer's."""
         height, width = sizes[self.rows].T  # [K] each
         x, y, w, h = np.array(self.boxes).reshape(-1, 4).T
         points = np.frombuffer(self.points)
@@ -216,8 +244,8 @@ class _Plain:
         good[good] &= (_overlap(left, right - left, width) & _overlap(top, bottom - top, height))[good]
         return good if categories is None else good & np.isin(self.category_ids, list(categories))
 
-    def blocks(self, good: np.ndarray):
-        """(fields, lengths, bytes) for `Packer._keep` of the good ones, in the fewest bytes that lose nothing."""
+    def blocks(self, good: np.ndarray) -> Iterator[tuple[dict, np.ndarray, bytes]]:
+        """Yields the good ones for `Packer._keep` (fields, lengths, bytes), in the fewest bytes that lose nothing."""
         points = np.frombuffer(self.points)
         rounded = np.rint(points * 100)
         counts, lengths = np.array(self.counts), np.array(self.lengths)
@@ -243,8 +271,8 @@ class _Plain:
             yield fields, lengths[parts] * content.itemsize, content.tobytes()
 
 
-def name_of(sequence: int, annotation) -> str:
-    """What a message calls the annotation."""
+def name_of(sequence: int, annotation: Any) -> str:
+    """Returns what a message calls the annotation."""
     if not isinstance(annotation, dict):
         return brief(annotation)
     number = annotation.get("id")
@@ -252,16 +280,16 @@ def name_of(sequence: int, annotation) -> str:
 
 
 def _overlap(start: np.ndarray, extent: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """`coco_segmentation.overlaps` of arrays."""
+    """`segmentation.overlaps` of arrays."""
     return np.minimum(start + extent, side) - np.maximum(start, 0) > 1e-6 * side
 
 
-def _running(counts) -> np.ndarray:
+def _running(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """Where each of so many begins, and the end: int64 [len + 1]."""
     return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 
 
-def _joined(blocks: list[np.ndarray], dtype) -> np.ndarray:
+def _joined(blocks: list[np.ndarray], dtype: type) -> np.ndarray:
     """All blocks as one, which are given up."""
     whole = np.concatenate([np.zeros(0, dtype), *(block.reshape(-1) for block in blocks)])
     blocks.clear()

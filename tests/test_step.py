@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from backbone.errors import InputError
-from train_utils.data.opening import Batch, LabelMap
+from network_files.losses import LOSS_NAMES
+from train_utils.data.labels import LabelMap
+from train_utils.data.loaders import Batch
 from train_utils.processes.distributed import World
 from train_utils.run.ema import EMA
-from train_utils.run.engine import LOSS_NAMES, Learner, NonFiniteLoss, evaluate, train_one_epoch, zero_weighted_step
-from train_utils.run.optimization import Precision, amp_dtype, build_optimizer, build_schedule, lr_factor
+from train_utils.run.evaluation import evaluate
+from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule, lr_factor
 from train_utils.run.state import Progress
+from train_utils.run.step import NonFiniteLoss, StepHooks, train_one_epoch, zero_weighted_step
 
 CPU = torch.device("cpu")
 
@@ -71,21 +74,21 @@ def empty(batch):
     return Batch([], [], [], [f"{index}.png: cut off" for index in batch.indices])
 
 
-def make_learner(dropout=0.0, lr=0.1, ema=False, clip=None, optimizer="sgd", precision=None):
+def make_state(dropout=0.0, lr=0.1, ema=False, clip=None, optimizer="sgd", precision=None):
     torch.manual_seed(0)
     model = StandIn(dropout)
     optimizer = build_optimizer(model, optimizer, lr)
     schedule = build_schedule(optimizer, total_steps=8, warmup_steps=2)
     average = EMA(model, 0.5) if ema else None
-    return Learner(model, model, optimizer, schedule, precision or Precision(CPU), average, clip)
+    return TrainState(model, model, optimizer, schedule, precision or Precision(CPU), average, clip)
 
 
-def run_steps(learner, loader, epoch=0, first_step=0):
-    return list(train_one_epoch(learner, loader, World.single("cpu"), epoch, first_step))
+def run_steps(state, loader, epoch=0, first_step=0):
+    return list(train_one_epoch(state, loader, World.single("cpu"), epoch, first_step))
 
 
-def weights(learner):
-    return {name: value.clone() for name, value in learner.model.state_dict().items()}
+def weights(state):
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
 def assert_equal(first, second, **tolerance):
@@ -99,32 +102,32 @@ def test_accumulated_micro_batches_give_the_mean_gradient():
     """Two micro-batches of one image are one batch of two, where no norm looks at the batch."""
     outcomes = []
     for accumulate, size in ((1, 2), (2, 1)):
-        learner = make_learner()
-        learner.model.norm = nn.Identity()
-        records = run_steps(learner, Loader(accumulate_steps=accumulate, batch_size=size))
-        outcomes.append((weights(learner), records))
+        state = make_state()
+        state.model.norm = nn.Identity()
+        records = run_steps(state, Loader(accumulate_steps=accumulate, batch_size=size))
+        outcomes.append((weights(state), records))
     assert_equal(outcomes[0][0], outcomes[1][0], rtol=1e-5, atol=1e-6)
     for one, two in zip(outcomes[0][1], outcomes[1][1], strict=True):
         assert one.losses == pytest.approx(two.losses, rel=1e-5)
 
 
 def test_each_step_changes_what_trains_and_only_that():
-    learner = make_learner()
-    before = weights(learner)
-    records = run_steps(learner, Loader())
-    after = weights(learner)
+    state = make_state()
+    before = weights(state)
+    records = run_steps(state, Loader())
+    after = weights(state)
     assert not torch.equal(before["layer.weight"], after["layer.weight"])
     assert_equal(before["frozen.weight"], after["frozen.weight"])
-    driven = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
-    assert driven == {id(p) for p in learner.model.parameters() if p.requires_grad}
+    driven = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    assert driven == {id(p) for p in state.model.parameters() if p.requires_grad}
     assert [record.step for record in records] == [0, 1, 2, 3]
-    assert all(list(record.losses) == list(LOSS_NAMES) and record.seconds > 0 for record in records)
+    assert all(list(record.losses) == list(LOSS_NAMES) and record.own.seconds > 0 for record in records)
     assert records[0].lr == pytest.approx(0.1 * 0.001) and records[2].lr == pytest.approx(0.1)
 
 
 def test_an_epoch_entered_in_its_middle_gives_the_same_weights():
     """Dropout included: it is drawn by step, so nothing about random states needs saving."""
-    whole, halves = make_learner(dropout=0.5), make_learner(dropout=0.5)
+    whole, halves = make_state(dropout=0.5), make_state(dropout=0.5)
     run_steps(whole, Loader())
     for record in train_one_epoch(halves, Loader(), World.single("cpu"), 0):
         if record.step == 1:
@@ -137,10 +140,10 @@ def test_an_epoch_entered_in_its_middle_gives_the_same_weights():
 
 def test_dropout_differs_between_steps_and_ranks():
     def first_loss(rank, step):
-        learner, world = make_learner(dropout=0.5), World(rank, 1, rank, CPU)
+        state, world = make_state(dropout=0.5), World(rank, 1, rank, CPU)
         loader = Loader(batch_size=16, steps=3)
         loader.epoch = lambda epoch, first_step: iter([make_batch(range(16))])
-        return next(train_one_epoch(learner, loader, world, 0, step)).losses
+        return next(train_one_epoch(state, loader, world, 0, step)).losses
 
     assert first_loss(0, 0) == first_loss(0, 0)
     assert first_loss(0, 0) != first_loss(0, 1)
@@ -148,47 +151,47 @@ def test_dropout_differs_between_steps_and_ranks():
 
 
 def test_a_batch_without_images_is_a_step_of_weight_zero():
-    learner = make_learner()
-    before = weights(learner)
-    zero_weighted_step(learner, empty(make_batch(range(2))), World.single(CPU))
-    assert_equal(before, weights(learner))
-    assert (learner.model.layer.weight.grad == 0).all()
+    state = make_state()
+    before = weights(state)
+    zero_weighted_step(state, empty(make_batch(range(2))), World.single(CPU))
+    assert_equal(before, weights(state))
+    assert (state.model.layer.weight.grad == 0).all()
 
 
 def test_unreadable_images_are_counted_and_leave_the_losses_alone():
-    spoilt = run_steps(make_learner(), Loader(steps=1, accumulate_steps=2, spoil={(0, 1): empty}))[0]
-    whole = run_steps(make_learner(), Loader(steps=1))[0]
+    spoilt = run_steps(make_state(), Loader(steps=1, accumulate_steps=2, spoil={(0, 1): empty}))[0]
+    whole = run_steps(make_state(), Loader(steps=1))[0]
     assert spoilt.losses == pytest.approx(whole.losses)
-    assert (spoilt.skipped, spoilt.skipped_files) == (2, ["2.png: cut off", "3.png: cut off"])
-    nothing = run_steps(make_learner(), Loader(steps=1, spoil={(0, 0): empty}))[0]
+    assert (spoilt.skipped, spoilt.own.skipped_files) == (2, ["2.png: cut off", "3.png: cut off"])
+    nothing = run_steps(make_state(), Loader(steps=1, spoil={(0, 0): empty}))[0]
     assert nothing.losses is None and nothing.skipped == 2
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
-    learner = make_learner()
+    state = make_state()
     poison = {(1, 1): lambda b: b._replace(images=[torch.full((3, 8, 8), math.nan)] * 2)}
-    steps = train_one_epoch(learner, Loader(accumulate_steps=2, spoil=poison), World.single("cpu"), 0)
+    steps = train_one_epoch(state, Loader(accumulate_steps=2, spoil=poison), World.single("cpu"), 0)
     next(steps)
-    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     with pytest.raises(NonFiniteLoss) as caught:
         next(steps)
     assert caught.value.step == 1 and caught.value.batch.indices == [6, 7]
     assert not caught.value.losses.isfinite().any()
-    assert_equal(before, dict(learner.model.named_parameters()))
+    assert_equal(before, dict(state.model.named_parameters()))
 
 
 def test_a_stop_is_granted_after_the_step():
-    steps = train_one_epoch(make_learner(), Loader(), World.single("cpu"), 0, stop_requested=lambda: True)
+    steps = train_one_epoch(make_state(), Loader(), World.single("cpu"), 0, hooks=StepHooks(lambda: True))
     assert next(steps).stop
-    assert not run_steps(make_learner(), Loader(steps=1))[0].stop
+    assert not run_steps(make_state(), Loader(steps=1))[0].stop
 
 
 def test_gradient_clipping_and_averages():
-    plain, clipped = make_learner(), make_learner(clip=0.01, ema=True)
+    plain, clipped = make_state(), make_state(clip=0.01, ema=True)
     start = weights(plain)["layer.weight"]
     run_steps(plain, Loader(batch_size=4))
     run_steps(clipped, Loader(batch_size=4))
-    moved = [(weights(learner)["layer.weight"] - start).norm() for learner in (plain, clipped)]
+    moved = [(weights(state)["layer.weight"] - start).norm() for state in (plain, clipped)]
     assert moved[1] < moved[0] / 10
     assert_equal(clipped.ema.average["norm.running_mean"], clipped.model.norm.running_mean)
     assert not torch.equal(clipped.ema.average["layer.weight"], clipped.model.layer.weight)
@@ -203,11 +206,11 @@ def test_half_precision_scales_and_bfloat16_does_not():
     with Precision(CPU).autocast() as region:
         assert isinstance(Precision(CPU).autocast(), nullcontext) and region is None
     assert amp_dtype(CPU) in (torch.bfloat16, None)
-    scaled, plain = make_learner(precision=Precision(CPU, torch.float16)), make_learner()
+    scaled, plain = make_state(precision=Precision(CPU, torch.float16)), make_state()
     scaled.precision.dtype = None  # the scaler alone: float16 arithmetic would round
     norms = [
-        [record.measures["gradient norm"].read() for record in run_steps(learner, Loader())]
-        for learner in (scaled, plain)
+        [record.own.measures["gradient norm"].read() for record in run_steps(state, Loader())]
+        for state in (scaled, plain)
     ]
     assert_equal(weights(scaled), weights(plain), rtol=1e-4, atol=1e-6)
     assert_equal(torch.stack(norms[0]), torch.stack(norms[1]), rtol=1e-4, atol=1e-6)
@@ -215,12 +218,12 @@ def test_half_precision_scales_and_bfloat16_does_not():
 
 @pytest.mark.parametrize("clip", [None, 0.01])
 def test_the_gradient_norm_is_that_before_clipping(clip):
-    learner, twin = make_learner(clip=clip), make_learner()
+    state, twin = make_state(clip=clip), make_state()
     batch = make_batch(range(2))
     sum(twin.model(batch.images, batch.targets).values()).backward()
     expected = torch.cat([p.grad.flatten() for p in twin.model.parameters() if p.grad is not None]).norm()
-    first = run_steps(learner, Loader(batch_size=2))[0]
-    assert_equal(first.measures["gradient norm"].read(), expected, rtol=1e-6, atol=0)
+    first = run_steps(state, Loader(batch_size=2))[0]
+    assert_equal(first.own.measures["gradient norm"].read(), expected, rtol=1e-6, atol=0)
 
 
 # --- learning rate ---
@@ -282,7 +285,7 @@ def test_evaluation_by_hand():
     )
     assert [result.stats[t].stats[0] for t in ("bbox", "segm")] == pytest.approx([1, 1])
     assert result.mask_ap == result.stats["segm"].stats[0]
-    assert [r["image_id"] for r in result.results] == [0, 1, 2] and seen == [[0, 1], [2]]
+    assert [r["image_id"] for r in result.found.results] == [0, 1, 2] and seen == [[0, 1], [2]]
     assert len(result.samples) == 2 and torch.equal(result.samples[1][0], image(1))
     singles = [model([image(i)], None)[0] for i in range(3)]
     for name in LOSS_NAMES:
@@ -292,31 +295,31 @@ def test_evaluation_by_hand():
 def test_unreadable_images_are_left_out_of_the_numbers():
     batches = [make_batch([0]), empty(make_batch([1])), make_batch([2])]
     result = evaluate(StandIn(), batches, FullImages(), World.single("cpu"))
-    assert result.skipped == ["1.png: cut off"] and result.stats["bbox"].stats[0] == pytest.approx(1)
+    assert result.found.skipped == ["1.png: cut off"] and result.stats["bbox"].stats[0] == pytest.approx(1)
     with pytest.raises(InputError, match="none of the 3 .* 0.png: cut off"):
         evaluate(StandIn(), [empty(make_batch([0]))], FullImages(), World.single("cpu"))
 
 
 def test_an_overflow_of_float16_is_counted_and_leaves_the_weights():
-    learner = make_learner()
-    learner.precision = Precision(CPU)
-    learner.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    original = learner.precision.backward
+    state = make_state()
+    state.precision = Precision(CPU)
+    state.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    original = state.precision.backward
 
     def overflowing(loss):
         original(loss)
-        if learner.precision.scaler.get_scale() == 2.0:
-            learner.model.layer.weight.grad.fill_(math.inf)
+        if state.precision.scaler.get_scale() == 2.0:
+            state.model.layer.weight.grad.fill_(math.inf)
 
-    learner.precision.backward = overflowing
-    steps = train_one_epoch(learner, Loader(), World.single("cpu"), 0)
-    before = weights(learner)
+    state.precision.backward = overflowing
+    steps = train_one_epoch(state, Loader(), World.single("cpu"), 0)
+    before = weights(state)
     assert next(steps).overflow
-    assert not learner.optimizer.state  # fused SGD's momentum would be memory that was never written
+    assert not state.optimizer.state  # fused SGD's momentum would be memory that was never written
     for name in ("layer.weight", "layer.bias"):
-        assert_equal(before[name], weights(learner)[name])
-    assert not next(steps).overflow and learner.precision.scaler.get_scale() == 1.0
+        assert_equal(before[name], weights(state)[name])
+    assert not next(steps).overflow and state.precision.scaler.get_scale() == 1.0
     progress = Progress(4)
-    for record in run_steps(learner, Loader()):
-        progress.take_in(dataclasses.replace(record, overflow=record.step < 2))
+    for record in run_steps(state, Loader()):
+        progress.end_step(dataclasses.replace(record, overflow=record.step < 2))
     assert progress.overflows == 2

@@ -1,0 +1,1 @@
+"""Tests of the project, and what they share: `from tests import tiny_model`."""

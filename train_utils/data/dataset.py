@@ -1,0 +1,215 @@
+"""One split of any format -> (image, target) pairs, ground truth, and what a line says about it.
+
+N objects of one image of H x W pixels.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from backbone.errors import InputError
+from train_utils.data.annotations import Annotations, check_labels, clip_boxes
+from train_utils.data.labels import LabelMap
+from train_utils.data.problems import describe_skips
+from train_utils.io.plain_text import visible
+
+
+class ImageDataset:
+    """The images and objects of a table; `ds[i]` is (image, target) as they are, not augmented.
+
+    image uint8 [3, H, W]; target: boxes float32 [N, 4] (x1 y1 x2 y2, clipped to the image), labels int64 [N],
+    masks CroppedMasks of N, image_id int, area float32 [N], iscrowd uint8 [N]. N may be 0.
+
+    label_map: default the data's own. rows: which images of the table belong to it (default: the usable ones).
+
+    `ds[i]` raises ImageError for an unreadable image, InputError for one of another size than annotated. An image
+    stored sideways with an EXIF orientation may be annotated upright or as stored.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        label_map: LabelMap | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
+    ):
+        usable = np.ones(len(annotations), dtype=bool) if annotations.usable is None else annotations.usable
+        self.rows = np.flatnonzero(usable) if rows is None else np.asarray(rows, dtype=np.int64)
+        self.annotations, self.label_map = annotations, annotations.label_map
+        if label_map is not None:
+            self.annotations, self.label_map = _labelled(annotations, label_map)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, dict]:
+        return self._image(i), self.target(i)
+
+    def subset(self, positions: Sequence[int] | np.ndarray) -> "ImageDataset":
+        """Returns the images at these positions, in this order, sharing the table."""
+        part = copy.copy(self)
+        part.rows = self.rows[np.asarray(positions, dtype=np.int64)]
+        return part
+
+    def labelled(self, label_map: LabelMap) -> "ImageDataset":
+        """Returns the same images with the labels of another label map."""
+        part = copy.copy(self)
+        part.annotations, part.label_map = _labelled(self.annotations, label_map)
+        return part
+
+    def target(self, i: int) -> dict:
+        """Returns the target of `ds[i]`, without reading the image."""
+        table, row, size = self.annotations, self.rows[i], self._size(i)
+        objects = table.objects(row)
+        masks = table.masks.crops(row, objects, size)
+        area = torch.from_numpy(table.areas[objects].astype(np.float32))  # [N]
+        labels = [self.label_map.to_label(c) for c in table.category_ids[objects].tolist()]
+        return {
+            "boxes": torch.from_numpy(clip_boxes(table.boxes[objects], size)),  # [N, 4]
+            "labels": torch.tensor(labels, dtype=torch.int64),  # [N]
+            "masks": masks,
+            "image_id": self.image_id(i),
+            "area": torch.where(area.isnan(), masks.areas().float(), area) if area.isnan().any() else area,
+            "iscrowd": torch.from_numpy(table.iscrowd[objects].copy()),  # [N]
+        }
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Height and width of each image, int64 [len, 2]."""
+        return torch.from_numpy(self.annotations.sizes[self.rows])
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which image files are not there, bool [len]."""
+        return self.annotations.missing[self.rows]
+
+    @property
+    def source(self) -> str:
+        """The json, list, folder or file that the data is read from."""
+        return self.annotations.source
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Why and how many annotations of the source were skipped."""
+        return dict(self.annotations.skipped)
+
+    @property
+    def first_skipped(self) -> dict[str, str]:
+        """Which annotation was the first, for each reason."""
+        return dict(self.annotations.first_skipped)
+
+    def image_id(self, i: int) -> int:
+        """Returns the number that stands for image i's id: the id itself where the data has an integer."""
+        return int(self.annotations.image_ids[self.rows[i]])
+
+    def given_id(self, i: int) -> int | str:
+        """Returns the id of image i as the data has it."""
+        return self.annotations.given_id(self.rows[i])
+
+    def file_name(self, i: int) -> str:
+        """Returns the path of image i."""
+        return self.annotations.images.path(self.annotations.file_name(self.rows[i]))
+
+    def object_counts(self, crowd: bool = False) -> np.ndarray:
+        """Returns the objects that are not crowds, or the crowd regions, per image: int64 [len]."""
+        return self._counts(self.annotations.iscrowd == crowd)
+
+    def with_given_ids(self, results: list[dict]) -> list[dict]:
+        """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text."""
+        table = self.annotations
+        images = {} if table.given is None else {int(table.image_ids[row]): table.given_id(row) for row in self.rows}
+        categories = {**self.label_map.given, **{i: table.given_categories.get(i, i) for i in table.categories}}
+        return [
+            {
+                **result,
+                "image_id": images.get(result["image_id"], result["image_id"]),
+                "category_id": categories.get(result["category_id"], result["category_id"]),
+            }
+            for result in results
+        ]
+
+    def describe(self) -> str:
+        """Returns one line: images, objects, classes, what was skipped, missing files, what the reader decided."""
+        table, objects, crowds = self.annotations, self.object_counts(), self.object_counts(crowd=True)
+        difficult = int(self._counts((table.ignored == 1) & (table.iscrowd == 0)).sum())
+        parts = [
+            f"{self.source}: {len(self)} images ({int((objects == 0).sum())} without objects), {int(objects.sum())} "
+            f"objects of {len(self.label_map)} classes, {int(crowds.sum())} crowd regions"
+            + (f", {difficult} difficult objects" if difficult else "")
+        ]
+        skips = describe_skips(table.skipped, table.first_skipped)
+        parts += [f"skipped {skips}"] if skips else []
+        if self.missing.any():
+            first = self.file_name(int(self.missing.argmax()))
+            parts.append(f"{int(self.missing.sum())} image files are missing, such as {first}")
+        return visible("; ".join([*parts, *table.notes]))
+
+    def ground_truth(self) -> dict:
+        """Returns a COCO dict of these images for evaluation: ids, boxes, areas and segmentations as annotated.
+
+        What was skipped in training is absent. Annotation ids are the data's where all are positive, else 1..n:
+        pycocotools takes an id of 0 for "not matched".
+        """
+        table, images, annotations = self.annotations, [], []
+        ids = table.annotation_ids
+        if (ids <= 0).any():
+            ids = np.arange(1, len(ids) + 1)
+        for i, row in enumerate(self.rows):
+            size, image_id, objects = self._size(i), self.image_id(i), table.objects(row)
+            name = table.file_name(row)
+            images.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
+            areas = table.areas[objects]
+            if np.isnan(areas).any():
+                areas = np.where(np.isnan(areas), table.masks.crops(row, objects, size).areas().numpy(), areas)
+            segmentations = table.masks.segmentations(row, objects, size)
+            for k, area, segmentation in zip(
+                range(objects.start, objects.stop), areas.tolist(), segmentations, strict=True
+            ):
+                annotations.append(
+                    {
+                        "id": int(ids[k]),
+                        "image_id": image_id,
+                        "category_id": int(table.category_ids[k]),
+                        "bbox": table.boxes[k].tolist(),
+                        "area": area,
+                        "iscrowd": int(table.ignored[k]),
+                        "segmentation": segmentation,
+                    }
+                )
+        categories = [{"id": i, "name": name} for i, name in table.categories.items()]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+    def _size(self, i: int) -> tuple[int, int]:
+        height, width = self.annotations.sizes[self.rows[i]].tolist()
+        return height, width
+
+    def _counts(self, chosen: np.ndarray) -> np.ndarray:
+        """Objects that are chosen (bool [A]) per image, int64 [len]."""
+        running = np.concatenate([[0], np.cumsum(chosen)])  # [A + 1]
+        return np.diff(running[self.annotations.first])[self.rows]
+
+    def _image(self, i: int) -> torch.Tensor:
+        """Image i in the frame of its annotations, uint8 [3, H, W]."""
+        table, row, size = self.annotations, int(self.rows[i]), self._size(i)
+        name = table.file_name(row)
+        image = table.images.read(row, name, size)
+        if tuple(image.shape[1:]) != size:
+            raise InputError(
+                f"{table.images.path(name)}: the image is {image.shape[2]}x{image.shape[1]} (width x height), but "
+                f"{table.images.claim(name, size, self.given_id(i))}"
+            )
+        return image
+
+
+def _labelled(table: Annotations, label_map: LabelMap) -> tuple[Annotations, LabelMap]:
+    """The table under another label map; InputError where the two do not fit."""
+    if table.fixed_labels and label_map != table.label_map:
+        raise InputError(
+            f"{table.source}: its {len(table.label_map)} classes are not those of the others, or of the weights"
+        )
+    check_labels(table, label_map)
+    if not table.named:  # the label map has the names that the data lacks
+        table = replace(table, categories=dict(zip(label_map.category_ids, label_map.names, strict=True)))
+    return table, label_map

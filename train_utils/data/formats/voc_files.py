@@ -1,0 +1,253 @@
+"""Reading the files of Pascal VOC's segmentation data: folders, lists, masks, XML; matching the latter two.
+
+Shapes: N instances of a mask, M objects of an XML file. Boxes are x1 y1 x2 y2 in pixels from 0, ends
+exclusive.
+Everything raises InputError that names the file for what cannot be used.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from lxml import etree
+from PIL import Image
+
+from backbone.errors import InputError
+from train_utils.data.images import formats
+from train_utils.data.labels import read_json
+from train_utils.io.plain_text import brief, shown
+
+CLASS_FILE = "pascal_voc_indices.json"
+VOID = 255
+MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask tells 254 apart
+# An XML object goes to an instance whose box it overlaps with at least this IoU. Masks end some pixels inside
+# the XML's boxes (the void border), which is much for a small object: agreeing on the class asks for less.
+MIN_IOU_SAME_CLASS, MIN_IOU = 0.1, 0.5
+
+
+def find_voc_folder(root, year=None):
+    """The folder of one VOC year, from a VOCdevkit, a folder that holds one, or that folder itself."""
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    if _is_voc_folder(root):
+        if year is not None and root.name.startswith("VOC") and root.name[3:] != str(year):
+            raise InputError(f"{root}: this is not the folder of year {year}")
+        return root
+    for parent in (root, root / "VOCdevkit"):
+        found = sorted(path for path in parent.glob("VOC*") if _is_voc_folder(path))
+        chosen = [path for path in found if year is None or path.name == f"VOC{year}"]
+        if chosen:
+            return chosen[-1]
+        if found:
+            raise InputError(f"{parent}: has no VOC{year}, only {', '.join(path.name for path in found)}")
+    raise InputError(
+        f"{root}: not VOC data: looked for ImageSets/Segmentation in it and in its VOC2012, "
+        "VOC2007 and VOCdevkit folders"
+    )
+
+
+def _is_voc_folder(path):
+    return (path / "ImageSets" / "Segmentation").is_dir()
+
+
+def read_class_ids(folder):
+    """{class name: number from 1} of the file in the VOC folder, else of the one this project has."""
+    path = folder / CLASS_FILE
+    if not path.exists():
+        path = Path(__file__).resolve().parents[3] / CLASS_FILE
+    class_ids = read_json(path)
+    if not isinstance(class_ids, dict):
+        raise InputError(f"{path}: not a json object of class names and numbers")
+    valid = all(type(number) is int and 0 < number < VOID for number in class_ids.values())
+    if not class_ids or not valid or len(set(class_ids.values())) < len(class_ids):
+        raise InputError(f"{path}: class numbers must be different whole numbers from 1 to 254")
+    return class_ids
+
+
+def list_path(folder, list_name):
+    """The file of one list."""
+    return folder / "ImageSets" / "Segmentation" / f"{list_name}.txt"
+
+
+def mask_path(folder: Path, kind: str, name: str) -> Path:
+    """The file of an image's mask; kind: "Object" or "Class"."""
+    return folder / f"Segmentation{kind}" / f"{name}.png"
+
+
+def xml_path(folder: Path, name: str) -> Path:
+    """The file of an image's objects."""
+    return folder / "Annotations" / f"{name}.xml"
+
+
+def read_list(folder, list_name):
+    """The names in one list of ImageSets/Segmentation, as they stand there."""
+    path = list_path(folder, list_name)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+        raise InputError(f"{path}: cannot read this list of images ({error.strerror}); lists there: {found}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file") from error
+    names = [line for line in lines if line]
+    if not names:
+        raise InputError(f"{path}: lists no image")
+    for name in names:
+        if Path(name).name != name or name in (".", ".."):
+            raise InputError(f"{path}: {name!r} is not the plain name of an image")
+    return names
+
+
+def find_images(folder, names):
+    """The file name of each named image in JPEGImages, whatever its extension; and whether it is missing.
+
+    A missing one is given as NAME.jpg: reading it fails, as reading a damaged image does.
+    """
+    folder = folder / "JPEGImages"
+    try:
+        by_name = {file.stem: file.name for file in sorted(folder.iterdir(), reverse=True)}
+    except OSError as error:
+        raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
+    missing = [name not in by_name for name in names]
+    if all(missing):
+        raise InputError(f"{folder}: holds none of the {len(names)} images of the list")
+    return [by_name.get(name, f"{name}.jpg") for name in names], missing
+
+
+def read_index_image(path):
+    """uint8 [H, W]: the indices (not the colours) of a palette or grey PNG."""
+    try:
+        with Image.open(path, formats=formats()) as image:
+            mode, indices = image.mode, np.array(image)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such mask, though its image is in the list") from error
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise InputError(f"{path}: cannot read this mask ({error})") from error
+    if mode not in ("P", "L", "1"):
+        raise InputError(f"{path}: a mask must be a palette or 8-bit grey image, this one is {mode}")
+    return indices.astype(np.uint8, copy=False)
+
+
+def find_instances(objects):
+    """Instance numbers int64 [N], tight boxes int64 [N, 4] and pixel counts int64 [N] of an instance mask."""
+    counts = np.bincount(objects.ravel(), minlength=256)
+    numbers = np.array([n for n in np.flatnonzero(counts) if n not in (0, VOID)], dtype=np.int64)
+    boxes = np.zeros((len(numbers), 4), dtype=np.int64)
+    for row, number in enumerate(numbers):
+        inside = objects == number
+        ys, xs = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        boxes[row] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+    return numbers, boxes, counts[numbers]
+
+
+def classes_of_instances(path, objects, numbers, class_ids):
+    """int64 [N]: the class that most pixels of each instance have in SegmentationClass, 0 if none has any.
+
+    path: the class mask, which may be missing; objects uint8 [H, W]: the instance mask; numbers int64 [N]:
+    the instances in it.
+    """
+    if not path.exists():
+        return np.zeros(len(numbers), dtype=np.int64)
+    classes = read_index_image(path)
+    if classes.shape != objects.shape:
+        raise InputError(f"{path}: its size differs from that of the mask in SegmentationObject")
+    pairs = objects.ravel().astype(np.int64) * 256 + classes.ravel()
+    votes = np.bincount(pairs, minlength=256 * 256).reshape(256, 256)[numbers]  # [N, 256]
+    votes[:, [0, VOID]] = 0
+    winners = votes.argmax(axis=1)  # [N]
+    unknown = set(winners.tolist()) - {0, *class_ids.values()}
+    if unknown:
+        raise InputError(f"{path}: class number {min(unknown)} is not one of {CLASS_FILE}")
+    return winners
+
+
+def match_objects(boxes, classes, xml_boxes, xml_classes):
+    """int64 [N]: for each instance the XML object that is the same thing, or -1; none is given twice.
+
+    Pairs are taken greedily: those that agree on the class first, then by the IoU of their boxes.
+    """
+    partner = np.full(len(boxes), -1, dtype=np.int64)
+    if len(boxes) == 0 or len(xml_boxes) == 0:
+        return partner
+    a, b = boxes[:, None].astype(np.float64), xml_boxes[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])  # [N, M, 2]
+    inter = sides.clip(min=0).prod(axis=2)  # [N, M]
+    areas = [(box[..., 2:] - box[..., :2]).clip(min=0).prod(axis=2) for box in (a, b)]  # [N, 1], [1, M]
+    iou = inter / (areas[0] + areas[1] - inter)
+    agree = classes[:, None] == xml_classes[None]  # [N, M]
+    rank = np.where(iou >= np.where(agree, MIN_IOU_SAME_CLASS, MIN_IOU), iou + agree, -1)
+    while rank.max() > 0:
+        row, column = np.unravel_index(rank.argmax(), rank.shape)
+        partner[row] = column
+        rank[row], rank[:, column] = -1, -1
+    return partner
+
+
+class XmlObjects(NamedTuple):
+    """The M objects of one XML file: class numbers int64 [M], boxes float64 [M, 4], difficult int64 [M]
+    (0 or 1), and the image's (height, width) where the file says it."""
+
+    classes: np.ndarray
+    boxes: np.ndarray
+    difficult: np.ndarray
+    size: tuple | None
+    exists: bool = True
+
+
+def read_xml(path, class_ids):
+    """The objects of a VOC annotation file, none if it is missing; no entity expanded, nothing fetched."""
+    if not path.exists():
+        return XmlObjects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64), None, exists=False)
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_XML + 1)
+        if len(content) > MAX_XML:
+            raise InputError(f"{path}: larger than {MAX_XML >> 20} MiB: not an annotation file of one image")
+        root = etree.fromstring(content, parser)  # bytes, so that an encoding declaration counts
+    except (OSError, etree.XMLSyntaxError) as error:
+        raise InputError(f"{path}: not an XML file that can be read ({' '.join(str(error).split())})") from error
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise InputError(f"{path}: has a document type (<!DOCTYPE ...>), as annotation files have not; take it out")
+    classes, boxes, difficult = [], [], []
+    for number, item in enumerate(root.findall("object"), 1):
+        where = f"{path}: object {number}"
+        name = (item.findtext("name") or "").strip()
+        if name not in class_ids:
+            close = difflib.get_close_matches(name[:80], class_ids, n=3)
+            meant = f" (is {' or '.join(map(repr, close))} meant?)" if close else ""
+            raise InputError(
+                f"{where}: class {brief(name)} is not in {CLASS_FILE}{meant}; for classes of your own "
+                f'put a file of that name, {{"name": 1, ...}}, into {path.parent.parent}'
+            )
+        x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
+        classes.append(class_ids[name])
+        boxes.append((x1 - 1, y1 - 1, x2, y2))  # VOC counts pixels from 1 and includes the last
+        difficult.append((item.findtext("difficult") or "").strip() == "1")
+    return XmlObjects(
+        np.array(classes, dtype=np.int64),
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array(difficult, dtype=np.int64),
+        _xml_size(root),
+    )
+
+
+def _number(item, tag, where):
+    text = item.findtext(tag)
+    try:
+        value = float(text)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {tag} is {brief(text)}, not a number") from error
+    if not math.isfinite(value):
+        raise InputError(f"{where}: {tag} is {shown(text.strip())}, not a finite number")
+    return value
+
+
+def _xml_size(root):
+    """(height, width), or None where the file does not say it (or says 0, as some tools do)."""
+    texts = [(root.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
+    whole = all(text.isdecimal() and len(text) < 10 and int(text) > 0 for text in texts)
+    return tuple(map(int, texts)) if whole else None

@@ -1,0 +1,169 @@
+"""Where the masks of a data set come from: polygons and RLEs of a json, or images of instance numbers.
+
+A mask source gives the masks of one image at a time: `crops` for training, `segmentations` for ground truth.
+H x W is an image's size; objects are a slice of the table's A objects, N of them.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from backbone.errors import InputError
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import encode_crop
+from train_utils.data.rle import cropped_masks
+
+POLYGON, RLE, HUNDREDTHS = 0, 1, 2  # HUNDREDTHS: polygons whose numbers are k / 100, k in 0..65535, as COCO's are
+LONGEST_OUTLINE = 2_000_000  # pixels: pycocotools takes 80 bytes and more for each
+FAR = 10  # times the image's longer side: polygons that reach farther count as broken
+
+
+class Ragged:
+    """Byte strings of different lengths in one uint8 array; string i is values[first[i] : first[i + 1]]."""
+
+    def __init__(self, values: np.ndarray, first: np.ndarray):
+        self.values, self.first = values, first
+
+    def __getitem__(self, i: int) -> bytes:
+        return self.values[self.first[i] : self.first[i + 1]].tobytes()
+
+    def text(self, i: int) -> str:
+        """Returns string i, decoded as file names are."""
+        return os.fsdecode(self[i])
+
+    def texts(self) -> list[str]:
+        """Returns all strings, decoded as file names are."""
+        content, bounds = self.values.tobytes(), self.first.tolist()
+        return [os.fsdecode(content[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    @staticmethod
+    def of(strings: Iterable[str]) -> "Ragged":
+        """Joins strings, encoded as file names are."""
+        parts = [os.fsencode(string) for string in strings]
+        return Ragged(np.frombuffer(b"".join(parts), np.uint8), np.cumsum([0, *map(len, parts)], dtype=np.int64))
+
+
+class MaskSource(Protocol):
+    """What a format needs for its masks; row: of the image in the table, size: its (H, W)."""
+
+    def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
+        """Returns the masks of an image's objects."""
+        ...
+
+    def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
+        """Returns N masks as COCO has them: polygons [[x1, y1, x2, y2, ...], ...] or an RLE {"size", "counts": str}."""
+        ...
+
+
+class PolygonsAndRle:
+    """Masks of a COCO json: as it has them, or as RLEs that another format was turned into.
+
+    kinds uint8 [A]; parts Ragged [R]: polygons as `pack_polygons` has them, or the counts of one compressed RLE;
+    first_part int64 [A + 1]; annotation_ids int64 [A] and source name an annotation that is refused.
+    """
+
+    def __init__(
+        self, kinds: np.ndarray, first_part: np.ndarray, parts: Ragged, annotation_ids: np.ndarray, source: str
+    ):
+        self.kinds, self.first_part, self.parts = kinds, first_part, parts
+        self.annotation_ids, self.source = annotation_ids, source
+
+    def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
+        return cropped_masks([self.rle(k, size) for k in range(objects.start, objects.stop)], size)
+
+    def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
+        return [self.segmentation(k, size) for k in range(objects.start, objects.stop)]
+
+    def segmentation(self, k: int, size: tuple[int, int]) -> list | dict:
+        """Returns object k's polygons or compressed RLE, as COCO has them."""
+        parts = self._parts(k)
+        if self.kinds[k] == RLE:
+            return {"size": list(size), "counts": parts[0].decode()}
+        return [unpack_polygon(self.kinds[k], part).tolist() for part in parts]
+
+    def rle(self, k: int, size: tuple[int, int]) -> dict:
+        """Returns object k as compressed RLE (counts: bytes); pycocotools rasterises its polygons.
+
+        Raises InputError for polygons with an outline of more than LONGEST_OUTLINE pixels: they would take all memory.
+        """
+        parts = self._parts(k)
+        if self.kinds[k] == RLE:
+            return {"size": list(size), "counts": parts[0]}
+        polygons = [unpack_polygon(self.kinds[k], part) for part in parts]
+        if outline(polygons, size) > LONGEST_OUTLINE:
+            raise InputError(
+                f"{self.source}: annotation {self.annotation_ids[k]}: its polygons go to and fro for more "
+                f"than {LONGEST_OUTLINE} pixels; draw it anew, or take it out"
+            )
+        return rasterise(polygons, size)
+
+    def _parts(self, k: int) -> list[bytes]:
+        return [self.parts[p] for p in range(int(self.first_part[k]), int(self.first_part[k + 1]))]
+
+
+class IndexImages:
+    """Masks in image files whose pixels are instance numbers; a file is read again each time and never kept.
+
+    folder, names: where the files are, one per image; numbers int64 [A]: the objects' pixel values; boxes int64 [A, 4]:
+    x1 y1 x2 y2, tight; read: path -> indices uint8 [H, W].
+    """
+
+    def __init__(
+        self, folder: Path, names: Ragged, numbers: np.ndarray, boxes: np.ndarray, read: Callable[[Path], np.ndarray]
+    ):
+        self.folder, self.names, self.numbers, self.boxes, self.read = folder, names, numbers, boxes, read
+
+    def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
+        indices, boxes = torch.from_numpy(self.read(self.folder / self.names.text(row))), self.boxes[objects]
+        crops = [
+            indices[y1:y2, x1:x2] == number
+            for number, (x1, y1, x2, y2) in zip(self.numbers[objects].tolist(), boxes.tolist(), strict=True)
+        ]
+        return CroppedMasks.from_crops(crops, torch.from_numpy(boxes.copy()), size)
+
+    def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
+        return encoded(self.crops(row, objects, size))
+
+
+def encoded(masks: CroppedMasks) -> list[dict]:
+    """Returns masks as compressed RLEs {"size", "counts": str}."""
+    corners = masks.boxes[:, :2].tolist()
+    return [encode_crop(crop.bool(), x, y, masks.size) for crop, (x, y) in zip(masks.crops(), corners, strict=True)]
+
+
+def pack_polygons(parts: list[np.ndarray]) -> tuple[int, list[bytes]]:
+    """Returns (HUNDREDTHS, uint16 per number) where that loses nothing, else (POLYGON, float64): a quarter of the
+    bytes."""
+    hundredths = [np.rint(points * 100) for points in parts]
+    if all(is_hundredths(points, rounded).all() for points, rounded in zip(parts, hundredths, strict=True)):
+        return HUNDREDTHS, [rounded.astype(np.uint16).tobytes() for rounded in hundredths]
+    return POLYGON, [points.tobytes() for points in parts]
+
+
+def is_hundredths(numbers: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+    """Returns where `rounded` hundredths, as uint16, stand for exactly `numbers`."""
+    return (rounded / 100 == numbers) & (rounded >= 0) & (rounded <= 65535)
+
+
+def unpack_polygon(kind: int, part: bytes) -> np.ndarray:
+    """Returns the numbers of one part, float64."""
+    return np.frombuffer(part, np.uint16) / 100 if kind == HUNDREDTHS else np.frombuffer(part, np.float64)
+
+
+def outline(polygons: list[np.ndarray], size: tuple[int, int]) -> float:
+    """Returns the pixels along the polygons' edges, or an upper bound where that is below LONGEST_OUTLINE."""
+    most = 2 * FAR * max(size) * sum(len(points) // 2 for points in polygons)
+    if most <= LONGEST_OUTLINE:
+        return most
+    corners = [np.concatenate([points, points[:2]]).reshape(-1, 2) for points in polygons]  # closed, [points + 1, 2]
+    return float(sum(np.abs(np.diff(xy, axis=0)).max(axis=1).sum() for xy in corners))
+
+
+def rasterise(polygons: list[np.ndarray], size: tuple[int, int]) -> dict:
+    """Turns one object's polygons into a compressed RLE (counts: bytes) of an image of `size` (H, W)."""
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))

@@ -1,0 +1,119 @@
+"""The one evaluation pass: a model and a data set -> losses, detections and COCO numbers.
+
+Batch k of the loader is dealt to rank k % size. Rank 0 gathers what all have found and computes the numbers.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from backbone.errors import InputError
+from network_files import MaskRCNN
+from network_files.losses import LOSS_NAMES
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.labels import LabelMap
+from train_utils.data.loaders import Batch, EvalLoader
+from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
+from train_utils.processes.distributed import World
+
+
+class Found(NamedTuple):
+    """What an evaluation found in some images: those of a batch, or of the data set."""
+
+    image_ids: list[int]
+    results: list[dict]  # COCO result dicts, of both box and mask
+    loss_sums: dict[str, float]  # over these images
+    skipped: list[str]  # images that could not be read: they are left out of the numbers
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One evaluation: `stats` and `losses` are the same on every rank, of the rest only rank 0 has all."""
+
+    stats: dict[str, IouTypeResult]  # "bbox", "segm"
+    losses: dict[str, float]  # mean over the images
+    found: Found
+    samples: list[tuple]  # (image, target, detection), on the CPU
+    seconds: float
+
+    @property
+    def mask_ap(self) -> float:
+        """The first of the masks' numbers: AP at IoU 0.50:0.95."""
+        return self.stats["segm"].stats[0]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: MaskRCNN,
+    loader: EvalLoader,
+    data_set: ImageDataset,
+    world: World,
+    keep_samples: int = 0,
+    on_batch: Callable[[Batch], None] | None = None,
+) -> EvalResult:
+    """Evaluates a model on a data set in float32, in one pass that the ranks share.
+
+    loader: EvalLoader of data_set; keep_samples: number of images to return with their detections; on_batch: called
+    after each batch. On a CPU the numbers depend neither on the batch size nor on the number of ranks. On a GPU the
+    losses depend on the batch size: within a batch they weigh an image by its samples. Raises InputError where no
+    image could be read.
+    """
+    start = time.perf_counter()
+    world.phase("evaluation")
+    model.eval()
+    parts, samples = [], []
+    for batch in loader:
+        found, detections = evaluate_batch(model, batch, data_set.label_map, world.device)
+        parts.append(found)
+        for image, target, detection in zip(batch.images, batch.targets, detections, strict=True):
+            if len(samples) < keep_samples:
+                samples.append((image, target, {key: value.cpu() for key, value in detection.items()}))
+        if on_batch:
+            on_batch(batch)
+    turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
+    found = joined(part for turn in turns for part in turn if part is not None)
+    stats, losses = world.on_main(summarize, found, data_set)
+    return EvalResult(stats, losses, found, samples, time.perf_counter() - start)
+
+
+def evaluate_batch(
+    model: MaskRCNN, batch: Batch, label_map: LabelMap, device: torch.device
+) -> tuple[Found, list[dict]]:
+    """Returns what a batch adds to an evaluation, and its detections, per image, on the device."""
+    images, targets = batch.to(device)
+    # A CPU takes them one by one: its kernels round differently for another number of images.
+    at_once, loss_sums, detections = 1 if device.type == "cpu" else max(len(images), 1), {}, []
+    for i in range(0, len(images), at_once):
+        losses, here = model(images[i : i + at_once], targets[i : i + at_once], paste_masks=False)
+        loss_sums = {name: loss_sums.get(name, 0.0) + float(losses[name]) * len(here) for name in LOSS_NAMES}
+        detections += here
+    image_ids = [int(target["image_id"]) for target in batch.targets]
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    return Found(
+        image_ids, to_coco_results(detections, image_ids, sizes, label_map), loss_sums, batch.skipped
+    ), detections
+
+
+def joined(parts: Iterable[Found]) -> Found:
+    """What was found in all the images of the parts."""
+    whole = Found([], [], {}, [])
+    for part in parts:
+        whole.image_ids.extend(part.image_ids)
+        whole.results.extend(part.results)
+        whole.skipped.extend(part.skipped)
+        for name, value in part.loss_sums.items():
+            whole.loss_sums[name] = whole.loss_sums.get(name, 0.0) + value
+    return whole
+
+
+def summarize(found: Found, data_set: ImageDataset) -> tuple[dict[str, IouTypeResult], dict[str, float]]:
+    """Returns the numbers per IoU type and the mean losses; raises InputError where no image was read."""
+    image_ids = sorted(found.image_ids)
+    if not image_ids:
+        raise InputError(f"none of the {len(data_set)} validation images could be read; the first: {found.skipped[0]}")
+    stats = evaluate_results(data_set.ground_truth(), found.results, image_ids=image_ids)
+    return stats, {name: value / len(image_ids) for name, value in found.loss_sums.items()}
