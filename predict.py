@@ -41,7 +41,7 @@ from train_utils.data.problems import STOP
 from train_utils.evaluation.numbers import write_results
 from train_utils.io import files
 from train_utils.io.plain_text import visible
-from train_utils.prediction.opening import ModelOptions, load_model
+from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal

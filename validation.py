@@ -38,7 +38,8 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.mistakes import IMAGES, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
-from train_utils.prediction.opening import ModelOptions, add_data_flags, load_model, open_split, open_split_of
+from train_utils.prediction.data import add_data_flags, open_split, open_split_of
+from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, evaluate
 
@@ -157,8 +158,9 @@ def main() -> int | None:
     status = report(output_dir, result, data_set)
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
-        more = result.stats, result.found.results, data_set, loading.strict, sorted(result.found.image_ids), progress
-        status = max(status, write_page_of(options, *more))
+        found = result.found
+        more = found.results, data_set, loading.strict, sorted(found.image_ids), progress
+        status = max(status, write_page_of(options, result.stats, *more))
     return status
 
 

@@ -1,4 +1,4 @@
-"""Images -> feature pyramid. `BACKBONES` names the bodies; a new one is one more entry."""
+"""Image batch -> feature pyramid. `BACKBONES` names the bodies; a new one is one more entry."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +33,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 
 
 def usual_width(name: str) -> int:
-    """Channels of the stem in the papers and in the published weights."""
+    """Returns the channels of the stem in the papers and in the published weights."""
     return STEM if name in MOBILENETS else 64
 
 
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
     strides = (4, 8, 16, 32, 64)
 
-    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int):
+    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int) -> None:
         super().__init__()
         self.body, self.fpn, self.out_channels = body, fpn, out_channels
 
@@ -63,11 +63,11 @@ def build_backbone(
     frozen_eps: float = 1e-5,
     width: int | None = None,
 ) -> Backbone:
-    """Build a body by name on an FPN.
+    """Builds a body by name on an FPN.
 
     norm: of the body (and of the FPN with `fpn_norm`): frozen, batch, sync or group.
-    width: channels of the body's stem (None: those of the published weights).
     trainable_layers: 0 (none) .. 5 (all) stages of the body that train, counted from the top.
+    width: channels of the body's stem (None: those of the published weights).
     Raises InputError for an unknown name or norm, a count outside 0..5, a width that the body can't have.
     """
     if name not in BACKBONES:

@@ -1,4 +1,4 @@
-"""What the bodies are built of: a branch of convolutions whose activations can be computed a second time."""
+"""Base of the bodies' blocks: a branch of convolutions whose activations can be computed a second time."""
 
 import torch
 from torch import Tensor, nn
@@ -6,14 +6,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
-    """Base of the bodies' blocks; a subclass has `branch`, its convolutions up to the last one.
+    """A subclass has `branch`, its convolutions up to the last one.
 
-    recompute: keep only the block's input for the backward pass and compute the branch's inner activations again.
+    recompute: the backward pass keeps the block's input only, and computes the branch's inner activations again.
     """
 
     recompute = False
 
     def run_branch(self, x: Tensor) -> Tensor:
+        """Returns branch(x), recomputed in the backward pass where that is wanted."""
         if self.recompute and torch.is_grad_enabled():  # stops before the last convolution: nothing needs its output
             return checkpoint(self.branch, x, use_reentrant=False, preserve_rng_state=False)
         return self.branch(x)

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, in a module that imports nothing."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""Feature Pyramid Network (Lin et al. 2017) on any body, with torchvision's parameter names."""
+"""The maps of a body -> a pyramid of equal channels (FPN, Lin et al. 2017), with torchvision's parameter names."""
 
 from collections.abc import Callable
 
@@ -17,11 +17,13 @@ class FeaturePyramidNetwork(nn.Module):
     convolution smooths the sum. P6 takes every other cell of P5 (a max-pool of size 1 and stride 2).
     """
 
-    def __init__(self, in_channels: list[int], out_channels: int, norm: Callable[[int], nn.Module] | None = None):
+    def __init__(
+        self, in_channels: list[int], out_channels: int, norm: Callable[[int], nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.inner_blocks = nn.ModuleList(ConvNorm(c, out_channels, 1, norm) for c in in_channels)
         self.layer_blocks = nn.ModuleList(ConvNorm(out_channels, out_channels, 3, norm) for _ in in_channels)
-        # its statistics are over all images, and would count each twice
+        # batch norm takes statistics over all images, and would count an image again where P2 is recomputed
         self.over_images = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
         for block in (*self.inner_blocks, *self.layer_blocks):
             nn.init.kaiming_uniform_(block[0].weight, a=1)
@@ -35,15 +37,17 @@ class FeaturePyramidNetwork(nn.Module):
         return [self._finest(maps[0], inner), *pyramid, F.max_pool2d(pyramid[-1], 1, 2)]
 
     def _inner(self, i: int, body: Tensor, coarser: Tensor) -> Tensor:
-        """The map that layer_blocks[i] smooths, from the body's and the coarser inner one."""
+        """Returns the map that layer_blocks[i] smooths, from the body's map and the coarser inner one."""
         lateral = self.inner_blocks[i](body)
         return lateral.add_(F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest"))  # nothing else reads it
 
     def _finest(self, body: Tensor, coarser: Tensor) -> Tensor:
-        """P2. Its inner map is the largest activation of all, and cheap: on a CPU, where memory is what limits, the
-        backward pass computes it again, image by image."""
+        """Returns P2, whose inner map is the largest activation of all, and cheap.
 
-        def smoothed(body, coarser):
+        On a CPU, where memory is what limits, the backward pass computes it again, image by image.
+        """
+
+        def smoothed(body: Tensor, coarser: Tensor) -> Tensor:
             return self.layer_blocks[0](self._inner(0, body, coarser))
 
         if body.device.type != "cpu" or not torch.is_grad_enabled() or self.over_images:

@@ -1,4 +1,4 @@
-"""MobileNetV1 and V2 (Howard et al. 2017, Sandler et al. 2018) as feature extractors.
+"""Images -> maps at strides 4, 8, 16, 32: MobileNetV1 and V2 (Howard et al. 2017, Sandler et al. 2018).
 
 V2 has torchvision's parameter names. Shapes: N images, C channels, H x W cells.
 """
@@ -23,7 +23,7 @@ V2_LAST = 1280
 
 
 def scaled(channels: int, multiplier: float) -> int:
-    """channels x multiplier, rounded to a multiple of 8, never more than a tenth down (torchvision)."""
+    """Returns channels x multiplier, rounded to a multiple of 8, never more than a tenth down (torchvision)."""
     value = channels * multiplier
     rounded = max(8, int(value + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * value else rounded
@@ -39,7 +39,7 @@ class ConvNormReLU6(ConvNorm):
 class SeparableBlock(Block):
     """V1: a 3x3 convolution of each channel by itself, and a 1x1 convolution."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int, norm: Norm):
+    def __init__(self, c_in: int, c_out: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.depthwise = ConvNormReLU6(c_in, c_in, 3, norm, stride, groups=c_in)
         self.pointwise = ConvNorm(c_in, c_out, 1, norm)
@@ -52,10 +52,12 @@ class SeparableBlock(Block):
 
 
 class InvertedResidual(Block):
-    """V2: 1x1 to `expansion` x c_in, 3x3 of each channel by itself, 1x1 to c_out without ReLU; and a shortcut
-    where the shape stays."""
+    """V2: 1x1 to `expansion` x c_in, 3x3 of each channel by itself, 1x1 to c_out without ReLU.
 
-    def __init__(self, c_in: int, c_out: int, stride: int, expansion: int, norm: Norm):
+    A shortcut leads around them where the shape stays.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, expansion: int, norm: Norm) -> None:
         super().__init__()
         hidden = c_in * expansion
         self.conv = nn.Sequential(
@@ -83,7 +85,7 @@ class MobileNet(nn.Module):
     `out_channels` lists the channels of the four maps; `ends` the last layer of each of the five stages.
     """
 
-    def __init__(self, layers: list[nn.Module], ends: tuple[int, ...], out_channels: list[int]):
+    def __init__(self, layers: list[nn.Module], ends: tuple[int, ...], out_channels: list[int]) -> None:
         super().__init__()
         self.features = nn.Sequential(*layers)
         self.ends, self.out_channels = ends, out_channels
@@ -100,21 +102,21 @@ class MobileNet(nn.Module):
         return maps
 
     def freeze(self, trainable_layers: int) -> None:
-        """Take gradients away from all but the last `trainable_layers` (0..5) of the five stages."""
+        """Takes gradients away from all but the last `trainable_layers` (0..5) of the five stages."""
         for i, layer in enumerate(self.features):
             stage = sum(end < i for end in self.ends)
             layer.requires_grad_(stage >= len(self.ends) - trainable_layers)
 
 
 def multiplier(width: int) -> float:
-    """What every channel count is multiplied by, for a stem of `width` channels; InputError unless it fits."""
+    """Returns the factor of every channel count for a stem of `width` channels. Raises InputError unless it fits."""
     if width % 8:
         raise InputError(f"backbone_width is {width}: a MobileNet's is a multiple of 8 ({STEM} in the papers)")
     return width / STEM
 
 
 def mobilenet_v1(norm: Norm, width: int = STEM) -> MobileNet:
-    """MobileNetV1; its maps are the ends of the blocks with 128, 256, 512, 1024 channels."""
+    """Builds MobileNetV1; its maps are the ends of the blocks with 128, 256, 512, 1024 channels."""
     factor, c_in = multiplier(width), width
     layers = [ConvNormReLU6(3, width, 3, norm, 2)]
     for channels, stride in V1_BLOCKS:
@@ -125,7 +127,7 @@ def mobilenet_v1(norm: Norm, width: int = STEM) -> MobileNet:
 
 
 def mobilenet_v2(norm: Norm, width: int = STEM) -> MobileNet:
-    """MobileNetV2; its maps are the ends of the stages with 24, 32, 96 and 1280 channels.
+    """Builds MobileNetV2; its maps are the ends of the stages with 24, 32, 96 and 1280 channels.
 
     The last is the one after the 1x1 convolution, as torchvision's detectors take it: the published weights are
     used whole, and the 320 channels before it are a bottleneck without a ReLU.

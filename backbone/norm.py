@@ -1,15 +1,16 @@
-"""Normalisation layers, and a frozen one folded into the convolution before it.
+"""Normalisation layers, and the folding of a frozen one into the convolution before it.
 
 Shapes: N images, C channels, H x W cells.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from backbone.errors import InputError
 
@@ -23,7 +24,7 @@ class FrozenBatchNorm2d(nn.Module):
     `num_batches_tracked` in a loaded state is ignored. All four are buffers, so that no optimiser sees them.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5):
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.register_buffer("weight", torch.ones(channels))
@@ -32,7 +33,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return scale [C] and shift [C]."""
+        """Returns scale [C] and shift [C]."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -40,13 +41,13 @@ class FrozenBatchNorm2d(nn.Module):
         scale, shift = self.scale_and_shift()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
-    """norm(conv(x)); a frozen norm is folded into the convolution.
+    """Returns norm(conv(x)); a frozen norm is folded into the convolution.
 
     Folding multiplies the small weight instead of the large activation, and saves the activation that
     autograd would otherwise keep between the two.
@@ -62,20 +63,22 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
 
 
 class FoldedConvolution(torch.autograd.Function):
-    """The convolution of x with weight * scale, and shift as its bias, which keeps no folded weight for its backward.
+    """The convolution of x with weight * scale, and shift as its bias; no folded weight is kept for the backward pass.
 
     scale [C] is a constant; geometry: stride, padding, dilation.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: tuple, groups: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: tuple, groups: int
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry, ctx.groups = geometry, groups
         return F.conv2d(x, weight * scale[:, None, None, None], shift, *geometry, groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         scale = scale[:, None, None, None]
         x_grad, weight_grad, shift_grad = torch.ops.aten.convolution_backward(
@@ -106,7 +109,7 @@ class ConvNorm(nn.Sequential):
         norm: Callable[[int], nn.Module] | None,
         stride: int = 1,
         groups: int = 1,
-    ):
+    ) -> None:
         conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=norm is None)
         super().__init__(*([conv] if norm is None else [conv, norm(c_out)]))
         if conv.bias is not None:
@@ -117,7 +120,7 @@ class ConvNorm(nn.Sequential):
 
 
 def norm_layer(kind: str, frozen_eps: float = 1e-5) -> Callable[[int], nn.Module]:
-    """Return a function from a channel count to a norm layer of this kind: frozen, batch, sync or group.
+    """Returns a function from a channel count to a norm layer of this kind: frozen, batch, sync or group.
 
     Group norm takes 32 groups (Wu & He 2018), or the largest number of groups that divides both 32 and
     the channels. Raises InputError for another kind.

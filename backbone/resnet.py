@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101/152 (He et al. 2015) as feature extractors, with torchvision's parameter names.
+"""Images -> maps at strides 4, 8, 16, 32: ResNet-18/34/50/101/152 (He et al. 2015), with torchvision's parameter names.
 
 The stride of a bottleneck sits in its 3x3 convolution, as in torchvision and in the published weights.
 """
@@ -15,11 +15,12 @@ Norm = Callable[[int], nn.Module]
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Returns a convolution without bias that keeps the size (at stride 1)."""
     return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def projection(c_in: int, c_out: int, stride: int, norm: Norm) -> ConvNorm | None:
-    """The 1x1 convolution of a shortcut whose shape changes, else None."""
+    """Returns the 1x1 convolution of a shortcut whose shape changes, else None."""
     return None if stride == 1 and c_in == c_out else ConvNorm(c_in, c_out, 1, norm, stride)
 
 
@@ -36,7 +37,7 @@ class BasicBlock(ResidualBlock):
 
     expansion = 1
 
-    def __init__(self, c_in: int, width: int, stride: int, norm: Norm):
+    def __init__(self, c_in: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(c_in, width, 3, stride), norm(width)
         self.conv2, self.bn2 = conv(width, width, 3), norm(width)
@@ -52,7 +53,7 @@ class Bottleneck(ResidualBlock):
 
     expansion = 4
 
-    def __init__(self, c_in: int, width: int, stride: int, norm: Norm):
+    def __init__(self, c_in: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
         c_out = width * self.expansion
         self.conv1, self.bn1 = conv(c_in, width, 1), norm(width)
@@ -78,7 +79,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], norm: Norm, width: int = 64
-    ):
+    ) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), norm(width)
         c_in, self.out_channels = width, []
@@ -103,7 +104,7 @@ class ResNet(nn.Module):
         return maps
 
     def freeze(self, trainable_layers: int) -> None:
-        """Take gradients away from all but the last `trainable_layers` (0..5) of the five stages.
+        """Takes gradients away from all but the last `trainable_layers` (0..5) of the five stages.
 
         The first norm belongs to the stem, and trains with it, as in torchvision.
         """

@@ -19,8 +19,7 @@ from train_utils.cli.device import pick_device
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
 from train_utils.data.loaders import Batch, sample_seed
-from train_utils.data.opening import open_data
-from train_utils.data.options import FORMATS
+from train_utils.data.opening import LAYOUTS, open_data
 from train_utils.run.optimization import Precision, build_optimizer
 
 
@@ -28,7 +27,7 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("weights", nargs="+", metavar="W", help="checkpoints")
     parser.add_argument("--data-path", required=True, metavar="DATA")
-    parser.add_argument("--dataset", choices=FORMATS, default="auto")
+    parser.add_argument("--dataset", choices=LAYOUTS, default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=number(int, least=1), default=8)
     parser.add_argument("--batch-size", type=number(int, least=1), default=4)

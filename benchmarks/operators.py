@@ -40,7 +40,7 @@ def prepare_roi_align(settings: Settings, backward: bool):
         return torch.autograd.grad(pooled, inputs, cotangent) if backward else pooled
 
     def run_ours():
-        return finish(roi_align(FeatureTable(ours), rois, image, roi_levels(rois, 4), (4, 8, 16, 32), 7), ours)
+        return finish(roi_align(FeatureTable(ours), rois, image, roi_levels(rois, 4), 7), ours)
 
     def run_theirs():
         return finish(pooler(theirs, [rois], [SIZE]), list(theirs.values()))

@@ -1,11 +1,14 @@
-"""Anchors: reference boxes on the cells of each pyramid level. A level's anchors are [H W R, 4]."""
+"""Sizes and shapes of maps -> anchors: reference boxes on the cells of each pyramid level, [H W R, 4] a level.
+
+H x W cells, R anchors per cell.
+"""
 
 import torch
 from torch import Tensor
 
 
 def cell_anchors(size: int, aspect_ratios: tuple[float, ...]) -> Tensor:
-    """Anchors of `size`^2 pixels around the origin, one per aspect ratio (height / width): [R, 4].
+    """Returns anchors of `size`^2 pixels around the origin, one per aspect ratio (height / width): [R, 4].
 
     Corners are rounded to whole pixels, as in the published models.
     """
@@ -20,17 +23,17 @@ class AnchorGrid:
     sizes: one anchor size in pixels per level; aspect_ratios: the same for every level.
     """
 
-    def __init__(self, sizes: tuple[int, ...], aspect_ratios: tuple[float, ...]):
+    def __init__(self, sizes: tuple[int, ...], aspect_ratios: tuple[float, ...]) -> None:
         self.cells = [cell_anchors(size, aspect_ratios) for size in sizes]
         self.per_cell = len(aspect_ratios)
         self._key: tuple | None = None
         self._anchors: list[Tensor] = []
 
     def __call__(self, maps: list[Tensor], padded: tuple[int, int]) -> list[Tensor]:
-        """maps: [N, C, H, W] per level, of images padded to (height, width).
+        """Returns the anchors [H W R, 4] of each level, cell by cell along rows, in pixels.
 
-        Returns one [H W R, 4] per level, cell by cell along rows, in pixels, of the maps' device and type, at least
-        float32: a bf16 coordinate above 256 is off by pixels.
+        maps: [N, C, H, W] per level, of images padded to (height, width). The anchors have the maps' device and type,
+        at least float32: a bf16 coordinate above 256 is off by pixels.
         """
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         key = (maps[0].device, dtype, padded, *(m.shape[-2:] for m in maps))

@@ -1,6 +1,7 @@
-"""Mask R-CNN (He et al. 2017): its forward pass, on one screen."""
+"""Images -> boxes, classes and masks, or their losses: Mask R-CNN (He et al. 2017), its forward pass on one screen."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,10 @@ from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.instance_masks import paste_masks
 from network_files.operators.roi_align import FeatureTable
-from network_files.recorder import Recorder
+from network_files.recorder import SILENT, Observer, Stage
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
-from network_files.transform import Transform, prepare_objects
+from network_files.transform import ImageBatch, Transform, prepare_objects
 
 
 class MaskRCNN(nn.Module):
@@ -26,11 +27,11 @@ class MaskRCNN(nn.Module):
 
     images: uint8 0..255 or float 0..1, [3, H, W] each. targets, one dict per image: boxes [G, 4] (x1 y1 x2
     y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
-    [G], and sample_seed (int) to fix the image's draws. recorder is given what each stage sees. Raises ValueError
-    for shapes that do not fit.
+    [G], and sample_seed (int) to fix the image's draws. recorder: is called with what each stage sees. Raises
+    ValueError for shapes that do not fit.
     """
 
-    def __init__(self, config: MaskRCNNConfig):
+    def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = build_backbone(
@@ -59,29 +60,30 @@ class MaskRCNN(nn.Module):
         images: list[Tensor],
         targets: list[dict] | None = None,
         paste_masks: bool = True,
-        recorder: Recorder | None = None,
-    ):
+        recorder: Observer | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         if self.training and targets is None:
             raise ValueError("training needs targets: call model(images, targets), or model.eval() first")
         self._check_device(images)
-        batch = self.transform.batch(images, targets, self.training, self.rpn.head.cls_logits.weight.dtype)
-        if recorder is not None:
-            recorder("batch", images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
+        recorder = recorder or SILENT
+        batch = self.transform.batch(images, targets, self.training, next(self.parameters()).dtype)
+        recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
         objects = targets and [prepare_objects(target, batch, i) for i, target in enumerate(targets)]
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
-        table = FeatureTable(self.backbone(batch.images), torch.promote_types(batch.images.dtype, torch.float32))
+        dtype = torch.promote_types(batch.images.dtype, torch.float32)
+        table = FeatureTable(self.backbone(batch.images), self.backbone.strides, dtype)
         proposals, losses = self.rpn(batch, table, objects, recorder)
         if objects is not None:
             losses = self.roi_heads.losses(table, proposals, objects, recorder) | losses
         if self.training:
             return losses
         detections = self.roi_heads.detect(batch, table, proposals, recorder)
-        detections = [self._to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
+        detections = [self.to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
         return detections if objects is None else (losses, detections)
 
     @staticmethod
-    def _to_original(detection: dict[str, Tensor], batch, i: int, paste: bool) -> dict[str, Tensor]:
-        """From the resized image's frame to the original's."""
+    def to_original(detection: dict[str, Tensor], batch: ImageBatch, i: int, paste: bool) -> dict[str, Tensor]:
+        """Moves a detection of image i from the resized image's frame to the original's; paste: its masks too."""
         size = batch.original_sizes[i]
         boxes = scale_boxes(detection["boxes"], batch.sizes[i], size)
         if not paste:
@@ -94,7 +96,7 @@ class MaskRCNN(nn.Module):
             raise InputError("norm sync works on GPUs only: choose batch, frozen or group on a CPU")
 
     def recompute_activations(self) -> None:
-        """From now on keep less of the body for the backward pass and compute it again there: slower, smaller.
+        """Makes the backward pass compute activations of the body again, from now on: slower, smaller.
 
         Raises InputError for batch norm, whose statistics would count every batch twice.
         """
@@ -107,12 +109,12 @@ class MaskRCNN(nn.Module):
                 module.recompute = True
 
     def compile_parts(self) -> None:
-        """torch.compile for the parts made of convolutions; each image shape that is new costs some time.
+        """Applies torch.compile to the parts made of convolutions; each image shape that is new costs some time.
 
         Raises InputError where torch.compile does not work.
         """
         try:
-            torch.compile(torch.relu)(torch.zeros(2, device=self.rpn.head.cls_logits.weight.device))
+            torch.compile(torch.relu)(torch.zeros(2, device=next(self.parameters()).device))
         except Exception as error:  # torch has no common class for a missing compiler
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"--compile: torch.compile does not work here ({reason}); leave the flag out") from error
@@ -121,15 +123,15 @@ class MaskRCNN(nn.Module):
             part.compile()
 
     def set_frozen_bn_eps(self, eps: float) -> None:
-        """Change the epsilon of every frozen batch norm, and note it in the config."""
+        """Changes the epsilon of every frozen batch norm, and notes it in the config."""
         self.config = replace(self.config, frozen_bn_eps=eps)
         for module in self.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.eps = eps
 
 
-def create_model(num_classes: int, backbone: str = "resnet50", variant: str = "v1", **config) -> MaskRCNN:
-    """Build a Mask R-CNN with random weights.
+def create_model(num_classes: int, backbone: str = "resnet50", variant: str = "v1", **config: Any) -> MaskRCNN:
+    """Builds a Mask R-CNN with random weights.
 
     num_classes counts background; config: fields of MaskRCNNConfig. variant "v1" is torchvision's
     maskrcnn_resnet50_fpn, "v2" its maskrcnn_resnet50_fpn_v2. Raises InputError for what does not fit.

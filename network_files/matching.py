@@ -17,10 +17,10 @@ BETWEEN = -2  # between the thresholds: neither object nor background, ignored
 
 
 def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, keep_best: bool = False) -> Tensor:
-    """The object that each box stands for.
+    """Returns the object that each box stands for, int64 [B].
 
-    overlaps() yields the IoU matrix in parts [G, b] of some boxes each, G > 0 -> int64 [B]: an object's index where the
-    best overlap is >= high, BELOW where it is < low, BETWEEN otherwise. keep_best (Faster R-CNN's low-quality
+    That is the object of the best overlap where this is >= high, BELOW where it is < low, BETWEEN otherwise.
+    overlaps() yields the IoU matrix in parts [G, b] of some boxes each, G > 0. keep_best (Faster R-CNN's low-quality
     rule): the boxes that overlap an object more than all others do (ties included) stand for the object that they
     overlap most, however little.
     """
@@ -35,7 +35,7 @@ def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, kee
 
 
 def _best(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """iou [G, b] -> the largest overlap of each box and its object, [b]; the largest overlap of each object [G]."""
+    """Returns the largest overlap of each box and its object, [b], and that of each object, [G], from iou [G, b]."""
     return *iou.max(0), iou.amax(1) if iou.shape[1] else iou.new_zeros(len(iou))
 
 
@@ -48,7 +48,7 @@ def match_boxes(
     keep_best: bool,
     crowd_ioa_thresh: float | None,
 ) -> Tensor:
-    """`match` boxes [B, 4] with objects [G, 4]; a background box that lies in a crowd region is ignored.
+    """Matches boxes [B, 4] with objects [G, 4], as `match`, but ignores background boxes in crowd regions.
 
     crowds [K, 4]: regions full of unlabelled objects. A box that would be background, with at least
     crowd_ioa_thresh of its area in one of them, becomes BETWEEN (None: off, as torchvision).
@@ -64,14 +64,14 @@ def match_boxes(
 
 
 def _some(boxes: Tensor, others: Tensor) -> tuple[Tensor, ...]:
-    """Boxes in parts: all overlaps of 1,000 objects with a large image's anchors would take gigabytes."""
+    """Returns boxes in parts: all overlaps of 1,000 objects with a large image's anchors would take gigabytes."""
     return boxes.split(max(OVERLAPS // max(len(others), 1), 1))
 
 
 def sample_balanced(
     labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Choose boxes to train on: at most count x positive_fraction positives, the rest negatives.
+    """Chooses boxes to train on: at most count x positive_fraction positives, the rest negatives.
 
     labels [B]: >= 1 positive, 0 negative, < 0 ignored. Returns the indices of the positives and of the
     negatives, int64, together at most `count`, drawn with the generator (None: torch's global one).

@@ -4,6 +4,7 @@ Shapes: N images, P proposals of one image, K RoIs over all images, D detections
 background, M = 28 mask cells a side.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from backbone import ConvNorm, norm_layer
 from network_files import matching
 from network_files.config import MaskRCNNConfig
-from network_files.losses import box_losses, loss_in_parts, mask_loss
+from network_files.loss_portions import loss_in_portions
+from network_files.losses import box_losses, mask_loss
 from network_files.operators.boxes import BoxCoder, at_least, clip_boxes
 from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import batched_nms
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
-from network_files.recorder import Recorder
+from network_files.recorder import SILENT, Observer, Stage
 from network_files.transform import ImageBatch, Objects
 
 STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from
@@ -26,7 +28,11 @@ MASKS_AT_ONCE = 32  # RoIs in the mask branch
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
 
 
-def conv3x3(c_in: int, c_out: int, norm) -> ConvNorm:
+Norm = Callable[[int], nn.Module]
+
+
+def conv3x3(c_in: int, c_out: int, norm: Norm | None) -> ConvNorm:
+    """Returns a 3x3 convolution with its norm, if any, made for a ReLU behind it."""
     conv = ConvNorm(c_in, c_out, 3, norm)
     nn.init.kaiming_normal_(conv[0].weight, mode="fan_out", nonlinearity="relu")
     return conv
@@ -35,7 +41,7 @@ def conv3x3(c_in: int, c_out: int, norm) -> ConvNorm:
 class TwoMLPHead(nn.Module):
     """v1's box head: two fully connected layers, [K, c, S, S] -> [K, width]."""
 
-    def __init__(self, channels: int, roi_size: int, width: int, dropout: float):
+    def __init__(self, channels: int, roi_size: int, width: int, dropout: float) -> None:
         super().__init__()
         self.fc6 = nn.Linear(channels * roi_size**2, width)
         self.fc7 = nn.Linear(width, width)
@@ -50,7 +56,7 @@ class TwoMLPHead(nn.Module):
 class ConvFCHead(nn.Sequential):
     """v2's box head: normalised 3x3 convolutions and a fully connected layer, [K, c, S, S] -> [K, width]."""
 
-    def __init__(self, channels: int, roi_size: int, width: int, convs: int, norm, dropout: float):
+    def __init__(self, channels: int, roi_size: int, width: int, convs: int, norm: Norm, dropout: float) -> None:
         super().__init__(
             *(conv3x3(channels, channels, norm) for _ in range(convs)),
             nn.Flatten(),
@@ -68,7 +74,7 @@ class ConvFCHead(nn.Sequential):
 class BoxPredictor(nn.Module):
     """[K, width] -> class logits [K, C] and deltas [K, 4 C]."""
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         self.cls_score = nn.Linear(width, num_classes)
         self.bbox_pred = nn.Linear(width, num_classes * 4)
@@ -80,7 +86,7 @@ class BoxPredictor(nn.Module):
 class MaskHead(nn.Sequential):
     """3x3 convolutions, [K, c, 14, 14] -> [K, width, 14, 14]."""
 
-    def __init__(self, channels: int, width: int, layers: int, norm, dropout: float):
+    def __init__(self, channels: int, width: int, layers: int, norm: Norm | None, dropout: float) -> None:
         super().__init__(*(conv3x3(channels if i == 0 else width, width, norm) for i in range(layers)))
         self.dropout = dropout
 
@@ -93,7 +99,7 @@ class MaskHead(nn.Sequential):
 class MaskPredictor(nn.Module):
     """Twice the resolution, then a mask logit for the class of each RoI."""
 
-    def __init__(self, channels: int, num_classes: int):
+    def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
         self.mask_fcn_logits = nn.Conv2d(channels, num_classes, 1)
@@ -101,7 +107,7 @@ class MaskPredictor(nn.Module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """[K, c, 14, 14], labels [K] -> logits [K, 28, 28] of the class that counts, and of no other."""
+        """Returns logits [K, 28, 28] of each RoI's own class, labels [K], and of no other, from [K, c, 14, 14]."""
         x = F.relu(self.conv5_mask(x), inplace=True)  # [K, c, 28, 28]
         # permuted to its order in memory: its gradient then comes in that order too
         weight = self.mask_fcn_logits.weight.permute(0, 2, 3, 1)[labels, 0, 0]  # [K, c]
@@ -111,23 +117,28 @@ class MaskPredictor(nn.Module):
 
 @dataclass
 class Samples:
-    """RoIs that train: boxes [K, 4], their image, label (0 = background) and matched object, each int64 [K]."""
+    """The RoIs that train, S_i of image i: rois [S_i, 4], labels and matched int64 [S_i], per image."""
 
-    rois: list[Tensor]
-    labels: list[Tensor]
-    matched: list[Tensor]
+    rois: list[Tensor]  # boxes in the resized image
+    labels: list[Tensor]  # 0 = background
+    matched: list[Tensor]  # the object that each RoI stands for; 0 where it is background
+
+    def positives(self) -> "Samples":
+        """Returns those that stand for an object."""
+        positive = [(label > 0).nonzero()[:, 0] for label in self.labels]
+        return Samples(*([t[p] for t, p in zip(ts, positive, strict=True)] for ts in vars(self).values()))
 
 
-def image_of(boxes: list[Tensor]) -> Tensor:
-    """Boxes [P_i, 4] of each image -> the image of each box, int64 [sum P_i]."""
+def batch_index_of(boxes: list[Tensor]) -> Tensor:
+    """Returns the image of each box, int64 [sum P_i], of boxes [P_i, 4] per image."""
     counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
     return torch.repeat_interleave(counts, output_size=sum(map(len, boxes)))
 
 
 class RoIHeads(nn.Module):
-    """Box and mask branches. All numbers come from the config."""
+    """The box and mask branches. All numbers come from the config."""
 
-    def __init__(self, config: MaskRCNNConfig, channels: int):
+    def __init__(self, config: MaskRCNNConfig, channels: int) -> None:
         super().__init__()
         self.config = config
         v2 = config.variant == "v2"
@@ -149,44 +160,44 @@ class RoIHeads(nn.Module):
         self,
         table: FeatureTable,
         rois: Tensor,
-        image: Tensor,
+        batch_index: Tensor,
         size: int,
-        few: bool = False,
-        recorder: Recorder | None = None,
+        sparse_grad: bool = False,
+        recorder: Observer = SILENT,
     ) -> Tensor:
-        """RoIAlign of rois [K, 4] of these images [K] on P2..P5 -> [K, c, size, size]."""
-        level = roi_levels(rois, len(STRIDES))
-        pooled = roi_align(table, rois, image, level, STRIDES, size, self.config.roi_sampling_ratio, few)
-        if recorder is not None:
-            recorder("rois", rois=rois, level=level, pooled=pooled)
+        """Runs RoIAlign for rois [K, 4] of these images, int64 [K], on P2..P5: [K, c, size, size]."""
+        level, ratio = roi_levels(rois, len(STRIDES)), self.config.roi_sampling_ratio
+        pooled = roi_align(table, rois, batch_index, level, size, ratio, sparse_grad)
+        recorder(Stage.ROIS, rois=rois, level=level, pooled=pooled)
         return pooled
 
     def boxes(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """RoI features [K, c, S, S] -> class logits [K, C] and deltas [K, 4 C], at least float32."""
+        """Returns class logits [K, C] and deltas [K, 4 C], at least float32, from RoI features [K, c, S, S]."""
         logits, deltas = self.box_predictor(self.box_head(pooled))
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(dtype), deltas.to(dtype)
 
     def masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """RoI features [K, c, S, S] -> mask logits of each RoI's own class [K, M, M], at least float32."""
+        """Returns mask logits of each RoI's own class [K, M, M], at least float32, from RoI features [K, c, S, S]."""
         logits = self.mask_predictor(self.mask_head(pooled), labels)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(
-        self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects], recorder: Recorder | None = None
+        self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects], recorder: Observer = SILENT
     ) -> dict[str, Tensor]:
-        """The three losses over sampled proposals; the mask's over the positive ones. In training nothing reads
-        the table after this, and it is cleared."""
+        """Returns the three losses over sampled proposals, the mask's over the positive ones.
+
+        In training this reads the table last, and releases it.
+        """
         samples = self.sample(proposals, objects, recorder)
-        reference = torch.cat(samples.rois)
-        positive = [(label > 0).nonzero()[:, 0] for label in samples.labels]
-        rois = [roi[p] for roi, p in zip(samples.rois, positive, strict=True)]
-        # masks before boxes: the boxes' dense gradient then comes first, and the masks' sparse one is added to it
-        for_masks = self.pool(table, torch.cat(rois), image_of(rois), self.config.mask_roi_size, few=True)
-        for_boxes = self.pool(table, reference, image_of(samples.rois), self.config.box_roi_size)
+        positives, reference = samples.positives(), torch.cat(samples.rois)
+        for_masks = self.pool(
+            table, torch.cat(positives.rois), batch_index_of(positives.rois), self.config.mask_roi_size, True
+        )
+        for_boxes = self.pool(table, reference, batch_index_of(samples.rois), self.config.box_roi_size)
         if self.training:
-            del table.rows
-        losses = self._mask_loss(for_masks, samples, positive, objects, recorder)
+            table.release()
+        losses = self.mask_branch_loss(for_masks, positives, objects, recorder)
         del for_masks
         logits, deltas = self.boxes(for_boxes)
         own = [
@@ -194,13 +205,12 @@ class RoIHeads(nn.Module):
             for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)
         ]
         targets = self.coder.encode(torch.cat(own), reference)
-        if recorder is not None:
-            recorder("box_targets", rois=samples.rois, labels=samples.labels, deltas=targets)
+        recorder(Stage.BOX_TARGETS, rois=samples.rois, labels=samples.labels, deltas=targets)
         return losses | box_losses(logits, deltas, torch.cat(samples.labels), targets)
 
     @torch.no_grad()
-    def sample(self, proposals: list[Tensor], objects: list[Objects], recorder: Recorder | None = None) -> Samples:
-        """Label the proposals and the objects' own boxes, and draw a balanced part of each image's."""
+    def sample(self, proposals: list[Tensor], objects: list[Objects], recorder: Observer = SILENT) -> Samples:
+        """Labels the proposals [P, 4] of each image and its objects' own boxes, and draws a balanced part of these."""
         cfg, samples = self.config, Samples([], [], [])
         for boxes, obj in zip(proposals, objects, strict=True):
             boxes = torch.cat((boxes, obj.boxes.to(boxes.dtype)))
@@ -220,51 +230,40 @@ class RoIHeads(nn.Module):
                 label, cfg.box_batch_size_per_image, cfg.box_positive_fraction, obj.generators[1]
             )
             chosen = torch.cat((positive, negative))
-            if recorder is not None:
-                recorder("roi_samples", boxes=boxes, matched=matched, label=label, chosen=chosen)
+            recorder(Stage.ROI_SAMPLES, boxes=boxes, matched=matched, label=label, chosen=chosen)
             samples.rois.append(boxes[chosen])
             samples.labels.append(label[chosen])
             samples.matched.append(matched[chosen].clamp(min=0))
         return samples
 
-    def _mask_loss(
-        self,
-        pooled: Tensor,
-        samples: Samples,
-        positive: list[Tensor],
-        objects: list[Objects],
-        recorder: Recorder | None,
+    def mask_branch_loss(
+        self, pooled: Tensor, positives: Samples, objects: list[Objects], recorder: Observer = SILENT
     ) -> dict[str, Tensor]:
-        """From the features of the positive RoIs [K, c, S, S], some at a time."""
-        rois, labels, matched = (
-            [t[p] for t, p in zip(ts, positive, strict=True)] for ts in (samples.rois, samples.labels, samples.matched)
-        )
+        """Returns the mask loss from the features of the positive RoIs [K, c, S, S], some RoIs at a time."""
+        rois, labels, matched = positives.rois, positives.labels, positives.matched
         cells = 2 * self.config.mask_roi_size
         targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells)
-        if recorder is not None:
-            recorder("mask_targets", rois=rois, labels=labels, matched=matched, targets=targets)
+        recorder(Stage.MASK_TARGETS, rois=rois, labels=labels, matched=matched, targets=targets)
 
         def loss(x: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
             return mask_loss(self.masks(x, labels), targets)["loss_mask"] * (len(x) / max(len(pooled), 1))
 
-        if len(pooled) <= MASKS_AT_ONCE or self.training and self.batch_statistics:
-            return {"loss_mask": loss(pooled, torch.cat(labels), targets)}
-        parts = list(zip(torch.cat(labels).split(MASKS_AT_ONCE), targets.split(MASKS_AT_ONCE), strict=True))
+        at_once = len(pooled) if self.training and self.batch_statistics else MASKS_AT_ONCE
         parameters = [*self.mask_head.parameters(), *self.mask_predictor.parameters()]
-        return {"loss_mask": loss_in_parts(loss, pooled, parts, parameters)}
+        return {"loss_mask": loss_in_portions(loss, (pooled, torch.cat(labels), targets), at_once, parameters)}
 
     def detect(
-        self, batch: ImageBatch, table: FeatureTable, proposals: list[Tensor], recorder: Recorder | None = None
+        self, batch: ImageBatch, table: FeatureTable, proposals: list[Tensor], recorder: Observer = SILENT
     ) -> list[dict[str, Tensor]]:
-        """Per image: boxes [D, 4] in the resized image, scores, labels, and mask_probs [D, M, M]."""
+        """Returns, per image, boxes [D, 4] in the resized image, scores, labels, and mask_probs [D, M, M]."""
         # image by image, so that an image's numbers do not depend on the others in its batch
         detections = []
         for i, rois in enumerate(proposals):
-            image = torch.full((len(rois),), i, device=rois.device)
-            pooled = self.pool(table, rois, image, self.config.box_roi_size, recorder=recorder)
-            detection = self._detect_boxes(*self.boxes(pooled), rois, batch.sizes[i], recorder)
+            batch_index = torch.full((len(rois),), i, device=rois.device)
+            pooled = self.pool(table, rois, batch_index, self.config.box_roi_size, recorder=recorder)
+            detection = self.detect_boxes(*self.boxes(pooled), rois, batch.sizes[i], recorder)
             boxes, labels = detection["boxes"], detection["labels"]
-            pooled = self.pool(table, boxes, image[:1].expand(len(boxes)), self.config.mask_roi_size)
+            pooled = self.pool(table, boxes, batch_index[:1].expand(len(boxes)), self.config.mask_roi_size)
             logits = torch.cat(
                 [
                     self.masks(*some)
@@ -272,15 +271,17 @@ class RoIHeads(nn.Module):
                 ]
             )
             probs = logits.to(rois.dtype).sigmoid()
-            if recorder is not None:
-                recorder("masks", probs=probs)
+            recorder(Stage.MASKS, probs=probs)
             detections.append(detection | {"mask_probs": probs})
         return detections
 
-    def _detect_boxes(
-        self, logits: Tensor, deltas: Tensor, rois: Tensor, size: tuple[int, int], recorder: Recorder | None
+    def detect_boxes(
+        self, logits: Tensor, deltas: Tensor, rois: Tensor, size: tuple[int, int], recorder: Observer = SILENT
     ) -> dict[str, Tensor]:
-        """logits [P, C], deltas [P, 4 C], rois [P, 4] -> the best boxes after NMS within each class."""
+        """Returns the best boxes of one image after NMS within each class, with scores and labels.
+
+        logits [P, C], deltas [P, 4 C], rois [P, 4]; size: (h, w) of the resized image.
+        """
         cfg = self.config
         scores = logits.softmax(1)
         roi, label = (scores[:, 1:] > cfg.box_score_thresh).nonzero().unbind(1)  # every (RoI, class) worth a look
@@ -291,6 +292,5 @@ class RoIHeads(nn.Module):
         good = at_least(boxes, MIN_SIDE)
         boxes, score, label = boxes[good], score[good], label[good]
         keep = batched_nms(boxes, score, label, cfg.box_nms_thresh)[: cfg.box_detections_per_img]
-        if recorder is not None:
-            recorder("classes", scores=scores, roi=roi, good=good, boxes=boxes, labels=label, score=score, keep=keep)
+        recorder(Stage.CLASSES, scores=scores, roi=roi, good=good, boxes=boxes, labels=label, score=score, keep=keep)
         return {"boxes": boxes[keep], "labels": label[keep], "scores": score[keep]}

@@ -17,7 +17,7 @@ Size = tuple[int, int]  # height, width
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_size: Size | None = None) -> Size:
-    """The size (h, w) after resizing: shorter side to min_size, unless the longer would exceed max_size.
+    """Returns the size (h, w) after resizing: shorter side to min_size, unless the longer would exceed max_size.
 
     With fixed_size: the largest of the image's ratio that fits it.
     """
@@ -33,7 +33,10 @@ def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_si
 def padded_size(
     height: int, width: int, min_size: int, max_size: int, divisor: int = 32, fixed_size: Size | None = None
 ) -> Size:
-    """The size (ph, pw) that an image alone is padded to: fixed_size, or the resized one rounded up to the divisor."""
+    """Returns the size (ph, pw) that an image alone is padded to.
+
+    That is fixed_size, or the resized one rounded up to the divisor.
+    """
     if fixed_size:
         return fixed_size
     h, w = resized_size(height, width, min_size, max_size)
@@ -45,11 +48,12 @@ class ImageBatch:
     """images [N, 3, ph, pw]; sizes: (h, w) of each; original_sizes: (H, W) of each."""
 
     images: Tensor
-    sizes: list[tuple[int, int]]
-    original_sizes: list[tuple[int, int]]
+    sizes: list[Size]
+    original_sizes: list[Size]
 
     @property
-    def padded(self) -> tuple[int, int]:
+    def padded(self) -> Size:
+        """(ph, pw) of the batch."""
         return tuple(self.images.shape[-2:])
 
 
@@ -65,23 +69,34 @@ class Objects:
     labels: Tensor
     masks: CroppedMasks
     crowds: Tensor
-    size: tuple[int, int]
+    size: Size
     generators: tuple[torch.Generator | None, torch.Generator | None]
 
 
 class Transform:
-    """Normalise, resize, pad, as torchvision's GeneralizedRCNNTransform.
+    """Normalises, resizes, pads, as torchvision's GeneralizedRCNNTransform.
 
     min_sizes: in training one is drawn for each image, in evaluation the last one counts. fixed_size: (h, w) of
     every batch instead.
     """
 
-    def __init__(self, min_sizes, max_size, mean, std, divisor, fixed_size=None):
+    def __init__(
+        self,
+        min_sizes: tuple[int, ...],
+        max_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        divisor: int,
+        fixed_size: Size | None = None,
+    ) -> None:
         self.min_sizes, self.max_size, self.fixed_size = min_sizes, max_size, fixed_size
         self.mean, self.std, self.divisor = mean, std, divisor
 
     def batch(self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype) -> ImageBatch:
-        """images: uint8 0..255 or float 0..1, [3, H, W] each -> a batch of `dtype`, in channels-last memory."""
+        """Makes a batch of `dtype`, in channels-last memory, of images [3, H, W], uint8 0..255 or float 0..1.
+
+        targets: for their sample_seed alone. Raises ValueError for another shape.
+        """
         resized = []
         for i, image in enumerate(images):
             if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
@@ -109,7 +124,7 @@ class Transform:
 
 
 def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
-    """A generator for one of several independent uses of a sample's seed."""
+    """Returns a generator for one of several independent uses of a sample's seed."""
     # torch's CPU generator reads 32 bits of its seed: the upper ones of these products (Knuth's multiplier)
     # depend on every bit of seed and stream
     factor = 6364136223846793005
@@ -117,7 +132,10 @@ def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
 
 
 def prepare_objects(target: dict, batch: ImageBatch, i: int) -> Objects:
-    """One target dict of image i (boxes, labels, masks, and maybe iscrowd, sample_seed) -> Objects."""
+    """Returns the Objects of image i from its target: boxes, labels, masks, and maybe iscrowd, sample_seed.
+
+    Raises ValueError for a box without area.
+    """
     boxes = target["boxes"].to(batch.images.dtype)
     check_boxes(boxes, target)
     boxes = scale_boxes(boxes, batch.original_sizes[i], batch.sizes[i])
@@ -134,7 +152,7 @@ def prepare_objects(target: dict, batch: ImageBatch, i: int) -> Objects:
 
 
 def check_boxes(boxes: Tensor, target: dict) -> None:
-    """Raise ValueError for a box without area: its size has no logarithm, and the loss would be inf or nan."""
+    """Raises ValueError for a box without area: its size has no logarithm, and the loss would be inf or nan."""
     if not len(boxes):
         return
     bad = ~((boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1))

@@ -63,7 +63,7 @@ def operators():
     corner = torch.rand(1000, 2, generator=rng) * torch.tensor([1000.0, 700.0])
     boxes = torch.cat((corner, corner + torch.rand(1000, 2, generator=rng) ** 3 * 300 + 1), 1)
     maps = torch.randn(1, 256, 200, 272, generator=rng)
-    ours = roi_align(FeatureTable([maps]), boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), (4,), 7)
+    ours = roi_align(FeatureTable([maps]), boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), 7)
     theirs = torchvision.ops.roi_align(maps, [boxes], 7, 0.25, 2)
     print(f"RoIAlign, float32, 1000 RoIs: {largest(ours, theirs)}")
     scores = torch.rand(1000, generator=rng)

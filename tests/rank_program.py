@@ -12,19 +12,15 @@ from pathlib import Path
 import torch
 
 from backbone.errors import InputError
+from network_files import MaskRCNNConfig
 from tests.tiny_model import FEW, tiny
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import open_data
+from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
-from train_utils.run.optimization import Precision, build_optimizer, build_schedule
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from network_files import MaskRCNNConfig  # noqa: E402
-from train_utils.data.options import LoaderOptions  # noqa: E402
-from train_utils.run.evaluation import evaluate  # noqa: E402
-from train_utils.run.optimization import TrainState  # noqa: E402
-from train_utils.run.step import train_one_epoch  # noqa: E402
+from train_utils.run.evaluation import evaluate
+from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
+from train_utils.run.step import train_one_epoch
 
 STEPS = 20
 

@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK_LAYERS = [  # a module imports from the rows above its own
-    {"operators.boxes", "operators.roi_align", "operators.cropped_masks", "losses", "recorder"},
+    {"operators.boxes", "operators.sparse_rows", "operators.cropped_masks", "losses", "loss_portions", "recorder"},
     {"weight_files.plain_pickle", "weight_files.file_stamp"},
-    {"operators.nms"},
+    {"operators.nms", "operators.roi_align"},
     {"config", "operators.instance_masks", "anchors", "matching", "weight_files.architecture"},
-    {"transform"},
+    {"transform", "sampled_rpn_head"},
     {"rpn", "roi_heads"},
     {"mask_rcnn", "weight_files.torch_file"},
     {"weight_files.weights"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from network_files.losses import box_losses, loss_in_parts, mask_loss, rpn_losses
+from network_files.losses import box_losses, mask_loss, rpn_losses
 
 
 def test_rpn_losses_by_hand():
@@ -64,27 +64,3 @@ def test_nothing_positive_gives_losses_with_a_zero_gradient(sampled):
     sum(losses.values()).backward()
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (objectness, deltas, logits, boxes, masks))
     assert not boxes.grad.any()
-
-
-def test_a_loss_in_parts_is_the_whole_loss_with_its_gradients():
-    layer = torch.nn.Linear(3, 2).double()
-    layer.bias.requires_grad_(False)
-    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    y = torch.randn(7, 2, dtype=torch.float64)
-    batches = []
-
-    def loss(x, y):
-        batches.append(len(x))
-        return (layer(x) - y).square().sum()
-
-    whole = 2 * loss(x, y)
-    parts = 2 * loss_in_parts(loss, x, [(some,) for some in y.split(3)], [*layer.parameters()])
-    assert batches == [7, 3, 3, 1]
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
-    expected = torch.autograd.grad(whole, [x, layer.weight])
-    for _ in range(2):  # also when the graph is used twice
-        found = torch.autograd.grad(parts, [x, layer.weight], retain_graph=True)
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    with torch.no_grad():
-        assert not loss_in_parts(loss, x, [(y,)], []).requires_grad

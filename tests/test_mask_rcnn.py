@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import torchvision_model as oracle
-from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, losses, matching, roi_heads
+from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, loss_portions, matching, roi_heads
 from tests import tiny_model
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
@@ -268,7 +268,7 @@ def test_masks_a_few_at_a_time_give_the_same_losses_and_gradients(fp16, monkeypa
     model = tiny(norm="frozen").double().train()
     inputs, found = ([noise_image().double()], [target(OBJECTS, sample_seed=3)]), []
     # then the gradients wait for the backward pass; torch's own queries can't be replaced, autocast keeps their answers
-    monkeypatch.setattr(losses, "in_float16", lambda _: fp16)
+    monkeypatch.setattr(loss_portions, "in_float16", lambda _: fp16)
     for count in (1000, 1):
         monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
         found_losses = model(*inputs)

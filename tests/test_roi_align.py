@@ -14,7 +14,7 @@ STRIDES = (4, 8, 16, 32)
 def align_one(feature, rois, size, ratio=2, stride=1):
     """roi_align on one map of one image."""
     zeros = torch.zeros(len(rois), dtype=torch.int64)
-    return roi_align(FeatureTable([feature]), rois, zeros, zeros, (stride,), size, ratio)
+    return roi_align(FeatureTable([feature], (stride,)), rois, zeros, zeros, size, ratio)
 
 
 def test_on_paper():
@@ -78,7 +78,7 @@ def test_forward_and_gradient_equal_torchvision_over_all_levels(dtype, tolerance
     level = roi_levels(torch.cat(rois), 4)
     assert set(level.tolist()) == {0, 1, 2, 3}
     image = torch.tensor([0] * 60 + [1] * 35)
-    found = roi_align(FeatureTable(ours), torch.cat(rois), image, level, STRIDES, size)
+    found = roi_align(FeatureTable(ours), torch.cat(rois), image, level, size)
     pooler = ops.MultiScaleRoIAlign(list("0123"), size, 2)
     expected = pooler(dict(zip("0123", theirs, strict=True)), rois, [(height, width)] * 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
@@ -105,48 +105,16 @@ def test_channels_last_input_and_output():
     maps = [m.contiguous(memory_format=torch.channels_last) for m in pyramid(64, 96, 8, torch.float32)]
     rois = random_rois(5, 64, 96, torch.float32)
     image, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
-    found = roi_align(FeatureTable(maps), rois, image, level, STRIDES, 7)
+    found = roi_align(FeatureTable(maps), rois, image, level, 7)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, roi_align(FeatureTable([m.contiguous() for m in maps]), rois, image, level, STRIDES, 7))
+    assert torch.equal(found, roi_align(FeatureTable([m.contiguous() for m in maps]), rois, image, level, 7))
 
 
 @pytest.mark.parametrize("size", [7, 14])
 def test_no_rois_is_empty_and_has_a_gradient(size):
     maps = [m.requires_grad_() for m in pyramid(64, 96, 8, torch.float32)]
     none = torch.zeros(0, dtype=torch.int64)
-    found = roi_align(FeatureTable(maps), torch.zeros(0, 4), none, none, STRIDES, size)
+    found = roi_align(FeatureTable(maps), torch.zeros(0, 4), none, none, size)
     assert found.shape == (0, 8, size, size)
     found.sum().backward()
     assert all(m.grad is not None and not m.grad.any() for m in maps)
-
-
-def test_patches_hold_the_cells_around_and_zero_outside():
-    maps = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 1, 2)]
-    level, image, cell = torch.tensor([0, 1, 0]), torch.tensor([1, 0, 0]), torch.tensor([19, 1, 7])
-    patches, inside = FeatureTable(maps).patches(level, image, cell, radius=1)
-    around = [
-        torch.nn.functional.pad(maps[lv][p], (1, 1, 1, 1))[:, y : y + 3, x : x + 3]
-        for lv, p, y, x in ((0, 1, 3, 4), (1, 0, 0, 1), (0, 0, 1, 2))
-    ]
-    assert torch.equal(patches, torch.stack(around))
-    assert inside.sum((1, 2)).tolist() == [4, 2, 9]
-
-
-@pytest.mark.parametrize("dense", [False, True])
-def test_gradients_of_reads_of_few_rows_equal_those_of_all_rows(dense):
-    maps = [m.requires_grad_() for m in pyramid(64, 96, 3, torch.float64)]
-    rois = random_rois(5, 64, 96)
-    image, level = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
-    found = []
-    for few in (False, True):
-        table = FeatureTable(maps)
-        first = roi_align(table, rois, image, level, STRIDES, 7, few=few)
-        second = roi_align(table, rois + 1, image, level, STRIDES, 3, few=few and not dense)
-        loss = first.square().sum() + second.square().sum()
-        loss.backward(retain_graph=True)
-        loss.backward()  # what was listed the first time does not count again
-        found.append((loss, *(m.grad for m in maps)))
-        for m in maps:
-            m.grad = None
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from torchvision.models.detection import rpn as oracle
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from benchmarks import torchvision_model as oracle
-from network_files import create_model, matching
-from network_files.operators.cropped_masks import CroppedMasks
+from network_files import MaskRCNNConfig
 from network_files.operators.roi_align import FeatureTable
-from network_files.rpn import RPNHead
-from network_files.transform import ImageBatch, Objects
+from network_files.rpn import RegionProposalNetwork
+from network_files.transform import ImageBatch
 
-PADDED, SIZES = (128, 192), [(120, 192), (128, 150)]
+CHANNELS, PADDED, SIZES = 16, (128, 192), [(120, 192), (128, 150)]
 OVERLAPPING = (32, 36, 40, 44, 48)  # anchors of neighbouring levels are near-duplicates
 LIMITS = {
     "rpn_pre_nms_top_n_train": 90,
@@ -22,20 +22,37 @@ LIMITS = {
 }
 
 
+def torchvision_rpn(config):
+    """torchvision's RPN with the numbers of a config."""
+    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_sizes), (config.aspect_ratios,) * 5)
+    return oracle.RegionProposalNetwork(
+        anchors,
+        oracle.RPNHead(CHANNELS, len(config.aspect_ratios)),
+        config.rpn_fg_iou_thresh,
+        config.rpn_bg_iou_thresh,
+        config.rpn_batch_size_per_image,
+        config.rpn_positive_fraction,
+        {"training": config.rpn_pre_nms_top_n_train, "testing": config.rpn_pre_nms_top_n_test},
+        {"training": config.rpn_post_nms_top_n_train, "testing": config.rpn_post_nms_top_n_test},
+        config.rpn_nms_thresh,
+        config.rpn_score_thresh,
+    )
+
+
 def rpn_pair(**options):
     """torchvision's RPN and ours with the same random weights, in float64."""
-    options = LIMITS | {"anchor_sizes": OVERLAPPING} | options
-    theirs = oracle.build(3, "resnet18", **options).rpn.double()
-    torch.nn.init.normal_(theirs.head.cls_logits.weight, std=0.1)
-    torch.nn.init.normal_(theirs.head.bbox_pred.weight, std=0.05)
-    ours = create_model(3, "resnet18", **options).rpn.double()
+    config = MaskRCNNConfig(**LIMITS | {"anchor_sizes": OVERLAPPING} | options)
+    theirs, ours = torchvision_rpn(config).double(), RegionProposalNetwork(config, CHANNELS, depth=1).double()
+    torch.nn.init.normal_(theirs.head.conv[0][0].weight, std=0.1)
+    torch.nn.init.normal_(theirs.head.cls_logits.weight, std=0.4)
+    torch.nn.init.normal_(theirs.head.bbox_pred.weight, std=0.2)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 
 
 def propose(theirs, ours, training):
     shapes = [(PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
-    maps = [torch.randn(2, 256, *shape, dtype=torch.float64) for shape in shapes]
+    maps = [torch.randn(2, CHANNELS, *shape, dtype=torch.float64) for shape in shapes]
     images = torch.zeros(2, 3, *PADDED, dtype=torch.float64)
     theirs.train(training)
     ours.train(training)
@@ -69,77 +86,3 @@ def test_limits():
     for (height, width), boxes in zip(SIZES, found, strict=True):
         assert 0 <= boxes.min() and boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
         assert (boxes[:, 2:] > boxes[:, :2]).all()
-
-
-def random_maps(grad=False):
-    return [torch.randn(2, 8, h, w, dtype=torch.float64, requires_grad=grad) for h, w in ((9, 12), (5, 6), (1, 2))]
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_the_head_at_every_cell_equals_the_dense_head(depth):
-    head, maps = RPNHead(8, 3, depth).double(), random_maps()
-    for conv, _ in head.conv:
-        torch.nn.init.normal_(conv.weight, std=0.1)
-        torch.nn.init.normal_(conv.bias)  # so that a hidden cell outside the map would not be zero
-    table = FeatureTable(maps)
-    for level, (logits, deltas) in enumerate(zip(*head(maps), strict=True)):
-        cells = maps[level][0, 0].numel()
-        cell, image = torch.arange(cells).repeat(2), torch.arange(2).repeat_interleave(cells)
-        found = head.at(table, torch.full_like(cell, level), image, cell)
-        torch.testing.assert_close(found[0].reshape(2, -1), logits, rtol=0, atol=1e-12)
-        torch.testing.assert_close(found[1].reshape(2, -1, 4), deltas, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("variant", ["v1", "v2"])
-@pytest.mark.parametrize("objects", [3, 0])
-def test_losses_and_gradients_of_sampled_cells_equal_the_dense_ones(variant, objects, monkeypatch):
-    monkeypatch.setattr(matching, "sample_balanced", lambda *args: oracle.spread_choice(*args[:3]))
-    rpn = create_model(3, "resnet18", variant, fpn_channels=8, rpn_batch_size_per_image=16).rpn.double().train()
-    for parameter in rpn.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    shapes = [(PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
-    images = ImageBatch(torch.zeros(2, 3, *PADDED, dtype=torch.float64), SIZES, SIZES)
-    corner = torch.rand(objects, 2, dtype=torch.float64) * 80
-    boxes = torch.cat((corner, corner + 20 + torch.rand(objects, 2, dtype=torch.float64) * 20), 1)
-    truth = [
-        Objects(boxes[:n], torch.ones(n).long(), CroppedMasks.empty(size), boxes[:0], size, (None, None))
-        for n, size in zip((objects, 0), SIZES, strict=True)
-    ]
-    values = [torch.randn(2, 8, *shape, dtype=torch.float64) for shape in shapes]
-    seen = []
-    for sampled in (False, True):
-        maps = [v.clone().requires_grad_() for v in values]
-        monkeypatch.setattr(rpn.head, "pays_at", lambda *args, sampled=sampled: sampled)
-        proposals, losses = rpn(images, FeatureTable(maps), truth)
-        inputs = [*maps, *rpn.parameters()]
-        seen.append([*proposals, *losses.values(), *torch.autograd.grad(sum(losses.values()), inputs)])
-    assert seen[0][-1].any() == (objects > 0)
-    for a, b in zip(*seen, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
-
-
-def test_sampled_cells_have_a_gradient_under_autocast(monkeypatch):
-    """The dense pass has no gradient, and autocast keeps the weights that it cast there."""
-    monkeypatch.setattr(RPNHead, "pays_at", lambda *args: True)
-    rpn = create_model(3, "resnet18", fpn_channels=8).rpn.train()
-    maps = [torch.randn(1, 8, PADDED[0] // s, PADDED[1] // s) for s in (4, 8, 16, 32, 64)]
-    truth = [
-        Objects(
-            torch.tensor([[20.0, 20, 60, 50]]),
-            torch.tensor([1]),
-            CroppedMasks.empty(PADDED),
-            torch.zeros(0, 4),
-            PADDED,
-            (None, None),
-        )
-    ]
-    with torch.autocast("cpu", torch.bfloat16):
-        _, losses = rpn(ImageBatch(torch.zeros(1, 3, *PADDED), [PADDED], [PADDED]), FeatureTable(maps), truth)
-    sum(losses.values()).backward()
-    assert all(parameter.grad.any() for parameter in rpn.parameters())
-
-
-def test_the_dense_head_is_taken_where_samples_are_many():
-    maps = random_maps()  # 140 cells of 2 images
-    assert RPNHead(8, 3, 1).pays_at(35, maps) and not RPNHead(8, 3, 1).pays_at(71, maps)
-    assert RPNHead(8, 3, 2).pays_at(14, maps) and not RPNHead(8, 3, 2).pays_at(16, maps)

@@ -23,6 +23,7 @@ from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
+from train_utils.cli.flags import given_settings
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
@@ -149,19 +150,17 @@ def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     monkeypatch.setattr(
         sys, "argv", ["", "--weights-path", str(weights), "--data-path", str(data), "--index", "2", "--epoch", "5"]
     )
-    args = visualise_stages.parse_args()
-    content = visualise_stages.load_file(weights)
-    sample = visualise_stages.sample_of_data(args, content, splits.label_map)
+    given, content = visualise_stages.parse(), visualise_stages.load_file(weights)
+    options = visualise_stages.StageOptions(**given_settings(visualise_stages.StageOptions, given))
+    sample = visualise_stages.sample_of_data(options, given, content, splits.label_map)
     (batch,) = (batch for batch in loader.epoch(5) if batch.indices == [2])
     assert torch.equal(sample.after[0], batch.images[0]) and sample.mini == 8
     assert sample.after[1]["sample_seed"] == batch.targets[0]["sample_seed"]
     assert torch.equal(sample.after[1]["boxes"], batch.targets[0]["boxes"])
     assert torch.equal(sample.before[0], splits.train[2][0])
     assert not torch.equal(sample.before[0], sample.after[0]) and "draws again" not in str(sample.lead)
-    for name in ("horizontal_flip", "vertical_flip"):
-        setattr(args, name, 1e-9)
-    args.photometric, args.given = False, {*args.given, "horizontal_flip", "vertical_flip", "photometric"}
-    sample = visualise_stages.sample_of_data(args, content, splits.label_map)
+    given |= {"horizontal_flip": 1e-9, "vertical_flip": 1e-9, "photometric": False}
+    sample = visualise_stages.sample_of_data(options, given, content, splits.label_map)
     assert sample.lead[-1] == "By this draw it changed nothing; --epoch 6 draws again."
 
 
@@ -278,7 +277,7 @@ def test_roi_align_points_are_where_roi_align_reads():
     ramps = 8 * torch.stack((x, y))[None]  # the pixels of a map of stride 8
     zero = torch.zeros(1, dtype=torch.int64)
     for roi in (torch.tensor([10.0, 21, 95, 64]), torch.tensor([33.0, 40, 35, 90])):  # narrower than a cell, the second
-        pooled = roi_align(FeatureTable([ramps]), roi[None], zero, zero, (8,), 7)[0]  # [2, 7, 7]
+        pooled = roi_align(FeatureTable([ramps], (8,)), roi[None], zero, zero, 7)[0]  # [2, 7, 7]
         xs, ys = (points.view(7, 2).mean(1) for points in roi_align_points(roi, 8, 7, 2))
         torch.testing.assert_close(pooled[0], xs.expand(7, 7), rtol=0, atol=1e-3)
         torch.testing.assert_close(pooled[1], ys[:, None].expand(7, 7), rtol=0, atol=1e-3)

@@ -34,7 +34,8 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import AUGMENTATION, sample_rng, sample_seed
 from train_utils.io.files import make_folder, user_path
 from train_utils.io.plain_text import visible
-from train_utils.prediction.opening import ModelOptions, add_data_flags, load_model, open_split_of
+from train_utils.prediction.data import add_data_flags, open_split_of
+from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.run.config import Augmentation
 from transforms import build_augment
 

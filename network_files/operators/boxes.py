@@ -1,4 +1,4 @@
-"""Box geometry. Boxes are `x1 y1 x2 y2` in pixels, [..., 4]; N and M count boxes."""
+"""Box geometry: areas, overlaps, clipping, offsets. Boxes are `x1 y1 x2 y2` in pixels, [..., 4]; N, M count boxes."""
 
 import math
 
@@ -11,12 +11,12 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """boxes [..., 4] -> area [...]."""
+    """Returns the areas [...] of boxes [..., 4]."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def box_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Areas shared by each box of a [N, 4] and each of b [M, 4] -> [N, M]."""
+    """Returns the areas [N, M] shared by each box of a [N, 4] and each of b [M, 4]."""
     ax1, ay1, ax2, ay2 = a.t().contiguous().unsqueeze(-1)  # [N, 1] each, contiguous: far faster
     bx1, by1, bx2, by2 = b.t().contiguous()
     width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)  # [N, M]
@@ -25,31 +25,31 @@ def box_intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of a [N, 4] with b [M, 4] -> [N, M], in 0..1 (nan for two empty boxes)."""
+    """Returns the intersection over union [N, M] of a [N, 4] with b [M, 4], in 0..1 (nan for two empty boxes)."""
     inter = box_intersection(a, b)
     union = (box_area(a)[:, None] + box_area(b)).sub_(inter)
     return inter.div_(union)
 
 
 def box_ioa(a: Tensor, b: Tensor) -> Tensor:
-    """Share of each b [M, 4] that lies inside each a [N, 4] -> [N, M], in 0..1 (0 for an empty b)."""
+    """Returns the share [N, M] of each b [M, 4] that lies inside each a [N, 4], in 0..1 (0 for an empty b)."""
     return box_intersection(a, b) / box_area(b).clamp(min=torch.finfo(b.dtype).tiny)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clip boxes [..., 4] to an image of size (height, width)."""
+    """Clips boxes [..., 4] to an image of size (height, width)."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), -1)
 
 
 def at_least(boxes: Tensor, side: float) -> Tensor:
-    """Which boxes [N, 4] have both sides >= `side` pixels -> bool [N]."""
+    """Says which boxes [N, 4] have both sides >= `side` pixels: bool [N]."""
     return (boxes[:, 2] - boxes[:, 0] >= side) & (boxes[:, 3] - boxes[:, 1] >= side)
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Move boxes [N, 4] from an image of (height, width) `from_size` to its resized copy.
+    """Moves boxes [N, 4] from an image of (height, width) `from_size` to its resized copy.
 
     The two ratios are rounded to float32 first, as torchvision's `resize_boxes` does.
     """
@@ -68,11 +68,11 @@ class BoxCoder:
     the offsets have a spread near one.
     """
 
-    def __init__(self, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)):
+    def __init__(self, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> None:
         self.weights = weights
 
     def encode(self, boxes: Tensor, reference: Tensor) -> Tensor:
-        """boxes [N, 4] seen from reference [N, 4] -> deltas [N, 4]."""
+        """Returns deltas [N, 4]: boxes [N, 4] as seen from reference boxes [N, 4]."""
         size = boxes[:, 2:] - boxes[:, :2]  # [N, 2] width, height
         ref_size = reference[:, 2:] - reference[:, :2]
         shift = (boxes[:, :2] + 0.5 * size - reference[:, :2] - 0.5 * ref_size) / ref_size
@@ -80,7 +80,7 @@ class BoxCoder:
         return deltas * deltas.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
-        """deltas [..., 4] from reference [..., 4] -> boxes [..., 4]; growth is capped at 62.5-fold a side."""
+        """Returns boxes [..., 4] from deltas and reference boxes [..., 4]; growth is capped at 62.5-fold a side."""
         deltas = deltas / deltas.new_tensor(self.weights)
         ref_size = reference[..., 2:] - reference[..., :2]
         centre = deltas[..., :2] * ref_size + reference[..., :2] + 0.5 * ref_size

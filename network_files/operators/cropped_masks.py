@@ -1,4 +1,4 @@
-"""Instance masks kept as crops: a twentieth of the memory of full-size masks, or less.
+"""Instance masks -> crops of their boxes: a twentieth of the memory of full-size masks, or less.
 
 Shapes: N masks of one H x W image.
 """
@@ -18,23 +18,23 @@ class CroppedMasks:
             that it is enlarged to by nearest neighbour; None: every pixel is kept.
     """
 
-    def __init__(self, pixels: Tensor, boxes: Tensor, size: tuple[int, int], limit: int | None = None):
+    def __init__(self, pixels: Tensor, boxes: Tensor, size: tuple[int, int], limit: int | None = None) -> None:
         self.pixels, self.boxes, self.size, self.limit = pixels, boxes, (int(size[0]), int(size[1])), limit
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> "CroppedMasks":
-        """No masks of an image of `size` (H, W)."""
+        """Returns no masks of an image of `size` (H, W)."""
         return cls(torch.zeros(0, dtype=torch.uint8), torch.zeros(0, 4, dtype=torch.int64), size)
 
     @classmethod
     def from_masks(cls, masks: Tensor) -> "CroppedMasks":
-        """Crop full-size masks, [N, H, W], uint8 or bool (not 0 = set)."""
+        """Crops full-size masks, [N, H, W], uint8 or bool (not 0 = set)."""
         corner = torch.zeros(len(masks), 4, dtype=torch.int64)
         return cls.from_crops(list(masks), corner, masks.shape[-2:])
 
     @classmethod
     def from_crops(cls, crops: list[Tensor], boxes: Tensor, size: tuple[int, int]) -> "CroppedMasks":
-        """Tighten crops (each [h, w], not 0 = set) whose left upper corners are the first two of boxes [N, 4]."""
+        """Tightens crops (each [h, w], not 0 = set) whose left upper corners are the first two of boxes [N, 4]."""
         tight, flat = [], [torch.zeros(0, dtype=torch.uint8)]
         for crop, (x, y, _, _) in zip(crops, boxes.tolist(), strict=True):
             crop = crop != 0
@@ -56,26 +56,26 @@ class CroppedMasks:
         return f"CroppedMasks({len(self)} of {self.size[0]}x{self.size[1]}, {len(self.pixels)} pixels)"
 
     def areas(self) -> Tensor:
-        """Set pixels of each mask, int64 [N]."""
+        """Returns the number of set pixels of each mask, int64 [N]."""
         return torch.stack([crop.sum() for crop in self.crops()]) if len(self) else self.boxes.new_zeros(0)
 
     def sides(self) -> Tensor:
-        """Columns and rows that are kept of each crop, int64 [N, 2]."""
+        """Returns how many columns and rows are kept of each crop, int64 [N, 2]."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return sides if self.limit is None else sides.clamp(max=self.limit)
 
     def offsets(self) -> Tensor:
-        """Where each crop begins in `pixels`, int64 [N + 1]."""
+        """Returns where each crop begins in `pixels`, and the end, int64 [N + 1]."""
         return F.pad(self.sides().prod(1).cumsum(0), (1, 0))
 
     def _kept(self) -> list[Tensor]:
-        """What is kept of each crop, uint8 [rows, columns]: views."""
+        """Returns what is kept of each crop, uint8 [rows, columns]: views."""
         sides = self.sides().tolist()
         parts = self.pixels.split([columns * rows for columns, rows in sides])
         return [part.view(rows, columns) for part, (columns, rows) in zip(parts, sides, strict=True)]
 
     def crops(self) -> list[Tensor]:
-        """Every crop, uint8 [h, w]: views, or enlarged to its box where there is a limit."""
+        """Returns every crop, uint8 [h, w]: views, or enlarged to its box where there is a limit."""
         kept = self._kept()
         if self.limit is None:
             return kept
@@ -86,11 +86,11 @@ class CroppedMasks:
         ]
 
     def crop(self, i: int) -> Tensor:
-        """The i-th crop, uint8 [h, w]."""
+        """Returns the i-th crop, uint8 [h, w]."""
         return self.crops()[i]
 
     def limited(self, limit: int) -> "CroppedMasks":
-        """With this limit: a cell is set where at least half of what it stands for is."""
+        """Returns the masks with this limit: a cell is set where at least half of what it stands for is."""
         limited = CroppedMasks(self.pixels, self.boxes, self.size, limit)
         kept = [self.pixels[:0]]
         for crop, (columns, rows) in zip(self.crops(), limited.sides().tolist(), strict=True):
@@ -101,7 +101,7 @@ class CroppedMasks:
         return limited
 
     def __getitem__(self, index: Tensor | slice | list[int]) -> "CroppedMasks":
-        """The masks at these indices (or where a bool tensor is set), in that order."""
+        """Returns the masks at these indices (or where a bool tensor is set), in that order."""
         chosen = torch.arange(len(self), device=self.boxes.device)[index].tolist()
         kept = self._kept()
         pixels = [kept[i].reshape(-1) for i in chosen]
@@ -109,7 +109,7 @@ class CroppedMasks:
         return CroppedMasks(pixels, self.boxes[chosen], self.size, self.limit)
 
     def to_masks(self) -> Tensor:
-        """Full-size masks, uint8 [N, H, W]."""
+        """Returns full-size masks, uint8 [N, H, W]."""
         masks = self.pixels.new_zeros(len(self), *self.size)
         for mask, crop, (x1, y1, x2, y2) in zip(masks, self.crops(), self.boxes.tolist(), strict=True):
             mask[y1:y2, x1:x2] = crop
@@ -120,19 +120,19 @@ class CroppedMasks:
         return CroppedMasks(pixels, boxes, self.size)
 
     def hflip(self) -> "CroppedMasks":
-        """Mirrored left to right."""
+        """Returns the masks mirrored left to right."""
         x1, y1, x2, y2 = self.boxes.unbind(1)
         boxes = torch.stack((self.size[1] - x2, y1, self.size[1] - x1, y2), 1)
         return self._replace([crop.flip(1) for crop in self.crops()], boxes * (x2 > x1)[:, None])
 
     def vflip(self) -> "CroppedMasks":
-        """Mirrored top to bottom."""
+        """Returns the masks mirrored top to bottom."""
         x1, y1, x2, y2 = self.boxes.unbind(1)
         boxes = torch.stack((x1, self.size[0] - y2, x2, self.size[0] - y1), 1)
         return self._replace([crop.flip(0) for crop in self.crops()], boxes * (x2 > x1)[:, None])
 
     def resize(self, size: tuple[int, int]) -> "CroppedMasks":
-        """Resized to (height, width) by nearest neighbour, as F.interpolate does to full-size masks."""
+        """Resizes to (height, width) by nearest neighbour, as F.interpolate does to full-size masks."""
         rows = nearest_index(self.size[0], size[0], self.boxes.device)  # [height] source row of each row
         columns = nearest_index(self.size[1], size[1], self.boxes.device)
         # the resized pixels whose source lies in a crop: a half-open range, as both maps are monotone
@@ -147,7 +147,7 @@ class CroppedMasks:
         return CroppedMasks.from_crops(crops, boxes, size)
 
     def window(self, x: int, y: int, width: int, height: int) -> "CroppedMasks":
-        """What is seen through a window of width x height whose left upper corner is at (x, y).
+        """Returns what is seen through a window of width x height whose left upper corner is at (x, y).
 
         The window may reach outside the image: nothing is set there.
         """
@@ -160,7 +160,7 @@ class CroppedMasks:
         return CroppedMasks.from_crops(crops, torch.tensor(corners).reshape(-1, 4), (height, width))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CroppedMasks":
-        """Moved to a device."""
+        """Returns the masks on a device."""
         return CroppedMasks(
             self.pixels.to(device, non_blocking=non_blocking),
             self.boxes.to(device, non_blocking=non_blocking),
@@ -169,16 +169,17 @@ class CroppedMasks:
         )
 
     def pin_memory(self) -> "CroppedMasks":
+        """Returns the masks in page-locked memory, from which a GPU copies faster."""
         return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size, self.limit)
 
 
 def _cell_of(length: int, cells: int) -> Tensor:
-    """Which of `cells` each of `length` pixels reads, int64 [length]."""
+    """Returns which of `cells` each of `length` pixels reads, int64 [length]."""
     return torch.arange(length) * cells // max(length, 1)
 
 
 def nearest_source(cell: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Of `source` cells the one that cell of `target` cells reads under F.interpolate(mode="nearest").
+    """Returns which of `source` cells a cell of `target` cells reads under F.interpolate(mode="nearest").
 
     All int64, of shapes that broadcast. The ratio is rounded to float32 before it multiplies, as torch does.
     """
@@ -186,6 +187,6 @@ def nearest_source(cell: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 def nearest_index(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
-    """`nearest_source` of each of `target` cells: int64 [target]."""
+    """Returns `nearest_source` of each of `target` cells: int64 [target]."""
     sides = torch.tensor([source, target], device=device)
     return nearest_source(torch.arange(target, device=device), *sides)

@@ -4,7 +4,7 @@ Shapes: N masks of one H x W image, P RoIs, D detections, M = 28 cells a side.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ CHUNK_GPU = 16_000_000  # many keep a GPU busy
 def mask_targets(
     masks: list[CroppedMasks], rois: list[Tensor], matched: list[Tensor], resized: list[tuple[int, int]], cells: int
 ) -> Tensor:
-    """What the mask branch should predict for each RoI: the share of set pixels in each of its cells.
+    """Returns the target of the mask branch for each RoI: the share of set pixels in each of its cells.
 
     Per image: masks; rois [P_i, 4] in the image resized to (height, width) `resized`; matched int64
     [P_i], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type, P over all images.
@@ -48,9 +48,9 @@ def mask_targets(
 
 
 def _alike(sizes: Tensor) -> Iterator[Tensor]:
-    """Rows of sizes [N, 2] (width, height) in groups, int64 each, that pad to at most CHUNK (CHUNK_GPU) pixels.
+    """Yields groups of masks, int64 indices, that pad to at most CHUNK (CHUNK_GPU) pixels.
 
-    Similar sizes go together, so that little is padded.
+    sizes [N, 2]: width and height of each. Similar sizes go together, so that little is padded.
     """
     pairs, chunk = sizes.tolist(), CHUNK if sizes.device.type == "cpu" else CHUNK_GPU
     order = sorted(range(len(pairs)), key=lambda i: -max(pairs[i]))
@@ -68,13 +68,13 @@ def _alike(sizes: Tensor) -> Iterator[Tensor]:
 
 
 def _product(rows: Tensor, middle: Tensor, columns: Tensor) -> Tensor:
-    """rows @ middle @ columns^T in their own type, also where autocast would take bf16 for the products."""
+    """Returns rows @ middle @ columns^T in their own type, also where autocast would multiply in bf16."""
     with torch.autocast(middle.device.type, enabled=False):
         return rows @ middle @ columns.mT
 
 
 def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor) -> Tensor:
-    """Crops of different sizes, padded with zeros to the largest: uint8 [p, h, w]."""
+    """Returns crops of different sizes, padded with zeros to the largest: uint8 [p, h, w]."""
     if not len(pixels):
         return pixels.new_zeros(len(offsets), 1, 1)
     y = torch.arange(max(int(height.max()), 1), device=pixels.device)
@@ -84,8 +84,8 @@ def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor
     return pixels[index.clamp_(max=len(pixels) - 1)] * inside
 
 
-def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int):
-    """One axis of `mask_targets`: a function (which RoIs, crop length) -> weights [p, cells, length].
+def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int) -> Callable:
+    """Returns one axis of `mask_targets`: a function (which RoIs, crop length) -> weights [p, cells, length].
 
     rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
     limited); sides int64 [P, 2]: the image's original and resized length. Each cell averages ceil(RoI length /
@@ -119,7 +119,7 @@ def _axis_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cell
 def _pasted_crops(
     probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float | None = None
 ) -> Iterator[tuple[int, int, int, Tensor]]:
-    """Each detection's mask at the image's resolution: its index, x, y, and probabilities [h, w] from there on.
+    """Yields each detection's mask at the image's resolution: its index, x, y, and probabilities [h, w] from there on.
 
     probs [D, m, m], boxes [D, 4]. The mask is padded by a cell, its box grown with it and truncated to whole
     pixels, and resized to that box (bilinear), as torchvision's `paste_masks_in_image` does. With a threshold
@@ -144,8 +144,8 @@ def _pasted_crops(
             yield i, x, y, crop[:height, :width]
 
 
-def _resize_weights(first: Tensor, start: Tensor, ratio: Tensor, visible: Tensor, cells: int):
-    """One axis of `_pasted_crops`: a function (which detections) -> bilinear weights [p, pixels, cells].
+def _resize_weights(first: Tensor, start: Tensor, ratio: Tensor, visible: Tensor, cells: int) -> Callable:
+    """Returns one axis of `_pasted_crops`: a function (which detections) -> bilinear weights [p, pixels, cells].
 
     All [D]: the first visible pixel, the mask's first pixel, cells per pixel, and how many pixels are visible.
     """
@@ -160,7 +160,7 @@ def _resize_weights(first: Tensor, start: Tensor, ratio: Tensor, visible: Tensor
 
 
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks probs [D, m, m] in 0..1 pasted into their boxes [D, 4] of a (H, W) image -> [D, 1, H, W]."""
+    """Pastes masks probs [D, m, m] in 0..1 into their boxes [D, 4] of a (H, W) image: [D, 1, H, W]."""
     out = probs.new_zeros(len(probs), 1, *size)
     for i, x, y, crop in _pasted_crops(probs, boxes, size):
         out[i, 0, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
@@ -168,7 +168,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_probs_to_bool(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> CroppedMasks:
-    """Masks probs [D, m, m] pasted into boxes [D, 4] and set where > threshold, as crops on the CPU."""
+    """Pastes masks probs [D, m, m] into boxes [D, 4], sets them where > threshold, and returns CPU crops."""
     crops, corners = [None] * len(probs), torch.zeros(len(probs), 4, dtype=torch.int64)
     for i, x, y, crop in _pasted_crops(probs, boxes, size, threshold):
         crops[i], corners[i] = crop, torch.tensor([x, y, 0, 0])
@@ -176,7 +176,7 @@ def mask_probs_to_bool(probs: Tensor, boxes: Tensor, size: tuple[int, int], thre
 
 
 def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
-    """Masks probs [D, m, m] pasted into boxes [D, 4] of a (H, W) image, set where > threshold, as COCO RLE.
+    """Pastes masks probs [D, m, m] into boxes [D, 4] of a (H, W) image, set where > threshold, as COCO RLE.
 
     Returns D dicts {"size": [H, W], "counts": str}; equal to pycocotools' encoding of the full-size masks.
     """
@@ -187,7 +187,7 @@ def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
 
 
 def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:
-    """COCO RLE of a mask whose set pixels are crop [h, w] (bool) at (x, y) of a (H, W) image."""
+    """Returns the COCO RLE of a mask whose set pixels are crop [h, w] (bool) at (x, y) of a (H, W) image."""
     import numpy as np
     from pycocotools import mask as coco_mask
 

@@ -1,4 +1,4 @@
-"""Exact greedy non-maximum suppression without a loop over boxes.
+"""Boxes and scores -> the boxes that stay: exact greedy non-maximum suppression without a loop over boxes.
 
 Where few boxes can overlap, which is the usual case, only those pairs are looked at; else blocks of boxes
 are compared with all that follow. Shapes: N boxes, E pairs.
@@ -17,7 +17,7 @@ PAIRS = 4_000_000  # candidates that are worth being looked at one by one, and f
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Drop every box that overlaps a kept box of higher score by an IoU above the threshold.
+    """Drops every box that overlaps a kept box of higher score by an IoU above the threshold.
 
     boxes [N, 4], scores [N] -> kept indices int64 [K], by falling score; equal scores keep their order.
     Equal to torchvision.ops.nms.
@@ -26,7 +26,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` within each group: boxes of different groups never suppress each other.
+    """Runs `nms` within each group: boxes of different groups never suppress each other.
 
     boxes [N, 4], scores [N], groups int64 [N] -> kept indices int64 [K], by falling score over all groups;
     equal scores keep their order. Equal to torchvision.ops.nms on each group by itself.
@@ -39,7 +39,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
 
 
 def _float_threshold(threshold: float, dtype: torch.dtype) -> float:
-    """The largest number of `dtype` that is not above threshold, so that iou > t means what it says in reals."""
+    """Returns the largest number of `dtype` that is not above threshold, so that iou > t is right in real numbers."""
     rounded = torch.tensor(threshold, dtype=dtype)
     if float(rounded) > threshold:
         rounded = torch.nextafter(rounded, torch.tensor(-math.inf, dtype=dtype))
@@ -47,13 +47,13 @@ def _float_threshold(threshold: float, dtype: torch.dtype) -> float:
 
 
 def _greedy(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Which of the boxes, sorted by group and score, survive: bool [N]."""
+    """Says which of the boxes, sorted by group and score, survive: bool [N]."""
     pairs = _overlapping_pairs(boxes, groups, threshold) if len(boxes) else None
     return _by_blocks(boxes, groups, threshold) if pairs is None else _by_pairs(*pairs, len(boxes))
 
 
 def _overlapping_pairs(boxes: Tensor, groups: Tensor, threshold: float) -> tuple[Tensor, Tensor] | None:
-    """The pairs i < j of one group whose IoU is above the threshold: int64 [E] each. None: too many candidates.
+    """Finds the pairs i < j of one group whose IoU is above the threshold: int64 [E] each. None: too many candidates.
 
     An IoU above t needs a shared width above t times either box's: the box that begins first, over [x1, x2],
     must share more than t (x2 - x1), so the other begins before x2 - t (x2 - x1).
@@ -77,7 +77,7 @@ def _overlapping_pairs(boxes: Tensor, groups: Tensor, threshold: float) -> tuple
     left = torch.repeat_interleave(count, output_size=total)
     right = torch.arange(total, device=boxes.device) + (first - count.cumsum(0) + count).index_select(0, left)
 
-    def both(values):  # much faster than values[left], values[right]
+    def both(values: Tensor) -> tuple[Tensor, Tensor]:  # much faster than values[left], values[right]
         return values.index_select(0, left), values.index_select(0, right)
 
     height = torch.minimum(*both(y2)).sub_(torch.maximum(*both(y1)))
@@ -91,7 +91,7 @@ def _overlapping_pairs(boxes: Tensor, groups: Tensor, threshold: float) -> tuple
 
 
 def _by_pairs(better: Tensor, worse: Tensor, count: int) -> Tensor:
-    """Greedy choice among `count` boxes: one stays if no staying better one overlaps it.
+    """Chooses greedily among `count` boxes, bool [count]: one stays if no staying better one overlaps it.
 
     Iterating the rule from "all stay" settles one more box of every chain in each round, so the fixed
     point is the greedy answer, after as many rounds as the longest chain.
@@ -106,12 +106,12 @@ def _by_pairs(better: Tensor, worse: Tensor, count: int) -> Tensor:
 
 
 def _by_blocks(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Block by block in the order of scores: those that stay in one drop what they overlap behind it."""
+    """Decides block by block in the order of scores: what stays in one drops what it overlaps behind it. bool [N]."""
     alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     ends = torch.searchsorted(groups, groups, right=True)  # [N] one past the last box of each box's group
     for start in range(0, len(boxes), BLOCK):
         stop = min(start + BLOCK, len(boxes))
-        block = start + alive[start:stop].nonzero()[:, 0]  # [B] earlier blocks have spoken already
+        block = start + alive[start:stop].nonzero()[:, 0]  # [B] earlier blocks are decided already
         overlap = box_iou(boxes[block], boxes[block]) > threshold
         overlap &= groups[block][:, None] == groups[block]
         keep = _by_pairs(*overlap.triu_(diagonal=1).nonzero().unbind(1), len(block))

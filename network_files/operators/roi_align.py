@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.operators.sparse_rows import SparseRows
+
 
 def bilinear_taps(position: Tensor, length: Tensor | int) -> tuple[Tensor, Tensor]:
-    """The two cells that a point on an axis of `length` cells reads, and their weights.
+    """Returns the two cells that a point on an axis reads, int64 [..., 2], and their weights [..., 2].
 
-    position [...], in cells, cell i at i. Returns indices int64 [..., 2] and weights [..., 2]. Points less
-    than one cell outside are moved to the border; farther ones weigh nothing (torchvision's rule).
+    position [...]: in cells, cell i at i; length: cells of the axis. Points less than one cell outside are moved to
+    the border; farther ones weigh nothing (torchvision's rule).
     """
     inside = (position >= -1) & (position <= length)
     length = torch.as_tensor(length, device=position.device)
@@ -30,9 +32,9 @@ def bilinear_taps(position: Tensor, length: Tensor | int) -> tuple[Tensor, Tenso
 
 
 def roi_levels(boxes: Tensor, levels: int, canonical_scale: int = 224, canonical_level: int = 4) -> Tensor:
-    """The pyramid level of each RoI, 0 = stride 4: FPN's equation 1, clipped to 0..levels - 1.
+    """Returns the pyramid level of each RoI, int64 [K], 0 = stride 4: FPN's equation 1, clipped to 0..levels - 1.
 
-    boxes [K, 4] -> int64 [K]. A RoI of canonical_scale^2 pixels goes to level 4 (stride 16).
+    boxes [K, 4]. A RoI of canonical_scale^2 pixels goes to level 4 (stride 16).
     """
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     # 1e-6: a side of exactly 224 must not fall to the level below by rounding (as torchvision)
@@ -40,114 +42,65 @@ def roi_levels(boxes: Tensor, levels: int, canonical_scale: int = 224, canonical
     return level.clamp(2, levels + 1).long() - 2
 
 
-class UsedRows(torch.autograd.Function):
-    """rows[cells], whose gradient goes to a list of (cells, gradient)."""
+class FeatureTable(SparseRows):
+    """The pyramid's cells as rows of one table, to be read in any order.
 
-    @staticmethod
-    def forward(ctx, rows: Tensor, cells: Tensor, gradients: list[tuple[Tensor, Tensor]]) -> Tensor:
-        ctx.cells, ctx.gradients = cells, gradients
-        return rows[cells]
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        ctx.gradients.append((ctx.cells, grad))
-        return None, None, None
-
-
-class CollectGradients(torch.autograd.Function):
-    """rows as they are; in the backward pass, which reaches this after all reads, the listed gradients are added."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, gradients: list[tuple[Tensor, Tensor]]) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.gradients = rows.shape, gradients
-        return rows.view_as(rows)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None):
-        while ctx.gradients:
-            cells, some = ctx.gradients.pop()
-            grad = some.new_zeros(ctx.shape) if grad is None else grad
-            grad.index_add_(0, cells, some)  # in place: the reads made it for this alone
-        return grad, None
-
-
-class FeatureTable:
-    """The cells of all levels and images as rows of one table, to be read in any order.
-
-    maps: one [N, C, H, W] per level, best channels-last (then this is one copy). `rows` [sum N H W, C] holds
-    level by level, image by image, the cells along rows.
+    maps: one [N, C, H, W] per level, best channels-last (the table is then one copy); strides: pixels between the
+    cells of each level. `rows` [sum N H W, C] holds level by level, image by image, the cells along map rows, as
+    `dtype` (None: that of the maps).
     """
 
-    def __init__(self, maps: list[Tensor], dtype: torch.dtype | None = None):
-        self.channels = maps[0].shape[1]
-        self.rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, self.channels).to(dtype or m.dtype) for m in maps])
+    def __init__(
+        self, maps: list[Tensor], strides: tuple[int, ...] = (4, 8, 16, 32, 64), dtype: torch.dtype | None = None
+    ) -> None:
+        channels = maps[0].shape[1]
+        super().__init__(torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype or m.dtype) for m in maps]))
+        self.channels, self.strides = channels, strides
         self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
-        self.gradients: list[tuple[Tensor, Tensor]] = []  # of reads through `used`, on their way to `rows`
-        self.rows = CollectGradients.apply(self.rows, self.gradients)
 
     def maps(self) -> list[Tensor]:
-        """The maps again, [N, C, H, W] per level: views, channels-last."""
+        """Returns the maps again, [N, C, H, W] per level: views, channels-last."""
         parts = self.rows.split([n * h * w for n, h, w in self.shapes])
         return [part.view(*shape, -1).permute(0, 3, 1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def places(self, level: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """level, image int64 [K] -> the row of that map's first cell, its height and its width, int64 [K] each."""
+    def locate(self, level: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the row of the first cell, the height and the width of some maps, int64 [K] each.
+
+        level, batch_index: int64 [K], which maps.
+        """
         starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)
         table = torch.tensor([(start, h, w) for start, (_, h, w) in zip(starts, self.shapes, strict=False)])
         start, height, width = table.to(level.device)[level].unbind(1)
-        return start + image * height * width, height, width
-
-    def used(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows that an index reads, each once: [U, C], and the index of the same shape into them.
-
-        Their gradient is added to that of other reads, where a read of `rows` makes a gradient of all rows.
-        """
-        cells, index = index.unique(return_inverse=True)
-        return UsedRows.apply(self.rows, cells, self.gradients), index
-
-    def patches(self, level: Tensor, image: Tensor, cell: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-        """The cells around `cell` (y W + x), all int64 [K]: [K, C, S, S] with S = 2 radius + 1, zero outside the
-        map, and which of them are inside: bool [K, S, S]."""
-        first, height, width = (t[:, None] for t in self.places(level, image))
-        offset = torch.arange(-radius, radius + 1, device=cell.device)
-        y, x = cell[:, None] // width + offset, cell[:, None] % width + offset  # [K, S]
-        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
-        y, x = y.clamp(min=0).minimum(height - 1), x.clamp(min=0).minimum(width - 1)
-        index = (first + y * width)[:, :, None] + x[:, None, :]  # [K, S, S]
-        rows, index = self.used(index)
-        patches = F.embedding(index, rows) * inside[..., None]  # [K, S, S, C]
-        return patches.permute(0, 3, 1, 2), inside
+        return start + batch_index * height * width, height, width
 
 
 def roi_align(
     table: FeatureTable,
     rois: Tensor,
-    image: Tensor,
+    batch_index: Tensor,
     level: Tensor,
-    strides: tuple[int, ...],
     output_size: int,
     sampling_ratio: int = 2,
-    few: bool = False,
+    sparse_grad: bool = False,
 ) -> Tensor:
-    """Sample a fixed-size feature for each RoI.
+    """Samples a feature of fixed size for each RoI: [K, C, S, S], channels-last.
 
-    rois [K, 4]; image int64 [K] in 0..N-1; level int64 [K]; strides of the levels in pixels; few: whether the
-    gradient is better made for the rows in use alone (`FeatureTable.used`).
-    Returns [K, C, S, S], channels-last. Matches torchvision.ops.roi_align(aligned=False) with
-    spatial_scale = 1 / stride.
+    rois [K, 4]; batch_index int64 [K], the image of each; level int64 [K], the level that each reads; sparse_grad:
+    makes a gradient of the rows in use alone (`SparseRows`), where the default makes one of all rows.
+    Matches torchvision.ops.roi_align(aligned=False) with spatial_scale = 1 / stride.
     """
-    first, height, width = table.places(level, image)  # [K]
+    first, height, width = table.locate(level, batch_index)  # [K]
     device = rois.device
-    scaled = rois / torch.tensor(strides, device=device, dtype=rois.dtype)[level][:, None]
+    scaled = rois / torch.tensor(table.strides, device=device, dtype=rois.dtype)[level][:, None]
     size = (scaled[:, 2:] - scaled[:, :2]).clamp(min=1)  # [K, 2]
     bin_size = size / output_size
     bins = torch.arange(output_size, device=device, dtype=rois.dtype)[:, None]
     parts = torch.arange(sampling_ratio, device=device, dtype=rois.dtype) + 0.5
 
-    def points(axis: int) -> Tensor:  # the centres of R equal parts of each bin
+    def points(axis: int) -> Tensor:
+        """Returns the centres of R equal parts of each bin along an axis, in cells: [K, S R]."""
         step = bin_size[:, axis, None, None]
-        return (scaled[:, axis, None, None] + bins * step + parts * step / sampling_ratio).flatten(1)  # [K, S R]
+        return (scaled[:, axis, None, None] + bins * step + parts * step / sampling_ratio).flatten(1)
 
     shape = (len(rois), output_size, 2 * sampling_ratio)
     x_cell, x_weight = (t.view(shape) for t in bilinear_taps(points(0), width[:, None]))
@@ -159,6 +112,6 @@ def roi_align(
     taps = (2 * sampling_ratio) ** 2
     weight = weight.view(-1, taps).to(table.rows.dtype)
     index = index.view(-1, taps).int()  # half the bytes to sort in the backward pass
-    rows, index = table.used(index) if few else (table.rows, index)
+    rows, index = table.sparse(index) if sparse_grad else (table.rows, index)
     pooled = F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")  # [K S S, C]
     return pooled.view(len(rois), output_size, output_size, table.channels).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""What a state dict tells about its architecture, from keys and shapes alone; and its keys in today's spelling."""
+"""State dict -> its architecture, from keys and shapes alone; older key names -> today's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEMS = {
     "backbone.body.conv1.weight": "backbone.body.bn1",
     "backbone.body.features.0.0.weight": "backbone.body.features.0.1",
 }
-# what a MobileNet has and the other one has not
+# a key that one MobileNet has and the other has not
 MOBILENETS = {
     "backbone.body.features.1.depthwise.0.weight": "mobilenet_v1",
     "backbone.body.features.1.conv.0.0.weight": "mobilenet_v2",
@@ -40,7 +40,10 @@ OLD_MASK_HEAD = re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$
 
 
 def state_of(content: dict) -> dict[str, Tensor]:
-    """The weights in a checkpoint (averaged ones first) or bare state dict, under today's key names."""
+    """Returns the weights in a checkpoint (averaged ones first) or bare state dict, under today's key names.
+
+    Raises InputError where there are none.
+    """
     found = [content.get(key) for key in ("ema", "model", "state_dict")]
     state = next((part for part in found if isinstance(part, dict) and part), content)
     if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
@@ -49,7 +52,7 @@ def state_of(content: dict) -> dict[str, Tensor]:
 
 
 def newer_key(key: str) -> str:
-    """A state dict key in today's spelling, without DistributedDataParallel's prefix."""
+    """Returns a state dict key in today's spelling, without DistributedDataParallel's prefix."""
     key = key.removeprefix("module.")
     for old, new in RENAMED:
         key = old.sub(new, key)
@@ -57,14 +60,12 @@ def newer_key(key: str) -> str:
 
 
 def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict:
-    """Arguments for `create_model` that make a model into which the state dict fits.
+    """Returns the arguments for `create_model` that make a model into which the state dict fits.
 
     Found: num_classes (counts background), backbone, variant, norm, and the widths and depth of FPN and
     heads. Read as `load_weights` reads it: older spellings of keys, DDP's "module." in front, and a state
-    dict under "model" will do.
-
-    Raises:
-        InputError: not the weights of a Mask R-CNN on one of the known bodies with FPN.
+    dict under "model" will do. Raises InputError where these are not the weights of a Mask R-CNN with FPN on one of
+    the known bodies.
     """
     try:
         state = state_of(dict(content))
@@ -86,7 +87,7 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
 
 
 def describe(state: Mapping) -> str:
-    """A few words: "resnet50 v1 for 90 classes (...)", or, of no whole Mask R-CNN, how many tensors."""
+    """Describes weights in a few words: "resnet50 v1 for 90 classes (...)", or, of no whole Mask R-CNN, their count."""
     if not all(key in state and state[key].ndim for key in (CLASSES, stem_of(state), FPN)):
         return f"{len(state)} tensors ({str(next(iter(state), 'none'))[:60]}, ...)"
     name = _name(state) or "an unknown backbone"
@@ -119,12 +120,12 @@ def _name(state: Mapping) -> str | None:
 
 
 def stem_of(state: Mapping) -> str:
-    """The key of the stem's convolution; a ResNet's where there is none."""
+    """Returns the key of the stem's convolution; a ResNet's where there is none."""
     return next((key for key in STEMS if key in state), next(iter(STEMS)))
 
 
 def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
-    """Blocks in layer1..layer4, and whether they are bottlenecks: a key of RESNETS."""
+    """Counts the blocks in layer1..layer4, and says whether they are bottlenecks: a key of RESNETS."""
     blocks = _matches(r"backbone\.body\.layer(\d)\.(\d+)\.conv1\.weight", state)
     return tuple(sum(layer == str(i) for layer, _ in blocks) for i in range(1, 5)), (
         "backbone.body.layer1.0.conv3.weight" in state
@@ -132,7 +133,7 @@ def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
 
 
 def _norm(state: Mapping) -> str:
-    """Batch norm counts its batches, frozen norm does not, group norm has no running statistics."""
+    """Returns the kind of norm: batch counts its batches, frozen does not, group has no running statistics."""
     norm = STEMS[stem_of(state)]
     if f"{norm}.running_mean" not in state:
         return "group"

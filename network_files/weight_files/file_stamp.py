@@ -1,9 +1,9 @@
-"""The checksum that a checkpoint of this project bears, in its zip's archive comment, which zip readers pass over:
+"""The checksum of a checkpoint, kept in the archive comment of its zip, which zip readers ignore:
 
     sha256=<64 hex digits> saved=<nanoseconds since 1970> own=<16 hex digits>
 
-The first is of all bytes before the comment's length, the last begins the SHA-256 of what stands before it.
-Files of older versions have no own=.
+sha256 is the hash of all bytes before the comment's length. own is the start of the SHA-256 of the stamp's own text,
+`sha256=... saved=...`, so that damage to the stamp shows too. Files of older versions have no own=.
 """
 
 import hashlib
@@ -22,14 +22,16 @@ NO_STAMP = (
 
 
 def make_stamp(sha256: str, saved: int) -> bytes:
-    """The comment for a file of this hash (hex digits), saved at that time (nanoseconds since 1970)."""
+    """Returns the comment for a file of this hash (hex digits), saved at that time (nanoseconds since 1970)."""
     stamp = f"sha256={sha256} saved={saved}".encode()
     return stamp + b" own=" + _own_hash(stamp)
 
 
 def find_damage(path: str | Path) -> str | None:
-    """What is wrong with the bytes of a file, or None (also of a file without a stamp, unless it looks like a
-    checkpoint of this project)."""
+    """Says what is wrong with the bytes of a file; None: nothing.
+
+    A file without a stamp counts as damaged only if it looks like a checkpoint of this project.
+    """
     try:
         with open(path, "rb") as file:
             damage, stamped = damage_of(file)
@@ -42,7 +44,7 @@ def find_damage(path: str | Path) -> str | None:
 
 
 def damage_of(file: BinaryIO) -> tuple[str | None, bool]:
-    """(what is wrong with a stamped file's bytes or None, whether it has a stamp)."""
+    """Returns what is wrong with a stamped file's bytes, or None, and whether it has a stamp."""
     size, comment = _read_comment(file)
     if size == 0 or comment is None:
         return ("it is empty" if size == 0 else "it was cut off"), True
@@ -60,14 +62,14 @@ def damage_of(file: BinaryIO) -> tuple[str | None, bool]:
 
 
 def saved_at(path: Path) -> int:
-    """When a checkpoint was saved, in nanoseconds since 1970; the file's date where it does not say."""
+    """Returns when a checkpoint was saved, in nanoseconds since 1970; the file's date where it does not say."""
     with open(path, "rb") as file:
         stamp = _parse(_read_comment(file)[1])
     return int(stamp[3]) if stamp else path.stat().st_mtime_ns
 
 
 def _parse(comment: bytes | None) -> re.Match | None:
-    """The match of a sound stamp: groups 2 and 3 are the file's hash and when it was saved."""
+    """Matches a sound stamp: groups 2 and 3 are the file's hash and when it was saved."""
     stamp = STAMP.fullmatch(comment or b"")
     return stamp if stamp and stamp[4] in (None, _own_hash(stamp[1])) else None
 
@@ -77,7 +79,7 @@ def _own_hash(stamp: bytes) -> bytes:
 
 
 def _read_comment(file: BinaryIO) -> tuple[int, bytes | None]:
-    """(size of the file, its zip comment): b"" where it is no zip, None where the comment was cut off."""
+    """Returns the file's size and its zip comment: b"" where it is no zip, None where the comment was cut off."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 256))
     tail = file.read()

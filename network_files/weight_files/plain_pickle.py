@@ -1,16 +1,19 @@
-"""A pickle, read as data: an interpreter that imports nothing and calls nothing.
+"""A pickle -> plain data, by an interpreter that imports nothing and calls nothing.
 
-pickle itself is a program that may name any function and call it. Here a global stays a name, and a call is
-handed to the reader that asked (`call`), which knows the few that its files need. Protocols 2 to 5, of which
-numbers, texts, bytes, tuples, lists, dicts and what the reader builds are understood; all else is refused.
+A pickle is a program that may name any function and call it. Here a global stays a name, and a call is
+handed to the reader that asked (`call`), which knows the few that its files need. Of protocols 2 to 5 it understands
+numbers, texts, bytes, tuples, lists, dicts and what the reader builds; it refuses all else.
 """
 
+import mmap
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+Data = bytes | mmap.mmap
+
 MAX_STEPS = 250_000  # opcodes; a checkpoint of ResNet-152 with momentum and average has 62,000
-MAX_NODES = 250_000  # values, counted once for each place that shows them: lists may be shared, and nested so
+MAX_NODES = 250_000  # values, counted once for each place that shows them: lists may be shared, and nested by that
 MAX_DEPTH = 50
 NUMBERS = {  # opcode -> how its number is packed, and how many bytes that takes
     ord(code): (struct.Struct(form).unpack_from, struct.calcsize(form))
@@ -37,29 +40,29 @@ class Name(NamedTuple):
     module: str
     name: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.module}.{self.name}"
 
 
 class Built:
-    """What a call made; `update` takes in the state that a pickle gives it afterwards (`BUILD`)."""
+    """What a call made."""
 
-    def update(self, state) -> None:
+    def update(self, state: Any) -> None:
+        """Takes the state that a pickle gives it afterwards (`BUILD`). Raises PickleRefused: most have none."""
         raise PickleRefused(f"sets the state of a {type(self).__name__.lower()}")
 
 
 def interpret(
-    data,
+    data: Data,
     known: Callable[[Name], bool],
     call: Callable[[Name, tuple], Any],
     at: int = 0,
     persistent: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, int]:
-    """(value, where it ended) of the pickle that begins at `at` in `data` (bytes, or a map of a file).
+    """Returns the value of the pickle that begins at `at` in `data`, and where it ends.
 
-    known: which globals may be named; call: (such a name, arguments) -> value; persistent: the same for a
-    persistent id. Both may raise PickleRefused, as this does for anything but plain data, and for what would take
-    more than MAX_STEPS.
+    known: which globals may be named; call: (such a name, arguments) -> value; persistent: the same for a persistent
+    id. Raises PickleRefused, as these may, for anything but plain data, and for what would take more than MAX_STEPS.
     """
     machine = _Machine(data, at, known, call, persistent)
     try:
@@ -73,13 +76,23 @@ def interpret(
 
 
 class _Machine:
-    def __init__(self, data, at, known, call, persistent):
+    """The stack, marks and memo of one pickle."""
+
+    def __init__(
+        self,
+        data: Data,
+        at: int,
+        known: Callable[[Name], bool],
+        call: Callable[[Name, tuple], Any],
+        persistent: Callable[[Any], Any] | None,
+    ) -> None:
         self.data, self.at, self.known, self.call, self.persistent = data, at, known, call, persistent
         self.stack: list = []
         self.marks: list[int] = []  # where on the stack
         self.memo: dict[int, Any] = {}
 
-    def run(self):
+    def run(self) -> Any:
+        """Runs the pickle to its end; returns its value."""
         stack, memo, data = self.stack, self.memo, self.data
         for _ in range(MAX_STEPS):
             code = data[self.at]
@@ -104,19 +117,19 @@ class _Machine:
                 self._step(bytes([code]))
         raise PickleRefused(f"has more than {MAX_STEPS} steps")
 
-    def _take(self, count: int):
+    def _take(self, count: int) -> bytes:
         if count > len(self.data) - self.at:
             raise PickleRefused("ends early")
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def _counted(self, code: int):
+    def _counted(self, code: int) -> str | bytes | int:
         content = self._take(int.from_bytes(self._take(COUNTED[code]), "little"))
         if code in TEXTS:
             return content.decode("utf-8", "surrogatepass")
         return int.from_bytes(content, "little", signed=True) if code == 0x8A else content
 
-    def _step(self, code):
+    def _step(self, code: bytes) -> None:
         stack = self.stack
         if code == b"(":
             self.marks.append(len(stack))
@@ -162,19 +175,19 @@ class _Machine:
         del self.stack[at:]
         return values
 
-    def _top(self, kind):
-        """The container to fill: a dict, a list, or one that a reader built as such."""
+    def _top(self, kind: type) -> Any:
+        """Returns the container to fill: a dict, a list, or one that a reader built as such."""
         if not isinstance(self.stack[-1], kind):
             raise PickleRefused(f"fills a {type(self.stack[-1]).__name__} as if it were a {kind.__name__}")
         return self.stack[-1]
 
-    def _set(self, target, values):
+    def _set(self, target: dict, values: list) -> None:
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, KEYS):
                 raise PickleRefused(f"has a {type(key).__name__} as the key of a dict")
             target[key] = value
 
-    def _update(self, target, state):
+    def _update(self, target: Any, state: Any) -> None:
         if isinstance(target, Built):
             target.update(state)
         elif not isinstance(target, dict):  # an OrderedDict's attributes, such as a state dict's _metadata
@@ -189,7 +202,7 @@ class _Machine:
         self.at = stop + 1
         return words
 
-    def _name(self, module, name) -> Name:
+    def _name(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleRefused("names a global by something else than text")
         name = Name(module, name)
@@ -199,8 +212,8 @@ class _Machine:
         return name
 
 
-def check_tree(value) -> None:
-    """PickleRefused where lists within lists, shared or in a circle, unfold to more than anyone can look at."""
+def check_tree(value: Any) -> None:
+    """Raises PickleRefused where lists within lists, shared or in a circle, unfold to more than anyone can look at."""
     waiting, count = [(value, 0)], 0
     while waiting:
         value, depth = waiting.pop()

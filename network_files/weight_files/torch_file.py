@@ -1,8 +1,8 @@
-"""Files of torch.save, read as data: looked through first, then loaded.
+"""Files of torch.save -> tensors and plain values: checked first, then loaded.
 
 torch.load(weights_only=True) runs no foreign code, but it believes what a file says about its sizes: a few
 bytes can make it take all memory, or read beyond a tensor's data. So the file's structure and its pickle are
-checked first, without making anything. Both of torch's formats are read, the zip and the one before 1.6.
+checked first, before any tensor is made. Both of torch's formats are read, the zip and the one before 1.6.
 """
 
 import argparse
@@ -12,14 +12,15 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from backbone.errors import InputError
 from network_files.weight_files.file_stamp import NO_STAMP, damage_of
-from network_files.weight_files.plain_pickle import Built, Name, PickleRefused, interpret
+from network_files.weight_files.plain_pickle import Built, Data, Name, PickleRefused, interpret
 
 MAX_PICKLE = 2**26  # bytes of structure: names, shapes, settings; the tensors' data is apart
 MAX_DIRECTORY = 2**24  # bytes of a zip's list of entries
@@ -55,10 +56,10 @@ UNREADABLE = (
 
 
 def read_torch_file(path: str | Path) -> dict:
-    """The dict in a file of torch.save: tensors on the CPU, and plain values.
+    """Reads the dict in a file of torch.save: tensors on the CPU, and plain values.
 
-    A file with a checksum is checked against it. An argparse.Namespace in it (torchvision's references save their
-    flags so) is loaded too. Raises InputError for a file that is damaged, is none of torch's, holds more than
+    A file with a checksum is checked against it. An argparse.Namespace in it, in which torchvision's references save
+    their flags, is loaded too. Raises InputError for a file that is damaged, is none of torch's, holds more than
     data, or says that it is larger than it is; nothing was run then.
     """
     try:
@@ -79,7 +80,7 @@ def read_torch_file(path: str | Path) -> dict:
     return content
 
 
-def _load(file: BinaryIO):
+def _load(file: BinaryIO) -> Any:
     check(file)
     file.seek(0)
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -87,8 +88,10 @@ def _load(file: BinaryIO):
 
 
 def check(file: BinaryIO) -> None:
-    """PickleRefused (or an error of zipfile) for a file that is not what torch.save writes of tensors and plain
-    values, or whose sizes are not true."""
+    """Raises PickleRefused, or an error of zipfile, for a file that torch.save does not write.
+
+    That is one with more than tensors and plain values, or whose sizes are not true.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size == 0:
@@ -117,7 +120,7 @@ def _check_zip(file: BinaryIO, size: int) -> None:
         content = archive.read(pickles[0])
     prefix = pickles[0].partition("/")[0]
 
-    def length_of(storage: "Storage"):
+    def length_of(storage: "Storage") -> int:
         entry = names.get(f"{prefix}/data/{storage.key}")
         return -1 if entry is None else entry.file_size
 
@@ -125,7 +128,7 @@ def _check_zip(file: BinaryIO, size: int) -> None:
 
 
 def _directory_size(file: BinaryIO, size: int) -> int:
-    """Bytes of the zip's list of entries, from the record at the file's end, which must be the only one."""
+    """Returns the bytes of the zip's list of entries, from the record at the file's end, which must be the only one."""
     start = max(0, size - 22 - 0xFFFF - 20)
     file.seek(start)
     tail = file.read()
@@ -145,8 +148,11 @@ def _directory_size(file: BinaryIO, size: int) -> int:
 
 
 def _check_legacy(file: BinaryIO, size: int) -> None:
-    """The older format: pickles of a magic number, a version, the machine, the content, the storages' keys; then
-    each storage's count of elements, and its data."""
+    """Checks the older format.
+
+    It holds pickles of a magic number, a version, the machine, the content and the storages' keys; then each
+    storage's count of elements, and its data.
+    """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = 0
         for what in ("magic number", "version", "machine"):
@@ -179,16 +185,18 @@ class Tensor(Built):
 class Settings(Built):
     """Stands for a namespace, whose attributes nothing reads."""
 
-    def update(self, state) -> None:
+    def update(self, state: Any) -> None:
         pass
 
 
-def _check_pickle(data, at: int, length_of) -> tuple[dict[str, Storage], int]:
-    """Interpret the pickle at `at`. length_of: Storage -> bytes that the file has for it, -1: none; None: not
-    known yet. Returns the storages by key, and where the pickle ends."""
+def _check_pickle(data: Data, at: int, length_of: Callable[[Storage], int] | None) -> tuple[dict[str, Storage], int]:
+    """Interprets the pickle at `at`; returns the storages by key, and where the pickle ends.
+
+    length_of: the bytes that the file has for a storage, -1: none; None: not known yet.
+    """
     storages: dict[str, Storage] = {}
 
-    def persistent(value):
+    def persistent(value: Any) -> Storage:
         tag, kind, key, _, count = value[:5]
         word = kind.name.removesuffix("Storage") if isinstance(kind, Name) and kind.module.startswith("torch") else None
         if tag != "storage" or word not in ITEM_BYTES or not isinstance(key, str) or not _is_count(count):
@@ -214,7 +222,7 @@ def _is_known(name: Name) -> bool:
     return name in DICTS | REBUILD | {NAMESPACE}
 
 
-def _call(name: Name, arguments: tuple):
+def _call(name: Name, arguments: tuple) -> Any:
     if name in DICTS and not arguments:
         return {}
     if name == COUNTER and len(arguments) == 1 and isinstance(arguments[0], dict):
@@ -233,7 +241,7 @@ def _call(name: Name, arguments: tuple):
     raise PickleRefused(f"calls {name} with what no file of torch.save has")
 
 
-def _check_tensor(storage, offset, size, stride) -> None:
+def _check_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> None:
     whole = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
     if not whole or len(size) != len(stride) or not all(map(_is_count, (offset, *size, *stride))):
         raise PickleRefused("has a tensor without a true shape")
@@ -243,5 +251,5 @@ def _check_tensor(storage, offset, size, stride) -> None:
         raise PickleRefused(f"has a tensor of shape {size} on data of {storage.count} elements")
 
 
-def _is_count(value) -> bool:
+def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**48

@@ -1,4 +1,4 @@
-"""Weights: fetch published files, verify them, rename older keys, load into a model."""
+"""A name, file or state dict -> weights in a model: published files are fetched and verified, older keys renamed."""
 
 import hashlib
 import re
@@ -32,7 +32,7 @@ PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_log
 
 
 def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False) -> list[str]:
-    """Load weights into a model, in place; return lines that say what was loaded, replaced and left out.
+    """Loads weights into a model, in place; returns lines that say what was loaded, replaced and left out.
 
     source: "coco", "imagenet", the path of a file, or a dict (a state dict, or a checkpoint of this project,
     whose averaged weights are taken where it has them). A file of a classification network, whole or
@@ -66,7 +66,10 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
 
 
 def published(model: MaskRCNN, name: str) -> str:
-    """The address of the published file "coco" or "imagenet" for this model; InputError where there is none."""
+    """Returns the address of the published file "coco" or "imagenet" for this model.
+
+    Raises InputError where there is none.
+    """
     config = model.config
     url = COCO.get((config.backbone, config.variant)) if name == "coco" else IMAGENET.get(config.backbone)
     if url is None:
@@ -81,10 +84,11 @@ def published(model: MaskRCNN, name: str) -> str:
 
 
 def fetch(url: str) -> Path:
-    """The file at an address, from torch.hub's cache, the working folder, or fetched into the cache with a bar.
+    """Returns the file at an address: from torch.hub's cache, the working folder, or fetched into the cache with a bar.
 
     In the working folder its name may lack the hash (resnet50.pth), as some projects have their users save it, and
-    it may be a file of the user's own; elsewhere the hash is checked.
+    it may be a file of the user's own; elsewhere the hash is checked. Raises InputError for a file that cannot be
+    fetched or is damaged.
     """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / url.rsplit("/", 1)[-1]
@@ -108,7 +112,7 @@ def fetch(url: str) -> Path:
 
 
 def _hash_in(url: str) -> str:
-    """The first digits of the file's SHA-256, as its name has them."""
+    """Returns the first digits of the file's SHA-256, as its name has them."""
     return url.removesuffix(".pth").rpartition("-")[2]
 
 
@@ -140,13 +144,16 @@ def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:
     if (
         not has_statistics
         and model.config.norm != "group"
-        and any(name in key for name in (".bn1.", ".features.0.1.") for key in state)
+        and any(stem in key for stem in (".bn1.", ".features.0.1.") for key in state)
     ):
         raise InputError(f"{name}: group-norm weights need --norm group")
 
 
-def _drop_predictors(model, state: dict, own: dict, name: str, replace: bool) -> list[str]:
-    """Take the predictors for another class count out of the state; InputError unless that is wanted."""
+def _drop_predictors(model: MaskRCNN, state: dict, own: dict, name: str, replace: bool) -> list[str]:
+    """Takes the predictors for another class count out of the state, and returns their keys.
+
+    Raises InputError where there are some and they are not to be replaced.
+    """
     scores = state.get("roi_heads.box_predictor.cls_score.weight")
     if scores is None or scores.ndim and len(scores) == model.config.num_classes:
         return []

@@ -4,6 +4,7 @@ import torch
 
 from network_files.operators.boxes import box_iou
 from network_files.operators.instance_masks import mask_probs_to_bool
+from network_files.recorder import Stage
 from network_files.roi_heads import STRIDES
 from tools.stages.canvas import BLUE, GREEN, LEVEL_COLORS, RED, SIDE, YELLOW, Canvas, window_around
 from tools.stages.inputs import drawn
@@ -19,7 +20,7 @@ CLOSE_SIDE = 340  # pixels of such an image
 
 
 def roi_levels(view: View) -> Shown:
-    record = view.seen["rois"][0]
+    record = view.seen[Stage.ROIS][0]
     rois, levels = record["rois"].float(), record["level"]
     canvas, sides = Canvas(view.resized, faded=True), (rois[:, 2:] - rois[:, :2]).prod(1).sqrt()
     facts = [("RoIs", shape(rois)), ("their pooled features", shape(record["pooled"]))]
@@ -59,7 +60,7 @@ def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
 
 
 def box_targets(view: View) -> Shown:
-    record, samples, cfg = view.seen["box_targets"][0], view.seen["roi_samples"][0], view.config
+    record, samples, cfg = view.seen[Stage.BOX_TARGETS][0], view.seen[Stage.ROI_SAMPLES][0], view.config
     rois, labels, matched = record["rois"][0].float(), record["labels"][0], samples["matched"][samples["chosen"]]
     positive, background = (labels > 0).nonzero()[:, 0], rois[labels == 0]
     canvas = Canvas(view.resized, faded=True).boxes(background[:SHOWN], RED, opacity=0.5).boxes(rois[positive], GREEN)
@@ -104,7 +105,7 @@ def refinement(view: View) -> Shown:
     overlaps = None
     if boxes and len(view.objects):
         overlaps = torch.stack([_with_object(view.objects.float(), path) for path in boxes])
-    panels, record, cfg = [], view.seen["classes"][0], view.config
+    panels, record, cfg = [], view.seen[Stage.CLASSES][0], view.config
     for d, ((anchor, proposal), path) in enumerate(list(zip(paths, boxes, strict=True))[:CLOSE]):
         canvas = Canvas(view.resized, window_around(path, view.size), side=CLOSE_SIDE)
         start, middle, end = path.tolist()

@@ -5,6 +5,7 @@ from PIL import Image
 
 from network_files.anchors import cell_anchors
 from network_files.operators.boxes import box_area
+from network_files.recorder import Stage
 from tools.stages.canvas import LEVEL_COLORS, SIDE, YELLOW, Canvas
 from tools.stages.stage import Facts, Panel, Shown, shape, size_of, spread
 from tools.stages.view import View, best_overlap
@@ -49,7 +50,7 @@ def sample(view: View) -> Shown:
 
 
 def batch(view: View) -> Shown:
-    record, cfg = view.seen["batch"][0], view.config
+    record, cfg = view.seen[Stage.BATCH][0], view.config
     images, (h, w), (old_h, old_w) = record["images"], view.size, record["original_sizes"][0]
     canvas = Canvas(view.padded)
     canvas.box((0, 0, w, h), YELLOW)
@@ -73,7 +74,7 @@ def batch(view: View) -> Shown:
 
 def feature_maps(view: View) -> Shown:
     panels, facts, (ph, pw) = [], [], view.padded.shape[-2:]
-    for level, maps in enumerate(view.seen["rpn"][0]["maps"], 2):
+    for level, maps in enumerate(view.seen[Stage.RPN][0]["maps"], 2):
         length = maps[0].float().norm(dim=0)  # [H, W]
         low, high = length.min(), length.max()
         heat = (length - low) / (high - low).clamp(min=1e-9)
@@ -84,7 +85,7 @@ def feature_maps(view: View) -> Shown:
 
 
 def anchors(view: View) -> Shown:
-    cfg, record = view.config, view.seen["rpn"][0]
+    cfg, record = view.config, view.seen[Stage.RPN][0]
     canvas, per_cell = Canvas(view.resized, faded=True), len(cfg.aspect_ratios)
     facts = [("anchors in all", f"{len(view.anchors):,}")]
     for level, (boxes, maps) in enumerate(zip(record["anchors"], record["maps"], strict=True)):

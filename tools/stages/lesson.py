@@ -102,7 +102,7 @@ LESSONS = (
         "RPN targets",
         regions.rpn_targets,
         (("Faster R-CNN", "3.1.2 and 3.1.3"), ("FPN", "4.1")),
-        (RegionProposalNetwork._sample, matching.match, matching.sample_balanced, losses.rpn_losses),
+        (RegionProposalNetwork.sample, matching.match, matching.sample_balanced, losses.rpn_losses),
         """
         An anchor is positive where it overlaps an object by {rpn_fg_iou_thresh} or more, or overlaps it more than
         all other anchors do (the low-quality rule). It is negative where it overlaps every object by less than
@@ -127,7 +127,7 @@ LESSONS = (
         "Proposals before and after NMS",
         regions.proposals,
         (("Faster R-CNN", "3.1 and 3.3"),),
-        (RegionProposalNetwork._propose, BoxCoder.decode, nms.batched_nms),
+        (RegionProposalNetwork.propose, BoxCoder.decode, nms.batched_nms),
         """
         The best anchors of each level are moved by their deltas and clipped to the image. Many then lie on the
         same object: non-maximum suppression (NMS) drops every box that overlaps a better one of its level by more
@@ -163,7 +163,7 @@ LESSONS = (
         "Refined boxes: anchor, proposal, detection",
         heads.refinement,
         (("Faster R-CNN", "3.1.2, equation 2"), ("Mask R-CNN", "3.1")),
-        (BoxCoder.decode, RoIHeads._detect_boxes),
+        (BoxCoder.decode, RoIHeads.detect_boxes),
         """
         A detection's box has moved twice: the RPN moved an anchor (yellow) to a proposal (blue), and the box head,
         which saw the RoI's features, moved that to the detection (green). For every RoI it gives each class a score
@@ -175,7 +175,7 @@ LESSONS = (
         "Mask targets",
         masks.mask_targets,
         (("Mask R-CNN", "3, Mask Representation, and 3.1"),),
-        (mask_targets, RoIHeads._mask_loss, losses.mask_loss, CroppedMasks.limited),
+        (mask_targets, RoIHeads.mask_branch_loss, losses.mask_loss, CroppedMasks.limited),
         """
         The mask branch learns from positive RoIs alone. Its target is the object's mask inside the RoI, averaged
         into {cells} x {cells} cells: what the RoI misses of the object, the target misses too. Mini masks (a flag of
@@ -200,7 +200,7 @@ LESSONS = (
         "Detections",
         heads.detections,
         (("Mask R-CNN", "3.1"),),
-        (MaskRCNN.forward, MaskRCNN._to_original),
+        (MaskRCNN.forward, MaskRCNN.to_original),
         """
         What model(images) returns: boxes in pixels of the original image, labels, scores and masks; where the image
         is of a data set, the ground truth stands beside them.""",

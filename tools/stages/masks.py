@@ -6,6 +6,7 @@ from network_files.operators.boxes import box_iou, scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_targets as targets_of
 from network_files.operators.instance_masks import paste_masks
+from network_files.recorder import Stage
 from tools.stages.canvas import Canvas, heat_image, tiles, window_around
 from tools.stages.heads import CLOSE
 from tools.stages.stage import Panel, Shown, shape
@@ -13,7 +14,7 @@ from tools.stages.view import View
 
 
 def mask_targets(view: View) -> Shown:
-    record = view.seen["mask_targets"][0]
+    record = view.seen[Stage.MASK_TARGETS][0]
     rois, matched, labels = record["rois"][0].float(), record["matched"][0], record["labels"][0]
     facts = [("mask targets of the positive RoIs", shape(record["targets"])), *view.told("loss_mask")]
     if not len(rois):
@@ -58,7 +59,7 @@ def _mask(masks: CroppedMasks, i: int, area: list[float]):
 
 
 def masks(view: View) -> Shown:
-    probs, size, panels = view.seen["masks"][0]["probs"].float(), tuple(view.image.shape[-2:]), []
+    probs, size, panels = view.seen[Stage.MASKS][0]["probs"].float(), tuple(view.image.shape[-2:]), []
     boxes = view.detections["boxes"].float()
     for d in range(min(CLOSE, len(probs))):
         x1, y1, x2, y2 = window_around(boxes[d : d + 1], size, margin=0.1)

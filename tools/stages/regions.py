@@ -2,6 +2,7 @@
 
 from network_files.matching import BELOW
 from network_files.operators.nms import batched_nms
+from network_files.recorder import Stage
 from tools.stages.canvas import BLUE, GREEN, RED, YELLOW, Canvas, centres
 from tools.stages.inputs import MAP_SIDE
 from tools.stages.stage import Panel, Shown, shape, spread
@@ -11,7 +12,7 @@ SHOWN = 50  # boxes drawn at most: more would hide the image
 
 
 def rpn_targets(view: View) -> Shown:
-    record, cfg = view.seen["rpn_targets"][0], view.config
+    record, cfg = view.seen[Stage.RPN_TARGETS][0], view.config
     label, positive, negative = record["label"], record["positive"], record["negative"]
     positives = (label == 1).nonzero()[:, 0]
     labels = Canvas(view.resized, faded=True)
@@ -48,7 +49,7 @@ def _by_low_quality(view: View, positives) -> int:
 
 
 def objectness(view: View) -> Shown:
-    panels, facts, record = [], [], view.seen["rpn"][0]
+    panels, facts, record = [], [], view.seen[Stage.RPN][0]
     (ph, pw), per_cell = view.padded.shape[-2:], len(view.config.aspect_ratios)
     for level, (logits, maps) in enumerate(zip(record["logits"], record["maps"], strict=True), 2):
         scores = logits[0].float().sigmoid()
@@ -64,7 +65,7 @@ def objectness(view: View) -> Shown:
 
 
 def proposals(view: View) -> Shown:
-    record, cfg = view.seen["proposals"][0], view.config
+    record, cfg = view.seen[Stage.PROPOSALS][0], view.config
     levels, kept, scores = record["levels"], record["levels"][record["keep"]], record["scores"]
     best = record["boxes"][scores.argsort(descending=True, stable=True)[:SHOWN]]
     before = Canvas(view.resized, faded=True).boxes(best, YELLOW, opacity=0.7)

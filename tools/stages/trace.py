@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from network_files import Recorder
+from network_files.recorder import Stage
 
 
 def candidates(seen: Recorder, i: int) -> Tensor:
     """The best anchors of all levels of image i, numbered over the levels: int64 [K]."""
     starts, numbers = 0, []
-    for record, anchors in zip(seen["candidates"], seen["rpn"][0]["anchors"], strict=True):
+    for record, anchors in zip(seen[Stage.CANDIDATES], seen[Stage.RPN][0]["anchors"], strict=True):
         numbers.append(record["anchor"][i] + starts)
         starts += len(anchors)
     return torch.cat(numbers)
@@ -17,13 +18,13 @@ def candidates(seen: Recorder, i: int) -> Tensor:
 
 def anchor_of_proposal(seen: Recorder, i: int) -> Tensor:
     """The anchor, numbered over the levels, that each proposal of image i is decoded from: int64 [P]."""
-    record = seen["proposals"][i]
+    record = seen[Stage.PROPOSALS][i]
     return candidates(seen, i)[record["good"]][record["keep"]]
 
 
 def proposal_of_detection(seen: Recorder, i: int) -> Tensor:
     """The proposal that each detection of image i is decoded from: int64 [D]."""
-    record = seen["classes"][i]
+    record = seen[Stage.CLASSES][i]
     return record["roi"][record["good"]][record["keep"]]
 
 

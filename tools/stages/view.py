@@ -13,6 +13,7 @@ from torch import Tensor
 
 from network_files import MaskRCNN, MaskRCNNConfig, Recorder
 from network_files.operators.boxes import box_iou
+from network_files.recorder import Stage
 from tools.stages.trace import anchor_of_proposal, proposal_of_detection
 
 
@@ -34,13 +35,13 @@ class View:
     @property
     def size(self) -> tuple[int, int]:
         """(h, w) of the resized image."""
-        return self.seen["batch"][0]["sizes"][0]
+        return self.seen[Stage.BATCH][0]["sizes"][0]
 
     @property
     def padded(self) -> Tensor:
         """The batch's image, its normalisation undone: uint8 [3, ph, pw]."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std))
-        image = self.seen["batch"][0]["images"][0].float()
+        image = self.seen[Stage.BATCH][0]["images"][0].float()
         return ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     @property
@@ -51,7 +52,7 @@ class View:
     @property
     def objects(self) -> Tensor:
         """Boxes of the objects in the resized image, [G, 4]."""
-        return self.seen["rpn_targets"][0]["objects"] if self.target is not None else torch.zeros(0, 4)
+        return self.seen[Stage.RPN_TARGETS][0]["objects"] if self.target is not None else torch.zeros(0, 4)
 
     @staticmethod
     def own(target: dict) -> Tensor:
@@ -61,18 +62,18 @@ class View:
 
     @property
     def anchors(self) -> Tensor:
-        return torch.cat(self.seen["rpn"][0]["anchors"]).float()
+        return torch.cat(self.seen[Stage.RPN][0]["anchors"]).float()
 
     @property
     def proposals(self) -> Tensor:
         """[P, 4], by falling objectness."""
-        record = self.seen["proposals"][0]
+        record = self.seen[Stage.PROPOSALS][0]
         return record["boxes"][record["keep"]].float()
 
     @property
     def found(self) -> Tensor:
         """Boxes of the detections in the resized image, [D, 4]."""
-        record = self.seen["classes"][0]
+        record = self.seen[Stage.CLASSES][0]
         return record["boxes"][record["keep"]].float()
 
     def path(self, detection: int) -> tuple[int, int]:
@@ -82,7 +83,7 @@ class View:
 
     def place_of(self, anchor: int) -> tuple[int, int]:
         """The level (0: P2) of an anchor that is numbered over all levels, and its number within that level."""
-        starts = [0, *itertools.accumulate(map(len, self.seen["rpn"][0]["anchors"]))]
+        starts = [0, *itertools.accumulate(map(len, self.seen[Stage.RPN][0]["anchors"]))]
         level = bisect.bisect(starts, anchor) - 1
         return level, anchor - starts[level]
 

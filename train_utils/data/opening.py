@@ -17,6 +17,8 @@ from train_utils.data.options import DataOptions
 from train_utils.data.problems import STOP, StopAtFirst, refuse_skips
 from train_utils.io.files import user_path
 
+LAYOUTS = ("auto", *FORMATS)
+
 
 class DataSplits(NamedTuple):
     """Data sets of one label map. `train` is None when only "val" was asked for, and the other way round."""
@@ -77,7 +79,10 @@ def find_data(options: DataOptions) -> tuple[Path, str]:
         raise InputError(f"{path}: no such file or folder; check --data-path")
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{path}: the folder is empty; {LOOKED_FOR}")
-    name = format_of(path) if name == "auto" else name
+    if name not in LAYOUTS:
+        raise InputError(f"--dataset {name}: {', '.join(LAYOUTS)} can be opened")
+    if name == "auto":
+        name = format_of(path)
     refuse_unused(path, name, options)
     return path, name
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from backbone.settings import Settings, setting
 
 SHAPES_FOLDER = "data/shapes"
-FORMATS = ("auto", "coco", "voc", "npy", "packed")
 PLACES = ("data_path", "dataset", "image_dir", "year")  # the options that say together where data lies
 STRICT = "unreadable images and unusable annotations are errors, not skipped"
 BELOW_SEED = 2**63  # torch's generators take no larger seed
@@ -24,7 +23,7 @@ class DataOptions(Settings):
         metavar="DATA",
         resume="free",
     )
-    dataset: str = setting("auto", "layout of the data", choices=FORMATS, resume="place")
+    dataset: str = setting("auto", "layout of the data: auto, coco, voc, npy or packed", resume="place")
     image_dir: str | Path | None = setting(None, "folder of the images, where it is not the usual one", resume="place")
     year: str | None = setting(None, "VOC or COCO year, where the folder holds several", resume="place")
     label_json_path: str | Path | None = setting(

@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.coco.checks import as_id
 from train_utils.data.formats.coco.segmentation import finite, rle_counts
 from train_utils.data.labels import read_json
@@ -17,7 +18,7 @@ from train_utils.io.plain_text import brief
 AT_ONCE = 4096  # masks checked together
 
 
-def read_detections(path: str | Path, data_set: Any, categories: set[int]) -> dict[str, list[dict]]:
+def read_detections(path: str | Path, data_set: ImageDataset, categories: set[int]) -> dict[str, list[dict]]:
     """Reads {"bbox": [...], "segm": [...]}: the results of each IoU type that the file has; both for an empty list.
 
     Boxes are those of the entries with a bbox; if no entry has one, those around the masks, as in pycocotools.

@@ -1,4 +1,4 @@
-"""A training pass -> three numbers: a recorder (`network_files.Recorder`) that keeps no more than sums."""
+"""A training pass -> three numbers: an observer of the network's stages that keeps no more than sums."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from network_files.operators.boxes import box_iou
+from network_files.recorder import Observer, Stage
 
 REACHED = 0.5  # IoU from which a proposal has found an object
 
 
-class StepCounts:
+class StepCounts(Observer):
     """The model's recorder for one micro-batch or several; nothing is read from the device before `means`."""
 
     def __init__(self) -> None:
@@ -19,9 +20,9 @@ class StepCounts:
         self.proposals: list[Tensor] = []  # of the images of a batch, until their objects come
 
     def __call__(self, stage: str, **values: Any) -> None:
-        if stage == "proposals":
+        if stage == Stage.PROPOSALS:
             self.proposals.append(values["boxes"][values["keep"]])
-        elif stage == "rpn_targets":
+        elif stage == Stage.RPN_TARGETS:
             objects, proposals = values["objects"], self.proposals.pop(0)
             self.images += 1
             self.anchors += len(values["positive"])
@@ -29,7 +30,7 @@ class StepCounts:
             if len(objects) and len(proposals):
                 best = box_iou(objects.to(proposals.dtype), proposals).amax(1)  # [G]
                 self.reached = self.reached.to(best.device) + (best >= REACHED).sum()
-        elif stage == "roi_samples":
+        elif stage == Stage.ROI_SAMPLES:
             label = values["label"][values["chosen"]]
             self.rois = self.rois.to(label.device) + (label > 0).sum()
 

@@ -7,13 +7,14 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNN
 from network_files.losses import LOSS_NAMES
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
@@ -49,7 +50,7 @@ class EvalResult:
 def evaluate(
     model: MaskRCNN,
     loader: EvalLoader,
-    data_set: Any,
+    data_set: ImageDataset,
     world: World,
     keep_samples: int = 0,
     on_batch: Callable[[Batch], None] | None = None,
@@ -109,7 +110,7 @@ def joined(parts: Iterable[Found]) -> Found:
     return whole
 
 
-def summarize(found: Found, data_set: Any) -> tuple[dict[str, IouTypeResult], dict[str, float]]:
+def summarize(found: Found, data_set: ImageDataset) -> tuple[dict[str, IouTypeResult], dict[str, float]]:
     """Returns the numbers per IoU type and the mean losses; raises InputError where no image was read."""
     image_ids = sorted(found.image_ids)
     if not image_ids:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -13,6 +12,7 @@ from network_files import MaskRCNN
 from network_files.losses import LOSS_NAMES
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file
 from train_utils.io.memory import LESS_MEMORY, first_line
@@ -56,7 +56,9 @@ def write_curves(
     plot_average_precision(folder / f"mAP{writer.stamp}.png", epochs, numbers, "mask AP", about)
 
 
-def explain_non_finite(error: NonFiniteLoss, folder: Path, model: MaskRCNN, data_set: Any, rank: int) -> InputError:
+def explain_non_finite(
+    error: NonFiniteLoss, folder: Path, model: MaskRCNN, data_set: ImageDataset, rank: int
+) -> InputError:
     """Saves this rank's batch behind a NonFiniteLoss, and the weights; returns the error that names both."""
     if error.batch is None:
         return InputError(f"step {error.step}: another process met a loss that is not finite; see its message")
@@ -80,7 +82,7 @@ def explain_non_finite(error: NonFiniteLoss, folder: Path, model: MaskRCNN, data
     )
 
 
-def explain_lack_of_memory(error: OutOfMemory, data_set: Any) -> InputError:
+def explain_lack_of_memory(error: OutOfMemory, data_set: ImageDataset) -> InputError:
     """Returns the error that names the images of the step."""
     names = [data_set.file_name(index) for batch in error.batches for index in batch.indices]
     sizes = ", ".join(f"{i.shape[-1]}x{i.shape[-2]}" for batch in error.batches for i in batch.images)
@@ -95,7 +97,7 @@ def plain_masks(masks: torch.Tensor | CroppedMasks) -> torch.Tensor:
     return masks if isinstance(masks, torch.Tensor) else masks.to_masks()
 
 
-def print_outcome(folder: Path, best_ap: float, val_set: Any) -> None:
+def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
     """Prints the last lines of a run: which file holds what, and what to do next."""
     best = folder / "model_best.pth"
     saved = [best] if best.exists() else sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""The formats of data, a module each; `train_utils.data.options.FORMATS` names them.
+"""The formats of data, a module each; FORMATS is their one registry.
 
 A module has
     recognises(path) -> bool                        whether a path is such data, where --dataset does not say it
@@ -7,11 +7,8 @@ A module has
     UNUSED = {field of DataOptions: why}            options that the format has no use for
 """
 
-from importlib import import_module
 from types import ModuleType
 
-from train_utils.data import options
+from train_utils.data.formats import coco, npy, packed, voc
 
-FORMATS: dict[str, ModuleType] = {
-    name: import_module(f"train_utils.data.formats.{name}") for name in options.FORMATS if name != "auto"
-}
+FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "npy": npy, "packed": packed}

@@ -1,0 +1,37 @@
+"""What commands on trained models say about the model -> the model and its label map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbone.settings import Settings, setting
+from network_files import MaskRCNN
+from train_utils.checkpoints.checkpoint import model_from_checkpoint
+from train_utils.data.labels import LabelMap, check_num_classes
+
+
+@dataclass(frozen=True)
+class ModelOptions(Settings):
+    """Weights: a checkpoint, or a bare state dict with what it does not say by itself."""
+
+    weights_path: str | Path | None = setting(
+        None, "a checkpoint (it has classes and architecture), or a bare state dict", metavar="W", required=True
+    )
+    device: str = setting("auto", "auto, cpu, cuda or cuda:i")
+    output_dir: str | Path = setting(".", "where files are written (.: the working folder)", metavar="O")
+    num_classes: int | None = setting(None, "classes, without background, of a bare state dict", least=1)
+    label_json_path: str | Path | None = setting(None, 'class names: a json file {"1": "person", ...}', metavar="J")
+    model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig that precede the checkpoint's
+
+
+def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN, LabelMap]:
+    """Returns the model, in eval mode on the device, and its label map."""
+    path, names = options.weights_path, options.label_json_path
+    label_map = None if names is None else LabelMap.from_json(names)
+    model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
+    check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
+    return model, label_map
