@@ -43,29 +43,30 @@ NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 def open_data(folder: Path) -> tuple[Any, Any, Any]:
     """(train, val, label map) of coco_mini, else of a few shapes drawn into folder."""
-    from my_dataset_shapes import make_shapes
-    from train_utils.data_sets import open_data_set
+    from train_utils.data import opening
+    from train_utils.data.formats.shapes import make_shapes
 
     mini = Path(os.environ.get("MASKRCNN_DATA") or ROOT.parent / "shared" / "data") / "coco_mini"
-    return open_data_set(mini if mini.is_dir() else make_shapes(folder / "shapes", train=4, val=2, size=64))
+    return opening.open_data(mini if mini.is_dir() else make_shapes(folder / "shapes", train=4, val=2, size=64))
 
 
 def prepared(train: Any, val: Any, label_map: Any) -> dict[str, Callable[[], Any]]:
     """What asks the training loop for its first step, and what evaluates two pictures, all being set up."""
     from tests.tiny_model import tiny_model
-    from train_utils.data_sets import EvalLoader, TrainLoader
-    from train_utils.distributed import World
-    from train_utils.engine import Learner, evaluate, train_one_epoch
-    from train_utils.optimization import Precision, build_optimizer, build_schedule
-    from train_utils.stop_signal import StopSignal
+    from train_utils.data.loaders import EvalLoader, TrainLoader
+    from train_utils.processes.distributed import World
+    from train_utils.processes.stop_signal import StopSignal
+    from train_utils.run.evaluation import evaluate
+    from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
+    from train_utils.run.step import StepHooks, train_one_epoch
     from transforms import build_augment
 
     world, model = World.single("cpu"), tiny_model(classes=label_map.num_labels - 1)
     optimizer = build_optimizer(model, "sgd", 0.001)
     schedule = build_schedule(optimizer, total_steps=2, warmup_steps=1)
-    learner = Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))
+    state = TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
     loader, two = TrainLoader(train, build_augment(), world, batch_size=2), val.subset([0, 1])
-    steps = train_one_epoch(learner, loader, world, 0, stop_requested=StopSignal(world).requested)
+    steps = train_one_epoch(state, loader, world, 0, hooks=StepHooks(StopSignal(world).requested))
     val_loader = EvalLoader(two, world, batch_size=1, min_size=64, max_size=96)
     return {"a training step": lambda: next(steps), "an evaluation": lambda: evaluate(model, val_loader, two, world)}
 
