@@ -5,7 +5,7 @@ import torch
 import torchvision
 from small_runs import call, flags
 from test_backbone import randomise_norms, shapes
-from test_mask_rcnn import OBJECTS, image, target, tiny
+from test_mask_rcnn import OBJECTS, noise_image, target, tiny
 from tiny_model import write_coco
 from torch import nn
 
@@ -138,7 +138,7 @@ def test_recomputing_gives_the_same_gradient_from_fewer_activations(name, norm):
             lambda t, kept=kept: (kept.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1],
             lambda t: t,
         ):
-            loss = sum(model([image()], [target(OBJECTS, sample_seed=3)]).values())
+            loss = sum(model([noise_image()], [target(OBJECTS, sample_seed=3)]).values())
         gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
         seen.append((sum(kept.values()), gradients))
         model.recompute_activations()
