@@ -191,9 +191,8 @@ class RoIHeads(nn.Module):
         """
         samples = self.sample(proposals, objects, recorder)
         positives, reference = samples.positives(), torch.cat(samples.rois)
-        for_masks = self.pool(
-            table, torch.cat(positives.rois), batch_index_of(positives.rois), self.config.mask_roi_size, True
-        )
+        rois = positives.rois
+        for_masks = self.pool(table, torch.cat(rois), batch_index_of(rois), self.config.mask_roi_size, sparse_grad=True)
         for_boxes = self.pool(table, reference, batch_index_of(samples.rois), self.config.box_roi_size)
         if self.training:
             table.release()

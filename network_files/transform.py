@@ -73,24 +73,16 @@ class Objects:
     generators: tuple[torch.Generator | None, torch.Generator | None]
 
 
+@dataclass
 class Transform:
-    """Normalises, resizes, pads, as torchvision's GeneralizedRCNNTransform.
+    """Normalises, resizes, pads, as torchvision's GeneralizedRCNNTransform."""
 
-    min_sizes: in training one is drawn for each image, in evaluation the last one counts. fixed_size: (h, w) of
-    every batch instead.
-    """
-
-    def __init__(
-        self,
-        min_sizes: tuple[int, ...],
-        max_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        divisor: int,
-        fixed_size: Size | None = None,
-    ) -> None:
-        self.min_sizes, self.max_size, self.fixed_size = min_sizes, max_size, fixed_size
-        self.mean, self.std, self.divisor = mean, std, divisor
+    min_sizes: tuple[int, ...]  # in training one is drawn for each image, in evaluation the last one counts
+    max_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    divisor: int  # of the batch's sides
+    fixed_size: Size | None = None  # (h, w) of every batch instead
 
     def batch(self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype) -> ImageBatch:
         """Makes a batch of `dtype`, in channels-last memory, of images [3, H, W], uint8 0..255 or float 0..1.

@@ -1,4 +1,4 @@
-"""The recorder of a forward pass: changes nothing, costs nothing when absent, and tells what happened."""
+"""The recorder of a forward pass: it changes nothing, costs nothing when absent, and keeps what happened."""
 
 import pytest
 import torch

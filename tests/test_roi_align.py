@@ -64,8 +64,8 @@ def test_equals_the_loop(ratio):
     torch.testing.assert_close(found, torch.tensor(slow, dtype=torch.float64))
 
 
-def pyramid(height, width, channels, dtype, samples=2):
-    return [torch.randn(samples, channels, height // s, width // s, dtype=dtype) for s in STRIDES]
+def pyramid(height, width, channels, dtype, images=2):
+    return [torch.randn(images, channels, height // s, width // s, dtype=dtype) for s in STRIDES]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])

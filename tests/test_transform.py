@@ -44,8 +44,8 @@ def test_batch_equals_torchvision(samples, dtype, tolerance):
     assert batch.sizes == expected.image_sizes
     assert batch.padded == tuple(expected.tensors.shape[-2:])
     assert batch.original_sizes == [tuple(image.shape[-2:]) for image in images]
-    torch.testing.assert_close(batch.samples, expected.tensors, rtol=0, atol=tolerance)
-    assert batch.samples.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(batch.images, expected.tensors, rtol=0, atol=tolerance)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_image_alone_is_padded_as_announced(samples):
@@ -75,8 +75,8 @@ def test_a_fixed_size_holds_every_image_in_its_ratio():
 def test_uint8_equals_float(samples):
     ours, _ = transforms((160,), 256)
     images = [image for image, _ in samples[:2]]
-    found = ours.batch(images, None, False, torch.float32).samples
-    assert torch.equal(found, ours.batch([i.float() / 255 for i in images], None, False, torch.float32).samples)
+    found = ours.batch(images, None, False, torch.float32).images
+    assert torch.equal(found, ours.batch([i.float() / 255 for i in images], None, False, torch.float32).images)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 20), (20, 20), (4, 20, 20), (3, 0, 20)])

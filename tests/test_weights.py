@@ -365,7 +365,7 @@ class TestWhatDoesNotFit:
     """One line: what the file holds, what is wanted, what to do."""
 
     @pytest.mark.parametrize(
-        "config, told",
+        "config, message",
         [
             ({"variant": "v2", "norm": "frozen"}, "resnet18 v1 for 3 classes.*this model, resnet18 v2.*--variant"),
             ({"backbone": "resnet34"}, "resnet18 v1.*this model, resnet34 v1.*check --backbone"),
@@ -373,13 +373,13 @@ class TestWhatDoesNotFit:
             ({"num_classes": 7}, "is for 3 classes, not 6: give --num-classes 3"),
         ],
     )
-    def test_weights(self, config, told):
-        with pytest.raises(InputError, match=told) as error:
+    def test_weights(self, config, message):
+        with pytest.raises(InputError, match=message) as error:
             load_weights(tiny(**config), tiny().state_dict())
         assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize(
-        "flags, told",
+        "flags, message",
         [
             (
                 {"variant": "v2"},
@@ -390,8 +390,8 @@ class TestWhatDoesNotFit:
             ({"fpn_channels": 10**6, "box_head_channels": 10**6}, "1000000 in the pyramid"),
         ],
     )
-    def test_flags(self, tmp_path, flags, told):
+    def test_flags(self, tmp_path, flags, message):
         torch.save(tiny().state_dict(), tmp_path / "a.pth")
-        with pytest.raises(InputError, match=told) as error:
+        with pytest.raises(InputError, match=message) as error:
             model_from_checkpoint(tmp_path / "a.pth", **flags)
         assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ numbers, texts, bytes, tuples, lists, dicts and what the reader builds; it refus
 import mmap
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Data = bytes | mmap.mmap
@@ -75,21 +76,18 @@ def interpret(
     return value, machine.at
 
 
+@dataclass
 class _Machine:
     """The stack, marks and memo of one pickle."""
 
-    def __init__(
-        self,
-        data: Data,
-        at: int,
-        known: Callable[[Name], bool],
-        call: Callable[[Name, tuple], Any],
-        persistent: Callable[[Any], Any] | None,
-    ) -> None:
-        self.data, self.at, self.known, self.call, self.persistent = data, at, known, call, persistent
-        self.stack: list = []
-        self.marks: list[int] = []  # where on the stack
-        self.memo: dict[int, Any] = {}
+    data: Data
+    at: int
+    known: Callable[[Name], bool]
+    call: Callable[[Name, tuple], Any]
+    persistent: Callable[[Any], Any] | None
+    stack: list = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)  # where on the stack
+    memo: dict[int, Any] = field(default_factory=dict)
 
     def run(self) -> Any:
         """Runs the pickle to its end; returns its value."""
