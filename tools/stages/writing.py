@@ -61,6 +61,6 @@ def _section(lesson: Lesson, heading: str, text: str, panels: list[Panel], facts
 
 def _figure(lesson: Lesson, panel: Panel) -> pages.Html:
     """A caption no wider than its image, so that small ones share a row."""
-    image = pages.image(panel.image, f"{lesson.heading}: {panel.caption}", SIDE)
+    image = pages.img_tag(panel.image, f"{lesson.heading}: {panel.caption}", SIDE)
     width = min(panel.image.width, WIDE)
     return pages.tag("figure", image, pages.tag("figcaption", panel.caption), style=f"max-width: {width}px")
