@@ -126,9 +126,8 @@ class PhotometricJitter:
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.p = hue, p
 
-        """Returns the image in other colours, and the target as it is."""
-
     def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
+        """Returns the image in other colours, and the target as it is."""
         # Every number is drawn whether used or not, so that each knob's draw is independent of the others.
         brightness = self._factor(self.brightness, 1.0, rng)
         contrast = self._factor(self.contrast, 1.0, rng)

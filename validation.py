@@ -25,7 +25,7 @@ from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.cli import command
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.evaluation.mistakes import IMAGES, write_report
+from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
 from train_utils.prediction.predictor import (
@@ -97,7 +97,8 @@ def write_page_of(
     """Writes the report and says so; the exit status."""
     start, folder = time.perf_counter(), user_path(args.output_dir)
     source = args.weights_path if args.detections is None else args.detections
-    made = write_report(folder, source, stats, results, data_set, image_ids, args.report_images, args.strict, progress)
+    evaluated = Evaluated(source, stats, results, data_set, image_ids, progress)
+    made = write_report(folder, evaluated, args.report_images, args.strict)
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
     print(

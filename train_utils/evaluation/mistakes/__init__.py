@@ -1,4 +1,4 @@
-"""The report of an evaluation: which mistakes there are, what they cost, and the images that show them, in one page.
+"""Writes the report of an evaluation, one page: which mistakes there are, what they cost, and images that show them.
 
 `write_report` puts together what the modules beside this file work out, each one thing: matching (detections and
 objects), average_precision, errors (kinds of mistakes and their cost), scores (F1, calibration), confusion, crowding,
@@ -7,7 +7,7 @@ advice, outlines and gallery (the images), sections (of the page; report.js and 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,24 @@ from train_utils.evaluation.numbers import IOU_TYPES, IouTypeResult, category_na
 from train_utils.io.plain_text import visible
 from train_utils.show.pages import joined, page, tag, write_page
 
-IMAGES = 300  # that can be looked at, if not told otherwise
+IMAGES = 300  # that can be looked at, by default
 SCORE = 0.5  # above which detections are shown where no score is best: there is none, or no object
+
+
+class Evaluated(NamedTuple):
+    """What a report is about.
+
+    source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
+    results: its COCO results of the last of these types; image_ids: the images that the numbers are about (default:
+    all); progress: of the run, from its checkpoint, where there is one.
+    """
+
+    source: str
+    stats: dict[str, IouTypeResult]
+    results: Sequence[dict]
+    data_set: Any
+    image_ids: Sequence[int] | None = None
+    progress: dict | None = None
 
 
 class Report(NamedTuple):
@@ -38,24 +54,12 @@ class Report(NamedTuple):
     unreadable: list[str]
 
 
-def write_report(
-    folder: Path,
-    source: str,
-    stats: dict[str, IouTypeResult],
-    results: Sequence[dict],
-    data_set,
-    image_ids: Sequence[int] | None = None,
-    images: int = IMAGES,
-    strict: bool = False,
-    progress: dict | None = None,
-) -> Report:
+def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, strict: bool = False) -> Report:
     """Writes report.html into `folder`.
 
-    source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
-    results: its COCO results of the last of these types; image_ids: the images that the numbers are about (default:
-    all); images: how many can be looked at, at most; strict: one that can't be read raises its InputError;
-    progress: of the run, from its checkpoint, where there is one.
+    images: how many can be looked at, at most; strict: one that can't be read raises its InputError.
     """
+    source, stats, results, data_set, image_ids, progress = evaluated
     truth, iou_type = data_set.ground_truth(), list(stats)[-1]
     given_names = list(category_names(truth["categories"]).values())
     names = list(map(visible, given_names))
