@@ -208,7 +208,7 @@ def test_odd_samples(case):
     assert lessons_for(view) == list(LESSONS) and len(view.objects) == len(boxes) - crowds
     for lesson in LESSONS:
         panels, facts = lesson.show(view)
-        assert facts and "nan" not in str(facts) and "{" not in lesson.told(view) and (panels or lesson.empty)
+        assert facts and "nan" not in str(facts) and "{" not in lesson.text_for(view) and (panels or lesson.empty)
         for caption, panel in panels:
             assert caption and 1 < min(panel.size) and max(panel.size) <= 1600, (lesson.name, panel.size)
         if panels:

@@ -1,4 +1,4 @@
-"""Show what each stage of Mask R-CNN sees of one image: an image for each stage, and a page that explains them.
+"""Shows what each stage of Mask R-CNN sees of one image: an image for each stage, and a page that explains them.
 
     python -m tools.visualise_stages --weights-path save_weights/model_best.pth --index 3
     python -m tools.visualise_stages --weights-path W --data-path DATA --split val --index 0
@@ -25,6 +25,7 @@ from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli import command
 from train_utils.cli.run_flags import AUGMENTATION, add_augmentation_arguments
 from train_utils.data.images import read_image
+from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import AUGMENTATION as AUGMENTATION_STREAM
 from train_utils.data.loaders import sample_rng, sample_seed
 from train_utils.io.files import make_folder, user_path
@@ -34,6 +35,7 @@ from transforms import build_augment
 
 
 def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
     parser = command.Parser(description=__doc__)
     parser.add_argument("--img-path", metavar="P", help="an image without objects, in place of one of the data")
     add_data_arguments(parser)
@@ -57,24 +59,28 @@ def parse_args() -> argparse.Namespace:
 
 
 class Sample(NamedTuple):
-    """before, after: (image uint8 [3, H, W], target or None); mini: the size of mini masks; lead: sentences."""
+    """An image before and after augmentation: (uint8 [3, H, W], target or None).
 
-    before: tuple
-    after: tuple
+    mini: the size of mini masks; title: of the page; lead: its first sentences.
+    """
+
+    before: tuple[torch.Tensor, dict | None]
+    after: tuple[torch.Tensor, dict | None]
     mini: int | None
     title: str
     lead: list[str]
 
 
 def image_alone(path: str) -> Sample:
+    """Reads an image without a target."""
     if user_path(path).is_dir():
         raise InputError(f"--img-path {path}: a folder; give one image of it")
     sample = read_image(user_path(path)), None
     return Sample(sample, sample, None, Path(path).name, [])
 
 
-def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample:
-    """What training has of an image; content: the checkpoint's, label_map: its own."""
+def sample_of_data(args: argparse.Namespace, content: dict, label_map: LabelMap) -> Sample:
+    """Returns what training has of an image; content: the checkpoint's, label_map: its own."""
     data_set, trained = open_split_of(args, args.split, content, label_map)
     i, count = args.index, len(data_set)
     if i >= count:
@@ -87,7 +93,7 @@ def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample
         name: getattr(args, name) if name in args.given else trained.get(name, getattr(args, name))
         for name in AUGMENTATION
     }
-    mini = options.pop("mini_mask")  # comes last and draws nothing: the whole masks are shown beside the mini ones
+    mini = options.pop("mini_mask")  # not applied here: the whole masks are shown beside the mini ones
     augment = build_augment(**options)
     after = image, target
     lead = [f"Image {i} of the {args.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
@@ -102,6 +108,7 @@ def sample_of_data(args: argparse.Namespace, content: dict, label_map) -> Sample
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     args, start = parse_args(), time.perf_counter()
     device = command.pick_device(args.device)
     content = load_file(args.weights_path)

@@ -1,8 +1,9 @@
-"""What classes and splits look like: names, numbers of objects, and what train and val share."""
+"""Finds what is odd about classes and splits: names, numbers of objects, and what train and val share."""
 
 import os
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ SAME_IDS = Kind(NOTE, "image ids both in train and in val", "Harmless where each
 
 
 def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[str, int]]:
-    """{class: {split: objects}}, crowds apart."""
+    """Finds odd classes; returns {class: {split: objects}}, crowds apart."""
     label_map = next(iter(tables.values())).data_set.label_map
     labels = label_map.labels()
     counts = {
@@ -44,19 +45,20 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
     rare = []
     for label in labels:
         name, each = label_map.name(label), {split: int(count[label]) for split, count in counts.items()}
-        told = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
+        class_ = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
         if not any(each.values()):
-            finds.add(UNUSED, told)
+            finds.add(UNUSED, class_)
         elif training is not None and 0 < training[label] < FEW:
             rare.append(label)
         if {"train", "val"} <= each.keys():
             if each["val"] and not each["train"]:
-                finds.add(ONLY_VAL, f"{told}: {counted(each['val'], 'object')} in val")
+                finds.add(ONLY_VAL, f"{class_}: {counted(each['val'], 'object')} in val")
             if each["train"] and not each["val"]:
-                finds.add(ONLY_TRAIN, f"{told}: {counted(each['train'], 'object')} in train")
+                finds.add(ONLY_TRAIN, f"{class_}: {counted(each['train'], 'object')} in train")
         if training is not None and training[label] > UNEVEN * max(np.median(training[labels]), 1):
             finds.add(
-                IMBALANCE, f"{told}: {training[label]} objects, the middle class has {np.median(training[labels]):.0f}"
+                IMBALANCE,
+                f"{class_}: {training[label]} objects, the middle class has {np.median(training[labels]):.0f}",
             )
     for label in rare:
         finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: {counted(int(training[label]), 'object')}")
@@ -66,13 +68,13 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
         alike["".join(filter(str.isalnum, name.casefold())) or name].append(label)
     for group in alike.values():
         if len(group) > 1:
-            told = ", ".join(f"{label_map.name(label)!r} (category {label_map.to_category(label)})" for label in group)
-            finds.add(ALIKE, f"{sources}: {told}")
+            names = ", ".join(f"{label_map.name(label)!r} (category {label_map.to_category(label)})" for label in group)
+            finds.add(ALIKE, f"{sources}: {names}")
     return {label_map.name(label): {split: int(count[label]) for split, count in counts.items()} for label in labels}
 
 
 def look_across(tables: dict[str, Table], finds: Finds) -> None:
-    """What train and val share, by their files' names and the disk's word: no file is opened."""
+    """Finds what train and val share, by the names and sizes of their files: no file is opened."""
     if not {"train", "val"} <= tables.keys():
         return
     train, val = (tables[split].data_set for split in ("train", "val"))
@@ -96,7 +98,7 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
         finds.add(SAME_IDS, f"{train.source} and {val.source}: {len(shared)} ids, such as {some}", count=len(shared))
 
 
-def _base_names(data_set) -> list[str]:
+def _base_names(data_set: Any) -> list[str]:
     if isinstance(data_set, CocoDataset):  # all at once: a path for each takes seconds
         names = data_set.annotations.file_names()
         return [os.path.basename(names[row]) for row in data_set.rows.tolist()]
@@ -106,5 +108,5 @@ def _base_names(data_set) -> list[str]:
 def _same_size(one: Path, other: Path) -> bool:
     try:
         return one.stat().st_size == other.stat().st_size > 0
-    except OSError:  # missing: told elsewhere
+    except OSError:  # missing: reported elsewhere
         return False

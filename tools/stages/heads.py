@@ -1,4 +1,4 @@
-"""The stages of the RoI heads: the level of each RoI, box targets, refined boxes, detections."""
+"""Shows the stages of the RoI heads: the level of each RoI, box targets, refined boxes, detections."""
 
 import torch
 
@@ -19,6 +19,7 @@ CLOSE_SIDE = 340  # pixels of such an image
 
 
 def roi_levels(view: View) -> Shown:
+    """Shows which level each RoI takes, and the points that RoIAlign reads for one of them."""
     record = view.seen["rois"][0]
     rois, levels = record["rois"].float(), record["level"]
     canvas, sides = Canvas(view.resized, faded=True), (rois[:, 2:] - rois[:, :2]).prod(1).sqrt()
@@ -41,7 +42,7 @@ def roi_levels(view: View) -> Shown:
 
 
 def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
-    """The points at which RoIAlign reads a level for one RoI."""
+    """Shows the points at which RoIAlign reads a level for one RoI."""
     stride, size, ratio = STRIDES[level], view.config.box_roi_size, view.config.roi_sampling_ratio
     canvas = Canvas(view.resized, window_around(roi[None], view.size), faded=True, side=CLOSE_SIDE + 80)
     cells = [torch.arange(length // stride + 1) * float(stride) for length in reversed(view.size)]
@@ -59,6 +60,7 @@ def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
 
 
 def box_targets(view: View) -> Shown:
+    """Shows the sampled RoIs and the moves to their objects."""
     record, samples, cfg = view.seen["box_targets"][0], view.seen["roi_samples"][0], view.config
     rois, labels, matched = record["rois"][0].float(), record["labels"][0], samples["matched"][samples["chosen"]]
     positive, background = (labels > 0).nonzero()[:, 0], rois[labels == 0]
@@ -78,11 +80,11 @@ def box_targets(view: View) -> Shown:
         ("objects that a sampled RoI stands for", f"{len(stood_for)} of {len(view.objects)}"),
         ("box targets (dx dy dw dh)", shape(record["deltas"])),
     ]
-    return panels, facts + view.told("loss_classifier", "loss_box_reg")
+    return panels, facts + view.loss_facts("loss_classifier", "loss_box_reg")
 
 
 def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Panel:
-    """Some RoIs of one object, and arrows to it."""
+    """Shows some RoIs of one object, and arrows to it."""
     iou = box_iou(box[None], rois)[0]
     some = rois[iou.argsort()][:: max(1, len(rois) // 3)][:3]
     canvas = Canvas(view.resized, window_around(torch.cat((some, box[None])), view.size), side=CLOSE_SIDE)
@@ -96,6 +98,7 @@ def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Pa
 
 
 def refinement(view: View) -> Shown:
+    """Shows the way of the best detections: anchor, proposal, detection."""
     paths = [view.path(d) for d in range(len(view.found))]
     boxes = [
         torch.stack((view.anchors[anchor], view.proposals[proposal], found))
@@ -136,7 +139,7 @@ def refinement(view: View) -> Shown:
 
 
 def _with_object(objects: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
-    """Overlaps [3] of a path's boxes [3, 4] with the object that the last of them overlaps most."""
+    """Returns overlaps [3] of a path's boxes [3, 4] with the object that the last of them overlaps most."""
     iou = box_iou(objects, path)  # [G, 3]
     return iou[iou[:, 2].argmax()]
 
@@ -146,6 +149,7 @@ def _steps(overlaps: torch.Tensor) -> str:
 
 
 def detections(view: View) -> Shown:
+    """Shows the detections beside the ground truth."""
     found, size = view.detections, tuple(view.image.shape[-2:])
     least = 0.5 if (found["scores"] >= 0.5).any() else 0.0
     boxes, labels, scores, probs = (

@@ -1,6 +1,7 @@
-"""The mask branch's stages: its targets, its probabilities and what is pasted."""
+"""Shows the mask branch's stages: its targets, its probabilities and the pasted masks."""
 
 import torch
+from PIL import Image
 
 from network_files.operators.boxes import box_iou, scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
@@ -13,9 +14,10 @@ from tools.stages.view import View
 
 
 def mask_targets(view: View) -> Shown:
+    """Shows the target of a RoI for each object, from its full-size mask and from its mini mask."""
     record = view.seen["mask_targets"][0]
     rois, matched, labels = record["rois"][0].float(), record["matched"][0], record["labels"][0]
-    facts = [("mask targets of the positive RoIs", shape(record["targets"])), *view.told("loss_mask")]
+    facts = [("mask targets of the positive RoIs", shape(record["targets"])), *view.loss_facts("loss_mask")]
     if not len(rois):
         return [], facts
     full = view.target["masks"][view.own(view.target)]
@@ -52,12 +54,13 @@ def mask_targets(view: View) -> Shown:
     return panels, facts
 
 
-def _mask(masks: CroppedMasks, i: int, area: list[float]):
-    """One mask, white on black, as far as it lies in the area (x1 y1 x2 y2) of the image."""
+def _mask(masks: CroppedMasks, i: int, area: list[float]) -> Image.Image:
+    """Returns one mask, white on black, as far as it lies in the area (x1 y1 x2 y2) of the image."""
     return Canvas(255 * masks[[i]].to_masks().expand(3, -1, -1), area).image
 
 
 def masks(view: View) -> Shown:
+    """Shows the mask probabilities of each detection and what they become in the image."""
     probs, size, panels = view.seen["masks"][0]["probs"].float(), tuple(view.image.shape[-2:]), []
     boxes = view.detections["boxes"].float()
     for d in range(min(CLOSE, len(probs))):

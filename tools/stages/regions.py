@@ -1,4 +1,6 @@
-"""The RPN's stages: its targets, its objectness, its proposals."""
+"""Shows the RPN's stages: its targets, its objectness, its proposals."""
+
+import torch
 
 from network_files.matching import BELOW
 from network_files.operators.nms import batched_nms
@@ -11,6 +13,7 @@ SHOWN = 50  # boxes drawn at most: more would hide the image
 
 
 def rpn_targets(view: View) -> Shown:
+    """Shows the positive, ignored and negative anchors, and those that are sampled."""
     record, cfg = view.seen["rpn_targets"][0], view.config
     label, positive, negative = record["label"], record["positive"], record["negative"]
     positives = (label == 1).nonzero()[:, 0]
@@ -38,16 +41,17 @@ def rpn_targets(view: View) -> Shown:
             spread(record["deltas"].float().norm(dim=1)),
         ),
     ]
-    return panels, facts + view.told("loss_objectness", "loss_rpn_box_reg")
+    return panels, facts + view.loss_facts("loss_objectness", "loss_rpn_box_reg")
 
 
-def _by_low_quality(view: View, positives) -> int:
-    """How many positive anchors overlap no object by the threshold."""
+def _by_low_quality(view: View, positives: torch.Tensor) -> int:
+    """Counts the positive anchors that overlap no object by the threshold."""
     iou, _ = best_overlap(view.anchors[positives], view.objects)
     return int((iou < view.config.rpn_fg_iou_thresh).sum())
 
 
 def objectness(view: View) -> Shown:
+    """Shows the objectness of each cell, level by level."""
     panels, facts, record = [], [], view.seen["rpn"][0]
     (ph, pw), per_cell = view.padded.shape[-2:], len(view.config.aspect_ratios)
     for level, (logits, maps) in enumerate(zip(record["logits"], record["maps"], strict=True), 2):
@@ -64,6 +68,7 @@ def objectness(view: View) -> Shown:
 
 
 def proposals(view: View) -> Shown:
+    """Shows the candidates before and the proposals after NMS."""
     record, cfg = view.seen["proposals"][0], view.config
     levels, kept, scores = record["levels"], record["levels"][record["keep"]], record["scores"]
     best = record["boxes"][scores.argsort(descending=True, stable=True)[:SHOWN]]

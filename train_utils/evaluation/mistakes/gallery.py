@@ -71,7 +71,7 @@ class Shown:
             self.object_state[objects] = kind
 
     def mistakes(self) -> list[Counter]:
-        """Returns (kind, class of the object or NO_CLASS, class of the detection or NO_CLASS) -> times of each image."""
+        """Returns of each image (kind, object's class or NO_CLASS, detection's class or NO_CLASS) -> times."""
         matches, each = self.matches, [Counter() for _ in self.matches.image_ids]
         wrong, missed = self.detections & (self.state < FINE), self.object_state == MISSED
         for image, *mistake in zip(
