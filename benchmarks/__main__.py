@@ -1,11 +1,11 @@
-"""This project beside torchvision, in one process, on the same weights and inputs.
+"""Measures this project beside torchvision, in one process, on the same weights and inputs.
 
     python -m benchmarks --list
     python -m benchmarks nms_2000 roi_align        these
     python -m benchmarks                           all but those that take minutes a turn
     python -m benchmarks --readme                  the same, and their table into README.md
 
-One table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
+Prints one table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from backbone.errors import InputError
 from benchmarks import annotations, evaluation, loading, models, operators
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
-from train_utils.cli.command import pick_device, positive_int, run_command
+from train_utils.cli.command import Parser, pick_device, positive_int, run_command
 from train_utils.io.files import write_text
 
 BENCHMARKS = [
@@ -33,9 +33,8 @@ DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] 
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the command line."""
+    parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="which to run")
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--repeats", type=positive_int, default=9, help="measured turns (default: 9)")
@@ -53,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the benchmarks that are asked for."""
     args = parse_args(argv)
     by_name = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     unknown = [name for name in args.names if name not in by_name]
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_table(path: Path, lines: list[str]) -> None:
-    """Replace what stands between the two marks in `path`."""
+    """Replaces what is between the two marks in `path`."""
     before, start, rest = path.read_text().partition("<!-- benchmarks -->\n")
     _, end, after = rest.partition("<!-- end of benchmarks -->")
     if not start or not end:
