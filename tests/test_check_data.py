@@ -341,7 +341,7 @@ def test_anchors_are_those_of_the_grid(tmp_path, fields):
         maps = [torch.zeros(1, 1, high // s, wide // s) for s in anchors.STRIDES]
         maps.append(torch.nn.functional.max_pool2d(maps[-1], 1, 2))
         every = torch.cat(grid(maps, (high, wide))).double()
-        boxes = torch.from_numpy(objects.boxes[table.write_image == i])
+        boxes = torch.from_numpy(objects.boxes[table.image == i])
         wanted.append(box_iou(boxes, every).max(1).values)
     assert np.allclose(found, torch.cat(wanted).numpy(), atol=1e-6)
 

@@ -16,8 +16,8 @@ from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 from train_utils.cli.command import run_command
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
-from train_utils.evaluation.mistakes import gallery as gallery_module
 from train_utils.evaluation.mistakes import Evaluated, sections, write_report
+from train_utils.evaluation.mistakes import gallery as gallery_module
 from train_utils.evaluation.mistakes.errors import KINDS, kinds_of
 from train_utils.evaluation.mistakes.gallery import Shown
 from train_utils.evaluation.mistakes.matching import match

@@ -74,7 +74,7 @@ def near_hashes(hashes: np.ndarray) -> list[tuple[int, int]]:
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two thumbnails, -1 to 1; 0 where one of them is even."""
+    """Returns the correlation of two thumbnails, -1 to 1; 0 where one of them is even."""
     a, b = (thumb.astype(np.float64) - thumb.mean() for thumb in (one, other))
     spread = np.sqrt((a * a).mean() * (b * b).mean())
     return float((a * b).mean() / spread) if min(a.std(), b.std()) >= EVEN else 0.0
