@@ -21,13 +21,7 @@ from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, meas
 from train_utils.cli.command import Parser, pick_device, positive_int, run_command
 from train_utils.io.files import write_text
 
-BENCHMARKS = [
-    *operators.BENCHMARKS,
-    *models.BENCHMARKS,
-    *loading.BENCHMARKS,
-    *evaluation.BENCHMARKS,
-    *annotations.BENCHMARKS,
-]
+BENCHMARKS = [one for part in (operators, models, loading, evaluation, annotations) for one in part.BENCHMARKS]
 README = Path(__file__).resolve().parents[1] / "README.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -24,17 +24,8 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks import coco_size
-from benchmarks.harness import (
-    KEPT,
-    Benchmark,
-    LeftOut,
-    Settings,
-    Sides,
-    describe_machine,
-    in_fresh_process,
-    resident_mib,
-)
+from benchmarks import coco_size, harness
+from benchmarks.harness import Benchmark, LeftOut, Settings, Sides, describe_machine, in_fresh_process, resident_mib
 from train_utils.cli.command import Parser, non_negative_int, positive_int, run_command
 from train_utils.data.opening import TrainLoader, open_data
 from train_utils.processes.distributed import World
@@ -164,7 +155,7 @@ BENCHMARKS = [
         what,
         partial(prepare_opening, again=name == "again"),
         against="pycocotools",
-        memory=KEPT,
+        memory=harness.KEPT,
         takes_minutes=True,
     )
     for name, what in OPENINGS.items()

@@ -48,13 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def learner_of(world: World, args: argparse.Namespace, num_classes: int) -> Learner:
     """Builds a model and what trains it."""
     torch.manual_seed(0)
-    model = create_model(
-        num_classes,
-        args.backbone,
-        min_size=args.min_size,
-        max_size=args.max_size,
-        trainable_layers=args.trainable_layers,
-    )
+    sizes = {"min_size": args.min_size, "max_size": args.max_size}
+    model = create_model(num_classes, args.backbone, **sizes, trainable_layers=args.trainable_layers)
     optimizer = build_optimizer(model, "sgd", 1e-4)
     schedule = build_schedule(optimizer, total_steps=10**6, warmup_steps=0)
     return Learner(model, world.wrap(model), optimizer, schedule, Precision(world.device))

@@ -163,12 +163,7 @@ TRAINING = {
     ),
 }
 BENCHMARKS = [
-    *(
-        Benchmark(name, what, partial(prepare_inference, case=case), largest_difference)
-        for name, (what, case) in INFERENCE.items()
-    ),
-    *(
-        Benchmark(name, what, partial(prepare_training, case=case), largest_difference)
-        for name, (what, case) in TRAINING.items()
-    ),
+    Benchmark(name, what, partial(prepare, case=case), largest_difference)
+    for prepare, cases in ((prepare_inference, INFERENCE), (prepare_training, TRAINING))
+    for name, (what, case) in cases.items()
 ]

@@ -107,17 +107,8 @@ def measure(benchmark: Benchmark, settings: Settings, memory: bool = True) -> Ro
             seconds[side].append(_timed(run, settings.device))
     ours, theirs = (statistics.median(seconds[side]) for side in SIDES)
     peaks = [memory_of(benchmark, settings, side) if memory else None for side in SIDES]
-    return Row(
-        benchmark.name,
-        benchmark.what,
-        benchmark.against,
-        ours,
-        theirs,
-        ours / theirs,
-        *peaks,
-        difference,
-        settings.repeats,
-    )
+    which = benchmark.name, benchmark.what, benchmark.against
+    return Row(*which, ours, theirs, ours / theirs, *peaks, difference, settings.repeats)
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:

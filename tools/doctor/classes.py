@@ -87,12 +87,9 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
             finds.add(SAME_IMAGE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
         else:
             finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))
-    ids = (
-        [{part.given_id(i) for i in range(len(part))} for part in (train, val)]
-        if isinstance(train, CocoDataset)
-        else [set(), set()]
-    )
-    shared = ids[0] & ids[1]
+    shared = set()
+    if isinstance(train, CocoDataset):
+        shared = set.intersection(*({part.given_id(i) for i in range(len(part))} for part in (train, val)))
     if shared:
         some = ", ".join(map(str, sorted(shared, key=str)[:5]))
         finds.add(SAME_IDS, f"{train.source} and {val.source}: {len(shared)} ids, such as {some}", count=len(shared))

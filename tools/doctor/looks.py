@@ -81,7 +81,7 @@ def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: F
 
     def report(kind: Kind, chosen: np.ndarray, what: Callable[[int], str]) -> None:
         for k in np.flatnonzero(chosen).tolist():
-            finds.add(kind, f"{table.name(k)}: {what(k)}", split, **table.where(k))
+            _add(kind, table, k, what(k), split, finds)
 
     sides = clipped[:, 2:] - clipped[:, :2]
     report(UNDER_A_PIXEL, (sides < 1).any(1) & own, lambda k: f"a box of {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels")
@@ -96,13 +96,8 @@ def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: F
     ratio = sides.max(1, initial=0) / np.maximum(sides.min(1, initial=np.inf), 1)
     report(LONG, (ratio > THIN) & own, lambda k: f"a box of {sides[k, 0]:.4g} x {sides[k, 1]:.4g} pixels")
     for first, second in twins(table):
-        finds.add(
-            TWICE,
-            f"{table.name(second)}: its box {box(boxes[second])} is nearly that of "
-            f"{table.where(first)['annotation'] or 'another object'}",
-            split,
-            **table.where(second),
-        )
+        other = table.where(first)["annotation"] or "another object"
+        _add(TWICE, table, second, f"its box {box(boxes[second])} is nearly that of {other}", split, finds)
     if outline is not None:
         _look_at_masks(table, outline, report)
 
@@ -114,21 +109,17 @@ def look_after_resizing(table: Table, config: MaskRCNNConfig, split: str, finds:
     sides = (table.clipped[:, 2:] - table.clipped[:, :2]) * scale
     tiny = np.flatnonzero((sides < TINY).any(1) & ~table.crowd)
     for k in tiny.tolist():
-        finds.add(
-            SMALL,
-            f"{table.name(k)}: {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels after resizing",
-            split,
-            **table.where(k),
-        )
+        _add(SMALL, table, k, f"{sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels after resizing", split, finds)
     counts = table.counts()
     most = config.box_detections_per_img
     for i in np.flatnonzero(counts > most).tolist():
-        finds.add(
-            TOO_MANY,
-            f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}",
-            split,
-            table.data_set.given_id(i),
-        )
+        text = f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}"
+        finds.add(TOO_MANY, text, split, table.data_set.given_id(i))
+
+
+def _add(kind: Kind, table: Table, k: int, text: str, split: str, finds: Finds) -> None:
+    """Adds a find about object k."""
+    finds.add(kind, f"{table.name(k)}: {text}", split, **table.where(k))
 
 
 def _look_at_masks(
@@ -200,25 +191,14 @@ def look_at_images(table: Table, split: str, finds: Finds) -> None:
         for i in empty.tolist():
             finds.add(kind, f"{data_set.file_name(i)}: no object", split, data_set.given_id(i))
     for i in many(counts).tolist():
-        finds.add(
-            MANY,
-            f"{data_set.file_name(i)}: {counts[i]} objects, the middle image has {np.median(counts):.0f}",
-            split,
-            data_set.given_id(i),
-        )
+        text = f"{data_set.file_name(i)}: {counts[i]} objects, the middle image has {np.median(counts):.0f}"
+        finds.add(MANY, text, split, data_set.given_id(i))
     if isinstance(data_set, CocoDataset):
         packed = data_set.annotations
-        if packed.given_categories or len(packed.given.values):
-            finds.add(
-                TEXT_IDS,
-                f"{packed.path}: ids of "
-                + " and ".join(
-                    what
-                    for what, there in (("images", len(packed.given.values)), ("categories", packed.given_categories))
-                    if there
-                ),
-                split,
-            )
+        given = {"images": len(packed.given.values), "categories": packed.given_categories}
+        if any(given.values()):
+            which = " and ".join(what for what, there in given.items() if there)
+            finds.add(TEXT_IDS, f"{packed.path}: ids of {which}", split)
         if min(packed.categories) == 0:
             finds.add(FROM_ZERO, f"{packed.path}: category id 0 is {packed.categories[0]!r}", split)
 

@@ -17,7 +17,7 @@ from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
 from train_utils.io.plain_text import one_line
 from train_utils.show.drawing import draw_detections
-from train_utils.show.pages import Html, Section, figure, img_tag, joined, page, section, table, tag
+from train_utils.show.pages import Html, Section, figure, img_tag, joined, note, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves
 from transforms import build_augment
 
@@ -72,12 +72,8 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
         seconds.append(seen.seconds)
         drawn, objects = _drawn(part, i, augment if split in ("train", "all") else None)
         name = path_of(splits, (split, i))
-        cards.append(
-            figure(
-                img_tag(drawn, f"{name}, {objects}", THUMB, loading="lazy"),
-                f"{name.rsplit('/', 1)[-1]} ({objects}{', ' + split if split else ''})",
-            )
-        )
+        caption = f"{name.rsplit('/', 1)[-1]} ({objects}{', ' + split if split else ''})"
+        cards.append(figure(img_tag(drawn, f"{name}, {objects}", THUMB, loading="lazy"), caption))
     text = tag("p", _sheet_text(splits, len(cards), len(places)))
     return joined(text, tag("div", *cards, class_="sheet")), seconds
 
@@ -107,14 +103,9 @@ def _drawn(part: Any, i: int, augment: Callable | None = None) -> tuple[Image.Im
     size = tuple(max(1, round(side * scale)) for side in image.shape[1:])
     image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
     few = len(target["labels"]) <= 25 and len(part.label_map) > 1  # captions of more would hide them all
-    drawn = draw_detections(
-        image,
-        target["boxes"] * scale,
-        target["labels"],
-        None,
-        target["masks"].resize(size),
-        part.label_map.name if few else lambda label: "",
-    )
+    name_of = part.label_map.name if few else lambda label: ""
+    boxes, masks = target["boxes"] * scale, target["masks"].resize(size)
+    drawn = draw_detections(image, boxes, target["labels"], None, masks, name_of)
     objects = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
     return drawn, objects
 
@@ -136,7 +127,7 @@ def finds_section(finds: Finds) -> Section:
                     tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
                     tag("p", kind.advice) if kind.advice else "",
                     tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
-                    tag("p", f"and {more:,} more: check_data.json lists them", class_="soft") if more > 0 else "",
+                    note(f"and {more:,} more: check_data.json lists them") if more > 0 else "",
                     open=severity == ERROR,
                 )
             )
@@ -158,16 +149,10 @@ def classes_section(classes: dict[str, dict[str, int]]) -> Section:
         for name in names
     ]
     head = ["class", *splits, "objects, crowds apart"]
-    parts = [tag("div", table(head, rows[:BARS]), class_="classes")]
+    shown, others = (tag("div", table(head, part), class_="classes") for part in (rows[:BARS], rows[BARS:]))
     if len(rows) > BARS:
-        parts.append(
-            tag(
-                "details",
-                tag("summary", f"The other {len(rows) - BARS} of {len(rows)} classes"),
-                tag("div", table(head, rows[BARS:]), class_="classes"),
-            )
-        )
-    return section("classes", "Classes", *parts)
+        others = tag("details", tag("summary", f"The other {len(rows) - BARS} of {len(rows)} classes"), others)
+    return section("classes", "Classes", shown, others if len(rows) > BARS else "")
 
 
 def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
@@ -212,20 +197,17 @@ def anchors_section(found: Sequence[Reach], sizing: str) -> Section:
     lines = {
         name: (least.tolist(), [100 * reach.share(x) for x in least]) for name, reach in zip(names, found, strict=True)
     }
-    text = [
-        tag(
-            "p",
-            f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is "
-            "given its best anchor, but one that overlaps more is easier to refine.",
-        )
-    ]
+    share = (
+        f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is given its best "
+    )
+    text = [tag("p", share + "anchor, but one that overlaps more is easier to refine.")]
     for reach in found[1:]:
         more = len(reach.ratios) / len(found[0].ratios)
         cost = f" ({more:.2g} times as many anchors)" if more > 1 else ""
         text.append(tag("p", f"This would reach {reach.share(0.5):.1%} at IoU 0.5{cost}:"))
         text.append(tag("pre", reach.flags()))
     if len(found) == 1 and found[0].share(0.5) < 0.9:
-        text.append(tag("p", "No other anchor sizes and no more ratios reach noticeably more.", class_="soft"))
+        text.append(note("No other anchor sizes and no more ratios reach noticeably more."))
     plot = figure(curves(lines, "IoU", "% of objects", (0.2, 1), (0, 100)), "Objects by the IoU of their best anchor")
     head = ["anchors", "sizes", "ratios (height / width)", "IoU 0.5", "IoU 0.7"]
     return section("anchors", "Anchors", *text, table(head, rows), plot)
@@ -242,27 +224,18 @@ def doubles_section(doubles: list[Double], splits: dict) -> Section:
             drawn, _ = _drawn(splits[place[0]], place[1])
         except InputError as error:  # it has changed since it was read
             return tag("figure", tag("figcaption", str(error)))
-        return figure(
-            img_tag(drawn, name, THUMB, loading="lazy"),
-            f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}",
-        )
+        caption = f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}"
+        return figure(img_tag(drawn, name, THUMB, loading="lazy"), caption)
 
     for double in doubles[:PAIRS]:
         places = double.first, double.second
         cards |= {place: card(place) for place in places if place not in cards}
-        sides = [cards[place] for place in places]
         text = "the same in every pixel" if double.same else f"nearly the same (correlation {double.correlation:.4f})"
         across = double.first[0] != double.second[0]
-        parts.append(
-            tag(
-                "div",
-                tag("p", ("In both splits: " if across else "") + text, class_="warn" if across else "soft"),
-                *sides,
-                class_="pair",
-            )
-        )
+        text = tag("p", ("In both splits: " if across else "") + text, class_="warn" if across else "soft")
+        parts.append(tag("div", text, *(cards[place] for place in places), class_="pair"))
     if len(doubles) > PAIRS:
-        parts.append(tag("p", f"and {len(doubles) - PAIRS:,} more: check_data.json lists them", class_="soft"))
+        parts.append(note(f"and {len(doubles) - PAIRS:,} more: check_data.json lists them"))
     return section("doubles", "Images that show the same", *(parts or [tag("p", "None were found.", class_="good")]))
 
 

@@ -123,18 +123,10 @@ def look(
         given = [{key: value.to(device) if hasattr(value, "to") else value for key, value in moved.items()}]
     result = model.eval()([image.to(device)], given, paste_masks=False, recorder=seen)
     model.train(training)
-    losses, detections = result if given else ({}, result)
-    return View(
-        model.config,
-        name_of,
-        before or (image, target),
-        image,
-        target,
-        seen,
-        {name: float(value) for name, value in losses.items()},
-        {key: value.cpu() for key, value in detections[0].items()},
-        mini or 56,
-    )
+    losses, (found,) = result if given else ({}, result)
+    losses = {name: float(value) for name, value in losses.items()}
+    found = {key: value.cpu() for key, value in found.items()}
+    return View(model.config, name_of, before or (image, target), image, target, seen, losses, found, mini or 56)
 
 
 def best_overlap(objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,15 +31,8 @@ def plot_loss_and_lr(
     steps = range(1, len(losses) + 1)
     window = round(len(losses) * SMOOTHED)
     marker = "." if len(losses) < FEW else None  # a line through one point would not be seen
-    lines = axes.plot(
-        steps,
-        losses,
-        color="tab:red",
-        marker=marker,
-        label="training loss of a step",
-        alpha=0.35 if window > 1 else 1,
-        linewidth=1,
-    )
+    light = {"alpha": 0.35 if window > 1 else 1, "linewidth": 1}
+    lines = axes.plot(steps, losses, color="tab:red", marker=marker, label="training loss of a step", **light)
     if window > 1:
         lines += axes.plot(steps, running_mean(losses, window), color="tab:red", label=f"mean of {window} steps")
     known = {epoch: loss for epoch, loss in (val or {}).items() if loss is not None and math.isfinite(loss)}

@@ -22,7 +22,7 @@ from train_utils.evaluation.mistakes.matching import IOU_THRESHOLDS, match
 from train_utils.evaluation.mistakes.scores import best_of_all, best_of_classes, calibration
 from train_utils.evaluation.numbers import IOU_TYPES, IouTypeResult, category_names
 from train_utils.io.plain_text import visible
-from train_utils.show.pages import joined, page, tag, write_page
+from train_utils.show.pages import joined, note, page, tag, write_page
 
 IMAGES = 300  # that can be looked at, by default
 SCORE = 0.5  # above which detections are shown where no score is best: there is none, or no object
@@ -106,11 +106,9 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
             ", at IoU 0.5: ",
             tag("b", sections.value(stats[iou_type].stats[1])),
         ),
-        tag(
-            "p",
+        note(
             f"{len(results):,} detections in {len(matches.image_ids):,} images. IoU below is that of {shapes}; "
-            "AP, crowds and the limit of 100 detections of a class in an image are as in COCO.",
-            class_="soft",
+            "AP, crowds and the limit of 100 detections of a class in an image are as in COCO."
         ),
         sections.data_block(gallery, names, each[0]),
     )

@@ -152,28 +152,21 @@ def _outlines(
     A detection is [class, score, state, class meant, IoU, outline]; scores and IoU are in hundredths.
     """
     matches, scale = shown.matches, UNITS / max(size)
+    height, width = (max(1, round(side * scale)) for side in size)
+
+    def rows(columns: Sequence[np.ndarray], entries: Sequence[dict], chosen: Sequence[int], which: np.ndarray) -> list:
+        at = np.array(chosen, dtype=np.int64)
+        numbers = np.stack([column[at] for column in columns], axis=1).round().astype(np.int64).tolist()
+        shapes = (path_of(entries[i], matches.iou_type, size, scale) for i in which[at].tolist())
+        return [[*row, outline] for row, outline in zip(numbers, shapes, strict=True)]
+
+    of_objects = (matches.object_category, shown.object_state)
+    of_detections = (matches.category, 100 * matches.score, shown.state, shown.meant_class, 100 * shown.iou)
     return {
-        "width": max(1, round(size[1] * scale)),
-        "height": max(1, round(size[0] * scale)),
-        "objects": [
-            [
-                int(matches.object_category[g]),
-                int(shown.object_state[g]),
-                path_of(truth["annotations"][matches.annotation[g]], matches.iou_type, size, scale),
-            ]
-            for g in objects
-        ],
-        "detections": [
-            [
-                int(matches.category[d]),
-                round(100 * float(matches.score[d])),
-                int(shown.state[d]),
-                int(shown.meant_class[d]),
-                round(100 * float(shown.iou[d])),
-                path_of(results[matches.result[d]], matches.iou_type, size, scale),
-            ]
-            for d in detections
-        ],
+        "width": width,
+        "height": height,
+        "objects": rows(of_objects, truth["annotations"], objects, matches.annotation),
+        "detections": rows(of_detections, results, detections, matches.result),
     }
 
 

@@ -76,19 +76,10 @@ def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequen
         iou = _overlaps([_shape(results[i], iou_type) for i in kept], shapes, crowd)  # [d, g]
         labels = np.array([column_of[results[i]["category_id"]] for i in kept], dtype=np.int64)
         scores = np.array([results[i]["score"] for i in kept], dtype=np.float64)
-        parts.append(
-            (
-                np.array(kept, dtype=np.int64),
-                np.full(len(kept), row),
-                labels,
-                scores,
-                *_match_image(iou, labels[:, None] == categories, crowd, first),
-                np.array(objects[row], dtype=np.int64),
-                np.full(len(own), row),
-                categories,
-                crowd,
-            )
-        )
+        of_detections = np.array(kept, dtype=np.int64), np.full(len(kept), row), labels, scores
+        matched = _match_image(iou, labels[:, None] == categories, crowd, first)
+        of_objects = np.array(objects[row], dtype=np.int64), np.full(len(own), row), categories, crowd
+        parts.append((*of_detections, *matched, *of_objects))
         first += len(own)
     columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
     return Matches(iou_type, image_ids, category_ids, *columns)

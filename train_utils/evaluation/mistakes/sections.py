@@ -16,7 +16,7 @@ from train_utils.evaluation.mistakes.gallery import ASIDE, FINE, UNITS, Gallery
 from train_utils.evaluation.mistakes.matching import BACKGROUND, FOREGROUND
 from train_utils.evaluation.mistakes.scores import Best, Bin
 from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES, IouTypeResult
-from train_utils.show.pages import Html, Section, figure, joined, json_block, section, table, tag
+from train_utils.show.pages import Html, Section, figure, joined, json_block, note, section, table, tag
 from train_utils.show.pages.plots import Axes, bars, curves
 
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
         "numbers",
         "COCO numbers",
         table(head, rows, id="stats"),
-        tag("p", "As in record_mAP.txt and record_mAP.json. n/a: there is no such object.", class_="soft"),
+        note("As in record_mAP.txt and record_mAP.json. n/a: there is no such object."),
     )
 
 
@@ -85,13 +85,11 @@ def advice_section(lines: Sequence[str], is_any: bool) -> Section:
         else "These images hold no object to find: there is no AP, and no mistake has a cost."
     )
     listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
-    note = tag(
-        "p",
+    about = note(
         f"A line for each kind of mistake that costs {WORTH} AP or more, at most four. Where no score is "
-        "named, all detections count.",
-        class_="soft",
+        "named, all detections count."
     )
-    return section("advice", "Advice", listed, note if lines else "")
+    return section("advice", "Advice", listed, about if lines else "")
 
 
 def _with_flags(text: str) -> Html:
@@ -108,7 +106,7 @@ def in_crowds(left_out: int) -> Html | str:
         if left_out == 1
         else (f"{left_out:,} detections inside crowd regions are")
     )
-    return tag("p", f"{which} left out: neither right nor wrong.", class_="soft") if left_out else ""
+    return note(f"{which} left out: neither right nor wrong.") if left_out else ""
 
 
 def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int) -> Section:
@@ -127,11 +125,9 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
             "costs do not add up: one mistake hides another.",
         ),
         table(["kind", "what it is", "how many", "cost"], rows, id="costs"),
-        tag(
-            "p",
+        note(
             "All detections count here, whatever their score. Images and Confusion count those with a score of "
-            f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong.",
-            class_="soft",
+            f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong."
         ),
         in_crowds(left_out),
     )
@@ -160,13 +156,11 @@ def classes_section(
             ]
         )
     head = ["class", "objects", "detections", "AP", "AP50", "precision", "recall", "F1", "at score"]
-    note = (
+    about = (
         "Precision, recall and F1 are at IoU 0.5, of the detections whose score is at least the one in the last "
         "column: that at which the class's F1 is highest. Click a heading to sort."
     )
-    return section(
-        "classes", "Classes", table(head, rows, id="per-class", data_sortable=True), tag("p", note, class_="soft")
-    )
+    return section("classes", "Classes", table(head, rows, id="per-class", data_sortable=True), note(about))
 
 
 def curves_section(means: dict[str, np.ndarray], names: list[str], each: np.ndarray, first: int) -> Section:
@@ -271,7 +265,7 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
         table(["objects", "", "AP"], by_size, id="by-size"),
         tag("h3", "AP by the number of objects in the image"),
         table(["an image has", "images", "objects", "AP", "AP50"], by_count, id="by-crowding"),
-        tag("p", "Each row is an evaluation of these images alone. A few images say little.", class_="soft"),
+        note("Each row is an evaluation of these images alone. A few images say little."),
     )
 
 

@@ -71,16 +71,16 @@ def figure(content: object, caption: object) -> Html:
     return tag("figure", content, tag("figcaption", caption))
 
 
+def note(*content: object) -> Html:
+    """Returns a paragraph of less weight."""
+    return tag("p", *content, class_="soft")
+
+
 def table(head: Sequence, rows: Sequence[Sequence], **attributes: object) -> Html:
     """Returns a table that scrolls by itself where it is too wide; numbers are aligned to the right."""
     body = [tag("tr", *(tag("td", cell, class_="number" if is_number(cell) else None) for cell in row)) for row in rows]
-    whole = tag(
-        "table",
-        tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))),
-        tag("tbody", *body),
-        **attributes,
-    )
-    return tag("div", whole, class_="scroll")
+    top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
+    return tag("div", tag("table", top, tag("tbody", *body), **attributes), class_="scroll")
 
 
 def is_number(cell: object) -> bool:

@@ -63,25 +63,14 @@ class Axes:
 
 def bars(values: Sequence[float], labels: Sequence[str], x_label: str, y_label: str) -> Html:
     """Draws a bar for each value, and the label of every bar that has room for it."""
-    axes = Axes(
-        (0, max(len(values), 1)),
-        (0, max([*values, 0]) or 1),
-        x_label,
-        y_label,
-        whole=all(float(value).is_integer() for value in values),
-    )
+    whole = all(float(value).is_integer() for value in values)
+    axes = Axes((0, max(len(values), 1)), (0, max([*values, 0]) or 1), x_label, y_label, whole)
     every = max(1, math.ceil(max(map(len, labels), default=1) * 6.5 * len(labels) / (WIDTH - LEFT - RIGHT)))
     parts = []
     for i, (value, label) in enumerate(zip(values, labels, strict=True)):
         top = axes.y(value)
-        box = tag(
-            "rect",
-            x=axes.x(i + 0.08),
-            y=top,
-            width=round(axes.x(0.84) - axes.x(0), 1),
-            height=round(axes.y(0) - top, 1),
-            fill="var(--c0)",
-        )
+        width, height = round(axes.x(0.84) - axes.x(0), 1), round(axes.y(0) - top, 1)
+        box = tag("rect", x=axes.x(i + 0.08), y=top, width=width, height=height, fill="var(--c0)")
         parts.append(tag("g", tag("title", f"{label}: {value:,g}"), box))
         if i % every == 0:
             parts.append(_text(axes.x(i + 0.5), HEIGHT - BOTTOM + 16, label))
@@ -103,17 +92,8 @@ def curves(
     parts = []
     if diagonal:
         low, high = axes.x_range
-        parts.append(
-            tag(
-                "line",
-                x1=axes.x(low),
-                y1=axes.y(low),
-                x2=axes.x(high),
-                y2=axes.y(high),
-                class_="grid",
-                stroke_dasharray="4 4",
-            )
-        )
+        ends = {"x1": axes.x(low), "y1": axes.y(low), "x2": axes.x(high), "y2": axes.y(high)}
+        parts.append(tag("line", **ends, class_="grid", stroke_dasharray="4 4"))
     for i, (name, (xs, ys)) in enumerate(lines.items()):
         points = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in zip(xs, ys, strict=True))
         color = f"stroke:var(--c{i % COLORS})"
