@@ -59,17 +59,9 @@ def draw_image(path: Path, height: int, width: int, objects: int, rng: np.random
         points = np.round(centre + outline[:, None] * np.stack((np.cos(angle), np.sin(angle)), 1), 2)  # [40, 2]
         draw.polygon([tuple(p) for p in points.tolist()], fill=tuple(rng.integers(0, 256, 3).tolist()))
         low, high = points.min(0), points.max(0)
-        annotations.append(
-            {
-                "id": i + 1,
-                "image_id": 1,
-                "category_id": i % 3 + 1,
-                "iscrowd": 0,
-                "bbox": [*low.tolist(), *(high - low).tolist()],
-                "area": float(2.2 * radius**2),
-                "segmentation": [points.ravel().tolist()],
-            }
-        )
+        box, area = [*low.tolist(), *(high - low).tolist()], float(2.2 * radius**2)
+        shape = {"bbox": box, "area": area, "segmentation": [points.ravel().tolist()]}
+        annotations.append({"id": i + 1, "image_id": 1, "category_id": i % 3 + 1, "iscrowd": 0, **shape})
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=90)
     return annotations

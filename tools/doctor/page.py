@@ -121,16 +121,13 @@ def finds_section(finds: Finds) -> Section:
         for kind, count in kinds:
             listed = finds[kind]
             more = len(listed) - LISTED
-            parts.append(
-                tag(
-                    "details",
-                    tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
-                    tag("p", kind.advice) if kind.advice else "",
-                    tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
-                    note(f"and {more:,} more: check_data.json lists them") if more > 0 else "",
-                    open=severity == ERROR,
-                )
-            )
+            content = [
+                tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
+                tag("p", kind.advice) if kind.advice else "",
+                tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
+                note(f"and {more:,} more: check_data.json lists them") if more > 0 else "",
+            ]
+            parts.append(tag("details", *content, open=severity == ERROR))
     return section("finds", "Finds", *(parts or [tag("p", "Nothing was found.", class_="good")]))
 
 
@@ -168,13 +165,8 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
         for title, found in histograms.items()
     ]
     rows = [[size, f"{count:,}"] for size, count in sizes.items()]
-    return section(
-        "shapes",
-        "Sizes and shapes",
-        tag("div", *plots, class_="two"),
-        tag("h3", "Commonest image sizes (width x height)"),
-        table(["pixels", "images"], rows),
-    )
+    of_sizes = tag("h3", "Commonest image sizes (width x height)"), table(["pixels", "images"], rows)
+    return section("shapes", "Sizes and shapes", tag("div", *plots, class_="two"), *of_sizes)
 
 
 def anchors_section(found: Sequence[Reach], sizing: str) -> Section:
@@ -183,20 +175,11 @@ def anchors_section(found: Sequence[Reach], sizing: str) -> Section:
         "configured",
         *("better sizes" if reach.ratios == found[0].ratios else "with more ratios" for reach in found[1:]),
     ]
-    rows = [
-        [
-            name,
-            " ".join(map(str, reach.sizes)),
-            " ".join(f"{r:g}" for r in reach.ratios),
-            f"{reach.share(0.5):.1%}",
-            f"{reach.share(0.7):.1%}",
-        ]
-        for name, reach in zip(names, found, strict=True)
-    ]
-    least = np.linspace(0.2, 1, 33)
-    lines = {
-        name: (least.tolist(), [100 * reach.share(x) for x in least]) for name, reach in zip(names, found, strict=True)
-    }
+    rows, lines, least = [], {}, np.linspace(0.2, 1, 33)
+    for name, reach in zip(names, found, strict=True):
+        sizes, ratios = " ".join(map(str, reach.sizes)), " ".join(f"{r:g}" for r in reach.ratios)
+        rows.append([name, sizes, ratios, f"{reach.share(0.5):.1%}", f"{reach.share(0.7):.1%}"])
+        lines[name] = least.tolist(), [100 * reach.share(x) for x in least]
     share = (
         f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is given its best "
     )

@@ -28,12 +28,8 @@ def roi_levels(view: View) -> Shown:
         own = (levels == level).nonzero()[:, 0]
         canvas.boxes(rois[own[:OF_LEVEL]], color)
         canvas.write(f"P{level + 2}: {len(own):,}", *canvas.point(6 + 100 * level, 6), color)
-        facts.append(
-            (
-                f"P{level + 2}, stride {stride}: RoIs; root of the area in pixels, least / median / largest",
-                f"{len(own):,}; {spread(sides[own], 0)}",
-            )
-        )
+        what = f"P{level + 2}, stride {stride}: RoIs; root of the area in pixels, least / median / largest"
+        facts.append((what, f"{len(own):,}; {spread(sides[own], 0)}"))
     panels = [Panel(f"how many RoIs take which level, and the best {OF_LEVEL} of each", canvas.image)]
     if len(rois):
         best = view.path(0)[1] if len(view.found) else 0
@@ -123,18 +119,12 @@ def refinement(view: View) -> Shown:
     facts = [
         ("class scores of the RoIs", shape(record["scores"])),
         (f"(RoI, class) pairs with a score above {cfg.box_score_thresh}", f"{len(record['roi']):,}"),
-        (
-            f"left by NMS within each class at {cfg.box_nms_thresh}, at most {cfg.box_detections_per_img}",
-            str(len(record["keep"])),
-        ),
     ]
+    what = f"left by NMS within each class at {cfg.box_nms_thresh}, at most {cfg.box_detections_per_img}"
+    facts.append((what, str(len(record["keep"]))))
     if overlaps is not None:
-        facts.append(
-            (
-                "overlap of anchor → proposal → detection with the object that the detection is best on, mean",
-                _steps(overlaps.mean(0)),
-            )
-        )
+        what = "overlap of anchor → proposal → detection with the object that the detection is best on, mean"
+        facts.append((what, _steps(overlaps.mean(0))))
     return panels, facts
 
 
@@ -158,11 +148,9 @@ def detections(view: View) -> Shown:
     masks = mask_probs_to_bool(probs.float(), boxes, size)
     image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
     image.thumbnail((2 * SIDE, 2 * SIDE))
-    caption = (
-        f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more"
-        if least
-        else (f"all {len(boxes)} detections: none has a score of 0.5")
-    )
+    caption = f"all {len(boxes)} detections: none has a score of 0.5"
+    if least:
+        caption = f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more"
     panels = [Panel(caption, image)]
     facts = [("detections", str(len(found["scores"]))), ("scores: least / median / largest", spread(found["scores"]))]
     if view.target is not None:
@@ -170,10 +158,6 @@ def detections(view: View) -> Shown:
         own = view.target["boxes"][view.own(view.target)]
         iou, _ = best_overlap(own, boxes)
         which = "the one detection" if len(boxes) == 1 else f"one of the {len(boxes)} detections"
-        facts.append(
-            (
-                f"objects that {which} shown overlaps by 0.5 or more, of whatever class",
-                f"{int((iou >= 0.5).sum())} of {len(own)}",
-            )
-        )
+        what = f"objects that {which} shown overlaps by 0.5 or more, of whatever class"
+        facts.append((what, f"{int((iou >= 0.5).sum())} of {len(own)}"))
     return panels, facts

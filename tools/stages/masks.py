@@ -24,11 +24,9 @@ def mask_targets(view: View) -> Shown:
     mini = full.limited(view.mini)
     cells = record["targets"].shape[-1]
     of_full, of_mini = (targets_of([masks], [rois], [matched], [view.size], cells) for masks in (full, mini))
+    what = f"pixels kept of full-size masks and of mini masks of {view.mini} x {view.mini}"
     facts += [
-        (
-            f"pixels kept of full-size masks and of mini masks of {view.mini} x {view.mini}",
-            f"{len(full.pixels):,} and {len(mini.pixels):,}",
-        ),
+        (what, f"{len(full.pixels):,} and {len(mini.pixels):,}"),
         ("mean difference between the targets from both", f"{(of_full - of_mini).abs().mean():.4f}"),
     ]
     iou, panels = box_iou(view.objects.float(), rois)[matched, torch.arange(len(rois))], []
@@ -36,21 +34,16 @@ def mask_targets(view: View) -> Shown:
         own = (matched == i).nonzero()[:, 0]
         k = int(own[(iou[own] - 0.75).abs().argmin()])  # neither the object's own box nor one that misses half of it
         area = scale_boxes(rois[k : k + 1], view.size, full.size)[0].tolist()
-        panels.append(
-            Panel(
-                f"{view.name(labels[k])}: a RoI that overlaps the object by {iou[k]:.2f}",
-                tiles(
-                    [
-                        ("RoI", Canvas(view.image, area).image),
-                        ("full-size mask", _mask(full, i, area)),
-                        (f"its {cells} x {cells} target", heat_image(of_full[k])),
-                        ("", None),
-                        (f"mini mask, {view.mini} x {view.mini}", _mask(mini, i, area)),
-                        (f"its {cells} x {cells} target", heat_image(of_mini[k])),
-                    ]
-                ),
-            )
-        )
+        caption = f"{view.name(labels[k])}: a RoI that overlaps the object by {iou[k]:.2f}"
+        parts = [
+            ("RoI", Canvas(view.image, area).image),
+            ("full-size mask", _mask(full, i, area)),
+            (f"its {cells} x {cells} target", heat_image(of_full[k])),
+            ("", None),
+            (f"mini mask, {view.mini} x {view.mini}", _mask(mini, i, area)),
+            (f"its {cells} x {cells} target", heat_image(of_mini[k])),
+        ]
+        panels.append(Panel(caption, tiles(parts)))
     return panels, facts
 
 
@@ -67,18 +60,12 @@ def masks(view: View) -> Shown:
         x1, y1, x2, y2 = window_around(boxes[d : d + 1], size, margin=0.1)
         pasted = paste_masks(probs[d : d + 1], boxes[d : d + 1], size)[0, 0, y1:y2, x1:x2]
         cut = torch.where(pasted > 0.5, view.image[:, y1:y2, x1:x2], 255)
-        panels.append(
-            Panel(
-                f"{view.title(d)}: {(pasted > 0.5).sum():,} pixels are set",
-                tiles(
-                    [
-                        (f"{probs.shape[1]} x {probs.shape[2]} probabilities", heat_image(probs[d])),
-                        ("pasted into the image", heat_image(pasted)),
-                        ("above 0.5", Canvas(cut.to(torch.uint8)).image),
-                    ]
-                ),
-            )
-        )
+        parts = [
+            (f"{probs.shape[1]} x {probs.shape[2]} probabilities", heat_image(probs[d])),
+            ("pasted into the image", heat_image(pasted)),
+            ("above 0.5", Canvas(cut.to(torch.uint8)).image),
+        ]
+        panels.append(Panel(f"{view.title(d)}: {(pasted > 0.5).sum():,} pixels are set", tiles(parts)))
     facts = [("mask probabilities", shape(probs))]
     if len(probs):
         sure = ((probs < 0.1) | (probs > 0.9)).float().mean()

@@ -57,12 +57,8 @@ def objectness(view: View) -> Shown:
     for level, (logits, maps) in enumerate(zip(record["logits"], record["maps"], strict=True), 2):
         scores = logits[0].float().sigmoid()
         best = scores.view(*maps.shape[-2:], per_cell).amax(2)  # [H, W], of a cell's anchors
-        panels.append(
-            Panel(
-                f"P{level}: up to {best.max():.2f}",
-                Canvas(view.padded, side=MAP_SIDE).heat(best, pw, ph, opacity=0.8).image,
-            )
-        )
+        canvas = Canvas(view.padded, side=MAP_SIDE).heat(best, pw, ph, opacity=0.8)
+        panels.append(Panel(f"P{level}: up to {best.max():.2f}", canvas.image))
         facts.append((f"P{level}: logits; objectness, least / median / largest", f"{shape(logits)}; {spread(scores)}"))
     return panels, facts
 

@@ -96,16 +96,10 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
         sections.groups_section(stats, iou_type, by_crowding(matches)),
         sections.calibration_section(*calibration(matches), left_out),
     ]
-    shapes = IOU_TYPES[iou_type]
+    shapes, (ap, ap50) = IOU_TYPES[iou_type], map(sections.value, stats[iou_type].stats[:2])
     lead = joined(
         tag("p", f"{source}, on {data_set.describe()}"),
-        tag(
-            "p",
-            f"AP of {shapes}: ",
-            tag("b", sections.value(stats[iou_type].stats[0])),
-            ", at IoU 0.5: ",
-            tag("b", sections.value(stats[iou_type].stats[1])),
-        ),
+        tag("p", f"AP of {shapes}: ", tag("b", ap), ", at IoU 0.5: ", tag("b", ap50)),
         note(
             f"{len(results):,} detections in {len(matches.image_ids):,} images. IoU below is that of {shapes}; "
             "AP, crowds and the limit of 100 detections of a class in an image are as in COCO."

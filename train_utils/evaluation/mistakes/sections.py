@@ -101,11 +101,8 @@ def _with_flags(text: str) -> Html:
 
 def in_crowds(left_out: int) -> Html | str:
     """Returns a line on the detections inside crowd regions, where there are any."""
-    which = (
-        "1 detection inside a crowd region is"
-        if left_out == 1
-        else (f"{left_out:,} detections inside crowd regions are")
-    )
+    some = f"{left_out:,} detections inside crowd regions are"
+    which = "1 detection inside a crowd region is" if left_out == 1 else some
     return note(f"{which} left out: neither right nor wrong.") if left_out else ""
 
 
@@ -145,16 +142,8 @@ def classes_section(
     rows = []
     for i, name in enumerate(names):
         of_best = (best[i].precision, best[i].recall, best[i].f1, best[i].score) if best[i] else (None,) * 4
-        rows.append(
-            [
-                name,
-                f"{objects[i]:,}",
-                f"{found[i]:,}",
-                value(ap[i]),
-                value(ap50[i]),
-                *(value(number, ".3f") for number in of_best),
-            ]
-        )
+        counts = f"{objects[i]:,}", f"{found[i]:,}"
+        rows.append([name, *counts, value(ap[i]), value(ap50[i]), *(value(number, ".3f") for number in of_best)])
     head = ["class", "objects", "detections", "AP", "AP50", "precision", "recall", "F1", "at score"]
     about = (
         "Precision, recall and F1 are at IoU 0.5, of the detections whose score is at least the one in the last "
@@ -176,28 +165,12 @@ def curves_section(means: dict[str, np.ndarray], names: list[str], each: np.ndar
     own = curves({names[first]: (recalls, each[first].tolist())}, "recall", "precision", **ranges)
     options = [tag("option", name, value=i, selected=i == first) for i, name in enumerate(names)]
     axes = Axes((0, 1), (0, 1), "", "")
-    corners = [axes.x(0), axes.x(1), axes.y(0), axes.y(1)]
-    return section(
-        "curves",
-        heading,
-        tag(
-            "div",
-            figure(mean, "The mean over the classes, at three IoU thresholds."),
-            tag(
-                "div",
-                figure(own, tag("span", names[first], ", at IoU 0.5.", id="curve-said")),
-                tag(
-                    "p",
-                    tag("label", "Class ", tag("select", *options, id="curve-class")),
-                    hidden=True,
-                    data_script=True,
-                ),
-                id="curve",
-                data_corners=" ".join(map(str, corners)),
-            ),
-            class_="plots",
-        ),
-    )
+    corners = " ".join(map(str, (axes.x(0), axes.x(1), axes.y(0), axes.y(1))))
+    mean = figure(mean, "The mean over the classes, at three IoU thresholds.")
+    own = figure(own, tag("span", names[first], ", at IoU 0.5.", id="curve-said"))
+    choice = tag("label", "Class ", tag("select", *options, id="curve-class"))
+    own = tag("div", own, tag("p", choice, hidden=True, data_script=True), id="curve", data_corners=corners)
+    return section("curves", heading, tag("div", mean, own, class_="plots"))
 
 
 def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) -> Section:
@@ -214,21 +187,15 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
     for i, label in zip(rows, labels, strict=True):
         total = max(int(matrix[i].sum()), 1)
         cells = [
-            tag(
-                "td",
-                f"{matrix[i, j]:,}" if matrix[i, j] else "",
-                class_="number",
-                style=f"--share:{matrix[i, j] / total:.2f}" if matrix[i, j] else None,
-            )
-            for j in rows
+            tag("td", f"{count:,}", class_="number", style=f"--share:{count / total:.2f}")
+            if count
+            else tag("td", class_="number")
+            for count in matrix[i, rows].tolist()
         ]
         body.append(tag("tr", tag("th", label, scope="row", title=label), *cells))
-    head = tag(
-        "tr",
-        tag("th", "is, detected as", scope="col"),
-        *(tag("th", tag("span", label), scope="col", title=label) for label in labels),
-    )
-    whole = tag("table", tag("thead", head), tag("tbody", *body), id="confusion-matrix")
+    columns = [tag("th", tag("span", label), scope="col", title=label) for label in labels]
+    head = tag("thead", tag("tr", tag("th", "is, detected as", scope="col"), *columns))
+    whole = tag("table", head, tag("tbody", *body), id="confusion-matrix")
     pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix)]
     return section(
         "confusion",
@@ -335,27 +302,16 @@ def images_section(gallery: Gallery, names: list[str], least_score: float, is_be
         tag("label", "Class ", tag("select", tag("option", "all", value=""), *classes, id="by-class")),
         tag("label", "Sort ", tag("select", *(tag("option", name, value=key) for key, name in sorts.items()), id="by")),
     ]
-    legend = [
-        tag("li", tag("i", class_=f"k{i}"), name, title=title)
-        for i, name, title in (
-            (FINE, "right", None),
-            *((i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind]) for i, kind in enumerate(KINDS)),
-            (ASIDE, "crowd, or inside one", None),
-        )
-    ]
+    marks = [(i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind]) for i, kind in enumerate(KINDS)]
+    marks = [(FINE, "right", None), *marks, (ASIDE, "crowd, or inside one", None)]
+    legend = [tag("li", tag("i", class_=f"k{i}"), name, title=title) for i, name, title in marks]
+    count = tag("output", aria_live="polite", id="count")
     return section(
         "images",
         "Images",
         tag("p", *text),
         tag("noscript", tag("p", "This part needs JavaScript: the images are drawn by the page itself.")),
-        tag(
-            "div",
-            *controls,
-            tag("output", aria_live="polite", id="count"),
-            class_="controls",
-            hidden=True,
-            data_script=True,
-        ),
+        tag("div", *controls, count, class_="controls", hidden=True, data_script=True),
         tag("ul", *legend, class_="legend"),
         tag("ol", id="gallery"),
         tag("p", tag("button", "Show more", type="button", id="more", hidden=True)),
@@ -366,14 +322,5 @@ def images_section(gallery: Gallery, names: list[str], least_score: float, is_be
 def data_block(gallery: Gallery, names: list[str], each: np.ndarray) -> Html:
     """Returns what report.js reads."""
     thousandths = [None if np.isnan(curve).any() else np.rint(curve * 1000).astype(int).tolist() for curve in each]
-    return json_block(
-        "data",
-        {
-            "kinds": KINDS,
-            "classes": names,
-            "curves": thousandths,
-            "units": UNITS,
-            "rows": gallery.rows,
-            "drawings": gallery.drawings,
-        },
-    )
+    images = {"units": UNITS, "rows": gallery.rows, "drawings": gallery.drawings}
+    return json_block("data", {"kinds": KINDS, "classes": names, "curves": thousandths, **images})
