@@ -62,8 +62,8 @@ def box_targets(view: View) -> Shown:
     positive, background = (labels > 0).nonzero()[:, 0], rois[labels == 0]
     canvas = Canvas(view.resized, faded=True).boxes(background[:SHOWN], RED, opacity=0.5).boxes(rois[positive], GREEN)
     panels = [Panel("the sampled RoIs: positive (green), background (red)", canvas.image)]
-    stood_for = matched[positive].unique().tolist()
-    for i in stood_for[:CLOSE]:
+    matched_objects = matched[positive].unique().tolist()
+    for i in matched_objects[:CLOSE]:
         own = positive[matched[positive] == i]
         panels.append(_towards(view, rois[own], view.objects[i].float(), view.name(labels[own[0]])))
     facts = [
@@ -73,7 +73,7 @@ def box_targets(view: View) -> Shown:
             f"sampled, of at most {cfg.box_batch_size_per_image}",
             f"{len(positive)} positive, {len(background)} background",
         ),
-        ("objects that a sampled RoI stands for", f"{len(stood_for)} of {len(view.objects)}"),
+        ("objects matched with a sampled RoI", f"{len(matched_objects)} of {len(view.objects)}"),
         ("box targets (dx dy dw dh)", shape(record["deltas"])),
     ]
     return panels, facts + view.loss_facts("loss_classifier", "loss_box_reg")

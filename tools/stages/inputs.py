@@ -10,7 +10,7 @@ from tools.stages.stage import Facts, Panel, Shown, shape, size_of, spread
 from tools.stages.view import View, best_overlap
 from train_utils.show.drawing import draw_detections, instance_color
 
-MAP_SIDE = 340  # pixels of a level's image: five stand side by side
+MAP_SIDE = 340  # pixels of a level's image: five fit side by side
 FEW = 40  # objects that a number is written beside
 
 

@@ -206,7 +206,7 @@ LESSONS = (
         (MaskRCNN.forward, MaskRCNN._to_original),
         """
         What model(images) returns: boxes in pixels of the original image, labels, scores and masks; where the image
-        is of a data set, the ground truth stands beside them.""",
+        is of a data set, the ground truth is shown beside them.""",
     ),
 )
 

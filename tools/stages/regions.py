@@ -27,14 +27,14 @@ def rpn_targets(view: View) -> Shown:
         Panel("the sampled ones: positive (green), negative (red, their centres); objects are blue", sampled.image),
     ]
     counts = (len(positives), int((label < 0).sum()), int((label == 0).sum()))
-    stood_for = record["matched"][positive]
+    matched_objects = record["matched"][positive]
     facts = [
         ("positive, ignored, negative", ", ".join(f"{count:,}" for count in counts)),
         ("positive by the low-quality rule alone", f"{_by_low_quality(view, positives):,}"),
         (f"sampled, of at most {cfg.rpn_batch_size_per_image}", f"{len(positive)} positive, {len(negative)} negative"),
         (
-            "objects that a sampled anchor stands for",
-            f"{len(stood_for[stood_for > BELOW].unique())} of {len(view.objects)}",
+            "objects matched with a sampled anchor",
+            f"{len(matched_objects[matched_objects > BELOW].unique())} of {len(view.objects)}",
         ),
         (
             "length of a positive's target (dx dy dw dh): least / median / largest",

@@ -237,7 +237,7 @@ class _Writer:
         height, width = self.size
         even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = self.av.VideoFrame.from_ndarray(even, format="rgb24")
-        self.last = max(round(moment / self.base), self.last + 1)  # times that go back or stand still would be refused
+        self.last = max(round(moment / self.base), self.last + 1)  # times must rise
         frame.pts, frame.time_base = self.last, self.base
         self._mux(frame)
         self.count += 1
