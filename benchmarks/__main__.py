@@ -3,7 +3,7 @@
     python -m benchmarks --list
     python -m benchmarks nms_2000 roi_align        these
     python -m benchmarks                           all but those that take minutes a turn
-    python -m benchmarks --readme                  the same, and their table into README.md
+    python -m benchmarks --figures                 the same, and their table into docs/figures.md
 
 Prints one table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
@@ -22,7 +22,7 @@ from train_utils.cli.command import Parser, pick_device, positive_int, run_comma
 from train_utils.io.files import write_text
 
 BENCHMARKS = [one for part in (operators, models, loading, evaluation, annotations) for one in part.BENCHMARKS]
-README = Path(__file__).resolve().parents[1] / "README.md"
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=DATA,
         help="a folder with coco_mini/ in it; drawn images are taken where it is missing",
     )
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--figures", action="store_true", help="put the table into docs/figures.md")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory columns empty")
     return parser.parse_args(argv)
 
@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
             print(rows[-1].markdown(), flush=True)
     for line in (*left_out, "", *(row.json() for row in rows)):
         print(line)
-    if args.readme:
-        write_table(README, [f"{head}; medians of {args.repeats} turns:", "", HEADER, *(r.markdown() for r in rows)])
+    if args.figures:
+        write_table(FIGURES, [f"{head}; medians of {args.repeats} turns:", "", HEADER, *(r.markdown() for r in rows)])
 
 
 def write_table(path: Path, lines: list[str]) -> None:
