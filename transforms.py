@@ -3,20 +3,26 @@
     image   uint8 [3, H, W] (0..255) or float [3, H, W] (0..1), RGB
     target  the dict of one image: boxes float32 [N, 4] (x1 y1 x2 y2, pixels), labels int64 [N],
             masks (CroppedMasks of N masks, or uint8 [N, H, W]), area float32 [N], iscrowd uint8 [N]; other
-            entries, such as image_id, are handed on as they are
+            entries, such as image_id, stay as they are
     rng     a torch.Generator: every random choice comes from it, so that the same generator state gives the
-            same result whichever process works on the image
+            same result in any process
 
 Laws: nothing is changed in place; the i-th box, label, mask, area and crowd flag always belong to one object;
 a flip applied twice is the identity.
 """
 
 import math
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Generator, Tensor
 
 from network_files.operators.cropped_masks import CroppedMasks
+
+Sample = tuple[Tensor, dict]  # an image and its target
+Transform = Callable[[Tensor, dict, Generator], Sample]
 
 PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
 
@@ -29,89 +35,99 @@ RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0
 YIQ_TO_RGB = torch.linalg.inv(RGB_TO_YIQ.double()).float()
 
 
-def uniform(low, high, rng):
-    """One float drawn evenly from [low, high)."""
+def uniform(low: float, high: float, rng: Generator) -> float:
+    """Draws one number evenly from [low, high)."""
     return low + (high - low) * torch.rand((), generator=rng).item()
 
 
-def chance(p, rng):
-    """True with probability p; always takes exactly one number from the generator."""
+def chance(p: float, rng: Generator) -> bool:
+    """Returns True with probability p; always takes exactly one number from the generator."""
     return torch.rand((), generator=rng).item() < p
 
 
-def on_masks(masks, function):
-    """Apply a function of CroppedMasks to masks of either form; the form is kept."""
-    if isinstance(masks, CroppedMasks):
-        return function(masks)
-    return function(CroppedMasks.from_masks(masks)).to_masks()  # [N, H', W']
+def cropped(masks: CroppedMasks | Tensor) -> CroppedMasks:
+    """Returns masks of either form (see above) as CroppedMasks."""
+    return masks if isinstance(masks, CroppedMasks) else CroppedMasks.from_masks(masks)
+
+
+def on_masks(masks: CroppedMasks | Tensor, function: Callable[[CroppedMasks], CroppedMasks]) -> CroppedMasks | Tensor:
+    """Applies a function of CroppedMasks to masks of either form, and keeps the form."""
+    changed = function(cropped(masks))
+    return changed if isinstance(masks, CroppedMasks) else changed.to_masks()  # [N, H', W']
 
 
 class Compose:
-    """The given transforms one after another, all drawing from one generator."""
+    """Applies the given transforms one after another; all draw from one generator."""
 
-    def __init__(self, transforms):
+    def __init__(self, transforms: Iterable[Transform]) -> None:
         self.transforms = list(transforms)
 
-    def __call__(self, image, target, rng):
+    def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
+        """Returns image and target after all transforms."""
         for transform in self.transforms:
             image, target = transform(image, target, rng)
         return image, target
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Compose({', '.join(map(repr, self.transforms))})"
 
 
-class HorizontalFlip:
-    """Mirror left and right with probability p. Law: twice is the identity."""
+class _Flip:
+    """Mirrors along an axis of the image; columns: of the boxes, the two coordinates along this axis."""
 
-    def __init__(self, p=0.5):
+    axis: ClassVar[int]
+    columns: ClassVar[list[int]]
+    flip_masks: ClassVar[Callable[[CroppedMasks], CroppedMasks]]
+
+    def __init__(self, p: float = 0.5) -> None:
         self.p = p
 
-    def __call__(self, image, target, rng):
+    def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
+        """Returns image and target, mirrored or as they are."""
         if not chance(self.p, rng):
             return image, dict(target)
-        x1, y1, x2, y2 = target["boxes"].unbind(1)
-        width = image.shape[2]
-        boxes = torch.stack((width - x2, y1, width - x1, y2), dim=1)  # [N, 4]
-        masks = on_masks(target["masks"], CroppedMasks.hflip)
-        return image.flip(2), {**target, "boxes": boxes, "masks": masks}
+        boxes = target["boxes"].clone()  # [N, 4]
+        boxes[:, self.columns] = image.shape[self.axis] - boxes[:, self.columns[::-1]]
+        masks = on_masks(target["masks"], self.flip_masks)
+        return image.flip(self.axis), {**target, "boxes": boxes, "masks": masks}
 
-    def __repr__(self):
-        return f"HorizontalFlip(p={self.p})"
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(p={self.p})"
 
 
-class VerticalFlip:
-    """Mirror top and bottom with probability p. Law: twice is the identity."""
+class HorizontalFlip(_Flip):
+    """Mirrors left and right with probability p. Law: twice is the identity."""
 
-    def __init__(self, p=0.5):
-        self.p = p
+    axis, columns, flip_masks = 2, [0, 2], staticmethod(CroppedMasks.hflip)
 
-    def __call__(self, image, target, rng):
-        if not chance(self.p, rng):
-            return image, dict(target)
-        x1, y1, x2, y2 = target["boxes"].unbind(1)
-        height = image.shape[1]
-        boxes = torch.stack((x1, height - y2, x2, height - y1), dim=1)  # [N, 4]
-        masks = on_masks(target["masks"], CroppedMasks.vflip)
-        return image.flip(1), {**target, "boxes": boxes, "masks": masks}
 
-    def __repr__(self):
-        return f"VerticalFlip(p={self.p})"
+class VerticalFlip(_Flip):
+    """Mirrors top and bottom with probability p. Law: twice is the identity."""
+
+    axis, columns, flip_masks = 1, [1, 3], staticmethod(CroppedMasks.vflip)
 
 
 class PhotometricJitter:
-    """Change brightness, contrast, saturation and hue, each with probability p; boxes and masks stay.
+    """Changes brightness, contrast, saturation and hue, each with probability p; boxes and masks stay.
 
     Ranges are those of SSD's distortion (Liu et al. 2016, section 2.2) as torchvision's
     RandomPhotometricDistort has them. `hue` is in turns: 0.05 is 18 degrees either way. Hue and saturation
     work at constant luma (YIQ) instead of in HSV: one 3x3 matrix does both.
     """
 
-    def __init__(self, brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=0.05, p=0.5):
+    def __init__(
+        self,
+        brightness: tuple[float, float] = (0.875, 1.125),
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: float = 0.05,
+        p: float = 0.5,
+    ) -> None:
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.p = hue, p
 
-    def __call__(self, image, target, rng):
+    def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
+        """Returns the image in other colours, and the target as it is."""
         # Every number is drawn whether used or not, so that each knob's draw is independent of the others.
         brightness = self._factor(self.brightness, 1.0, rng)
         contrast = self._factor(self.contrast, 1.0, rng)
@@ -129,37 +145,44 @@ class PhotometricJitter:
             colours = colours.round_()
         return colours.to(image.dtype), dict(target)
 
-    def _factor(self, interval, neutral, rng):
+    def _factor(self, interval: tuple[float, float], neutral: float, rng: Generator) -> float:
         used, value = chance(self.p, rng), uniform(*interval, rng)
         return value if used else neutral
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"PhotometricJitter(brightness={self.brightness}, contrast={self.contrast}, "
             f"saturation={self.saturation}, hue={self.hue}, p={self.p})"
         )
 
 
-def colour_matrix(saturation, hue):
-    """The [3, 3] matrix on RGB that scales saturation and turns the hue by `hue` turns at constant luma."""
+def colour_matrix(saturation: float, hue: float) -> Tensor:
+    """Returns the [3, 3] matrix on RGB that scales saturation and turns hue by `hue` turns at constant luma."""
     cos, sin = (saturation * f(2 * math.pi * hue) for f in (math.cos, math.sin))
     turn = torch.tensor([[1.0, 0.0, 0.0], [0.0, cos, sin], [0.0, -sin, cos]])  # red to green, as in HSV
     return YIQ_TO_RGB @ turn @ RGB_TO_YIQ
 
 
 class LargeScaleJitter:
-    """Resize by a random factor, then cut or pad to size x size (Ghiasi et al. 2021, "Simple Copy-Paste").
+    """Resizes by a random factor, then cuts or pads to size x size (Ghiasi et al. 2021, "Simple Copy-Paste").
 
     The image first fits the square (longest side = size), then is scaled by a factor drawn evenly from
-    `scale`. What is larger is cut at a random place, what is smaller is padded at the right and bottom with
-    `fill` (bytes, RGB). Boxes are clipped to the cut; objects of which no mask pixel, or less than `min_side`
-    pixels of box in either direction, are left go with all their entries. `area` is the mask's new area.
+    `scale`. A larger image is cut at a random place, a smaller one is padded at the right and bottom with
+    `fill` (bytes, RGB). Boxes are clipped to the cut. An object is dropped, with all its entries, where no mask
+    pixel is left, or less than `min_side` pixels of its box in either direction. `area` is the mask's new area.
     """
 
-    def __init__(self, size=1024, scale=(0.1, 2.0), fill=MEAN_COLOUR, min_side=1.0):
+    def __init__(
+        self,
+        size: int = 1024,
+        scale: tuple[float, float] = (0.1, 2.0),
+        fill: tuple[int, int, int] = MEAN_COLOUR,
+        min_side: float = 1.0,
+    ) -> None:
         self.size, self.scale, self.fill, self.min_side = size, tuple(scale), tuple(fill), min_side
 
-    def __call__(self, image, target, rng):
+    def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
+        """Returns a square image and the target of what it shows."""
         height, width = image.shape[1:]
         ratio = self.size / max(height, width) * uniform(*self.scale, rng)
         resized = max(1, round(height * ratio)), max(1, round(width * ratio))
@@ -169,42 +192,41 @@ class LargeScaleJitter:
             self._cut_target(target, (height, width), resized, top, left),
         )
 
-    def _cut_image(self, image, resized, top, left):
+    def _cut_image(self, image: Tensor, resized: tuple[int, int], top: int, left: int) -> Tensor:
         image = F.interpolate(image[None], size=resized, mode="bilinear", antialias=True)[0]
         image = image[:, top : top + self.size, left : left + self.size]
-        return on_canvas(image, self.fill, self.size, self.size)
+        return on_canvas(image, self.fill, (self.size, self.size))
 
-    def _cut_target(self, target, original, resized, top, left):
+    def _cut_target(
+        self, target: dict, original: tuple[int, int], resized: tuple[int, int], top: int, left: int
+    ) -> dict:
         (height, width), (new_height, new_width) = original, resized
         scale = torch.tensor([new_width / width, new_height / height] * 2)
         boxes = target["boxes"] * scale - torch.tensor([left, top] * 2, dtype=torch.float32)
         boxes = boxes.clamp(0, self.size)  # [N, 4]
         sides = boxes[:, 2:] - boxes[:, :2]  # [N, 2]
-
-        as_cropped = isinstance(target["masks"], CroppedMasks)
-        masks = target["masks"] if as_cropped else CroppedMasks.from_masks(target["masks"])
-        masks = masks.resize(resized).window(left, top, self.size, self.size)
-        area = masks.areas()  # [N]
+        masks = on_masks(target["masks"], lambda m: m.resize(resized).window(left, top, self.size, self.size))
+        area = cropped(masks).areas()  # [N]
         keep = (sides >= self.min_side).all(dim=1) & (area > 0)
-
         changed = {**target, "boxes": boxes, "masks": masks, "area": area.float()}
-        changed.update({key: changed[key][keep] for key in PER_OBJECT if key in changed})
-        if not as_cropped:
-            changed["masks"] = changed["masks"].to_masks()  # [N', size, size]
-        return changed
+        return changed | {key: changed[key][keep] for key in PER_OBJECT if key in changed}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"LargeScaleJitter(size={self.size}, scale={self.scale})"
 
 
 class Expand:
-    """With probability p, put the image at a random place of a canvas of the same ratio and of 1 to `most` times
-    its sides, filled with `fill` (bytes, RGB): objects become smaller (SSD, Liu et al. 2016, section 3.6)."""
+    """Puts the image, with probability p, at a random place of a larger canvas: objects become smaller.
 
-    def __init__(self, most=4.0, fill=MEAN_COLOUR, p=0.5):
+    The canvas has the image's ratio and 1 to `most` times its sides, filled with `fill` (bytes, RGB). As in SSD
+    (Liu et al. 2016, section 3.6).
+    """
+
+    def __init__(self, most: float = 4.0, fill: tuple[int, int, int] = MEAN_COLOUR, p: float = 0.5) -> None:
         self.most, self.fill, self.p = most, tuple(fill), p
 
-    def __call__(self, image, target, rng):
+    def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
+        """Returns image and target on a larger canvas, or as they are."""
         used, ratio = chance(self.p, rng), uniform(1, self.most, rng)
         sides = image.shape[1:]
         height, width = (int(side * ratio) for side in sides)
@@ -213,53 +235,53 @@ class Expand:
             return image, dict(target)
         boxes = target["boxes"] + torch.tensor([left, top] * 2)
         masks = on_masks(target["masks"], lambda masks: masks.window(-left, -top, width, height))
-        return on_canvas(image, self.fill, height, width, top, left), {**target, "boxes": boxes, "masks": masks}
+        image = on_canvas(image, self.fill, (height, width), top, left)
+        return image, {**target, "boxes": boxes, "masks": masks}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Expand(most={self.most}, p={self.p})"
 
 
-def on_canvas(image, fill, height, width, top=0, left=0):
-    """The image [3, h, w] with its left upper corner at (left, top) of [3, height, width] of colour fill (bytes)."""
-    fill = torch.tensor(fill, dtype=torch.float32)
+def on_canvas(image: Tensor, fill: tuple[int, ...], size: tuple[int, int], top: int = 0, left: int = 0) -> Tensor:
+    """Puts an image [3, h, w] on a canvas [3, *size] of colour fill (bytes), its left upper corner at (left, top)."""
+    colour = torch.tensor(fill, dtype=torch.float32)
     if image.is_floating_point():
-        fill = fill / 255
-    canvas = fill.to(image.dtype)[:, None, None].repeat(1, height, width)
+        colour = colour / 255
+    canvas = colour.to(image.dtype)[:, None, None].repeat(1, *size)
     canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return canvas
 
 
 class MiniMasks:
-    """Keep each mask in at most size x size cells of its box. Comes last: others would enlarge it again."""
+    """Keeps each mask in at most size x size cells of its box. Comes last: others would enlarge it again."""
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, image, target, rng):
-        masks = target["masks"]
-        masks = masks if isinstance(masks, CroppedMasks) else CroppedMasks.from_masks(masks)
-        return image, {**target, "masks": masks.limited(self.size)}
+    def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
+        """Returns the image as it is, and the target with smaller masks."""
+        return image, {**target, "masks": cropped(target["masks"]).limited(self.size)}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"MiniMasks({self.size})"
 
 
 def build_augment(
-    horizontal_flip=0.5,
-    vertical_flip=0.0,
-    photometric=False,
-    large_scale_jitter=None,
-    jitter_scale=(0.1, 2.0),
-    expand=None,
-    mini_mask=None,
-):
-    """The training augmentation from plain options -> Compose (of nothing, when all are off).
+    horizontal_flip: float = 0.5,
+    vertical_flip: float = 0.0,
+    photometric: bool = False,
+    large_scale_jitter: int | None = None,
+    jitter_scale: tuple[float, float] = (0.1, 2.0),
+    expand: float | None = None,
+    mini_mask: int | None = None,
+) -> Compose:
+    """Builds the training augmentation from plain options; with all of them off it is a Compose of nothing.
 
     horizontal_flip, vertical_flip: probabilities; photometric: PhotometricJitter with its own ranges;
     large_scale_jitter: side in pixels of its square, None or 0 for none; jitter_scale: its range of factors;
     expand: largest factor of Expand; mini_mask: cells a side of MiniMasks (None for none of either).
     """
-    transforms = []
+    transforms: list[Transform] = []
     if photometric:
         transforms.append(PhotometricJitter())  # before padding, so that padding keeps the mean colour
     if expand:

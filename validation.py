@@ -35,7 +35,7 @@ from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.evaluation.mistakes import IMAGES, write_report
+from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
 from train_utils.prediction.data import add_data_flags, open_split, open_split_of
@@ -109,7 +109,8 @@ def write_page_of(
     """Writes the report and says so; the exit status."""
     start, folder = time.perf_counter(), user_path(options.output_dir)
     source = options.weights_path if options.detections is None else options.detections
-    made = write_report(folder, source, stats, results, data_set, image_ids, options.report_images, strict, progress)
+    evaluated = Evaluated(source, stats, results, data_set, image_ids, progress)
+    made = write_report(folder, evaluated, options.report_images, strict)
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
     print(

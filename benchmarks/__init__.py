@@ -1,1 +1,1 @@
-"""Measurements beside torchvision. Nothing imports them."""
+"""Measures this project beside torchvision. Nothing imports it."""

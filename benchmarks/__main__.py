@@ -1,11 +1,11 @@
-"""This project beside torchvision, in one process, on the same weights and inputs.
+"""Measures this project beside torchvision, in one process, on the same weights and inputs.
 
     python -m benchmarks --list
     python -m benchmarks nms_2000 roi_align        these
     python -m benchmarks                           all but those that take minutes a turn
     python -m benchmarks --figures                 the same, and their table into docs/figures.md
 
-One table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
+Prints one table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
 
 import argparse
@@ -21,23 +21,17 @@ from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, meas
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
 from train_utils.io.files import write_text
 
-BENCHMARKS = [
-    *operators.BENCHMARKS,
-    *models.BENCHMARKS,
-    *loading.BENCHMARKS,
-    *evaluation.BENCHMARKS,
-    *annotations.BENCHMARKS,
-]
+BENCHMARKS = [one for part in (operators, models, loading, evaluation, annotations) for one in part.BENCHMARKS]
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the command line."""
+    parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="which to run")
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--repeats", type=number(int, least=1), default=9, help="measured turns (default: 9)")
@@ -55,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the benchmarks that are asked for."""
     args = parse_args(argv)
     by_name = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     unknown = [name for name in args.names if name not in by_name]

@@ -1,4 +1,4 @@
-"""Opening annotations of COCO's size, beside pycocotools.
+"""Measures how long annotations of COCO's size take to open, beside pycocotools.
 
     python -m benchmarks annotations_first annotations_again --repeats 2    time and resident memory, 5 minutes
     python -m benchmarks.annotations                                        from 1,000 images to 118,287; workers
@@ -7,7 +7,6 @@ The data is drawn (`coco_size.py`) into maskrcnn_benchmarks/ of the system's fol
 use, 0.5 GB and a minute, and stays there. Its images are empty files.
 """
 
-import argparse
 import contextlib
 import gc
 import io
@@ -18,14 +17,18 @@ import sys
 import tempfile
 import time
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from benchmarks import coco_size
-from benchmarks.harness import KEPT, Benchmark, LeftOut, Settings, describe_machine, in_fresh_process, resident_mib
+from benchmarks import coco_size, harness
+from benchmarks.harness import Benchmark, LeftOut, Settings, Sides, describe_machine, in_fresh_process, resident_mib
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
@@ -36,7 +39,7 @@ COUNTS = (1_000, 10_000, coco_size.IMAGES)
 
 
 def data_folder(images: int) -> Path:
-    """A folder in COCO's layout with that many training images and 50 for validation, drawn where missing."""
+    """Returns a folder in COCO's layout with that many training images and 50 for validation, drawn where missing."""
     place = Path(tempfile.gettempdir()) / "maskrcnn_benchmarks"
     folder = place / f"coco_{images}"
     if folder.is_dir():
@@ -54,27 +57,22 @@ def data_folder(images: int) -> Path:
     return folder
 
 
-def open_ours(folder: Path, cache: str):
-    """The training data, with this folder for the cache, or "off"."""
-    before = os.environ.get("MASKRCNN_CACHE")
-    os.environ["MASKRCNN_CACHE"] = cache
-    try:
+def open_ours(folder: Path, cache: str) -> Any:
+    """Opens the training data; cache: a folder, or "off"."""
+    with patch.dict(os.environ, {"MASKRCNN_CACHE": cache}):
         return open_data(folder, split="train").train
-    finally:
-        del os.environ["MASKRCNN_CACHE"]
-        if before is not None:
-            os.environ["MASKRCNN_CACHE"] = before
 
 
-def open_theirs(folder: Path):
+def open_theirs(folder: Path) -> Any:
+    """Opens the same with pycocotools."""
     from pycocotools.coco import COCO
 
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(str(folder / "annotations" / "instances_train2017.json"))
 
 
-def prepare_opening(settings: Settings, again: bool):
-    """again: from the cache, which is filled here."""
+def prepare_opening(settings: Settings, again: bool) -> Sides:
+    """Returns both openings; again: ours is from the cache, which is filled here."""
     folder = data_folder(coco_size.IMAGES)
     cache = str(folder / "cache") if again else "off"
     if again:
@@ -86,18 +84,18 @@ def prepare_opening(settings: Settings, again: bool):
 class Targets:
     """A data set's targets without its images: what a worker reads of the annotations."""
 
-    def __init__(self, ds):
+    def __init__(self, ds: Any) -> None:
         self.ds, self.sizes = ds, ds.sizes
 
     def __len__(self) -> int:
         return len(self.ds)
 
-    def __getitem__(self, i: int):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, dict]:
         return torch.zeros(3, 1, 1, dtype=torch.uint8), self.ds.target(i)
 
 
-def measure_opening(images: int, cache: str, sender) -> None:
-    """Send seconds, MiB kept and MiB at the peak of one opening in this fresh process."""
+def measure_opening(images: int, cache: str, sender: Connection) -> None:
+    """Sends seconds, MiB kept and MiB at the peak of one opening in this fresh process."""
     folder = data_folder(images)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before, start = resident_mib("VmRSS"), time.perf_counter()
@@ -107,8 +105,8 @@ def measure_opening(images: int, cache: str, sender) -> None:
     sender.send((len(ds), seconds, resident_mib("VmRSS") - before, resident_mib("VmHWM") - before))
 
 
-def measure_workers(images: int, cache: str, workers: int, sender) -> None:
-    """Send each worker's private MiB after its first batch and after an epoch of targets."""
+def measure_workers(images: int, cache: str, workers: int, sender: Connection) -> None:
+    """Sends each worker's private MiB after its first batch and after an epoch of targets."""
     ds = open_ours(data_folder(images), cache)
     loader = TrainLoader(Targets(ds), None, World.single("cpu"), LoaderOptions(8, workers=workers))
     batches = loader.epoch(0)
@@ -121,17 +119,14 @@ def measure_workers(images: int, cache: str, workers: int, sender) -> None:
 
 
 def private_mib(pid: int) -> float:
-    """MiB of a process that it shares with no other and that no file holds (Linux)."""
+    """Returns the MiB of a process that it shares with no other and that no file holds (Linux)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.annotations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Prints a table of openings, and what workers hold."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--images", type=number(int, least=1), nargs="+", default=COUNTS, help="sizes to open")
     parser.add_argument("--workers", type=number(int, least=0), default=2, help="loader workers; 0: no epoch")
     args = parser.parse_args(argv)
@@ -157,23 +152,17 @@ def main(argv: list[str] | None = None) -> None:
             )
 
 
+OPENINGS = {"first": "opening 118,287 images' annotations, no cache", "again": "the same, second opening"}
 BENCHMARKS = [
     Benchmark(
-        "annotations_first",
-        "opening 118,287 images' annotations, no cache",
-        partial(prepare_opening, again=False),
+        f"annotations_{name}",
+        what,
+        partial(prepare_opening, again=name == "again"),
         against="pycocotools",
-        memory=KEPT,
+        memory=harness.KEPT,
         takes_minutes=True,
-    ),
-    Benchmark(
-        "annotations_again",
-        "the same, second opening",
-        partial(prepare_opening, again=True),
-        against="pycocotools",
-        memory=KEPT,
-        takes_minutes=True,
-    ),
+    )
+    for name, what in OPENINGS.items()
 ]
 
 if __name__ == "__main__":

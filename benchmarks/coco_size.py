@@ -1,17 +1,16 @@
-"""Annotation files of COCO 2017's size and statistics, drawn by chance: no image and no download is needed.
+"""Draws annotation files of COCO 2017's size and statistics by chance: no image and no download is needed.
 
     python -m benchmarks.coco_size FOLDER                        train2017's: 118,287 images, 860,001 objects
     python -m benchmarks.coco_size FOLDER --images 10000       the same, smaller
     python -m benchmarks.coco_size FOLDER --val                  val2017's, and 100 detections per image
 
-Written are FOLDER/annotations/instances_train2017.json, or instances_val2017.json and FOLDER/detections.json.
+Writes FOLDER/annotations/instances_train2017.json, or instances_val2017.json and FOLDER/detections.json.
 --image-files adds an empty file for each image, so that the folder can be opened as a data set.
 
 Sides of objects, numbers of polygons and of their points follow what COCO's jsons have, in COCO's order
 (annotations of one image are not next to one another, crowds come last) and spelling.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
 from train_utils.data.labels import coco_names
 from train_utils.io import files
 
@@ -40,8 +40,8 @@ class Drawn:
     points int64 [T, 2] in hundredths of a pixel; first_point int64 [R + 1]; first_part int64 [K + 1].
     """
 
-    def __init__(self, sizes: np.ndarray, rng: np.random.Generator):
-        """Lobed outlines, an object for each of the image sizes [K, 2] (H, W)."""
+    def __init__(self, sizes: np.ndarray, rng: np.random.Generator) -> None:
+        """Draws lobed outlines, an object for each of the image sizes [K, 2] (H, W)."""
         count = len(sizes)
         side = np.exp(rng.normal(3.73, 1.18, count)).clip(4, 0.8 * sizes.min(1))  # 41% below 32, 24% above 96
         shape = np.exp(rng.normal(0, 0.35, count))
@@ -67,13 +67,13 @@ class Drawn:
         self.points = np.rint(points * 100).astype(np.int64).clip(0, limit)
 
     def boxes(self) -> np.ndarray:
-        """x y w h in hundredths, int64 [K, 4]."""
+        """Returns x y w h in hundredths, int64 [K, 4]."""
         starts = self.first_point[self.first_part[:-1]]
         low, high = np.minimum.reduceat(self.points, starts), np.maximum.reduceat(self.points, starts)
         return np.concatenate((low, high - low), 1)
 
     def areas(self) -> np.ndarray:
-        """By the shoelace formula, in pixels, float64 [K]."""
+        """Returns areas by the shoelace formula, in pixels, float64 [K]."""
         follower = np.arange(1, len(self.points) + 1)
         follower[self.first_point[1:] - 1] = self.first_point[:-1]
         (x, y), (x2, y2) = self.points.T / 100, self.points[follower].T / 100
@@ -81,18 +81,18 @@ class Drawn:
         return np.add.reduceat(np.abs(doubled), self.first_part[:-1]) / 2
 
     def polygons(self, k: int) -> list[list[float]]:
-        """Object k's polygons, [[x1, y1, x2, y2, ...], ...] in pixels."""
+        """Returns object k's polygons, [[x1, y1, x2, y2, ...], ...] in pixels."""
         bounds = self.first_point[self.first_part[k] : self.first_part[k + 1] + 1]
         return [(self.points[a:b] / 100).ravel().tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def write_train(folder, images: int = IMAGES, seed: int = 0) -> Path:
-    """Write annotations/instances_train2017.json for that many images; returns its path."""
+def write_train(folder: str | Path, images: int = IMAGES, seed: int = 0) -> Path:
+    """Writes annotations/instances_train2017.json for that many images; returns its path."""
     return _write_instances(Path(folder) / "annotations" / "instances_train2017.json", images, seed)
 
 
-def write_val(folder, images: int = VAL_IMAGES, detections: int = 100, seed: int = 1) -> tuple[Path, Path]:
-    """Write annotations/instances_val2017.json and detections.json (COCO results with bbox, segmentation, score).
+def write_val(folder: str | Path, images: int = VAL_IMAGES, detections: int = 100, seed: int = 1) -> tuple[Path, Path]:
+    """Writes annotations/instances_val2017.json and detections.json (COCO results with bbox, segmentation, score).
 
     detections: how many for each image, at most: objects found somewhat displaced, most with their own
     category and a good score, then false ones. Returns both paths.
@@ -103,8 +103,8 @@ def write_val(folder, images: int = VAL_IMAGES, detections: int = 100, seed: int
     return path, folder / "detections.json"
 
 
-def write_image_files(json_path, folder) -> None:
-    """An empty file for each image of a json, so that none is missing."""
+def write_image_files(json_path: str | Path, folder: str | Path) -> None:
+    """Writes an empty file for each image of a json, so that none is missing."""
     files.make_folder(folder)
     for image in json.loads(Path(json_path).read_text())["images"]:
         (Path(folder) / image["file_name"]).touch()
@@ -127,17 +127,13 @@ def _write_instances(path: Path, images: int, seed: int) -> Path:
         file.write(b'{"info": {"description": "drawn by chance", "year": 2017},"licenses": [],"images": [')
         for row, (image_id, (height, width)) in enumerate(zip(ids.tolist(), sizes.tolist(), strict=True)):
             name = f"{image_id:012d}.jpg"
-            file.write(
-                (
-                    ",\n" * (row > 0)
-                    + (
-                        f'{{"license": {row % 8 + 1},"file_name": "{name}","coco_url": '
-                        f'"http://images.cocodataset.org/train2017/{name}","height": {height},"width": {width},'
-                        f'"date_captured": "2013-11-14 17:02:52","flickr_url": '
-                        f'"http://farm7.staticflickr.com/6116/{image_id:010d}_a0123456789_z.jpg","id": {image_id}}}'
-                    )
-                ).encode()
+            line = (
+                f'{{"license": {row % 8 + 1},"file_name": "{name}","coco_url": '
+                f'"http://images.cocodataset.org/train2017/{name}","height": {height},"width": {width},'
+                f'"date_captured": "2013-11-14 17:02:52","flickr_url": '
+                f'"http://farm7.staticflickr.com/6116/{image_id:010d}_a0123456789_z.jpg","id": {image_id}}}'
             )
+            file.write((",\n" * (row > 0) + line).encode())
         file.write(b'],"annotations": [')
         for start in range(0, count, BLOCK):
             stop = min(start + BLOCK, count)
@@ -165,8 +161,8 @@ def _write_instances(path: Path, images: int, seed: int) -> Path:
     return path
 
 
-def _plain(sizes: np.ndarray, rng) -> tuple[list[str], list[str], list[float]]:
-    """Segmentations and boxes as json text, and areas, of objects with polygons."""
+def _plain(sizes: np.ndarray, rng: np.random.Generator) -> tuple[list[str], list[str], list[float]]:
+    """Returns segmentations and boxes as json text, and areas, of objects with polygons."""
     drawn = Drawn(sizes, rng)
     words = list(map(HUNDREDTHS.__getitem__, drawn.points.ravel().tolist()))
     starts = (2 * drawn.first_point).tolist()
@@ -177,8 +173,8 @@ def _plain(sizes: np.ndarray, rng) -> tuple[list[str], list[str], list[float]]:
     return segmentations, boxes, drawn.areas().tolist()
 
 
-def _crowd(size: np.ndarray, rng) -> tuple[str, str, int]:
-    """An uncompressed RLE: in each column of a region, two runs of pixels of a crowd."""
+def _crowd(size: np.ndarray, rng: np.random.Generator) -> tuple[str, str, int]:
+    """Returns an uncompressed RLE: in each column of a region, two runs of pixels of a crowd."""
     height, width = size.tolist()
     w, h = (int(side * rng.uniform(0.3, 0.95)) for side in (width, height))
     x, y = int(rng.integers(width - w)), int(rng.integers(height - h))
@@ -227,8 +223,8 @@ def _write_detections(path: Path, truth: dict, per_image: int, seed: int) -> Non
         file.write(b"]")
 
 
-def _displaced(annotation: dict, size: tuple[int, int], rng) -> dict:
-    """An object's RLE, a little off its place: by a twentieth of its sides."""
+def _displaced(annotation: dict, size: tuple[int, int], rng: np.random.Generator) -> dict:
+    """Returns an object's RLE, a little off its place: by a twentieth of its sides."""
     shift = rng.normal(0, 0.05, 2) * annotation["bbox"][2:]
     limit = np.array(size[::-1])
     moved = [
@@ -238,9 +234,8 @@ def _displaced(annotation: dict, size: tuple[int, int], rng) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.coco_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Writes the files that the command line asks for."""
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--val", action="store_true", help="val2017's size and detections, not train2017's")
     parser.add_argument("--images", type=number(int, least=1), help=f"default: {IMAGES}, with --val {VAL_IMAGES}")

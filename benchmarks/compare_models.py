@@ -1,4 +1,4 @@
-"""Images a second of two or more trained models on the same images, by turns: detection, and training steps.
+"""Measures images a second of two or more trained models on the same images, by turns: detection, and training steps.
 
     python -m benchmarks.compare_models W1.pth W2.pth --data-path DATA
 
@@ -10,9 +10,11 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
+from network_files import MaskRCNN
 from train_utils.checkpoints.checkpoint import model_from_checkpoint
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
@@ -24,6 +26,7 @@ from train_utils.run.optimization import Precision, build_optimizer
 
 
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("weights", nargs="+", metavar="W", help="checkpoints")
     parser.add_argument("--data-path", required=True, metavar="DATA")
@@ -35,7 +38,8 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def detect(model, batches) -> None:
+def detect(model: MaskRCNN, batches: Sequence[tuple[list, list]]) -> None:
+    """Detects on all images, one by one."""
     model.eval()
     with torch.inference_mode():
         for images, _ in batches:
@@ -43,7 +47,10 @@ def detect(model, batches) -> None:
                 model([image], paste_masks=False)
 
 
-def train(model, batches, optimizer, precision) -> None:
+def train(
+    model: MaskRCNN, batches: Sequence[tuple[list, list]], optimizer: torch.optim.Optimizer, precision: Precision
+) -> None:
+    """Takes a training step on each batch."""
     model.train()
     for images, targets in batches:
         precision.backward(sum(model(images, targets).values()))
@@ -51,6 +58,7 @@ def train(model, batches, optimizer, precision) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
+    """Prints the rates of each model."""
     args = parse_args(words)
     device = pick_device(args.device)
     data = open_data(args.data_path, dataset=args.dataset, split="val").val
@@ -65,8 +73,8 @@ def main(words: list[str] | None = None) -> None:
     for turn in range(args.turns + 1):
         for path, model in models.items():
             # so small a rate that the weights stay what they are
-            learner = build_optimizer(model, "sgd", 1e-9), Precision(device)
-            for what, run in (("detection", detect), ("training", lambda *a, own=learner: train(*a, *own))):
+            tools = build_optimizer(model, "sgd", 1e-9), Precision(device)
+            for what, run in (("detection", detect), ("training", lambda *a, own=tools: train(*a, *own))):
                 start = time.perf_counter()
                 run(model, batches)
                 if device.type == "cuda":

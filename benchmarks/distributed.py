@@ -1,4 +1,4 @@
-"""Training on 2 CPU ranks beside one, a thread each, through the code that train_multi_GPU.py runs.
+"""Measures training on 2 CPU ranks beside one, a thread each, through the code that train_multi_GPU.py runs.
 
     python -m benchmarks.distributed --data-path DATA                     a ResNet-50 at 800 px
     python -m benchmarks.distributed --data-path DATA --backbone resnet18 --min-size 256 --batch-size 4
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ import torch
 from network_files import create_model
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
 from train_utils.data.loaders import TrainLoader
-from train_utils.data.opening import open_data
+from train_utils.data.opening import DataSplits, open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
@@ -33,11 +35,8 @@ MODES = ("one rank", "ranks for themselves", "ranks together")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.distributed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Reads the command line."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--data-path", type=Path, required=True)
     parser.add_argument("--ranks", type=number(int, least=1), default=2)
     parser.add_argument("--turns", type=number(int, least=1), default=3, help="measured turns (default: 3)")
@@ -51,21 +50,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def train_state(world: World, args: argparse.Namespace, num_classes: int) -> TrainState:
+    """Builds a model and what trains it."""
     torch.manual_seed(0)
-    model = create_model(
-        num_classes,
-        args.backbone,
-        min_size=args.min_size,
-        max_size=args.max_size,
-        trainable_layers=args.trainable_layers,
-    )
+    sizes = {"min_size": args.min_size, "max_size": args.max_size}
+    model = create_model(num_classes, args.backbone, **sizes, trainable_layers=args.trainable_layers)
     optimizer = build_optimizer(model, "sgd", 1e-4)
     schedule = build_schedule(optimizer, total_steps=10**6, warmup_steps=0)
     return TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
 
 
-def steps_of(world: World, args: argparse.Namespace, data):
-    """Seconds of one step after another, without end."""
+def steps_of(world: World, args: argparse.Namespace, data: DataSplits) -> Iterator[float]:
+    """Yields the seconds of one step after another, without end."""
     state = train_state(world, args, data.label_map.num_labels)
     loader = TrainLoader(data.train, build_augment(), world, LoaderOptions(args.batch_size))
     for epoch in range(10**6):
@@ -76,18 +71,12 @@ def steps_of(world: World, args: argparse.Namespace, data):
 
 
 def work(args: argparse.Namespace) -> dict[str, float] | None:
-    """One rank's part. Rank 0 returns the median seconds of a step in each mode, of the slowest rank."""
+    """Does one rank's part; rank 0 returns the median seconds of a step in each mode, of the slowest rank."""
     torch.set_num_threads(1)
     world = World.from_environment("cpu")
     data = open_data(args.data_path)
     single = World.single("cpu")
-    modes = dict(
-        zip(
-            MODES,
-            (steps_of(single, args, data), steps_of(single, args, data), steps_of(world, args, data)),
-            strict=True,
-        )
-    )
+    modes = {mode: steps_of(where, args, data) for mode, where in zip(MODES, (single, single, world), strict=True)}
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for turn in range(args.turns + 1):  # the first one warms up
         for mode, steps in modes.items():
@@ -102,7 +91,7 @@ def work(args: argparse.Namespace) -> dict[str, float] | None:
 
 
 def launch(argv: list[str], ranks: int) -> int:
-    """Start the ranks as torchrun does; returns the worst exit status."""
+    """Starts the ranks as torchrun does; returns the worst exit status."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -118,6 +107,7 @@ def launch(argv: list[str], ranks: int) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Prints the rates of all modes; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     if "RANK" not in os.environ:

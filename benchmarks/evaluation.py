@@ -1,15 +1,14 @@
-"""Evaluating a detections file, boxes and masks: ours beside pycocotools driven by hand.
+"""Measures how long a detections file takes to evaluate, boxes and masks: ours beside pycocotools driven by hand.
 
     python -m benchmarks.evaluation                                       val2017's size: 5,000 images x 100 results
     python -m benchmarks.evaluation --evaluator faster-coco-eval          with the optional package
     python -m benchmarks.evaluation --images 1000 --folder FOLDER       smaller; drawn files are kept in FOLDER
 
 Both sides begin with the two json files and end with the 12 numbers of both types, each in a process of its own,
-one after the other. pycocotools takes four minutes for the full size. Printed are seconds, the peak of
-resident memory, and the largest difference of the numbers.
+one after the other. pycocotools takes four minutes for the full size. Prints seconds, the peak of resident memory,
+and the largest difference of the numbers.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -17,13 +16,15 @@ import sys
 import tempfile
 import time
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from backbone.errors import InputError
 from benchmarks.coco_size import write_val
-from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, in_fresh_process, resident_mib
+from benchmarks.harness import SIDES, Benchmark, LeftOut, Settings, Sides, in_fresh_process, resident_mib
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
 from train_utils.data.labels import read_json
 from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
 from train_utils.evaluation.numbers import evaluate_results
@@ -33,14 +34,16 @@ SMALL = 250  # images of the benchmarks in the table
 
 
 def ours(truth_path: Path, results_path: Path, evaluator: str) -> dict[str, list[float]]:
-    """IoU type -> 12 numbers."""
+    """Returns IoU type -> 12 numbers."""
     results = evaluate_results(read_json(truth_path), read_json(results_path), IOU_TYPES, evaluator=evaluator)
     return {iou_type: result.stats for iou_type, result in results.items()}
 
 
 def by_hand(truth_path: Path, results_path: Path) -> dict[str, list[float]]:
-    """The same, as pycocotools' demo does it, given one kind of result at a time: beside boxes it would take
-    the boxes' areas for the masks'."""
+    """Returns the same, as pycocotools' demo does it.
+
+    It gets one kind of result at a time: beside boxes it would take the boxes' areas for the masks'.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -59,18 +62,19 @@ def by_hand(truth_path: Path, results_path: Path) -> dict[str, list[float]]:
 
 
 def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
-    """The largest one between the numbers of both."""
+    """Returns the largest difference between the numbers of both."""
     return max(abs(x - y) for iou_type in IOU_TYPES for x, y in zip(a[iou_type], b[iou_type], strict=True))
 
 
-def draw(folder, images: int) -> tuple[Path, Path]:
-    """Ground truth and detections of so many images, drawn unless they are in `folder`."""
+def draw(folder: str | Path, images: int) -> tuple[Path, Path]:
+    """Returns ground truth and detections of so many images, drawn unless they are in `folder`."""
     folder = Path(folder) / f"evaluation_{images}"
     paths = folder / "annotations" / "instances_val2017.json", folder / "detections.json"
     return paths if all(path.exists() for path in paths) else write_val(folder, images)
 
 
-def prepare(evaluator: str, settings: Settings):
+def prepare(evaluator: str, settings: Settings) -> Sides:
+    """Returns both evaluations of drawn results."""
     try:
         choose_evaluator(evaluator)
     except InputError as error:
@@ -78,7 +82,7 @@ def prepare(evaluator: str, settings: Settings):
     folder = tempfile.TemporaryDirectory()
     paths = draw(folder.name, SMALL)
 
-    def run_ours():
+    def run_ours() -> dict[str, list[float]]:
         return ours(*paths, evaluator)
 
     run_ours.folder = folder  # deleted with this function
@@ -86,29 +90,23 @@ def prepare(evaluator: str, settings: Settings):
 
 
 BENCHMARKS = [
-    Benchmark(
-        "evaluation",
-        f"evaluation of {SMALL} images x 100 results",
-        partial(prepare, PYCOCOTOOLS),
-        difference,
-        "pycocotools",
-    ),
-    Benchmark("evaluation_faster", f"the same with {FASTER}", partial(prepare, FASTER), difference, "pycocotools"),
+    Benchmark(name, what, partial(prepare, evaluator), difference, "pycocotools")
+    for name, what, evaluator in (
+        ("evaluation", f"evaluation of {SMALL} images x 100 results", PYCOCOTOOLS),
+        ("evaluation_faster", f"the same with {FASTER}", FASTER),
+    )
 ]
 
 
-def _run_alone(side: str, paths, evaluator: str, sender) -> None:
+def _run_alone(side: str, paths: tuple[Path, Path], evaluator: str, sender: Connection) -> None:
     start = time.perf_counter()
     stats = ours(*paths, evaluator) if side == "ours" else by_hand(*paths)
     sender.send((time.perf_counter() - start, resident_mib("VmHWM"), stats))
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Prints seconds, memory and numbers of each side."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--images", type=number(int, least=1), default=5000)
     parser.add_argument("--evaluator", choices=[PYCOCOTOOLS, FASTER], default=PYCOCOTOOLS, help="of our side")
     parser.add_argument("--side", choices=SIDES, help="this one only")

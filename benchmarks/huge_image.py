@@ -1,4 +1,4 @@
-"""An image of 4000x3000 pixels with 1,000 objects through the commands as a user types them: time and peak memory.
+"""Sends an image of 4000x3000 pixels with 1,000 objects through the commands as a user types them: time, peak memory.
 
     python -m benchmarks.huge_image                        validation.py, 100 detections per image
     python -m benchmarks.huge_image --detections 1000      validation.py, up to 1,000
@@ -21,22 +21,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from network_files import create_model
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
+ONE_STEP = "--weights none --norm frozen --batch-size 1 --epochs 1 --workers 0"
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("disc", "square", "ring"), start=1)]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.huge_image",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Reads the command line."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--train", action="store_true", help="one training step instead of an evaluation")
     parser.add_argument("--width", type=number(int, least=1), default=4000)
     parser.add_argument("--height", type=number(int, least=1), default=3000)
@@ -50,9 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def draw_image(path: Path, height: int, width: int, objects: int, rng: np.random.Generator) -> list[dict]:
-    """Write an image of lobed shapes on noise; returns its annotations, polygons of 40 points."""
-    from PIL import ImageDraw
-
+    """Writes an image of lobed shapes on noise; returns its annotations, polygons of 40 points."""
     noise = rng.integers(60, 130, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     draw, annotations = ImageDraw.Draw(image), []
@@ -64,24 +61,16 @@ def draw_image(path: Path, height: int, width: int, objects: int, rng: np.random
         points = np.round(centre + outline[:, None] * np.stack((np.cos(angle), np.sin(angle)), 1), 2)  # [40, 2]
         draw.polygon([tuple(p) for p in points.tolist()], fill=tuple(rng.integers(0, 256, 3).tolist()))
         low, high = points.min(0), points.max(0)
-        annotations.append(
-            {
-                "id": i + 1,
-                "image_id": 1,
-                "category_id": i % 3 + 1,
-                "iscrowd": 0,
-                "bbox": [*low.tolist(), *(high - low).tolist()],
-                "area": float(2.2 * radius**2),
-                "segmentation": [points.ravel().tolist()],
-            }
-        )
+        box, area = [*low.tolist(), *(high - low).tolist()], float(2.2 * radius**2)
+        shape = {"bbox": box, "area": area, "segmentation": [points.ravel().tolist()]}
+        annotations.append({"id": i + 1, "image_id": 1, "category_id": i % 3 + 1, "iscrowd": 0, **shape})
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=90)
     return annotations
 
 
 def write_split(folder: Path, split: str, height: int, width: int, objects: int) -> None:
-    """COCO's layout: a json and the one image that it is about."""
+    """Writes COCO's layout: a json and the one image that it is about."""
     path_of_image = folder / f"{split}2017" / "image.jpg"
     annotations = draw_image(path_of_image, height, width, objects, np.random.default_rng(0))
     image = {"id": 1, "file_name": path_of_image.name, "height": height, "width": width}
@@ -91,44 +80,23 @@ def write_split(folder: Path, split: str, height: int, width: int, objects: int)
 
 
 def command_for(args: argparse.Namespace, folder: Path) -> list[str]:
-    """Make the input; returns what a user would type."""
+    """Makes the input; returns what a user would type."""
     sizes = ["--backbone", args.backbone, "--min-size", str(args.min_size), "--max-size", str(args.max_size)]
     places = ["--data-path", str(folder), "--output-dir", str(folder / "out"), "--device", "cpu"]
     if args.train:
         write_split(folder, "train", args.height, args.width, args.objects)
         write_split(folder, "val", 64, 64, 1)  # the evaluation after the step takes next to nothing
-        return [
-            "train.py",
-            *places,
-            *sizes,
-            "--weights",
-            "none",
-            "--norm",
-            "frozen",
-            "--batch-size",
-            "1",
-            "--epochs",
-            "1",
-            "--workers",
-            "0",
-        ]
+        return ["train.py", *places, *sizes, *ONE_STEP.split()]
     write_split(folder, "val", args.height, args.width, args.objects)
     torch.manual_seed(0)
     model = create_model(len(CATEGORIES) + 1, args.backbone, min_size=args.min_size, max_size=args.max_size)
     torch.save(model.state_dict(), folder / "weights.pth")
-    return [
-        "validation.py",
-        "--weights-path",
-        str(folder / "weights.pth"),
-        *places,
-        *sizes,
-        "--box-detections-per-img",
-        str(args.detections),
-    ]
+    weights = ["--weights-path", str(folder / "weights.pth")]
+    return ["validation.py", *weights, *places, *sizes, "--box-detections-per-img", str(args.detections)]
 
 
 def run(args: argparse.Namespace, folder: Path) -> int:
-    """Run the command on its input and print what it took; returns its exit status."""
+    """Runs the command on its input and prints what it took; returns its exit status."""
     command = command_for(args, folder.resolve())
     print("python", *command, flush=True)
     start = time.perf_counter()
@@ -144,6 +112,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs it in a folder that is kept or not; returns its exit status."""
     args = parse_args(argv)
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)

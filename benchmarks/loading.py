@@ -1,18 +1,23 @@
-"""Images and targets as training takes them, loaded by 2 worker processes: ours beside torchvision's reference.
+"""Loads images and targets as training takes them, by 2 worker processes: ours beside torchvision's reference.
 
 The other side is what torchvision's references/detection does for Mask R-CNN with its "hflip" augmentation, in
 code of our own: CocoDetection, polygons to full-size masks, a flip, float images, PyTorch's DataLoader.
 """
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
+from torchvision.datasets import CocoDetection
+from torchvision.transforms.v2 import functional as F
 
-from benchmarks.harness import Benchmark, LeftOut, Settings
+from benchmarks.harness import Benchmark, LeftOut, Settings, Sides
 from tools.pack_dataset import pack
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
@@ -23,8 +28,11 @@ from transforms import build_augment
 WORKERS, BATCH = 2, 2
 
 
-def to_masks_and_boxes(image, target: dict):
-    """CocoDetection's annotations -> torchvision's target, full-size masks uint8 [N, H, W]; crowds are left out."""
+def to_masks_and_boxes(image: Image.Image, target: dict) -> tuple[Image.Image, dict]:
+    """Turns CocoDetection's annotations into torchvision's target.
+
+    Masks are full-size, uint8 [N, H, W]; crowds are left out.
+    """
     width, height = image.size
     objects = [o for o in target["annotations"] if o["iscrowd"] == 0]
     boxes = torch.as_tensor([o["bbox"] for o in objects], dtype=torch.float32).reshape(-1, 4)
@@ -50,17 +58,13 @@ def to_masks_and_boxes(image, target: dict):
 class ReferenceData(torch.utils.data.Dataset):
     """Images float [3, H, W] in 0..1 and torchvision's targets; flip: how often they are mirrored."""
 
-    def __init__(self, image_dir, json_path, flip: float):
-        from torchvision.datasets import CocoDetection
-
+    def __init__(self, image_dir: str | Path, json_path: str | Path, flip: float) -> None:
         self.coco, self.flip = CocoDetection(image_dir, json_path), flip
 
     def __len__(self) -> int:
         return len(self.coco)
 
-    def __getitem__(self, i: int):
-        from torchvision.transforms.v2 import functional as F
-
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, dict]:
         image, annotations = self.coco[i]
         image, target = to_masks_and_boxes(image, {"image_id": self.coco.ids[i], "annotations": annotations})
         image = F.pil_to_tensor(image)
@@ -71,8 +75,10 @@ class ReferenceData(torch.utils.data.Dataset):
         return F.to_dtype(image, torch.float32, scale=True), target
 
 
-def reference_loader(json_path, image_dir, flip=0.5, workers=WORKERS) -> DataLoader:
-    """Batches (images, targets) in a random order, through torch's own transport."""
+def reference_loader(
+    json_path: str | Path, image_dir: str | Path, flip: float = 0.5, workers: int = WORKERS
+) -> DataLoader:
+    """Returns batches (images, targets) in a random order, through torch's own transport."""
     return DataLoader(
         ReferenceData(image_dir, json_path, flip),
         batch_size=BATCH,
@@ -85,23 +91,28 @@ def reference_loader(json_path, image_dir, flip=0.5, workers=WORKERS) -> DataLoa
 
 
 def collate(batch: list) -> tuple:
+    """Returns a tuple of the images and one of the targets."""
     return tuple(zip(*batch, strict=True))
 
 
-def prepare_loading(settings: Settings):
+def training_photos(settings: Settings) -> Any:
+    """Opens coco_mini's training data; raises LeftOut where it is missing."""
     if settings.data is None:
         raise LeftOut("it needs the photos of coco_mini")
-    data = open_data(settings.data / "coco_mini").train
+    return open_data(settings.data / "coco_mini").train
+
+
+def prepare_loading(settings: Settings) -> Sides:
+    """Returns an epoch of our loader and one of the reference's."""
+    data = training_photos(settings)
     ours = TrainLoader(data, build_augment(), World.single("cpu"), LoaderOptions(BATCH, workers=WORKERS))
     theirs = reference_loader(data.source, data.annotations.images.image_dir)
     return lambda: count(batch.targets for batch in ours.epoch(0)), lambda: count(targets for _, targets in theirs)
 
 
-def prepare_packed(settings: Settings, keep_encoded: bool = False):
-    """The same data set, packed, beside its image files and json."""
-    if settings.data is None:
-        raise LeftOut("it needs the photos of coco_mini")
-    data = open_data(settings.data / "coco_mini").train
+def prepare_packed(settings: Settings, keep_encoded: bool = False) -> Sides:
+    """Returns an epoch of the same data set, packed, and one of its image files and json."""
+    data = training_photos(settings)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.pack"
         pack(data, path, keep_encoded)
@@ -112,33 +123,21 @@ def prepare_packed(settings: Settings, keep_encoded: bool = False):
     return tuple(lambda loader=loader: count(batch.targets for batch in loader.epoch(0)) for loader in loaders)
 
 
-def count(batches) -> list[int]:
-    """Images of an epoch."""
+def count(batches: Iterable[Sequence]) -> list[int]:
+    """Returns the number of images of an epoch; batches: the targets of each."""
     return [sum(len(targets) for targets in batches)]
 
 
+def difference(ours: list[int], theirs: list[int]) -> float:
+    """Returns by how many images the epochs differ."""
+    return abs(ours[0] - theirs[0])
+
+
+EPOCH = f"an epoch of coco_mini's 80 training photos, {WORKERS} workers, batches of {BATCH}"
+PACKED, ENCODED = "the same, data packed by tools.pack_dataset", "the same, with --keep-encoded"
+packed_encoded = partial(prepare_packed, keep_encoded=True)
 BENCHMARKS = [
-    Benchmark(
-        "loading",
-        f"an epoch of coco_mini's 80 training photos, {WORKERS} workers, batches of {BATCH}",
-        prepare_loading,
-        lambda ours, theirs: abs(ours[0] - theirs[0]),
-        memory=lambda settings, side: None,
-    ),
-    Benchmark(
-        "loading_packed",
-        "the same, data packed by tools.pack_dataset",
-        prepare_packed,
-        lambda ours, theirs: abs(ours[0] - theirs[0]),
-        against="its files",
-        memory=lambda settings, side: None,
-    ),
-    Benchmark(
-        "loading_encoded",
-        "the same, with --keep-encoded",
-        partial(prepare_packed, keep_encoded=True),
-        lambda ours, theirs: abs(ours[0] - theirs[0]),
-        against="its files",
-        memory=lambda settings, side: None,
-    ),
+    Benchmark("loading", EPOCH, prepare_loading, difference, memory=None),
+    Benchmark("loading_packed", PACKED, prepare_packed, difference, "its files", memory=None),
+    Benchmark("loading_encoded", ENCODED, packed_encoded, difference, "its files", memory=None),
 ]

@@ -1,11 +1,10 @@
-"""What --mini-mask saves and what it costs in exactness: `python -m benchmarks.mini_masks --data-path DATA`.
+"""Measures what --mini-mask saves and what it costs in exactness: `python -m benchmarks.mini_masks --data-path DATA`.
 
 For each size, over the training images: the bytes of masks that a loader hands on, how many masks have become
 empty, and the mask branch's targets beside those of whole masks (in 0..1; cells on the other side of 0.5 are those
 that would be trained to the opposite), for RoIs that are the objects' boxes moved by up to a tenth of their sides.
 """
 
-import argparse
 import sys
 import time
 
@@ -14,13 +13,14 @@ import torch
 from network_files.operators.instance_masks import mask_targets
 from network_files.transform import resized_size
 from train_utils.cli.command import run_command
+from train_utils.cli.parser import Parser
 from train_utils.data.opening import open_data
 
 CELLS = 28
 
 
 def measure(targets: list, rois: list, resized: list, whole: list | None, limit: int | None) -> tuple[str, list]:
-    """A line of text, and the targets [P, 28, 28] of each image."""
+    """Returns a line of text, and the targets [P, 28, 28] of each image."""
     masks = [t["masks"] if limit is None else t["masks"].limited(limit) for t in targets]
     start = time.perf_counter()
     found = [
@@ -41,8 +41,9 @@ def measure(targets: list, rois: list, resized: list, whole: list | None, limit:
     return line, found
 
 
-def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a line for each size; returns the exit status."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--data-path", required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[56, 28])
     parser.add_argument("--min-size", type=int, default=800)

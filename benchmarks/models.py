@@ -1,18 +1,20 @@
-"""The whole network beside torchvision's: inference and training steps on the same weights and images.
+"""Runs the whole network beside torchvision's: inference and training steps on the same weights and images.
 
 The weights are random but alive (`torchvision_model.live_state`): scores and boxes are spread as a trained
 network's are, so that NMS, pasting and the mask branch have their usual work.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import nn
 
 from benchmarks import torchvision_model
-from benchmarks.harness import Benchmark, LeftOut, Settings, largest_difference
-from benchmarks.inputs import as_torchvision, photos
-from network_files import create_model, matching
+from benchmarks.harness import Benchmark, LeftOut, Settings, Sides, largest_difference
+from benchmarks.harness.inputs import Pair, as_torchvision, photos
+from network_files import MaskRCNN, create_model, matching
 from train_utils.data.loaders import Batch
 from train_utils.io.memory import returning_freed_memory
 from train_utils.run.optimization import Precision, build_optimizer, cpu_has_bf16
@@ -22,8 +24,11 @@ TRAINED = 3  # stages, as both sides' default
 
 @dataclass(frozen=True)
 class Case:
-    """ours, theirs: bf16 or float32. size: of the images before they are resized; objects: in each (None: its
-    own); options: of both networks, by torchvision's names."""
+    """What both models do.
+
+    ours, theirs: bf16 or float32. size: of the images before they are resized; objects: in each (None: its own);
+    options: of both networks, by torchvision's names.
+    """
 
     images: int = 1
     size: tuple[int, int] = (480, 640)
@@ -38,8 +43,8 @@ class Case:
     compiled: bool = False
 
 
-def build_sides(case: Case, settings: Settings, training: bool):
-    """Our and torchvision's model with the same weights, and the images as (image, target) pairs."""
+def build_sides(case: Case, settings: Settings, training: bool) -> tuple[MaskRCNN, nn.Module, list[Pair]]:
+    """Returns our and torchvision's model with the same weights, and the images as (image, target) pairs."""
     if case.gpu and settings.device.type != "cuda":
         raise LeftOut("it is for a GPU: --device cuda")
     if torch.bfloat16 in (case.ours, case.theirs) and settings.device.type == "cpu" and not cpu_has_bf16():
@@ -61,20 +66,20 @@ def build_sides(case: Case, settings: Settings, training: bool):
     return ours, theirs, pairs
 
 
-def prepare_inference(settings: Settings, case: Case):
-    """Images (ours uint8, theirs float) to detections; with `paste` to full-size masks too."""
+def prepare_inference(settings: Settings, case: Case) -> Sides:
+    """Returns both sides from images (ours uint8, theirs float) to detections; with `paste` to full-size masks too."""
     ours, theirs, pairs = build_sides(case, settings, training=False)
     small = [image.to(settings.device) for image, _ in pairs]
     images, _ = as_torchvision(pairs, settings.device)
     our_precision, their_precision = (Precision(settings.device, _amp(dtype)) for dtype in (case.ours, case.theirs))
 
     @torch.inference_mode()
-    def run_ours():
+    def run_ours() -> list[torch.Tensor]:
         with our_precision.autocast():
             return [d["scores"] for d in ours(small, paste_masks=case.paste)]
 
     @torch.inference_mode()
-    def run_theirs():
+    def run_theirs() -> list[torch.Tensor]:
         with their_precision.autocast():
             if case.paste:
                 return [d["scores"] for d in theirs(images)]
@@ -86,8 +91,8 @@ def prepare_inference(settings: Settings, case: Case):
     return run_ours, run_theirs
 
 
-def prepare_training(settings: Settings, case: Case):
-    """Forward, backward and a step of SGD; both sides train on evenly spread samples, so that losses compare."""
+def prepare_training(settings: Settings, case: Case) -> Sides:
+    """Returns both sides' forward, backward and step of SGD, on evenly spread samples, so that losses compare."""
     ours, theirs, pairs = build_sides(case, settings, training=True)
     torchvision_model.without_chance(theirs)
     matching.sample_balanced = lambda *args: torchvision_model.spread_choice(*args[:3])
@@ -95,7 +100,9 @@ def prepare_training(settings: Settings, case: Case):
 
     dense = as_torchvision(pairs, settings.device)
 
-    def side(model, dtype, inputs):  # so small a rate that the weights stay what they are
+    def side(
+        model: nn.Module, dtype: torch.dtype, inputs: Callable[[], tuple]
+    ) -> Callable[[], list[torch.Tensor]]:  # so small a rate that the weights stay what they are
         return partial(
             train_step, model, build_optimizer(model, "sgd", 1e-9), inputs, Precision(settings.device, _amp(dtype))
         )
@@ -106,8 +113,10 @@ def prepare_training(settings: Settings, case: Case):
     return ours, side(theirs, case.theirs, lambda: dense)
 
 
-def train_step(model, optimizer, inputs, precision: Precision) -> list[torch.Tensor]:
-    """Returns the five losses in the order of their names."""
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Callable[[], tuple], precision: Precision
+) -> list[torch.Tensor]:
+    """Takes a training step; returns the five losses in the order of their names."""
     images, targets = inputs()
     with precision.autocast():
         losses = model(images, targets)
@@ -153,12 +162,7 @@ TRAINING = {
     ),
 }
 BENCHMARKS = [
-    *(
-        Benchmark(name, what, partial(prepare_inference, case=case), largest_difference)
-        for name, (what, case) in INFERENCE.items()
-    ),
-    *(
-        Benchmark(name, what, partial(prepare_training, case=case), largest_difference)
-        for name, (what, case) in TRAINING.items()
-    ),
+    Benchmark(name, what, partial(prepare, case=case), largest_difference)
+    for prepare, cases in ((prepare_inference, INFERENCE), (prepare_training, TRAINING))
+    for name, (what, case) in cases.items()
 ]

@@ -1,4 +1,7 @@
-"""torchvision's Mask R-CNN with random weights that are alive: sane activations, spread scores."""
+"""Builds torchvision's Mask R-CNN with random weights that are alive: sane activations, spread scores."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchvision
@@ -20,8 +23,16 @@ OUTPUT_STDS = [
 ]
 
 
-def build(num_classes=91, backbone="resnet18", variant="v1", norm=None, trainable=5, anchor_sizes=None, **options):
-    """torchvision's model of `variant`: its resnet50 builders' structure on any ResNet.
+def build(
+    num_classes: int = 91,
+    backbone: str = "resnet18",
+    variant: str = "v1",
+    norm: type[nn.Module] | None = None,
+    trainable: int = 5,
+    anchor_sizes: Sequence[int] | None = None,
+    **options: Any,
+) -> TorchvisionMaskRCNN:
+    """Builds torchvision's model of `variant`: its resnet50 builders' structure on any ResNet.
 
     norm: None for the variant's own (FrozenBatchNorm2d in v1, BatchNorm2d in v2).
     """
@@ -39,8 +50,10 @@ def build(num_classes=91, backbone="resnet18", variant="v1", norm=None, trainabl
     return TorchvisionMaskRCNN(pyramid, num_classes, **options)
 
 
-def live_state(samples, seed=0, **structure) -> dict[str, torch.Tensor]:
-    """A state dict for `build(**structure)` measured on `images`: (float image, target) pairs.
+def live_state(
+    samples: Sequence[tuple[torch.Tensor, dict]], seed: int = 0, **structure: Any
+) -> dict[str, torch.Tensor]:
+    """Returns a state dict for `build(**structure)` measured on samples: (float image, target) pairs.
 
     Norm layers get random weights and biases and the statistics of these images; predictors are scaled
     to OUTPUT_STDS. Without this, random weights under an identity norm give no usable detections.
@@ -64,7 +77,7 @@ def live_state(samples, seed=0, **structure) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if not (frozen and k.endswith("num_batches_tracked"))}
 
 
-def _scale_outputs(model, stds: dict[str, float], images):
+def _scale_outputs(model: TorchvisionMaskRCNN, stds: dict[str, float], images: list[torch.Tensor]) -> None:
     layers = {name: model.get_submodule(name) for name in stds}
     seen = {name: [] for name in stds}
     hooks = [
@@ -80,7 +93,7 @@ def _scale_outputs(model, stds: dict[str, float], images):
 
 
 def spread_choice(labels: torch.Tensor, count: int, positive_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A balanced sample without chance: (positives, negatives), evenly spread over the candidates.
+    """Returns a balanced sample without chance: (positives, negatives), evenly spread over the candidates.
 
     labels: [A] with > 0 positive, 0 negative, -1 ignored.
     """
@@ -97,11 +110,12 @@ def _evenly(candidates: torch.Tensor, count: int) -> torch.Tensor:
 class SpreadSampler:
     """Stands in for torchvision's BalancedPositiveNegativeSampler, with `spread_choice`."""
 
-    def __init__(self, sampler):
+    def __init__(self, sampler: Any) -> None:
         self.count, self.positive_fraction = sampler.batch_size_per_image, sampler.positive_fraction
         self.sampled = []  # number of positives and negatives of each image, for the tests to look at
 
-    def __call__(self, labels):
+    def __call__(self, labels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Returns masks of the positives and of the negatives of each image."""
         chosen = [spread_choice(x, self.count, self.positive_fraction) for x in labels]
         self.sampled += [(len(p), len(n)) for p, n in chosen]
         masks = [
@@ -111,18 +125,20 @@ class SpreadSampler:
         return [m[0] for m in masks], [m[1] for m in masks]
 
 
-def without_chance(model):
+def without_chance(model: TorchvisionMaskRCNN) -> TorchvisionMaskRCNN:
     """Replaces the samplers of a torchvision model in place; returns the model."""
     model.rpn.fg_bg_sampler = SpreadSampler(model.rpn.fg_bg_sampler)
     model.roi_heads.fg_bg_sampler = SpreadSampler(model.roi_heads.fg_bg_sampler)
     return model
 
 
-def labels_in_float64(model):
+def labels_in_float64(model: TorchvisionMaskRCNN) -> TorchvisionMaskRCNN:
     """Keeps a torchvision model's objectness loss in float64: its float32 labels would take it to float32."""
     assign = model.rpn.assign_targets_to_anchors
 
-    def assign_in_float64(anchors, targets):
+    def assign_in_float64(
+        anchors: list[torch.Tensor], targets: list[dict]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         labels, boxes = assign(anchors, targets)
         return [label.double() for label in labels], boxes
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from backbone.errors import InputError
-from benchmarks import inputs, models
+from benchmarks import models
 from benchmarks.__main__ import BENCHMARKS, FIGURES, main, write_table
-from benchmarks.harness import Benchmark, Settings, largest_difference, measure
+from benchmarks.harness import Benchmark, Settings, inputs, largest_difference, measure
 from network_files import matching
 
 SETTINGS = Settings(torch.device("cpu"), None, 1)

@@ -15,8 +15,8 @@ from tests.tiny_model import write_checkpoint, write_coco
 from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
+from train_utils.evaluation.mistakes import Evaluated, sections, write_report
 from train_utils.evaluation.mistakes import gallery as gallery_module
-from train_utils.evaluation.mistakes import sections, write_report
 from train_utils.evaluation.mistakes.errors import KINDS, kinds_of
 from train_utils.evaluation.mistakes.gallery import Shown
 from train_utils.evaluation.mistakes.matching import match
@@ -337,31 +337,31 @@ def test_odd_names_no_detection_and_images_that_can_not_be_read(tmp_path, capsys
 def test_the_page_stays_small(made, tmp_path, monkeypatch):
     _, shapes, results = made
     stats = {"segm": evaluated(shapes, results)}
-    whole = write_report(tmp_path, "r", stats, results, shapes, images=1000)
+    whole = write_report(tmp_path, Evaluated("r", stats, results, shapes), images=1000)
     assert whole.drawn == whole.images == 40
     monkeypatch.setattr(gallery_module, "SIDES", (96, 60, 30))
     monkeypatch.setattr(gallery_module, "ROOM", 80_000)
-    small = write_report(tmp_path, "r", stats, results, shapes)
+    small = write_report(tmp_path, Evaluated("r", stats, results, shapes))
     assert small.size < whole.size and small.drawn == 40
     assert sum(len(json.dumps(drawing)) for drawing in json.loads(page_data(small.path))["drawings"]) < 82_000
     monkeypatch.setattr(gallery_module, "ROOM", 20_000)  # not enough for the smallest images
-    assert 0 < write_report(tmp_path, "r", stats, results, shapes).drawn < 40
+    assert 0 < write_report(tmp_path, Evaluated("r", stats, results, shapes)).drawn < 40
     monkeypatch.setattr(gallery_module, "ROWS_ROOM", 400)
-    few = write_report(tmp_path, "r", stats, results, shapes)
+    few = write_report(tmp_path, Evaluated("r", stats, results, shapes))
     assert 0 < few.drawn < 20 and "with fewest mistakes are not listed" in few.path.read_text()
-    none = write_report(tmp_path, "r", stats, results, shapes, images=0)
+    none = write_report(tmp_path, Evaluated("r", stats, results, shapes), images=0)
     assert none.drawn == 0 and "0 of the 40 images" in none.path.read_text()
 
 
 def test_without_detections_or_objects_nothing_is_said_of_them(made, tmp_path):
     _, shapes, results = made
-    none = write_report(tmp_path, "r", {"segm": evaluated(shapes, [])}, [], shapes).path.read_text()
+    none = write_report(tmp_path, Evaluated("r", {"segm": evaluated(shapes, [])}, [], shapes)).path.read_text()
     assert "no detection at all" in none and "F1 over all classes is highest" not in none
     data = write_coco(tmp_path / "data")
     content = json.loads((data / "instances_val.json").read_text())
     (data / "instances_val.json").write_text(json.dumps({**content, "annotations": []}))
     empty = open_data(data, split="val").val
-    text = write_report(tmp_path, "r", {"segm": evaluated(empty, [])}, [], empty).path.read_text()
+    text = write_report(tmp_path, Evaluated("r", {"segm": evaluated(empty, [])}, [], empty)).path.read_text()
     assert "no object to find: there is no AP" in text and "nothing stands out" not in text
 
 
@@ -377,7 +377,7 @@ def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):
         {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.75, "bbox": a["bbox"]} for a in every
     ]
     stats = {"bbox": evaluate_results(some.ground_truth(), results, ["bbox"])["bbox"]}
-    text = write_report(tmp_path, "r", stats, results, some).path.read_text()
+    text = write_report(tmp_path, Evaluated("r", stats, results, some)).path.read_text()
     assert sum(int(row[1]) for row in Tables(text).tables["bins"][1:]) == len(every) - 1
     assert text.count("1 detection inside a crowd region is left out") == 2  # of the costs and the calibration
     assert text.count("with a score of 0.750 or more") == 3  # costs, images, confusion
@@ -397,7 +397,7 @@ def test_a_matrix_of_many_classes_shows_the_worst(made, monkeypatch, tmp_path):
     _, shapes, results = made
     monkeypatch.setattr(sections, "WHOLE_MATRIX", 2)
     monkeypatch.setattr(sections, "PART_OF_MATRIX", 2)
-    made_now = write_report(tmp_path, "r", {"segm": evaluated(shapes, results)}, results, shapes)
+    made_now = write_report(tmp_path, Evaluated("r", {"segm": evaluated(shapes, results)}, results, shapes))
     text = made_now.path.read_text()
     assert len(Tables(text).tables["confusion-matrix"]) == 4 and "2 of 3 classes with most mistakes" in text
 

@@ -111,8 +111,8 @@ def test_without_objects_and_detections(run, data, tmp_path):
     status, _, err = run("--index", 1, "--split", "val", "--box-score-thresh", 0.999)
     page = Reader((tmp_path / "stages" / "stages.html").read_text())
     assert (status, err) == (0, "") and page.sections == NAMES_OF_STAGES
-    told = [lesson.empty for lesson in LESSONS if lesson.empty]
-    assert len(told) == 3 and all(text in page.text for text in told)
+    texts = [lesson.empty for lesson in LESSONS if lesson.empty]
+    assert len(texts) == 3 and all(text in page.text for text in texts)
     assert not (tmp_path / "stages" / "12_masks.png").exists()
 
 
@@ -202,7 +202,7 @@ def test_odd_samples(case):
     assert lessons_for(view) == list(LESSONS) and len(view.objects) == len(boxes) - crowds
     for lesson in LESSONS:
         panels, facts = lesson.show(view)
-        assert facts and "nan" not in str(facts) and "{" not in lesson.told(view) and (panels or lesson.empty)
+        assert facts and "nan" not in str(facts) and "{" not in lesson.text_for(view) and (panels or lesson.empty)
         for caption, panel in panels:
             assert caption and 1 < min(panel.size) and max(panel.size) <= 1600, (lesson.name, panel.size)
         if panels:
@@ -248,7 +248,7 @@ def test_heat_lies_where_the_anchors_are():
     assert (image == image[0, 0]).all()
 
 
-def test_anchors_are_numbered_within_their_level_and_the_limit_on_proposals_is_told():
+def test_anchors_are_numbered_within_their_level_and_the_limit_on_proposals_is_reported():
     view = look(tiny_model(width=WIDTH), torch.randint(0, 255, (3, 48, 64), dtype=torch.uint8), None, str)
     start = 0
     for level, anchors in enumerate(view.seen["rpn"][0]["anchors"]):

@@ -122,7 +122,7 @@ class Report:
             for split, part in self.splits.items()
         }
         self.doubles = duplicates.find_doubles(seen)
-        duplicates.tell_doubles(self.doubles, self.splits, self.of_images)
+        duplicates.report_doubles(self.doubles, self.splits, self.of_images)
 
     def lines(self) -> list[str]:
         """What the data is, a line a split."""

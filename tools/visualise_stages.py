@@ -1,4 +1,4 @@
-"""Show what each stage of Mask R-CNN sees of one image: an image for each stage, and a page that explains them.
+"""Shows what each stage of Mask R-CNN sees of one image: an image for each stage, and a page that explains them.
 
     python -m tools.visualise_stages --weights-path save_weights/model_best.pth --index 3
     python -m tools.visualise_stages --weights-path W --data-path DATA --split val --index 0
@@ -65,16 +65,20 @@ def parse() -> dict[str, Any]:
 
 
 class Sample(NamedTuple):
-    """before, after: (image uint8 [3, H, W], target or None); mini: the size of mini masks; lead: sentences."""
+    """An image before and after augmentation: (uint8 [3, H, W], target or None).
 
-    before: tuple
-    after: tuple
+    mini: the size of mini masks; title: of the page; lead: its first sentences.
+    """
+
+    before: tuple[torch.Tensor, dict | None]
+    after: tuple[torch.Tensor, dict | None]
     mini: int | None
     title: str
     lead: list[str]
 
 
 def image_alone(path: str) -> Sample:
+    """Reads an image without a target."""
     if user_path(path).is_dir():
         raise InputError(f"--img-path {path}: a folder; give one image of it")
     sample = read_image(user_path(path)), None
@@ -107,6 +111,7 @@ def sample_of_data(options: StageOptions, given: dict[str, Any], content: dict, 
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     given, start = parse(), time.perf_counter()
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)

@@ -1,10 +1,11 @@
-"""How well anchors can fit the objects of a data set: the best IoU of each object with any anchor of its image.
+"""Measures how well anchors can fit the objects of a data set: each object's best IoU with any anchor of its image.
 
 An anchor's IoU with a box depends on the distances of their centres in x and y, each for itself, and falls with both;
 so of one size and ratio the anchor on the nearest cell is the best, and no other is looked at.
 A objects, L levels, R aspect ratios.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,27 +13,32 @@ import numpy as np
 from network_files.anchors import cell_anchors
 from network_files.config import MaskRCNNConfig
 from network_files.transform import padded_size, resized_size
+from tools.doctor.table import Table
 
 STRIDES = (4, 8, 16, 32)  # of the body's levels; the last level has every other cell of the one below it
-LOW, GAIN = 0.9, 0.02  # below this share of objects at IoU 0.5 other sizes are sought, and told if they bring so much
+LOW, GAIN = 0.9, 0.02  # share of objects at IoU 0.5 below which other sizes are tried; what these must gain
 MORE_RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SAMPLE = 5000  # objects that sizes are tried on
 
 
 class Scene(NamedTuple):
-    """Objects in the frame of their resized images: boxes float64 [A, 4] x1 y1 x2 y2; steps [A, L, 2] pixels
-    between the cells of each level in y and x; grids [A, L, 2] numbers of cells."""
+    """Objects in the frame of their resized images.
+
+    boxes float64 [A, 4] x1 y1 x2 y2; steps [A, L, 2] pixels between the cells of each level in y and x; grids
+    [A, L, 2] numbers of cells.
+    """
 
     boxes: np.ndarray
     steps: np.ndarray
     grids: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "Scene":
+        """Returns the chosen objects."""
         return Scene(self.boxes[chosen], self.steps[chosen], self.grids[chosen])
 
 
-def resized(table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(height and width of each image after resizing, of what it alone is padded to), int64 [I, 2] each."""
+def resized(table: Table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Returns height and width of each image after resizing, and of what it alone is padded to: int64 [I, 2] each."""
     found, inverse = np.unique(table.sizes, axis=0, return_inverse=True)
     sizing = config.min_size[-1], config.max_size
     small = [resized_size(h, w, *sizing, config.fixed_size) for h, w in found.tolist()]
@@ -41,8 +47,8 @@ def resized(table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(sizes, dtype=np.int64).reshape(-1, 2)[inverse] for sizes in (small, padded))
 
 
-def scene(table, config: MaskRCNNConfig) -> Scene:
-    """Of all objects that are not crowds and have a side in the image."""
+def scene(table: Table, config: MaskRCNNConfig) -> Scene:
+    """Returns all objects that are not crowds and have a side in the image."""
     small, padded = resized(table, config)
     boxes = table.clipped
     kept = ~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -55,8 +61,8 @@ def scene(table, config: MaskRCNNConfig) -> Scene:
     return Scene(boxes[kept] * scale[:, [1, 0, 1, 0]], steps[image], grids[image])
 
 
-def best_iou(objects: Scene, sizes, aspect_ratios) -> np.ndarray:
-    """Each object's best IoU with an anchor: float64 [A]."""
+def best_iou(objects: Scene, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> np.ndarray:
+    """Returns each object's best IoU with an anchor: float64 [A]."""
     x1, y1, x2, y2 = np.ascontiguousarray(objects.boxes.T)  # [A] each, which is far faster than [A, 4]
     area, best = (x2 - x1) * (y2 - y1), np.zeros(len(objects.boxes))
     for level, size in enumerate(sizes):
@@ -69,16 +75,19 @@ def best_iou(objects: Scene, sizes, aspect_ratios) -> np.ndarray:
     return best
 
 
-def _overlaps(low, high, objects: Scene, level: int, axis: int, half: float) -> np.ndarray:
-    """Along one axis (0: y, 1: x), pixels that each object shares with the nearest anchor of a half side: [A]."""
+def _overlaps(low: np.ndarray, high: np.ndarray, objects: Scene, level: int, axis: int, half: float) -> np.ndarray:
+    """Returns the pixels along an axis (0: y, 1: x) that each object shares with the nearest anchor of a half side."""
     step = objects.steps[:, level, axis].astype(np.float64)
     nearest = np.minimum(np.rint((low + high) / 2 / step).clip(0), objects.grids[:, level, axis] - 1) * step
     return (np.minimum(high, nearest + half) - np.maximum(low, nearest - half)).clip(0)
 
 
-def suggest(objects: Scene, sizes, ratios, seed: int = 0) -> tuple[int, ...]:
-    """One size per level with which more objects are reached: the best of several spreads over the objects' sides,
-    then each size for itself a little smaller or larger while that helps. Tried on a sample."""
+def suggest(objects: Scene, sizes: Sequence[float], ratios: Sequence[float], seed: int = 0) -> tuple[int, ...]:
+    """Returns one size per level with which more objects are reached.
+
+    It is the best of several spreads over the objects' sides; then each size becomes a little smaller or larger while
+    that helps. Tried on a sample.
+    """
     rng = np.random.default_rng(seed)
     if len(objects.boxes) > SAMPLE:
         objects = objects.take(np.sort(rng.choice(len(objects.boxes), SAMPLE, replace=False)))
@@ -88,7 +97,7 @@ def suggest(objects: Scene, sizes, ratios, seed: int = 0) -> tuple[int, ...]:
     starts += [np.array(sizes) * 2.0**power for power in np.arange(-4, 2.1, 0.5)]
     tried: dict[tuple, float] = {}
 
-    def score(given) -> float:
+    def score(given: tuple[int, ...]) -> float:
         if given not in tried:
             found = best_iou(objects, given, ratios)
             tried[given] = float((found >= 0.5).mean() + 0.5 * (found >= 0.7).mean())
@@ -106,32 +115,36 @@ def suggest(objects: Scene, sizes, ratios, seed: int = 0) -> tuple[int, ...]:
     return best
 
 
-def _whole(sizes) -> tuple[int, ...]:
+def _whole(sizes: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(max(2, round(float(size))) for size in sizes))
 
 
 class Reach(NamedTuple):
-    """sizes, one per level, and aspect ratios of anchors; ious [A]: each object's best with one of them."""
+    """How far anchors reach the objects.
+
+    sizes, one per level, and aspect ratios of the anchors; ious [A]: each object's best with one of them.
+    """
 
     sizes: tuple[int, ...]
     ratios: tuple[float, ...]
     ious: np.ndarray
 
     def share(self, least: float) -> float:
-        """Of the objects, that have an anchor of so much IoU."""
+        """Returns the share of the objects that have an anchor of so much IoU."""
         return float((self.ious >= least).mean()) if len(self.ious) else 1.0
 
     def flags(self) -> str:
+        """Returns the flags that train with these anchors."""
         sizes, ratios = (" ".join(f"{value:g}" for value in values) for values in (self.sizes, self.ratios))
         return f"--anchor-sizes {sizes} --aspect-ratios {ratios}"
 
 
-def reach(tables: list, config: MaskRCNNConfig) -> list[Reach]:
-    """Of the configured anchors; where few objects are reached, of better sizes, then of more ratios, if that helps."""
+def reach(tables: list[Table], config: MaskRCNNConfig) -> list[Reach]:
+    """Returns how far the configured anchors reach; where that is little, also better sizes and more ratios."""
     scenes = [scene(table, config) for table in tables]
     objects = Scene(*(np.concatenate(parts) for parts in zip(*scenes, strict=True)))
 
-    def of(sizes, ratios):
+    def of(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Reach:
         return Reach(sizes, ratios, best_iou(objects, sizes, ratios))
 
     found = [of(config.anchor_sizes, config.aspect_ratios)]

@@ -1,4 +1,4 @@
-"""What classes and splits look like: names, numbers of objects, and what train and val share."""
+"""Finds what is odd about classes and splits: names, numbers of objects, and what train and val share."""
 
 import os
 from collections import defaultdict
@@ -32,7 +32,7 @@ SAME_IDS = Kind(NOTE, "image ids both in train and in val", "Harmless where each
 
 
 def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[str, int]]:
-    """{class: {split: objects}}, crowds apart."""
+    """Finds odd classes; returns {class: {split: objects}}, crowds apart."""
     label_map = next(iter(tables.values())).data_set.label_map
     labels = label_map.labels()
     counts = {
@@ -44,19 +44,20 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
     rare = []
     for label in labels:
         name, each = label_map.name(label), {split: int(count[label]) for split, count in counts.items()}
-        told = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
+        class_ = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
         if not any(each.values()):
-            finds.add(UNUSED, told)
+            finds.add(UNUSED, class_)
         elif training is not None and 0 < training[label] < FEW:
             rare.append(label)
         if {"train", "val"} <= each.keys():
             if each["val"] and not each["train"]:
-                finds.add(ONLY_VAL, f"{told}: {counted(each['val'], 'object')} in val")
+                finds.add(ONLY_VAL, f"{class_}: {counted(each['val'], 'object')} in val")
             if each["train"] and not each["val"]:
-                finds.add(ONLY_TRAIN, f"{told}: {counted(each['train'], 'object')} in train")
+                finds.add(ONLY_TRAIN, f"{class_}: {counted(each['train'], 'object')} in train")
         if training is not None and training[label] > UNEVEN * max(np.median(training[labels]), 1):
             finds.add(
-                IMBALANCE, f"{told}: {training[label]} objects, the middle class has {np.median(training[labels]):.0f}"
+                IMBALANCE,
+                f"{class_}: {training[label]} objects, the middle class has {np.median(training[labels]):.0f}",
             )
     for label in rare:
         finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: {counted(int(training[label]), 'object')}")
@@ -66,13 +67,13 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
         alike["".join(filter(str.isalnum, name.casefold())) or name].append(label)
     for group in alike.values():
         if len(group) > 1:
-            told = ", ".join(f"{label_map.name(label)!r} (category {label_map.to_category(label)})" for label in group)
-            finds.add(ALIKE, f"{sources}: {told}")
+            names = ", ".join(f"{label_map.name(label)!r} (category {label_map.to_category(label)})" for label in group)
+            finds.add(ALIKE, f"{sources}: {names}")
     return {label_map.name(label): {split: int(count[label]) for split, count in counts.items()} for label in labels}
 
 
 def look_across(tables: dict[str, Table], finds: Finds) -> None:
-    """What train and val share, by their files' names and the disk's word: no file is opened."""
+    """Finds what train and val share, by the names and sizes of their files: no file is opened."""
     if not {"train", "val"} <= tables.keys():
         return
     train, val = (tables[split].data_set for split in ("train", "val"))
@@ -101,5 +102,5 @@ def _base_names(data_set: ImageDataset) -> list[str]:
 def _same_size(one: Path, other: Path) -> bool:
     try:
         return one.stat().st_size == other.stat().st_size > 0
-    except OSError:  # missing: told elsewhere
+    except OSError:  # missing: reported elsewhere
         return False

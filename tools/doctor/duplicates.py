@@ -1,7 +1,7 @@
-"""Images that show the same: by their pixels exactly, or nearly, by difference hashes and then by thumbnails.
+"""Finds images that show the same: by their pixels exactly, or nearly, by difference hashes and then by thumbnails.
 
 A pair of hashes that differ in few bits has, by the pigeonhole principle, an equal byte, so only pairs with an equal
-byte are compared. Dark or even images have like hashes; thumbnails that hardly correlate tell them apart.
+byte are compared. Dark or even images have similar hashes; thumbnails that hardly correlate show that they differ.
 N images of all splits.
 """
 
@@ -39,7 +39,7 @@ class Double(NamedTuple):
 
 
 def find_doubles(seen: dict[str, list]) -> list[Double]:
-    """Of the `Seen` of each split; across splits first, then the most alike."""
+    """Returns the doubles among the `Seen` of each split: across splits first, then the most alike."""
     everything = [(split, one) for split, records in seen.items() for one in records if not one.blank]
     if len(everything) < 2:
         return []
@@ -56,7 +56,7 @@ def find_doubles(seen: dict[str, list]) -> list[Double]:
 
 
 def near_hashes(hashes: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs i < j of hashes uint64 [N] that differ in at most MOST_BITS bits, each once."""
+    """Returns pairs i < j of hashes uint64 [N] that differ in at most MOST_BITS bits, each once."""
     pairs: set[tuple[int, int]] = set()
     octets = hashes[:, None].view(np.uint8)  # [N, 8]
     for column in range(8):
@@ -74,13 +74,14 @@ def near_hashes(hashes: np.ndarray) -> list[tuple[int, int]]:
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two thumbnails, -1 to 1; 0 where one of them is even."""
+    """Returns the correlation of two thumbnails, -1 to 1; 0 where one of them is even."""
     a, b = (thumb.astype(np.float64) - thumb.mean() for thumb in (one, other))
     spread = np.sqrt((a * a).mean() * (b * b).mean())
     return float((a * b).mean() / spread) if min(a.std(), b.std()) >= EVEN else 0.0
 
 
-def tell_doubles(doubles: list[Double], splits: dict, finds: Finds) -> None:
+def report_doubles(doubles: list[Double], splits: dict, finds: Finds) -> None:
+    """Adds each double to the finds."""
     for double in doubles:
         names = [f"{path_of(splits, place)} ({place[0] or 'image'})" for place in (double.first, double.second)]
         across = double.first[0] != double.second[0]
@@ -90,12 +91,13 @@ def tell_doubles(doubles: list[Double], splits: dict, finds: Finds) -> None:
             kind = NEAR_LEAK if across else NEAR
         if not across and double.first[0] == "all":
             kind = kind._replace(advice=kind.advice + SPLIT_BY_CHANCE)
-        told = "the same pixels" if double.same else f"correlation {double.correlation:.4f}"
+        likeness = "the same pixels" if double.same else f"correlation {double.correlation:.4f}"
         split, i = double.second
         image = None if isinstance(splits[split], list) else splits[split].given_id(i)
-        finds.add(kind, f"{names[0]} and {names[1]}: {told}", split, image)
+        finds.add(kind, f"{names[0]} and {names[1]}: {likeness}", split, image)
 
 
 def path_of(splits: dict, place: tuple[str, int]) -> str:
+    """Returns the path of the image at a (split, position)."""
     split, i = place
     return str(splits[split][i]) if isinstance(splits[split], list) else splits[split].file_name(i)

@@ -1,4 +1,4 @@
-"""What was found: each find is of a kind, which has a severity and says what to do.
+"""Collects what was found: each find is of a kind, which has a severity and advice.
 
 error: train.py stops at it. warning: it is skipped, or most likely a mistake. note: good to know.
 """
@@ -6,7 +6,8 @@ error: train.py stops at it. warning: it is skipped, or most likely a mistake. n
 import re
 import textwrap
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from train_utils.io.plain_text import one_line
 
@@ -25,6 +26,8 @@ TITLES = {  # of the commonest messages, by how they begin
     r"cannot be read: '\S+' codec": "files that are no UTF-8 text",
     r"\S+ images are not read": "images of a format that is not read",
 }
+SINGULAR = {f"{word}s": word for word in ("annotation", "instance", "image", "object", "file", "split")}
+SINGULAR["classes"] = "class"
 ADVICE = {"annotation id is duplicated": "--fix numbers them anew, and drops those that are the same."}  # by title
 VALUES = re.compile(
     r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
@@ -33,35 +36,40 @@ VALUES = re.compile(
 
 
 class Kind(NamedTuple):
-    """title: what is counted; advice: what to do about it."""
+    """A kind of finds; title: what is counted; advice: what to do about it."""
 
     severity: str
     title: str
     advice: str = ""
 
 
+Id = int | str | None  # of an image or an annotation, as the data has it
+
+
 class Find(NamedTuple):
-    """text: one line that names the file, and the annotation where it is about one. Ids as the data has them."""
+    """One find; text: a line that names the file, and the annotation where it is about one."""
 
     text: str
     split: str
-    image: int | str | None
-    annotation: int | str | None
+    image: Id
+    annotation: Id
 
 
 OTHER = Kind(ERROR, "other mistakes")
 
 
 class Finds:
-    """All finds by kind, in the order of severity. also: others that get the same."""
+    """All finds by kind, in the order of severity; also: others that get the same."""
 
-    def __init__(self, also: "Finds | None" = None):
+    def __init__(self, also: "Finds | None" = None) -> None:
         self._also = also
         self._of: dict[Kind, list[Find]] = {}
         self._counts: Counter[Kind] = Counter()
 
-    def add(self, kind: Kind, text: str, split: str = "", image=None, annotation=None, count: int = 1) -> None:
-        """count: of several that the text tells in one line."""
+    def add(
+        self, kind: Kind, text: str, split: str = "", image: Id = None, annotation: Id = None, count: int = 1
+    ) -> None:
+        """Adds a find; count: of several that the text reports in one line."""
         if self._also is not None:
             self._also.add(kind, text, split, image, annotation, count)
         listed = self._of.setdefault(kind, [])
@@ -69,14 +77,14 @@ class Finds:
         if len(listed) < KEPT:
             listed.append(Find(one_line(str(text)), split, _plain(image), _plain(annotation)))
 
-    def mistake(self, message: str, advice: str = "", **where) -> None:
-        """An error in the loader's words; its kind is what remains of them without names and values."""
+    def mistake(self, message: str, advice: str = "", **where: Id) -> None:
+        """Adds an error in the loader's words; its kind is what remains of them without names and values."""
         title = kind_of(message)
         kind = Kind(ERROR, title, advice or ADVICE.get(title, ""))
         self.add(kind if kind in self._of or len(self._of) < MOST_KINDS else OTHER, message, **where)
 
-    def take(self, other: "Finds", rename=str) -> None:
-        """The errors and warnings of another; rename: what becomes of their texts."""
+    def take(self, other: "Finds", rename: Callable[[str], str] = str) -> None:
+        """Takes the errors and warnings of another; rename: what becomes of their texts."""
         for kind, count in other.counts():
             if kind.severity != NOTE:
                 self._counts[kind] += count
@@ -86,17 +94,19 @@ class Finds:
         return self._of.get(kind, [])
 
     def counts(self) -> list[tuple[Kind, int]]:
-        """(kind, how often), errors first."""
+        """Returns (kind, how often), errors first."""
         return sorted(self._counts.items(), key=lambda item: SEVERITIES.index(item[0].severity))
 
     def total(self, severity: str) -> int:
+        """Returns how many finds there are of a severity."""
         return sum(count for kind, count in self._counts.items() if kind.severity == severity)
 
     def texts(self, severity: str) -> list[str]:
+        """Returns the texts of the finds of a severity."""
         return [find.text for kind, found in self._of.items() if kind.severity == severity for find in found]
 
     def to_list(self) -> list[dict]:
-        """Plain values for json."""
+        """Returns plain values for json."""
         return [
             {**kind._asdict(), "count": count, "finds": [find._asdict() for find in self._of[kind]]}
             for kind, count in self.counts()
@@ -104,25 +114,28 @@ class Finds:
 
 
 def counted(count: int, what: str) -> str:
-    """ "1 object", "1,000 objects"."""
+    """Returns "1 object", "1,000 objects"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def of_several(count: int, what: str) -> str:
-    """A plural that goes on, for so many: (1, "instances without a box") -> "instance without a box"."""
-    if count != 1 or re.search(r"\b(that|whose|are)\b", what):
+    """Returns a plural that goes on, for so many: (1, "instances without a box") -> "instance without a box"."""
+    first, *rest = what.split(" ")
+    if count != 1 or not {"that", "whose", "are"}.isdisjoint(rest):
         return what
-    return re.sub(r"^(annotation|instance|image|image|object|file|split|class(?=e))e?s\b", r"\1", what)
+    return " ".join([SINGULAR.get(first, first), *rest])
 
 
 def kind_of(message: str) -> str:
-    """What a message says but for names, values and parentheses: "a.json: annotation 7: iscrowd '0' is neither 0 nor
-    1, ..." is "iscrowd is neither 0 nor 1"."""
+    """Returns what a message says but for names, values and parentheses.
+
+    Of "a.json: annotation 7: iscrowd '0' is neither 0 nor 1, ..." that is "iscrowd is neither 0 nor 1".
+    """
     parts = one_line(message).split(": ")
-    told = parts[1:] if len(parts) > 1 else parts  # the first is the file
-    if len(told) > 1 and re.match(r"(annotation|image id|image|category|object|masks|labels|category id)\b", told[0]):
-        told = told[1:]
-    whole = ": ".join(told)
+    parts = parts[1:] if len(parts) > 1 else parts  # the first is the file
+    if len(parts) > 1 and re.match(r"(annotation|image|category|object|masks|labels)\b", parts[0]):
+        parts = parts[1:]
+    whole = ": ".join(parts)
     for start, title in TITLES.items():
         if re.match(start, whole):
             return title
@@ -131,6 +144,6 @@ def kind_of(message: str) -> str:
     return textwrap.shorten(words, 100, placeholder=" …") or "mistakes"
 
 
-def _plain(value):
-    """An id as json has it: numpy's integers as Python's."""
+def _plain(value: Any) -> Id:
+    """Returns an id as json has it: numpy's integers as Python's."""
     return int(value) if hasattr(value, "item") else value

@@ -1,4 +1,4 @@
-"""The full pass: every image opened as training opens it, and what it shows in a few bytes, to find doubles by.
+"""Makes the full pass: opens every image as training does, and keeps a few bytes of it, by which doubles are found.
 
 An image that training skips is a warning, one that it stops at an error, both in the loader's words.
 """
@@ -6,8 +6,9 @@ An image that training skips is a warning, one that it stops at an error, both i
 import hashlib
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +37,11 @@ FRAMES = Kind(NOTE, "animations, of which the first frame is read", ODD)
 
 
 class Seen(NamedTuple):
-    """What one image is like. error: (the loader's words, whether it is only skipped), or None; blank; notes: (Kind,
-    text); digest: of its pixels; hash: HASH x HASH bits; thumb: uint8 THUMB x THUMB grey, as bytes."""
+    """What one image is like.
+
+    error: (the loader's words, whether it is only skipped), or None; blank: of one colour; notes: (Kind, text);
+    digest: of its pixels; hash: HASH x HASH bits; thumb: uint8 THUMB x THUMB grey, as bytes.
+    """
 
     i: int
     error: tuple[str, bool] | None
@@ -52,7 +56,7 @@ class Seen(NamedTuple):
 class Reader:
     """A sequence of `Seen`, for a DataLoader. data: a data set, or paths of images."""
 
-    def __init__(self, data):
+    def __init__(self, data: Any) -> None:
         self.data, self.paths = data, isinstance(data, list)
 
     def __len__(self) -> int:
@@ -72,8 +76,8 @@ class Reader:
         return Seen(i, None, blank, notes, digest, difference_hash(thumb), thumb.tobytes(), time.perf_counter() - start)
 
 
-def header_notes(path):
-    """(Kind, text) of what is unusual about an image file, from its header; nothing where it can't be opened."""
+def header_notes(path: str | Path) -> Iterator[tuple[Kind, str]]:
+    """Yields (Kind, text) of what is unusual about an image file, from its header; nothing where it can't be opened."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -96,19 +100,19 @@ def header_notes(path):
 
 
 def thumbnail(image: torch.Tensor) -> np.ndarray:
-    """uint8 [3, H, W] -> grey uint8 [THUMB, THUMB], each pixel the mean of its part."""
+    """Turns an image uint8 [3, H, W] into a grey uint8 [THUMB, THUMB], each pixel the mean of its part."""
     grey = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
     return np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX, reducing_gap=2))
 
 
 def difference_hash(thumb: np.ndarray) -> int:
-    """Whether each of HASH x HASH places is darker than its right neighbour (dHash, Krawetz 2013): 64 bits."""
+    """Returns 64 bits: whether each of HASH x HASH places is darker than its right neighbour (dHash, Krawetz 2013)."""
     small = np.asarray(Image.fromarray(thumb).resize((HASH + 1, HASH), Image.Resampling.BOX), dtype=np.int16)
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
-def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
-    """Open every image there is of a data set, or of a list of paths; returns those that can be read."""
+def full_pass(data: Any, workers: int, finds: Finds, split: str = "") -> list[Seen]:
+    """Opens every image there is of a data set, or of a list of paths; returns those that can be read."""
     present = range(len(data)) if isinstance(data, list) else np.flatnonzero(~data.missing).tolist()
     loader = DataLoader(
         Reader(data),
@@ -121,12 +125,12 @@ def full_pass(data, workers: int, finds: Finds, split: str = "") -> list[Seen]:
     for batch in tqdm(loader, desc=f"images {split}".strip(), unit="batch", disable=None, leave=False):
         found += batch
     for seen in found:
-        tell(seen, data, split, finds)
+        report(seen, data, split, finds)
     return [seen for seen in found if seen.error is None]
 
 
-def tell(seen: Seen, data, split: str, finds: Finds) -> None:
-    """Add what is wrong with an image, and unusual about it."""
+def report(seen: Seen, data: Any, split: str, finds: Finds) -> None:
+    """Adds what is wrong with an image, and what is unusual about it, to the finds."""
     path, image = (data[seen.i], None) if isinstance(data, list) else (data.file_name(seen.i), data.given_id(seen.i))
     for kind, text in seen.notes:
         finds.add(kind, text, split, image)
@@ -141,6 +145,6 @@ def tell(seen: Seen, data, split: str, finds: Finds) -> None:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The image files of a folder and of those in it, by their suffixes."""
+    """Returns the image files of a folder and of those in it, by their suffixes."""
     suffixes = image_suffixes()
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())

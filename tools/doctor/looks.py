@@ -1,11 +1,14 @@
-"""What the loader takes but looks like a mistake, and what is good to know; from the annotations alone.
+"""Finds what the loader takes but looks like a mistake, and what is good to know; from the annotations alone.
 
 A objects of one data set, in the flat arrays of a `Table`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from network_files.config import MaskRCNNConfig
 from tools.doctor.anchors import resized
 from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
@@ -54,8 +57,8 @@ TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in tr
 NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Nothing can be learnt or measured there.")
 
 
-def look_at_all(tables: dict[str, Table], config, finds: Finds) -> dict[str, dict[str, int]]:
-    """Everything that the annotations tell of {split: table}; returns {class: {split: objects}}, crowds apart.
+def look_at_all(tables: dict[str, Table], config: MaskRCNNConfig, finds: Finds) -> dict[str, dict[str, int]]:
+    """Looks at all annotations of {split: table}; returns {class: {split: objects}}, crowds apart.
 
     config: of the model that is to be trained.
     """
@@ -71,65 +74,60 @@ def look_at_all(tables: dict[str, Table], config, finds: Finds) -> dict[str, dic
 
 
 def look_at_objects(table: Table, outline: Outlines | None, split: str, finds: Finds) -> None:
+    """Finds odd boxes, objects annotated twice and, where there are outlines, odd masks."""
     boxes, sizes = table.boxes, table.sizes[table.image][:, ::-1]  # [A, 4], [A, 2] width, height
     clipped, own = table.clipped, ~table.crowd
 
-    def tell(kind, chosen, what):
+    def report(kind: Kind, chosen: np.ndarray, what: Callable[[int], str]) -> None:
         for k in np.flatnonzero(chosen).tolist():
-            finds.add(kind, f"{table.name(k)}: {what(k)}", split, **table.where(k))
+            _add(kind, table, k, what(k), split, finds)
 
     sides = clipped[:, 2:] - clipped[:, :2]
-    tell(UNDER_A_PIXEL, (sides < 1).any(1) & own, lambda k: f"a box of {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels")
+    report(UNDER_A_PIXEL, (sides < 1).any(1) & own, lambda k: f"a box of {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels")
     out = beyond(boxes, sizes)
-    tell(
+    report(
         OUTSIDE,
         out > allowed(sizes),
         lambda k: f"its box {box(boxes[k])} reaches {out[k]:.4g} pixels beyond an image of {sizes[k, 0]}x{sizes[k, 1]}",
     )
     share = sides.prod(1) / sizes.prod(1)
-    tell(COVERS, (share > WHOLE) & own, lambda k: f"its box covers {share[k]:.1%} of the image")
+    report(COVERS, (share > WHOLE) & own, lambda k: f"its box covers {share[k]:.1%} of the image")
     ratio = sides.max(1, initial=0) / np.maximum(sides.min(1, initial=np.inf), 1)
-    tell(LONG, (ratio > THIN) & own, lambda k: f"a box of {sides[k, 0]:.4g} x {sides[k, 1]:.4g} pixels")
+    report(LONG, (ratio > THIN) & own, lambda k: f"a box of {sides[k, 0]:.4g} x {sides[k, 1]:.4g} pixels")
     for first, second in twins(table):
-        finds.add(
-            TWICE,
-            f"{table.name(second)}: its box {box(boxes[second])} is nearly that of "
-            f"{table.where(first)['annotation'] or 'another object'}",
-            split,
-            **table.where(second),
-        )
+        other = table.where(first)["annotation"] or "another object"
+        _add(TWICE, table, second, f"its box {box(boxes[second])} is nearly that of {other}", split, finds)
     if outline is not None:
-        _look_at_masks(table, outline, tell)
+        _look_at_masks(table, outline, report)
 
 
-def look_after_resizing(table: Table, config, split: str, finds: Finds) -> None:
+def look_after_resizing(table: Table, config: MaskRCNNConfig, split: str, finds: Finds) -> None:
+    """Finds objects and images that the model of this config can hardly handle."""
     small, _ = resized(table, config)
     scale = (small / table.sizes)[table.image][:, ::-1]
     sides = (table.clipped[:, 2:] - table.clipped[:, :2]) * scale
     tiny = np.flatnonzero((sides < TINY).any(1) & ~table.crowd)
     for k in tiny.tolist():
-        finds.add(
-            SMALL,
-            f"{table.name(k)}: {sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels after resizing",
-            split,
-            **table.where(k),
-        )
+        _add(SMALL, table, k, f"{sides[k, 0]:.3g} x {sides[k, 1]:.3g} pixels after resizing", split, finds)
     counts = table.counts()
     most = config.box_detections_per_img
     for i in np.flatnonzero(counts > most).tolist():
-        finds.add(
-            TOO_MANY,
-            f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}",
-            split,
-            table.data_set.given_id(i),
-        )
+        text = f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}"
+        finds.add(TOO_MANY, text, split, table.data_set.given_id(i))
 
 
-def _look_at_masks(table: Table, outline: Outlines, tell) -> None:
+def _add(kind: Kind, table: Table, k: int, text: str, split: str, finds: Finds) -> None:
+    """Adds a find about object k."""
+    finds.add(kind, f"{table.name(k)}: {text}", split, **table.where(k))
+
+
+def _look_at_masks(
+    table: Table, outline: Outlines, report: Callable[[Kind, np.ndarray, Callable[[int], str]], None]
+) -> None:
     tight = np.clip(outline.tight, 0, table.sizes[table.image][:, [1, 0, 1, 0]])
     clipped = table.clipped
     overlap = iou(clipped, tight)
-    tell(
+    report(
         BOX_DIFFERS,
         overlap < OTHER_IOU,
         lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])} (IoU {overlap[k]:.2f})",
@@ -143,24 +141,24 @@ def _look_at_masks(table: Table, outline: Outlines, tell) -> None:
     wrong = np.array(
         [k in true and not empty[k] and area_differs(given[k], true[k]) for k in range(len(areas))], dtype=bool
     )
-    tell(NO_PIXEL, empty, lambda k: f"its mask within {box(tight[k])} has no pixel")
-    tell(AREA_DIFFERS, wrong, lambda k: f"area is {given[k]:.6g}, its mask has {true[k]:.0f} pixels")
+    report(NO_PIXEL, empty, lambda k: f"its mask within {box(tight[k])} has no pixel")
+    report(AREA_DIFFERS, wrong, lambda k: f"area is {given[k]:.6g}, its mask has {true[k]:.0f} pixels")
 
 
 def area_differs(given: float, pixels: float) -> bool:
-    """Whether an annotated area can't be the one of a mask of so many pixels; False for NaN, which is none."""
+    """Returns whether an annotated area can't be that of a mask of so many pixels; False for NaN, which is none."""
     far = given > AREA_FACTOR * pixels or given * AREA_FACTOR < pixels
     return bool(far and abs(given - pixels) > AREA_PIXELS)
 
 
 def mask_area(table: Table, k: int) -> float:
-    """Pixels of object k's mask in training."""
+    """Returns the pixels of object k's mask in training."""
     size = tuple(table.sizes[table.image[k]].tolist())
     return float(coco_mask.area(table.data_set.annotations.masks.rle(int(table.rows[k]), size)))
 
 
 def twins(table: Table) -> list[tuple[int, int]]:
-    """(object, one after it) of the same image and class whose boxes are nearly the same; crowds apart."""
+    """Returns (object, one after it) of the same image and class whose boxes are nearly the same; crowds apart."""
     boxes = table.clipped
     chosen = np.flatnonzero(~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1))
     order = chosen[np.lexsort((boxes[chosen, 0], table.labels[chosen], table.image[chosen]))]
@@ -181,7 +179,7 @@ def twins(table: Table) -> list[tuple[int, int]]:
 
 
 def look_at_images(table: Table, split: str, finds: Finds) -> None:
-    """Images of suspiciously many or no objects, and ids."""
+    """Finds images of suspiciously many or no objects, and odd ids."""
     data_set, counts = table.data_set, table.counts()
     empty = np.flatnonzero(np.bincount(table.image, minlength=len(counts)) == 0)
     if len(empty) == len(counts):
@@ -192,12 +190,8 @@ def look_at_images(table: Table, split: str, finds: Finds) -> None:
         for i in empty.tolist():
             finds.add(kind, f"{data_set.file_name(i)}: no object", split, data_set.given_id(i))
     for i in many(counts).tolist():
-        finds.add(
-            MANY,
-            f"{data_set.file_name(i)}: {counts[i]} objects, the middle image has {np.median(counts):.0f}",
-            split,
-            data_set.given_id(i),
-        )
+        text = f"{data_set.file_name(i)}: {counts[i]} objects, the middle image has {np.median(counts):.0f}"
+        finds.add(MANY, text, split, data_set.given_id(i))
     packed = data_set.annotations
     others = [what for what, has in (("images", packed.given), ("categories", packed.given_categories)) if has]
     if others:
@@ -207,28 +201,29 @@ def look_at_images(table: Table, split: str, finds: Finds) -> None:
 
 
 def many(counts: np.ndarray) -> np.ndarray:
-    """Images whose number of objects is far beyond the others', by a robust measure on the logarithm."""
+    """Returns images whose number of objects is far beyond the others', by a robust measure on the logarithm."""
     logs = np.log1p(counts)
     spread = 1.4826 * np.median(np.abs(logs - np.median(logs))) if len(logs) else 0
     return np.flatnonzero((logs > np.median(logs) + 4 * max(spread, 0.35)) & (counts > 20)) if len(logs) else logs[:0]
 
 
 def beyond(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """How many pixels boxes [A, 4] x1 y1 x2 y2 reach out of images of sizes [A, 2] (width, height): [A]."""
+    """Returns how many pixels boxes [A, 4] x1 y1 x2 y2 reach out of images of sizes [A, 2] (width, height): [A]."""
     return np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes).max(1, initial=-np.inf)
 
 
 def allowed(sizes: np.ndarray) -> np.ndarray:
-    """How many may be taken for rounding: [A]."""
+    """Returns how many of these pixels may come from rounding: [A]."""
     return FAR_OUT + 0.01 * sizes.max(1, initial=0)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of boxes [K, 4] x1 y1 x2 y2, row by row; 0 where both are empty."""
+    """Returns the IoU of boxes [K, 4] x1 y1 x2 y2, row by row; 0 where both are empty."""
     shared = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0).prod(1)
     areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (a, b)]
     return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
 
 
 def box(values: np.ndarray) -> str:
+    """Returns the four numbers of a box as text."""
     return "[" + ", ".join(f"{value:.5g}" for value in values) + "]"

@@ -1,19 +1,23 @@
-"""The doctor's page: what was found, and what the data is like. One file, without a script."""
+"""Builds the doctor's page: what was found, and what the data is like. One file, without a script."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from backbone.errors import InputError
-from tools.doctor import duplicates, images
+from tools.doctor import images
+from tools.doctor.anchors import Reach
+from tools.doctor.duplicates import Double, path_of
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted, of_several
 from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
 from train_utils.io.plain_text import one_line
 from train_utils.show.drawing import draw_detections
-from train_utils.show.pages import Html, Section, figure, img_tag, joined, page, section, table, tag
+from train_utils.show.pages import Html, Section, figure, img_tag, joined, note, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves
 from transforms import build_augment
 
@@ -38,13 +42,13 @@ details li { font-size: .9rem; overflow-wrap: anywhere; } details ul { padding-l
 
 
 def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Html, list[float]]:
-    """Images chosen by chance with their objects as training gets them, and the seconds that each took to read.
+    """Returns images chosen by chance with their objects as training gets them, and the seconds that each took to read.
 
     Those of training are augmented as train.py does it by default, in epoch 0.
     """
     default = build_augment()
 
-    def augment(image, target, i):
+    def augment(image: Tensor, target: dict, i: int) -> tuple[Tensor, dict]:
         return default(image, target, sample_rng(seed, 0, i, AUGMENTATION))
 
     places = [
@@ -62,24 +66,20 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
         if seen.error is not None:
             known = seen.error[0] in finds.texts(ERROR) + finds.texts(WARNING)
             if not known:
-                images.tell(seen, part, split, finds)
+                images.report(seen, part, split, finds)
             cards.append(tag("figure", tag("p", "cannot be read", class_="bad"), tag("figcaption", seen.error[0])))
             continue
         seconds.append(seen.seconds)
-        drawn, told = _drawn(part, i, augment if split in ("train", "all") else None)
-        name = _name(splits, (split, i))
-        cards.append(
-            figure(
-                img_tag(drawn, f"{name}, {told}", THUMB, loading="lazy"),
-                f"{name.rsplit('/', 1)[-1]} ({told}{', ' + split if split else ''})",
-            )
-        )
-    told = tag("p", _sheet_told(splits, len(cards), len(places)))
-    return joined(told, tag("div", *cards, class_="sheet")), seconds
+        drawn, objects = _drawn(part, i, augment if split in ("train", "all") else None)
+        name = path_of(splits, (split, i))
+        caption = f"{name.rsplit('/', 1)[-1]} ({objects}{', ' + split if split else ''})"
+        cards.append(figure(img_tag(drawn, f"{name}, {objects}", THUMB, loading="lazy"), caption))
+    text = tag("p", _sheet_text(splits, len(cards), len(places)))
+    return joined(text, tag("div", *cards, class_="sheet")), seconds
 
 
-def _sheet_told(splits: dict, shown: int, count: int) -> str:
-    """How the images of the contact sheet were chosen and read."""
+def _sheet_text(splits: dict, shown: int, count: int) -> str:
+    """Returns how the images of the contact sheet were chosen and read."""
     chosen = "All images" if shown == count else f"{shown:,} of {count:,} images, chosen by chance"
     if "" in splits:
         return f"{chosen}."
@@ -90,8 +90,8 @@ def _sheet_told(splits: dict, shown: int, count: int) -> str:
     return f"{chosen}."
 
 
-def _drawn(part, i: int, augment=None) -> tuple[Image.Image, str]:
-    """An image with its objects, and how many; augment: (image, target, i) -> (image, target)."""
+def _drawn(part: Any, i: int, augment: Callable | None = None) -> tuple[Image.Image, str]:
+    """Returns an image with its objects, and how many; augment: (image, target, i) -> (image, target)."""
     if isinstance(part, list):
         image = read_image(part[i])
         return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
@@ -103,23 +103,15 @@ def _drawn(part, i: int, augment=None) -> tuple[Image.Image, str]:
     size = tuple(max(1, round(side * scale)) for side in image.shape[1:])
     image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
     few = len(target["labels"]) <= 25 and len(part.label_map) > 1  # captions of more would hide them all
-    drawn = draw_detections(
-        image,
-        target["boxes"] * scale,
-        target["labels"],
-        None,
-        target["masks"].resize(size),
-        part.label_map.name if few else lambda label: "",
-    )
-    told = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
-    return drawn, told
-
-
-def _name(splits: dict, place: tuple[str, int]) -> str:
-    return duplicates.path_of(splits, place)
+    name_of = part.label_map.name if few else lambda label: ""
+    boxes, masks = target["boxes"] * scale, target["masks"].resize(size)
+    drawn = draw_detections(image, boxes, target["labels"], None, masks, name_of)
+    objects = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
+    return drawn, objects
 
 
 def finds_section(finds: Finds) -> Section:
+    """Lists the finds by kind, errors first."""
     parts: list[Html] = []
     for severity in SEVERITIES:
         kinds = [(kind, count) for kind, count in finds.counts() if kind.severity == severity]
@@ -129,20 +121,18 @@ def finds_section(finds: Finds) -> Section:
         for kind, count in kinds:
             listed = finds[kind]
             more = len(listed) - LISTED
-            parts.append(
-                tag(
-                    "details",
-                    tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
-                    tag("p", kind.advice) if kind.advice else "",
-                    tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
-                    tag("p", f"and {more:,} more: check_data.json lists them", class_="soft") if more > 0 else "",
-                    open=severity == ERROR,
-                )
-            )
+            content = [
+                tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
+                tag("p", kind.advice) if kind.advice else "",
+                tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
+                note(f"and {more:,} more: check_data.json lists them") if more > 0 else "",
+            ]
+            parts.append(tag("details", *content, open=severity == ERROR))
     return section("finds", "Finds", *(parts or [tag("p", "Nothing was found.", class_="good")]))
 
 
 def classes_section(classes: dict[str, dict[str, int]]) -> Section:
+    """Shows the number of objects of each class."""
     total = {name: sum(each.values()) for name, each in classes.items()}
     names = sorted(total, key=lambda name: -total[name])
     splits = list(next(iter(classes.values()), {}))
@@ -156,19 +146,14 @@ def classes_section(classes: dict[str, dict[str, int]]) -> Section:
         for name in names
     ]
     head = ["class", *splits, "objects, crowds apart"]
-    parts = [tag("div", table(head, rows[:BARS]), class_="classes")]
+    shown, others = (tag("div", table(head, part), class_="classes") for part in (rows[:BARS], rows[BARS:]))
     if len(rows) > BARS:
-        parts.append(
-            tag(
-                "details",
-                tag("summary", f"The other {len(rows) - BARS} of {len(rows)} classes"),
-                tag("div", table(head, rows[BARS:]), class_="classes"),
-            )
-        )
-    return section("classes", "Classes", *parts)
+        others = tag("details", tag("summary", f"The other {len(rows) - BARS} of {len(rows)} classes"), others)
+    return section("classes", "Classes", shown, others if len(rows) > BARS else "")
 
 
 def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
+    """Shows histograms of the objects and images, and the commonest image sizes."""
     what = {
         "objects by size": ("root of the box's area in pixels, after resizing", "objects"),
         "objects by width : height": ("width : height", "objects"),
@@ -180,105 +165,80 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
         for title, found in histograms.items()
     ]
     rows = [[size, f"{count:,}"] for size, count in sizes.items()]
-    return section(
-        "shapes",
-        "Sizes and shapes",
-        tag("div", *plots, class_="two"),
-        tag("h3", "Commonest image sizes (width x height)"),
-        table(["pixels", "images"], rows),
-    )
+    of_sizes = tag("h3", "Commonest image sizes (width x height)"), table(["pixels", "images"], rows)
+    return section("shapes", "Sizes and shapes", tag("div", *plots, class_="two"), *of_sizes)
 
 
-def anchors_section(found: Sequence, sizing: str) -> Section:
+def anchors_section(found: Sequence[Reach], sizing: str) -> Section:
+    """Shows how many objects the anchors reach, and flags that reach more."""
     names = [
         "configured",
         *("better sizes" if reach.ratios == found[0].ratios else "with more ratios" for reach in found[1:]),
     ]
-    rows = [
-        [
-            name,
-            " ".join(map(str, reach.sizes)),
-            " ".join(f"{r:g}" for r in reach.ratios),
-            f"{reach.share(0.5):.1%}",
-            f"{reach.share(0.7):.1%}",
-        ]
-        for name, reach in zip(names, found, strict=True)
-    ]
-    least = np.linspace(0.2, 1, 33)
-    lines = {
-        name: (least.tolist(), [100 * reach.share(x) for x in least]) for name, reach in zip(names, found, strict=True)
-    }
-    told = [
-        tag(
-            "p",
-            f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is "
-            "given its best anchor, but one that overlaps more is easier to refine.",
-        )
-    ]
+    rows, lines, least = [], {}, np.linspace(0.2, 1, 33)
+    for name, reach in zip(names, found, strict=True):
+        sizes, ratios = " ".join(map(str, reach.sizes)), " ".join(f"{r:g}" for r in reach.ratios)
+        rows.append([name, sizes, ratios, f"{reach.share(0.5):.1%}", f"{reach.share(0.7):.1%}"])
+        lines[name] = least.tolist(), [100 * reach.share(x) for x in least]
+    share = (
+        f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is given its best "
+    )
+    text = [tag("p", share + "anchor, but one that overlaps more is easier to refine.")]
     for reach in found[1:]:
         more = len(reach.ratios) / len(found[0].ratios)
         cost = f" ({more:.2g} times as many anchors)" if more > 1 else ""
-        told.append(tag("p", f"This would reach {reach.share(0.5):.1%} at IoU 0.5{cost}:"))
-        told.append(tag("pre", reach.flags()))
+        text.append(tag("p", f"This would reach {reach.share(0.5):.1%} at IoU 0.5{cost}:"))
+        text.append(tag("pre", reach.flags()))
     if len(found) == 1 and found[0].share(0.5) < 0.9:
-        told.append(tag("p", "No other anchor sizes and no more ratios reach noticeably more.", class_="soft"))
+        text.append(note("No other anchor sizes and no more ratios reach noticeably more."))
     plot = figure(curves(lines, "IoU", "% of objects", (0.2, 1), (0, 100)), "Objects by the IoU of their best anchor")
     head = ["anchors", "sizes", "ratios (height / width)", "IoU 0.5", "IoU 0.7"]
-    return section("anchors", "Anchors", *told, table(head, rows), plot)
+    return section("anchors", "Anchors", *text, table(head, rows), plot)
 
 
-def doubles_section(doubles: list, splits: dict) -> Section:
+def doubles_section(doubles: list[Double], splits: dict) -> Section:
+    """Shows pairs of images that are the same or nearly the same."""
     parts: list[Html] = []
     cards: dict[tuple, Html] = {}  # an image may have several doubles
 
-    def card(place) -> Html:
-        name = _name(splits, place)
+    def card(place: tuple[str, int]) -> Html:
+        name = path_of(splits, place)
         try:
             drawn, _ = _drawn(splits[place[0]], place[1])
         except InputError as error:  # it has changed since it was read
             return tag("figure", tag("figcaption", str(error)))
-        return figure(
-            img_tag(drawn, name, THUMB, loading="lazy"),
-            f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}",
-        )
+        caption = f"{name.rsplit('/', 1)[-1]}{f' ({place[0]})' if place[0] else ''}"
+        return figure(img_tag(drawn, name, THUMB, loading="lazy"), caption)
 
     for double in doubles[:PAIRS]:
         places = double.first, double.second
         cards |= {place: card(place) for place in places if place not in cards}
-        sides = [cards[place] for place in places]
-        told = "the same in every pixel" if double.same else f"nearly the same (correlation {double.correlation:.4f})"
+        text = "the same in every pixel" if double.same else f"nearly the same (correlation {double.correlation:.4f})"
         across = double.first[0] != double.second[0]
-        parts.append(
-            tag(
-                "div",
-                tag("p", ("In both splits: " if across else "") + told, class_="warn" if across else "soft"),
-                *sides,
-                class_="pair",
-            )
-        )
+        text = tag("p", ("In both splits: " if across else "") + text, class_="warn" if across else "soft")
+        parts.append(tag("div", text, *(cards[place] for place in places), class_="pair"))
     if len(doubles) > PAIRS:
-        parts.append(tag("p", f"and {len(doubles) - PAIRS:,} more: check_data.json lists them", class_="soft"))
+        parts.append(note(f"and {len(doubles) - PAIRS:,} more: check_data.json lists them"))
     return section("doubles", "Images that show the same", *(parts or [tag("p", "None were found.", class_="good")]))
 
 
 def summary(lines: Sequence[str], verdict: str | None, finds: Finds) -> Html:
-    """What stands under the title."""
+    """Returns what is shown under the title."""
     verdict = brief_verdict(verdict, finds)
-    told = f"train.py would stop: {verdict}" if verdict else "train.py would open this data."
-    counts = [
-        f"{finds.total(severity):,} {severity}{'' if finds.total(severity) == 1 else 's'}" for severity in SEVERITIES
-    ]
+    outcome = f"train.py would stop: {verdict}" if verdict else "train.py would open this data."
+    counts = [counted(finds.total(severity), severity) for severity in SEVERITIES]
     return joined(
         *(tag("p", line) for line in lines if line),
-        tag("p", told, class_=f"verdict {'bad' if verdict else 'good'}"),
+        tag("p", outcome, class_=f"verdict {'bad' if verdict else 'good'}"),
         tag("p", tag("b", ", ".join(counts))),
     )
 
 
 def brief_verdict(verdict: str | None, finds: Finds) -> str | None:
-    """Without what to do about it, where that stands among the finds."""
+    """Returns the verdict without its advice, where a find gives that."""
     return verdict.split("; ")[0] if verdict and one_line(verdict) in finds.texts(ERROR) else verdict
 
 
 def whole_page(title: str, lead: Html, sections: Sequence[Section]) -> str:
+    """Returns the page of these sections."""
     return page(title, lead, sections, style=STYLE)

@@ -1,10 +1,12 @@
-"""What a data set is like, as plain values: histograms of its objects and images."""
+"""Turns the tables of a data set into plain values: histograms of its objects and images."""
 
 from collections import Counter
 
 import numpy as np
 
+from network_files.config import MaskRCNNConfig
 from tools.doctor.anchors import resized
+from tools.doctor.table import Table
 
 SIDES = [0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, np.inf]
 COUNTS = [0, 1, 2, 3, 5, 9, 17, 33, 65, 129, np.inf]
@@ -12,8 +14,8 @@ RATIOS = [0, 1 / 8, 1 / 4, 1 / 2, 4 / 5, 5 / 4, 2, 4, 8, np.inf]  # width / heig
 RATIO_LABELS = ["1:8+", "1:8-1:4", "1:4-1:2", "1:2-4:5", "square", "5:4-2:1", "2:1-4:1", "4:1-8:1", "8:1+"]
 
 
-def histograms(tables: list, config) -> dict[str, dict[str, int]]:
-    """{what: {bin: count}}: of objects that are not crowds, and of images."""
+def histograms(tables: list[Table], config: MaskRCNNConfig) -> dict[str, dict[str, int]]:
+    """Returns {what: {bin: count}} of objects that are not crowds, and of images."""
     sides, ratios = [], []
     for table in tables:
         small, _ = resized(table, config)
@@ -31,8 +33,8 @@ def histograms(tables: list, config) -> dict[str, dict[str, int]]:
     }
 
 
-def image_sizes(tables: list, most: int = 8) -> dict[str, int]:
-    """{"width x height": images} of the commonest sizes, and of all others together."""
+def image_sizes(tables: list[Table], most: int = 8) -> dict[str, int]:
+    """Returns {"width x height": images} of the commonest sizes, and of all others together."""
     counts = Counter(map(tuple, np.concatenate([table.sizes for table in tables]).tolist()))
     found = {f"{w} x {h}": count for (h, w), count in counts.most_common(most)}
     others = sum(counts.values()) - sum(found.values())
@@ -45,7 +47,7 @@ def _binned(values: np.ndarray, edges: list, labels: list[str] | None = None, wh
     return dict(zip(labels, counts, strict=True))
 
 
-def _label(low, high, whole: bool) -> str:
+def _label(low: float, high: float, whole: bool) -> str:
     if high == np.inf:
         return f"{low}+"
     if whole:

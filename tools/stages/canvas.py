@@ -1,4 +1,4 @@
-"""An image, or a part of it, enlarged or reduced to a size that can be looked at, with things drawn on it.
+"""Enlarges or reduces an image, or a part of it, to a size that can be looked at, and draws on it.
 
 Coordinates given to a Canvas are pixels of the image; boxes are x1 y1 x2 y2.
 """
@@ -17,13 +17,20 @@ from train_utils.show.drawing import instance_color
 SIDE, LEAST, MOST = 720, 240, 1600  # pixels: longer side of a drawn image, shorter side of a long one, its longer
 GREEN, RED, YELLOW, BLUE = (60, 220, 90), (255, 80, 70), (255, 205, 40), (70, 150, 255)
 LEVEL_COLORS = [instance_color(i) for i in (3, 1, 2, 5, 10)]  # of P2..P6
+Color = tuple[int, int, int]
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=float)  # dark to light
 
 
 class Canvas:
-    """image uint8 [3, H, W]; window: the part to show (default: all); faded: grey, so that lines stand out."""
+    """An image to draw on.
 
-    def __init__(self, pixels: torch.Tensor, window: Sequence[float] | None = None, faded=False, side: int = SIDE):
+    pixels uint8 [3, H, W]; window: the part to show (default: all); faded: grey, so that lines stand out; side: pixels
+    of its longer side.
+    """
+
+    def __init__(
+        self, pixels: torch.Tensor, window: Sequence[float] | None = None, faded: bool = False, side: int = SIDE
+    ) -> None:
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         x1, y1, x2, y2 = window or (0, 0, *image.size)
         width, height = max(x2 - x1, 1), max(y2 - y1, 1)
@@ -40,45 +47,50 @@ class Canvas:
         self.font = ImageFont.load_default(15)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
+        """Returns where the point (x, y) of the image is drawn."""
         return (x - self.origin[0]) * self.scale, (y - self.origin[1]) * self.scale
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """The point of the image that is drawn at (x, y)."""
+        """Returns the point of the image that is drawn at (x, y)."""
         return x / self.scale + self.origin[0], y / self.scale + self.origin[1]
 
-    def box(self, box: Sequence[float], color, width: int | None = None, opacity: float = 1.0) -> None:
+    def box(self, box: Sequence[float], color: Color, width: int | None = None, opacity: float = 1.0) -> None:
+        """Draws a box."""
         (x1, y1), (x2, y2) = self.at(*box[:2]), self.at(*box[2:])
         self.draw.rectangle(
             (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=(*color, round(255 * opacity)), width=width or self.line
         )
 
-    def boxes(self, boxes: torch.Tensor, color, width: int = 2, opacity: float = 1.0) -> "Canvas":
+    def boxes(self, boxes: torch.Tensor, color: Color, width: int = 2, opacity: float = 1.0) -> "Canvas":
+        """Draws boxes [N, 4]; returns the canvas."""
         for box in boxes.tolist():
             self.box(box, color, width, opacity)
         return self
 
-    def dots(self, points: torch.Tensor, color, radius: float = 3) -> None:
+    def dots(self, points: torch.Tensor, color: Color, radius: float = 3) -> None:
+        """Draws a dot at each of points [N, 2]."""
         for point in points.tolist():
             x, y = self.at(*point)
             self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
-    def arrow(self, start: Sequence[float], end: Sequence[float], color) -> None:
+    def arrow(self, start: Sequence[float], end: Sequence[float], color: Color) -> None:
+        """Draws an arrow from one point to another."""
         (x1, y1), (x2, y2) = self.at(*start), self.at(*end)
         length = math.hypot(x2 - x1, y2 - y1)
-        if length < 3:  # nothing to see of it
+        if length < 3:  # too short to be seen
             return
         self.draw.line((x1, y1, x2, y2), fill=color, width=self.line)
         angle, head = math.atan2(y2 - y1, x2 - x1), min(10, length)
         sides = [(x2 - head * math.cos(angle + turn), y2 - head * math.sin(angle + turn)) for turn in (-0.45, 0.45)]
         self.draw.polygon([(x2, y2), *sides], fill=color)
 
-    def move(self, start: Sequence[float], end: Sequence[float], color) -> None:
-        """Arrows from the corners of one box to those of another."""
+    def move(self, start: Sequence[float], end: Sequence[float], color: Color) -> None:
+        """Draws arrows from the corners of one box to those of another."""
         for x, y in ((0, 1), (2, 1), (0, 3), (2, 3)):
             self.arrow((start[x], start[y]), (end[x], end[y]), color)
 
-    def write(self, text: str, x: float, y: float, color) -> None:
-        """Text on a plate whose left upper corner is at the point, moved so that all of it is seen."""
+    def write(self, text: str, x: float, y: float, color: Color) -> None:
+        """Writes text on a plate whose left upper corner is at the point, moved so that all of it is seen."""
         left, top = self.at(x, y)
         width, height = self.font.getlength(text) + 8, 20
         left = max(0, min(left, self.image.width - width))
@@ -88,7 +100,7 @@ class Canvas:
         self.draw.text((left + 4, top + 1), text, fill=(0, 0, 0) if light else (255, 255, 255), font=self.font)
 
     def heat(self, values: torch.Tensor, width: float, height: float, opacity: float = 0.75) -> "Canvas":
-        """values [h, w] in 0..1, of a map's cells, as colours over the first width x height pixels of the image.
+        """Draws values [h, w] in 0..1 of a map's cells as colours over the first width x height pixels.
 
         A cell is drawn around its left upper corner: there its anchors are centred, and RoIAlign reads it.
         """
@@ -102,19 +114,19 @@ class Canvas:
 
 
 def centres(boxes: torch.Tensor) -> torch.Tensor:
-    """boxes [N, 4] -> [N, 2]."""
+    """Returns the centres [N, 2] of boxes [N, 4]."""
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
 def heat_image(values: torch.Tensor) -> Image.Image:
-    """values [h, w] in 0..1 as colours from dark to light, a pixel each."""
+    """Returns values [h, w] in 0..1 as colours from dark to light, a pixel each."""
     values = values.clamp(0, 1).numpy() * (len(HEAT) - 1)
     channels = [np.interp(values, range(len(HEAT)), HEAT[:, c]) for c in range(3)]
     return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
 def window_around(boxes: torch.Tensor, size: tuple[int, int], margin: float = 0.25) -> tuple[int, int, int, int]:
-    """The part of an image of `size` (h, w) that shows these boxes [N, 4] and a margin."""
+    """Returns the part of an image of `size` (h, w) that shows these boxes [N, 4] and a margin."""
     low, high = boxes[:, :2].amin(0), boxes[:, 2:].amax(0)
     room = ((high - low).max() * margin).clamp(min=2)
     x1, y1 = (low - room).floor().clamp(min=0).int().tolist()
@@ -123,7 +135,7 @@ def window_around(boxes: torch.Tensor, size: tuple[int, int], margin: float = 0.
 
 
 def tiles(titled: Sequence[tuple[str, Image.Image | None]], columns: int = 3, side: int = 168) -> Image.Image:
-    """Small images in rows, each under its title; None leaves a place free."""
+    """Returns small images in rows, each under its title; None leaves a place free."""
     across, down, font = side + 8, side + 24, ImageFont.load_default(13)
     # not white, as masks are
     whole = Image.new("RGB", (columns * across - 8, -(-len(titled) // columns) * down), (222, 226, 230))
@@ -140,7 +152,7 @@ def tiles(titled: Sequence[tuple[str, Image.Image | None]], columns: int = 3, si
 
 
 def sheet(panels: Sequence[tuple[str, Image.Image]], width: int = 2 * SIDE + 60) -> Image.Image:
-    """All images of a stage on one, each over its caption, in rows of at most `width` pixels."""
+    """Returns all images of a stage on one, each over its caption, in rows of at most `width` pixels."""
     font, gap, rows, row, used = ImageFont.load_default(16), 20, [], [], 0
     for caption, image in panels:
         if row and used + image.width + gap > width:

@@ -1,4 +1,4 @@
-"""The stages of the RoI heads: the level of each RoI, box targets, refined boxes, detections."""
+"""Shows the stages of the RoI heads: the level of each RoI, box targets, refined boxes, detections."""
 
 import torch
 
@@ -20,6 +20,7 @@ CLOSE_SIDE = 340  # pixels of such an image
 
 
 def roi_levels(view: View) -> Shown:
+    """Shows which level each RoI takes, and the points that RoIAlign reads for one of them."""
     record = view.seen[Stage.ROIS][0]
     rois, levels = record["rois"].float(), record["level"]
     canvas, sides = Canvas(view.resized, faded=True), (rois[:, 2:] - rois[:, :2]).prod(1).sqrt()
@@ -28,12 +29,8 @@ def roi_levels(view: View) -> Shown:
         own = (levels == level).nonzero()[:, 0]
         canvas.boxes(rois[own[:OF_LEVEL]], color)
         canvas.write(f"P{level + 2}: {len(own):,}", *canvas.point(6 + 100 * level, 6), color)
-        facts.append(
-            (
-                f"P{level + 2}, stride {stride}: RoIs; root of the area in pixels, least / median / largest",
-                f"{len(own):,}; {spread(sides[own], 0)}",
-            )
-        )
+        what = f"P{level + 2}, stride {stride}: RoIs; root of the area in pixels, least / median / largest"
+        facts.append((what, f"{len(own):,}; {spread(sides[own], 0)}"))
     panels = [Panel(f"how many RoIs take which level, and the best {OF_LEVEL} of each", canvas.image)]
     if len(rois):
         best = view.path(0)[1] if len(view.found) else 0
@@ -42,7 +39,7 @@ def roi_levels(view: View) -> Shown:
 
 
 def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
-    """The points at which RoIAlign reads a level for one RoI."""
+    """Shows the points at which RoIAlign reads a level for one RoI."""
     stride, size, ratio = STRIDES[level], view.config.box_roi_size, view.config.roi_sampling_ratio
     canvas = Canvas(view.resized, window_around(roi[None], view.size), faded=True, side=CLOSE_SIDE + 80)
     cells = [torch.arange(length // stride + 1) * float(stride) for length in reversed(view.size)]
@@ -60,13 +57,14 @@ def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
 
 
 def box_targets(view: View) -> Shown:
+    """Shows the sampled RoIs and the moves to their objects."""
     record, samples, cfg = view.seen[Stage.BOX_TARGETS][0], view.seen[Stage.ROI_SAMPLES][0], view.config
     rois, labels, matched = record["rois"][0].float(), record["labels"][0], samples["matched"][samples["chosen"]]
     positive, background = (labels > 0).nonzero()[:, 0], rois[labels == 0]
     canvas = Canvas(view.resized, faded=True).boxes(background[:SHOWN], RED, opacity=0.5).boxes(rois[positive], GREEN)
     panels = [Panel("the sampled RoIs: positive (green), background (red)", canvas.image)]
-    stood_for = matched[positive].unique().tolist()
-    for i in stood_for[:CLOSE]:
+    matched_objects = matched[positive].unique().tolist()
+    for i in matched_objects[:CLOSE]:
         own = positive[matched[positive] == i]
         panels.append(_towards(view, rois[own], view.objects[i].float(), view.name(labels[own[0]])))
     facts = [
@@ -76,14 +74,14 @@ def box_targets(view: View) -> Shown:
             f"sampled, of at most {cfg.box_batch_size_per_image}",
             f"{len(positive)} positive, {len(background)} background",
         ),
-        ("objects that a sampled RoI stands for", f"{len(stood_for)} of {len(view.objects)}"),
+        ("objects matched with a sampled RoI", f"{len(matched_objects)} of {len(view.objects)}"),
         ("box targets (dx dy dw dh)", shape(record["deltas"])),
     ]
-    return panels, facts + view.told("loss_classifier", "loss_box_reg")
+    return panels, facts + view.loss_facts("loss_classifier", "loss_box_reg")
 
 
 def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Panel:
-    """Some RoIs of one object, and arrows to it."""
+    """Shows some RoIs of one object, and arrows to it."""
     iou = box_iou(box[None], rois)[0]
     some = rois[iou.argsort()][:: max(1, len(rois) // 3)][:3]
     canvas = Canvas(view.resized, window_around(torch.cat((some, box[None])), view.size), side=CLOSE_SIDE)
@@ -97,6 +95,7 @@ def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Pa
 
 
 def refinement(view: View) -> Shown:
+    """Shows the way of the best detections: anchor, proposal, detection."""
     paths = [view.path(d) for d in range(len(view.found))]
     boxes = [
         torch.stack((view.anchors[anchor], view.proposals[proposal], found))
@@ -121,23 +120,17 @@ def refinement(view: View) -> Shown:
     facts = [
         ("class scores of the RoIs", shape(record["scores"])),
         (f"(RoI, class) pairs with a score above {cfg.box_score_thresh}", f"{len(record['roi']):,}"),
-        (
-            f"left by NMS within each class at {cfg.box_nms_thresh}, at most {cfg.box_detections_per_img}",
-            str(len(record["keep"])),
-        ),
     ]
+    what = f"left by NMS within each class at {cfg.box_nms_thresh}, at most {cfg.box_detections_per_img}"
+    facts.append((what, str(len(record["keep"]))))
     if overlaps is not None:
-        facts.append(
-            (
-                "overlap of anchor → proposal → detection with the object that the detection is best on, mean",
-                _steps(overlaps.mean(0)),
-            )
-        )
+        what = "overlap of anchor → proposal → detection with the object that the detection is best on, mean"
+        facts.append((what, _steps(overlaps.mean(0))))
     return panels, facts
 
 
 def _with_object(objects: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
-    """Overlaps [3] of a path's boxes [3, 4] with the object that the last of them overlaps most."""
+    """Returns overlaps [3] of a path's boxes [3, 4] with the object that the last of them overlaps most."""
     iou = box_iou(objects, path)  # [G, 3]
     return iou[iou[:, 2].argmax()]
 
@@ -147,6 +140,7 @@ def _steps(overlaps: torch.Tensor) -> str:
 
 
 def detections(view: View) -> Shown:
+    """Shows the detections beside the ground truth."""
     found, size = view.detections, tuple(view.image.shape[-2:])
     least = 0.5 if (found["scores"] >= 0.5).any() else 0.0
     boxes, labels, scores, probs = (
@@ -155,11 +149,9 @@ def detections(view: View) -> Shown:
     masks = mask_probs_to_bool(probs.float(), boxes, size)
     image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
     image.thumbnail((2 * SIDE, 2 * SIDE))
-    caption = (
-        f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more"
-        if least
-        else (f"all {len(boxes)} detections: none has a score of 0.5")
-    )
+    caption = f"all {len(boxes)} detections: none has a score of 0.5"
+    if least:
+        caption = f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more"
     panels = [Panel(caption, image)]
     facts = [("detections", str(len(found["scores"]))), ("scores: least / median / largest", spread(found["scores"]))]
     if view.target is not None:
@@ -167,10 +159,6 @@ def detections(view: View) -> Shown:
         own = view.target["boxes"][view.own(view.target)]
         iou, _ = best_overlap(own, boxes)
         which = "the one detection" if len(boxes) == 1 else f"one of the {len(boxes)} detections"
-        facts.append(
-            (
-                f"objects that {which} shown overlaps by 0.5 or more, of whatever class",
-                f"{int((iou >= 0.5).sum())} of {len(own)}",
-            )
-        )
+        what = f"objects that {which} shown overlaps by 0.5 or more, of whatever class"
+        facts.append((what, f"{int((iou >= 0.5).sum())} of {len(own)}"))
     return panels, facts

@@ -1,4 +1,4 @@
-"""The stages in front of the RPN: the sample, the batch, the feature maps, the anchors."""
+"""Shows the stages in front of the RPN: the sample, the batch, the feature maps, the anchors."""
 
 import torch
 from PIL import Image
@@ -11,12 +11,12 @@ from tools.stages.stage import Facts, Panel, Shown, shape, size_of, spread
 from tools.stages.view import View, best_overlap
 from train_utils.show.drawing import draw_detections, instance_color
 
-MAP_SIDE = 340  # pixels of a level's image: five stand side by side
+MAP_SIDE = 340  # pixels of a level's image: five fit side by side
 FEW = 40  # objects that a number is written beside
 
 
 def drawn(view: View, image: torch.Tensor, target: dict | None) -> Image.Image:
-    """An image with the boxes, masks and names of its target."""
+    """Returns an image with the boxes, masks and names of its target."""
     if target is None:
         return Canvas(image).image
     crowds = ~view.own(target)
@@ -32,6 +32,7 @@ def drawn(view: View, image: torch.Tensor, target: dict | None) -> Image.Image:
 
 
 def sample(view: View) -> Shown:
+    """Shows the sample before and after augmentation."""
     image, target = view.before
     panels, facts = [Panel("as loaded", drawn(view, image, target))], [("image as loaded", shape(image))]
     if view.target is not None:
@@ -50,6 +51,7 @@ def sample(view: View) -> Shown:
 
 
 def batch(view: View) -> Shown:
+    """Shows the resized, padded batch."""
     record, cfg = view.seen[Stage.BATCH][0], view.config
     images, (h, w), (old_h, old_w) = record["images"], view.size, record["original_sizes"][0]
     canvas = Canvas(view.padded)
@@ -73,6 +75,7 @@ def batch(view: View) -> Shown:
 
 
 def feature_maps(view: View) -> Shown:
+    """Shows the length of each cell's vector, level by level."""
     panels, facts, (ph, pw) = [], [], view.padded.shape[-2:]
     for level, maps in enumerate(view.seen[Stage.RPN][0]["maps"], 2):
         length = maps[0].float().norm(dim=0)  # [H, W]
@@ -85,6 +88,7 @@ def feature_maps(view: View) -> Shown:
 
 
 def anchors(view: View) -> Shown:
+    """Shows the anchors of one cell of each level, and how well anchors overlap the objects."""
     cfg, record = view.config, view.seen[Stage.RPN][0]
     canvas, per_cell = Canvas(view.resized, faded=True), len(cfg.aspect_ratios)
     facts = [("anchors in all", f"{len(view.anchors):,}")]
@@ -104,7 +108,7 @@ def anchors(view: View) -> Shown:
 
 
 def _overlaps(view: View) -> tuple[Panel, Facts]:
-    """Each object with its best anchor, and how well they overlap."""
+    """Shows each object with its best anchor, and how well they overlap."""
     iou, index = best_overlap(view.objects, view.anchors)
     canvas, threshold = Canvas(view.resized, faded=True), view.config.rpn_fg_iou_thresh
     for i, (box, best) in enumerate(zip(view.objects, index, strict=True)):

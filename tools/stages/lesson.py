@@ -1,4 +1,4 @@
-"""The stages in their order: what each is, in words, where it happens in the code, and where the papers tell of it."""
+"""Lists the stages in their order: what each is, in words, where it is in the code, and in which paper."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,9 +29,12 @@ PAPERS = {
 
 
 class Lesson(NamedTuple):
-    """One stage. show: makes its images and numbers; papers: (of PAPERS, section); code: functions;
-    text: may name fields of the config in braces; empty: what is said where there is no image; alone: the text for a
-    image without a target, where it is another."""
+    """One stage.
+
+    show: makes its images and numbers; papers: (of PAPERS, section); code: functions; text: may name fields of the
+    config in braces; empty: the text where there is no image to show; alone: the text for an image without a target,
+    where it is another.
+    """
 
     name: str
     heading: str
@@ -43,8 +46,8 @@ class Lesson(NamedTuple):
     empty: str = ""
     alone: str = ""
 
-    def told(self, view: View) -> str:
-        """The text with the config's numbers."""
+    def text_for(self, view: View) -> str:
+        """Returns the text with the config's numbers."""
         config, text = view.config, self.text if view.target is not None else self.alone or self.text
         return " ".join(text.split()).format(**vars(config), mini=view.mini, cells=2 * config.mask_roi_size)
 
@@ -203,11 +206,11 @@ LESSONS = (
         (MaskRCNN.forward, MaskRCNN.to_original),
         """
         What model(images) returns: boxes in pixels of the original image, labels, scores and masks; where the image
-        is of a data set, the ground truth stands beside them.""",
+        is of a data set, the ground truth is shown beside them.""",
     ),
 )
 
 
 def lessons_for(view: View) -> list[Lesson]:
-    """Those that the image has what they need for."""
+    """Returns the lessons that the image has what they need for."""
     return [lesson for lesson in LESSONS if view.target is not None or not lesson.needs_target]

@@ -1,4 +1,6 @@
-"""The RPN's stages: its targets, its objectness, its proposals."""
+"""Shows the RPN's stages: its targets, its objectness, its proposals."""
+
+import torch
 
 from network_files.matching import BELOW
 from network_files.operators.nms import batched_nms
@@ -12,6 +14,7 @@ SHOWN = 50  # boxes drawn at most: more would hide the image
 
 
 def rpn_targets(view: View) -> Shown:
+    """Shows the positive, ignored and negative anchors, and those that are sampled."""
     record, cfg = view.seen[Stage.RPN_TARGETS][0], view.config
     label, positive, negative = record["label"], record["positive"], record["negative"]
     positives = (label == 1).nonzero()[:, 0]
@@ -25,46 +28,44 @@ def rpn_targets(view: View) -> Shown:
         Panel("the sampled ones: positive (green), negative (red, their centres); objects are blue", sampled.image),
     ]
     counts = (len(positives), int((label < 0).sum()), int((label == 0).sum()))
-    stood_for = record["matched"][positive]
+    matched_objects = record["matched"][positive]
     facts = [
         ("positive, ignored, negative", ", ".join(f"{count:,}" for count in counts)),
         ("positive by the low-quality rule alone", f"{_by_low_quality(view, positives):,}"),
         (f"sampled, of at most {cfg.rpn_batch_size_per_image}", f"{len(positive)} positive, {len(negative)} negative"),
         (
-            "objects that a sampled anchor stands for",
-            f"{len(stood_for[stood_for > BELOW].unique())} of {len(view.objects)}",
+            "objects matched with a sampled anchor",
+            f"{len(matched_objects[matched_objects > BELOW].unique())} of {len(view.objects)}",
         ),
         (
             "length of a positive's target (dx dy dw dh): least / median / largest",
             spread(record["deltas"].float().norm(dim=1)),
         ),
     ]
-    return panels, facts + view.told("loss_objectness", "loss_rpn_box_reg")
+    return panels, facts + view.loss_facts("loss_objectness", "loss_rpn_box_reg")
 
 
-def _by_low_quality(view: View, positives) -> int:
-    """How many positive anchors overlap no object by the threshold."""
+def _by_low_quality(view: View, positives: torch.Tensor) -> int:
+    """Counts the positive anchors that overlap no object by the threshold."""
     iou, _ = best_overlap(view.anchors[positives], view.objects)
     return int((iou < view.config.rpn_fg_iou_thresh).sum())
 
 
 def objectness(view: View) -> Shown:
+    """Shows the objectness of each cell, level by level."""
     panels, facts, record = [], [], view.seen[Stage.RPN][0]
     (ph, pw), per_cell = view.padded.shape[-2:], len(view.config.aspect_ratios)
     for level, (logits, maps) in enumerate(zip(record["logits"], record["maps"], strict=True), 2):
         scores = logits[0].float().sigmoid()
         best = scores.view(*maps.shape[-2:], per_cell).amax(2)  # [H, W], of a cell's anchors
-        panels.append(
-            Panel(
-                f"P{level}: up to {best.max():.2f}",
-                Canvas(view.padded, side=MAP_SIDE).heat(best, pw, ph, opacity=0.8).image,
-            )
-        )
+        canvas = Canvas(view.padded, side=MAP_SIDE).heat(best, pw, ph, opacity=0.8)
+        panels.append(Panel(f"P{level}: up to {best.max():.2f}", canvas.image))
         facts.append((f"P{level}: logits; objectness, least / median / largest", f"{shape(logits)}; {spread(scores)}"))
     return panels, facts
 
 
 def proposals(view: View) -> Shown:
+    """Shows the candidates before and the proposals after NMS."""
     record, cfg = view.seen[Stage.PROPOSALS][0], view.config
     levels, kept, scores = record["levels"], record["levels"][record["keep"]], record["scores"]
     best = record["boxes"][scores.argsort(descending=True, stable=True)[:SHOWN]]

@@ -1,4 +1,4 @@
-"""One image's way through the network, in evaluation: what goes in, what the recorder saw, what comes out.
+"""Sends one image through the network, in evaluation, and keeps what goes in, what the recorder saw, what comes out.
 
 G objects (crowd regions apart), A anchors over all levels, P proposals, D detections.
 """
@@ -19,8 +19,11 @@ from tools.stages.trace import anchor_of_proposal, proposal_of_detection
 
 @dataclass
 class View:
-    """before: (image uint8 [3, H, W], target) as loaded; image, target: what the network was given, after augmentation;
-    the target is None for an image alone. mini: cells a side of mini masks."""
+    """One image's way through the network.
+
+    before: (image uint8 [3, H, W], target) as loaded; image, target: the network's input, after augmentation; the
+    target is None for an image alone. mini: cells a side of mini masks.
+    """
 
     config: MaskRCNNConfig
     name_of: Callable[[int], str]
@@ -34,7 +37,7 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w) of the resized image."""
+        """The (h, w) of the resized image."""
         return self.seen[Stage.BATCH][0]["sizes"][0]
 
     @property
@@ -51,50 +54,53 @@ class View:
 
     @property
     def objects(self) -> Tensor:
-        """Boxes of the objects in the resized image, [G, 4]."""
+        """The boxes of the objects in the resized image, [G, 4]."""
         return self.seen[Stage.RPN_TARGETS][0]["objects"] if self.target is not None else torch.zeros(0, 4)
 
     @staticmethod
     def own(target: dict) -> Tensor:
-        """Which of a target's annotations are objects, not crowd regions: bool [N]."""
+        """Returns which of a target's annotations are objects, not crowd regions: bool [N]."""
         crowd = target.get("iscrowd")
         return torch.ones(len(target["labels"]), dtype=torch.bool) if crowd is None else crowd == 0
 
     @property
     def anchors(self) -> Tensor:
+        """The anchors of all levels, [A, 4]."""
         return torch.cat(self.seen[Stage.RPN][0]["anchors"]).float()
 
     @property
     def proposals(self) -> Tensor:
-        """[P, 4], by falling objectness."""
+        """The proposals by falling objectness, [P, 4]."""
         record = self.seen[Stage.PROPOSALS][0]
         return record["boxes"][record["keep"]].float()
 
     @property
     def found(self) -> Tensor:
-        """Boxes of the detections in the resized image, [D, 4]."""
+        """The boxes of the detections in the resized image, [D, 4]."""
         record = self.seen[Stage.CLASSES][0]
         return record["boxes"][record["keep"]].float()
 
     def path(self, detection: int) -> tuple[int, int]:
-        """The anchor, numbered over all levels, and the proposal behind a detection."""
+        """Returns the anchor, numbered over all levels, and the proposal behind a detection."""
         proposal = int(proposal_of_detection(self.seen, 0)[detection])
         return int(anchor_of_proposal(self.seen, 0)[proposal]), proposal
 
     def place_of(self, anchor: int) -> tuple[int, int]:
-        """The level (0: P2) of an anchor that is numbered over all levels, and its number within that level."""
+        """Returns the level (0: P2) of an anchor that is numbered over all levels, and its number within that level."""
         starts = [0, *itertools.accumulate(map(len, self.seen[Stage.RPN][0]["anchors"]))]
         level = bisect.bisect(starts, anchor) - 1
         return level, anchor - starts[level]
 
-    def name(self, label) -> str:
+    def name(self, label: int | Tensor) -> str:
+        """Returns a label's name."""
         return self.name_of(int(label))
 
     def title(self, detection: int) -> str:
-        """Name and score of a detection."""
+        """Returns name and score of a detection."""
         return f"{self.name(self.detections['labels'][detection])} {self.detections['scores'][detection]:.2f}"
 
-    def told(self, *losses: str) -> list[tuple[str, str]]:
+    def loss_facts(self, *losses: str) -> list[tuple[str, str]]:
+        """Returns these losses and their values."""
         return [(name, f"{self.losses[name]:.4f}") for name in losses]
 
 
@@ -107,38 +113,25 @@ def look(
     before: tuple[Tensor, dict | None] | None = None,
     mini: int | None = None,
 ) -> View:
-    """Send an image (uint8 [3, H, W]) and its target (masks: CroppedMasks), if it has one, through the model once.
+    """Sends an image (uint8 [3, H, W]) and its target (masks: CroppedMasks), if it has one, through the model once.
 
     mini: cells a side that training keeps masks in; None: every pixel (a comparison then takes 56).
     """
     device, seen = next(model.parameters()).device, Recorder()
     training, given = model.training, None
     if target is not None:
-        masks = target["masks"].limited(mini) if mini else target["masks"]
-        given = [
-            {
-                key: value.to(device) if hasattr(value, "to") else value
-                for key, value in {**target, "masks": masks}.items()
-            }
-        ]
+        moved = {**target, "masks": target["masks"].limited(mini)} if mini else target
+        given = [{key: value.to(device) if hasattr(value, "to") else value for key, value in moved.items()}]
     result = model.eval()([image.to(device)], given, paste_masks=False, recorder=seen)
     model.train(training)
-    losses, detections = result if given else ({}, result)
-    return View(
-        model.config,
-        name_of,
-        before or (image, target),
-        image,
-        target,
-        seen,
-        {name: float(value) for name, value in losses.items()},
-        {key: value.cpu() for key, value in detections[0].items()},
-        mini or 56,
-    )
+    losses, (found,) = result if given else ({}, result)
+    losses = {name: float(value) for name, value in losses.items()}
+    found = {key: value.cpu() for key, value in found.items()}
+    return View(model.config, name_of, before or (image, target), image, target, seen, losses, found, mini or 56)
 
 
 def best_overlap(objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest overlap of each object [G, 4] with a box [B, 4], 0..1, and which box that is (-1: none): [G] each."""
+    """Returns the largest overlap (0..1) of each object [G, 4] with a box [B, 4], and its box (-1: none): [G] each."""
     iou, index = torch.zeros(len(objects)), torch.full((len(objects),), -1)
     for i, some in enumerate(objects if len(boxes) else ()):  # one by one: all at once may take gigabytes
         iou[i], index[i] = box_iou(some[None].float(), boxes)[0].max(0)

@@ -1,4 +1,4 @@
-"""The stages of a View as files: an image for each, and one page that explains them in order."""
+"""Writes the stages of a View as files: an image for each, and one page that explains them in order."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from train_utils.show import pages
 
 PAGE = "stages.html"
 SIDE = 640  # pixels of an image in the page; the files have more
-WIDE = 512  # most that it takes of the page's width: two stand side by side
+WIDE = 512  # most that it takes of the page's width, so that two fit side by side
 WITHOUT = (
     "This image came alone, without objects, so the stages that teach the network are left out (RPN targets, "
-    "box targets, mask targets), and no overlap with objects is told. They are shown for an image of a data "
-    "set: --data-path DATA --index 0 in place of --img-path."
+    "box targets, mask targets), and so are overlaps with objects. They are shown for an image of a data set: "
+    "--data-path DATA --index 0 in place of --img-path."
 )
 STYLE = """
 .stage figure { flex: 0 1 auto; }
@@ -36,7 +36,7 @@ def write_stages(view: View, folder: Path, title: str, lead: list[str]) -> list[
             paths.append(folder / f"{number:02}_{lesson.name}.png")
             with atomic_file(paths[-1]) as file:
                 sheet(panels).save(file, "PNG")
-        sections.append(_section(lesson, f"{number}. {lesson.heading}", lesson.told(view), panels, facts))
+        sections.append(_section(lesson, f"{number}. {lesson.heading}", lesson.text_for(view), panels, facts))
     sentences = [*lead, *([] if view.target is not None else [WITHOUT])]
     lead = pages.joined(*(pages.tag("p", sentence) for sentence in sentences))
     paths.append(folder / PAGE)
@@ -60,7 +60,7 @@ def _section(lesson: Lesson, heading: str, text: str, panels: list[Panel], facts
 
 
 def _figure(lesson: Lesson, panel: Panel) -> pages.Html:
-    """A caption no wider than its image, so that small ones share a row."""
-    image = pages.image(panel.image, f"{lesson.heading}: {panel.caption}", SIDE)
+    """Returns an image with a caption no wider than itself, so that small ones share a row."""
+    image = pages.img_tag(panel.image, f"{lesson.heading}: {panel.caption}", SIDE)
     width = min(panel.image.width, WIDE)
     return pages.tag("figure", image, pages.tag("figcaption", panel.caption), style=f"max-width: {width}px")

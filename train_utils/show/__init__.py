@@ -1,0 +1,1 @@
+"""Images, curves, videos and pages for people."""

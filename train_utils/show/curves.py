@@ -1,17 +1,18 @@
-"""The PNGs of a run's curves: each says by itself what is drawn, in which unit, of which run, and marks the best."""
+"""Draws the curves of a run as PNGs: each names what is drawn, its unit and its run, and marks the best value."""
 
 import math
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 BEST = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "linestyle": "none"}
-FEW = 50  # points of a line that are marked, too
-LONGEST = 100  # letters of a line that fits
-SMOOTHED = 0.05  # of all steps: the window of the running mean
+FEW = 50  # a line of fewer points has a mark at each
+LONGEST = 100  # letters that fit in a line
+SMOOTHED = 0.05  # the window of the running mean, as a share of all steps
 
 
 def plot_loss_and_lr(
@@ -22,28 +23,23 @@ def plot_loss_and_lr(
     val: Mapping[int, float | None] | None = None,
     about: str = "",
 ) -> None:
-    """Writes a PNG of the training loss and the learning rate, one value of each per step, and of the validation
-    losses {epoch: loss} at the epochs' ends. about: a line that says which run it is."""
+    """Writes a PNG of the training loss and the learning rate, one value of each per step.
+
+    val: the validation losses {epoch: loss}, drawn at the epochs' ends; about: a line that says which run it is.
+    """
     figure, (axes,) = _new_figure("Training loss and learning rate", about)
     steps = range(1, len(losses) + 1)
     window = round(len(losses) * SMOOTHED)
     marker = "." if len(losses) < FEW else None  # a line through one point would not be seen
-    lines = axes.plot(
-        steps,
-        losses,
-        color="tab:red",
-        marker=marker,
-        label="training loss of a step",
-        alpha=0.35 if window > 1 else 1,
-        linewidth=1,
-    )
+    light = {"alpha": 0.35 if window > 1 else 1, "linewidth": 1}
+    lines = axes.plot(steps, losses, color="tab:red", marker=marker, label="training loss of a step", **light)
     if window > 1:
         lines += axes.plot(steps, running_mean(losses, window), color="tab:red", label=f"mean of {window} steps")
     known = {epoch: loss for epoch, loss in (val or {}).items() if loss is not None and math.isfinite(loss)}
     if known:
         at = [(epoch + 1) * steps_per_epoch for epoch in known]
         lines += axes.plot(at, list(known.values()), color="tab:green", marker="o", label="validation loss")
-        lines += _mark_best(axes, at, list(known.values()), list(known), min, "lowest validation loss", ".3f")
+        lines += _mark_best(axes, at, list(known.values()), list(known), min, "lowest validation loss")
     axes.set(xlabel="optimiser step", ylabel="loss (sum of the five, no unit)")
     _from_zero(axes)
     _whole_numbers(axes)
@@ -61,14 +57,16 @@ def plot_loss_and_lr(
 def plot_average_precision(
     path: str | Path, epochs: Sequence[int], numbers: Mapping[str, Sequence[float]], best: str, about: str = ""
 ) -> None:
-    """Writes a PNG of average precisions in 0..1 after each of the epochs, name -> values (-1: absent, a gap);
-    the best epoch of the one named `best` is marked."""
+    """Writes a PNG of average precisions in 0..1 after each of the epochs.
+
+    numbers: name -> values, -1 where one is absent, which leaves a gap; best: the name whose best epoch is marked.
+    """
     figure, (axes,) = _new_figure("Average precision on the validation images", about)
     for i, (name, values) in enumerate(numbers.items()):
         values = [value if value >= 0 else math.nan for value in values]
         axes.plot(epochs, values, color=f"C{i // 2}", linestyle=("-", "--")[i % 2], marker=".", label=name)
         if name == best:
-            _mark_best(axes, epochs, values, epochs, max, f"best {name}", ".3f")
+            _mark_best(axes, epochs, values, epochs, max, f"best {name}")
     axes.set(xlabel="epoch (the first is 0)", ylabel="average precision (0 to 1)")
     _from_zero(axes)
     _whole_numbers(axes)
@@ -97,7 +95,7 @@ def plot_losses(
             values = [math.nan if None in some else sum(some) for some in known]
             plot.plot(epochs, values, color=color, marker=".", label=label)
             if losses is val:
-                _mark_best(plot, epochs, values, epochs, min, "lowest validation loss", ".3f", brief=True)
+                _mark_best(plot, epochs, values, epochs, min, "lowest validation loss", brief=True)
         plot.set(xlabel="epoch (the first is 0)", ylabel="loss (no unit)", title=name)
         _from_zero(plot)
         _whole_numbers(plot)
@@ -106,7 +104,7 @@ def plot_losses(
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and the window - 1 before it; NaN is left out."""
+    """Returns the mean of each value and the window - 1 before it; NaN is left out."""
     known = np.isfinite(values)
     sums, counts = (np.cumsum(np.concatenate(([0], part))) for part in (np.where(known, values, 0), known))
     starts = np.maximum(np.arange(len(values)) + 1 - window, 0)
@@ -115,21 +113,20 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _mark_best(
-    plot,
+    plot: Any,
     x: Sequence[float],
     values: Sequence[float],
     epochs: Sequence[int],
-    choose,
+    choose: Callable,
     what: str,
-    form: str,
     brief: bool = False,
 ) -> list:
-    """A star at the best value, the first of equal ones, named in the legend (brief: beside the star)."""
+    """Draws a star at the best value, the first of equal ones, and names it in the legend (brief: beside the star)."""
     known = [i for i, value in enumerate(values) if math.isfinite(value)]
     if not known:
         return []
     best = choose(known, key=values.__getitem__)
-    number = f"{values[best]:{form}}, epoch {epochs[best]}"
+    number = f"{values[best]:.3f}, epoch {epochs[best]}"
     if brief:
         plot.annotate(
             number, (x[best], values[best]), textcoords="offset points", xytext=(0, -18), ha="center", fontsize=8
@@ -138,18 +135,18 @@ def _mark_best(
     return plot.plot([x[best]], [values[best]], color="gold", label=label, **BEST)
 
 
-def _whole_numbers(plot) -> None:
+def _whole_numbers(plot: Any) -> None:
     plot.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # also of one epoch, or one step
 
 
-def _from_zero(plot) -> None:
-    """The y axis from 0, with room above for marks."""
+def _from_zero(plot: Any) -> None:
+    """Starts the y axis at 0, and leaves room above for marks."""
     plot.set_ylim(0, plot.get_ylim()[1] * 1.05)
 
 
-def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tuple:
-    """(figure, its plots)."""
-    # Imported here: matplotlib is slow to load. A Figure without pyplot needs no display and leaves no state.
+def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tuple[Any, list]:
+    """Returns a figure and its plots."""
+    # Imported here, as matplotlib is slow to load. A Figure without pyplot needs no display and leaves no state.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.4) if rows == 1 else (10, 11), dpi=120, layout="constrained")
@@ -160,7 +157,7 @@ def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tupl
     return figure, plots
 
 
-def _save(figure, path: str | Path) -> None:
+def _save(figure: Any, path: str | Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of the run's name is a box then
         figure.savefig(path)

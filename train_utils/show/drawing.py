@@ -1,4 +1,4 @@
-"""Images for people: instances drawn on an image.
+"""Draws instances on an image, for people.
 
 D detections, H x W the image. Boxes are x1 y1 x2 y2 in the image's pixels. Lines and letters grow with the
 image, so that names can be read on a thumbnail and on a 50-megapixel photo.
@@ -20,7 +20,7 @@ MIN_FONT_SIZE = 11  # below this the default font's letters run together
 
 
 def instance_color(index: int) -> tuple[int, int, int]:
-    """RGB (0..255) of the index-th instance: neighbours far apart in hue, three brightnesses."""
+    """Returns the colour of the index-th instance, RGB (0..255): neighbours far apart in hue, three brightnesses."""
     hue = (0.02 + index * GOLDEN_RATIO) % 1.0
     saturation, value = ((0.85, 1.0), (0.65, 0.95), (0.95, 0.8))[index % 3]
     return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -35,7 +35,7 @@ def draw_detections(
     name_of: Callable[[int], str] = str,
     magnify: int = 1,
 ) -> Image.Image:
-    """The image with each instance's mask, box, name and score in a colour of its own.
+    """Returns the image with each instance's mask, box, name and score in a colour of its own.
 
     image uint8 [3, H, W]; boxes [D, 4]; labels int [D]; scores [D], or None for ground truth; masks D of
     H x W, or None; name_of turns a label into its name (`label_map.name`); magnify enlarges a small image
@@ -69,7 +69,9 @@ def draw_detections(
     return drawn
 
 
-def _blend_mask(canvas: np.ndarray, mask: np.ndarray, place: Sequence[int], color: tuple, line: int) -> None:
+def _blend_mask(
+    canvas: np.ndarray, mask: np.ndarray, place: Sequence[int], color: tuple[int, int, int], line: int
+) -> None:
     """Tints the pixels of mask [h, w] at `place` x1 y1 x2 y2 of canvas [H, W, 3], and fills its outline."""
     x1, y1, x2, y2 = place
     window = canvas[y1:y2, x1:x2]  # a view
@@ -79,14 +81,16 @@ def _blend_mask(canvas: np.ndarray, mask: np.ndarray, place: Sequence[int], colo
 
 
 def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
-    """The mask without the pixels that lie within `steps` 4-connected steps of its outside."""
+    """Returns the mask without the pixels that lie within `steps` 4-connected steps of its outside."""
     for _ in range(steps):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask
 
 
-def _write_captions(draw: ImageDraw.ImageDraw, captions: list, boxes: np.ndarray, size: tuple, unit: float):
+def _write_captions(
+    draw: ImageDraw.ImageDraw, captions: list[str], boxes: np.ndarray, size: tuple[int, int], unit: float
+) -> None:
     """Writes each caption at its box (boxes [D, 4]) on a plate of the instance's colour."""
     width, height = size
     font = ImageFont.load_default(max(MIN_FONT_SIZE, min(round(unit / 45), height // 4)))
@@ -108,7 +112,7 @@ def _write_captions(draw: ImageDraw.ImageDraw, captions: list, boxes: np.ndarray
 
 
 def _places_around(box: np.ndarray, w: int, h: int) -> np.ndarray:
-    """Upper left corners [K, 2] of a w x h plate at `box`, best place first: above, below, beside, in it."""
+    """Returns upper left corners [K, 2] of a w x h plate at `box`, best place first: above, below, beside, in it."""
     x1, y1, x2, y2 = box.round()
     above_below = [(x, y) for y in (y1 - h, y2) for x in (x1, x2 - w)]
     beside = [(x, y) for x in (x2, x1 - w) for y in (y1, y2 - h)]
@@ -116,7 +120,7 @@ def _places_around(box: np.ndarray, w: int, h: int) -> np.ndarray:
 
 
 def _covered_share(covers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """What each of covers [K, 4] hides of boxes [N, 4]: the sum of the hidden shares (0..1 each), [K]."""
+    """Returns what each of covers [K, 4] hides of boxes [N, 4]: the sum of the hidden shares (0..1 each), [K]."""
     lower = np.maximum(covers[:, None, :2], boxes[None, :, :2])  # [K, N, 2]
     upper = np.minimum(covers[:, None, 2:], boxes[None, :, 2:])  # [K, N, 2]
     areas = (boxes[:, 2:] - boxes[:, :2]).clip(1).prod(axis=1)  # [N]
@@ -124,6 +128,6 @@ def _covered_share(covers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever stands out on `color` (Rec. 601 luma)."""
+    """Returns black or white, whichever stands out on `color` (Rec. 601 luma)."""
     red, green, blue = color
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)

@@ -1,4 +1,4 @@
-"""Which images a prediction is about, and what their drawn copies are called."""
+"""Turns --img-path into the images of a prediction, and these into the names of their drawn copies."""
 
 import glob
 import os
@@ -17,10 +17,10 @@ LONGEST = 240  # bytes of a drawn image's stem: disks take names of 255, with a 
 
 
 def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
-    """The files that --img-path names: a file itself, a folder's images and videos, a glob's matches; each file once.
+    """Finds the files that --img-path names: a file itself, a folder's images and videos, a glob's matches; each once.
 
-    A folder's files without an image's or video's suffix are left out and named. InputError where nothing is found,
-    and, unless follow_links, where a folder or a glob leads out of itself by a link.
+    A folder's files without an image's or video's suffix are left out and named. Raises InputError where nothing is
+    found, and, unless follow_links, where a folder or a glob leads out of itself by a link.
     """
     found = []
     for name in img_paths:
@@ -54,16 +54,15 @@ def _images_in(folder: Path) -> list[Path]:
             f"'{folder}/**/*.jpg' in quotes finds theirs)"
         )
     if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        shown = visible(shown)
+        shown = visible(", ".join(others[:5]) + (", ..." if len(others) > 5 else ""))
         print(f"{folder}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")
     return images
 
 
 def output_names(images: list[Path]) -> list[str]:
-    """A .jpg file name for each image, .mp4 for a video, no stem twice (some disks do not tell capitals apart).
+    """Returns a .jpg file name for each image, .mp4 for a video, all different, also on disks that ignore case.
 
-    The stem where no other image has it, else the whole name, cut to LONGEST bytes; a number is added where
+    A name is the stem where no other image has it, else the whole name, cut to LONGEST bytes; a number is added where
     that is taken too.
     """
     stems = [path.stem.lower() for path in images]
@@ -80,6 +79,7 @@ def output_names(images: list[Path]) -> list[str]:
 
 
 def drawn_suffix(path: Path) -> str:
+    """Returns the suffix of the drawn copy."""
     return ".mp4" if is_video(path) else ".jpg"
 
 

@@ -1,4 +1,4 @@
-"""Videos and cameras, frame by frame, through PyAV (`pip install -r requirements-video.txt`), which is optional.
+"""Reads videos and cameras frame by frame, and writes videos, through the optional PyAV (requirements-video.txt).
 
 A video is decoded by a few demuxers and codecs alone, and from its own file: a playlist, whatever its name ends in,
 could name any other file or address. Frames keep their times, so that a variable frame rate stays as it is.
@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ CODECS = (
 )
 MOST_PIXELS = 2**26  # of a frame: 8K has half as many
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("vfwcap", "{}")}
-USUAL_RATE = 25  # frames per second, where a source does not tell
-EARLY = 1.0  # seconds that a video may end before what it says of itself, as its sound may be longer
+USUAL_RATE = 25  # frames per second, where a source gives none
+EARLY = 1.0  # seconds that a video may be shorter than its file says: its sound may be longer
 
 
 class Written(NamedTuple):
@@ -43,26 +44,30 @@ class Written(NamedTuple):
 
 
 def is_video(path: Path) -> bool:
+    """Returns whether a path has a video's suffix."""
     return path.suffix.lower() in SUFFIXES
 
 
 def camera_number(img_paths: list[str]) -> int | None:
-    """The N of `--img-path N`, unless there is a file of that name."""
+    """Returns the N of `--img-path N`, unless there is a file of that name."""
     (name, *more) = img_paths
     return int(name) if not more and name.isascii() and name.isdecimal() and not Path(name).exists() else None
 
 
-def pyav():
-    """The module `av`; InputError says how to install it."""
+def pyav() -> ModuleType:
+    """Imports PyAV, the module `av`; raises InputError, which says how to install it."""
     try:
         return importlib.import_module("av")
     except ImportError as error:
         raise InputError(f"videos and cameras need PyAV ({error}): pip install -r requirements-video.txt") from error
 
 
-def open_video(path: Path):
-    """An open PyAV container with a video stream. ImageError for a file that is broken or holds no video; another
-    InputError for one that is not to be decoded: a playlist, an unusual format, far too large frames."""
+def open_video(path: Path) -> Any:
+    """Opens a video with PyAV; returns the container, which has a video stream.
+
+    Raises ImageError for a file that is broken or holds no video; another InputError for one that is not to be decoded:
+    a playlist, an unusual format, far too large frames.
+    """
     av = pyav()
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS, "codec_whitelist": CODECS}
     try:
@@ -91,8 +96,8 @@ def open_video(path: Path):
     return container
 
 
-def open_camera(number: int):
-    """A camera as an open container; InputError where there is none."""
+def open_camera(number: int) -> Any:
+    """Opens a camera as a container; raises InputError where there is none."""
     av = pyav()
     if sys.platform not in CAMERAS:
         raise InputError(f"--img-path {number}: cameras are not known on {sys.platform}")
@@ -107,17 +112,17 @@ def open_camera(number: int):
 
 
 def annotate_video(
-    container,
-    source,
+    container: Any,
+    source: object,
     target: Path,
     annotate: Callable[[torch.Tensor], Image.Image],
     every: int = 1,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Written:
-    """Write every `every`-th frame of an open container, as annotate gives it, to the mp4 file `target`.
+    """Writes every `every`-th frame of an open container, as annotate gives it, to the mp4 file `target`.
 
     annotate: uint8 [3, H, W] RGB, upright -> image, of one size for all. stopped: asked before each frame, True
-    ends the video there, whole. source: how to name it. The container is closed. Raises ImageError for a video
+    ends the video there, whole. source: what messages call it. The container is closed. Raises ImageError for a video
     without a readable frame, InputError where the target cannot be written; there is no target then.
     """
     start, reader, writer = time.perf_counter(), _Reader(container, source), None
@@ -135,7 +140,7 @@ def annotate_video(
                     writer.write(frame, moment)
                 bar.update()
         if writer is None and not reader.stopped:
-            raise ImageError(source, f"no frame could be read{reader.told()}")
+            raise ImageError(source, f"no frame could be read{reader.reason()}")
         if writer is None:
             return Written(0, time.perf_counter() - start, [], None)
         with files.writing(target):
@@ -150,7 +155,7 @@ def annotate_video(
 class _Reader:
     """The frames of a container's first video stream, and what is wrong with it."""
 
-    def __init__(self, container, source):
+    def __init__(self, container: Any, source: object) -> None:
         self.container, self.source, self.sound = container, source, bool(container.streams.audio)
         self.stream = container.streams.video[0]
         of_stream = self.stream.duration and float(self.stream.duration * self.stream.time_base)
@@ -163,7 +168,7 @@ class _Reader:
         self.size, self.scaled, self.bad, self.error, self.end, self.stopped = None, 0, 0, None, None, False
 
     def frames(self) -> Iterator[tuple[torch.Tensor, Fraction]]:
-        """(uint8 [3, H, W], seconds since the first frame), upright; all in the size of the first."""
+        """Yields (uint8 [3, H, W], seconds since the first frame), upright; all in the size of the first."""
         first = None
         for frame in self._decoded():
             if self.size is None:
@@ -177,7 +182,7 @@ class _Reader:
             self.end = moment
             yield torch.from_numpy(pixels.transpose(2, 0, 1).copy()), Fraction(moment)
 
-    def _decoded(self):
+    def _decoded(self) -> Iterator[Any]:
         av = pyav()
         try:
             for packet in self.container.demux(self.stream):
@@ -186,19 +191,24 @@ class _Reader:
                 except av.error.EOFError:
                     return
                 except av.FFmpegError as error:
-                    self.bad, self.error = self.bad + 1, self.error or _reason(error)
+                    self._count(error)
         except av.FFmpegError as error:  # the file ends in the middle of something
-            self.bad, self.error = self.bad + 1, self.error or _reason(error)
+            self._count(error)
+
+    def _count(self, error: Exception) -> None:
+        self.bad, self.error = self.bad + 1, self.error or _reason(error)
 
     def expected_frames(self) -> int | None:
         return self.stream.frames or (round(self.seconds * self.rate) if self.seconds else None)
 
-    def told(self) -> str:
+    def reason(self) -> str:
+        """Returns the first error, in brackets."""
         return f" ({self.error})" if self.error else ""
 
     def broken(self) -> str | None:
+        """Returns what is missing of the video, None if nothing is."""
         if self.bad:
-            return f"{self.bad} part(s) of it could not be decoded{self.told()}; what could is written"
+            return f"{self.bad} part(s) of it could not be decoded{self.reason()}; what could is written"
         if not self.stopped and self.seconds and self.end is not None and self.end + EARLY < self.seconds:
             return f"ends after {float(self.end):.1f} s, but says that it has {self.seconds:.1f} s; that is written"
         return None
@@ -211,7 +221,7 @@ class _Reader:
 class _Writer:
     """An mp4 file of H.264 (MPEG-4 where PyAV has no x264), frames at their own times."""
 
-    def __init__(self, path: Path, size: tuple[int, int], reader: _Reader, every: int):
+    def __init__(self, path: Path, size: tuple[int, int], reader: _Reader, every: int) -> None:
         self.av, self.path, self.count, self.last, self.size = pyav(), path, 0, -1, size
         base = reader.stream.time_base
         # of the source, so that times stay exact; where that is none to write, MPEG's own
@@ -223,11 +233,11 @@ class _Writer:
         self.stream.pix_fmt, self.stream.codec_context.time_base = "yuv420p", self.base
 
     def write(self, image: np.ndarray, moment: Fraction) -> None:
-        """Add an image [H, W, 3] at `moment` seconds."""
+        """Adds an image [H, W, 3] at `moment` seconds."""
         height, width = self.size
         even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = self.av.VideoFrame.from_ndarray(even, format="rgb24")
-        self.last = max(round(moment / self.base), self.last + 1)  # times that go back or stand still would be refused
+        self.last = max(round(moment / self.base), self.last + 1)  # times must rise
         frame.pts, frame.time_base = self.last, self.base
         self._mux(frame)
         self.count += 1
@@ -236,7 +246,7 @@ class _Writer:
         self._mux(None)
         self.container.close()
 
-    def _mux(self, frame) -> None:
+    def _mux(self, frame: Any) -> None:
         try:
             self.container.mux(self.stream.encode(frame))
         except self.av.FFmpegError as error:

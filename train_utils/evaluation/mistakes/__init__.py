@@ -1,4 +1,4 @@
-"""The report of an evaluation: which mistakes there are, what they cost, and the images that show them, in one page.
+"""Writes the report of an evaluation, one page: which mistakes there are, what they cost, and images that show them.
 
 `write_report` puts together what the modules beside this file work out, each one thing: matching (detections and
 objects), average_precision, errors (kinds of mistakes and their cost), scores (F1, calibration), confusion, crowding,
@@ -7,7 +7,7 @@ advice, outlines and gallery (the images), sections (of the page; report.js and 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +22,26 @@ from train_utils.evaluation.mistakes.matching import IOU_THRESHOLDS, match
 from train_utils.evaluation.mistakes.scores import best_of_all, best_of_classes, calibration
 from train_utils.evaluation.numbers import IOU_TYPES, IouTypeResult, category_names
 from train_utils.io.plain_text import visible
-from train_utils.show.pages import joined, page, tag, write_page
+from train_utils.show.pages import joined, note, page, tag, write_page
 
-IMAGES = 300  # that can be looked at, if not told otherwise
+IMAGES = 300  # that can be looked at, by default
 SCORE = 0.5  # above which detections are shown where no score is best: there is none, or no object
+
+
+class Evaluated(NamedTuple):
+    """What a report is about.
+
+    source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
+    results: its COCO results of the last of these types; image_ids: the images that the numbers are about (default:
+    all); progress: of the run, from its checkpoint, where there is one.
+    """
+
+    source: str
+    stats: dict[str, IouTypeResult]
+    results: Sequence[dict]
+    data_set: Any
+    image_ids: Sequence[int] | None = None
+    progress: dict | None = None
 
 
 class Report(NamedTuple):
@@ -38,24 +54,12 @@ class Report(NamedTuple):
     unreadable: list[str]
 
 
-def write_report(
-    folder: Path,
-    source: str,
-    stats: dict[str, IouTypeResult],
-    results: Sequence[dict],
-    data_set,
-    image_ids: Sequence[int] | None = None,
-    images: int = IMAGES,
-    strict: bool = False,
-    progress: dict | None = None,
-) -> Report:
+def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, strict: bool = False) -> Report:
     """Writes report.html into `folder`.
 
-    source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
-    results: its COCO results of the last of these types; image_ids: the images that the numbers are about (default:
-    all); images: how many can be looked at, at most; strict: one that can't be read raises its InputError;
-    progress: of the run, from its checkpoint, where there is one.
+    images: how many can be looked at, at most; strict: one that can't be read raises its InputError.
     """
+    source, stats, results, data_set, image_ids, progress = evaluated
     truth, iou_type = data_set.ground_truth(), list(stats)[-1]
     given_names = list(category_names(truth["categories"]).values())
     names = list(map(visible, given_names))
@@ -92,21 +96,13 @@ def write_report(
         sections.groups_section(stats, iou_type, by_crowding(matches)),
         sections.calibration_section(*calibration(matches), left_out),
     ]
-    shapes = IOU_TYPES[iou_type]
+    shapes, (ap, ap50) = IOU_TYPES[iou_type], map(sections.value, stats[iou_type].stats[:2])
     lead = joined(
         tag("p", f"{source}, on {data_set.describe()}"),
-        tag(
-            "p",
-            f"AP of {shapes}: ",
-            tag("b", sections.value(stats[iou_type].stats[0])),
-            ", at IoU 0.5: ",
-            tag("b", sections.value(stats[iou_type].stats[1])),
-        ),
-        tag(
-            "p",
+        tag("p", f"AP of {shapes}: ", tag("b", ap), ", at IoU 0.5: ", tag("b", ap50)),
+        note(
             f"{len(results):,} detections in {len(matches.image_ids):,} images. IoU below is that of {shapes}; "
-            "AP, crowds and the limit of 100 detections of a class in an image are as in COCO.",
-            class_="soft",
+            "AP, crowds and the limit of 100 detections of a class in an image are as in COCO."
         ),
         sections.data_block(gallery, names, each[0]),
     )

@@ -1,4 +1,4 @@
-"""What to change first, as far as the numbers say it: one line for each kind of mistake that costs much."""
+"""Turns the numbers into advice on what to change first: one line for each kind of mistake that costs much."""
 
 import numpy as np
 
@@ -15,12 +15,12 @@ FALLING, LEAST_STEPS = 0.05, 10  # of the loss, from one stretch of steps to the
 def advise(
     matches: Matches, costs: dict, matrix: np.ndarray, least_score: float, names: list[str], areas: np.ndarray
 ) -> list[str]:
-    """At most four lines, the costliest kind first.
+    """Returns at most four lines, the costliest kind first.
 
     costs: of all detections; matrix: of those of at least `least_score`; areas: of the objects in pixels, float [G].
     """
     kinds = kinds_of(matches)
-    said = {
+    lines = {
         "class": lambda: _confused(matrix, least_score, names),
         "location": lambda: (
             "objects are found in part, or with too much around them. Train longer (--epochs), give "
@@ -34,13 +34,16 @@ def advise(
         "background": lambda: _background(matches, kinds),
         "missed": lambda: _missed(areas[missed_of(matches, kinds)], len(kinds)),
     }
-    dear = sorted((kind for kind in KINDS if costs[kind][1] >= WORTH), key=lambda kind: -costs[kind][1])
-    return [f"{kind} ({costs[kind][0]:,}, {costs[kind][1]:.3f} AP): {said[kind]()}" for kind in dear[:4]]
+    costly = sorted((kind for kind in KINDS if costs[kind][1] >= WORTH), key=lambda kind: -costs[kind][1])
+    return [f"{kind} ({costs[kind][0]:,}, {costs[kind][1]:.3f} AP): {lines[kind]()}" for kind in costly[:4]]
 
 
 def train_on(progress: dict) -> list[str]:
-    """A line where the loss was still falling when a checkpoint was written: the mean of the last epoch's steps (of one
-    epoch: of its second half) is clearly below that before. progress: the checkpoint's; {}: not known, so no line."""
+    """Returns a line where the loss was still falling when a checkpoint was written, else none.
+
+    It was falling where the mean of the last epoch's steps (of one epoch: of its second half) is clearly below the mean
+    of as many steps before. progress: the checkpoint's; {}: not known, so no line.
+    """
     losses = np.asarray(progress.get("curve", ()), dtype=np.float64).reshape(-1, 2)[:, 0]
     losses = losses[np.isfinite(losses)]
     steps = min(max(progress.get("steps_per_epoch", 0), LEAST_STEPS), len(losses) // 2)
@@ -51,8 +54,8 @@ def train_on(progress: dict) -> list[str]:
         return []
     return [
         f"train on (loss {last:.3f} in the last {steps:,} of {len(losses):,} steps, {before:.3f} in the {steps:,} "
-        "before): it was still falling when these weights were written. See first what longer training puts right: "
-        "--resume auto goes on with a run that was stopped; one that is done needs more --epochs."
+        "before): it was still falling when these weights were written. Train longer first: --resume auto continues a "
+        "run that was stopped; a finished one needs more --epochs."
     ]
 
 
@@ -70,12 +73,12 @@ def _background(matches: Matches, kinds: np.ndarray) -> str:
     sure = float((scores >= SURE).mean())
     if sure >= 0.1:
         return (
-            f"things are detected that are none, {sure:.0%} of them with a score of {SURE} or more. Look whether "
-            "they are objects that nobody annotated; if not, add images that show such things and no objects."
+            f"detections lie where nothing is annotated, {sure:.0%} of them with a score of {SURE} or more. Check "
+            "whether they are objects that nobody annotated; if not, add images that show such things and no objects."
         )
     return (
-        f"things are detected that are none, nearly all with scores below {SURE}: in use a higher --score of "
-        "predict.py leaves them out; longer training lowers them."
+        f"detections lie where nothing is annotated, nearly all with scores below {SURE}: a higher --score of "
+        "predict.py leaves them out; longer training lowers their scores."
     )
 
 

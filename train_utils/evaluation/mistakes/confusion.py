@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a matrix with the background as one more class. C classes."""
+"""Turns matches into a matrix of which classes are taken for which, the background as one more class. C classes."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from train_utils.evaluation.mistakes.matching import IN_CROWD, NONE, Matches
 
 
 def confusion_matrix(matches: Matches, least_score: float) -> np.ndarray:
-    """int64 [C + 1, C + 1]: how often an object of class i was detected as class j; C is the background.
+    """Counts how often an object of class i was detected as class j: int64 [C + 1, C + 1]; C is the background.
 
     Detections of at least `least_score` choose, best first and whatever their class, the free object that they cover
-    with the highest IoU, from 0.5 on; one that gets none was detected on the background (row C), unless it lies in a
+    with the highest IoU, from 0.5 on. One that gets none was detected on the background (row C), unless it lies in a
     crowd; an object left over was detected as background (column C).
     """
     classes = len(matches.category_ids)
@@ -25,7 +25,7 @@ def confusion_matrix(matches: Matches, least_score: float) -> np.ndarray:
 
 
 def most_confused(matrix: np.ndarray, count: int = 10) -> list[tuple[int, int, int]]:
-    """(class, detected as, times) of the commonest mix-ups between classes."""
+    """Returns (class, detected as, times) of the commonest mix-ups between classes."""
     between = matrix[:-1, :-1].copy()
     np.fill_diagonal(between, 0)
     order = np.argsort(-between, axis=None, kind="stable")[:count]

@@ -1,4 +1,4 @@
-"""AP where images hold few or many objects: the same matches, over a part of the images. I images."""
+"""Measures AP where images hold few or many objects: the same matches, over a part of the images. I images."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ BOUNDS = (1, 2, 6, 16)  # objects from which a group begins: 1, 2 to 5, 6 to 15,
 
 
 class Crowding(NamedTuple):
-    """Images of one group; AP over COCO's IoU thresholds and at 0.5."""
+    """The images of one group; AP over COCO's IoU thresholds and at 0.5."""
 
     label: str
     images: int
@@ -21,13 +21,13 @@ class Crowding(NamedTuple):
 
 
 def mean_ap(matches: Matches, images: np.ndarray | None = None) -> tuple[float, float]:
-    """(AP over COCO's IoU thresholds, AP at 0.5), NaN without objects; images bool [I]: those that count."""
+    """Returns (AP over COCO's IoU thresholds, AP at 0.5), NaN without objects; images bool [I]: those that count."""
     each = [mean_of_known(curves_at(matches, t, images)) for t in range(len(IOU_THRESHOLDS))]
     return float(np.mean(each)), each[0]
 
 
 def by_crowding(matches: Matches) -> list[Crowding]:
-    """A row for each group that has images; an image's crowd regions are not counted as objects."""
+    """Returns a row for each group that has images; crowd regions do not count as objects."""
     counts = np.bincount(matches.object_image[~matches.crowd], minlength=len(matches.image_ids))  # [I]
     groups = []
     for low, beyond in zip(BOUNDS, (*BOUNDS[1:], None), strict=True):

@@ -1,4 +1,6 @@
-"""What each kind of mistake costs in AP at IoU 0.5, after TIDE (Bolya et al. 2020, arXiv 2008.08115, section 2).
+"""Measures what each kind of mistake costs in AP at IoU 0.5, after TIDE.
+
+TIDE: Bolya et al. 2020, arXiv 2008.08115, section 2.
 
 A false positive is of one kind. Where several would fit, the greater overlap decides, and its own class before
 another's; overlaps are with objects that are not crowds:
@@ -10,10 +12,10 @@ another's; overlaps are with objects that are not crowds:
     background    below 0.1 with all objects
     missed        an object that no detection matches, and none of the kinds class and location lies on
 
-The cost is what AP gains if this kind alone were put right: class and location become a hit of the object they lie
-on (of all detections on it the best stays, the others go), both, duplicate and background go, and missed objects
-need not be found. A class that then has nothing to find is at 1 if nothing was wrongly detected as it, else at 0.
-Costs do not add up to 1 - AP.
+The cost is what AP gains if this kind alone is corrected. A detection of the kinds class and location becomes a hit
+of the object it lies on (of all detections on it the best stays, the others go); both, duplicate and background go;
+missed objects need not be found. A class that then has nothing to find is at 1 if nothing was wrongly detected as
+it, else at 0. Costs do not add up to 1 - AP.
 D detections, G objects, C classes.
 """
 
@@ -28,19 +30,19 @@ RIGHT = -1  # in place of a kind: right, or inside a crowd
 
 
 def kinds_of(matches: Matches) -> np.ndarray:
-    """The kind of each detection, int64 [D]: an index into KINDS, or RIGHT."""
+    """Returns the kind of each detection, int64 [D]: an index into KINDS, or RIGHT."""
     own, other = matches.own_iou, matches.other_iou
     ways = [matches.matched[0] != NONE, own >= FOREGROUND, other >= FOREGROUND, own >= BACKGROUND, other >= BACKGROUND]
     return np.select(ways, [RIGHT, DUPLICATE, CLASS, LOCATION, BOTH], GROUND)
 
 
 def meant_of(matches: Matches, kinds: np.ndarray) -> np.ndarray:
-    """The object that a detection of the kinds class and location lies on, int64 [D]; NONE for others."""
+    """Returns the object that a detection of the kinds class and location lies on, int64 [D]; NONE for others."""
     return np.select([kinds == CLASS, kinds == LOCATION], [matches.other, matches.own], NONE)
 
 
 def missed_of(matches: Matches, kinds: np.ndarray, shown: np.ndarray | None = None) -> np.ndarray:
-    """The objects of the kind missed, bool [G]; shown bool [D]: the detections that count (default: all)."""
+    """Returns the objects of the kind missed, bool [G]; shown bool [D]: the detections that count (default: all)."""
     shown = np.ones(len(kinds), dtype=bool) if shown is None else shown
     missed = ~matches.crowd
     for objects in (matches.matched[0], meant_of(matches, kinds)):
@@ -49,17 +51,23 @@ def missed_of(matches: Matches, kinds: np.ndarray, shown: np.ndarray | None = No
 
 
 class Oracle:
-    """AP at IoU 0.5 of detections of which some are put right."""
+    """Measures AP at IoU 0.5 of detections of which some are corrected."""
 
-    def __init__(self, matches: Matches):
+    def __init__(self, matches: Matches) -> None:
         self.matches, self.kinds = matches, kinds_of(matches)
         self.counted = ~matches.ignored[0]
         self.right = self.counted & (matches.matched[0] >= 0)
         self.objects = np.bincount(matches.object_category[~matches.crowd], minlength=len(matches.category_ids))
         self.ap = self._ap(self.counted)
 
-    def _ap(self, kept, right=None, category=None, objects=None) -> float:
-        """Mean over the classes that have objects; given are the changes."""
+    def _ap(
+        self,
+        kept: np.ndarray,
+        right: np.ndarray | None = None,
+        category: np.ndarray | None = None,
+        objects: np.ndarray | None = None,
+    ) -> float:
+        """Returns the mean over the classes that have objects; what is given replaces the matches' own."""
         right = self.right if right is None else right
         category = self.matches.category if category is None else category
         objects = self.objects if objects is None else objects
@@ -68,11 +76,11 @@ class Oracle:
         return mean_of_known(np.where((self.objects > 0) & (objects == 0), ~wrong, each))
 
     def without(self, wrong: np.ndarray) -> float:
-        """AP without some false positives."""
+        """Returns AP without some false positives."""
         return self._ap(self.counted & ~wrong)
 
     def put_right(self, kind: int) -> float:
-        """AP with those of kind class or location as hits of the objects that they lie on."""
+        """Returns AP with those of kind class or location as hits of the objects that they lie on."""
         meant = np.where(self.kinds == kind, meant_of(self.matches, self.kinds), NONE)
         claim = np.where(self.right, self.matches.matched[0], meant)  # [D]
         claimants = np.flatnonzero(claim >= 0)
@@ -84,14 +92,16 @@ class Oracle:
         return self._ap(self.counted & (right | (claim < 0)), right, category)
 
     def without_objects(self, gone: np.ndarray) -> float:
-        """AP where some objects need not be found."""
+        """Returns AP where some objects need not be found."""
         lost = np.bincount(self.matches.object_category[gone], minlength=len(self.objects))
         return self._ap(self.counted, objects=self.objects - lost)
 
 
 def costs(matches: Matches) -> dict[str, tuple[int, float]]:
-    """Kind -> (how many, what they cost in AP at IoU 0.5), and the same of all "false positives" and of all "false
-    negatives". NaN without any object."""
+    """Returns kind -> (how many, what they cost in AP at IoU 0.5); NaN without any object.
+
+    Two more rows, "false positives" and "false negatives", hold the same of all of these.
+    """
     oracle = Oracle(matches)
     kinds, missed = oracle.kinds, missed_of(matches, oracle.kinds)
     found = np.zeros(len(matches.crowd), dtype=bool)

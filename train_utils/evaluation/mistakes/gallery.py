@@ -1,4 +1,4 @@
-"""The images with their mistakes, worst first, as the page's script shows them; the worst of them to look at.
+"""Turns matches into the list of images, most mistakes first, and drawings of the first of them, for the page's script.
 
 A drawing is UNITS long on its longer side, whatever the image's pixels: outlines are in its units.
 """
@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,11 @@ NO_CLASS = -1
 
 @dataclass
 class Gallery:
-    """rows: [file name, objects, found, [kind, class, detected as, times, ...]] of each image listed, worst first;
-    drawings: of the first of them, None for one that could not be read; total: images in all."""
+    """What the page shows of the images.
+
+    rows: [file name, objects, found, [kind, class, detected as, times, ...]] of each image listed, worst first;
+    drawings: of the first of them, None for one that could not be read; total: images in all.
+    """
 
     total: int
     rows: list[list]
@@ -50,7 +54,7 @@ class Gallery:
 class Shown:
     """The detections of at least a score, and what is wrong with each and with the objects."""
 
-    def __init__(self, matches: Matches, kinds: np.ndarray, least_score: float):
+    def __init__(self, matches: Matches, kinds: np.ndarray, least_score: float) -> None:
         self.matches, self.detections = matches, matches.score >= least_score
         self.state = np.where(kinds == RIGHT, np.where(matches.ignored[0], ASIDE, FINE), kinds)  # [D]
         other = np.isin(kinds, (CLASS, BOTH))
@@ -67,7 +71,7 @@ class Shown:
             self.object_state[objects] = kind
 
     def mistakes(self) -> list[Counter]:
-        """Of each image: (kind, class of the object or NO_CLASS, class of the detection or NO_CLASS) -> times."""
+        """Returns of each image (kind, object's class or NO_CLASS, detection's class or NO_CLASS) -> times."""
         matches, each = self.matches, [Counter() for _ in self.matches.image_ids]
         wrong, missed = self.detections & (self.state < FINE), self.object_state == MISSED
         for image, *mistake in zip(
@@ -82,8 +86,10 @@ class Shown:
         return each
 
 
-def make_gallery(shown: Shown, truth: dict, results: Sequence[dict], data_set, images: int, strict: bool) -> Gallery:
-    """images: how many to draw at most; strict: one that can't be read is an error, not counted."""
+def make_gallery(
+    shown: Shown, truth: dict, results: Sequence[dict], data_set: Any, images: int, strict: bool
+) -> Gallery:
+    """Lists the images and draws the worst; images: how many at most; strict: one that can't be read is an error."""
     matches, mistakes = shown.matches, shown.mistakes()
     order = sorted(range(len(mistakes)), key=lambda i: -mistakes[i].total())  # stable
     names = {image["id"]: visible(image["file_name"]) for image in truth["images"]}
@@ -102,7 +108,9 @@ def make_gallery(shown: Shown, truth: dict, results: Sequence[dict], data_set, i
     return gallery
 
 
-def _draw(gallery: Gallery, shown: Shown, truth, results, data_set, order: list[int], strict: bool) -> None:
+def _draw(
+    gallery: Gallery, shown: Shown, truth: dict, results: Sequence[dict], data_set: Any, order: list[int], strict: bool
+) -> None:
     """Adds a drawing for each image, as long as there is room."""
     matches, places = shown.matches, {data_set.image_id(i): i for i in range(len(data_set))}
     bounds = [
@@ -131,37 +139,39 @@ def _draw(gallery: Gallery, shown: Shown, truth, results, data_set, order: list[
         gallery.drawings.append(drawing)
 
 
-def _outlines(shown: Shown, truth, results, objects: Sequence[int], detections: Sequence[int], size) -> dict:
-    """width, height; objects [class, state, outline], detections [class, score, state, class meant, IoU, outline]
-    each; scores and IoU in hundredths."""
+def _outlines(
+    shown: Shown,
+    truth: dict,
+    results: Sequence[dict],
+    objects: Sequence[int],
+    detections: Sequence[int],
+    size: tuple[int, int],
+) -> dict:
+    """Returns a drawing: width, height, objects [class, state, outline] and detections.
+
+    A detection is [class, score, state, class meant, IoU, outline]; scores and IoU are in hundredths.
+    """
     matches, scale = shown.matches, UNITS / max(size)
+    height, width = (max(1, round(side * scale)) for side in size)
+
+    def rows(columns: Sequence[np.ndarray], entries: Sequence[dict], chosen: Sequence[int], which: np.ndarray) -> list:
+        at = np.array(chosen, dtype=np.int64)
+        numbers = np.stack([column[at] for column in columns], axis=1).round().astype(np.int64).tolist()
+        shapes = (path_of(entries[i], matches.iou_type, size, scale) for i in which[at].tolist())
+        return [[*row, outline] for row, outline in zip(numbers, shapes, strict=True)]
+
+    of_objects = (matches.object_category, shown.object_state)
+    of_detections = (matches.category, 100 * matches.score, shown.state, shown.meant_class, 100 * shown.iou)
     return {
-        "width": max(1, round(size[1] * scale)),
-        "height": max(1, round(size[0] * scale)),
-        "objects": [
-            [
-                int(matches.object_category[g]),
-                int(shown.object_state[g]),
-                path_of(truth["annotations"][matches.annotation[g]], matches.iou_type, size, scale),
-            ]
-            for g in objects
-        ],
-        "detections": [
-            [
-                int(matches.category[d]),
-                round(100 * float(matches.score[d])),
-                int(shown.state[d]),
-                int(shown.meant_class[d]),
-                round(100 * float(shown.iou[d])),
-                path_of(results[matches.result[d]], matches.iou_type, size, scale),
-            ]
-            for d in detections
-        ],
+        "width": width,
+        "height": height,
+        "objects": rows(of_objects, truth["annotations"], objects, matches.annotation),
+        "detections": rows(of_detections, results, detections, matches.result),
     }
 
 
 def _small(image: torch.Tensor, room: int) -> str:
-    """A data: address of image (uint8 [3, H, W]) of at most `room` characters, or the smallest there is."""
+    """Returns a data: address of image (uint8 [3, H, W]) of at most `room` characters, or the smallest there is."""
     small = Image.fromarray(image.permute(1, 2, 0).numpy())
     for side in SIDES:
         small.thumbnail((side, side))

@@ -1,4 +1,4 @@
-"""Detections matched with the objects of the ground truth, as pycocotools matches them; and what the others lie on.
+"""Matches detections with the objects of the ground truth, as pycocotools does, and finds what the others lie on.
 
 D detections, G objects of the ground truth (crowd regions included), T IoU thresholds. d and g are those of one
 image. The overlap with a crowd region is the part of the detection inside it, as in pycocotools.
@@ -51,19 +51,20 @@ class Matches:
 
 
 def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequence[int] | None = None) -> Matches:
-    """truth: a COCO dict; results: COCO results with a bbox ("bbox") or a segmentation ("segm") each.
+    """Matches the results of all images with the objects.
 
-    image_ids: the images that count (default: all). Results of a category that the truth does not list are left
-    out, as the evaluation leaves them out.
+    truth: a COCO dict; results: COCO results, each with a bbox ("bbox") or a segmentation ("segm"); image_ids: the
+    images that count (default: all). Results of a category that the truth does not list are left out, as the
+    evaluation leaves them out.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     image_ids = sorted(set(sizes if image_ids is None else image_ids))
     category_ids = sorted({category["id"] for category in truth["categories"]})
     row_of, column_of = ({value: i for i, value in enumerate(ids)} for ids in (image_ids, category_ids))
     objects, found = ([[] for _ in image_ids] for _ in range(2))
-    for k, entries, lists in ((0, truth["annotations"], objects), (1, results, found)):
+    for entries, lists in ((truth["annotations"], objects), (results, found)):
         for i, entry in enumerate(entries):
-            if entry["image_id"] in row_of and (not k or entry["category_id"] in column_of):
+            if entry["image_id"] in row_of and entry["category_id"] in column_of:
                 lists[row_of[entry["image_id"]]].append(i)
     parts, first = [], 0
     for row, image_id in enumerate(image_ids):
@@ -75,26 +76,17 @@ def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequen
         iou = _overlaps([_shape(results[i], iou_type) for i in kept], shapes, crowd)  # [d, g]
         labels = np.array([column_of[results[i]["category_id"]] for i in kept], dtype=np.int64)
         scores = np.array([results[i]["score"] for i in kept], dtype=np.float64)
-        parts.append(
-            (
-                np.array(kept, dtype=np.int64),
-                np.full(len(kept), row),
-                labels,
-                scores,
-                *_match_image(iou, labels[:, None] == categories, crowd, first),
-                np.array(objects[row], dtype=np.int64),
-                np.full(len(own), row),
-                categories,
-                crowd,
-            )
-        )
+        of_detections = np.array(kept, dtype=np.int64), np.full(len(kept), row), labels, scores
+        matched = _match_image(iou, labels[:, None] == categories, crowd, first)
+        of_objects = np.array(objects[row], dtype=np.int64), np.full(len(own), row), categories, crowd
+        parts.append((*of_detections, *matched, *of_objects))
         first += len(own)
     columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
     return Matches(iou_type, image_ids, category_ids, *columns)
 
 
-def _best(indices: list[int], results, column_of) -> list[int]:
-    """Of one image: the best MOST_DETECTIONS of each class, best first."""
+def _best(indices: list[int], results: Sequence[dict], column_of: dict[int, int]) -> list[int]:
+    """Returns, of one image, the best MOST_DETECTIONS of each class, best first."""
     order = sorted(indices, key=lambda i: -results[i]["score"])  # stable, as the mergesort of pycocotools
     if len(order) <= MOST_DETECTIONS:
         return order
@@ -106,15 +98,15 @@ def _best(indices: list[int], results, column_of) -> list[int]:
     return kept
 
 
-def _shape(entry: dict, iou_type: str, size: tuple[int, int] = (0, 0)):
-    """What pycocotools compares: a box x y w h, or an RLE."""
+def _shape(entry: dict, iou_type: str, size: tuple[int, int] = (0, 0)) -> list[float] | dict:
+    """Returns what pycocotools compares: a box x y w h, or an RLE."""
     if iou_type == "bbox":
         return entry["bbox"]
     return to_rle(entry["segmentation"], size)
 
 
-def to_rle(segmentation, size: tuple[int, int]) -> dict:
-    """Polygons, runs or compressed RLE of an image of `size` (H, W) -> compressed RLE."""
+def to_rle(segmentation: list | dict, size: tuple[int, int]) -> dict:
+    """Turns polygons, runs or compressed RLE of an image of `size` (H, W) into compressed RLE."""
     if isinstance(segmentation, list):
         return rasterise(segmentation, size)
     if isinstance(segmentation["counts"], list):
@@ -129,7 +121,7 @@ def _overlaps(found: list, shapes: list, crowd: np.ndarray) -> np.ndarray:
 
 
 def _match_image(iou: np.ndarray, same: np.ndarray, crowd: np.ndarray, first: int) -> tuple:
-    """Columns of `Matches` for the detections of one image, best first; first: the index of its first object."""
+    """Returns columns of `Matches` for the detections of one image, best first; first: index of its first object."""
     count = len(iou)
     matched, ignored = np.full((len(IOU_THRESHOLDS), count), NONE), np.zeros((len(IOU_THRESHOLDS), count), dtype=bool)
     blind, used, used_by_any = np.full(count, NONE), np.zeros((len(IOU_THRESHOLDS), iou.shape[1]), dtype=bool), set()
@@ -151,7 +143,7 @@ def _match_image(iou: np.ndarray, same: np.ndarray, crowd: np.ndarray, first: in
 
 
 def _highest(iou: np.ndarray, allowed: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """(highest IoU of each detection with the allowed objects, which object): 0 and NONE without any."""
+    """Returns (highest IoU of each detection with the allowed objects, which object): 0 and NONE without any."""
     if not iou.size:
         return np.zeros(len(iou)), np.full(len(iou), NONE)
     among = np.where(allowed, iou, 0.0)

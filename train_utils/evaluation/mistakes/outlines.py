@@ -1,4 +1,4 @@
-"""Masks and boxes as SVG paths of few points, in the units of a drawing that is `scale` times the image.
+"""Turns masks and boxes into SVG paths of few points, in the units of a drawing that is `scale` times the image.
 
 A path is "M x y l dx dy ... z", once or several times, in whole units.
 """
@@ -13,7 +13,7 @@ TOLERANCE = 1.0  # units, or pixels of the mask where those are larger, that a p
 
 
 def path_of(entry: dict, iou_type: str, size: tuple[int, int], scale: float) -> str:
-    """The outline of an annotation or a result of an image of `size` (H, W), times scale."""
+    """Returns the outline of an annotation or a result of an image of `size` (H, W), times scale."""
     if iou_type == "segm":
         rle = to_rle(entry["segmentation"], size)
         counts = rle["counts"]
@@ -28,8 +28,8 @@ def path_of(entry: dict, iou_type: str, size: tuple[int, int], scale: float) -> 
     return _path(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) * scale)
 
 
-def mask_loops(mask: np.ndarray, box, scale: float) -> list[np.ndarray]:
-    """The borders of a mask [h, w] that fills box x1 y1 x2 y2, times scale: points [n, 2] x y of each loop.
+def mask_loops(mask: np.ndarray, box: tuple[float, float, float, float], scale: float) -> list[np.ndarray]:
+    """Returns the borders of a mask [h, w] that fills box x1 y1 x2 y2, times scale: points [n, 2] x y of each loop.
 
     Holes are loops too. Those that are small in the drawing may vanish.
     """
@@ -49,7 +49,7 @@ def mask_loops(mask: np.ndarray, box, scale: float) -> list[np.ndarray]:
 
 
 def border_loops(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed chains of the corners [n, 2] x y of pixels around the set ones of mask [h, w], those to the right."""
+    """Returns closed chains of corners [n, 2] x y of pixels around the set ones of mask [h, w], those to the right."""
     padded = np.pad(mask.astype(bool), 1)
     inside, stride = padded[1:-1, 1:-1], mask.shape[1] + 1  # corner x y has the number y * stride + x
     sides = (  # of a pixel, clockwise: the neighbour that is not set, its first corner, the way to its second
@@ -77,7 +77,7 @@ def border_loops(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
-    """A closed loop [n, 2] with the points left out that lie within tolerance of the rest (Douglas and Peucker)."""
+    """Returns a closed loop [n, 2] without the points within tolerance of the rest (Douglas and Peucker)."""
     points = loop[:, 0] + 1j * loop[:, 1]
     way = np.roll(points, -1) - points
     points = points[way != np.roll(way, 1)]  # of a straight run its ends
@@ -101,7 +101,7 @@ def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _path(loop: np.ndarray) -> str:
-    """Each point as the step from the one before; the space in front of a minus is left out."""
+    """Writes each point as the step from the one before, without the space in front of a minus."""
     points = np.rint(loop).astype(np.int64)
     steps = " ".join(map(str, np.diff(points, axis=0).ravel().tolist())).replace(" -", "-")
     return f"M{points[0, 0]} {points[0, 1]}l{steps}z"

@@ -1,4 +1,4 @@
-"""What the scores of detections are worth: precision, recall and F1 above a score, and calibration. At IoU 0.5.
+"""Measures what scores are worth, at IoU 0.5: precision, recall and F1 above a score, and calibration.
 
 D detections, C classes.
 """
@@ -32,7 +32,10 @@ class Bin(NamedTuple):
 
 
 def best_f1(score: np.ndarray, right: np.ndarray, objects: int) -> Best | None:
-    """score float [D], right bool [D]; the highest score of equal F1s. None without detections or objects."""
+    """Returns the score with the highest F1, of equal F1s the highest score; None without detections or objects.
+
+    score float [D], right bool [D]; objects: how many there are to find.
+    """
     if not len(score) or not objects:
         return None
     order = np.argsort(-score, kind="stable")
@@ -44,13 +47,13 @@ def best_f1(score: np.ndarray, right: np.ndarray, objects: int) -> Best | None:
 
 
 def best_of_all(matches: Matches) -> Best | None:
-    """One score for all classes together."""
+    """Returns one score for all classes together."""
     used = ~matches.ignored[0]
     return best_f1(matches.score[used], matches.matched[0, used] >= 0, int((~matches.crowd).sum()))
 
 
 def best_of_classes(matches: Matches) -> list[Best | None]:
-    """A score for each class [C]."""
+    """Returns a score for each class [C]."""
     order = np.argsort(matches.category, kind="stable")
     order = order[~matches.ignored[0, order]]
     bounds = np.searchsorted(matches.category[order], np.arange(len(matches.category_ids) + 1))
@@ -63,9 +66,10 @@ def best_of_classes(matches: Matches) -> list[Best | None]:
 
 
 def calibration(matches: Matches) -> tuple[list[Bin], float]:
-    """(BINS bins, expected calibration error): the mean distance of score and precision, weighted by detections.
+    """Returns BINS bins, and the expected calibration error.
 
-    The error is NaN without detections. Scores outside 0..1 count in the first or the last bin.
+    The error is the mean distance of score and precision, weighted by detections; NaN without detections. Scores
+    outside 0..1 count in the first or the last bin.
     """
     used = ~matches.ignored[0]
     score, right = matches.score[used], matches.matched[0, used] >= 0

@@ -1,4 +1,4 @@
-"""The sections of the report: numbers as tables and plots that need no script, and the images, which need one."""
+"""Builds the sections of the report: numbers as tables and plots without a script, and the images, which need one."""
 
 import math
 import re
@@ -16,11 +16,11 @@ from train_utils.evaluation.mistakes.gallery import ASIDE, FINE, UNITS, Gallery
 from train_utils.evaluation.mistakes.matching import BACKGROUND, FOREGROUND
 from train_utils.evaluation.mistakes.scores import Best, Bin
 from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES, IouTypeResult
-from train_utils.show.pages import Html, Section, figure, joined, json_block, section, table, tag
+from train_utils.show.pages import Html, Section, figure, joined, json_block, note, section, table, tag
 from train_utils.show.pages.plots import Axes, bars, curves
 
 HERE = Path(__file__).parent
-WHOLE_MATRIX, PART_OF_MATRIX = 100, 60  # classes up to which all stand in the matrix; those that do beyond
+WHOLE_MATRIX, PART_OF_MATRIX = 100, 60  # most classes that the matrix shows all of; how many it shows of more
 STATS = {
     "AP": "AP at IoU 0.50 to 0.95",
     "AP50": "AP at IoU 0.50",
@@ -56,13 +56,14 @@ PLAIN = {
 
 
 def value(number: float | None, form: str = ".4f") -> Html:
-    """A number as people read it, with every digit in the markup; n/a for None, NaN and COCO's -1."""
+    """Returns a number as people read it, with every digit in the markup; n/a for None, NaN and COCO's -1."""
     absent = number is None or math.isnan(number) or number == -1
     exact = "" if number is None or math.isnan(number) else repr(float(number))
     return tag("data", "n/a" if absent else format(number, form), value=exact)
 
 
 def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
+    """Shows the 12 COCO numbers of each IoU type."""
     rows = [
         [tag("abbr", name, title=STATS[name]), STATS[name], *(value(result.stats[i]) for result in stats.values())]
         for i, name in enumerate(STAT_NAMES)
@@ -72,46 +73,44 @@ def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
         "numbers",
         "COCO numbers",
         table(head, rows, id="stats"),
-        tag("p", "As in record_mAP.txt and record_mAP.json. n/a: there is no such object.", class_="soft"),
+        note("As in record_mAP.txt and record_mAP.json. n/a: there is no such object."),
     )
 
 
 def advice_section(lines: Sequence[str], is_any: bool) -> Section:
-    """is_any: there is an object to find."""
+    """Shows the lines of advice; is_any: there is an object to find."""
     none = (
         f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out."
         if is_any
         else "These images hold no object to find: there is no AP, and no mistake has a cost."
     )
     listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
-    note = tag(
-        "p",
-        f"Said of each kind of mistake that costs {WORTH} AP or more, at most four. Where no score is "
-        "named, all detections count.",
-        class_="soft",
+    about = note(
+        f"A line for each kind of mistake that costs {WORTH} AP or more, at most four. Where no score is "
+        "named, all detections count."
     )
-    return section("advice", "Advice", listed, note if lines else "")
+    return section("advice", "Advice", listed, about if lines else "")
 
 
 def _with_flags(text: str) -> Html:
-    """The text with what comes before its first bracket in bold, and flags as code."""
+    """Returns the text with what comes before its first bracket in bold, and flags as code."""
     kind, bracket, rest = text.partition(" (")
     parts = re.split("(--[a-z-]+)", bracket + rest)
     return joined(tag("b", kind), *(tag("code", part) if part.startswith("--") else part for part in parts))
 
 
 def in_crowds(left_out: int) -> Html | str:
-    """What is said of detections inside crowd regions, where there are any."""
-    which = (
-        "1 detection inside a crowd region is"
-        if left_out == 1
-        else (f"{left_out:,} detections inside crowd regions are")
-    )
-    return tag("p", f"{which} left out: neither right nor wrong.", class_="soft") if left_out else ""
+    """Returns a line on the detections inside crowd regions, where there are any."""
+    some = f"{left_out:,} detections inside crowd regions are"
+    which = "1 detection inside a crowd region is" if left_out == 1 else some
+    return note(f"{which} left out: neither right nor wrong.") if left_out else ""
 
 
 def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int) -> Section:
-    """least_score: of the detections that the sections of images and confusion count; left_out: inside crowds."""
+    """Shows each kind of mistake and its cost.
+
+    least_score: of the detections that the sections of images and confusion count; left_out: inside crowds.
+    """
     rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
     shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
     return section(
@@ -119,15 +118,13 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
         "Costs",
         figure(
             bars(shown, KINDS, "kind of mistake", "AP (IoU 0.5) lost"),
-            "How far AP at IoU 0.5 would rise if this kind alone were put right (TIDE, Bolya et al. 2020). The "
+            "How far AP at IoU 0.5 would rise if this kind alone were corrected (TIDE, Bolya et al. 2020). The "
             "costs do not add up: one mistake hides another.",
         ),
         table(["kind", "what it is", "how many", "cost"], rows, id="costs"),
-        tag(
-            "p",
+        note(
             "All detections count here, whatever their score. Images and Confusion count those with a score of "
-            f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong.",
-            class_="soft",
+            f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong."
         ),
         in_crowds(left_out),
     )
@@ -141,33 +138,24 @@ def classes_section(
     ap50: Sequence[float | None],
     best: Sequence[Best | None],
 ) -> Section:
+    """Shows a row of numbers for each class."""
     rows = []
     for i, name in enumerate(names):
         of_best = (best[i].precision, best[i].recall, best[i].f1, best[i].score) if best[i] else (None,) * 4
-        rows.append(
-            [
-                name,
-                f"{objects[i]:,}",
-                f"{found[i]:,}",
-                value(ap[i]),
-                value(ap50[i]),
-                *(value(number, ".3f") for number in of_best),
-            ]
-        )
+        counts = f"{objects[i]:,}", f"{found[i]:,}"
+        rows.append([name, *counts, value(ap[i]), value(ap50[i]), *(value(number, ".3f") for number in of_best)])
     head = ["class", "objects", "detections", "AP", "AP50", "precision", "recall", "F1", "at score"]
-    note = (
+    about = (
         "Precision, recall and F1 are at IoU 0.5, of the detections whose score is at least the one in the last "
         "column: that at which the class's F1 is highest. Click a heading to sort."
     )
-    return section(
-        "classes", "Classes", table(head, rows, id="per-class", data_sortable=True), tag("p", note, class_="soft")
-    )
+    return section("classes", "Classes", table(head, rows, id="per-class", data_sortable=True), note(about))
 
 
 def curves_section(means: dict[str, np.ndarray], names: list[str], each: np.ndarray, first: int) -> Section:
-    """means: name -> precision at RECALLS over all classes; each: of the classes at IoU 0.5, [C, 101].
+    """Shows precision over recall, and draws the curve of class `first`; the script draws that of another.
 
-    Drawn is the curve of class `first`; the script draws that of another.
+    means: name -> precision at RECALLS over all classes; each: of the classes at IoU 0.5, [C, 101].
     """
     ranges, heading = {"x_range": (0, 1), "y_range": (0, 1)}, "Precision and recall"
     if np.isnan(each[first]).any():
@@ -177,31 +165,16 @@ def curves_section(means: dict[str, np.ndarray], names: list[str], each: np.ndar
     own = curves({names[first]: (recalls, each[first].tolist())}, "recall", "precision", **ranges)
     options = [tag("option", name, value=i, selected=i == first) for i, name in enumerate(names)]
     axes = Axes((0, 1), (0, 1), "", "")
-    corners = [axes.x(0), axes.x(1), axes.y(0), axes.y(1)]
-    return section(
-        "curves",
-        heading,
-        tag(
-            "div",
-            figure(mean, "The mean over the classes, at three IoU thresholds."),
-            tag(
-                "div",
-                figure(own, tag("span", names[first], ", at IoU 0.5.", id="curve-said")),
-                tag(
-                    "p",
-                    tag("label", "Class ", tag("select", *options, id="curve-class")),
-                    hidden=True,
-                    data_script=True,
-                ),
-                id="curve",
-                data_corners=" ".join(map(str, corners)),
-            ),
-            class_="plots",
-        ),
-    )
+    corners = " ".join(map(str, (axes.x(0), axes.x(1), axes.y(0), axes.y(1))))
+    mean = figure(mean, "The mean over the classes, at three IoU thresholds.")
+    own = figure(own, tag("span", names[first], ", at IoU 0.5.", id="curve-said"))
+    choice = tag("label", "Class ", tag("select", *options, id="curve-class"))
+    own = tag("div", own, tag("p", choice, hidden=True, data_script=True), id="curve", data_corners=corners)
+    return section("curves", heading, tag("div", mean, own, class_="plots"))
 
 
 def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) -> Section:
+    """Shows the confusion matrix, of many classes those with most mistakes, and the commonest mix-ups."""
     classes = len(names)
     chosen = list(range(classes))
     if classes > WHOLE_MATRIX:
@@ -214,21 +187,15 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
     for i, label in zip(rows, labels, strict=True):
         total = max(int(matrix[i].sum()), 1)
         cells = [
-            tag(
-                "td",
-                f"{matrix[i, j]:,}" if matrix[i, j] else "",
-                class_="number",
-                style=f"--share:{matrix[i, j] / total:.2f}" if matrix[i, j] else None,
-            )
-            for j in rows
+            tag("td", f"{count:,}", class_="number", style=f"--share:{count / total:.2f}")
+            if count
+            else tag("td", class_="number")
+            for count in matrix[i, rows].tolist()
         ]
         body.append(tag("tr", tag("th", label, scope="row", title=label), *cells))
-    head = tag(
-        "tr",
-        tag("th", "is, detected as", scope="col"),
-        *(tag("th", tag("span", label), scope="col", title=label) for label in labels),
-    )
-    whole = tag("table", tag("thead", head), tag("tbody", *body), id="confusion-matrix")
+    columns = [tag("th", tag("span", label), scope="col", title=label) for label in labels]
+    head = tag("thead", tag("tr", tag("th", "is, detected as", scope="col"), *columns))
+    whole = tag("table", head, tag("tbody", *body), id="confusion-matrix")
     pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix)]
     return section(
         "confusion",
@@ -247,6 +214,7 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
 
 
 def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Sequence[Crowding]) -> Section:
+    """Shows AP by the size and by the number of objects."""
     sizes = dict(zip(STAT_NAMES, stats[iou_type].stats, strict=True))
     by_size = [
         ["small", "below 32 x 32 pixels", value(sizes["APs"])],
@@ -264,12 +232,12 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
         table(["objects", "", "AP"], by_size, id="by-size"),
         tag("h3", "AP by the number of objects in the image"),
         table(["an image has", "images", "objects", "AP", "AP50"], by_count, id="by-crowding"),
-        tag("p", "Each row is an evaluation of these images alone. A few images say little.", class_="soft"),
+        note("Each row is an evaluation of these images alone. A few images say little."),
     )
 
 
 def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Section:
-    """left_out: detections inside crowds."""
+    """Shows the share of detections that are right, by score; left_out: detections inside crowds."""
     filled = [b for b in bins if b.count]
     heading = "Calibration"
     if not filled:
@@ -297,25 +265,28 @@ def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Sec
 
 
 def images_section(gallery: Gallery, names: list[str], least_score: float, is_best: bool) -> Section:
-    """What the script fills. is_best: F1 is highest at this score (else there is no detection, or no object)."""
+    """Shows the frame that the script fills with images.
+
+    is_best: F1 is highest at this score (else there is no detection, or no object).
+    """
     drawn = sum(drawing is not None for drawing in gallery.drawings)
     why = ": there F1 over all classes is highest" if is_best else ""
-    said = [
+    text = [
         f"Shown and counted are detections with a score of {least_score:.3f} or more{why}. On the left of each "
         "pair is what is annotated, on the right what is detected. "
     ]
     if drawn == gallery.total > 1:
-        said.append(f"All {drawn:,} images can be looked at. ")
+        text.append(f"All {drawn:,} images can be looked at. ")
     elif drawn < gallery.total:
-        said += [
+        text += [
             f"{drawn:,} of the {gallery.total:,} images, those with most mistakes, can be looked at; ",
             tag("code", "--report-images"),
             " gives more or fewer. ",
         ]
     if len(gallery.rows) < gallery.total:
-        said.append(f"{gallery.total - len(gallery.rows):,} with fewest mistakes are not listed. ")
+        text.append(f"{gallery.total - len(gallery.rows):,} with fewest mistakes are not listed. ")
     if gallery.unreadable:
-        said.append(f"{len(gallery.unreadable):,} could not be read, the first: {gallery.unreadable[0]}")
+        text.append(f"{len(gallery.unreadable):,} could not be read, the first: {gallery.unreadable[0]}")
     kinds = [tag("option", kind, value=i, title=EXPLAINED[kind]) for i, kind in enumerate(KINDS)]
     classes = [tag("option", name, value=i) for i, name in enumerate(names)]
     sorts = {
@@ -329,29 +300,18 @@ def images_section(gallery: Gallery, names: list[str], least_score: float, is_be
     controls = [
         tag("label", "Kind ", tag("select", tag("option", "all", value=""), *kinds, id="by-kind")),
         tag("label", "Class ", tag("select", tag("option", "all", value=""), *classes, id="by-class")),
-        tag("label", "Sort ", tag("select", *(tag("option", text, value=key) for key, text in sorts.items()), id="by")),
+        tag("label", "Sort ", tag("select", *(tag("option", name, value=key) for key, name in sorts.items()), id="by")),
     ]
-    legend = [
-        tag("li", tag("i", class_=f"k{i}"), text, title=title)
-        for i, text, title in (
-            (FINE, "right", None),
-            *((i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind]) for i, kind in enumerate(KINDS)),
-            (ASIDE, "crowd, or inside one", None),
-        )
-    ]
+    marks = [(i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind]) for i, kind in enumerate(KINDS)]
+    marks = [(FINE, "right", None), *marks, (ASIDE, "crowd, or inside one", None)]
+    legend = [tag("li", tag("i", class_=f"k{i}"), name, title=title) for i, name, title in marks]
+    count = tag("output", aria_live="polite", id="count")
     return section(
         "images",
         "Images",
-        tag("p", *said),
+        tag("p", *text),
         tag("noscript", tag("p", "This part needs JavaScript: the images are drawn by the page itself.")),
-        tag(
-            "div",
-            *controls,
-            tag("output", aria_live="polite", id="count"),
-            class_="controls",
-            hidden=True,
-            data_script=True,
-        ),
+        tag("div", *controls, count, class_="controls", hidden=True, data_script=True),
         tag("ul", *legend, class_="legend"),
         tag("ol", id="gallery"),
         tag("p", tag("button", "Show more", type="button", id="more", hidden=True)),
@@ -360,16 +320,7 @@ def images_section(gallery: Gallery, names: list[str], least_score: float, is_be
 
 
 def data_block(gallery: Gallery, names: list[str], each: np.ndarray) -> Html:
-    """What report.js reads."""
+    """Returns what report.js reads."""
     thousandths = [None if np.isnan(curve).any() else np.rint(curve * 1000).astype(int).tolist() for curve in each]
-    return json_block(
-        "data",
-        {
-            "kinds": KINDS,
-            "classes": names,
-            "curves": thousandths,
-            "units": UNITS,
-            "rows": gallery.rows,
-            "drawings": gallery.drawings,
-        },
-    )
+    images = {"units": UNITS, "rows": gallery.rows, "drawings": gallery.drawings}
+    return json_block("data", {"kinds": KINDS, "classes": names, "curves": thousandths, **images})

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one file without network or framework, for light and dark, desk and phone.
+"""Builds self-contained HTML pages: one file without network or framework, for light and dark, desk and phone.
 
 What a function returns is `Html`, which goes into the page as it is; any other text is escaped, so that no file or
 class name can be read as a tag. Images are inside the page as data addresses, plots are inline SVG, and the style
@@ -39,12 +39,15 @@ class Section(NamedTuple):
 
 
 def escaped(text: object) -> Html:
-    """Any text as HTML; `Html` as it is."""
+    """Returns any text as HTML; `Html` as it is."""
     return text if isinstance(text, Html) else Html(html.escape(encodable(str(text))))
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
-    """<name attributes>content</name>. `class_` is class, `data_id` data-id; None and False leave an attribute out."""
+    """Returns <name attributes>content</name>.
+
+    An attribute `class_` is class, `data_id` data-id; None and False leave it out.
+    """
     given = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(encodable(str(value)))}"')
         for key, value in attributes.items()
@@ -54,30 +57,34 @@ def tag(name: str, *content: object, **attributes: object) -> Html:
 
 
 def joined(*content: object) -> Html:
+    """Returns the contents one after another."""
     return Html("".join(map(escaped, content)))
 
 
 def section(id: str, heading: str, *content: object) -> Section:
+    """Returns a Section of these contents."""
     return Section(id, heading, joined(*content))
 
 
 def figure(content: object, caption: object) -> Html:
+    """Returns a <figure> with its caption."""
     return tag("figure", content, tag("figcaption", caption))
 
 
+def note(*content: object) -> Html:
+    """Returns a paragraph of less weight."""
+    return tag("p", *content, class_="soft")
+
+
 def table(head: Sequence, rows: Sequence[Sequence], **attributes: object) -> Html:
-    """A table that scrolls by itself where it is too wide; numbers stand to the right."""
+    """Returns a table that scrolls by itself where it is too wide; numbers are aligned to the right."""
     body = [tag("tr", *(tag("td", cell, class_="number" if is_number(cell) else None) for cell in row)) for row in rows]
-    whole = tag(
-        "table",
-        tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))),
-        tag("tbody", *body),
-        **attributes,
-    )
-    return tag("div", whole, class_="scroll")
+    top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
+    return tag("div", tag("table", top, tag("tbody", *body), **attributes), class_="scroll")
 
 
 def is_number(cell: object) -> bool:
+    """Returns whether a cell shows a number, a percentage or n/a."""
     text = re.sub("<[^>]*>", "", cell) if isinstance(cell, Html) else str(cell)
     try:
         float(text.replace(",", "").rstrip("%"))
@@ -87,7 +94,7 @@ def is_number(cell: object) -> bool:
 
 
 def data_address(image: Image.Image, side: int | None = None, form: str = "JPEG", **options: object) -> str:
-    """The image as a data: address, at most `side` pixels a side; form, options: as Pillow saves it."""
+    """Returns the image as a data: address, at most `side` pixels a side; form, options: as Pillow saves it."""
     if side and max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side))
@@ -97,21 +104,21 @@ def data_address(image: Image.Image, side: int | None = None, form: str = "JPEG"
 
 
 def img_tag(image: Image.Image, alt: str, side: int | None = None, form: str = "JPEG", **attributes: object) -> Html:
-    """<img> with the image in it. alt: what it shows, for those who do not see it."""
+    """Returns an <img> with the image in it; alt: what it shows, for those who do not see it."""
     scale = min(1, side / max(image.size)) if side else 1
     width, height = (max(1, round(length * scale)) for length in image.size)
     return tag("img", src=data_address(image, side, form), alt=alt, width=width, height=height, **attributes)
 
 
 def json_block(id: str, data: object) -> Html:
-    """Data for the page's script: JSON.parse(document.getElementById(id).textContent)."""
+    """Returns data for the page's script: JSON.parse(document.getElementById(id).textContent)."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return Html(f'<script type="application/json" id="{id}">' + text.replace("<", "\\u003c") + "</script>")
 
 
 def page(title: str, lead: object, sections: Sequence[Section], script: str = "", style: str = "") -> str:
-    """A whole page. lead: what stands under the title; script, style: of this page, beside page.css."""
-    # the browser is told, too, that nothing is to be fetched
+    """Returns a whole page; lead: what is shown under the title; script, style: of this page, beside page.css."""
+    # this also forbids the browser to fetch anything
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     head = joined(
         tag("title", title),

@@ -1,4 +1,4 @@
-"""Bars and curves as inline SVG in the colours of the page: for light and dark, and without a script.
+"""Draws bars and curves as inline SVG in the colours of the page: for light and dark, and without a script.
 
 Coordinates inside a plot are those of the data; `Axes` turns them into pixels.
 """
@@ -14,7 +14,10 @@ COLORS = 7  # --c0 .. of page.css
 
 
 class Axes:
-    """x_range, y_range: (low, high) of the data; whole: y counts something, so that only whole ticks make sense."""
+    """The axes of a plot, which turn data into pixels.
+
+    x_range, y_range: (low, high) of the data; whole: y counts something, so that only whole ticks make sense.
+    """
 
     def __init__(
         self,
@@ -23,19 +26,22 @@ class Axes:
         x_label: str,
         y_label: str,
         whole: bool = False,
-    ):
+    ) -> None:
         self.least = 1.0 if whole else 0.0
         self.x_range, self.y_range, self.x_label, self.y_label = _widened(x_range), _widened(y_range), x_label, y_label
 
     def x(self, value: float) -> float:
+        """Returns the pixel column of a value."""
         low, high = self.x_range
         return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
+        """Returns the pixel row of a value."""
         low, high = self.y_range
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     def y_ticks(self) -> Html:
+        """Draws a grid line and a number at each tick of y."""
         lines = []
         for value in ticks(*self.y_range, least=self.least):
             lines.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(value), y2=self.y(value), class_="grid"))
@@ -43,9 +49,11 @@ class Axes:
         return joined(*lines)
 
     def x_ticks(self) -> Html:
+        """Draws a number at each tick of x."""
         return joined(*(_text(self.x(value), HEIGHT - BOTTOM + 16, f"{value:,g}") for value in ticks(*self.x_range)))
 
     def labels(self) -> Html:
+        """Draws the names of both axes."""
         middle = (TOP + HEIGHT - BOTTOM) / 2
         return joined(
             _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, self.x_label),
@@ -54,26 +62,15 @@ class Axes:
 
 
 def bars(values: Sequence[float], labels: Sequence[str], x_label: str, y_label: str) -> Html:
-    """A bar for each value; the label of every bar that has room for it."""
-    axes = Axes(
-        (0, max(len(values), 1)),
-        (0, max([*values, 0]) or 1),
-        x_label,
-        y_label,
-        whole=all(float(value).is_integer() for value in values),
-    )
+    """Draws a bar for each value, and the label of every bar that has room for it."""
+    whole = all(float(value).is_integer() for value in values)
+    axes = Axes((0, max(len(values), 1)), (0, max([*values, 0]) or 1), x_label, y_label, whole)
     every = max(1, math.ceil(max(map(len, labels), default=1) * 6.5 * len(labels) / (WIDTH - LEFT - RIGHT)))
     parts = []
     for i, (value, label) in enumerate(zip(values, labels, strict=True)):
         top = axes.y(value)
-        box = tag(
-            "rect",
-            x=axes.x(i + 0.08),
-            y=top,
-            width=round(axes.x(0.84) - axes.x(0), 1),
-            height=round(axes.y(0) - top, 1),
-            fill="var(--c0)",
-        )
+        width, height = round(axes.x(0.84) - axes.x(0), 1), round(axes.y(0) - top, 1)
+        box = tag("rect", x=axes.x(i + 0.08), y=top, width=width, height=height, fill="var(--c0)")
         parts.append(tag("g", tag("title", f"{label}: {value:,g}"), box))
         if i % every == 0:
             parts.append(_text(axes.x(i + 0.5), HEIGHT - BOTTOM + 16, label))
@@ -89,23 +86,14 @@ def curves(
     y_range: tuple[float, float] | None = None,
     diagonal: bool = False,
 ) -> Html:
-    """A curve for each name: (x, y). diagonal: draw y = x too."""
+    """Draws a curve for each name -> (x, y); diagonal: y = x too."""
     known = [[value for xy in lines.values() for value in xy[axis]] or [0, 1] for axis in (0, 1)]
     axes = Axes(x_range or (min(known[0]), max(known[0])), y_range or (min(known[1]), max(known[1])), x_label, y_label)
     parts = []
     if diagonal:
         low, high = axes.x_range
-        parts.append(
-            tag(
-                "line",
-                x1=axes.x(low),
-                y1=axes.y(low),
-                x2=axes.x(high),
-                y2=axes.y(high),
-                class_="grid",
-                stroke_dasharray="4 4",
-            )
-        )
+        ends = {"x1": axes.x(low), "y1": axes.y(low), "x2": axes.x(high), "y2": axes.y(high)}
+        parts.append(tag("line", **ends, class_="grid", stroke_dasharray="4 4"))
     for i, (name, (xs, ys)) in enumerate(lines.items()):
         points = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in zip(xs, ys, strict=True))
         color = f"stroke:var(--c{i % COLORS})"
@@ -119,7 +107,7 @@ def curves(
 
 
 def ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
-    """Round numbers from low to high: steps of 1, 2 or 5 times a power of ten, of at least `least`."""
+    """Returns round numbers from low to high: steps of 1, 2 or 5 times a power of ten, of at least `least`."""
     rough = max((high - low) / about, least)
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)

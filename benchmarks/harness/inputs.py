@@ -1,4 +1,4 @@
-"""What the benchmarks work on: real photos where they are, else drawn ones; boxes as an RPN makes them."""
+"""Provides what the benchmarks work on: photos where they are, else drawn images; boxes as an RPN makes them."""
 
 from pathlib import Path
 
@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from network_files import CroppedMasks
+from train_utils.data.formats.shapes import draw_image
+from train_utils.data.opening import open_data
+
+Pair = tuple[Tensor, dict]  # an image, uint8 [3, H, W], and its target
 
 
-def photos(data: Path | None, count: int, size: tuple[int, int] = (480, 640), objects: int | None = None):
-    """`count` pairs (uint8 [3, H, W], target) of `size`, from coco_mini under `data`, else drawn.
+def photos(data: Path | None, count: int, size: tuple[int, int] = (480, 640), objects: int | None = None) -> list[Pair]:
+    """Returns `count` pairs of an image of `size` and its target, from coco_mini under `data`, else drawn.
 
     objects: how many each holds (the image's own, repeated or cut), default its own. Crowds are left out.
     """
@@ -19,9 +23,7 @@ def photos(data: Path | None, count: int, size: tuple[int, int] = (480, 640), ob
     return pairs if objects is None else [(image, with_objects(target, objects)) for image, target in pairs]
 
 
-def _real(data: Path, count: int, size: tuple[int, int]) -> list:
-    from train_utils.data.opening import open_data
-
+def _real(data: Path, count: int, size: tuple[int, int]) -> list[Pair]:
     found, data_set = [], open_data(data / "coco_mini").val
     for i in np.flatnonzero(data_set.object_counts()).tolist():
         if tuple(data_set.sizes[i].tolist()) != size:
@@ -34,9 +36,7 @@ def _real(data: Path, count: int, size: tuple[int, int]) -> list:
     return found
 
 
-def _drawn(number: int, size: tuple[int, int]):
-    from train_utils.data.formats.shapes import draw_image
-
+def _drawn(number: int, size: tuple[int, int]) -> Pair:
     side = max(size)
     pixels, objects = draw_image(np.random.default_rng(number), side, 5, False)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[:, : size[0], : size[1]].contiguous()
@@ -55,13 +55,13 @@ def _drawn(number: int, size: tuple[int, int]):
 
 
 def with_objects(target: dict, count: int) -> dict:
-    """The same image with `count` objects: its own ones again and again."""
+    """Returns the target of the same image with `count` objects: its own ones again and again."""
     index = torch.arange(count) % len(target["labels"])
     return target | {key: target[key][index] for key in ("boxes", "labels", "masks", "area", "iscrowd")}
 
 
-def as_torchvision(pairs: list, device: torch.device) -> tuple[list[Tensor], list[dict]]:
-    """The pairs in the form that torchvision's model takes: float images, full-size masks."""
+def as_torchvision(pairs: list[Pair], device: torch.device) -> tuple[list[Tensor], list[dict]]:
+    """Returns the pairs in the form that torchvision's model takes: float images, full-size masks."""
     images = [image.to(device) / 255 for image, _ in pairs]
     targets = [
         {"boxes": t["boxes"].to(device), "labels": t["labels"].to(device), "masks": t["masks"].to_masks().to(device)}
@@ -70,8 +70,10 @@ def as_torchvision(pairs: list, device: torch.device) -> tuple[list[Tensor], lis
     return images, targets
 
 
-def clustered_boxes(count: int, size: tuple[int, int] = (800, 1333), per_cluster: int = 10, seed: int = 0):
-    """boxes [count, 4] crowding around places, as proposals do around objects, and scores [count]."""
+def clustered_boxes(
+    count: int, size: tuple[int, int] = (800, 1333), per_cluster: int = 10, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Returns boxes [count, 4] crowding around places, as proposals do around objects, and scores [count]."""
     rng = torch.Generator().manual_seed(seed)
     places = max(count // per_cluster, 1)
     centre = torch.rand(places, 2, generator=rng) * torch.tensor([size[1], size[0]])

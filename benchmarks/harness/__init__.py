@@ -1,4 +1,4 @@
-"""Two implementations of one thing, timed by turns in one process, their memory taken each in a process of its own.
+"""Times two implementations of one thing by turns in one process, and takes their memory each in a process of its own.
 
 A machine's speed drifts, so seconds of different runs say little: the ratio of medians taken by turns does.
 """
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ HEADER = (
     "|---|---|---|---|---|---|---|---|"
 )
 PEAK, KEPT = "peak", "kept"
+Sides = tuple[Callable[[], Any], Callable[[], Any]]  # ours and theirs
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every benchmark is told. data: a folder with coco_mini/ in it, or None for drawn images."""
+    """What every benchmark is given; data: a folder with coco_mini/ in it, or None for drawn images."""
 
     device: torch.device
     data: Path | None
@@ -39,19 +41,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`prepare(settings)` returns both sides, functions without arguments whose results can be compared.
+    """One measurement of two sides.
 
-    difference: (our, their result) -> the largest difference, None where chance is at work. against: whose the
-    other side is. memory: PEAK while it runs, KEPT by its result, or a function (settings, "ours" or "theirs")
-    -> MiB. prepare raises `LeftOut` where this machine can't run it. takes_minutes: runs only where it is named.
+    prepare: settings -> both sides, functions without arguments whose results can be compared; it raises `LeftOut`
+    where this machine can't run it. difference: (our, their result) -> the largest difference, None where chance is at
+    work. against: whose the other side is. memory: PEAK while it runs, KEPT by its result, or None, not measured.
+    takes_minutes: runs only where it is named.
     """
 
     name: str
     what: str
-    prepare: Callable[[Settings], tuple[Callable[[], Any], Callable[[], Any]]]
+    prepare: Callable[[Settings], "Sides"]
     difference: Callable[[Any, Any], float] | None = None
     against: str = "torchvision"
-    memory: str | Callable[[Settings, str], float | None] = PEAK
+    memory: str | None = PEAK
     takes_minutes: bool = False
 
 
@@ -75,6 +78,7 @@ class Row:
     repeats: int
 
     def markdown(self) -> str:
+        """Returns a row of the table."""
         what = self.what if self.against == "torchvision" else f"{self.what} (beside {self.against})"
         memory = ["" if m is None else f"{m:.0f} MiB" for m in (self.ours_mib, self.theirs_mib)]
         memory.append(f"{self.ours_mib / self.theirs_mib:.2f}" if self.ours_mib and self.theirs_mib else "")
@@ -83,6 +87,7 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
     def json(self) -> str:
+        """Returns a line of JSON."""
         return json.dumps(asdict(self))
 
 
@@ -91,7 +96,7 @@ def _duration(seconds: float) -> str:
 
 
 def measure(benchmark: Benchmark, settings: Settings, memory: bool = True) -> Row:
-    """Both sides by turns, once to warm up and then `settings.repeats` times."""
+    """Measures both sides by turns, once to warm up and then `settings.repeats` times."""
     sides = dict(zip(SIDES, benchmark.prepare(settings), strict=True))
     results = {side: run() for side, run in sides.items()}
     difference = benchmark.difference(*results.values()) if benchmark.difference else None
@@ -102,17 +107,8 @@ def measure(benchmark: Benchmark, settings: Settings, memory: bool = True) -> Ro
             seconds[side].append(_timed(run, settings.device))
     ours, theirs = (statistics.median(seconds[side]) for side in SIDES)
     peaks = [memory_of(benchmark, settings, side) if memory else None for side in SIDES]
-    return Row(
-        benchmark.name,
-        benchmark.what,
-        benchmark.against,
-        ours,
-        theirs,
-        ours / theirs,
-        *peaks,
-        difference,
-        settings.repeats,
-    )
+    which = benchmark.name, benchmark.what, benchmark.against
+    return Row(*which, ours, theirs, ours / theirs, *peaks, difference, settings.repeats)
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
@@ -129,20 +125,20 @@ def _wait(device: torch.device) -> None:
 
 
 def memory_of(benchmark: Benchmark, settings: Settings, side: str) -> float | None:
-    """MiB that one side needs beyond what was there before it ran; None where the system can't tell.
+    """Returns the MiB that one side needs beyond what was there before it ran; None where they are not known.
 
     Measured in a fresh process on the first run, so that neither side reuses what the other or itself left.
     """
-    if callable(benchmark.memory):
-        return benchmark.memory(settings, side)
+    if benchmark.memory is None:
+        return None
     try:
         return in_fresh_process(_measure_memory, benchmark, settings, side, torch.get_num_threads())
     except EOFError:
         raise RuntimeError(f"{benchmark.name}: the process that measures the memory of {side} died") from None
 
 
-def in_fresh_process(function: Callable, *args) -> Any:
-    """What `function(*args, sender)` sends, from a process of its own; EOFError where it dies before."""
+def in_fresh_process(function: Callable, *args: Any) -> Any:
+    """Returns what `function(*args, sender)` sends, from a process of its own; raises EOFError where it dies before."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=function, args=(*args, sender))
@@ -154,7 +150,7 @@ def in_fresh_process(function: Callable, *args) -> Any:
         child.join()
 
 
-def _measure_memory(benchmark, settings, side, threads, sender) -> None:
+def _measure_memory(benchmark: Benchmark, settings: Settings, side: str, threads: int, sender: Connection) -> None:
     torch.set_num_threads(threads)
     run = benchmark.prepare(settings)[SIDES.index(side)]
     if settings.device.type == "cuda":
@@ -180,7 +176,7 @@ def _measure_memory(benchmark, settings, side, threads, sender) -> None:
 
 
 def release_freed_memory() -> None:
-    """Hand back what glibc keeps of freed memory: a measurement would take it for unused."""
+    """Hands back what glibc keeps of freed memory: a measurement would take it for unused."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -188,13 +184,13 @@ def release_freed_memory() -> None:
 
 
 def resident_mib(field: str) -> float:
-    """MiB, from /proc/self/status: "VmRSS" resident now, "VmHWM" at its peak."""
+    """Returns MiB from /proc/self/status: "VmRSS" resident now, "VmHWM" at its peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 
 
 def describe_machine(device: torch.device) -> str:
-    """One line: versions, threads, processor."""
+    """Returns one line: versions, threads, processor."""
     import torchvision
 
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -214,7 +210,7 @@ def _cpu_name() -> str:
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
-    """The largest absolute difference between tensors, or lists of tensors, of equal shapes (else infinite)."""
+    """Returns the largest absolute difference between tensors, or lists of tensors, of equal shapes (else infinite)."""
     if isinstance(ours, torch.Tensor):
         if ours.shape != theirs.shape:
             return float("inf")
