@@ -14,6 +14,7 @@ import torch
 from backbone.errors import InputError
 from network_files.weight_files.architecture import infer_architecture
 from tests import tiny_model
+from tests.small_runs import ROOT
 from train_utils.checkpoints.checkpoint import (
     FORMAT_VERSION,
     copy_checkpoint,
@@ -26,7 +27,6 @@ from train_utils.checkpoints.checkpoint import (
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
 

@@ -14,6 +14,7 @@ import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
+from tests.small_runs import ROOT
 from train_utils.cli.command import (
     Parser,
     add_config_arguments,
@@ -30,7 +31,6 @@ from train_utils.cli.command import (
     seed,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
 
