@@ -124,7 +124,7 @@ def each_format(data):
     for number, suffix in enumerate([*USUAL, "mpo"], 20):
         data.images.append({"id": number, "file_name": f"of.{suffix}", "height": HEIGHT, "width": WIDTH})
         more = {"save_all": True, "append_images": [Image.new("L", (WIDTH, HEIGHT))]} if suffix == "mpo" else {}
-        Image.fromarray(RAMP).save(data.images / f"of.{suffix}", **more)
+        Image.fromarray(RAMP).save(data.image_dir / f"of.{suffix}", **more)
 
 
 def each_format_was_read(seen):
