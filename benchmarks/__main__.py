@@ -3,7 +3,7 @@
     python -m benchmarks --list
     python -m benchmarks nms_2000 roi_align        these
     python -m benchmarks                           all but those that take minutes a turn
-    python -m benchmarks --readme                  the same, and their table into README.md
+    python -m benchmarks --figures                 the same, and their table into docs/figures.md
 
 One table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
@@ -28,7 +28,7 @@ BENCHMARKS = [
     *evaluation.BENCHMARKS,
     *annotations.BENCHMARKS,
 ]
-README = Path(__file__).resolve().parents[1] / "README.md"
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=DATA,
         help="a folder with coco_mini/ in it; drawn images are taken where it is missing",
     )
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--figures", action="store_true", help="put the table into docs/figures.md")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory columns empty")
     return parser.parse_args(argv)
 
@@ -78,12 +78,12 @@ def main(argv: list[str] | None = None) -> None:
             print(rows[-1].markdown(), flush=True)
     for line in (*left_out, "", *(row.json() for row in rows)):
         print(line)
-    if args.readme:
-        write_table(README, [f"{head}; medians of {args.repeats} turns:", "", HEADER, *(r.markdown() for r in rows)])
+    if args.figures:
+        write_table(FIGURES, [f"{head}; medians of {args.repeats} turns:", "", HEADER, *(r.markdown() for r in rows)])
 
 
 def write_table(path: Path, lines: list[str]) -> None:
-    """Replace what stands between the two marks in `path`."""
+    """Replaces what is between the two marks in `path`."""
     before, start, rest = path.read_text().partition("<!-- benchmarks -->\n")
     _, end, after = rest.partition("<!-- end of benchmarks -->")
     if not start or not end:
