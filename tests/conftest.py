@@ -9,8 +9,6 @@ import torch
 
 from tests import sample_images, small_runs
 
-ROOT = Path(__file__).resolve().parent.parent
-
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # the models are small: more threads would mostly wait, most of all beside other work
 
@@ -30,7 +28,7 @@ hypothesis.settings.load_profile("project")
 def find_shared_data() -> Path | None:
     """The folder of real data: $MASKRCNN_DATA, else ../shared/data beside the project; None when missing."""
     given = os.environ.get("MASKRCNN_DATA")
-    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    folder = Path(given) if given else small_runs.ROOT.parent / "shared" / "data"
     return folder.resolve() if folder.is_dir() else None
 
 

@@ -125,21 +125,12 @@ def test_every_mistake_is_listed(run, tmp_path):
     data = many(6)
     data["images"] += [{"id": 3, "file_name": "3.png", "height": 20, "width": 30}, {"id": 8}, {"file_name": "9.png"}]
     data["images"][0]["height"] = 0
-    for number, change in enumerate(
-        [
-            {"bbox": [1, 2, 3]},
-            {"bbox": [1, 2, float("nan"), 4]},
-            {"iscrowd": "0"},
-            {"category_id": 5},
-            {"segmentation": "x"},
-            {"segmentation": []},
-            {"image_id": 99},
-            {"image_id": 8},
-            {"id": 2},
-            {"id": 3, "bbox": [1]},
-        ],
-        20,
-    ):
+    changes = [
+        {"bbox": [1, 2, 3]}, {"bbox": [1, 2, float("nan"), 4]}, {"iscrowd": "0"}, {"category_id": 5},
+        {"segmentation": "x"}, {"segmentation": []}, {"image_id": 99}, {"image_id": 8}, {"id": 2},
+        {"id": 3, "bbox": [1]},
+    ]  # fmt: skip
+    for number, change in enumerate(changes, 20):
         data["annotations"].append({**annotation(number, 2), **change})
     data["categories"] += [{"id": 1, "name": "again"}, {"name": "no id"}]
     for image in data["images"]:
@@ -150,56 +141,37 @@ def test_every_mistake_is_listed(run, tmp_path):
     status, _, _, found = run(tmp_path / "d")
     errors = "\n".join(texts(found, "error"))
     for said in (
-        "image id 1: a size of 30x0",
-        "image id 3 is duplicated",
-        "image id 8: file_name None",
-        "has no id",
-        "annotation 20: bbox has 3",
-        "annotation 21: bbox holds a number",
-        "annotation 22: iscrowd '0'",
-        "annotation 23: category_id 5 is not in",
-        "annotation 24: segmentation is neither",
-        "annotation id 2 is duplicated",
-        "annotation id 3 is duplicated",
-        "category id 1 is duplicated",
-        "'no id'",
+        "image id 1: a size of 30x0", "image id 3 is duplicated", "image id 8: file_name None", "has no id",
+        "annotation 20: bbox has 3", "annotation 21: bbox holds a number", "annotation 22: iscrowd '0'",
+        "annotation 23: category_id 5 is not in", "annotation 24: segmentation is neither",
+        "annotation id 2 is duplicated", "annotation id 3 is duplicated", "category id 1 is duplicated", "'no id'",
         "5.png is missing",
-    ):
+    ):  # fmt: skip
         assert said in errors, said
     assert status == 2 and found["counts"]["error"] == len(errors.splitlines()) == 15, errors
     listed = counts(found)
     assert listed["skipped: annotations without segmentation"] == 1
     assert listed["skipped: annotations of images that are not listed"] == 1
     assert listed["annotations of images that have an error: not checked"] == 2  # of images 1 and 8
-    assert found["splits"]["all"] == {
-        "source": found["splits"]["all"]["source"],
-        "images": 5,
-        "objects": 6,
-        "crowd_regions": 0,
-    }
+    wanted = {"images": 5, "objects": 6, "crowd_regions": 0}
+    assert found["splits"]["all"] == {"source": found["splits"]["all"]["source"], **wanted}
+
+
+def box(i, x, y, w, h, area):
+    """Fields of an annotation whose polygon is its box."""
+    outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return {"id": i, "bbox": [x, y, w, h], "segmentation": outline, "area": area}
 
 
 ODD = [  # more annotations of image 2, and what they are told as
     ({"id": 30, "image_id": 2}, "objects annotated twice (same class, boxes of IoU over 0.95)"),
     ({"id": 31, "bbox": [20, 3, 9, 9]}, "boxes that are not their mask's (IoU under 0.5)"),
-    (
-        {"id": 32, "bbox": [2, 3, 60, 10], "segmentation": [[2, 3, 62, 3, 62, 13, 2, 13]], "area": 280},
-        "boxes that reach out of the image",
-    ),
+    (box(32, 2, 3, 60, 10, 280), "boxes that reach out of the image"),
     ({"id": 33, "area": 1000}, "areas that are not their mask's"),
-    (
-        {"id": 34, "bbox": [5, 5, 0.9, 9], "segmentation": [[5, 5, 5.9, 5, 5.9, 14, 5, 14]], "area": 8},
-        "objects less than a pixel wide or high",
-    ),
+    (box(34, 5, 5, 0.9, 9, 8), "objects less than a pixel wide or high"),
     ({"id": 35, "bbox": [5, 5, 2, 2], "segmentation": [[5, 5, 7, 7, 5, 5]], "area": 1}, "polygons that cover no pixel"),
-    (
-        {"id": 36, "bbox": [0, 0, 30, 20], "segmentation": [[0, 0, 30, 0, 30, 20, 0, 20]], "area": 600},
-        "objects that cover over 95% of their image",
-    ),
-    (
-        {"id": 37, "bbox": [0, 5, 29, 1.2], "segmentation": [[0, 5, 29, 5, 29, 6.2, 0, 6.2]], "area": 29},
-        "objects over 20 times as long as wide",
-    ),
+    (box(36, 0, 0, 30, 20, 600), "objects that cover over 95% of their image"),
+    (box(37, 0, 5, 29, 1.2, 29), "objects over 20 times as long as wide"),
 ]
 
 
@@ -253,10 +225,8 @@ def test_images_and_splits(run, tmp_path):
     assert counts(found)["image ids both in train and in val"] == counts(found)["category ids that begin at 0"] == 1
     assert counts(found)["classes in val, but not in train"] == 1
     quick = run(folder, "--quick", samples=2)
-    assert (
-        "images of one colour" not in counts(quick[3])
-        and "--full opens all" in (tmp_path / "checked" / "check_data.html").read_text()
-    )
+    assert "images of one colour" not in counts(quick[3])
+    assert "--full opens all" in (tmp_path / "checked" / "check_data.html").read_text()
 
 
 def test_doubles(tmp_path, shared_data):
@@ -375,32 +345,15 @@ def fixable(folder):
     data["images"].append({"id": 70, "file_name": "gone.png", "height": 20, "width": 30})
     data["images"].append(dict(data["images"][0]))
     data["images"][1].update(height=None, width=None)
-    for number, change in enumerate(
-        [
-            {"bbox": [1, 2, 3]},
-            {"bbox": [1, 2, float("nan"), 4]},
-            {"bbox": [4, 4, 0, 9]},
-            {"iscrowd": "0"},
-            {"area": float("nan")},
-            {"segmentation": []},
-            {"image_id": 99},
-            {"image_id": 70},
-            {"id": 2},
-            {"segmentation": [[1, 2, 3]]},
-        ],
-        50,
-    ):
-        data["annotations"].append(
-            {
-                **annotation(
-                    number,
-                    15 + number % 5,
-                    segmentation=[[3 + number % 7, 4, 13, 4, 13, 11 + number % 7, 3, 11 + number % 7]],
-                    bbox=None,
-                ),
-                **change,
-            }
-        )
+    changes = [
+        {"bbox": [1, 2, 3]}, {"bbox": [1, 2, float("nan"), 4]}, {"bbox": [4, 4, 0, 9]}, {"iscrowd": "0"},
+        {"area": float("nan")}, {"segmentation": []}, {"image_id": 99}, {"image_id": 70}, {"id": 2},
+        {"segmentation": [[1, 2, 3]]},
+    ]  # fmt: skip
+    for number, change in enumerate(changes, 50):
+        right, bottom = 3 + number % 7, 11 + number % 7
+        whole = annotation(number, 15 + number % 5, segmentation=[[right, 4, 13, 4, 13, bottom, 3, bottom]], bbox=None)
+        data["annotations"].append({**whole, **change})
     data["annotations"].append(dict(data["annotations"][3], id=90))
     path.write_text(json.dumps(data))
     return folder
@@ -417,27 +370,12 @@ def test_a_corrected_copy_has_nothing_left_of_what_was_corrected(run, tmp_path):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     listed = json.loads((tmp_path / "fixed" / "changes.json").read_text())
     changes = {(c["about"], c["id"], c["what"]) for c in listed["changes"]}
-    assert changes >= {
-        ("annotation", 31, "bbox"),
-        ("annotation", 32, "bbox"),
-        ("annotation", 33, "area"),
-        ("annotation", 35, "entry"),
-        ("annotation", 50, "bbox"),
-        ("annotation", 51, "bbox"),
-        ("annotation", 52, "bbox"),
-        ("annotation", 53, "iscrowd"),
-        ("annotation", 54, "area"),
-        ("annotation", 55, "entry"),
-        ("annotation", 56, "entry"),
-        ("annotation", 57, "entry"),
-        ("annotation", 2, "id"),
-        ("annotation", 59, "entry"),
-        ("annotation", 90, "entry"),
-        ("image", 70, "entry"),
-        ("image", 1, "entry"),
-        ("image", 2, "width, height"),
-        ("annotation", 30, "entry"),
-    }, changes
+    wanted = {
+        ("annotation", "bbox"): (31, 32, 50, 51, 52), ("annotation", "area"): (33, 54), ("annotation", "id"): (2,),
+        ("annotation", "iscrowd"): (53,), ("annotation", "entry"): (30, 35, 55, 56, 57, 59, 90),
+        ("image", "entry"): (1, 70), ("image", "width, height"): (2,),
+    }  # fmt: skip
+    assert changes >= {(about, i, what) for (about, what), ids in wanted.items() for i in ids}, changes
     assert len((tmp_path / "fixed" / "changes.txt").read_text().splitlines()) == len(listed["changes"])
     assert not any(kind["title"] in FIXED or kind["severity"] == "error" for kind in listed["left_to_you"])
     image_dir = listed["image_dir"]

@@ -14,6 +14,7 @@ import torch
 from backbone.errors import InputError
 from network_files.weight_files.architecture import infer_architecture
 from tests import tiny_model
+from tests.small_runs import ROOT, same
 from train_utils.checkpoints.checkpoint import (
     FORMAT_VERSION,
     copy_checkpoint,
@@ -26,7 +27,6 @@ from train_utils.checkpoints.checkpoint import (
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
 
@@ -209,15 +209,11 @@ def saved_model(path, **more):
     return model, names
 
 
-def equal_weights(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_checkpoint_tells_model_and_names(tmp_path):
     path = tmp_path / "model_0.pth"
     saved, names = saved_model(path)
     model, label_map = model_from_checkpoint(path, box_score_thresh=0.7)
-    assert equal_weights(model.state_dict(), saved.state_dict()) and not model.training
+    assert same(model.state_dict(), saved.state_dict()) and not model.training
     assert label_map == names and model.config.box_score_thresh == 0.7
     assert model.config.fpn_channels == 16 and model.config.min_size == (64,)
 
@@ -226,7 +222,7 @@ def test_averaged_weights_are_preferred(tmp_path):
     path = tmp_path / "model_0.pth"
     average = {k: v + 1 for k, v in SAVED().state_dict().items()}
     saved_model(path, ema=average)
-    assert equal_weights(model_from_checkpoint(path)[0].state_dict(), average)
+    assert same(model_from_checkpoint(path)[0].state_dict(), average)
 
 
 def test_model_flags_and_names_that_do_not_fit(tmp_path):
@@ -256,7 +252,7 @@ def test_bare_state_dict_tells_the_architecture(config, tmp_path):
     untold = {key: tiny_model.FIELDS[key] for key in ("min_size", "max_size", "anchor_sizes")}
     loaded, label_map = model_from_checkpoint(path, **untold)
     assert loaded.config == model.config
-    assert equal_weights(loaded.state_dict(), model.state_dict())
+    assert same(loaded.state_dict(), model.state_dict())
     expected = "person" if config.get("num_classes") == 91 else "class 1"
     assert label_map.name(1) == expected and label_map.num_labels == model.config.num_classes
 
@@ -292,17 +288,11 @@ def test_torchvision_state_dicts_tell_their_architecture():
 
 
 def test_older_spelling_of_keys_is_understood():
-    state = {"module." + _older(key): value for key, value in SAVED().state_dict().items()}
+    state = tiny_model.older_names(SAVED().state_dict(), "module.")
     assert "module.roi_heads.mask_head.mask_fcn1.weight" in state
     found = infer_architecture(state)
     assert [found[f"{part}_channels"] for part in ("fpn", "box_head", "mask_head")] == [16, 24, 8]
     assert found["mask_head_layers"] == 2
-
-
-def _older(key):
-    for i in range(2):
-        key = key.replace(f"mask_head.{i}.0.", f"mask_head.mask_fcn{i + 1}.")
-    return key.replace("_blocks.0.0.", "_blocks.0.").replace("rpn.head.conv.0.0.", "rpn.head.conv.")
 
 
 def test_damaged_content_is_named(tmp_path):

@@ -16,13 +16,13 @@ import torch
 from backbone.errors import InputError
 from backbone.settings import Settings, setting
 from network_files import MaskRCNNConfig
+from tests.small_runs import ROOT
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, number, parse_bool
 from train_utils.cli.parser import Parser
 from train_utils.run.config import RunConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
 

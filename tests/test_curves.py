@@ -35,21 +35,14 @@ def test_loss_and_lr(tmp_path, figures):
     losses = [2.0, 1.5, NAN, 1.0, 0.5, 0.4]
     plot_loss_and_lr(tmp_path / "a.png", losses, [0.01] * 6, 2, {0: 1.25, 1: 0.75, 2: None}, "run a, 8 images")
     assert stars(figures[0]) == [(4, 0.75)]  # the end of epoch 1 of 2 steps each
-    for text in (
-        "run a, 8 images",
-        "optimiser step",
-        "epochs done",
-        "no unit",
-        "learning rate",
-        "lowest validation loss: 0.750, epoch 1",
-    ):
+    best = "lowest validation loss: 0.750, epoch 1"
+    for text in ("run a, 8 images", "optimiser step", "epochs done", "no unit", "learning rate", best):
         assert text in texts(figures[0])
 
 
 def test_average_precision_marks_the_best_epoch_and_leaves_gaps(tmp_path, figures):
-    plot_average_precision(
-        tmp_path / "a.png", [5, 6, 7], {"mask AP": [0.1, 0.3, 0.3], "box AP": [0.2, -1, 0.1]}, "mask AP"
-    )
+    values = {"mask AP": [0.1, 0.3, 0.3], "box AP": [0.2, -1, 0.1]}
+    plot_average_precision(tmp_path / "a.png", [5, 6, 7], values, "mask AP")
     assert stars(figures[0]) == [(6, 0.3)] and "best mask AP: 0.300, epoch 6" in texts(figures[0])
     box = next(line for line in figures[0].axes[0].lines if line.get_label() == "box AP")
     assert np.isnan(box.get_ydata()).tolist() == [False, True, False]
@@ -59,12 +52,9 @@ def test_losses(tmp_path, figures):
     epochs = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 1.5}, {}, {"a": None, "b": 1.0}]
     plot_losses(tmp_path / "a.png", list("abbbb"), range(4), epochs, epochs[::-1])
     assert stars(figures[0])[1] == (2, 0.5)  # of `a` in validation
-    assert all(
-        plot.get_ylim()[0] == 0
-        and plot.get_ylim()[1]
-        > 1.05 * max(value for line in plot.lines for value in line.get_ydata() if value == value)
-        for plot in figures[0].axes
-    )
+    for plot in figures[0].axes:
+        highest = max(value for line in plot.lines for value in line.get_ydata() if value == value)
+        assert plot.get_ylim()[0] == 0 and plot.get_ylim()[1] > 1.05 * highest
     assert figures[0].axes[1].get_title() == "a"
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.small_runs import ROOT
+
 NETWORK_LAYERS = [  # a module imports from the rows above its own
     {"operators.boxes", "operators.sparse_rows", "operators.cropped_masks", "losses", "loss_portions", "recorder"},
     {"weight_files.plain_pickle", "weight_files.file_stamp"},

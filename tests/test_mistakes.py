@@ -146,15 +146,9 @@ def test_only_the_images_that_count():
 
 
 numbers = st.integers(0, 8)
-objects = st.lists(
-    st.tuples(st.integers(1, 3), st.integers(1, 3), numbers, numbers, numbers, numbers, st.booleans()), max_size=8
-)
-detections = st.lists(
-    st.tuples(
-        st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.2, 0.5, 0.6, 0.9]), numbers, numbers, numbers, numbers
-    ),
-    max_size=12,
-)
+three, box = st.integers(1, 3), (numbers,) * 4
+objects = st.lists(st.tuples(three, three, *box, st.booleans()), max_size=8)
+detections = st.lists(st.tuples(three, three, st.sampled_from([0.2, 0.5, 0.6, 0.9]), *box), max_size=12)
 
 
 @given(objects, detections)
@@ -199,24 +193,16 @@ def plain_kinds(some, results):
         if free:
             taken[max(free)[1]] = i
             continue
-        if any(
-            inside(one["bbox"], a["bbox"]) >= 0.5
-            for a in near
-            if a["iscrowd"] and a["category_id"] == one["category_id"]
-        ):
+        crowds = [a["bbox"] for a in near if a["iscrowd"] and a["category_id"] == one["category_id"]]
+        if any(inside(one["bbox"], crowd) >= 0.5 for crowd in crowds):
             continue
         best = max(own, default=(0, 0))[0]
-        kinds[i] = (
-            "duplicate"
-            if best >= 0.5
-            else "class"
-            if other >= 0.5
-            else "location"
-            if best >= 0.1
-            else "both"
-            if other >= 0.1
-            else "background"
-        )
+        if best >= 0.5:
+            kinds[i] = "duplicate"
+        elif other >= 0.5:
+            kinds[i] = "class"
+        else:
+            kinds[i] = "location" if best >= 0.1 else "both" if other >= 0.1 else "background"
     return kinds
 
 
@@ -234,11 +220,8 @@ def plain_ap(some, results, kinds, kind):
     for i in order:
         if i in kinds:
             continue
-        near = [
-            (plain_iou(results[i]["bbox"], a["bbox"]), a["id"])
-            for a in real
-            if a["image_id"] == results[i]["image_id"] and a["category_id"] == results[i]["category_id"]
-        ]
+        near = [a for a in real if all(a[key] == results[i][key] for key in ("image_id", "category_id"))]
+        near = [(plain_iou(results[i]["bbox"], a["bbox"]), a["id"]) for a in near]
         free = [pair for pair in near if pair[0] >= 0.5 and pair[1] not in hits]
         if free:
             hits[max(free)[1]] = i
@@ -247,11 +230,8 @@ def plain_ap(some, results, kinds, kind):
     for i in order:
         one = results[i]
         if kinds.get(i) == kind:
-            near = [
-                a
-                for a in real
-                if a["image_id"] == one["image_id"] and (a["category_id"] == one["category_id"]) == (kind == "location")
-            ]
+            near = [a for a in real if a["image_id"] == one["image_id"]]
+            near = [a for a in near if (a["category_id"] == one["category_id"]) == (kind == "location")]
             meant[i] = max(near, key=lambda a: (plain_iou(one["bbox"], a["bbox"]), -a["id"]))["id"]
         if i not in meant:
             changed.append((i, one))
@@ -259,14 +239,8 @@ def plain_ap(some, results, kinds, kind):
             claimed.add(meant[i])
             target = by_id[meant[i]]
             changed.append((i, {**one, "category_id": target["category_id"], "bbox": target["bbox"], "hit": True}))
-    return plain_mean(
-        some,
-        [
-            (one, one.get("hit", False))
-            for i, one in sorted(changed, key=lambda pair: pair[0])
-            if one.get("hit") or i in kinds
-        ],
-    )
+    judged = [(i, one, one.get("hit", False)) for i, one in sorted(changed, key=lambda pair: pair[0])]
+    return plain_mean(some, [(one, hit) for i, one, hit in judged if hit or i in kinds])
 
 
 def plain_mean(some, judged):
@@ -275,10 +249,8 @@ def plain_mean(some, judged):
         count = sum(a["category_id"] == category and not a["iscrowd"] for a in some["annotations"])
         if not count:
             continue
-        own = sorted(
-            (pair for pair in judged if pair[0]["category_id"] == category),
-            key=lambda pair: (-pair[0]["score"], pair[0]["image_id"]),
-        )
+        own = [pair for pair in judged if pair[0]["category_id"] == category]
+        own.sort(key=lambda pair: (-pair[0]["score"], pair[0]["image_id"]))
         hits, points = 0, []
         for n, (_, right) in enumerate(own, start=1):
             hits += right

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import train
 import train_multi_GPU
 import validation
 from tests.small_runs import call, flags
-from tests.tiny_model import NAMES, tiny_model, write_coco, write_images
+from tests.tiny_model import NAMES, older_names, tiny_model, write_coco, write_images
 from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
@@ -153,18 +152,6 @@ def test_commands_without_flags_say_what_to_give(monkeypatch, command, script, s
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1 and said in err
 
 
-OLDER = (  # the names of today -> those of torchvision 0.12 and before
-    (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
-    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.0\.", r"\1."),
-)
-
-
-def older(key):
-    for new, old in OLDER:
-        key = re.sub(new, old, key)
-    return re.sub(r"^roi_heads\.mask_head\.(\d)\.0\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.", key)
-
-
 SEVERAL = {"args": argparse.Namespace(lr=0.08, lr_steps=[16, 22], resume=""), "scaler": {"scale": 2.0}}
 
 
@@ -172,7 +159,7 @@ SEVERAL = {"args": argparse.Namespace(lr=0.08, lr_steps=[16, 22], resume=""), "s
 def test_a_checkpoint_of_theirs(tmp_path, monkeypatch, capsys, prefix, more):
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    state = {prefix + older(key): value for key, value in model.state_dict().items()}
+    state = older_names(model.state_dict(), prefix)
     assert f"{prefix}roi_heads.mask_head.mask_fcn1.weight" in state and f"{prefix}rpn.head.conv.weight" in state
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22]).state_dict()
     content = {"model": state, "optimizer": optimizer.state_dict(), "lr_scheduler": schedule, "epoch": 25, **more}

@@ -15,6 +15,7 @@ from benchmarks import torchvision_model as oracle
 from network_files import InputError, create_model, load_weights
 from network_files.weight_files import weights
 from tests import tiny_model
+from tests.small_runs import same
 from train_utils.checkpoints.checkpoint import load_checkpoint, model_from_checkpoint
 
 tiny = partial(tiny_model.tiny, mask_head_layers=2)
@@ -24,24 +25,9 @@ def shapes(module):
     return {key: value.shape for key, value in module.state_dict().items()}
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 def other(state):
     """A state of the same keys and shapes, and other values."""
     return {k: torch.rand_like(v) if v.is_floating_point() else v + 3 for k, v in state.items()}
-
-
-def older_spelling(state):
-    """A v1 state dict under the names of the first published files."""
-
-    def older(key):
-        key = re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", key)
-        key = re.sub(r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2.", key)
-        return key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
-
-    return {older(key): value for key, value in state.items()}
 
 
 class TestTorchvisionsNames:
@@ -71,7 +57,7 @@ class TestTorchvisionsNames:
     def test_older_spelling(self):
         model = create_model(4, "resnet18")
         state = other(model.state_dict())
-        older = older_spelling(state)
+        older = tiny_model.older_names(state)
         assert len(older.keys() - state.keys()) == 2 + 2 * 4 + 2 * 8
         theirs = oracle.build(4, "resnet18")
         theirs.load_state_dict(dict(older))  # torchvision reads it too

@@ -1,6 +1,7 @@
 """A model small enough to run a command on in a second, as a checkpoint; and data in COCO layout for it."""
 
 import json
+import re
 
 import numpy as np
 import torch
@@ -38,6 +39,17 @@ def train_flags(**fields) -> list[str]:
         values = () if value is True else value if isinstance(value, tuple) else (value,)
         words += ["--" + field.replace("_", "-"), *map(str, values)]
     return words
+
+
+def older_names(state: dict, prefix: str = "") -> dict:
+    """A v1 state dict under the names of torchvision 0.12 and before, each behind `prefix`."""
+
+    def older(key):
+        key = re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", key)
+        key = re.sub(r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2.", key)
+        return key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+
+    return {prefix + older(key): value for key, value in state.items()}
 
 
 def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int = 64):

@@ -12,6 +12,7 @@ import torch
 from backbone.errors import InputError
 from network_files.weight_files.file_stamp import find_damage
 from tests.faults import Outcome
+from tests.small_runs import same
 from train_utils.checkpoints.checkpoint import load_file, save_checkpoint
 
 WHAT = "damage to checkpoints: noticed, and never loaded"
@@ -85,11 +86,3 @@ def run(full: bool, folder: Path) -> Outcome:
         what = "same content" if same(loaded, content) else "OTHER CONTENT"
         failures.append(f"{damage.__name__} at {at} of {len(whole)} loads, {what} (trial {number})")
     return Outcome(good, total, failures, f"seed {SEED}; {unseen} pass as a file without a checksum until loaded")
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return a == b

@@ -30,39 +30,23 @@ from tests.faults import Outcome
 from tests.faults.hostile_data import DATA_CASES
 from tests.faults.hostile_npy import NPY_CASES
 from tests.faults.hostile_weights import OF_CHECKPOINTS, WEIGHTS_CASES
+from tests.small_runs import ROOT
 from train_utils.cli.command import EXIT_WRONG_INPUT, run_command
 from train_utils.data.formats.npy_file import read_npy
 
 WHAT = "files made to harm: refused in one line, nothing run, nothing read elsewhere"
-ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS, MIB = 1.0, 100  # of CPU time and memory: a refusal takes less of both, beyond the program's start
 ADDRESSES = 2**31  # bytes of address space that a case may add: room for libraries' own, not for what is claimed
 PROGRAM = tuple({str(ROOT), sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()})
-SYSTEM = (
-    "/proc/",
-    "/sys/",
-    "/dev/null",
-    "/dev/urandom",
-    "/etc/localtime",
-    "/usr/share/zoneinfo",
-    "/usr/lib",
-    "/lib",
-    "/etc/ld.so",
+SYSTEM = tuple(
+    "/proc/ /sys/ /dev/null /dev/urandom /etc/localtime /usr/share/zoneinfo /usr/lib /lib /etc/ld.so".split()
 )
 FORBIDDEN = (
-    "os.system",
-    "subprocess.Popen",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.fork",
-    "socket.connect",
-    "pickle.find_class",
-    "marshal.loads_file",
-    "ctypes.dlopen_foreign",
-    "urllib.Request",
-)
+    "os.system subprocess.Popen os.exec os.posix_spawn os.spawn os.fork socket.connect pickle.find_class "
+    "marshal.loads_file ctypes.dlopen_foreign urllib.Request"
+).split()
 SMALL = tuple(tiny_model.train_flags(backbone_width=8, epochs=1))
+IMAGE = "GOOD/data/images/0.png"
 SCRIPTS = {"train": train, "validation": validation, "predict": predict}
 
 
@@ -90,27 +74,18 @@ def all_cases(full: bool) -> list[Case]:
     """In the short version a file goes to one of the commands that take it, in the long one to each."""
     cases = []
     for number, (name, make) in enumerate(WEIGHTS_CASES.items()):
+        weights, data = ("--weights-path", "FILE", "--device", "cpu"), ("--data-path", "GOOD/data")
         of_weights = [
-            Case(
-                f"{name} as --weights-path of validation",
-                make,
-                "validation",
-                ("--weights-path", "FILE", "--data-path", "GOOD/data", "--device", "cpu"),
-            ),
-            Case(
-                f"{name} as --weights-path of predict",
-                make,
-                "predict",
-                ("--weights-path", "FILE", "--img-path", "GOOD/data/images/0.png", "--device", "cpu"),
-            ),
-            Case(f"{name} as --weights", make, "train", ("--data-path", "GOOD/data", *SMALL, "--weights", "FILE")),
-            Case(f"{name} as --resume", make, "train", ("--data-path", "GOOD/data", *SMALL, "--resume", "FILE")),
+            Case(f"{name} as --weights-path of validation", make, "validation", (*weights, *data)),
+            Case(f"{name} as --weights-path of predict", make, "predict", (*weights, "--img-path", IMAGE)),
+            Case(f"{name} as --weights", make, "train", (*data, *SMALL, "--weights", "FILE")),
+            Case(f"{name} as --resume", make, "train", (*data, *SMALL, "--resume", "FILE")),
         ]
         if name in OF_CHECKPOINTS:  # --weights looks at the weights alone
             del of_weights[2]
         cases += of_weights if full else [of_weights[number % len(of_weights)]]
     cases += [Case(f"{name} (.npy)", make, "npy", ("FILE",)) for name, make in NPY_CASES.items()]
-    cases += [Case(f"{name} in {command}", make, command, flags) for name, (make, command, flags) in DATA_CASES.items()]
+    cases += [Case(f"{name} in {c}", make, c, tuple(flags.split())) for name, (make, (c, flags)) in DATA_CASES.items()]
     return cases
 
 

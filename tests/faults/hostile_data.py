@@ -12,31 +12,16 @@ from tests import coco_folders, tiny_model
 from tests.faults.hostile_npy import NPY_CASES
 
 DEEP = 100_000
-OF_VALIDATION = ("--weights-path", "GOOD/model.pth", "--data-path", "FOLDER/data", "--device", "cpu")
-OF_TRAIN = ("--data-path", "FOLDER/data", "--device", "cpu", "--weights", "none", "--backbone", "resnet18")
-OF_PREDICT = (
-    "--weights-path",
-    "GOOD/model.pth",
-    "--coco-json",
-    "FOLDER/data/instances_val.json",
-    "--image-dir",
-    "FOLDER/data/images",
-    "--output",
-    "FOLDER/r.json",
-    "--device",
-    "cpu",
-)
-OF_IMAGES = ("--weights-path", "GOOD/model.pth", "--img-path", "FOLDER/data/images", "--device", "cpu")
-OF_NAMES = (
-    "--weights-path",
-    "GOOD/model.pth",
-    "--img-path",
-    "GOOD/data/images/0.png",
-    "--label-json-path",
-    "FILE",
-    "--device",
-    "cpu",
-)
+# What a case is given to: a script and its flags, where FOLDER is the case's, FILE what it makes, GOOD sound files.
+VALIDATION = ("validation", "--weights-path GOOD/model.pth --data-path FOLDER/data --device cpu")
+TRAIN = ("train", "--data-path FOLDER/data --device cpu --weights none --backbone resnet18")
+_PREDICT = "--weights-path GOOD/model.pth --device cpu "
+_JSON = "--coco-json FOLDER/data/instances_val.json --image-dir FOLDER/data/images --output FOLDER/r.json"
+PREDICT = ("predict", _PREDICT + _JSON)
+IMAGES = ("predict", _PREDICT + "--img-path FOLDER/data/images")
+NAMES = ("predict", _PREDICT + "--img-path GOOD/data/images/0.png --label-json-path FILE")
+VIDEO = ("predict", _PREDICT + "--img-path FILE --strict")
+RESULTS = ("validation", "--detections FILE --data-path GOOD/data")
 
 
 def secret(folder):
@@ -169,8 +154,6 @@ def written(name, content):
     return make
 
 
-OF_VIDEO = ("--weights-path", "GOOD/model.pth", "--img-path", "FILE", "--device", "cpu", "--strict")
-OF_RESULTS = ("--detections", "FILE", "--data-path", "GOOD/data")
 RESULT = '{"image_id": 10, "category_id": 1, "score": 0.5, "segmentation": {"size": [48, 64], "counts": %s}}'
 LAUGHS = (
     '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a0 "ha">'
@@ -180,105 +163,71 @@ LAUGHS = (
 QUADRATIC = f'<!DOCTYPE a [<!ENTITY a "{"x" * 100_000}">]>'
 
 DATA_CASES = {
-    "a file name that climbs out": (named("{outside}/secret.png"), "validation", OF_VALIDATION),
-    "a file name that climbs out, without a size": (named("{outside}/secret.png", False), "train", OF_TRAIN),
-    "an absolute file name": (named("{absolute}/secret.png"), "train", OF_TRAIN),
-    "an absolute file name, without a size": (named("{absolute}/secret.png", False), "predict", OF_PREDICT),
-    "a file name that is a device": (named("/dev/zero", False), "validation", OF_VALIDATION),
-    "a file name with a NUL": (named("0.png\0.jpg"), "predict", OF_PREDICT),
-    "a Windows file name": (named("..\\..\\secret.png"), "validation", OF_VALIDATION),
-    "a file name with a drive": (named("C:\\secret.png"), "train", OF_TRAIN),
-    "a file name with terminal codes": (named("\x1b[2J\nfine.png"), "validation", OF_VALIDATION),
-    "an image that is a link out": (linked(), "validation", OF_VALIDATION),
-    "an image that is a link out, without a size": (linked(with_size=False), "predict", OF_PREDICT),
-    "a folder that is a link out": (linked("folder"), "train", OF_TRAIN),
-    "an image that is a link out, in a folder": (linked(), "predict", OF_IMAGES),
-    "lists 100,000 deep": (coco(text=lambda t: t[:-1] + ', "x": ' + "[" * DEEP + "]" * DEEP + "}"), "train", OF_TRAIN),
-    "an id 900 lists deep": (
-        coco(text=lambda t: t.replace('"id": 10', '"id": ' + "[" * 900 + "]" * 900, 1)),
-        "train",
-        OF_TRAIN,
-    ),
-    "an id of 10^6 digits": (
-        coco(text=lambda t: t.replace('"id": 10', '"id": ' + "9" * 10**6, 1)),
-        *("validation", OF_VALIDATION),
-    ),
-    "a key that is no text": (coco(text=lambda t: t.replace('"images"', "NaN", 1)), "predict", OF_PREDICT),
+    "a file name that climbs out": (named("{outside}/secret.png"), VALIDATION),
+    "a file name that climbs out, without a size": (named("{outside}/secret.png", False), TRAIN),
+    "an absolute file name": (named("{absolute}/secret.png"), TRAIN),
+    "an absolute file name, without a size": (named("{absolute}/secret.png", False), PREDICT),
+    "a file name that is a device": (named("/dev/zero", False), VALIDATION),
+    "a file name with a NUL": (named("0.png\0.jpg"), PREDICT),
+    "a Windows file name": (named("..\\..\\secret.png"), VALIDATION),
+    "a file name with a drive": (named("C:\\secret.png"), TRAIN),
+    "a file name with terminal codes": (named("\x1b[2J\nfine.png"), VALIDATION),
+    "an image that is a link out": (linked(), VALIDATION),
+    "an image that is a link out, without a size": (linked(with_size=False), PREDICT),
+    "a folder that is a link out": (linked("folder"), TRAIN),
+    "an image that is a link out, in a folder": (linked(), IMAGES),
+    "lists 100,000 deep": (coco(text=lambda t: t[:-1] + ', "x": ' + "[" * DEEP + "]" * DEEP + "}"), TRAIN),
+    "an id 900 lists deep": (coco(text=lambda t: t.replace('"id": 10', '"id": ' + "[" * 900 + "]" * 900, 1)), TRAIN),
+    "an id of 10^6 digits": (coco(text=lambda t: t.replace('"id": 10', '"id": ' + "9" * 10**6, 1)), VALIDATION),
+    "a key that is no text": (coco(text=lambda t: t.replace('"images"', "NaN", 1)), PREDICT),
     "a category without an id of 10^6 letters": (
         coco(lambda c, _: c["categories"].append({"name": "x" * 10**6})),
-        "train",
-        OF_TRAIN,
+        TRAIN,
     ),
-    "a list of files with a video's name": (
-        written("a.mp4", "ffconcat version 1.0\nfile 'OUTSIDE'\n"),
-        "predict",
-        OF_VIDEO,
-    ),
+    "a list of files with a video's name": (written("a.mp4", "ffconcat version 1.0\nfile 'OUTSIDE'\n"), VIDEO),
     "a playlist with a video's name": (
         written("a.mkv", "#EXTM3U\n#EXTINF:2.0,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"),
-        "predict",
-        OF_VIDEO,
+        VIDEO,
     ),
-    "text with a video's name": (written("a.avi", "hello\n" * 1000), "predict", OF_VIDEO),
-    "results 100,000 deep": (written("r.json", "[" * DEEP + "]" * DEEP), "validation", OF_RESULTS),
-    "a result of 10^6 digits": (written("r.json", '[{"score": ' + "9" * 10**6 + "}]"), "validation", OF_RESULTS),
-    "a result whose runs go round 2^64": (
-        written("r.json", "[" + RESULT % [2**63, 2**63, 3072] + "]"),
-        "validation",
-        OF_RESULTS,
-    ),
-    "a result of endless counts": (
-        written("r.json", "[" + RESULT % f'"{"o" * 10**6}"' + "]"),
-        "validation",
-        OF_RESULTS,
-    ),
-    "a class file 100,000 deep": (names_file("[" * DEEP + "]" * DEEP), "predict", OF_NAMES),
-    "a class file of 10^6 digits": (names_file('{"1": ' + "9" * 10**6 + "}"), "predict", OF_NAMES),
-    "a class file with NaN": (names_file("{NaN: 1}"), "predict", OF_NAMES),
-    "a class file whose labels are no numbers": (names_file('{"\\u001b[2J": "x"}'), "predict", OF_NAMES),
-    "a class file of a label of 10^18": (names_file('{"1000000000000000000": "x"}'), "predict", OF_NAMES),
-    "XML: ten entities of ten, twelve deep": (voc(head=LAUGHS, name="&a12;"), "validation", OF_VALIDATION),
-    "XML: the same in an attribute": (voc(xml=LAUGHS + '<annotation x="&a12;"></annotation>'), "train", OF_TRAIN),
-    "XML: an entity of 100 kB, 10,000 times": (voc(head=QUADRATIC, name="&a;" * 10_000), "validation", OF_VALIDATION),
-    "XML: that in an attribute": (
-        voc(xml=QUADRATIC + f'<annotation x="{"&a;" * 10_000}"></annotation>'),
-        "train",
-        OF_TRAIN,
-    ),
+    "text with a video's name": (written("a.avi", "hello\n" * 1000), VIDEO),
+    "results 100,000 deep": (written("r.json", "[" * DEEP + "]" * DEEP), RESULTS),
+    "a result of 10^6 digits": (written("r.json", '[{"score": ' + "9" * 10**6 + "}]"), RESULTS),
+    "a result whose runs go round 2^64": (written("r.json", "[" + RESULT % [2**63, 2**63, 3072] + "]"), RESULTS),
+    "a result of endless counts": (written("r.json", "[" + RESULT % f'"{"o" * 10**6}"' + "]"), RESULTS),
+    "a class file 100,000 deep": (names_file("[" * DEEP + "]" * DEEP), NAMES),
+    "a class file of 10^6 digits": (names_file('{"1": ' + "9" * 10**6 + "}"), NAMES),
+    "a class file with NaN": (names_file("{NaN: 1}"), NAMES),
+    "a class file whose labels are no numbers": (names_file('{"\\u001b[2J": "x"}'), NAMES),
+    "a class file of a label of 10^18": (names_file('{"1000000000000000000": "x"}'), NAMES),
+    "XML: ten entities of ten, twelve deep": (voc(head=LAUGHS, name="&a12;"), VALIDATION),
+    "XML: the same in an attribute": (voc(xml=LAUGHS + '<annotation x="&a12;"></annotation>'), TRAIN),
+    "XML: an entity of 100 kB, 10,000 times": (voc(head=QUADRATIC, name="&a;" * 10_000), VALIDATION),
+    "XML: that in an attribute": (voc(xml=QUADRATIC + f'<annotation x="{"&a;" * 10_000}"></annotation>'), TRAIN),
     "XML: a file as an entity": (
         voc(head='<!DOCTYPE a [<!ENTITY x SYSTEM "file://OUTSIDE">]>', name="&x;"),
-        "validation",
-        OF_VALIDATION,
+        VALIDATION,
     ),
-    "XML: a parameter entity of a file": (
-        voc(head='<!DOCTYPE a [<!ENTITY % x SYSTEM "file://OUTSIDE"> %x;]>'),
-        "train",
-        OF_TRAIN,
-    ),
-    "XML: a document type elsewhere": (
-        voc(head='<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x.dtd">'),
-        *("validation", OF_VALIDATION),
-    ),
+    "XML: a parameter entity of a file": (voc(head='<!DOCTYPE a [<!ENTITY % x SYSTEM "file://OUTSIDE"> %x;]>'), TRAIN),
+    "XML: a document type elsewhere": (voc(head='<!DOCTYPE a SYSTEM "http://127.0.0.1:9/x.dtd">'), VALIDATION),
     "XML: XInclude": (
         voc(
             xml='<annotation xmlns:xi="http://www.w3.org/2001/XInclude"><object><name><xi:include '
             'href="OUTSIDE" parse="text"/></name></object></annotation>'
         ),
-        "train",
-        OF_TRAIN,
+        TRAIN,
     ),
-    "XML: 100,000 deep": (voc(xml="<a>" * DEEP + "</a>" * DEEP), "validation", OF_VALIDATION),
-    "XML: 120 MB": (voc(name="x" * (120 << 20)), "train", OF_TRAIN),
-    "XML: a class of 10^6 letters": (voc(name="x" * 10**6), "validation", OF_VALIDATION),
-    "XML: a class of terminal codes": (voc(name="&#x9b;2J"), "train", OF_TRAIN),
-    "VOC: an image that is a link out": (voc(link="JPEGImages/a.jpg"), "validation", OF_VALIDATION),
-    "VOC: a mask that is a link out": (voc(link="SegmentationObject/a.png"), "train", OF_TRAIN),
-    "VOC: an annotation file that is a link out": (voc(link="Annotations/a.xml"), "validation", OF_VALIDATION),
-    "VOC: a list that climbs out": (voc(listed="../../../outside/secret"), "train", OF_TRAIN),
-    "VOC: an absolute name in a list": (voc(listed="/etc/passwd"), "validation", OF_VALIDATION),
-    "npy: a pickle of os.system": (npy(NPY_CASES["a pickle of os.system in protocol 4"]), "train", OF_TRAIN),
-    "npy: a label of 10^18": (npy(labels=[10**18]), "validation", OF_VALIDATION),
-    "npy: masks of terabytes, of none": (npy(masks=np.zeros((0, 2**20, 2**20), bool)), "train", OF_TRAIN),
-    "npy: a list of names that is a link out": (npy(link=True), "validation", OF_VALIDATION),
-    "VOC: a class file 100,000 deep": (voc(classes="[" * DEEP + "]" * DEEP), "train", OF_TRAIN),
+    "XML: 100,000 deep": (voc(xml="<a>" * DEEP + "</a>" * DEEP), VALIDATION),
+    "XML: 120 MB": (voc(name="x" * (120 << 20)), TRAIN),
+    "XML: a class of 10^6 letters": (voc(name="x" * 10**6), VALIDATION),
+    "XML: a class of terminal codes": (voc(name="&#x9b;2J"), TRAIN),
+    "VOC: an image that is a link out": (voc(link="JPEGImages/a.jpg"), VALIDATION),
+    "VOC: a mask that is a link out": (voc(link="SegmentationObject/a.png"), TRAIN),
+    "VOC: an annotation file that is a link out": (voc(link="Annotations/a.xml"), VALIDATION),
+    "VOC: a list that climbs out": (voc(listed="../../../outside/secret"), TRAIN),
+    "VOC: an absolute name in a list": (voc(listed="/etc/passwd"), VALIDATION),
+    "npy: a pickle of os.system": (npy(NPY_CASES["a pickle of os.system in protocol 4"]), TRAIN),
+    "npy: a label of 10^18": (npy(labels=[10**18]), VALIDATION),
+    "npy: masks of terabytes, of none": (npy(masks=np.zeros((0, 2**20, 2**20), bool)), TRAIN),
+    "npy: a list of names that is a link out": (npy(link=True), VALIDATION),
+    "VOC: a class file 100,000 deep": (voc(classes="[" * DEEP + "]" * DEEP), TRAIN),
 }

@@ -139,6 +139,24 @@ def written_back(*, images=int, categories=int):
     return check
 
 
+def of_ids(what, **new) -> Case:
+    """Ids of another kind, which the files of results give as they are."""
+    kept = {kind: function for kind, function in new.items() if kind != "annotations"}
+    return goes_on(what, numbered(**new), written_back(**kept), of="json", trained="categories" in new)
+
+
+def huge(i):
+    return 10**25 + i
+
+
+def image_name(i):
+    return f"{i:06d}" if i % 2 else f"img {i}"
+
+
+def uuid(i):
+    return f"uuid-{i}"
+
+
 def category_name(i):
     return {1: "cat", 2: "dog", 4: "it is not ASCII: é"}[i]
 
@@ -252,40 +270,11 @@ CASES = [
     goes_on("crowds only", only_crowds, no_crowd_counts),
     goes_on("id 0", numbered(annotations=lambda i: i - 1), all_are_found),
     goes_on("no ids", numbered(annotations=lambda i: None), all_are_found),
-    goes_on(
-        "sparse ids",
-        numbered(images=lambda i: i**9, annotations=lambda i: i**20, categories=lambda i: i**20),
-        written_back(images=lambda i: i**9, categories=lambda i: i**20),
-        of="json",
-        trained=True,
-    ),
-    goes_on(
-        "ids beyond 64 bits",
-        numbered(images=lambda i: 10**30 + i, annotations=lambda i: 2**64 + i, categories=lambda i: 10**25 + i),
-        written_back(images=lambda i: 10**30 + i, categories=lambda i: 10**25 + i),
-        of="json",
-        trained=True,
-    ),
-    goes_on(
-        "ids that are integers as text",
-        numbered(images=str, annotations=str, categories=str),
-        written_back(images=str, categories=str),
-        of="json",
-        trained=True,
-    ),
-    goes_on(
-        "image ids as text, with zeros before or other than integers",
-        numbered(images=lambda i: f"{i:06d}" if i % 2 else f"img {i}", annotations=lambda i: f"uuid-{i}"),
-        written_back(images=lambda i: f"{i:06d}" if i % 2 else f"img {i}"),
-        of="json",
-    ),
-    goes_on(
-        "category ids that are words",
-        numbered(categories=category_name),
-        written_back(categories=category_name),
-        of="json",
-        trained=True,
-    ),
+    of_ids("sparse ids", images=lambda i: i**9, annotations=lambda i: i**20, categories=lambda i: i**20),
+    of_ids("ids beyond 64 bits", images=lambda i: 10**30 + i, annotations=lambda i: 2**64 + i, categories=huge),
+    of_ids("ids that are integers as text", images=str, annotations=str, categories=str),
+    of_ids("image ids as text, with zeros before or other than integers", images=image_name, annotations=uuid),
+    of_ids("category ids that are words", categories=category_name),
     goes_on("ids with a point", numbered(images=float, annotations=float, categories=float), written_back(), of="json"),
     of_image("two of one id", twice("images"), "image id 11 is duplicated (1.png and 1.png)"),
     of_image("no file name", field("file_name", None), "image id 11: file_name None"),
