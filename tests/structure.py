@@ -8,7 +8,7 @@ Product is every .py file outside tests/, findings/ and docs/ (and outside folde
   asking the training loop for its first step, through the loader, the data set's __getitem__, forward, backward and
   optimiser step, until the loop hands over its record. The loop is given a stop signal, as in a run, but no averaged
   weights and no counts for TensorBoard; what a trainer does around it (console, TensorBoard, progress) is not called.
-  An evaluation is the call of `evaluate` for two pictures, from the loader's first batch to the COCO numbers.
+  An evaluation is the call of `evaluate` for two images, from the loader's first batch to the COCO numbers.
   Data, model, loaders and optimiser are made before. A tiny ResNet-18 on coco_mini, else on the built-in shapes.
 - imported by a script: product modules loaded by `import SCRIPT` in a new process; what functions import is not seen.
 - largest folder: .py files directly in a folder, without __init__.py.
@@ -51,9 +51,10 @@ def open_data(folder: Path) -> tuple[Any, Any, Any]:
 
 
 def prepared(train: Any, val: Any, label_map: Any) -> dict[str, Callable[[], Any]]:
-    """What asks the training loop for its first step, and what evaluates two pictures, all being set up."""
+    """What asks the training loop for its first step, and what evaluates two images, all being set up."""
     from tests.tiny_model import tiny_model
     from train_utils.data.loaders import EvalLoader, TrainLoader
+    from train_utils.data.options import LoaderOptions
     from train_utils.processes.distributed import World
     from train_utils.processes.stop_signal import StopSignal
     from train_utils.run.evaluation import evaluate
@@ -65,9 +66,9 @@ def prepared(train: Any, val: Any, label_map: Any) -> dict[str, Callable[[], Any
     optimizer = build_optimizer(model, "sgd", 0.001)
     schedule = build_schedule(optimizer, total_steps=2, warmup_steps=1)
     state = TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
-    loader, two = TrainLoader(train, build_augment(), world, batch_size=2), val.subset([0, 1])
+    loader, two = TrainLoader(train, build_augment(), world, LoaderOptions(2)), val.subset([0, 1])
     steps = train_one_epoch(state, loader, world, 0, hooks=StepHooks(StopSignal(world).requested))
-    val_loader = EvalLoader(two, world, batch_size=1, min_size=64, max_size=96)
+    val_loader = EvalLoader(two, world, LoaderOptions(1), model.config)
     return {"a training step": lambda: next(steps), "an evaluation": lambda: evaluate(model, val_loader, two, world)}
 
 
