@@ -111,6 +111,35 @@ def describe_skips(skipped: dict[str, int], first: dict[str, str]) -> str:
     return ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in skipped.items() if count)
 
 
+def without_objects(data_set: Any) -> str:
+    """Returns why a data set has no object, by counts; empty where it has one."""
+    if data_set.object_counts().any():
+        return ""
+    crowds, elsewhere = data_set.class_counts(crowd=True), int((data_set.annotations.iscrowd == 0).sum())
+    skips = describe_skips(data_set.skipped, data_set.first_skipped)
+    causes = []
+    if crowds:
+        causes.append(
+            f"{sum(crowds.values())} annotations are crowd regions (iscrowd 1), of {few_counts(crowds)}; "
+            "--crowd-as-objects reads them as objects"
+        )
+    causes += [f"skipped {skips}"] if skips else []
+    causes += [f"{elsewhere} objects are in the images left out of it (--val-fraction)"] if elsewhere else []
+    return f"no object in its {len(data_set)} images: {'; '.join(causes) or 'none is annotated'}"
+
+
+def few_counts(counts: dict[str, Any]) -> str:
+    """Returns "'cell' (12), 'dog' (3) and 4 more", the first three."""
+    shown = ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:3])
+    return shown + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+
+
+def refuse_nothing_to_learn(data_set: Any) -> None:
+    """Raises InputError, with the cause by counts, if there is no object to train on."""
+    if cause := without_objects(data_set):
+        raise InputError(f"{data_set.source}: nothing to learn: {cause}")
+
+
 def refuse_skips(data_set: Any) -> None:
     """Raises InputError if the data set left annotations out: what --strict asks for."""
     skips = describe_skips(data_set.skipped, data_set.first_skipped)

@@ -13,7 +13,7 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
 from train_utils.data.options import PLACES, DataOptions
 
-OF_TRAINING = (*PLACES, "val_fraction", "seed")  # what a checkpoint says about its data
+OF_TRAINING = (*PLACES, "val_fraction", "seed", "crowd_as_objects")  # what a checkpoint says about its data
 OF_DATA = (*OF_TRAINING, "follow_links", "strict")
 
 

@@ -126,7 +126,8 @@ class Trainer:
         with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
             for epoch in range(progress.epochs_done, config.epochs):
                 if config.early_stop and progress.epochs_since_best >= config.early_stop:
-                    self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
+                    what = "better mask AP" if progress.best_ap >= 0 else "lower validation loss"
+                    self.say(f"stopping early: no {what} for {progress.epochs_since_best} epochs")
                     break
                 averages = self.train_epoch(epoch)
                 result = self.evaluate()

@@ -21,6 +21,7 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import EvalLoader
 from train_utils.data.opening import open_data
+from train_utils.data.problems import refuse_nothing_to_learn, without_objects
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.memory import returning_freed_memory
 from train_utils.processes.distributed import World
@@ -55,6 +56,10 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
             splits = open_data(config)
         say = print if world.is_main else lambda *_, **__: None
         say(f"train: {splits.train.describe()}\nval: {splits.val.describe()}")
+        if not config.test_only:
+            refuse_nothing_to_learn(splits.train)
+        if cause := without_objects(splits.val):
+            say(f"val: {cause}; AP is n/a: the lowest validation loss chooses the best, model_min_val_loss.pth")
         check_num_classes(config.num_classes, splits.label_map)
         data = resume.fingerprint(splits.train)
         if checkpoint and not config.test_only:

@@ -79,7 +79,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
     files, missing = voc_files.find_images(folder, names)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         scans = list(pool.map(lambda name: _scan_or_error(folder, name, class_ids), names))
-    skipped, first_skipped, notes = Counter(), {}, Counter()
+    skipped, first_skipped, notes, skipped_of = Counter(), {}, Counter(), Counter()
     if repeated := len(listed) - len(names):
         first_skipped[LISTED_TWICE] = Counter(listed).most_common(1)[0][0]
         skipped[LISTED_TWICE] += repeated
@@ -89,6 +89,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
             problems.mistake(scan, image=name)
             continue
         xml = voc_files.xml_path(folder, name)
+        skipped_of.update(scan.skipped_classes)
         for reason, count in scan.skipped.items():
             if count:
                 first_skipped.setdefault(reason, name)
@@ -131,6 +132,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
         missing=np.array(missing, dtype=bool)[sound],
         skipped=dict(skipped),
         first_skipped=first_skipped,
+        skipped_of=dict(skipped_of),
         notes=(f"notes: {noted}",) if noted else (),
         fixed_labels=True,
     )
@@ -149,7 +151,7 @@ COLUMNS = ("numbers", "boxes", "areas", "classes", "difficult")
 
 class Scan(NamedTuple):
     """The instances of one image: COLUMNS with N rows each (boxes [N, 4]), and counts by reason; fraction: a box of the
-    XML that has one."""
+    XML that has one; skipped_classes: of the XML's objects without a mask."""
 
     size: tuple[int, int]
     numbers: np.ndarray
@@ -160,6 +162,7 @@ class Scan(NamedTuple):
     skipped: dict[str, int]
     notes: dict[str, int]
     fraction: list[float] | None
+    skipped_classes: list[int]
 
 
 def _scan_or_error(folder: Path, name: str, class_ids: dict[str, int]) -> Scan | InputError:
@@ -192,4 +195,5 @@ def _scan(folder: Path, name: str, class_ids: dict[str, int]) -> Scan:
     columns = [column[known] for column in (numbers, boxes, areas, classes, difficult)]
     broken = (xml.boxes % 1).any(axis=1)  # [M]
     fraction = xml.boxes[broken][0].tolist() if broken.any() else None
-    return Scan(objects.shape, *columns, skipped, notes, fraction)
+    without = np.delete(xml.classes, partner[matched]).tolist()
+    return Scan(objects.shape, *columns, skipped, notes, fraction, without)
