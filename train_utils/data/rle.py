@@ -33,7 +33,9 @@ def decode_many(counts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Decodes N > 0 compressed RLEs, the LEB128-like code of pycocotools' maskApi.c.
 
     Returns run lengths, int64 [R]; where each RLE's begin and end, int64 [N + 1]; which RLEs are damaged, bool [N]:
-    their run lengths mean nothing. A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
+    their run lengths mean nothing.
+
+    A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
     the last one is the sign. From the fourth on, numbers are differences to the run two before.
     """
     lengths = np.array([len(one) or 1 for one in counts])

@@ -1,4 +1,4 @@
-"""A .npy file -> an array or a Python object, also those of `np.save(path, {"boxes": ..., "labels": ..., "masks": ...})`.
+"""A .npy file -> an array or a Python object, as `np.save(path, {"boxes": ..., "masks": ...})` writes it.
 
 Such a file holds a pickle, which numpy would run; here it is read as data (`plain_pickle` of the weight files),
 and nothing is made that the file has no bytes for.
