@@ -79,7 +79,7 @@ def parse() -> Options:
 class Report:
     """All that was found out; `look` fills it."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options) -> None:
         self.options, self.finds = options, Finds()
         self.of_images = Finds(self.finds)  # what only opened images tell
         self.config, self.assumed = model_config(options)

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats import npy_file as npy_reader
 from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
@@ -100,7 +100,7 @@ def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced:
     return sorted(taken)
 
 
-def shown_classes(data_set: Any, labels: dict[int, int]) -> list[set[int]]:
+def shown_classes(data_set: ImageDataset, labels: dict[int, int]) -> list[set[int]]:
     """The labels, among those to write, that each image shows; no mask is decoded for it."""
     packed, to_label = data_set.annotations, data_set.label_map.to_label
     found = [packed.category_ids[packed.objects(row)].tolist() for row in data_set.rows]
@@ -129,7 +129,7 @@ def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict
     return content, Counter(own)
 
 
-def write_split(out: Path, name: str, data_set: Any, labels: dict[int, int], options: Options) -> int:
+def write_split(out: Path, name: str, data_set: ImageDataset, labels: dict[int, int], options: Options) -> int:
     """Convert one split; returns the number of images that could not be read."""
     classes_of = shown_classes(data_set, labels)
     chosen = choose(classes_of, options.classes is None, options.limit, options.balanced, options.seed)
@@ -168,7 +168,7 @@ def write_split(out: Path, name: str, data_set: Any, labels: dict[int, int], opt
     return counts["images could not be read"]
 
 
-def report(folder: str, data_set: Any, counts: Counter, shown: Counter) -> None:
+def report(folder: str, data_set: ImageDataset, counts: Counter, shown: Counter) -> None:
     """Print what was written; shown: {label: images that show it}."""
     line = f"{folder}: {counts.pop('images', 0)} of {len(data_set)} images, {counts.pop('objects', 0)} objects"
     print(visible(", ".join([line, *(f"{count} {what}" for what, count in counts.items() if count)])))

@@ -15,7 +15,6 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.options import DataOptions
@@ -47,7 +47,7 @@ def parse() -> Options:
     return Options(dataset="npy", **parser.given())
 
 
-def write_split(out: Path, name: str, data_set: Any, link: bool) -> int:
+def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int:
     """Convert one split; returns the number of images and annotations that could not be used."""
     json_path = out / "annotations" / f"instances_{name}.json" if name else out / "instances.json"
     folder = out / (name or "images")

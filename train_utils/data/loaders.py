@@ -26,8 +26,10 @@ from torch.utils.data import DataLoader
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.transform import padded_size
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ImageError
 from train_utils.data.options import LoaderOptions
+from train_utils.processes.distributed import World
 
 # What a stream of random numbers is for; each draws from a generator of its own.
 MODEL, AUGMENTATION, ORDER = 0, 1, 2
@@ -97,7 +99,7 @@ class TrainLoader:
     random numbers: its k-th time counts as the sample of index k * len(ds) + i. Each target gets a "sample_seed" (int).
     """
 
-    def __init__(self, ds: Any, augment: Augment | None, world: Any, options: LoaderOptions) -> None:
+    def __init__(self, ds: ImageDataset, augment: Augment | None, world: World, options: LoaderOptions) -> None:
         self.world, self.accumulate_steps, self.seed = world, options.accumulate_steps, options.seed
         self.global_batch = options.batch_size * world.size * options.accumulate_steps
         self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
@@ -125,7 +127,7 @@ class EvalLoader:
     knows how images are resized and padded. Unreadable images are in `Batch.skipped`.
     """
 
-    def __init__(self, ds: Any, world: Any, options: LoaderOptions, config: MaskRCNNConfig) -> None:
+    def __init__(self, ds: ImageDataset, world: World, options: LoaderOptions, config: MaskRCNNConfig) -> None:
         sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
         waiting: dict[tuple[int, int], list[int]] = {}
         batches = []
@@ -149,7 +151,7 @@ class EvalLoader:
 class _Samples:
     """List of (epoch, index) -> Batch, or the InputError that loading it raised."""
 
-    def __init__(self, ds: Any, augment: Augment | None, seed: int, strict: bool) -> None:
+    def __init__(self, ds: ImageDataset, augment: Augment | None, seed: int, strict: bool) -> None:
         self.ds, self.augment, self.seed, self.strict = ds, augment, seed, strict
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | InputError:
@@ -175,7 +177,7 @@ class _Samples:
 class _Loader:
     """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
 
-    def __init__(self, samples: _Samples, workers: int, world: Any) -> None:
+    def __init__(self, samples: _Samples, workers: int, world: World) -> None:
         self._keys: list = []  # what the workers are given; refilled for each pass
         self._workers = workers
         device = getattr(world, "device", None)
