@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,14 @@ def module_name(path: Path) -> str:
 
 def test_imports_go_one_way():
     assert [bad for path in run_time_files() for bad in violations(path.read_text(), module_name(path))] == []
+
+
+def test_no_folder_holds_more_modules_than_can_be_taken_in():
+    files = [
+        path for path in [*ROOT.rglob("*.py")] if path.relative_to(ROOT).parts[0] not in ("tests", "venv", ".venv")
+    ]
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in files if path.stem != "__init__")
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
 
 
 def test_every_network_module_has_a_layer():

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from backbone.settings import setting
-from network_files.operators.cropped_masks import CroppedMasks
+from network_files import CroppedMasks
 from tools.conversion import new_folder
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags

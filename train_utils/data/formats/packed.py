@@ -60,11 +60,9 @@ def recognises(path: Path) -> bool:
 
 def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str, Path]:
     """Returns {"train", "val": file}; a single file is the split that is asked for."""
-    if not path.is_file():
-        return {name: path / f"{name}.pack" for name in SPLITS}
-    if split is None:
+    if path.is_file() and split is None:
         raise InputError(f"{path}: a single packed file has no validation split; give the folder of both")
-    return {split: path}
+    return {name: path if path.is_file() else path / f"{name}.pack" for name in SPLITS}
 
 
 def read(place: Path, options: DataOptions, problems: StopAtFirst) -> Annotations:
