@@ -6,7 +6,7 @@
     python -m tools.check_data D --full                also open every image (by itself up to 2,000 images)
     python -m tools.check_data D --fix OUT             write corrected copies of COCO jsons, and a list of changes
 
-Written are check_data.html (a page to look at) and check_data.json (every find, for programs) in --output-dir. What
+Writes check_data.html (a page to look at) and check_data.json (every find, for programs) to --output-dir. What
 the loader refuses or skips is reported in its own words: every annotation, not only the first. The data is never
 changed. Exit status: 0 nothing to complain of; 1 warnings; 2 errors, at which training would stop.
 """

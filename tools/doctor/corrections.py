@@ -203,7 +203,7 @@ class Corrector:
 
 
 def _content(about: str, entry: dict) -> bytes:
-    """Returns what tells two entries apart; annotations that differ by their id alone are the same."""
+    """Returns what distinguishes two entries; annotations that differ by their id alone are the same."""
     whole = {**entry, "id": None} if about == "annotation" else entry
     return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).digest()
 

@@ -9,7 +9,7 @@ from train_utils.data.annotations import NO_ID
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, PolygonsAndRle
 
-CHUNK = 2**15  # annotations whose polygons are looked at at once
+CHUNK = 2**15  # annotations whose polygons are measured together
 
 
 class Table(NamedTuple):

@@ -1,7 +1,7 @@
 """Image files of any mode that Pillow knows -> uint8 [3, H, W] RGB, for data sets and prediction.
 
-A file that is broken is an ImageError, which commands skip and count; one that is not to be decoded at all, a
-decompression bomb or a format outside FORMATS, is a plain InputError, which ends them.
+A broken file is an ImageError, which commands skip and count. A decompression bomb, or a format outside FORMATS, is not
+decoded: it is a plain InputError, which ends them.
 """
 
 import functools
@@ -49,7 +49,7 @@ def read_image(path: str | Path, rotate: bool = True, content: bytes | np.ndarra
     """Reads an image as uint8 [3, H, W] RGB; the first frame of an animation.
 
     rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none). content: the file's
-    bytes, where they are at hand: then `path` is only what it is called.
+    bytes, where they are at hand; `path` then only names it.
     Alpha is dropped, palette, grey, CMYK, Lab become RGB, 16-bit grey is scaled to 8 bits.
     Raises ImageError if the file is missing, truncated or not an image; another InputError for a decompression
     bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over) and for a format outside FORMATS.

@@ -7,7 +7,7 @@ reader took, or something that is good to know.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from backbone.errors import InputError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # which imports this module
 
 MISTAKE, SKIP, NOTE = "mistake", "skip", "note"
 MISSING = "image files are missing"
+Id = int | float | str | None  # of an image or an annotation, as the data has it
 
 
 class Problem(NamedTuple):
@@ -29,8 +30,8 @@ class Problem(NamedTuple):
     title: str
     text: str
     split: str = ""
-    image: Any = None
-    annotation: Any = None
+    image: Id = None
+    annotation: Id = None
     count: int = 1
 
 
@@ -40,15 +41,15 @@ class StopAtFirst:
     collects = False
 
     def mistake(
-        self, error: str | InputError, image: Any = None, annotation: Any = None, cause: Exception | None = None
+        self, error: str | InputError, image: Id = None, annotation: Id = None, cause: Exception | None = None
     ) -> None:
         """Raises `error` as an InputError, `cause` being what it came from."""
         raise (error if isinstance(error, InputError) else InputError(error)) from cause
 
-    def skip(self, title: str, text: str, image: Any = None, annotation: Any = None, count: int = 1) -> None:
+    def skip(self, title: str, text: str, image: Id = None, annotation: Id = None, count: int = 1) -> None:
         """Reports annotations that are left out; `title` says why, in the plural."""
 
-    def note(self, title: str, text: str, image: Any = None, annotation: Any = None, count: int = 1) -> None:
+    def note(self, title: str, text: str, image: Id = None, annotation: Id = None, count: int = 1) -> None:
         """Reports a decision, or what is good to know."""
 
     def missing(self, data_set: ImageDataset) -> None:
@@ -76,18 +77,18 @@ class Collect(StopAtFirst):
         return self._parent.first if self._parent else self._first
 
     def mistake(
-        self, error: str | InputError, image: Any = None, annotation: Any = None, cause: Exception | None = None
+        self, error: str | InputError, image: Id = None, annotation: Id = None, cause: Exception | None = None
     ) -> None:
         """Keeps a mistake."""
         self.keep(Problem(MISTAKE, "", str(error), self.split, image, annotation))
         root = self._parent or self
         root._first = root._first or str(error)
 
-    def skip(self, title: str, text: str, image: Any = None, annotation: Any = None, count: int = 1) -> None:
+    def skip(self, title: str, text: str, image: Id = None, annotation: Id = None, count: int = 1) -> None:
         """Keeps a skip."""
         self.keep(Problem(SKIP, title, text, self.split, image, annotation, count))
 
-    def note(self, title: str, text: str, image: Any = None, annotation: Any = None, count: int = 1) -> None:
+    def note(self, title: str, text: str, image: Id = None, annotation: Id = None, count: int = 1) -> None:
         """Keeps a note."""
         self.keep(Problem(NOTE, title, text, self.split, image, annotation, count))
 

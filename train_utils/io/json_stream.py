@@ -22,7 +22,7 @@ class Unusual(Exception):
 
 
 class RepeatedKey(Unusual):
-    """A json object has a key twice: which value is meant is unknown."""
+    """A key of a json object is duplicated: which value is meant is unknown."""
 
 
 def object_of(pairs: list[tuple]) -> dict:

@@ -4,7 +4,7 @@ Each .npy is read once, when the data is opened: its masks are kept as run-lengt
 json gives. What files of 8 MiB or more together gave is kept for the next time (`array_cache`), as long as no file has
 changed.
 
-Masks [n, H, W] and [n, W, H] are told apart by the image's shape. Where the shape leaves it open (square images, and
+The image's shape says whether masks are [n, H, W] or [n, W, H]. Where the shape leaves it open (square images, and
 those stored sideways with an EXIF orientation), the rest of the data set decides: the other images' masks lie one way;
 else the boxes fit one way better, all together; else [n, H, W] is taken.
 

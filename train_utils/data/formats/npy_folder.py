@@ -4,7 +4,7 @@
     images_val/8.jpg     annotations_val/8.npy     the val split, where there is one; _valid and _test too
 
 A .npy holds a dict of boxes [N, 4] (x1 y1 x2 y2), labels [N] (1..C), masks [N, H, W] or [N, W, H], and, where
-there are crowd regions, iscrowd [N]; arrays or lists. Other keys are skipped.
+there are crowd regions, iscrowd [N]; arrays or lists. Other keys are ignored.
 """
 
 import os

@@ -7,9 +7,9 @@
     FOLDER/VOC2012/Annotations/NAME.xml               objects with name, box, difficult; may be missing
 
 The instances are those of SegmentationObject, and boxes are the masks' own. The XML's objects are neither in the masks'
-order nor always the same ones: each goes to the instance that it overlaps best, and an instance left without takes its
-class from SegmentationClass. Difficult objects train like any other; evaluation ignores them. What cannot be used is
-skipped and counted, what was decided is noted. All but the images is read once, when the data is opened.
+order nor always the same ones: each goes to the instance that it overlaps best, and an instance that none is left for
+takes its class from SegmentationClass. Difficult objects train like any other; evaluation ignores them. What cannot be
+used is skipped and counted, what was decided is noted. Everything but the images is read once, when the data is opened.
 
 N instances of one image of H x W pixels, A instances in all.
 """

@@ -21,7 +21,7 @@ from train_utils.io.plain_text import brief, shown
 
 CLASS_FILE = "pascal_voc_indices.json"
 VOID = 255
-MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask tells 254 apart
+MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask has room for 254
 # An XML object goes to an instance whose box it overlaps with at least this IoU. Masks end some pixels inside
 # the XML's boxes (the void border), which is much for a small object: agreeing on the class asks for less.
 MIN_IOU_SAME_CLASS, MIN_IOU = 0.1, 0.5

@@ -17,7 +17,7 @@ from typing import Any
 from backbone.errors import InputError
 from train_utils.data.annotations import NO_ID
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
-from train_utils.data.problems import StopAtFirst
+from train_utils.data.problems import Id, StopAtFirst
 from train_utils.io.plain_text import brief, shown, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
@@ -146,7 +146,7 @@ def duplicated(path: str | Path, first: tuple, second: tuple) -> str:
     )
 
 
-def id_of(entry: Any, key: str) -> Any:
+def id_of(entry: Any, key: str) -> Id:
     """Returns an id as the json has it, None where it can be none."""
     return None if number_of(entry, key) is None else entry[key]
 

@@ -172,7 +172,7 @@ class Packer:
 
 
 class _Plain:
-    """The annotations of a batch that have polygons and all that they should have, in flat lists."""
+    """The annotations of a batch that have polygons and every field, in flat lists."""
 
     def __init__(self, start: int) -> None:
         self.start = start
