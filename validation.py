@@ -31,6 +31,7 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
@@ -101,7 +102,7 @@ def write_page_of(
     options: ValidationOptions,
     stats: dict,
     results: list[dict],
-    data_set: Any,
+    data_set: ImageDataset,
     strict: bool,
     image_ids: Collection[int] | None = None,
     progress: dict | None = None,
@@ -120,7 +121,7 @@ def write_page_of(
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
-def report(folder: Path, result: EvalResult, data_set: Any) -> int:
+def report(folder: Path, result: EvalResult, data_set: ImageDataset) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     paths = write_record(folder, result.stats)
     paths.append(folder / "detections.json")
@@ -137,6 +138,7 @@ def report(folder: Path, result: EvalResult, data_set: Any) -> int:
 
 
 def main() -> int | None:
+    """Runs the command; returns its exit status, None for 0."""
     given = parse()
     options = ValidationOptions(**given_settings(ValidationOptions, given), model=given_model(given))
     loading = LoaderOptions(**given_settings(LoaderOptions, given))

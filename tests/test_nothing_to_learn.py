@@ -11,8 +11,8 @@ from tests.coco_folders import annotation, coco, many, square, write
 from tests.small_runs import call, flags
 from tests.test_dataset_voc import CAT, DOG, Maker
 from tools import check_data
+from train_utils.data import problems
 from train_utils.data.opening import open_data
-from train_utils.data.problems import without_objects
 
 TWO = [{"id": 1, "name": "ring"}, {"id": 2, "name": "bar"}]
 
@@ -59,16 +59,15 @@ def test_objects_that_are_all_held_out_are_named(tmp_path):
     held_out = open_data(tmp_path, "val", val_fraction=0.25).val.image_id(0)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == held_out]
     write(tmp_path, content)
-    cause = without_objects(open_data(tmp_path, "train", val_fraction=0.25).train)
+    cause = problems.without_objects(open_data(tmp_path, "train", val_fraction=0.25).train)
     assert cause == "no object in its 3 images: 1 objects are in the images left out of it (--val-fraction)"
 
 
 def test_crowds_as_objects(crowds, tmp_path):
     plain, read = open_data(crowds), open_data(crowds, crowd_as_objects=True)
     for before, after in zip(plain[:2], read[:2], strict=True):
-        assert (
-            not before.object_counts().any() and after.object_counts().sum() == before.object_counts(crowd=True).sum()
-        )
+        assert not before.object_counts().any()
+        assert after.object_counts().tolist() == before.object_counts(crowd=True).tolist()
         assert after.target(0)["iscrowd"].tolist() == [0]
         assert after.target(0)["masks"].to_masks().equal(before.target(0)["masks"].to_masks())
         assert {a["iscrowd"] for a in after.ground_truth()["annotations"]} == {0}
@@ -106,10 +105,10 @@ def test_classes_of_crowds_alone_or_mostly_skipped_are_named(tmp_path):
 
 
 def test_skipped_classes_are_counted_in_every_format(tmp_path):
-    npy_folders.add(tmp_path / "npy", 7, npy_folders.rectangles((1, 2, 3, 12, 13), (2, 5, 5, 5, 9)))
+    npy_folders.add(tmp_path / "npy", 7, npy_folders.rectangles((2, 2, 3, 12, 13), (1, 5, 5, 5, 9)))
     objects = [("dog", (3, 4, 12, 13), 0), ("cat", (40, 40, 50, 50), 0)]
     Maker(tmp_path / "voc").add("a", [(1, DOG, (2, 3, 12, 13))], objects)
-    for folder, category in ("npy", 2), ("voc", CAT):
+    for folder, category in ("npy", 1), ("voc", CAT):
         data = open_data(tmp_path / folder, "train", val_fraction=0).train
         assert data.annotations.skipped_of == {category: 1}
         assert f"classes mostly skipped: {data.label_map.name(category)!r} (1 of 1)" in data.describe()

@@ -15,7 +15,6 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from tools.conversion import new_folder, open_splits, place_image
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.options import DataOptions
@@ -47,8 +47,8 @@ def parse() -> Options:
     return Options(dataset="npy", **parser.given())
 
 
-def write_split(out: Path, name: str, data_set: Any, link: bool) -> int:
-    """Convert one split; returns the number of images and annotations that could not be used."""
+def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int:
+    """Converts one split; returns the number of images and annotations that could not be used."""
     json_path = out / "annotations" / f"instances_{name}.json" if name else out / "instances.json"
     folder = out / (name or "images")
     for each in (json_path.parent, folder):
@@ -80,6 +80,7 @@ def write_split(out: Path, name: str, data_set: Any, link: bool) -> int:
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     options = parse()
     if not user_path(options.data_path).is_dir():
         raise InputError(f"{options.data_path}: no such folder")

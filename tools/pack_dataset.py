@@ -17,7 +17,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +25,12 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from backbone.settings import setting
+from network_files import CroppedMasks
 from tools.conversion import new_folder
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedRecords
 from train_utils.data.images import ImageError, read_image
 from train_utils.data.opening import open_data
@@ -63,8 +65,8 @@ class Row(NamedTuple):
     target: dict
 
 
-def encoded(data_set, i: int, image: torch.Tensor) -> tuple[bytes, int]:
-    """(bytes of image i's file, how they are turned to become `image`)."""
+def encoded(data_set: ImageDataset, i: int, image: torch.Tensor) -> tuple[bytes, int]:
+    """Returns (bytes of image i's file, how they are turned to become `image`)."""
     path = data_set.file_name(i)
     content = Path(path).read_bytes()
     for kind in (UPRIGHT, AS_STORED):
@@ -73,13 +75,15 @@ def encoded(data_set, i: int, image: torch.Tensor) -> tuple[bytes, int]:
     raise InputError(f"{path}: changed while it was packed; pack the data set again")
 
 
-def mask_bits(masks) -> bytes:
-    """The crops' bits, each crop filled up to whole bytes."""
+def mask_bits(masks: CroppedMasks) -> bytes:
+    """Returns the crops' bits, each crop filled up to whole bytes."""
     return b"".join(np.packbits(crop.reshape(-1).numpy()).tobytes() for crop in masks.crops())
 
 
-def write_records(file, data_set, keep_encoded: bool, strict: bool, bar) -> tuple[list[Row], list[str]]:
-    """Write the record of each image; returns their rows, and the unreadable images."""
+def write_records(
+    file: BinaryIO, data_set: ImageDataset, keep_encoded: bool, strict: bool, bar: tqdm
+) -> tuple[list[Row], list[str]]:
+    """Writes the record of each image; returns their rows, and the unreadable images."""
     rows, unreadable = [], []
     for i in range(len(data_set)):
         bar.update()
@@ -98,8 +102,8 @@ def write_records(file, data_set, keep_encoded: bool, strict: bool, bar) -> tupl
     return rows, unreadable
 
 
-def index_of(data_set, rows: list[Row], unreadable: int) -> tuple[dict, dict]:
-    """(plain values, INDEX's arrays) of the images that were written."""
+def index_of(data_set: ImageDataset, rows: list[Row], unreadable: int) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns (plain values, INDEX's arrays) of the images that were written."""
     positions = [row.position for row in rows]
     written = {data_set.image_id(i) for i in positions}
     truth = [a for a in data_set.ground_truth()["annotations"] if a["image_id"] in written]
@@ -134,8 +138,8 @@ def index_of(data_set, rows: list[Row], unreadable: int) -> tuple[dict, dict]:
     return values, {name: np.asarray(arrays[name], dtype=INDEX[name]) for name in INDEX}
 
 
-def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False) -> list[str]:
-    """Write a data set into one file; returns the unreadable images, which are left out.
+def pack(data_set: ImageDataset, path: Path, keep_encoded: bool = False, strict: bool = False) -> list[str]:
+    """Writes a data set into one file; returns the unreadable images, which are left out.
 
     Raises InputError where there is no room, and for images and annotations that can't be used.
     """
@@ -165,6 +169,7 @@ def pack(data_set, path: Path, keep_encoded: bool = False, strict: bool = False)
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     options = parse()
     splits = open_data(options)
     unreadable = []

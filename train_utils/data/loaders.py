@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, loaded by worker processes.
+"""Data set -> batches for training and evaluation, loaded by worker processes.
 
 Everything random is a function of (seed, epoch, index), so workers carry no state: any number of them, and
 any number of ranks, give the same samples, and an epoch can be entered at any step.
@@ -26,8 +26,10 @@ from torch.utils.data import DataLoader
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.transform import padded_size
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ImageError
 from train_utils.data.options import LoaderOptions
+from train_utils.processes.distributed import World
 
 # What a stream of random numbers is for; each draws from a generator of its own.
 MODEL, AUGMENTATION, ORDER = 0, 1, 2
@@ -35,13 +37,15 @@ Augment = Callable[[torch.Tensor, dict, torch.Generator], tuple[torch.Tensor, di
 
 
 class Batch(NamedTuple):
-    """Images of one forward pass. `indices` are positions in the data set; `skipped` names unreadable
-    images, which have no image and no target here, so that the lists may be empty."""
+    """Images of one forward pass; the lists may be empty.
 
-    images: list
-    targets: list
-    indices: list
-    skipped: list
+    `indices` are positions in the data set; `skipped` names unreadable images, which have no image and no target here.
+    """
+
+    images: list[torch.Tensor]
+    targets: list[dict]
+    indices: list[int]
+    skipped: list[str]
 
     def to(self, device: torch.device) -> tuple[list[torch.Tensor], list[dict]]:
         """Returns images and targets, with every tensor and mask on the device."""
@@ -54,19 +58,21 @@ class Batch(NamedTuple):
 
 
 def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:
-    """A seed in 0..2^63 - 1 for one sample of one epoch; another for each stream."""
+    """Returns a seed in 0..2^63 - 1 for one sample of one epoch; another for each stream."""
     key = f"{seed} {epoch} {index} {stream}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: int = MODEL) -> torch.Generator:
-    """A CPU generator seeded with `sample_seed`."""
+    """Returns a CPU generator seeded with `sample_seed`."""
     return torch.Generator().manual_seed(sample_seed(seed, epoch, index, stream))
 
 
-def aspect_groups(sizes: Any, factor: int) -> np.ndarray:
-    """Group int64 [len] of each image of `sizes` [len, 2] (h, w) by w / h, as torchvision's references do:
-    2 * factor + 1 bounds from 1/2 to 2, logarithmic (0: one bound at 1; negative: all in one group)."""
+def aspect_groups(sizes: torch.Tensor | np.ndarray | list, factor: int) -> np.ndarray:
+    """Returns the group, int64 [len], of each image of `sizes` [len, 2] (h, w) by w / h, as torchvision's references.
+
+    There are 2 * factor + 1 bounds from 1/2 to 2, logarithmic (0: one bound at 1; negative: all in one group).
+    """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if factor < 0:
         return np.zeros(len(sizes), dtype=np.int64)
@@ -75,7 +81,7 @@ def aspect_groups(sizes: Any, factor: int) -> np.ndarray:
 
 
 def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """The epoch's order: positions in lists of `batch`, each of one aspect group as far as possible.
+    """Returns the epoch's order: positions in lists of `batch`, each of one aspect group as far as possible.
 
     Positions are shuffled, sorted by group, cut into batches, and these shuffled. As many images as would
     not fill a batch are left out of the epoch, others in each, unless they are all there is.
@@ -97,7 +103,7 @@ class TrainLoader:
     random numbers: its k-th time counts as the sample of index k * len(ds) + i. Each target gets a "sample_seed" (int).
     """
 
-    def __init__(self, ds: Any, augment: Augment | None, world: Any, options: LoaderOptions) -> None:
+    def __init__(self, ds: ImageDataset, augment: Augment | None, world: World, options: LoaderOptions) -> None:
         self.world, self.accumulate_steps, self.seed = world, options.accumulate_steps, options.seed
         self.global_batch = options.batch_size * world.size * options.accumulate_steps
         self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
@@ -105,12 +111,12 @@ class TrainLoader:
         self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
+        """Yields the micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
         steps = global_batches(self.groups, self.global_batch, self.seed, epoch)[first_step:]
         return self._loader.batches([micro for step in steps for micro in self._share(step, epoch)])
 
     def _share(self, step: list[int], epoch: int) -> list[list[tuple[int, int]]]:
-        """This rank's micro-batches of one global batch, as (epoch, index) keys."""
+        """Returns the micro-batches of this rank in one global batch, as (epoch, index) keys."""
         parts = self.world.size * self.accumulate_steps
         # the parts of a complete batch are of batch_size each; a single incomplete one is spread evenly
         bounds = [len(step) * part // parts for part in range(parts + 1)]
@@ -125,7 +131,7 @@ class EvalLoader:
     knows how images are resized and padded. Unreadable images are in `Batch.skipped`.
     """
 
-    def __init__(self, ds: Any, world: Any, options: LoaderOptions, config: MaskRCNNConfig) -> None:
+    def __init__(self, ds: ImageDataset, world: World, options: LoaderOptions, config: MaskRCNNConfig) -> None:
         sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
         waiting: dict[tuple[int, int], list[int]] = {}
         batches = []
@@ -149,7 +155,7 @@ class EvalLoader:
 class _Samples:
     """List of (epoch, index) -> Batch, or the InputError that loading it raised."""
 
-    def __init__(self, ds: Any, augment: Augment | None, seed: int, strict: bool) -> None:
+    def __init__(self, ds: ImageDataset, augment: Augment | None, seed: int, strict: bool) -> None:
         self.ds, self.augment, self.seed, self.strict = ds, augment, seed, strict
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | InputError:
@@ -175,7 +181,7 @@ class _Samples:
 class _Loader:
     """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
 
-    def __init__(self, samples: _Samples, workers: int, world: Any) -> None:
+    def __init__(self, samples: _Samples, workers: int, world: World) -> None:
         self._keys: list = []  # what the workers are given; refilled for each pass
         self._workers = workers
         device = getattr(world, "device", None)
@@ -196,7 +202,8 @@ class _Loader:
             **options,
         )
 
-    def batches(self, keys: list) -> Iterator[Batch]:
+    def batches(self, keys: list[list[tuple[int, int]]]) -> Iterator[Batch]:
+        """Yields the batch of each list of keys."""
         self._keys[:] = keys
         for batch in self._through_workers() if self._workers else self._loader:
             if isinstance(batch, InputError):
@@ -209,7 +216,7 @@ class _Loader:
             yield batch
 
     def _through_workers(self) -> Iterator[Batch]:
-        """What the loader yields; a fault of the processes that load becomes an InputError."""
+        """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
             for batch in self._loader:
                 yield pickle.loads(batch)
@@ -232,12 +239,12 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def _silence_half_made_iterators() -> None:
-    """DataLoader's iterator fails in __del__, visibly, where __init__ had failed: that would hide the message."""
-    tell = sys.unraisablehook
+    """Hides errors of `__del__` where `__init__` of DataLoader's iterator failed: they would hide the message."""
+    show = sys.unraisablehook
 
     def hook(failure: Any) -> None:
         if "_MultiProcessingDataLoaderIter.__del__" not in getattr(failure.object, "__qualname__", ""):
-            tell(failure)
+            show(failure)
 
     sys.unraisablehook = hook
 
@@ -251,7 +258,7 @@ def _start_worker(_: int) -> None:
 
 
 def _outlive_signals() -> None:
-    """Let a signal to the whole group stop the run by its main process, which still needs this worker.
+    """Lets a signal to the whole group stop the run by its main process, which still needs this worker.
 
     SIGTERM counts from the main process alone: DataLoader ends workers by it that do not leave.
     """
@@ -278,8 +285,11 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as bytes. torch's own way through shared memory takes a file descriptor per tensor, several for
-    each image, and more of /dev/shm than containers have by default."""
+    """Tensors as bytes.
+
+    torch's own way through shared memory takes a file descriptor per tensor, several for each image, and more of
+    /dev/shm than containers have by default.
+    """
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -46,6 +46,8 @@ def open_data(
     path, module, places = find_places(wanted, split)
     if split != "val" and not {"train", "all"} & places.keys():
         raise InputError(f"{path}: no training data beside the validation data; {LOOKED_FOR}")
+    if "val" not in places:  # training data alone is divided, as a whole without a name is
+        places = dict(zip(["all"], places.values(), strict=True))
     if split is not None:
         places = {role: place for role, place in places.items() if role in (split, "all")}
     parts = read_parts(module, places, wanted, label_map)
@@ -137,7 +139,10 @@ def crowds_as_objects(table: Annotations) -> Annotations:
 
 
 def _common_labels(parts: list[ImageDataset]) -> LabelMap | None:
-    """The label map of all categories of the parts, which may not contradict one another; None without parts."""
+    """Returns the label map of all categories of the parts; None without parts.
+
+    Raises InputError where parts contradict one another.
+    """
     if len(parts) < 2 or parts[0].annotations.fixed_labels:
         return parts[0].label_map if parts else None
     merged: dict[int, str] = {}
@@ -161,8 +166,6 @@ def split_positions(data_set: ImageDataset, val_fraction: float, seed: int) -> t
     So the choice depends neither on the data's order nor on library versions. At least one image is on each side where
     there are two and 0 < val_fraction < 1.
     """
-    if not 0 <= val_fraction <= 1:
-        raise InputError(f"--val-fraction {val_fraction}: a share from 0 to 1 is needed")
     count = len(data_set)
     hashes = [hashlib.sha256(f"{seed} {data_set.image_id(i)}".encode()).digest() for i in range(count)]
     order = np.array(sorted(range(count), key=hashes.__getitem__), dtype=np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from backbone.errors import InputError
 from backbone.settings import Settings, setting
 
 SHAPES_FOLDER = "data/shapes"
@@ -36,6 +37,11 @@ class DataOptions(Settings):
     follow_links: bool = setting(False, "follow images that are links out of the data (else an error)", resume="own")
     strict: bool = setting(False, STRICT, resume="free")
     shapes_dir: str | Path = SHAPES_FOLDER  # where the built-in shapes are drawn
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction <= 1:
+            raise InputError(f"--val-fraction {self.val_fraction}: a share from 0 to 1 is needed")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from backbone.errors import InputError
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.flags import add_flags, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
 from train_utils.data.options import PLACES, DataOptions
@@ -29,14 +30,14 @@ def data_options(given: dict[str, Any], trained: dict[str, Any]) -> DataOptions:
     return DataOptions(**{**of_training, **given_settings(DataOptions, given)})
 
 
-def open_split(split: str, options: DataOptions, label_map: LabelMap | None) -> Any:
+def open_split(split: str, options: DataOptions, label_map: LabelMap | None) -> ImageDataset:
     """Returns a split, "train" or "val", of the data. label_map: the weights' own, or None for the data's."""
     return getattr(open_data(options, split, label_map), split)
 
 
 def open_split_of(
     content: dict[str, Any], split: str, given: dict[str, Any], label_map: LabelMap
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[ImageDataset, dict[str, Any]]:
     """Returns the split of the data that goes with a model, and the training options; InputError for other classes.
 
     content: of the weights' file; given: the settings of the command; label_map: the model's.
@@ -52,7 +53,7 @@ def open_split_of(
     return data_set, trained
 
 
-def check_same_classes(weights_path: str | Path, label_map: LabelMap, data_set: Any, named: bool) -> None:
+def check_same_classes(weights_path: str | Path, label_map: LabelMap, data_set: ImageDataset, named: bool) -> None:
     """Raises InputError unless the weights' labels are the data's; named: whether the weights' names are known."""
     data_map = data_set.label_map
     if data_map.num_labels != label_map.num_labels:

@@ -18,6 +18,7 @@ import torch
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from train_utils.cli.flags import given_model, settings_of
+from train_utils.data.dataset import ImageDataset
 from train_utils.io.files import user_path
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
@@ -148,7 +149,7 @@ def check_data(config: RunConfig, checkpoint: Checkpoint, data: str) -> None:
         )
 
 
-def fingerprint(data_set: Any) -> str:
+def fingerprint(data_set: ImageDataset) -> str:
     """Returns a hash of the training images' names, sizes and numbers of objects, in their order."""
     state = hashlib.sha256()
     for i in range(len(data_set)):
