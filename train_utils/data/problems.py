@@ -142,7 +142,7 @@ def without_objects(data_set: ImageDataset) -> str:
     return f"no object in its {len(data_set)} images: {'; '.join(causes) or 'none is annotated'}"
 
 
-def few_counts(counts: dict[str, Any]) -> str:
+def few_counts(counts: dict[str, object]) -> str:
     """Returns "'cell' (12), 'dog' (3) and 4 more", the first three."""
     shown = ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:3])
     return shown + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
