@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from backbone.settings import setting
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.checkpoints.held_out import SHARE, Scored, open_scored
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -39,7 +40,7 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
-from train_utils.prediction.data import add_data_flags, open_split, open_split_of
+from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, evaluate
@@ -81,15 +82,17 @@ def parse(words: list[str] | None = None) -> dict[str, Any]:
     return given
 
 
-def score_detections(options: ValidationOptions, data: DataOptions) -> int:
+def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
-    data_set = open_split("val", data, None)
-    print(data_set.describe())
+    data = DataOptions(**given_settings(DataOptions, given))
+    scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
+    data_set = scored.data_set
+    print(*scored.lines, sep="\n")
     truth = data_set.ground_truth()
     found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}
-    paths = write_record(output_dir, stats)
+    paths = write_record(output_dir, stats, scored.counts())
     print(format_record(stats))
     images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
@@ -121,20 +124,21 @@ def write_page_of(
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
-def report(folder: Path, result: EvalResult, data_set: ImageDataset) -> int:
+def report(folder: Path, result: EvalResult, scored: Scored) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
-    paths = write_record(folder, result.stats)
+    skipped = len(result.found.skipped)
+    paths = write_record(folder, result.stats, scored.counts(skipped))
     paths.append(folder / "detections.json")
     results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
-    write_results(paths[-1], data_set.with_given_ids(results))
+    write_results(paths[-1], scored.data_set.with_given_ids(results))
     print(format_record(result.stats))
     print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
     for name in result.found.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
-    if result.found.skipped:
-        print(f"{len(result.found.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
+    if skipped:
+        print(f"{skipped} image(s) could not be read: left out of the numbers", file=sys.stderr)
     print("written:", *paths)
-    return EXIT_SOME_UNUSABLE if result.found.skipped else EXIT_OK
+    return EXIT_SOME_UNUSABLE if skipped else EXIT_OK
 
 
 def main() -> int | None:
@@ -145,10 +149,11 @@ def main() -> int | None:
     device = pick_device(options.device)
     choose_evaluator()  # a mistake there is reported now, not after the images
     if options.detections is not None:
-        return score_detections(options, DataOptions(**{"val_fraction": 1.0, **given_settings(DataOptions, given)}))
+        return score_detections(options, given)
     content = load_file(options.weights_path)
     model, label_map = load_model(options, device)
-    data_set, _ = open_split_of(content, "val", given, label_map)
+    scored, _ = open_split_of(content, "val", given, label_map)
+    data_set = scored.data_set
     output_dir = make_folder(user_path(options.output_dir))  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="image", disable=None) as bar:
@@ -158,7 +163,7 @@ def main() -> int | None:
             bar.update(len(batch.images) + len(batch.skipped))
 
         result = evaluate(model, loader, data_set, world, on_batch=count)
-    status = report(output_dir, result, data_set)
+    status = report(output_dir, result, scored)
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found

@@ -170,11 +170,12 @@ def format_record(results: dict[str, IouTypeResult]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def write_record(folder: str | Path, results: dict[str, IouTypeResult]) -> list[Path]:
+def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: dict | None = None) -> list[Path]:
     """Writes record_mAP.txt and, for programs, record_mAP.json into `folder`; returns both paths.
 
     The json holds per IoU type "stats" (STAT_NAMES -> numbers, -1 = absent) and "per_class" (category name -> AP at
-    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched.
+    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and `about`, plain values
+    that say what the numbers are about.
     """
     folder = files.make_folder(folder)
     record = {
@@ -185,6 +186,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult]) -> list[
         }
         for iou_type, result in results.items()
     }
+    if about is not None:
+        record["about"] = about
     text_path, json_path = folder / "record_mAP.txt", folder / "record_mAP.json"
     files.write_text(text_path, format_record(results))
     files.write_text(json_path, json.dumps(record, indent=1))

@@ -52,7 +52,7 @@ class Run:
     config: RunConfig  # resolved
     world: World
     splits: DataSplits
-    data: str  # resume.fingerprint of the training images
+    data: str  # held_out.fingerprint of the training images
     folder: Path | None  # None: nothing is written
     checkpoint: resume.Checkpoint | None  # that it goes on from
 

@@ -26,7 +26,7 @@ class Progress:
     lowest_val_loss: float = float("inf")
     global_batch: int = 0  # images per step
     world_size: int = 1
-    data: str = ""  # resume.fingerprint of the training images
+    data: str = ""  # held_out.fingerprint of the training images
     skipped: int = 0  # training images met that could not be read
     bad_batches: int = 0  # steps skipped because a loss was not finite
     overflows: int = 0  # steps skipped because the gradient overflowed float16
