@@ -37,6 +37,7 @@ from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
+from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
@@ -56,6 +57,7 @@ class ValidationOptions(ModelOptions):
         None, "a checkpoint (it has classes and architecture), or a bare state dict", metavar="W"
     )
     detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
+    max_dets: int = setting(MAX_DETS, "detections of a class in an image that AP counts", least=10, metavar="N")
     report: bool = setting(False, "write report.html too, a page about the mistakes")
     report_images: int = setting(
         IMAGES,
@@ -75,6 +77,8 @@ def parse(words: list[str] | None = None) -> dict[str, Any]:
     given = parser.given(words)
     if "report_images" in given and not given.get("report"):
         parser.error("--report-images N is about the page of --report; give both")
+    if given.get("report") and given.get("max_dets", MAX_DETS) != MAX_DETS:
+        parser.error(f"--report counts COCO's {MAX_DETS} detections of a class in an image; leave --max-dets out")
     if ("weights_path" in given) == ("detections" in given):
         parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
     if "detections" in given and "data_path" not in given:
@@ -91,9 +95,11 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     truth = data_set.ground_truth()
     found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = make_folder(user_path(options.output_dir))
-    stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}
-    paths = write_record(output_dir, stats, scored.counts())
+    stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
+    limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
+    paths = write_record(output_dir, stats, scored.counts() | about(options, limits))
     print(format_record(stats))
+    say_limits(limits)
     images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {images} of {len(data_set)} images")
@@ -124,14 +130,26 @@ def write_page_of(
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
-def report(folder: Path, result: EvalResult, scored: Scored) -> int:
+def about(options: ValidationOptions, limits: list[Limit]) -> dict[str, Any]:
+    """Returns what a record says of the limits."""
+    return {"max_dets": options.max_dets, "limits": record_of(limits)}
+
+
+def say_limits(limits: list[Limit]) -> None:
+    """Prints a line for each limit that was met."""
+    for limit in limits:
+        print(limit.line)
+
+
+def report(folder: Path, result: EvalResult, scored: Scored, options: ValidationOptions) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     skipped = len(result.found.skipped)
-    paths = write_record(folder, result.stats, scored.counts(skipped))
+    paths = write_record(folder, result.stats, scored.counts(skipped) | about(options, result.limits))
     paths.append(folder / "detections.json")
     results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
     write_results(paths[-1], scored.data_set.with_given_ids(results))
     print(format_record(result.stats))
+    say_limits(result.limits)
     print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
     for name in result.found.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
@@ -162,8 +180,8 @@ def main() -> int | None:
         def count(batch: Batch) -> None:
             bar.update(len(batch.images) + len(batch.skipped))
 
-        result = evaluate(model, loader, data_set, world, on_batch=count)
-    status = report(output_dir, result, scored)
+        result = evaluate(model, loader, data_set, world, on_batch=count, max_dets=options.max_dets)
+    status = report(output_dir, result, scored, options)
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found

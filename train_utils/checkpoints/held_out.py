@@ -72,7 +72,7 @@ def options_of(args: Mapping[str, Any]) -> DataOptions:
 
 
 def _was_divided(trained: Mapping[str, Any], places: Mapping[str, Any]) -> bool:
-    """Whether training divided the data of one of these places; False where that is not to be found any more."""
+    """Returns whether training divided the data of one of these places; False where that is gone."""
     try:
         theirs = find_places(options_of(trained))[2] if trained else {}
     except InputError:
@@ -85,7 +85,7 @@ def _resolved(place: Any) -> Any:
 
 
 def _are_its_images(content: Mapping[str, Any], trained: Mapping[str, Any], data_set: ImageDataset) -> bool:
-    """Whether these are the images of the checkpoint's training, wherever they lie now."""
+    """Returns whether these are the images of the checkpoint's training, wherever they lie now."""
     if trained.get("drop_empty"):
         data_set = data_set.subset(np.flatnonzero(data_set.object_counts()))
     progress = content.get("progress") if trained else None

@@ -18,6 +18,7 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
+from train_utils.evaluation.limits import record_of
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.console import MetricLogger
 from train_utils.logs.result_files import ResultsWriter
@@ -223,7 +224,8 @@ class Trainer:
         # the step is saved by now
         with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
-            return evaluate(model, self.val_loader, self.splits.val, self.world, keep_samples=SAMPLES)
+            max_dets = self.config.max_dets
+            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, max_dets=max_dets)
 
     def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
         """Prints and writes an epoch's numbers."""
@@ -233,6 +235,10 @@ class Trainer:
             f"Test: [{epoch}]  box AP: {box[0]:.4f}  AP50: {box[1]:.4f}  mask AP: {mask[0]:.4f}  "
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
+        for limit in result.limits:
+            if limit.name not in self.reported:  # once a run; every epoch's are in the json
+                self.say(limit.line)
+                self.reported.add(limit.name)
         skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
@@ -241,6 +247,7 @@ class Trainer:
             self.say(f"unreadable images left out: {skipped[0]} in training so far, {skipped[1]} in validation")
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
+        more["limits"] = record_of(result.limits)
         self.writer.write(epoch, stats, loss, lr, **more)
         per_class = {iou_type: numbers.per_class for iou_type, numbers in result.stats.items()}
         self.board.epoch(self.progress.step, stats, result.losses, per_class)

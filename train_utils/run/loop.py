@@ -151,8 +151,11 @@ def test(run: Run, model: MaskRCNN) -> None:
     if run.checkpoint and "ema" in run.checkpoint:
         model.load_state_dict(run.checkpoint["ema"])
     data_set = run.splits.val
-    result = evaluate(model, EvalLoader(data_set, run.world, run.config, model.config), data_set, run.world)
+    loader = EvalLoader(data_set, run.world, run.config, model.config)
+    result = evaluate(model, loader, data_set, run.world, max_dets=run.config.max_dets)
     for name in result.found.skipped:
         run.say(f"skipped: {name}", file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         run.say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
+    for limit in result.limits:
+        run.say(limit.line)
