@@ -6,8 +6,9 @@
     python validation.py --weights-path save_weights/model_best.pth --report       a page about its mistakes, too
 
 Evaluates the val split (of data without one: all images, but of the checkpoint's own the share that
-training held out) and writes record_mAP.txt, record_mAP.json and detections.json into --output-dir. The numbers do not depend on
---batch-size. 100 photos of 640x480 take a ResNet-50 some 5 minutes on a CPU with 2 cores, seconds on a GPU.
+training held out) and writes record_mAP.txt, record_mAP.json and detections.json into --output-dir.
+The numbers do not depend on --batch-size. 100 photos of 640x480 take a ResNet-50 some 5 minutes on a CPU
+with 2 cores, seconds on a GPU.
 Exit status 1: finished, but some images could not be read: they are named and left out of the numbers.
 --strict makes these, and annotations that can't be used (skipped and counted else), an error.
 Results (--detections) are scored on the val split too, and on all images of data with a single json.

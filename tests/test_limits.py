@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import predict
 import train
 import validation
 from tests.coco_folders import write
@@ -125,3 +127,47 @@ def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path,
     assert call(train, *run, "--test-only", "--max-dets", 110) == 0
     printed = capsys.readouterr().out
     assert line in printed and "more than" not in printed and "maxDets=110" in printed
+
+
+def write_dropping(folder, truth):
+    """The data, image 1 with a second page, image 2 half transparent, image 3 with an alpha that hides nothing."""
+    for name in ("instances_train.json", "instances_val.json"):
+        write(folder, truth, name)
+    images = folder / "images"
+    pages = [Image.fromarray(np.full((80, 80), value, np.uint8)) for value in (90, 200)]
+    pages[0].save(images / "1.png", "TIFF", save_all=True, append_images=pages[1:])
+    for name, alpha in ("2.png", 100), ("3.png", 255):
+        Image.fromarray(np.dstack([np.full((80, 80, 3), 90, np.uint8), np.full((80, 80), alpha, np.uint8)])).save(
+            images / name
+        )
+    return folder
+
+
+DROPPED = (
+    "1 image(s) have pages after the first, which are left out",
+    "1 image(s) have transparency, which is left out",
+)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_reading_leaves_out_is_said_once(tmp_path, monkeypatch, capsys, workers):
+    data = write_dropping(tmp_path / "data", dense((3, 3, 3))[0])
+    monkeypatch.chdir(tmp_path)
+    weights = write_checkpoint(tmp_path / "w.pth")
+    assert call(validation, "--weights-path", weights, "--data-path", data, "--workers", workers) == 0
+    printed = capsys.readouterr().out
+    assert all(printed.count(line) == 1 for line in DROPPED)
+    assert record(tmp_path)["about"]["limits"]["pages"]["images"] == 1
+    assert call(train, *flags(data, tmp_path / "run", "--workers", workers, "--batch-size", 1)) == 0
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"{split}: {line}") == 1 for line in DROPPED for split in ("train", "val"))
+
+
+def test_predict_says_what_was_left_out_and_which_images_are_full(tmp_path, monkeypatch, capsys):
+    data = write_dropping(tmp_path / "data", dense((3, 3, 3))[0])
+    monkeypatch.chdir(tmp_path)
+    words = ("--weights-path", write_checkpoint(tmp_path / "w.pth"), "--img-path", data / "images")
+    assert call(predict, *words, "--box-detections-per-img", 2) == 0
+    printed = capsys.readouterr().out
+    assert all(printed.count(line) == 1 for line in DROPPED)
+    assert printed.count("3 image(s) have 2 detections, all that --box-detections-per-img allows") == 1

@@ -4,7 +4,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from train_utils.data.images import PAGES, TRANSPARENCY
+
 MAX_DETS = 100  # of a class in an image, COCO's
+DROPPED = {PAGES: "pages after the first, which are left out", TRANSPARENCY: "transparency, which is left out"}
 CUT = "are scored by {most} detections of a class in an image; --max-dets N scores by N"
 
 
@@ -43,10 +46,18 @@ def limits_met(
             counts = {"images": len(beyond), "beyond": beyond.total(), "most": max_dets}
             limits.append(Limit(name, len(beyond), beyond.total(), f"{line}: they {CUT}".format(**counts)))
     full = sum(count >= per_image for count in Counter(r["image_id"] for r in results).values()) if per_image else 0
-    if full:
-        line = f"{full} image(s) have {per_image} detections, all that --box-detections-per-img allows"
-        limits.append(Limit("full_images", full, 0, line))
-    return limits
+    return limits + full_images(full, per_image)
+
+
+def full_images(count: int, per_image: int | None) -> list[Limit]:
+    """Returns the limit of per_image detections in an image, where so many images met it; empty for none."""
+    line = f"{count} image(s) have {per_image} detections, all that --box-detections-per-img allows"
+    return [Limit("full_images", count, 0, line)] if count else []
+
+
+def dropped_limits(dropped: Counter[str]) -> list[Limit]:
+    """Returns what reading images left out, of `images.take_dropped`."""
+    return [Limit(what, count, 0, f"{count} image(s) have {DROPPED[what]}") for what, count in sorted(dropped.items())]
 
 
 def record_of(limits: Sequence[Limit]) -> dict[str, dict[str, int]]:

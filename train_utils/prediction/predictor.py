@@ -12,8 +12,9 @@ from backbone.errors import InputError
 from network_files import MaskRCNN
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
-from train_utils.data.images import ImageError
+from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.labels import LabelMap
+from train_utils.evaluation.limits import dropped_limits, full_images
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.show.drawing import draw_detections
 
@@ -45,6 +46,7 @@ class Predictor:
         self.least_score, self.mask_threshold = least_score, mask_threshold
         self.labels = None if classes is None else torch.tensor(self._labels_of(classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
+        self.full = 0  # images with all detections that the model may find
 
     def _labels_of(self, names: Sequence[str]) -> list[int]:
         known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
@@ -56,6 +58,7 @@ class Predictor:
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
         found = detect(self.model, image, self.device)
+        self.full += len(found["scores"]) >= self.model.config.box_detections_per_img
         keep = found["scores"] >= self.least_score  # [D]
         if self.labels is not None:
             keep &= torch.isin(found["labels"], self.labels)
@@ -93,5 +96,8 @@ class Predictor:
         """Says how many of the images were predicted; returns the exit status."""
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
+        full = full_images(self.full, self.model.config.box_detections_per_img)
+        for limit in [*full, *dropped_limits(take_dropped())]:
+            print(limit.line)
         print(f"{images - self.unreadable} of {images} image(s) predicted{note}")
         return EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else EXIT_OK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
-from train_utils.evaluation.limits import record_of
+from train_utils.evaluation.limits import Limit, dropped_limits, record_of
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.console import MetricLogger
 from train_utils.logs.result_files import ResultsWriter
@@ -166,6 +167,7 @@ class Trainer:
         if progress.meters:
             log.load_state_dict(progress.meters)
         hooks = StepHooks(self.stop.requested, self.may_skip, self.counts_of)
+        dropped: Counter[str] = Counter()
         steps = train_one_epoch(self.state, self.loader, self.world, epoch, first, hooks)
         try:
             for record in steps:
@@ -175,6 +177,7 @@ class Trainer:
                 self.board.step(record.step, record.losses, record.lr, record.own.measures)
                 progress.end_step(record)
                 self.report_skipped(record.own.skipped_files)
+                dropped += record.own.dropped
                 if config.log_steps:
                     self.log_step(record)
                 # The last step is saved before the evaluation, so that a kill within that loses nothing.
@@ -190,6 +193,8 @@ class Trainer:
             raise explain_lack_of_memory(error, self.splits.train) from error
         finally:
             log.close()
+        whole = sum(self.world.gather(dropped), Counter())
+        self.say_limits(dropped_limits(whole), "train: ")
         if not log.averages():
             raise InputError("no training image could be read, or no loss was finite; see the lines above")
         return log.averages()
@@ -235,10 +240,7 @@ class Trainer:
             f"Test: [{epoch}]  box AP: {box[0]:.4f}  AP50: {box[1]:.4f}  mask AP: {mask[0]:.4f}  "
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
-        for limit in result.limits:
-            if limit.name not in self.reported:  # once a run; every epoch's are in the json
-                self.say(limit.line)
-                self.reported.add(limit.name)
+        self.say_limits(result.limits, "val: ")
         skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
@@ -253,6 +255,13 @@ class Trainer:
         self.board.epoch(self.progress.step, stats, result.losses, per_class)
         self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
         write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
+
+    def say_limits(self, limits: list[Limit], of: str) -> None:
+        """Prints limits that were met, each once a run; every epoch's are in the json."""
+        for limit in limits:
+            if of + limit.name not in self.reported:
+                self.say(of + limit.line)
+                self.reported.add(of + limit.name)
 
     def about(self) -> str:
         """Returns a line on the run for its curves."""

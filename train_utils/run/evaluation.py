@@ -5,6 +5,7 @@ Batch k of the loader is dealt to rank k % size. Rank 0 gathers what all have fo
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from network_files.losses import LOSS_NAMES
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch, EvalLoader
-from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met
+from train_utils.evaluation.limits import MAX_DETS, Limit, dropped_limits, limits_met
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
 from train_utils.processes.distributed import World
 
@@ -29,6 +30,7 @@ class Found(NamedTuple):
     results: list[dict]  # COCO result dicts, of both box and mask
     loss_sums: dict[str, float]  # over these images
     skipped: list[str]  # images that could not be read: they are left out of the numbers
+    dropped: Counter[str]  # what reading left out of images
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,18 @@ def evaluate_batch(
     image_ids = [int(target["image_id"]) for target in batch.targets]
     sizes = [tuple(image.shape[-2:]) for image in images]
     return Found(
-        image_ids, to_coco_results(detections, image_ids, sizes, label_map), loss_sums, batch.skipped
+        image_ids, to_coco_results(detections, image_ids, sizes, label_map), loss_sums, batch.skipped, batch.dropped
     ), detections
 
 
 def joined(parts: Iterable[Found]) -> Found:
     """Returns what was found in all the images of the parts."""
-    whole = Found([], [], {}, [])
+    whole = Found([], [], {}, [], Counter())
     for part in parts:
         whole.image_ids.extend(part.image_ids)
         whole.results.extend(part.results)
         whole.skipped.extend(part.skipped)
+        whole.dropped.update(part.dropped)
         for name, value in part.loss_sums.items():
             whole.loss_sums[name] = whole.loss_sums.get(name, 0.0) + value
     return whole
@@ -128,4 +131,5 @@ def summarize(
     truth = data_set.ground_truth()
     stats = evaluate_results(truth, found.results, image_ids=image_ids, max_dets=max_dets)
     losses = {name: value / len(image_ids) for name, value in found.loss_sums.items()}
-    return stats, losses, limits_met(truth, found.results, set(image_ids), max_dets, per_image)
+    limits = limits_met(truth, found.results, set(image_ids), max_dets, per_image)
+    return stats, losses, limits + dropped_limits(found.dropped)
