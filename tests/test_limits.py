@@ -171,3 +171,16 @@ def test_predict_says_what_was_left_out_and_which_images_are_full(tmp_path, monk
     printed = capsys.readouterr().out
     assert all(printed.count(line) == 1 for line in DROPPED)
     assert printed.count("3 image(s) have 2 detections, all that --box-detections-per-img allows") == 1
+
+
+def test_boxes_without_masks_are_said_to_count_as_background(tmp_path, monkeypatch, capsys):
+    truth, _ = dense((3, 3))
+    for annotation in truth["annotations"][:2]:
+        annotation["segmentation"] = []
+    write(tmp_path / "data", truth)
+    monkeypatch.chdir(tmp_path)
+    words = ("--weights-path", write_checkpoint(tmp_path / "w.pth"), "--data-path", tmp_path / "data")
+    assert call(validation, *words) == 0
+    said = "skipped 2 annotations without segmentation (first: id 1); 2 boxes without a mask count as background"
+    assert said in capsys.readouterr().out
+    assert record(tmp_path)["about"]["skipped"] == {"annotations without segmentation": 2}

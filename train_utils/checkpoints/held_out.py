@@ -34,7 +34,8 @@ class Scored(NamedTuple):
     def counts(self, unreadable: int = 0) -> dict[str, Any]:
         """Returns what a record says of them."""
         scored = len(self.data_set) - unreadable
-        return {"source": self.data_set.source, "images": scored, "of": self.of, "unreadable": unreadable}
+        counts = {"images": scored, "of": self.of, "unreadable": unreadable}
+        return {"source": self.data_set.source, **counts, "skipped": self.data_set.skipped}
 
 
 def open_scored(

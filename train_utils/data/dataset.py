@@ -13,7 +13,7 @@ import torch
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, check_labels, clip_boxes
 from train_utils.data.labels import LabelMap
-from train_utils.data.problems import describe_skips, few_counts
+from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
 from train_utils.io.plain_text import visible
 
 
@@ -162,6 +162,8 @@ class ImageDataset:
         ]
         skips = describe_skips(table.skipped, table.first_skipped)
         parts += [f"skipped {skips}"] if skips else []
+        unmasked = table.skipped.get(NO_SEGMENTATION, 0) + table.skipped.get(NO_MASK, 0)
+        parts += [f"{unmasked} boxes without a mask count as background"] if unmasked else []
         for what, classes in zip(("with crowd regions alone", "mostly skipped"), self.lacking_classes(), strict=True):
             parts += [f"classes {what}: {few_counts(classes)}"] if classes else []
         if self.missing.any():

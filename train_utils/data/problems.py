@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # which imports this module
 
 MISTAKE, SKIP, NOTE = "mistake", "skip", "note"
 MISSING = "image files are missing"
+# Skips of objects that have a box: what they show is trained as background.
+NO_SEGMENTATION, NO_MASK = "annotations without segmentation", "XML objects without a mask"
 Id = int | float | str | None  # of an image or an annotation, as the data has it
 
 

@@ -29,12 +29,11 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.links import links_out_of
 from train_utils.data.masks import IndexImages, Ragged
 from train_utils.data.options import DataOptions
-from train_utils.data.problems import STOP, StopAtFirst
+from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
 
 UNUSED = {"label_json_path": "whose classes have names", "image_dir": "whose images are in JPEGImages"}
 FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
 # skipped
-NO_MASK = "XML objects without a mask"
 NO_CLASS = "instances without a class (neither XML object nor SegmentationClass)"
 LISTED_TWICE = "images listed twice"
 # notes
