@@ -38,7 +38,7 @@ from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met, record_of
+from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met, record_of, shrunk_images
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
@@ -182,6 +182,8 @@ def main() -> int | None:
             bar.update(len(batch.images) + len(batch.skipped))
 
         result = evaluate(model, loader, data_set, world, on_batch=count, max_dets=options.max_dets)
+    sizes = map(tuple, data_set.sizes.tolist())
+    result.limits.extend(shrunk_images(sizes, model.config, content.get("smallest_scale")))
     status = report(output_dir, result, scored, options)
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None

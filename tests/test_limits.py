@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -11,11 +12,12 @@ from pycocotools.cocoeval import COCOeval
 import predict
 import train
 import validation
+from network_files import MaskRCNNConfig
 from tests.coco_folders import write
 from tests.small_runs import call, flags
 from tests.tiny_model import NAMES, write_checkpoint
 from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS
-from train_utils.evaluation.limits import limits_met
+from train_utils.evaluation.limits import limits_met, shrunk_images, smallest_scale
 from train_utils.evaluation.numbers import evaluate_results
 
 CATEGORIES = [{"id": i, "name": name} for i, name in NAMES.items()]
@@ -167,10 +169,12 @@ def test_predict_says_what_was_left_out_and_which_images_are_full(tmp_path, monk
     data = write_dropping(tmp_path / "data", dense((3, 3, 3))[0])
     monkeypatch.chdir(tmp_path)
     words = ("--weights-path", write_checkpoint(tmp_path / "w.pth"), "--img-path", data / "images")
-    assert call(predict, *words, "--box-detections-per-img", 2) == 0
+    assert call(predict, *words, "--box-detections-per-img", 2, "--score", 0) == 0
     printed = capsys.readouterr().out
     assert all(printed.count(line) == 1 for line in DROPPED)
     assert printed.count("3 image(s) have 2 detections, all that --box-detections-per-img allows") == 1
+    assert call(predict, *words, "--box-detections-per-img", 2, "--score", 1) == 0
+    assert "--box-detections-per-img allows" not in capsys.readouterr().out
 
 
 def test_boxes_without_masks_are_said_to_count_as_background(tmp_path, monkeypatch, capsys):
@@ -184,3 +188,38 @@ def test_boxes_without_masks_are_said_to_count_as_background(tmp_path, monkeypat
     said = "skipped 2 annotations without segmentation (first: id 1); 2 boxes without a mask count as background"
     assert said in capsys.readouterr().out
     assert record(tmp_path)["about"]["skipped"] == {"annotations without segmentation": 2}
+
+
+def test_the_smallest_scale_of_training():
+    config = MaskRCNNConfig(min_size=(60, 80), max_size=100)
+    assert smallest_scale([(80, 80), (120, 60)], config, None, 0.1, None) == 60 / 80
+    assert smallest_scale([(100, 100)], config, None, 0.1, 4.0) == pytest.approx(60 / 400)
+    assert smallest_scale([(100, 50)], config, 60, 0.5, None) == pytest.approx(0.5 * 60 / 100)
+    (shrunk,) = shrunk_images([(80, 80), (160, 160), (640, 640), (1000, 500)], config, 0.75)
+    assert (shrunk.images, shrunk.line.split(":")[0]) == (
+        2, "2 image(s) are shrunk to as little as 0.1 of their size, in training to 0.75 at most",
+    )  # fmt: skip
+    for unknown in (None, "0.5", [1.0]):
+        assert shrunk_images([(1000, 1000)], config, unknown) == []
+
+
+def test_images_that_are_shrunk_more_than_in_training_are_said(tmp_path, monkeypatch, capsys):
+    truth, _ = dense((3, 3))
+    write(tmp_path / "data", truth)
+    assert call(train, *flags(tmp_path / "data", tmp_path / "run", "--epochs", 1)) == 0
+    content = torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)
+    assert content["smallest_scale"] == pytest.approx(48 / 80)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((400, 400, 3), 90, np.uint8)).save(tmp_path / "mosaic.png")
+    words = ("--weights-path", tmp_path / "run" / "model_0.pth")
+    said = "1 image(s) are shrunk to as little as 0.12 of their size, in training to 0.6 at most"
+    capsys.readouterr()
+    assert call(predict, *words, "--img-path", tmp_path / "mosaic.png") == 0
+    assert said in capsys.readouterr().out
+    assert call(predict, *words, "--img-path", tmp_path / "data" / "images" / "1.png") == 0
+    assert "are shrunk" not in capsys.readouterr().out
+    large = {**truth, "images": [{"id": 1, "file_name": "m.png", "height": 400, "width": 400}]}
+    large["annotations"] = truth["annotations"][:3]
+    write(tmp_path / "large", large)
+    assert call(validation, *words, "--data-path", tmp_path / "large") == 0
+    assert said in capsys.readouterr().out and record(tmp_path)["about"]["limits"]["shrunk_images"]["images"] == 1

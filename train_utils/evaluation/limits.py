@@ -1,13 +1,16 @@
 """Ground truth and results -> the limits that cut the numbers, a line with counts for each that was met."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from network_files import MaskRCNNConfig
+from network_files.transform import resized_size
 from train_utils.data.images import PAGES, TRANSPARENCY
 
 MAX_DETS = 100  # of a class in an image, COCO's
 DROPPED = {PAGES: "pages after the first, which are left out", TRANSPARENCY: "transparency, which is left out"}
+SHRUNK = 0.5  # of the smallest scale of training, below which an image is said to be shrunk
 CUT = "are scored by {most} detections of a class in an image; --max-dets N scores by N"
 
 
@@ -58,6 +61,44 @@ def full_images(count: int, per_image: int | None) -> list[Limit]:
 def dropped_limits(dropped: Counter[str]) -> list[Limit]:
     """Returns what reading images left out, of `images.take_dropped`."""
     return [Limit(what, count, 0, f"{count} image(s) have {DROPPED[what]}") for what, count in sorted(dropped.items())]
+
+
+def scale_of(size: tuple[int, int], config: MaskRCNNConfig, min_size: int | None = None) -> float:
+    """Returns the factor by which a model resizes an image of size (H, W); min_size: default evaluation's."""
+    resized = resized_size(*size, min_size or config.min_size[-1], config.max_size, config.fixed_size)
+    return max(resized[0] / size[0], resized[1] / size[1])
+
+
+def smallest_scale(
+    sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, square: int | None, low: float, expand: float | None
+) -> float:
+    """Returns the smallest factor by which training resizes images of these sizes (H, W).
+
+    square, low: of large-scale jitter, its side and lowest factor; expand: the most that a canvas enlarges an image.
+    """
+    scales = []
+    for height, width in set(sizes):
+        jitter = min(low * square / max(height, width), 1.0) if square else 1.0
+        shown = (square, square) if square else (height, width)
+        shown = (round(shown[0] * (expand or 1)), round(shown[1] * (expand or 1)))
+        scales.append(jitter * scale_of(shown, config, min(config.min_size)))
+    return min(scales)
+
+
+def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smallest: object) -> list[Limit]:
+    """Returns the limit of images that are shrunk more than twice as far as any in training.
+
+    smallest: `smallest_scale` of the training, as a checkpoint has it; anything but a number: not known.
+    """
+    if not isinstance(smallest, float):
+        return []
+    least = min(1.0, smallest) * SHRUNK
+    scales = [scale for scale in (scale_of(size, config) for size in sizes) if scale < least]
+    line = (
+        f"{len(scales)} image(s) are shrunk to as little as {min(scales, default=1):.2g} of their size, in training to "
+        f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink less"
+    )
+    return [Limit("shrunk_images", len(scales), 0, line)] if scales else []
 
 
 def record_of(limits: Sequence[Limit]) -> dict[str, dict[str, int]]:

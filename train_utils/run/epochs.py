@@ -19,7 +19,7 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
-from train_utils.evaluation.limits import Limit, dropped_limits, record_of
+from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.console import MetricLogger
 from train_utils.logs.result_files import ResultsWriter
@@ -112,6 +112,8 @@ class Trainer:
                 self.say(line)
         elif config.start_epoch:
             start_at(config.start_epoch, self.state, self.progress)
+        jitter = config.large_scale_jitter, config.jitter_scale[0], config.expand
+        self.smallest_scale = smallest_scale(map(tuple, splits.train.sizes.tolist()), model.config, *jitter)
         settle_gradient_exchange(self.state, world)
         self.board = TensorBoard(run.folder, self.progress.step, world.is_main)
         self.writer = ResultsWriter(run.folder, self.progress.epochs_done) if world.is_main else None
@@ -294,6 +296,7 @@ class Trainer:
             self.config.to_args(),
             resume.environment(self.world),
         )
+        state["smallest_scale"] = self.smallest_scale  # for prediction
         if path.exists():  # what it replaces stays, in case the new one's bits rot
             checkpoints.copy_checkpoint(path, previous)
         checkpoints.save_checkpoint(path, state)
