@@ -181,6 +181,7 @@ class ImageDataset:
         ids = table.annotation_ids
         if (ids <= 0).any():
             ids = np.arange(1, len(ids) + 1)
+        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
         for i, row in enumerate(self.rows):
             size, image_id, objects = self._size(i), self.image_id(i), table.objects(row)
             name = table.file_name(row)
@@ -188,21 +189,10 @@ class ImageDataset:
             areas = table.areas[objects]
             if np.isnan(areas).any():
                 areas = np.where(np.isnan(areas), table.masks.crops(row, objects, size).areas().numpy(), areas)
-            segmentations = table.masks.segmentations(row, objects, size)
-            for k, area, segmentation in zip(
-                range(objects.start, objects.stop), areas.tolist(), segmentations, strict=True
-            ):
-                annotations.append(
-                    {
-                        "id": int(ids[k]),
-                        "image_id": image_id,
-                        "category_id": int(table.category_ids[k]),
-                        "bbox": table.boxes[k].tolist(),
-                        "area": area,
-                        "iscrowd": int(table.ignored[k]),
-                        "segmentation": segmentation,
-                    }
-                )
+            numbers = [table.category_ids[objects], table.boxes[objects], areas, table.ignored[objects]]
+            columns = [ids[objects].tolist(), [image_id] * len(areas), *(column.tolist() for column in numbers)]
+            rows = zip(*columns, table.masks.segmentations(row, objects, size), strict=True)
+            annotations += [dict(zip(keys, values, strict=True)) for values in rows]
         categories = [{"id": i, "name": name} for i, name in table.categories.items()]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 

@@ -64,7 +64,7 @@ def read_annotations(
             return found if find_images is None else None
         names = found.file_names()
     missing, usable = _look_up(found, names, folder, root, problems)
-    usable &= [name not in linked for name in names]
+    usable &= np.array([name not in linked for name in names], dtype=bool)
     images = ImageFiles(folder, found.source)
     return replace(found, images=images, missing=missing, usable=None if usable.all() else usable)
 
