@@ -101,7 +101,7 @@ def test_classes_of_crowds_alone_or_mostly_skipped_are_named(tmp_path):
     content["annotations"] += [annotation(i, 1, category_id=3, segmentation=[square()[0][:4]]) for i in (8, 9, 10)]
     write(tmp_path, content)
     said = open_data(tmp_path, "train", val_fraction=0).train.describe()
-    assert "; classes with crowd regions alone: 'ring' (2); classes mostly skipped: 'dot' (3 of 5)" in said
+    assert " reads as objects: 'ring' (2); classes mostly skipped: 'dot' (3 of 5)" in said
 
 
 def test_skipped_classes_are_counted_in_every_format(tmp_path):

@@ -16,6 +16,8 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
 from train_utils.io.plain_text import visible
 
+CROWDS_ALONE = "with crowd regions alone, which --crowd-as-objects reads as objects"
+
 
 class ImageDataset:
     """The images and objects of a table; `ds[i]` is (image, target) as they are, not augmented.
@@ -164,7 +166,7 @@ class ImageDataset:
         parts += [f"skipped {skips}"] if skips else []
         unmasked = table.skipped.get(NO_SEGMENTATION, 0) + table.skipped.get(NO_MASK, 0)
         parts += [f"{unmasked} boxes without a mask count as background"] if unmasked else []
-        for what, classes in zip(("with crowd regions alone", "mostly skipped"), self.lacking_classes(), strict=True):
+        for what, classes in zip((CROWDS_ALONE, "mostly skipped"), self.lacking_classes(), strict=True):
             parts += [f"classes {what}: {few_counts(classes)}"] if classes else []
         if self.missing.any():
             first = self.file_name(int(self.missing.argmax()))
