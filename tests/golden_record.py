@@ -37,6 +37,7 @@ from tests.faults import catalogue, odd_annotations, odd_data, odd_images
 from tests.npy_folders import many as many_npy
 from tools import check_data, coco_to_npy, pack_dataset
 from tools.doctor import page
+from train_utils.checkpoints import held_out
 from train_utils.cli.command import run_command
 from train_utils.data import opening as data_opening
 from train_utils.data.formats import npy
@@ -45,7 +46,6 @@ from train_utils.data.images import read_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import DataOptions
 from train_utils.io import array_cache
-from train_utils.run import resume
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tests" / "golden.json"
@@ -134,7 +134,7 @@ def with_given_ids(data_set: Any, results: list[dict]) -> list[dict]:
 
 def fingerprint(data_set: Any) -> str:
     """What --resume recognises the training images by."""
-    return resume.fingerprint(data_set)
+    return held_out.fingerprint(data_set)
 
 
 def other_labels() -> Any:
