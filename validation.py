@@ -39,6 +39,7 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
+from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.data import add_data_flags, open_split, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.processes.distributed import World
@@ -111,7 +112,8 @@ def write_page_of(
     start, folder = time.perf_counter(), user_path(options.output_dir)
     source = options.weights_path if options.detections is None else options.detections
     evaluated = Evaluated(source, stats, results, data_set, image_ids, progress)
-    made = write_report(folder, evaluated, options.report_images, strict)
+    with explaining_lack_of_memory(f"writing {folder / 'report.html'}", "try fewer --report-images, or none: 0"):
+        made = write_report(folder, evaluated, options.report_images, strict)
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
     print(

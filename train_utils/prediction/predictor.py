@@ -15,7 +15,10 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.numbers import to_coco_results
+from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.show.drawing import draw_detections
+
+LONGEST = 65_500  # pixels a side that a JPEG can have
 
 
 @torch.inference_mode()
@@ -55,7 +58,9 @@ class Predictor:
 
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
-        found = detect(self.model, image, self.device)
+        what = f"prediction on an image of {image.shape[-1]}x{image.shape[-2]}"
+        with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
+            found = detect(self.model, image, self.device)
         keep = found["scores"] >= self.least_score  # [D]
         if self.labels is not None:
             keep &= torch.isin(found["labels"], self.labels)
@@ -68,7 +73,12 @@ class Predictor:
 
     def draw(self, found: dict, image: torch.Tensor, magnify: int) -> Image.Image:
         """Returns the image with its detections on it, enlarged `magnify` times."""
-        size = tuple(image.shape[-2:])
+        height, width = size = tuple(image.shape[-2:])
+        if magnify > 1 and magnify * max(size) > LONGEST:
+            raise InputError(
+                f"--magnify {magnify}: an image of {width}x{height} would be drawn longer than {LONGEST} pixels; "
+                f"give at most {max(LONGEST // max(size), 1)}"
+            )
         masks = mask_probs_to_bool(found["mask_probs"], found["boxes"], size, self.mask_threshold)
         boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
         return draw_detections(image, boxes, labels, scores, masks, self.label_map.name, magnify)

@@ -18,6 +18,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
+from train_utils.io.memory import LESS_IN_EVALUATION, explaining_lack_of_memory
 from train_utils.processes.distributed import World
 
 
@@ -67,7 +68,9 @@ def evaluate(
     model.eval()
     parts, samples = [], []
     for batch in loader:
-        found, detections = evaluate_batch(model, batch, data_set.label_map, world.device)
+        sizes = ", ".join(f"{image.shape[-1]}x{image.shape[-2]}" for image in batch.images)
+        with explaining_lack_of_memory(f"evaluation of image(s) of {sizes}", LESS_IN_EVALUATION):
+            found, detections = evaluate_batch(model, batch, data_set.label_map, world.device)
         parts.append(found)
         for image, target, detection in zip(batch.images, batch.targets, detections, strict=True):
             if len(samples) < keep_samples:
@@ -110,6 +113,7 @@ def joined(parts: Iterable[Found]) -> Found:
     return whole
 
 
+@explaining_lack_of_memory("computing the COCO numbers", "try a higher --box-score-thresh: it leaves fewer detections")
 def summarize(found: Found, data_set: ImageDataset) -> tuple[dict[str, IouTypeResult], dict[str, float]]:
     """Returns the numbers per IoU type and the mean losses; raises InputError where no image was read."""
     image_ids = sorted(found.image_ids)
