@@ -102,7 +102,7 @@ class MaskRCNN(nn.Module):
         """
         if self.config.norm in ("batch", "sync"):
             raise InputError(
-                f"--recompute does not go with --norm {self.config.norm}: take frozen or group, or leave the flag out"
+                f"recompute does not go with norm {self.config.norm}: take frozen or group, or leave it out"
             )
         for module in self.backbone.modules():
             if isinstance(module, Block):
@@ -117,7 +117,7 @@ class MaskRCNN(nn.Module):
             torch.compile(torch.relu)(torch.zeros(2, device=next(self.parameters()).device))
         except Exception as error:  # torch has no common class for a missing compiler
             reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"--compile: torch.compile does not work here ({reason}); leave the flag out") from error
+            raise InputError(f"compile: torch.compile does not work here ({reason}); leave it out") from error
         heads = self.roi_heads
         for part in (self.backbone, self.rpn.head, heads.box_head, heads.mask_head, heads.mask_predictor):
             part.compile()

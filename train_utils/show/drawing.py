@@ -75,8 +75,11 @@ def resized_to_draw(
     image: torch.Tensor, boxes: torch.Tensor, masks: CroppedMasks, size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor, CroppedMasks]:
     """Returns image uint8 [3, H, W], boxes [N, 4] and masks in another size (height, width), for `draw_detections`."""
+    own = tuple(image.shape[1:])
+    if size == own:
+        return image, boxes, masks
     small = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    return small, scale_boxes(boxes, tuple(image.shape[1:]), size), masks.resize(size)
+    return small, scale_boxes(boxes, own, size), masks.resize(size)
 
 
 def fitting_size(size: Sequence[int], room: Sequence[int], enlarge: bool = False) -> tuple[int, int]:
