@@ -1,6 +1,7 @@
 """What a training run leaves for people, beside its numbers: curves, drawn detections, explained faults, last lines."""
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -115,4 +116,5 @@ def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
     print("  model_min_val_loss.pth              weights with the lowest validation loss")
     print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
     print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
-    print(f"next: python predict.py --weights-path {saved[-1]} --img-path {val_set.file_name(0)}")
+    weights, image = shlex.quote(str(saved[-1])), shlex.quote(val_set.file_name(0))
+    print(f"next: python predict.py --weights-path {weights} --img-path {image}")

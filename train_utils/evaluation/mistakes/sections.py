@@ -74,12 +74,12 @@ def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
         "COCO numbers",
         table(head, rows, id="stats"),
         note(
-            "COCO's AP, as in record_mAP.txt and record_mAP.json: classes without objects are left out of the mean, where "
-            "TIDE's own program counts them as 0. n/a: there is no such object."
+            "COCO's AP, as in record_mAP.txt and record_mAP.json: classes without objects are left out of the mean, "
+            "where TIDE's own program counts them as 0. n/a: there is no such object."
         ),
         note(
-            "Masks have the area of the mask, boxes that of the box, as torchvision and Detectron2 evaluate. pycocotools "
-            "by hand gives masks of a file that has boxes too the box's area: its numbers by size then differ."
+            "Masks have the area of the mask, boxes that of the box, as torchvision and Detectron2 evaluate. "
+            "pycocotools by hand gives masks of a file that has boxes too the box's area: other numbers by size."
         ),
     )
 
