@@ -80,7 +80,7 @@ def bounds(rules: Rules) -> Rules:
 
 
 def within(value: float, rules: Rules) -> bool:
-    """Whether a number is finite and keeps the rules' bounds."""
+    """Returns whether a number is finite and keeps the rules' bounds."""
     infinity = float("inf")
     return (
         -infinity < value < infinity

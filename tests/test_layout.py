@@ -131,7 +131,9 @@ def test_imports_go_one_way():
 
 
 def test_no_folder_holds_more_modules_than_can_be_taken_in():
-    files = [path for path in [*ROOT.rglob("*.py")] if path.relative_to(ROOT).parts[0] not in ("tests", "venv", ".venv")]
+    files = [
+        path for path in [*ROOT.rglob("*.py")] if path.relative_to(ROOT).parts[0] not in ("tests", "venv", ".venv")
+    ]
     counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in files if path.stem != "__init__")
     assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
 

@@ -267,6 +267,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_one_file_is_a_validation_set_but_not_a_training_set(tmp_path):
     varied(tmp_path / "data")
     path = packed(tmp_path / "data", tmp_path / "out") / "val.pack"
-    assert len(open_data(path, split="val").val) == len(open_data(tmp_path / "out").val)
+    for split in ("train", "val"):
+        assert len(getattr(open_data(path, split=split), split)) == len(open_data(tmp_path / "out").val)
     with pytest.raises(InputError, match="no validation split"):
         open_data(path)

@@ -34,7 +34,7 @@ class ImageDataset:
         annotations: Annotations,
         label_map: LabelMap | None = None,
         rows: Sequence[int] | np.ndarray | None = None,
-    ):
+    ) -> None:
         usable = np.ones(len(annotations), dtype=bool) if annotations.usable is None else annotations.usable
         self.rows = np.flatnonzero(usable) if rows is None else np.asarray(rows, dtype=np.int64)
         self.annotations, self.label_map = annotations, annotations.label_map
@@ -156,6 +156,7 @@ class ImageDataset:
         ids = table.annotation_ids
         if (ids <= 0).any():
             ids = np.arange(1, len(ids) + 1)
+        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
         for i, row in enumerate(self.rows):
             size, image_id, objects = self._size(i), self.image_id(i), table.objects(row)
             name = table.file_name(row)
@@ -163,21 +164,10 @@ class ImageDataset:
             areas = table.areas[objects]
             if np.isnan(areas).any():
                 areas = np.where(np.isnan(areas), table.masks.crops(row, objects, size).areas().numpy(), areas)
-            segmentations = table.masks.segmentations(row, objects, size)
-            for k, area, segmentation in zip(
-                range(objects.start, objects.stop), areas.tolist(), segmentations, strict=True
-            ):
-                annotations.append(
-                    {
-                        "id": int(ids[k]),
-                        "image_id": image_id,
-                        "category_id": int(table.category_ids[k]),
-                        "bbox": table.boxes[k].tolist(),
-                        "area": area,
-                        "iscrowd": int(table.ignored[k]),
-                        "segmentation": segmentation,
-                    }
-                )
+            numbers = [table.category_ids[objects], table.boxes[objects], areas, table.ignored[objects]]
+            columns = [ids[objects].tolist(), [image_id] * len(areas), *(column.tolist() for column in numbers)]
+            rows = zip(*columns, table.masks.segmentations(row, objects, size), strict=True)
+            annotations += [dict(zip(keys, values, strict=True)) for values in rows]
         categories = [{"id": i, "name": name} for i, name in table.categories.items()]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
@@ -186,12 +176,12 @@ class ImageDataset:
         return height, width
 
     def _counts(self, chosen: np.ndarray) -> np.ndarray:
-        """Objects that are chosen (bool [A]) per image, int64 [len]."""
+        """Counts the chosen objects (bool [A]) per image, int64 [len]."""
         running = np.concatenate([[0], np.cumsum(chosen)])  # [A + 1]
         return np.diff(running[self.annotations.first])[self.rows]
 
     def _image(self, i: int) -> torch.Tensor:
-        """Image i in the frame of its annotations, uint8 [3, H, W]."""
+        """Reads image i in the frame of its annotations, uint8 [3, H, W]."""
         table, row, size = self.annotations, int(self.rows[i]), self._size(i)
         name = table.file_name(row)
         image = table.images.read(row, name, size)
@@ -204,7 +194,7 @@ class ImageDataset:
 
 
 def _labelled(table: Annotations, label_map: LabelMap) -> tuple[Annotations, LabelMap]:
-    """The table under another label map; InputError where the two do not fit."""
+    """Returns the table under another label map, and the map. Raises InputError where the two do not fit."""
     if table.fixed_labels and label_map != table.label_map:
         raise InputError(
             f"{table.source}: its {len(table.label_map)} classes are not those of the others, or of the weights"
