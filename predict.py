@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from backbone.settings import setting
 from network_files import InputError
+from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -96,7 +97,9 @@ def parse(words: list[str] | None = None) -> PredictOptions:
 def predictor_of(options: PredictOptions, least_score: float) -> Predictor:
     """Returns the model with what the options say about its detections."""
     model, label_map = load_model(options, pick_device(options.device))
-    return Predictor(model, label_map, least_score, options.mask_threshold, options.classes, options.strict)
+    smallest = load_file(options.weights_path).get("smallest_scale")
+    wanted = options.mask_threshold, options.classes, options.strict
+    return Predictor(model, label_map, least_score, *wanted, smallest)
 
 
 def predict_images(options: PredictOptions) -> int:

@@ -5,9 +5,10 @@
     python validation.py --detections submission.json --data-path DATA      a COCO results json, without a model
     python validation.py --weights-path save_weights/model_best.pth --report       a page about its mistakes, too
 
-Evaluates the val split (of data with a single json: the share that training held out) and writes
-record_mAP.txt, record_mAP.json and detections.json into --output-dir. The numbers do not depend on
---batch-size. 100 photos of 640x480 take a ResNet-50 some 5 minutes on a CPU with 2 cores, seconds on a GPU.
+Evaluates the val split (of data without one: all images, but of the checkpoint's own the share that
+training held out) and writes record_mAP.txt, record_mAP.json and detections.json into --output-dir.
+The numbers do not depend on --batch-size. 100 photos of 640x480 take a ResNet-50 some 5 minutes on a CPU
+with 2 cores, seconds on a GPU.
 Exit status 1: finished, but some images could not be read: they are named and left out of the numbers.
 --strict makes these, and annotations that can't be used (skipped and counted else), an error.
 Results (--detections) are scored on the val split too, and on all images of data with a single json.
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from backbone.settings import setting
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.checkpoints.held_out import SHARE, Scored, open_scored
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -36,11 +38,12 @@ from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
+from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met, record_of, shrunk_images
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
 from train_utils.io.memory import explaining_lack_of_memory
-from train_utils.prediction.data import add_data_flags, open_split, open_split_of
+from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, evaluate
@@ -56,6 +59,7 @@ class ValidationOptions(ModelOptions):
         None, "a checkpoint (it has classes and architecture), or a bare state dict", metavar="W"
     )
     detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
+    max_dets: int = setting(MAX_DETS, "detections of a class in an image that AP counts", least=10, metavar="N")
     report: bool = setting(False, "write report.html too, a page about the mistakes")
     report_images: int = setting(
         IMAGES,
@@ -75,6 +79,8 @@ def parse(words: list[str] | None = None) -> dict[str, Any]:
     given = parser.given(words)
     if "report_images" in given and not given.get("report"):
         parser.error("--report-images N is about the page of --report; give both")
+    if given.get("report") and given.get("max_dets", MAX_DETS) != MAX_DETS:
+        parser.error(f"--report counts COCO's {MAX_DETS} detections of a class in an image; leave --max-dets out")
     if ("weights_path" in given) == ("detections" in given):
         parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
     if "detections" in given and "data_path" not in given:
@@ -82,16 +88,20 @@ def parse(words: list[str] | None = None) -> dict[str, Any]:
     return given
 
 
-def score_detections(options: ValidationOptions, data: DataOptions) -> int:
+def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
-    data_set = open_split("val", data, None)
-    print(data_set.describe())
+    data = DataOptions(**given_settings(DataOptions, given))
+    scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
+    data_set = scored.data_set
+    print(*scored.lines, sep="\n")
     truth = data_set.ground_truth()
     found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = make_folder(user_path(options.output_dir))
-    stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}
-    paths = write_record(output_dir, stats)
+    stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
+    limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
+    paths = write_record(output_dir, stats, scored.counts() | about(options, limits))
     print(format_record(stats))
+    say_limits(limits)
     images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {images} of {len(data_set)} images")
@@ -123,20 +133,33 @@ def write_page_of(
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
-def report(folder: Path, result: EvalResult, data_set: ImageDataset) -> int:
+def about(options: ValidationOptions, limits: list[Limit]) -> dict[str, Any]:
+    """Returns what a record says of the limits."""
+    return {"max_dets": options.max_dets, "limits": record_of(limits)}
+
+
+def say_limits(limits: list[Limit]) -> None:
+    """Prints a line for each limit that was met."""
+    for limit in limits:
+        print(limit.line)
+
+
+def report(folder: Path, result: EvalResult, scored: Scored, options: ValidationOptions) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
-    paths = write_record(folder, result.stats)
+    skipped = len(result.found.skipped)
+    paths = write_record(folder, result.stats, scored.counts(skipped) | about(options, result.limits))
     paths.append(folder / "detections.json")
     results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
-    write_results(paths[-1], data_set.with_given_ids(results))
+    write_results(paths[-1], scored.data_set.with_given_ids(results))
     print(format_record(result.stats))
+    say_limits(result.limits)
     print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
     for name in result.found.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
-    if result.found.skipped:
-        print(f"{len(result.found.skipped)} image(s) could not be read: left out of the numbers", file=sys.stderr)
+    if skipped:
+        print(f"{skipped} image(s) could not be read: left out of the numbers", file=sys.stderr)
     print("written:", *paths)
-    return EXIT_SOME_UNUSABLE if result.found.skipped else EXIT_OK
+    return EXIT_SOME_UNUSABLE if skipped else EXIT_OK
 
 
 def main() -> int | None:
@@ -147,10 +170,11 @@ def main() -> int | None:
     device = pick_device(options.device)
     choose_evaluator()  # a mistake there is reported now, not after the images
     if options.detections is not None:
-        return score_detections(options, DataOptions(**{"val_fraction": 1.0, **given_settings(DataOptions, given)}))
+        return score_detections(options, given)
     content = load_file(options.weights_path)
     model, label_map = load_model(options, device)
-    data_set, _ = open_split_of(content, "val", given, label_map)
+    scored, _ = open_split_of(content, "val", given, label_map)
+    data_set = scored.data_set
     output_dir = make_folder(user_path(options.output_dir))  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="image", disable=None) as bar:
@@ -159,8 +183,10 @@ def main() -> int | None:
         def count(batch: Batch) -> None:
             bar.update(len(batch.images) + len(batch.skipped))
 
-        result = evaluate(model, loader, data_set, world, on_batch=count)
-    status = report(output_dir, result, data_set)
+        result = evaluate(model, loader, data_set, world, on_batch=count, max_dets=options.max_dets)
+    sizes = map(tuple, data_set.sizes.tolist())
+    result.limits.extend(shrunk_images(sizes, model.config, content.get("smallest_scale")))
+    status = report(output_dir, result, scored, options)
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found

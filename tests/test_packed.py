@@ -19,11 +19,11 @@ from tests.faults.hostile_data import voc
 from tests.npy_folders import many
 from tests.small_runs import ROOT, call, differences, flags
 from tools import pack_dataset
+from train_utils.checkpoints.held_out import fingerprint
 from train_utils.data.formats.packed import TAIL, PackedRecords
 from train_utils.data.opening import open_data
 from train_utils.evaluation.numbers import evaluate_results
 from train_utils.io.array_block import block_pieces, read_block
-from train_utils.run.resume import fingerprint
 
 
 def varied(folder, ids=(7, 2, 5, 9)):

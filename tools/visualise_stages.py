@@ -87,7 +87,8 @@ def image_alone(path: str) -> Sample:
 
 def sample_of_data(options: StageOptions, given: dict[str, Any], content: dict, label_map: LabelMap) -> Sample:
     """Returns what training has of an image. given: the settings of the command; content: the checkpoint's."""
-    data_set, trained = open_split_of(content, options.split, given, label_map)
+    scored, trained = open_split_of(content, options.split, given, label_map)
+    data_set = scored.data_set
     i, count = options.index, len(data_set)
     if i >= count:
         raise InputError(

@@ -69,7 +69,7 @@ class Data:
 class Case:
     """make writes the data; says: what the line of an ERROR, or of what is skipped, holds. skips: how many images
     or annotations. check(seen): asserts on a Seen. of: "images" (predict.py reads them), "json" (it reads the json)
-    or "annotations" (which it does not look at: it goes on). predicts: its outcome, where it is another than these.
+    or "annotations" (which it does not look at: it goes on). predicts, validates: its outcome, where it is another.
     trained: validate and predict with what train.py gives, as the classes are other than tiny_model's."""
 
     name: str
@@ -80,6 +80,7 @@ class Case:
     check: Callable | None = None
     of: str = "annotations"
     predicts: str | None = None
+    validates: str | None = None
     trained: bool = False
     data: Callable = field(default=Data)
     flags: dict = field(default_factory=dict)  # command -> more flags
@@ -181,6 +182,8 @@ def outcome_of(case: Case, name: str) -> str:
     wanted = case.outcome
     if name.startswith("predict"):
         wanted = case.predicts or (GO_ON if case.of == "annotations" else wanted)
+    if name.startswith("validation"):
+        wanted = case.validates or wanted
     return ERROR if wanted == SKIP and name.endswith("--strict") else wanted
 
 

@@ -37,6 +37,12 @@ def goes_on(what, make, check, **more) -> Case:
     return Case(f"annotation: {what}", GO_ON, make, check=check, **more)
 
 
+def teaches_nothing(what, make, check, cause) -> Case:
+    """Training stops, validation says that there is no AP."""
+    says = (f"nothing to learn: no object in its 4 images: {cause}",)
+    return Case(f"annotation: {what}", ERROR, make, says=says, check=check, validates=GO_ON)
+
+
 def last(seen) -> dict:
     """Box, mask and so on of the annotation that was added: the last of image 11."""
     target = seen.data[1][1]
@@ -266,8 +272,8 @@ CASES = [
         mask_is(box_mask(4, 4, 24, 28)),
     ),
     goes_on("an image without objects", one_without, has_none),
-    goes_on("no objects at all", none_at_all, no_average),
-    goes_on("crowds only", only_crowds, no_crowd_counts),
+    teaches_nothing("no objects at all", none_at_all, no_average, "none is annotated"),
+    teaches_nothing("crowds only", only_crowds, no_crowd_counts, "4 annotations are crowd regions (iscrowd 1), of"),
     goes_on("id 0", numbered(annotations=lambda i: i - 1), all_are_found),
     goes_on("no ids", numbered(annotations=lambda i: None), all_are_found),
     of_ids("sparse ids", images=lambda i: i**9, annotations=lambda i: i**20, categories=lambda i: i**20),

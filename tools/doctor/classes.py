@@ -13,6 +13,13 @@ from train_utils.data.dataset import ImageDataset
 FEW, UNEVEN = 10, 100  # objects of a class; times the median class
 
 UNUSED = Kind(WARNING, "classes without any object", "Take them out of the categories, or annotate some.")
+ONLY_CROWDS = Kind(
+    WARNING,
+    "classes with crowd regions alone",
+    "They are never trained on. Where a tool wrote iscrowd 1 for each RLE, --crowd-as-objects reads them as objects, "
+    "and with --fix writes them so.",
+)
+MOSTLY_SKIPPED = Kind(WARNING, "classes whose annotations are mostly skipped", "Correct these annotations first.")
 ONLY_VAL = Kind(WARNING, "classes in val, but not in train", "They can't be learnt.")
 ONLY_TRAIN = Kind(NOTE, "classes in train, but not in val", "Their AP is n/a.")
 RARE = Kind(
@@ -42,12 +49,18 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
     sources = " and ".join(str(table.data_set.source) for table in tables.values())
     training = counts.get("train", counts.get("all"))
     rare = []
+    for split, table in tables.items():
+        data_set = table.data_set
+        for kind, named in zip((ONLY_CROWDS, MOSTLY_SKIPPED), data_set.lacking_classes(), strict=True):
+            for name, count in named.items():
+                finds.add(kind, f"{data_set.source}: class {name!r}: {count}", split)
+    crowds = {label for table in tables.values() for label in table.labels[table.crowd].tolist()}
     for label in labels:
         name, each = label_map.name(label), {split: int(count[label]) for split, count in counts.items()}
         class_ = f"{sources}: class {name!r} (category {label_map.to_category(label)})"
-        if not any(each.values()):
+        if not any(each.values()) and label not in crowds:
             finds.add(UNUSED, class_)
-        elif training is not None and 0 < training[label] < FEW:
+        if training is not None and 0 < training[label] < FEW:
             rare.append(label)
         if {"train", "val"} <= each.keys():
             if each["val"] and not each["train"]:

@@ -46,8 +46,9 @@ class Change(NamedTuple):
 class Corrector:
     """Corrects the content of one json; `changes` is added to."""
 
-    def __init__(self, path: Path, image_dir: Path, root: Path, changes: list[Change]) -> None:
+    def __init__(self, path: Path, image_dir: Path, root: Path, changes: list[Change], uncrowd: bool) -> None:
         self.path, self.image_dir, self.root, self.changes = str(path), image_dir, root, changes
+        self.uncrowd = uncrowd  # whether crowd regions become objects
         self.sizes: dict[int, tuple[int, int]] = {}  # of sound images, by id
         self.dropped: set[int] = set()  # images
         self.known: set[int] = set()  # all ids of images, sound or not
@@ -147,7 +148,10 @@ class Corrector:
         crowd = annotation.get("iscrowd")
         if crowd in ("0", "1"):
             self._change("annotation", annotation, "iscrowd", crowd, int(crowd), "a number is needed")
-            annotation = {**annotation, "iscrowd": int(crowd)}
+            crowd, annotation = int(crowd), {**annotation, "iscrowd": int(crowd)}
+        if crowd == 1 and self.uncrowd:
+            self._change("annotation", annotation, "iscrowd", 1, 0, "crowd regions are read as objects")
+            annotation = {**annotation, "iscrowd": 0}
         return annotation
 
     def _with_box(self, annotation: dict, tight: list[float], size: tuple[int, int]) -> dict:

@@ -56,7 +56,8 @@ def write(opened: Opened, options: Options, config: MaskRCNNConfig, of_images: F
         check_is_coco(raw, path)
         folders[split], bounds = image_folder(places[split][1], path, options.image_dir, listed_names(raw["images"]))
         with no_collection():  # of what a large json is made of
-            fixed[split] = Corrector(path, folders[split], bounds, changes).correct(raw)
+            uncrowd = options.crowd_as_objects or all_crowds(raw["annotations"])
+            fixed[split] = Corrector(path, folders[split], bounds, changes, uncrowd).correct(raw)
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
     for split, folder in folders.items():
         _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), remarks)
@@ -76,6 +77,11 @@ def write(opened: Opened, options: Options, config: MaskRCNNConfig, of_images: F
         write_text(out / "changes.txt", "".join(f"{change}\n" for change in changes))
     _show(changes, remarks, left, verdict, options, image_dir)
     return user_path(options.fix)
+
+
+def all_crowds(annotations: list) -> bool:
+    """Returns whether every annotation is a crowd region, as a tool leaves them that writes iscrowd 1 for each RLE."""
+    return all(isinstance(annotation, dict) and annotation.get("iscrowd") in (1, "1") for annotation in annotations)
 
 
 def _move_names(content: dict, path: Path, prefix: Path, remarks: list[str]) -> None:

@@ -13,6 +13,7 @@ from tools.doctor.anchors import resized
 from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from tools.doctor.table import Outlines, Table, outlines
+from train_utils.data.problems import without_objects
 
 SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
 WHOLE, TINY, THIN = 0.95, 4, 20  # share of the image; pixels after resizing; ratio of sides
@@ -54,7 +55,7 @@ TOO_MANY = Kind(
 )
 FROM_ZERO = Kind(NOTE, "category ids that begin at 0", "They become labels from 1 on; results have the given ones.")
 TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in training; results have the given ones.")
-NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Nothing can be learnt or measured there.")
+NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Their AP is n/a.")
 
 
 def look_at_all(tables: dict[str, Table], config: MaskRCNNConfig, finds: Finds) -> dict[str, dict[str, int]]:
@@ -182,8 +183,9 @@ def look_at_images(table: Table, split: str, finds: Finds) -> None:
     """Finds images of suspiciously many or no objects, and odd ids."""
     data_set, counts = table.data_set, table.counts()
     empty = np.flatnonzero(np.bincount(table.image, minlength=len(counts)) == 0)
-    if len(empty) == len(counts):
-        finds.add(NO_BOXES_AT_ALL, f"{data_set.source}: none of its {len(counts)} images has an object", split)
+    if cause := without_objects(data_set):
+        if split == "val":  # of training data it is an error
+            finds.add(NO_BOXES_AT_ALL, f"{data_set.source}: {cause}", split)
     else:
         severity = WARNING if len(empty) > len(counts) / 2 else NOTE
         kind = Kind(severity, NO_OBJECTS, "They train as background; --drop-empty leaves them out.")

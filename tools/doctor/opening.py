@@ -15,7 +15,7 @@ from train_utils.data.formats.coco.packer import UNCHECKED
 from train_utils.data.links import links_out_of
 from train_utils.data.opening import find_places, format_of, read_parts
 from train_utils.data.options import DataOptions
-from train_utils.data.problems import MISSING, MISTAKE, SKIP, Collect, Problem
+from train_utils.data.problems import MISSING, MISTAKE, SKIP, Collect, Problem, without_objects
 from train_utils.io.files import user_path
 
 NO_TRAINING = Kind(WARNING, "no training data", "validation.py can use it, train.py cannot.")
@@ -59,6 +59,8 @@ def open_all(options: DataOptions, finds: Finds) -> Opened:
         collect.mistake(error)
     for split, part in splits.items():
         collect.of(split).missing(part)
+        if split != "val" and (cause := without_objects(part)):
+            collect.of(split).mistake(f"{part.source}: nothing to learn: {cause}")
     if places and not {"train", "all"} & places.keys():
         finds.add(NO_TRAINING, f"{path}: no training data beside the validation data")
     if not places and path.is_dir():

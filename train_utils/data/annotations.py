@@ -100,6 +100,7 @@ class Annotations:
     given_categories: dict[int, str | int] = field(default_factory=dict)  # {id: what the data has}, where it is else
     skipped: dict[str, int] = field(default_factory=dict)  # {reason: annotations left out}
     first_skipped: dict[str, str] = field(default_factory=dict)  # {reason: which was the first}
+    skipped_of: dict[int, int] = field(default_factory=dict)  # {category id: annotations left out}
     notes: tuple[str, ...] = ()  # what the reader decided
     fixed_labels: bool = False  # whether the data's own label map is the only one
     named: bool = True  # whether the data names its classes
@@ -130,7 +131,8 @@ def polygon_table(
 ) -> Annotations:
     """Makes a table from plain values and DTYPES' arrays; its masks are polygons and RLEs.
 
-    values: `categories` and `given` as lists of pairs, `skipped`, `first_skipped`; more: other fields of the table.
+    values: `categories`, `given` and `skipped_of` as lists of pairs, `skipped`, `first_skipped`; more: other
+    fields of the table.
     """
     given = Ragged(arrays["given_bytes"], arrays["given_first"]) if len(arrays["given_bytes"]) else None
     parts = Ragged(arrays["part_bytes"], arrays["part_first"])
@@ -153,6 +155,7 @@ def polygon_table(
         given_categories=given_categories,
         skipped=values["skipped"],
         first_skipped=values["first_skipped"],
+        skipped_of=dict(values["skipped_of"]),
         **fields,
     )
 

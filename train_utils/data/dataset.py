@@ -13,7 +13,7 @@ import torch
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, check_labels, clip_boxes
 from train_utils.data.labels import LabelMap
-from train_utils.data.problems import describe_skips
+from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
 from train_utils.io.plain_text import visible
 
 
@@ -116,6 +116,27 @@ class ImageDataset:
         """Returns the objects that are not crowds, or the crowd regions, per image: int64 [len]."""
         return self._counts(self.annotations.iscrowd == crowd)
 
+    def class_counts(self, crowd: bool = False) -> dict[str, int]:
+        """Returns {class: its objects that are not crowds, or its crowd regions}; classes without any are absent."""
+        table = self.annotations
+        inside = np.zeros(len(table), dtype=bool)
+        inside[self.rows] = True
+        chosen = np.repeat(inside, np.diff(table.first)) & (table.iscrowd == crowd)
+        ids, counts = np.unique(table.category_ids[chosen], return_counts=True)
+        names = [self.label_map.name(self.label_map.to_label(i)) for i in ids.tolist()]
+        return dict(zip(names, counts.tolist(), strict=True))
+
+    def lacking_classes(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Returns {class with crowd regions alone: how many}, {class of which the source mostly skips: "3 of 4"}."""
+        table, own = self.annotations, self.class_counts()
+        crowds = {name: n for name, n in self.class_counts(crowd=True).items() if name not in own}
+        mostly = {}
+        for category, left_out in table.skipped_of.items():
+            kept = int((table.category_ids == category).sum())
+            if left_out > kept and self.label_map.has_category(category):
+                mostly[self.label_map.name(self.label_map.to_label(category))] = f"{left_out} of {left_out + kept}"
+        return crowds, mostly
+
     def with_given_ids(self, results: list[dict]) -> list[dict]:
         """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text."""
         table = self.annotations
@@ -141,6 +162,10 @@ class ImageDataset:
         ]
         skips = describe_skips(table.skipped, table.first_skipped)
         parts += [f"skipped {skips}"] if skips else []
+        unmasked = table.skipped.get(NO_SEGMENTATION, 0) + table.skipped.get(NO_MASK, 0)
+        parts += [f"{unmasked} boxes without a mask count as background"] if unmasked else []
+        for what, classes in zip(("with crowd regions alone", "mostly skipped"), self.lacking_classes(), strict=True):
+            parts += [f"classes {what}: {few_counts(classes)}"] if classes else []
         if self.missing.any():
             first = self.file_name(int(self.missing.argmax()))
             parts.append(f"{int(self.missing.sum())} image files are missing, such as {first}")

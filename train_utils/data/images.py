@@ -9,6 +9,7 @@ import io
 import os
 import struct
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+PAGES, TRANSPARENCY = "pages", "transparency"
+_dropped: Counter[str] = Counter()  # {what `read_image` left out: images}, in this process
 
 
 class ImageError(InputError):
@@ -65,6 +70,7 @@ def read_image(path: str | Path, rotate: bool = True, content: bytes | np.ndarra
                 if transpose is not None:
                     rgb = rgb.transpose(transpose)
                 pixels = np.array(rgb)  # [H, W, 3]
+                _dropped.update(_left_out(image))
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise _named(path, error, content) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
@@ -117,6 +123,23 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # Pillow's EXIF parser raises nearly anything on damaged tags
         return 1
     return value if isinstance(value, int) else 1
+
+
+def take_dropped() -> Counter[str]:
+    """Returns what `read_image` left out in this process since the last call: {PAGES or TRANSPARENCY: images}."""
+    taken = _dropped.copy()
+    _dropped.clear()
+    return taken
+
+
+def _left_out(image: Image.Image) -> list[str]:
+    """Returns what is not used of an image whose first page is read; to be called last, as the page may change."""
+    transparent = image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255
+    try:
+        several = getattr(image, "is_animated", False)
+    except Exception:  # decoders raise nearly anything on a damaged second page
+        several = False
+    return [PAGES] * bool(several) + [TRANSPARENCY] * transparent
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

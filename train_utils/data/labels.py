@@ -95,6 +95,10 @@ class LabelMap:
         """Returns the labels in use, without background and gaps."""
         return list(self._labels)
 
+    def rows(self) -> set[tuple[int, str]]:
+        """Returns (category id, name) of each class."""
+        return set(zip(self.category_ids, self.names, strict=True))
+
     def to_dict(self) -> dict:
         """Returns plain values, for a checkpoint."""
         rows = {"labels": self._labels, "category_ids": self.category_ids, "names": self.names}

@@ -16,6 +16,7 @@ import pickle
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.transform import padded_size
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.images import ImageError
+from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 
@@ -40,12 +41,14 @@ class Batch(NamedTuple):
     """Images of one forward pass; the lists may be empty.
 
     `indices` are positions in the data set; `skipped` names unreadable images, which have no image and no target here.
+    `dropped` is `images.take_dropped`'s.
     """
 
     images: list[torch.Tensor]
     targets: list[dict]
     indices: list[int]
     skipped: list[str]
+    dropped: Counter[str] = Counter()
 
     def to(self, device: torch.device) -> tuple[list[torch.Tensor], list[dict]]:
         """Returns images and targets, with every tensor and mask on the device."""
@@ -160,6 +163,7 @@ class _Samples:
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | InputError:
         batch = Batch([], [], [], [])
+        take_dropped()  # of images that others read
         for epoch, index in keys:
             position = index % len(self.ds)
             try:
@@ -175,7 +179,7 @@ class _Samples:
             batch.images.append(image)
             batch.targets.append({**target, "sample_seed": sample_seed(self.seed, epoch, index, MODEL)})
             batch.indices.append(position)
-        return batch
+        return batch._replace(dropped=take_dropped())
 
 
 class _Loader:

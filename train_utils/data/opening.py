@@ -1,6 +1,7 @@
 """Folder -> data sets. The one way in which every command opens data."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -8,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backbone.errors import InputError
+from train_utils.data.annotations import Annotations
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats import FORMATS
 from train_utils.data.formats.coco.layout import LOOKED_FOR
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import DataOptions
-from train_utils.data.problems import STOP, StopAtFirst, refuse_skips
+from train_utils.data.problems import STOP, StopAtFirst, refuse_nothing_to_learn, refuse_skips
 from train_utils.io.files import user_path
 
 LAYOUTS = ("auto", *FORMATS)
@@ -54,6 +56,7 @@ def open_data(
         train, val = (parts["all"].subset(positions) for positions in halves)
         parts = {"train": train, "val": val} if split is None else {split: train if split == "train" else val}
     if wanted.drop_empty and "train" in parts:
+        refuse_nothing_to_learn(parts["train"])
         parts["train"] = parts["train"].subset(np.flatnonzero(parts["train"].object_counts()))
     for role, part in parts.items():
         if not len(part):
@@ -119,13 +122,20 @@ def read_parts(
             sink.mistake(error)
             continue
         if table is not None:
-            parts[role] = ImageDataset(table)
+            parts[role] = ImageDataset(crowds_as_objects(table) if options.crowd_as_objects else table)
     try:
         label_map = label_map or _common_labels(list(parts.values()))
         return {role: part.labelled(label_map) for role, part in parts.items()}
     except InputError as error:
         problems.mistake(error)
         return parts
+
+
+def crowds_as_objects(table: Annotations) -> Annotations:
+    """Returns the table with its crowd regions as objects, and a note that says how many."""
+    note = f"{int(table.iscrowd.sum())} crowd regions are read as objects"
+    none = np.zeros_like(table.iscrowd)
+    return replace(table, iscrowd=none, ignored=table.ignored & (1 - table.iscrowd), notes=(*table.notes, note))
 
 
 def _common_labels(parts: list[ImageDataset]) -> LabelMap | None:

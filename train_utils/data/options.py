@@ -33,6 +33,7 @@ class DataOptions(Settings):
     val_fraction: float = setting(0.2, "validation share of data without a split", least=0, most=1)
     seed: int = setting(0, "chooses that share", least=0, below=BELOW_SEED)
     drop_empty: bool = setting(False, "leave out training images without objects")
+    crowd_as_objects: bool = setting(False, "read crowd regions (iscrowd 1) as objects: tools write it for each RLE")
     follow_links: bool = setting(False, "follow images that are links out of the data (else an error)", resume="own")
     strict: bool = setting(False, STRICT, resume="free")
     shapes_dir: str | Path = SHAPES_FOLDER  # where the built-in shapes are drawn

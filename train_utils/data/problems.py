@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # which imports this module
 
 MISTAKE, SKIP, NOTE = "mistake", "skip", "note"
 MISSING = "image files are missing"
+# Skips of objects that have a box: what they show is trained as background.
+NO_SEGMENTATION, NO_MASK = "annotations without segmentation", "XML objects without a mask"
 Id = int | float | str | None  # of an image or an annotation, as the data has it
 
 
@@ -123,6 +125,35 @@ def missing_files(data_set: ImageDataset) -> str:
 def describe_skips(skipped: dict[str, int], first: dict[str, str]) -> str:
     """Returns "3 annotations without segmentation (first: id 17), ..."; empty where nothing was skipped."""
     return ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in skipped.items() if count)
+
+
+def without_objects(data_set: ImageDataset) -> str:
+    """Returns why a data set has no object, by counts; empty where it has one."""
+    if data_set.object_counts().any():
+        return ""
+    crowds, elsewhere = data_set.class_counts(crowd=True), int((data_set.annotations.iscrowd == 0).sum())
+    skips = describe_skips(data_set.skipped, data_set.first_skipped)
+    causes = []
+    if crowds:
+        causes.append(
+            f"{sum(crowds.values())} annotations are crowd regions (iscrowd 1), of {few_counts(crowds)}; "
+            "--crowd-as-objects reads them as objects"
+        )
+    causes += [f"skipped {skips}"] if skips else []
+    causes += [f"{elsewhere} objects are in the images left out of it (--val-fraction)"] if elsewhere else []
+    return f"no object in its {len(data_set)} images: {'; '.join(causes) or 'none is annotated'}"
+
+
+def few_counts(counts: dict[str, object]) -> str:
+    """Returns "'cell' (12), 'dog' (3) and 4 more", the first three."""
+    shown = ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:3])
+    return shown + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+
+
+def refuse_nothing_to_learn(data_set: ImageDataset) -> None:
+    """Raises InputError, with the cause by counts, if there is no object to train on."""
+    if cause := without_objects(data_set):
+        raise InputError(f"{data_set.source}: nothing to learn: {cause}")
 
 
 def refuse_skips(data_set: ImageDataset) -> None:

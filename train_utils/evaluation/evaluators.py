@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbone.errors import InputError
+from train_utils.evaluation.limits import MAX_DETS
 
 VARIABLE = "MASKRCNN_EVALUATOR"
 PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"
@@ -62,7 +63,12 @@ def _faster_version() -> tuple[int, ...]:
 
 
 def accumulate(
-    evaluator: str, truth: dict, results: list[dict], iou_type: str, image_ids: Sequence[int] | None = None
+    evaluator: str,
+    truth: dict,
+    results: list[dict],
+    iou_type: str,
+    image_ids: Sequence[int] | None = None,
+    max_dets: int = MAX_DETS,
 ) -> COCOeval:
     """Runs evaluate and accumulate; returns the COCOeval, whose `eval` is filled and `summarize` can be called.
 
@@ -75,9 +81,11 @@ def accumulate(
         evaluation = evaluation(_index(coco, truth), _index(coco, {**truth, "annotations": results}), iou_type)
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
+        evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
         if evaluator == PYCOCOTOOLS:
+            evaluation.params.maxDets = [1, 10, MAX_DETS]  # summarize looks for 100
             return evaluation
         summary = COCOeval(iouType=iou_type)
         summary.eval = {key: evaluation.eval[key] for key in ("precision", "recall")}

@@ -18,6 +18,7 @@ from backbone.errors import InputError
 from network_files.operators.instance_masks import encode_masks
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator
+from train_utils.evaluation.limits import MAX_DETS
 from train_utils.io import files
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks"}  # IoU type -> the word for it
@@ -81,11 +82,14 @@ def evaluate_results(
     iou_types: Sequence[str] = ("bbox", "segm"),
     image_ids: Sequence[int] | None = None,
     evaluator: str | None = None,
+    max_dets: int = MAX_DETS,
 ) -> dict[str, IouTypeResult]:
     """Evaluates COCO results (from `to_coco_results`, or a detections file) against COCO ground truth.
 
     image_ids: evaluate only these images (default: all of the ground truth); evaluator: see `choose_evaluator`, the
-    numbers are the same. No results give AP 0. Prints nothing and changes no argument. Raises InputError for results
+    numbers are the same; max_dets: of a class in an image, in place of the 100 of AP and AR100.
+
+    No results give AP 0. Prints nothing and changes no argument. Raises InputError for results
     of images that the ground truth lacks.
     """
     known = {image["id"] for image in ground_truth["images"]}
@@ -93,20 +97,25 @@ def evaluate_results(
     if strange is not None:
         raise InputError(f"results: image_id {strange} is not in the ground truth; give results of the same images")
     evaluator = choose_evaluator(evaluator)
-    return {t: _evaluate(ground_truth, results, t, image_ids, evaluator) for t in iou_types}
+    return {t: _evaluate(ground_truth, results, t, image_ids, evaluator, max_dets) for t in iou_types}
 
 
 def _evaluate(
-    ground_truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequence[int] | None, evaluator: str
+    ground_truth: dict,
+    results: Sequence[dict],
+    iou_type: str,
+    image_ids: Sequence[int] | None,
+    evaluator: str,
+    max_dets: int,
 ) -> IouTypeResult:
     truth = {**ground_truth, "annotations": _numbered(ground_truth["annotations"])}
-    evaluation = accumulate(evaluator, truth, _as_annotations(results, iou_type), iou_type, image_ids)
+    evaluation = accumulate(evaluator, truth, _as_annotations(results, iou_type), iou_type, image_ids, max_dets)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         evaluation.summarize()
     return IouTypeResult(
         stats=[float(value) for value in evaluation.stats],
-        lines=printed.getvalue().splitlines(),
+        lines=printed.getvalue().replace(f"maxDets={MAX_DETS}", f"maxDets={max_dets:>3}").splitlines(),
         per_class=_average_precision_50(ground_truth["categories"], evaluation.eval["precision"]),
         evaluator=evaluator,
     )
@@ -170,11 +179,12 @@ def format_record(results: dict[str, IouTypeResult]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def write_record(folder: str | Path, results: dict[str, IouTypeResult]) -> list[Path]:
+def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: dict | None = None) -> list[Path]:
     """Writes record_mAP.txt and, for programs, record_mAP.json into `folder`; returns both paths.
 
     The json holds per IoU type "stats" (STAT_NAMES -> numbers, -1 = absent) and "per_class" (category name -> AP at
-    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched.
+    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and `about`, plain values
+    that say what the numbers are about.
     """
     folder = files.make_folder(folder)
     record = {
@@ -185,6 +195,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult]) -> list[
         }
         for iou_type, result in results.items()
     }
+    if about is not None:
+        record["about"] = about
     text_path, json_path = folder / "record_mAP.txt", folder / "record_mAP.json"
     files.write_text(text_path, format_record(results))
     files.write_text(json_path, json.dumps(record, indent=1))

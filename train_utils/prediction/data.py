@@ -7,6 +7,7 @@ from typing import Any
 
 from backbone.errors import InputError
 from train_utils.checkpoints.checkpoint import is_checkpoint
+from train_utils.checkpoints.held_out import OF_TRAINING, SHARE, Scored, open_scored
 from train_utils.cli.flags import add_flags, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
@@ -14,12 +15,11 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
 from train_utils.data.options import PLACES, DataOptions
 
-OF_TRAINING = (*PLACES, "val_fraction", "seed")  # what a checkpoint says about its data
 OF_DATA = (*OF_TRAINING, "follow_links", "strict")
 
 
 def add_data_flags(parser: Parser) -> None:
-    """Adds the flags that name data: those that are absent are as in training, see `open_split`."""
+    """Adds the flags that name data: those that are absent are as in training, see `data_options`."""
     add_flags(parser, DataOptions, only=OF_DATA, defaults=False)
 
 
@@ -30,14 +30,9 @@ def data_options(given: dict[str, Any], trained: dict[str, Any]) -> DataOptions:
     return DataOptions(**{**of_training, **given_settings(DataOptions, given)})
 
 
-def open_split(split: str, options: DataOptions, label_map: LabelMap | None) -> ImageDataset:
-    """Returns a split, "train" or "val", of the data. label_map: the weights' own, or None for the data's."""
-    return getattr(open_data(options, split, label_map), split)
-
-
 def open_split_of(
     content: dict[str, Any], split: str, given: dict[str, Any], label_map: LabelMap
-) -> tuple[ImageDataset, dict[str, Any]]:
+) -> tuple[Scored, dict[str, Any]]:
     """Returns the split of the data that goes with a model, and the training options; InputError for other classes.
 
     content: of the weights' file; given: the settings of the command; label_map: the model's.
@@ -46,11 +41,16 @@ def open_split_of(
     trained = content.get("args", {}) if whole else {}  # other projects' are not our flags
     # A bare state dict knows no category ids: the data's own are taken unless the user names the classes.
     named = whole or "label_json_path" in given
-    of_data = {name: value for name, value in given.items() if name in OF_DATA}
-    data_set = open_split(split, data_options(of_data, trained), label_map if named else None)
-    check_same_classes(given["weights_path"], label_map, data_set, named)
-    print(data_set.describe())
-    return data_set, trained
+    wanted = data_options({name: value for name, value in given.items() if name in OF_DATA}, trained)
+    classes = label_map if named else None
+    if split == "val":
+        scored = open_scored(wanted, content, not given.keys().isdisjoint(SHARE), classes)
+    else:
+        data_set = getattr(open_data(wanted, split, classes), split)
+        scored = Scored(data_set, len(data_set), [data_set.describe()])
+    check_same_classes(given["weights_path"], label_map, scored.data_set, named)
+    print(*scored.lines, sep="\n")
+    return scored, trained
 
 
 def check_same_classes(weights_path: str | Path, label_map: LabelMap, data_set: ImageDataset, named: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,9 @@ from backbone.errors import InputError
 from network_files import MaskRCNN
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
-from train_utils.data.images import ImageError
+from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.labels import LabelMap
+from train_utils.evaluation.limits import dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.show.drawing import draw_detections
@@ -32,7 +34,7 @@ class Predictor:
     """A model with what is wanted of its detections: thresholds and classes only filter.
 
     least_score: of a detection; mask_threshold: a mask's pixels are those with a probability above it; classes: names,
-    None for all; strict: an image that cannot be read is an error.
+    None for all; strict: an image that cannot be read is an error; smallest_scale: of the checkpoint.
     """
 
     def __init__(
@@ -43,11 +45,14 @@ class Predictor:
         mask_threshold: float = 0.5,
         classes: Sequence[str] | None = None,
         strict: bool = False,
+        smallest_scale: object = None,
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
         self.least_score, self.mask_threshold = least_score, mask_threshold
         self.labels = None if classes is None else torch.tensor(self._labels_of(classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
+        self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
+        self.full = 0  # images with as many sure detections as the model may find
 
     def _labels_of(self, names: Sequence[str]) -> list[int]:
         known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
@@ -61,7 +66,9 @@ class Predictor:
         what = f"prediction on an image of {image.shape[-1]}x{image.shape[-2]}"
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
             found = detect(self.model, image, self.device)
+        self.sizes[tuple(image.shape[-2:])] += 1
         keep = found["scores"] >= self.least_score  # [D]
+        self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
         if self.labels is not None:
             keep &= torch.isin(found["labels"], self.labels)
         return {key: value[keep] for key, value in found.items()}
@@ -103,5 +110,9 @@ class Predictor:
         """Says how many of the images were predicted; returns the exit status."""
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
+        full = full_images(self.full, self.model.config.box_detections_per_img)
+        shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
+        for limit in [*full, *shrunk, *dropped_limits(take_dropped())]:
+            print(limit.line)
         print(f"{images - self.unreadable} of {images} image(s) predicted{note}")
         return EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else EXIT_OK

@@ -18,6 +18,7 @@ from network_files import MaskRCNNConfig
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings, settings_of
 from train_utils.cli.parser import Parser
 from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
+from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
 
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
@@ -124,6 +125,9 @@ class Running(Settings):
     )
     early_stop: int | None = setting(
         None, "stop after N epochs without a better mask AP", least=1, metavar="N", resume="free"
+    )
+    max_dets: int = setting(
+        MAX_DETS, "detections of a class in an image that AP, and so the best checkpoint, counts", least=10, metavar="N"
     )
     recompute: bool = setting(
         False, "less memory for more time: compute the backbone's activations twice", resume="free"

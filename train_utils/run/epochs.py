@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
+from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.console import MetricLogger
@@ -53,7 +55,7 @@ class Run:
     config: RunConfig  # resolved
     world: World
     splits: DataSplits
-    data: str  # resume.fingerprint of the training images
+    data: str  # held_out.fingerprint of the training images
     folder: Path | None  # None: nothing is written
     checkpoint: resume.Checkpoint | None  # that it goes on from
 
@@ -111,6 +113,8 @@ class Trainer:
                 self.say(line)
         elif config.start_epoch:
             start_at(config.start_epoch, self.state, self.progress)
+        jitter = config.large_scale_jitter, config.jitter_scale[0], config.expand
+        self.smallest_scale = smallest_scale(map(tuple, splits.train.sizes.tolist()), model.config, *jitter)
         settle_gradient_exchange(self.state, world)
         self.board = TensorBoard(run.folder, self.progress.step, world.is_main)
         self.writer = ResultsWriter(run.folder, self.progress.epochs_done) if world.is_main else None
@@ -127,7 +131,8 @@ class Trainer:
         with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
             for epoch in range(progress.epochs_done, config.epochs):
                 if config.early_stop and progress.epochs_since_best >= config.early_stop:
-                    self.say(f"stopping early: no better mask AP for {progress.epochs_since_best} epochs")
+                    what = "better mask AP" if progress.best_ap >= 0 else "lower validation loss"
+                    self.say(f"stopping early: no {what} for {progress.epochs_since_best} epochs")
                     break
                 averages = self.train_epoch(epoch)
                 result = self.evaluate()
@@ -165,6 +170,7 @@ class Trainer:
         if progress.meters:
             log.load_state_dict(progress.meters)
         hooks = StepHooks(self.stop.requested, self.may_skip, self.counts_of)
+        dropped: Counter[str] = Counter()
         steps = train_one_epoch(self.state, self.loader, self.world, epoch, first, hooks)
         try:
             for record in steps:
@@ -174,6 +180,7 @@ class Trainer:
                 self.board.step(record.step, record.losses, record.lr, record.own.measures)
                 progress.end_step(record)
                 self.report_skipped(record.own.skipped_files)
+                dropped += record.own.dropped
                 if config.log_steps:
                     self.log_step(record)
                 # The last step is saved before the evaluation, so that a kill within that loses nothing.
@@ -189,6 +196,8 @@ class Trainer:
             raise explain_lack_of_memory(error, self.splits.train) from error
         finally:
             log.close()
+        whole = sum(self.world.gather(dropped), Counter())
+        self.say_limits(dropped_limits(whole), "train: ")
         if not log.averages():
             raise InputError("no training image could be read, or no loss was finite; see the lines above")
         return log.averages()
@@ -223,7 +232,8 @@ class Trainer:
         # the step is saved by now
         with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
-            return evaluate(model, self.val_loader, self.splits.val, self.world, keep_samples=SAMPLES)
+            max_dets = self.config.max_dets
+            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, max_dets=max_dets)
 
     def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
         """Prints and writes an epoch's numbers."""
@@ -233,6 +243,7 @@ class Trainer:
             f"Test: [{epoch}]  box AP: {box[0]:.4f}  AP50: {box[1]:.4f}  mask AP: {mask[0]:.4f}  "
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
+        self.say_limits(result.limits, "val: ")
         skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
@@ -241,12 +252,20 @@ class Trainer:
             self.say(f"unreadable images left out: {skipped[0]} in training so far, {skipped[1]} in validation")
         loss, lr = averages["loss"], self.progress.curve[-1][1]
         more = {"train_losses": averages, "val_losses": result.losses, "seconds": result.seconds}
+        more["limits"] = record_of(result.limits)
         self.writer.write(epoch, stats, loss, lr, **more)
         per_class = {iou_type: numbers.per_class for iou_type, numbers in result.stats.items()}
         self.board.epoch(self.progress.step, stats, result.losses, per_class)
         with explaining_lack_of_memory("drawing for TensorBoard", "free some memory, then --resume auto"):
             self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
         write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
+
+    def say_limits(self, limits: list[Limit], of: str) -> None:
+        """Prints limits that were met, each once a run; every epoch's are in the json."""
+        for limit in limits:
+            if of + limit.name not in self.reported:
+                self.say(of + limit.line)
+                self.reported.add(of + limit.name)
 
     def about(self) -> str:
         """Returns a line on the run for its curves."""
@@ -279,6 +298,7 @@ class Trainer:
             self.config.to_args(),
             resume.environment(self.world),
         )
+        state["smallest_scale"] = self.smallest_scale  # for prediction
         if path.exists():  # what it replaces stays, in case the new one's bits rot
             checkpoints.copy_checkpoint(path, previous)
         checkpoints.save_checkpoint(path, state)

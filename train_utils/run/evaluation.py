@@ -5,6 +5,7 @@ Batch k of the loader is dealt to rank k % size. Rank 0 gathers what all have fo
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from network_files.losses import LOSS_NAMES
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch, EvalLoader
+from train_utils.evaluation.limits import MAX_DETS, Limit, dropped_limits, limits_met
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
 from train_utils.io.memory import LESS_IN_EVALUATION, explaining_lack_of_memory
 from train_utils.processes.distributed import World
@@ -29,6 +31,7 @@ class Found(NamedTuple):
     results: list[dict]  # COCO result dicts, of both box and mask
     loss_sums: dict[str, float]  # over these images
     skipped: list[str]  # images that could not be read: they are left out of the numbers
+    dropped: Counter[str]  # what reading left out of images
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class EvalResult:
     found: Found
     samples: list[tuple]  # (image, target, detection), on the CPU
     seconds: float
+    limits: list[Limit]  # that cut the numbers
 
     @property
     def mask_ap(self) -> float:
@@ -55,11 +59,14 @@ def evaluate(
     world: World,
     keep_samples: int = 0,
     on_batch: Callable[[Batch], None] | None = None,
+    max_dets: int = MAX_DETS,
 ) -> EvalResult:
     """Evaluates a model on a data set in float32, in one pass that the ranks share.
 
     loader: EvalLoader of data_set; keep_samples: number of images to return with their detections; on_batch: called
-    after each batch. On a CPU the numbers depend neither on the batch size nor on the number of ranks. On a GPU the
+    after each batch; max_dets: detections of a class in an image that AP counts.
+
+    On a CPU the numbers depend neither on the batch size nor on the number of ranks. On a GPU the
     losses depend on the batch size: within a batch they weigh an image by its samples. Raises InputError where no
     image could be read.
     """
@@ -79,8 +86,8 @@ def evaluate(
             on_batch(batch)
     turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
     found = joined(part for turn in turns for part in turn if part is not None)
-    stats, losses = world.on_main(summarize, found, data_set)
-    return EvalResult(stats, losses, found, samples, time.perf_counter() - start)
+    stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, model.config.box_detections_per_img)
+    return EvalResult(stats, losses, found, samples, time.perf_counter() - start, limits)
 
 
 def evaluate_batch(
@@ -97,27 +104,36 @@ def evaluate_batch(
     image_ids = [int(target["image_id"]) for target in batch.targets]
     sizes = [tuple(image.shape[-2:]) for image in images]
     return Found(
-        image_ids, to_coco_results(detections, image_ids, sizes, label_map), loss_sums, batch.skipped
+        image_ids, to_coco_results(detections, image_ids, sizes, label_map), loss_sums, batch.skipped, batch.dropped
     ), detections
 
 
 def joined(parts: Iterable[Found]) -> Found:
     """Returns what was found in all the images of the parts."""
-    whole = Found([], [], {}, [])
+    whole = Found([], [], {}, [], Counter())
     for part in parts:
         whole.image_ids.extend(part.image_ids)
         whole.results.extend(part.results)
         whole.skipped.extend(part.skipped)
+        whole.dropped.update(part.dropped)
         for name, value in part.loss_sums.items():
             whole.loss_sums[name] = whole.loss_sums.get(name, 0.0) + value
     return whole
 
 
 @explaining_lack_of_memory("computing the COCO numbers", "try a higher --box-score-thresh: it leaves fewer detections")
-def summarize(found: Found, data_set: ImageDataset) -> tuple[dict[str, IouTypeResult], dict[str, float]]:
-    """Returns the numbers per IoU type and the mean losses; raises InputError where no image was read."""
+def summarize(
+    found: Found, data_set: ImageDataset, max_dets: int, per_image: int
+) -> tuple[dict[str, IouTypeResult], dict[str, float], list[Limit]]:
+    """Returns the numbers per IoU type, the mean losses and the limits that were met.
+
+    Raises InputError where no image was read.
+    """
     image_ids = sorted(found.image_ids)
     if not image_ids:
         raise InputError(f"none of the {len(data_set)} validation images could be read; the first: {found.skipped[0]}")
-    stats = evaluate_results(data_set.ground_truth(), found.results, image_ids=image_ids)
-    return stats, {name: value / len(image_ids) for name, value in found.loss_sums.items()}
+    truth = data_set.ground_truth()
+    stats = evaluate_results(truth, found.results, image_ids=image_ids, max_dets=max_dets)
+    losses = {name: value / len(image_ids) for name, value in found.loss_sums.items()}
+    limits = limits_met(truth, found.results, set(image_ids), max_dets, per_image)
+    return stats, losses, limits + dropped_limits(found.dropped)

@@ -7,6 +7,7 @@ step in step.py, one evaluation in evaluation.py, the options in config.py.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,13 @@ from backbone.errors import InputError
 from network_files import MaskRCNN, create_model, load_weights
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
+from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import EvalLoader
-from train_utils.data.opening import open_data
+from train_utils.data.opening import DataSplits, open_data
+from train_utils.data.problems import refuse_nothing_to_learn, without_objects
 from train_utils.evaluation.evaluators import choose_evaluator
+from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
@@ -52,11 +56,13 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
         notes += without_effect(config, world, checkpoint is not None)
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
-            splits = open_data(config)
+            splits, lines = open_scored_alone(config, given, checkpoint) if config.test_only else open_splits(config)
         say = print if world.is_main else lambda *_, **__: None
-        say(f"train: {splits.train.describe()}\nval: {splits.val.describe()}")
+        say("\n".join(lines))
+        if not config.test_only:
+            refuse_nothing_to_learn(splits.train)
         check_num_classes(config.num_classes, splits.label_map)
-        data = resume.fingerprint(splits.train)
+        data = "" if config.test_only else fingerprint(splits.train)
         if checkpoint and not config.test_only:
             resume.check_data(config, checkpoint, data)
 
@@ -83,6 +89,31 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
             return
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
+
+
+def open_splits(config: RunConfig) -> tuple[DataSplits, list[str]]:
+    """Returns the data of a training, and lines that describe it."""
+    splits = open_data(config)
+    lines = [f"train: {splits.train.describe()}", f"val: {splits.val.describe()}"]
+    if cause := without_objects(splits.val):
+        lines.append(f"val: {cause}; AP is n/a: the lowest validation loss chooses the best, model_min_val_loss.pth")
+    return splits, lines
+
+
+def open_scored_alone(
+    config: RunConfig, given: Collection[str], checkpoint: resume.Checkpoint | None
+) -> tuple[DataSplits, list[str]]:
+    """Returns the data that --test-only scores, without a training split, and lines that describe it."""
+    content = checkpoint or {}
+    if not checkpoint and user_path(config.weights).is_file():
+        content = checkpoints.load_file(user_path(config.weights))
+    scored = open_scored(config, content, bool({*given} & {*SHARE}))
+    data_set = scored.data_set
+    if checkpoints.is_checkpoint(content):
+        saved = LabelMap.from_dict(content["label_map"])
+        if data_set.label_map.rows() <= saved.rows():  # of training data with more classes than the validation data
+            data_set = data_set.labelled(saved)
+    return DataSplits(None, data_set, data_set.label_map), [f"val: {line}" for line in scored.lines]
 
 
 def build_model(
@@ -120,8 +151,11 @@ def test(run: Run, model: MaskRCNN) -> None:
     if run.checkpoint and "ema" in run.checkpoint:
         model.load_state_dict(run.checkpoint["ema"])
     data_set = run.splits.val
-    result = evaluate(model, EvalLoader(data_set, run.world, run.config, model.config), data_set, run.world)
+    loader = EvalLoader(data_set, run.world, run.config, model.config)
+    result = evaluate(model, loader, data_set, run.world, max_dets=run.config.max_dets)
     for name in result.found.skipped:
         run.say(f"skipped: {name}", file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         run.say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
+    for limit in result.limits:
+        run.say(limit.line)

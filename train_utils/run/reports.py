@@ -105,15 +105,21 @@ def plain_masks(masks: torch.Tensor | CroppedMasks) -> torch.Tensor:
 
 def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
     """Prints the last lines of a run: which file holds what, and what to do next."""
-    best = folder / "model_best.pth"
-    saved = [best] if best.exists() else sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
+    best, lowest = folder / "model_best.pth", folder / "model_min_val_loss.pth"
+    saved = next(([path] for path in (best, lowest) if path.exists()), [])
+    saved = saved or sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
+    reached = "n/a, as the validation images have no object" if best_ap < 0 else f"{best_ap:.4f}"
     if not saved:
-        print(f"\ndone: best mask AP {best_ap:.4f}. The resumed run had ended: nothing new is in {folder}")
+        print(f"\ndone: best mask AP {reached}. The resumed run had ended: nothing new is in {folder}")
         return
-    print(f"\ndone: best mask AP {best_ap:.4f}. In {folder}:")
-    print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; the kept epochs', to resume")
+    print(f"\ndone: best mask AP {reached}. In {folder}:")
+    if best.exists():
+        print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; the kept epochs', to resume")
+    else:
+        print("  model_{epoch}.pth                   the kept epochs' weights, to resume")
     print("  det_results*, seg_results*          COCO numbers per epoch, for boxes and masks (.txt, .json)")
-    print("  model_min_val_loss.pth              weights with the lowest validation loss")
+    if lowest.exists():
+        print("  model_min_val_loss.pth              weights with the lowest validation loss")
     print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
     print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
     weights, image = shlex.quote(str(saved[-1])), shlex.quote(val_set.file_name(0))

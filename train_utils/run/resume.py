@@ -7,18 +7,14 @@ each in run/config.py.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from train_utils.cli.flags import given_model, settings_of
-from train_utils.data.dataset import ImageDataset
 from train_utils.io.files import user_path
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
@@ -147,16 +143,6 @@ def check_data(config: RunConfig, checkpoint: Checkpoint, data: str) -> None:
             "--resume: the training images are not those of before (names, sizes or numbers of objects); "
             f"put the data back, or give --allow-changed {DATA}"
         )
-
-
-def fingerprint(data_set: ImageDataset) -> str:
-    """Returns a hash of the training images' names, sizes and numbers of objects, in their order."""
-    state = hashlib.sha256()
-    for i in range(len(data_set)):
-        state.update(Path(data_set.file_name(i)).name.encode(errors="surrogateescape") + b"\0")
-    state.update(np.asarray(data_set.sizes, dtype=np.int64).tobytes())
-    state.update(np.asarray(data_set.object_counts(), dtype=np.int64).tobytes())
-    return state.hexdigest()
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Progress:
     lowest_val_loss: float = float("inf")
     global_batch: int = 0  # images per step
     world_size: int = 1
-    data: str = ""  # resume.fingerprint of the training images
+    data: str = ""  # held_out.fingerprint of the training images
     skipped: int = 0  # training images met that could not be read
     bad_batches: int = 0  # steps skipped because a loss was not finite
     overflows: int = 0  # steps skipped because the gradient overflowed float16
@@ -43,12 +43,14 @@ class Progress:
         self.curve.append((loss, record.lr))
 
     def end_epoch(self, epoch: int, mask_ap: float, val_loss: float) -> list[str]:
-        """Counts an evaluated epoch; returns the names that its checkpoint gets beside its number."""
-        better = mask_ap > self.best_ap
+        """Counts an evaluated epoch; returns the names that its checkpoint gets beside its number.
+
+        Where the AP is n/a (-1: no object), the validation loss says whether an epoch is better.
+        """
+        better, lower = mask_ap > self.best_ap, val_loss < self.lowest_val_loss  # never lower for NaN
         self.best_ap = max(self.best_ap, mask_ap)
-        self.epochs_since_best = 0 if better else self.epochs_since_best + 1
-        lower = val_loss < self.lowest_val_loss
-        if lower:  # never so for NaN
+        self.epochs_since_best = 0 if better or (lower and self.best_ap < 0) else self.epochs_since_best + 1
+        if lower:
             self.lowest_val_loss = val_loss
         self.epochs_done, self.meters = epoch + 1, None
         return ["best"] * better + ["min_val_loss"] * lower

@@ -6,6 +6,7 @@ them, so that 2 ranks equal 1 rank with twice the accumulation. The 5 losses are
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class RankRecord:
 
     indices: list[int]  # positions in the data set
     skipped_files: list[str]
+    dropped: Counter[str]  # what reading left out of images
     seconds: float
     data_seconds: float  # of these, until the images were there
     measures: "dict[str, HostCopy]"  # the norm of a gradient that was used (before clipping), and StepCounts.means
@@ -132,6 +134,7 @@ def train_step(
         own=RankRecord(
             indices=[index for batch in batches for index in batch.indices],
             skipped_files=skipped_files,
+            dropped=sum((batch.dropped for batch in batches), Counter()),
             seconds=time.perf_counter() - start,
             data_seconds=data_seconds,
             measures={name: HostCopy(torch.as_tensor(value)) for name, value in measures.items()},

@@ -34,7 +34,7 @@ from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
 
 UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
-CACHED = "npy 1"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "npy 2"  # to be raised when arrays, or what is checked or skipped, change
 SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
 EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"
 Place = tuple[Path, Path, Path]  # folder of the data, of its images, of its .npy files
@@ -138,12 +138,14 @@ def _read_folder(
     scans = [scan.turned() if scan.rows_first is None and turn else scan for scan in scans]
     skipped = {reason: len(names) for reason, names in left.items()}
     first = {reason: npy_folder.few(names) for reason, names in left.items()}
-    images, arrays = _pack(sound, scans, skipped, first, problems)
+    skipped_of: Counter[int] = Counter()
+    images, arrays = _pack(sound, scans, skipped, first, skipped_of, problems)
     by_id: dict[int, tuple] = {}
     for image in images:
         if by_id.setdefault(image[0], image) is not image:
             problems.mistake(duplicated(image_dir, by_id[image[0]], image))
     values = {"categories": [], "given": [], "skipped": skipped, "first_skipped": first, "note": note}
+    values["skipped_of"] = list(skipped_of.items())
     arrays |= image_arrays(images)
     notes = (note,)
     if worthwhile and len(sound) == len(pairs) and key == _stamp(paths, left)[0]:
@@ -222,9 +224,14 @@ def _orientation(scans: list[Scan]) -> tuple[bool, str]:
 
 
 def _pack(
-    pairs: list[tuple[str, str]], scans: list[Scan], skipped: dict, first: dict, problems: StopAtFirst
+    pairs: list[tuple[str, str]],
+    scans: list[Scan],
+    skipped: dict,
+    first: dict,
+    skipped_of: Counter[int],
+    problems: StopAtFirst,
 ) -> tuple[list[tuple], dict[str, np.ndarray]]:
-    """Returns (images as `check_image` has them, DTYPES' other arrays); adds to skipped and first."""
+    """Returns (images as `check_image` has them, DTYPES' other arrays); adds to skipped, first and skipped_of."""
     numbers = Counter(int(stem) for stem in map(_stem, pairs) if npy_folder.is_number(stem))
     images, per_image, kept, counts = [], [], [], []  # kept: label, iscrowd, area, x, y, w, h of each object
     for pair, scan in zip(pairs, scans, strict=True):
@@ -241,6 +248,7 @@ def _pack(
                 continue
             reason = NO_BOX if area else EMPTY
             skipped[reason] = skipped.get(reason, 0) + 1
+            skipped_of[scan.labels[i]] += 1
             first.setdefault(reason, f"index {i} of {pair[1]}")
             problems.skip(reason, f"{pair[1]}: index {i}: skipped: {reason}", image_id if own else stem)
         per_image.append(len(kept) - before)

@@ -29,12 +29,11 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.links import links_out_of
 from train_utils.data.masks import IndexImages, Ragged
 from train_utils.data.options import DataOptions
-from train_utils.data.problems import STOP, StopAtFirst
+from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
 
 UNUSED = {"label_json_path": "whose classes have names", "image_dir": "whose images are in JPEGImages"}
 FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
 # skipped
-NO_MASK = "XML objects without a mask"
 NO_CLASS = "instances without a class (neither XML object nor SegmentationClass)"
 LISTED_TWICE = "images listed twice"
 # notes
@@ -79,7 +78,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
     files, missing = voc_files.find_images(folder, names)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         scans = list(pool.map(lambda name: _scan_or_error(folder, name, class_ids), names))
-    skipped, first_skipped, notes = Counter(), {}, Counter()
+    skipped, first_skipped, notes, skipped_of = Counter(), {}, Counter(), Counter()
     if repeated := len(listed) - len(names):
         first_skipped[LISTED_TWICE] = Counter(listed).most_common(1)[0][0]
         skipped[LISTED_TWICE] += repeated
@@ -89,6 +88,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
             problems.mistake(scan, image=name)
             continue
         xml = voc_files.xml_path(folder, name)
+        skipped_of.update(scan.skipped_classes)
         for reason, count in scan.skipped.items():
             if count:
                 first_skipped.setdefault(reason, name)
@@ -131,6 +131,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
         missing=np.array(missing, dtype=bool)[sound],
         skipped=dict(skipped),
         first_skipped=first_skipped,
+        skipped_of=dict(skipped_of),
         notes=(f"notes: {noted}",) if noted else (),
         fixed_labels=True,
     )
@@ -151,7 +152,7 @@ COLUMNS = ("numbers", "boxes", "areas", "classes", "difficult")
 class Scan(NamedTuple):
     """The instances of one image: COLUMNS with N rows each (boxes [N, 4]), and counts by reason.
 
-    fraction: a box of the XML that has one.
+    fraction: a box of the XML that has one; skipped_classes: of the XML's objects without a mask.
     """
 
     size: tuple[int, int]
@@ -163,6 +164,7 @@ class Scan(NamedTuple):
     skipped: dict[str, int]
     notes: dict[str, int]
     fraction: list[float] | None
+    skipped_classes: list[int]
 
 
 def _scan_or_error(folder: Path, name: str, class_ids: dict[str, int]) -> Scan | InputError:
@@ -195,4 +197,5 @@ def _scan(folder: Path, name: str, class_ids: dict[str, int]) -> Scan:
     columns = [column[known] for column in (numbers, boxes, areas, classes, difficult)]
     broken = (xml.boxes % 1).any(axis=1)  # [M]
     fraction = xml.boxes[broken][0].tolist() if broken.any() else None
-    return Scan(objects.shape, *columns, skipped, notes, fraction)
+    without = np.delete(xml.classes, partner[matched]).tolist()
+    return Scan(objects.shape, *columns, skipped, notes, fraction, without)

@@ -42,7 +42,8 @@ class Packer:
 
     images: (id, file name, (H, W), ...) each; categories: the ids there are, or None if that is checked later;
     bad_images: ids of images that have a mistake, whose annotations are not checked.
-    count: annotations added; skipped: {reason: count}; first_skipped: {reason: which one, as "id 17"};
+    count: annotations added; skipped: {reason: count}; first_skipped: {reason: which one, as "id 17"}; skipped_of:
+    {category id: count};
     category_ids: of those added, the skipped ones' too (but for those of images that are not listed).
     """
 
@@ -58,6 +59,7 @@ class Packer:
         self.row_of = {image[0]: row for row, image in enumerate(images)}
         self.sizes = np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2)  # [I, 2]
         self.count, self.skipped, self.first_skipped = 0, {}, {}
+        self.skipped_of: dict[int, int] = {}
         self._other_ids = array("q")  # of annotations that were skipped or refused
         self._given: dict[int, object] = {}  # ids that are something else in the json
         self.category_ids: set[int] = set()
@@ -110,6 +112,8 @@ class Packer:
             return
         self.first_skipped.setdefault(reason, name if annotation.get("id") is None else f"id {name}")
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        if (category := number_of(annotation, "category_id")) is not None:
+            self.skipped_of[category] = self.skipped_of.get(category, 0) + 1
         self.problems.skip(reason, f"{self.path}: annotation {name}: skipped: {reason}", image, number)
         try:
             self._other_ids.append(annotation_id(annotation))

@@ -143,6 +143,7 @@ def _packed_values(
         "given": list(given.items()),
         "skipped": packer.skipped,
         "first_skipped": packer.first_skipped,
+        "skipped_of": list(packer.skipped_of.items()),
     }
     return values, {**image_arrays(images), **packer.arrays()}
 

@@ -11,9 +11,8 @@ from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from train_utils.data.masks import FAR, RLE, pack_polygons, unpack_polygon
+from train_utils.data.problems import NO_SEGMENTATION
 from train_utils.data.rle import decode_counts
-
-NO_SEGMENTATION = "annotations without segmentation"
 
 
 class Skip(Exception):

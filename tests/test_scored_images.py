@@ -1,0 +1,160 @@
+"""Which images are scored: what was asked for as a whole, but the held-out share of the checkpoint's own data."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import train
+import validation
+from tests.coco_folders import coco, many, write
+from tests.small_runs import call, flags
+from tests.tiny_model import NAMES, write_checkpoint
+
+CATEGORIES = [{"id": i, "name": name} for i, name in NAMES.items()]
+
+
+def ten(folder, start=1, json_name="_annotations.coco.json", image_dir="."):
+    """Ten images with a square each, of the tiny model's classes."""
+    content = many(10, start)
+    return write(folder, {**content, "categories": CATEGORIES}, json_name, image_dir)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A function that trains on data for an epoch -> its checkpoint."""
+
+    def run(data, *more):
+        assert call(train, *flags(data, tmp_path / "run", "--epochs", 1, *more)) == 0
+        return tmp_path / "run" / "model_0.pth"
+
+    return run
+
+
+@pytest.fixture
+def scored(tmp_path, capsys, monkeypatch):
+    """A function that validates -> (ids of images with detections, the record's "about", what was printed)."""
+
+    def run(weights, *words):
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        assert call(validation, "--device", "cpu", "--weights-path", weights, *words) == 0
+        ids = {entry["image_id"] for entry in json.loads((tmp_path / "detections.json").read_text())}
+        return ids, json.loads((tmp_path / "record_mAP.json").read_text())["about"], capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["test", "valid", "photos", "train"])
+def test_other_data_is_scored_whole(tmp_path, scored, name):
+    path = ten(tmp_path / "export" / name)
+    weights = write_checkpoint(tmp_path / "w.pth", data_path=str(tmp_path / "export"), val_fraction=0.2, seed=0)
+    for data in (path.parent, path):
+        ids, about, printed = scored(weights, "--data-path", data)
+        assert (about["images"], about["of"], ids) == (10, 10, set(range(1, 11)))
+        assert printed.count("scored: all 10 images\n") == 1
+
+
+def test_of_the_checkpoints_own_data_the_held_out_share_is_scored(tmp_path, trained, scored):
+    path = ten(tmp_path / "data", json_name="val.json", image_dir="images")  # what it is called does not matter
+    weights = trained(path)
+    own = scored(weights)
+    assert (own[1]["images"], own[1]["of"]) == (2, 10) and len(own[0]) <= 2
+    assert own[2].count("scored: 2 of the 10 images, the share of 0.2 that training held out\n") == 1
+    assert scored(weights, "--data-path", path)[:2] == own[:2]
+    shutil.move(tmp_path / "data", tmp_path / "moved")  # its training images are known again elsewhere
+    assert scored(weights, "--data-path", tmp_path / "moved" / "val.json")[0] == own[0]
+    other = ten(tmp_path / "other", start=50, json_name="val.json", image_dir="images")
+    assert scored(weights, "--data-path", other)[1]["images"] == 10
+    asked = scored(weights, "--data-path", other, "--val-fraction", 0.5)
+    assert asked[1]["images"] == 5 and "the share of 0.5 that the command asks for" in asked[2]
+
+
+def test_corrected_training_data_is_not_scored_on_what_it_was_trained_on(tmp_path, trained, scored):
+    path = ten(tmp_path / "data", image_dir="images")
+    weights = trained(path.parent)
+    content = json.loads(path.read_text())
+    del content["annotations"][::2]
+    path.write_text(json.dumps(content))
+    assert scored(weights, "--data-path", path)[1]["images"] == 2
+
+
+def test_dropped_images_do_not_hide_the_training_data(tmp_path, trained, scored):
+    path = ten(tmp_path / "data", image_dir="images")
+    content = json.loads(path.read_text())
+    del content["annotations"][:3]
+    path.write_text(json.dumps(content))
+    weights = trained(path, "--drop-empty")
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    assert scored(weights, "--data-path", tmp_path / "moved")[1]["images"] == 2
+
+
+def test_a_split_of_its_own_is_scored_as_before(tmp_path, scored):
+    ten(tmp_path / "data", 1, "instances_train.json", "images")
+    ten(tmp_path / "data", 50, "instances_val.json", "images")
+    ids, about, printed = scored(write_checkpoint(tmp_path / "w.pth"), "--data-path", tmp_path / "data")
+    assert ids == set(range(50, 60)) and (about["images"], about["of"]) == (10, 10) and "scored:" not in printed
+
+
+def test_unreadable_images_are_counted_in_the_record(tmp_path, capsys, monkeypatch):
+    path = ten(tmp_path / "data")
+    (path.parent / "3.png").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    assert call(validation, "--weights-path", write_checkpoint(tmp_path / "w.pth"), "--data-path", path) == 1
+    about = json.loads((tmp_path / "record_mAP.json").read_text())["about"]
+    assert (about["images"], about["of"], about["unreadable"]) == (9, 10, 1)
+
+
+def test_test_only_scores_the_same_images(tmp_path, trained, capsys):
+    path = ten(tmp_path / "data", image_dir="images")
+    weights = trained(path)
+    other = ten(tmp_path / "test", start=50)
+    whole, share = "val: scored: all 10 images\n", "val: scored: 2 of the 10 images, the share of 0.2 that"
+    for data, more, said in [
+        (path, ("--resume", weights), share),
+        (path, ("--weights", weights), share),
+        (path, ("--weights", "none"), whole),
+        (other.parent, ("--weights", weights), whole),
+        (other, ("--resume", weights), whole),
+    ]:
+        capsys.readouterr()
+        assert call(train, *flags(data, tmp_path / "out", "--test-only", *more)) == 0, capsys.readouterr().err
+        printed = capsys.readouterr().out
+        assert said in printed and "train: " not in printed and "IoU type: segm" in printed
+
+
+def test_test_only_of_fewer_classes_than_training_keeps_the_checkpoints(tmp_path, trained, capsys):
+    ten(tmp_path / "data", 1, "instances_train.json", "images")
+    weights = trained(tmp_path / "data" / "instances_train.json")
+    part = many(2, 70)
+    write(tmp_path / "test", coco(part["images"], part["annotations"], CATEGORIES[:1]), "instances_test.json")
+    assert call(train, *flags(tmp_path / "test", tmp_path / "out", "--test-only", "--weights", weights)) == 0
+    assert "3 classes" in capsys.readouterr().out
+
+
+def test_results_are_scored_on_all_images_and_the_record_says_so(tmp_path, monkeypatch):
+    path = ten(tmp_path / "data")
+    (tmp_path / "R.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    for more, images in ((), 10), (("--val-fraction", 0.3), 3):
+        assert call(validation, "--detections", "R.json", "--data-path", path, *more) == 0
+        about = json.loads((tmp_path / "record_mAP.json").read_text())["about"]
+        assert (about["images"], about["of"]) == (images, 10)
+
+
+def test_validation_without_objects_says_why_there_is_no_ap(tmp_path, scored):
+    content = many(3)
+    write(tmp_path / "data", coco(content["images"], [], CATEGORIES))
+    printed = scored(write_checkpoint(tmp_path / "w.pth"), "--data-path", tmp_path / "data")[2]
+    assert "AP is n/a: no object in its 3 images: none is annotated" in printed
+
+
+def test_foreign_files_with_args_are_scored_whole(tmp_path, scored):
+    state = torch.load(write_checkpoint(tmp_path / "w.pth"), weights_only=True)["model"]
+    torch.save({"model": state, "args": [1, 2], "progress": "text"}, tmp_path / "foreign.pth")
+    path = ten(tmp_path / "data")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"1": "circle", "2": "square", "3": "big triangle"}))
+    model = ("--min-size", 64, "--max-size", 96, "--anchor-sizes", 8, 16, 32, 48, 64)
+    assert scored(tmp_path / "foreign.pth", "--data-path", path, *model)[1]["images"] == 10
