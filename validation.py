@@ -85,7 +85,7 @@ def score_detections(options: ValidationOptions, data: DataOptions) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
     data_set = open_split("val", data, None)
     print(data_set.describe())
-    truth = data_set.ground_truth()
+    truth = data_set.ground_truth(unmasked=True)
     found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}

@@ -14,6 +14,7 @@ import predict
 import validation
 from tests.npy_folders import many
 from tests.tiny_model import SIZES, write_checkpoint, write_coco
+from tools import pack_dataset
 
 
 @pytest.fixture
@@ -109,6 +110,18 @@ def test_what_predict_writes_for_a_test_set(run, data, tmp_path):
     assert status == 0 and f"{len(entries)} mask(s) in 3 of 4 images" in out, err
 
 
+def test_an_object_without_a_mask_counts_for_boxes(run, data):
+    path = data / "instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["segmentation"]
+    path.write_text(json.dumps(content))
+    entries = [{key: value for key, value in entry.items() if key != "segmentation"} for entry in results()]
+    expected = by_pycocotools(data, entries, "bbox")
+    assert scored(run, data, entries)["bbox"] == pytest.approx(expected)
+    assert run(str(data), "packed", script=pack_dataset)[0] in (0, 1)
+    assert scored(run, "packed", entries)["bbox"] == pytest.approx(expected)
+
+
 def changed(**fields):
     """The third result with other fields; None leaves one out."""
     return {key: value for key, value in {**results()[2], **fields}.items() if value is not None}
@@ -132,7 +145,10 @@ def rle(**fields):
         (changed(bbox=[1, 2, 3, -1]), "bbox [1, 2, 3, -1] is not x y width height"),
         (changed(bbox=[1, 2, 10**400, 1]), "bbox holds a number that is not finite"),
         (changed(bbox=None, segmentation=None), "neither bbox nor segmentation"),
-        (changed(segmentation=[[1, 1, 5, 1, 5, 5]]), "is not an RLE"),
+        (changed(segmentation="mask"), "segmentation is neither a list of polygons nor an RLE"),
+        (changed(segmentation=[[1, 1, 5, 1, 5, 5], [1, 2, 3, 4]]), "a polygon of 4 numbers"),
+        (changed(segmentation=[[1, 1, 5, 1, 5, 5, 9]]), "a polygon of 7 numbers"),
+        (changed(segmentation=[[1, 1, 5, 1, 5, 1e5]]), "polygon reaches 100000"),
         (rle(size=[64, 48]), "RLE is for a size of [64, 48] (height, width), but the image's is [48, 64]"),
         (rle(size=[2**40, 2**40]), "RLE is for a size"),
         (rle(counts=None), "RLE has no counts"),

@@ -95,6 +95,8 @@ class Annotations:
     given_categories: dict[int, str | int] = field(default_factory=dict)  # {id: what the data has}, where it is else
     skipped: dict[str, int] = field(default_factory=dict)  # {reason: annotations left out}
     first_skipped: dict[str, str] = field(default_factory=dict)  # {reason: which was the first}
+    # objects that have a box, but no usable mask: image id, category id, x, y, w, h, area, iscrowd each
+    unmasked: Sequence[list] = ()
     notes: tuple[str, ...] = ()  # what the reader decided
     fixed_labels: bool = False  # whether the data's own label map is the only one
     named: bool = True  # whether the data names its classes
@@ -125,7 +127,7 @@ def polygon_table(
 ) -> Annotations:
     """Makes a table whose masks are polygons and RLEs, of plain values and DTYPES' arrays.
 
-    values: `categories` and `given` as lists of pairs, `skipped`, `first_skipped`; more: other fields of the table.
+    values: `categories` and `given` as lists of pairs, `skipped`, `first_skipped`, `unmasked`; more: other fields.
     """
     given = Ragged(arrays["given_bytes"], arrays["given_first"]) if len(arrays["given_bytes"]) else None
     parts = Ragged(arrays["part_bytes"], arrays["part_first"])
@@ -148,6 +150,7 @@ def polygon_table(
         given_categories=given_categories,
         skipped=values["skipped"],
         first_skipped=values["first_skipped"],
+        unmasked=values.get("unmasked", ()),
         **fields,
     )
 

@@ -146,10 +146,12 @@ class ImageDataset:
             parts.append(f"{int(self.missing.sum())} image files are missing, such as {first}")
         return visible("; ".join([*parts, *table.notes]))
 
-    def ground_truth(self) -> dict:
+    def ground_truth(self, unmasked: bool = False) -> dict:
         """Returns a COCO dict of these images for evaluation: ids, boxes, areas and segmentations as annotated.
 
-        What was skipped in training is absent. Annotation ids are the data's where all are positive, else 1..n:
+        What was skipped in training is absent. unmasked: add the objects among it that have a box without a usable
+        mask; they have no segmentation. An image's "given_id" is its id as the data has it, where that is another.
+        Annotation ids are the data's where all are positive, else 1..n:
         pycocotools takes an id of 0 for "not matched".
         """
         table, images, annotations = self.annotations, [], []
@@ -160,6 +162,8 @@ class ImageDataset:
             size, image_id, objects = self._size(i), self.image_id(i), table.objects(row)
             name = table.file_name(row)
             images.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
+            if (given := table.given_id(row)) != image_id:
+                images[-1]["given_id"] = given
             areas = table.areas[objects]
             if np.isnan(areas).any():
                 areas = np.where(np.isnan(areas), table.masks.crops(row, objects, size).areas().numpy(), areas)
@@ -178,6 +182,13 @@ class ImageDataset:
                         "segmentation": segmentation,
                     }
                 )
+        if unmasked:
+            own, first = {image["id"] for image in images}, int(ids.max(initial=0)) + 1
+            annotations += [
+                {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+                for i, (image, category, *box, area, crowd) in enumerate(table.unmasked, start=first)
+                if image in own
+            ]
         categories = [{"id": i, "name": name} for i, name in table.categories.items()]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.coco.checks import as_id
-from train_utils.data.formats.coco.segmentation import finite, rle_counts
+from train_utils.data.formats.coco.segmentation import finite, polygon_points, rle_counts
 from train_utils.data.labels import read_json
+from train_utils.data.masks import LONGEST_OUTLINE, outline, rasterise
 from train_utils.data.rle import rles_fit
 from train_utils.io.json_stream import RepeatedKey, object_of
 from train_utils.io.plain_text import brief
@@ -21,7 +21,8 @@ AT_ONCE = 4096  # masks checked together
 def read_detections(path: str | Path, data_set: ImageDataset, categories: set[int]) -> dict[str, list[dict]]:
     """Reads {"bbox": [...], "segm": [...]}: the results of each IoU type that the file has; both for an empty list.
 
-    Boxes are those of the entries with a bbox; if no entry has one, those around the masks, as in pycocotools.
+    Boxes are those of the entries with a bbox; if no entry has one, "bbox" is the masks, around which boxes are made
+    as in pycocotools. Polygons become RLEs.
     data_set: its images may be named; categories: the ids that may be named. Raises InputError with file and entry.
     """
     entries = read_json(path, _kept)
@@ -33,7 +34,7 @@ def read_detections(path: str | Path, data_set: ImageDataset, categories: set[in
         raise InputError(f"{path}: entry {i} (the first is 0): {mistake}") from mistake
     found = {"bbox": [e for e in entries if "bbox" in e], "segm": [e for e in entries if "segmentation" in e]}
     if not found["bbox"]:
-        found["bbox"] = [{**e, "bbox": coco_mask.toBbox(e["segmentation"]).tolist()} for e in found["segm"]]
+        found["bbox"] = found["segm"]
     return {iou_type: results for iou_type, results in found.items() if results or not entries}
 
 
@@ -93,9 +94,13 @@ def _check(entry: Any, sizes: dict, categories: set[int]) -> dict:
         if len(result["bbox"]) != 4 or min(result["bbox"][2:]) < 0:
             raise InputError(f"bbox {brief(entry['bbox'])} is not x y width height")
     if segmentation:
+        size = list(sizes[result["image_id"]])
+        if isinstance(segmentation, list):
+            result["segmentation"] = _rasterised(segmentation, size)
+            return result
         if not isinstance(segmentation, dict):
-            raise InputError('segmentation is not an RLE, {"size": [height, width], "counts": "..."}')
-        size, counts = list(sizes[result["image_id"]]), segmentation.get("counts")
+            raise InputError("segmentation is neither a list of polygons nor an RLE")
+        counts = segmentation.get("counts")
         later = isinstance(counts, str) and segmentation.get("size") == size
         result["segmentation"] = {
             "size": size,
@@ -104,3 +109,14 @@ def _check(entry: Any, sizes: dict, categories: set[int]) -> dict:
     elif "bbox" not in result:
         raise InputError("has neither bbox nor segmentation")
     return result
+
+
+def _rasterised(segmentation: list, size: list[int]) -> dict:
+    """Turns a result's polygons into a compressed RLE (counts: bytes) of an image of `size` (H, W)."""
+    polygons = polygon_points(segmentation, size)
+    for points in polygons:
+        if len(points) < 6 or len(points) % 2:
+            raise InputError(f"a polygon of {len(points)} numbers; x and y of at least 3 points are needed")
+    if outline(polygons, (size[0], size[1])) > LONGEST_OUTLINE:
+        raise InputError(f"its polygons go to and fro for more than {LONGEST_OUTLINE} pixels")
+    return rasterise(polygons, (size[0], size[1]))

@@ -25,7 +25,7 @@ from train_utils.io.files import user_path
 
 MAGIC = b"maskrcnn annotations"
 FIRST = 2 * ALIGNED  # bytes of the line with the checksum
-FORMAT = 4  # to be raised when arrays, or what is checked or skipped, change
+FORMAT = 5  # to be raised when arrays, or what is checked or skipped, change
 WORTHWHILE = 2**23  # bytes of json
 KEPT = 8
 SUFFIX, UNFINISHED = ".annotations", ".unfinished"

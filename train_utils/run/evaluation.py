@@ -115,5 +115,5 @@ def summarize(found: Found, data_set: ImageDataset) -> tuple[dict[str, IouTypeRe
     image_ids = sorted(found.image_ids)
     if not image_ids:
         raise InputError(f"none of the {len(data_set)} validation images could be read; the first: {found.skipped[0]}")
-    stats = evaluate_results(data_set.ground_truth(), found.results, image_ids=image_ids)
+    stats = evaluate_results(data_set.ground_truth(unmasked=True), found.results, image_ids=image_ids)
     return stats, {name: value / len(image_ids) for name, value in found.loss_sums.items()}

@@ -94,6 +94,7 @@ def read(place: Path, options: DataOptions, problems: StopAtFirst) -> Annotation
         given_categories=label_map.given,
         skipped=records.skipped,
         first_skipped=records.first_skipped,
+        unmasked=records.unmasked,
         fixed_labels=True,
     )
 
@@ -166,6 +167,7 @@ class PackedRecords:
         self.label_map = LabelMap.from_dict(values["label_map"])
         self.names, self.given = values["names"], dict(values["given_ids"])
         self.skipped, self.first_skipped = values["skipped"], values["first_skipped"]
+        self.unmasked = values.get("unmasked", ())
         self._check(place)
 
     def _check(self, end: int) -> None:

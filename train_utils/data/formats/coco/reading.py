@@ -143,6 +143,7 @@ def _packed_values(
         "given": list(given.items()),
         "skipped": packer.skipped,
         "first_skipped": packer.first_skipped,
+        "unmasked": packer.unmasked,
     }
     return values, {**image_arrays(images), **packer.arrays()}
 
