@@ -22,6 +22,6 @@ class CocoDataset(ImageDataset):
         image_dir: str | Path,
         root: str | Path | None = None,
         label_map: LabelMap | None = None,
-    ):
+    ) -> None:
         places = Path(image_dir), Path(root or image_dir)
         super().__init__(read_annotations(annotations, lambda names: places), label_map)

@@ -16,5 +16,5 @@ class VocDataset(ImageDataset):
     Raises InputError that names the file for a mask, XML file or list that cannot be used.
     """
 
-    def __init__(self, root: str | Path, year: str | int | None = None, list_name: str = "train"):
+    def __init__(self, root: str | Path, year: str | int | None = None, list_name: str = "train") -> None:
         super().__init__(read_list_table(find_voc_folder(root, year), list_name))

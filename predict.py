@@ -140,7 +140,7 @@ def predict_images(options: PredictOptions) -> int:
 
 
 def check_video(path: Path, strict: bool) -> None:
-    """InputError for a video that must end the command: one that is refused, and under strict a broken one."""
+    """Raises InputError for a video that must end the command: one that is refused, and under strict a broken one."""
     try:
         video.open_video(path).close()
     except ImageError:
@@ -151,8 +151,11 @@ def check_video(path: Path, strict: bool) -> None:
 def predict_video(
     options: PredictOptions, predictor: Predictor, container: Any, source: Path | str, target: Path
 ) -> None:
-    """Writes the drawn video of a file (source: its Path) or a camera. SIGINT and SIGTERM end it after a frame, whole,
-    and then the command, but for a camera's SIGINT."""
+    """Writes the drawn video of a file (source: its Path) or a camera.
+
+    SIGINT and SIGTERM end the video after a frame, so that it is whole, and then the command; a camera's SIGINT ends
+    the video alone.
+    """
 
     def annotate(image: torch.Tensor) -> Image.Image:
         return predictor.draw(predictor.detect(image), image, options.magnify)
@@ -192,7 +195,7 @@ def drawn_places(options: PredictOptions, images: list[Path]) -> tuple[Path, lis
 
 
 def refuse_to_overwrite(images: list[Path], drawn: list[Path]) -> None:
-    """InputError if a drawn image would take the place of one of the images."""
+    """Raises InputError if a drawn image would take the place of one of the images."""
     own = {path.resolve() for path in images}
     for path in drawn:
         if path.resolve() in own:
@@ -236,6 +239,7 @@ def predict_coco_json(options: PredictOptions) -> int:
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     options = parse()
     if options.coco_json is not None:

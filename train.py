@@ -21,6 +21,7 @@ from train_utils.run.loop import run
 
 
 def main() -> None:
+    """Runs the command."""
     parser = Parser(description=__doc__)
     add_arguments(parser)
     given = parser.given()

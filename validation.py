@@ -138,6 +138,7 @@ def report(folder: Path, result: EvalResult, data_set: ImageDataset) -> int:
 
 
 def main() -> int | None:
+    """Runs the command; returns its exit status, None for 0."""
     given = parse()
     options = ValidationOptions(**given_settings(ValidationOptions, given), model=given_model(given))
     loading = LoaderOptions(**given_settings(LoaderOptions, given))

@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         self.body, self.fpn, self.out_channels = body, fpn, out_channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Returns the pyramid of an image batch."""
         return self.fpn(self.body(images.contiguous(memory_format=torch.channels_last)))
 
 

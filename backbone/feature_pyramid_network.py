@@ -29,6 +29,7 @@ class FeaturePyramidNetwork(nn.Module):
             nn.init.kaiming_uniform_(block[0].weight, a=1)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Returns the pyramid of a body's maps."""
         inner = self.inner_blocks[-1](maps[-1])
         pyramid = [self.layer_blocks[-1](inner)]
         for i in range(len(maps) - 2, 0, -1):

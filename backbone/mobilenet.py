@@ -33,6 +33,7 @@ class ConvNormReLU6(ConvNorm):
     """A convolution, its norm, and a ReLU that is cut at 6."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the layers."""
         return F.relu6(super().forward(x), inplace=True)
 
 
@@ -45,9 +46,11 @@ class SeparableBlock(Block):
         self.pointwise = ConvNorm(c_in, c_out, 1, norm)
 
     def branch(self, x: Tensor) -> Tensor:
+        """Returns what the ReLU gets."""
         return self.pointwise(self.depthwise(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the block."""
         return F.relu6(self.run_branch(x), inplace=True)
 
 
@@ -69,12 +72,14 @@ class InvertedResidual(Block):
         self.shortcut = stride == 1 and c_in == c_out
 
     def branch(self, x: Tensor) -> Tensor:
+        """Returns what the shortcut is added to."""
         *inner, conv, norm = self.conv
         for layer in inner:
             x = layer(x)
         return conv_norm(x, conv, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the block."""
         return x + self.run_branch(x) if self.shortcut else self.run_branch(x)
 
 
@@ -94,6 +99,7 @@ class MobileNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Returns the maps of an image batch."""
         maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)

@@ -38,6 +38,7 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        """Scales and shifts each channel."""
         scale, shift = self.scale_and_shift()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
@@ -72,6 +73,7 @@ class FoldedConvolution(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: tuple, groups: int
     ) -> Tensor:
+        """Convolves with the folded weight."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry, ctx.groups = geometry, groups
         return F.conv2d(x, weight * scale[:, None, None, None], shift, *geometry, groups)
@@ -79,6 +81,7 @@ class FoldedConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Folds the weight again, and returns the gradients of x, weight and shift."""
         x, weight, scale = ctx.saved_tensors
         scale = scale[:, None, None, None]
         x_grad, weight_grad, shift_grad = torch.ops.aten.convolution_backward(
@@ -116,6 +119,7 @@ class ConvNorm(nn.Sequential):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the layers, with a frozen norm folded."""
         return conv_norm(x, self[0], self[1] if len(self) > 1 else None)
 
 

@@ -28,6 +28,7 @@ class ResidualBlock(Block):
     """A branch of convolutions beside a shortcut, and a ReLU over their sum."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the block."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(self.run_branch(x) + shortcut, inplace=True)
 
@@ -44,6 +45,7 @@ class BasicBlock(ResidualBlock):
         self.downsample = projection(c_in, width, stride, norm)
 
     def branch(self, x: Tensor) -> Tensor:
+        """Returns what the shortcut is added to."""
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         return conv_norm(x, self.conv2, self.bn2)
 
@@ -62,6 +64,7 @@ class Bottleneck(ResidualBlock):
         self.downsample = projection(c_in, c_out, stride, norm)
 
     def branch(self, x: Tensor) -> Tensor:
+        """Returns what the shortcut is added to."""
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         x = F.relu(conv_norm(x, self.conv2, self.bn2), inplace=True)
         return conv_norm(x, self.conv3, self.bn3)
@@ -95,6 +98,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Returns the maps of an image batch."""
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)  # [N, width, H/2, W/2]
         x = F.max_pool2d(x, 3, 2, 1)  # [N, width, H/4, W/4]
         maps = []

@@ -78,7 +78,7 @@ def bounds(rules: Rules) -> Rules:
 
 
 def within(value: float, rules: Rules) -> bool:
-    """Whether a number keeps the rules' bounds; NaN keeps none."""
+    """Returns whether a number keeps the rules' bounds; NaN keeps none."""
     infinity = float("inf")
     return (
         rules.get("least", -infinity) <= value <= rules.get("most", infinity)

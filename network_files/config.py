@@ -1,4 +1,4 @@
-"""Every number of the network, in one place."""
+"""Names and values -> a checked MaskRCNNConfig: every number of the network, in one place."""
 
 from dataclasses import asdict, dataclass, fields
 
@@ -8,8 +8,9 @@ from backbone.settings import check, lists_to_tuples, setting
 
 @dataclass(frozen=True)
 class MaskRCNNConfig:
-    """Every number of the network. Names are torchvision's keywords where it has one, and so are the defaults,
-    which go back to the papers named.
+    """Every number of the network.
+
+    Names and defaults are those of torchvision's keywords where it has one; defaults go back to the papers named.
     """
 
     num_classes: int = setting(91, "labels, background included (COCO: 1..90 with gaps, and background)")
@@ -125,12 +126,12 @@ class MaskRCNNConfig:
         )
 
     def to_dict(self) -> dict:
-        """Plain values, for a checkpoint or JSON."""
+        """Returns plain values, for a checkpoint or JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> "MaskRCNNConfig":
-        """The inverse of to_dict. Raises InputError for a field that does not exist."""
+        """Inverts `to_dict`. Raises InputError for a field that does not exist."""
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"config field {unknown[0]!r} does not exist")

@@ -62,6 +62,7 @@ class MaskRCNN(nn.Module):
         paste_masks: bool = True,
         recorder: Observer | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Returns losses in training, detections in evaluation, both with targets in evaluation."""
         if self.training and targets is None:
             raise ValueError("training needs targets: call model(images, targets), or model.eval() first")
         self._check_device(images)

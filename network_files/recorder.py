@@ -51,7 +51,7 @@ class Observer:
     """What a forward pass reports to. This one ignores all; a subclass takes what it wants."""
 
     def __call__(self, stage: str, **values: Any) -> None:
-        pass
+        """Ignores the values."""
 
 
 SILENT = Observer()
@@ -64,6 +64,7 @@ class Recorder(Observer):
         self.stages: dict[str, list[dict]] = {}
 
     def __call__(self, stage: str, **values: Any) -> None:
+        """Keeps copies of the values."""
         self.stages.setdefault(stage, []).append(copied(values))
 
     def __getitem__(self, stage: str) -> list[dict]:

@@ -48,6 +48,7 @@ class TwoMLPHead(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the layers."""
         for layer in (self.fc6, self.fc7):
             x = F.dropout(F.relu(layer(x.flatten(1))), self.dropout, self.training)
         return x
@@ -65,6 +66,7 @@ class ConvFCHead(nn.Sequential):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the layers."""
         *convs, flatten, linear = self
         for conv in convs:
             x = F.relu(conv(x), inplace=True)
@@ -80,6 +82,7 @@ class BoxPredictor(nn.Module):
         self.bbox_pred = nn.Linear(width, num_classes * 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns class logits and deltas."""
         return self.cls_score(x), self.bbox_pred(x)
 
 
@@ -91,6 +94,7 @@ class MaskHead(nn.Sequential):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the layers."""
         for block in self:
             x = F.dropout(F.relu(block(x), inplace=True), self.dropout, self.training)
         return x

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from backbone.errors import InputError
+from my_dataset_coco import CocoDataset
 from tests.coco_folders import annotation, coco, square
 from train_utils.data.formats.coco import packer as annotation_packer
 from train_utils.data.formats.coco import reading as coco_annotations
@@ -186,6 +187,7 @@ def test_annotations_before_images_and_no_images(tmp_path):
     assert read_annotations(path).annotation_ids.tolist() == [3]
     path.write_text(json.dumps({**whole, "images": []}))
     assert read_annotations(path).skipped == {"annotations of images that are not listed": 1}
+    assert len(CocoDataset(path, tmp_path)) == 0
 
 
 @pytest.mark.parametrize(

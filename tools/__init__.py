@@ -1,2 +1,1 @@
-"""Commands beside training, each as `python -m tools.NAME`: check_data, coco_to_npy, npy_to_coco, pack_dataset,
-visualise_stages."""
+"""Data sets and images -> checks, conversions and pages: commands beside training, each as `python -m tools.NAME`."""

@@ -6,8 +6,8 @@
     python -m tools.check_data D --full                also open every image (by itself up to 2,000 images)
     python -m tools.check_data D --fix OUT             write corrected copies of COCO jsons, and a list of changes
 
-Written are check_data.html (a page to look at) and check_data.json (every find, for programs) in --output-dir. What
-the loader refuses or skips is told in its own words, every annotation of it and not only the first. The data is never
+Writes check_data.html (a page to look at) and check_data.json (every find, for programs) to --output-dir. What
+the loader refuses or skips is reported in its own words: every annotation, not only the first. The data is never
 changed. Exit status: 0 nothing to complain of; 1 warnings; 2 errors, at which training would stop.
 """
 
@@ -36,6 +36,7 @@ from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, 
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
 from train_utils.io.files import make_folder, user_path, write_text
 from train_utils.io.plain_text import one_line
@@ -81,7 +82,7 @@ class Report:
 
     def __init__(self, options: Options) -> None:
         self.options, self.finds = options, Finds()
-        self.of_images = Finds(self.finds)  # what only opened images tell
+        self.of_images = Finds(self.finds)  # what only opened images show
         self.config, self.assumed = model_config(options)
         self.tables: dict = {}
         self.classes: dict = {}
@@ -93,7 +94,7 @@ class Report:
         self.full = False
 
     @property
-    def splits(self) -> dict:
+    def splits(self) -> dict[str, ImageDataset | list[Path]]:
         """What can be looked at: data sets, or {"": images}."""
         return self.opened.splits or ({"": self.opened.images} if self.opened.images else {})
 
@@ -103,7 +104,7 @@ class Report:
         return self.opened.verdict or next(iter(self.finds.texts(ERROR)), None)
 
     def look(self) -> None:
-        """Everything but the images."""
+        """Looks at everything but the images."""
         options, finds = self.options, self.finds
         self.opened = open_all(options, finds)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
@@ -117,6 +118,7 @@ class Report:
         self.full = options.full or (count <= SMALL and not options.quick)
 
     def open_images(self) -> None:
+        """Opens every image, and compares them."""
         seen = {
             split: images.full_pass(part, self.options.workers, self.of_images, split)
             for split, part in self.splits.items()
@@ -125,8 +127,8 @@ class Report:
         duplicates.report_doubles(self.doubles, self.splits, self.of_images)
 
     def lines(self) -> list[str]:
-        """What the data is, a line a split."""
-        told = []
+        """Returns what the data is, a line a split."""
+        lines = []
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
             known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
@@ -135,29 +137,31 @@ class Report:
                 if used < known
                 else (f"{known} class{'' if known == 1 else 'es'}")
             )
-            told.append(
+            lines.append(
                 f"{split}: {counted(len(counts), 'image')} ({int((counts == 0).sum()):,} without objects), "
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
                 f"{counted(int(table.crowd.sum()), 'crowd region')}"
             )
-        return told or [f"{counted(len(self.opened.images), 'image')} without annotations"] * bool(self.opened.images)
+        return lines or [f"{counted(len(self.opened.images), 'image')} without annotations"] * bool(self.opened.images)
 
     @property
     def sizing(self) -> str:
+        """The flags that resize images."""
         config = self.config
         if config.fixed_size:
             return "--fixed-size {} {}".format(*config.fixed_size)
         return f"--min-size {config.min_size[-1]} --max-size {config.max_size}"
 
     def anchor_lines(self) -> list[str]:
-        told = []
+        """Returns what share of the objects anchors reach, a line a set of anchors."""
+        lines = []
         for i, reach in enumerate(self.reach):
             of = f"anchors of {self.assumed} ({self.sizing} {reach.flags()})" if i == 0 else reach.flags()
-            told.append(f"{of}: {reach.share(0.5):.1%} of the objects at IoU 0.5, {reach.share(0.7):.1%} at 0.7")
-        return told
+            lines.append(f"{of}: {reach.share(0.5):.1%} of the objects at IoU 0.5, {reach.share(0.7):.1%} at 0.7")
+        return lines
 
     def to_dict(self) -> dict:
-        """check_data.json."""
+        """Returns the content of check_data.json."""
         return {
             "data": str(self.opened.path),
             "layout": self.opened.layout,
@@ -198,10 +202,10 @@ class Report:
         }
 
     def write(self, folder: Path) -> Path:
-        """The json and the page; returns the page's path."""
+        """Writes the json and the page; returns the page's path."""
         make_folder(folder)
         sheet, seconds = page.contact_sheet(self.splits, self.options.samples, self.options.seed, self.of_images)
-        told = what_is_left(self, seconds)
+        left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.options.samples:
             sections.append(
@@ -213,7 +217,7 @@ class Report:
             sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
-        lead = page.summary([*self.lines(), told], self.verdict, self.finds)
+        lead = page.summary([*self.lines(), left], self.verdict, self.finds)
         title = f"{self.opened.path.resolve().name}: the data, checked"
         write_page(folder / "check_data.html", page.whole_page(title, lead, sections))
         write_text(folder / "check_data.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
@@ -221,8 +225,10 @@ class Report:
 
 
 def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
-    """(the model that sizes and anchors are looked at for, where it is from): the checkpoint's of --weights-path, else
-    train.py's for this data; flags that are given precede it."""
+    """Returns (the model that sizes and anchors are looked at for, where it is from).
+
+    It is that of --weights-path, else train.py's for this data; flags that are given precede it.
+    """
     given = options.model
     if options.weights_path:
         path = user_path(options.weights_path)
@@ -241,18 +247,18 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
 
 
 def what_is_left(report: Report, seconds: list[float]) -> str:
-    """What the full pass adds, and how long it would take, as far as the contact sheet tells."""
+    """Returns what the full pass adds, and how long it would take, as far as the contact sheet shows."""
     count = sum(map(len, report.splits.values()))
     if report.full:
         return "Every image was opened." * bool(count)
-    told = (
+    left = (
         "Only the contact sheet's images were opened. --full opens all: unreadable ones, sizes that the "
         "annotations contradict, EXIF orientations, blank ones, and doubles within and across the splits"
     )
     if seconds and count:
         total = sum(seconds) / len(seconds) * count / max(report.options.workers, 1)
-        told += f"; about {_duration(total)} with --workers {report.options.workers}, as the contact sheet's took"
-    return told + "."
+        left += f"; about {_duration(total)} with --workers {report.options.workers}, as the contact sheet's took"
+    return left + "."
 
 
 def _duration(seconds: float) -> str:
@@ -262,7 +268,7 @@ def _duration(seconds: float) -> str:
 
 
 def show(report: Report) -> None:
-    """The summary on the console: errors first."""
+    """Prints the summary: errors first."""
     print(f"{report.opened.path} ({report.opened.layout})")
     for line in (*report.lines(), *report.anchor_lines()):
         print(f"  {line}")
@@ -279,7 +285,7 @@ def show(report: Report) -> None:
 
 
 def output_folder(options: Options) -> Path:
-    """--output-dir; InputError if it lies in the data."""
+    """Returns --output-dir. Raises InputError if it lies in the data."""
     folder, data = user_path(options.output_dir), user_path(options.data_path)
     root = data.resolve() if data.is_dir() else data.resolve().parent
     if folder.resolve() == root or (data.is_dir() and root in folder.resolve().parents):
@@ -288,6 +294,7 @@ def output_folder(options: Options) -> Path:
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     options = parse()
     start = time.monotonic()
     folder = output_folder(options)

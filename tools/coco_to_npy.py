@@ -63,7 +63,7 @@ def parse() -> Options:
 
 
 def new_labels(label_map: LabelMap, classes: Sequence[str] | None) -> dict[int, int]:
-    """{label of the data: label to write}, in the order of the latter."""
+    """Returns {label of the data: label to write}, in the order of the latter."""
     of_name = {label_map.name(label): label for label in label_map.labels()}
     unknown = [name for name in classes or () if name not in of_name]
     if unknown:
@@ -73,10 +73,10 @@ def new_labels(label_map: LabelMap, classes: Sequence[str] | None) -> dict[int, 
 
 
 def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced: bool, seed: int) -> list[int]:
-    """Positions of the images to take, sorted. classes_of: the chosen classes that each image shows.
+    """Returns positions of the images to take, sorted. classes_of: the chosen classes that each image shows.
 
-    every: images without any as well. balanced: the class with the fewest images so far has the next one, a
-    image of few other classes first, until `limit`, or without one until a class has run out.
+    every: images without any as well. balanced: the class with the fewest images so far gets the next
+    one, an image of few other classes first, until `limit`; without a limit, until a class has run out.
     """
     order = np.random.default_rng(seed).permutation(len(classes_of)).tolist()
     order = [i for i in order if classes_of[i] or every and not balanced]
@@ -101,15 +101,18 @@ def choose(classes_of: list[set[int]], every: bool, limit: int | None, balanced:
 
 
 def shown_classes(data_set: ImageDataset, labels: dict[int, int]) -> list[set[int]]:
-    """The labels, among those to write, that each image shows; no mask is decoded for it."""
+    """Returns the labels, among those to write, that each image shows; no mask is decoded for it."""
     packed, to_label = data_set.annotations, data_set.label_map.to_label
     found = [packed.category_ids[packed.objects(row)].tolist() for row in data_set.rows]
     return [{to_label(category) for category in categories} & labels.keys() for categories in found]
 
 
-def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict, dict]:
-    """(what the .npy of an image holds, {label: how many of its objects are written}); those without a pixel are
-    not written. InputError where the masks would take more than a .npy file may have."""
+def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict, Counter[int]]:
+    """Returns (what the .npy of an image holds, {label: how many of its objects are written}).
+
+    Objects without a pixel are not written. Raises InputError where the masks would take more than a .npy file may
+    have.
+    """
     masks = target["masks"]
     full = (masks.boxes[:, 2] > 0).tolist()
     kept = [k for k, label in enumerate(target["labels"].tolist()) if label in labels and full[k]]
@@ -130,7 +133,7 @@ def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict
 
 
 def write_split(out: Path, name: str, data_set: ImageDataset, labels: dict[int, int], options: Options) -> int:
-    """Convert one split; returns the number of images that could not be read."""
+    """Converts one split; returns the number of images that could not be read."""
     classes_of = shown_classes(data_set, labels)
     chosen = choose(classes_of, options.classes is None, options.limit, options.balanced, options.seed)
     if not chosen:
@@ -168,8 +171,8 @@ def write_split(out: Path, name: str, data_set: ImageDataset, labels: dict[int, 
     return counts["images could not be read"]
 
 
-def report(folder: str, data_set: ImageDataset, counts: Counter, shown: Counter) -> None:
-    """Print what was written; shown: {label: images that show it}."""
+def report(folder: str, data_set: ImageDataset, counts: Counter[str], shown: Counter[int]) -> None:
+    """Prints what was written; shown: {label: images that show it}."""
     line = f"{folder}: {counts.pop('images', 0)} of {len(data_set)} images, {counts.pop('objects', 0)} objects"
     print(visible(", ".join([line, *(f"{count} {what}" for what, count in counts.items() if count)])))
     if len(shown) <= 20:
@@ -178,6 +181,7 @@ def report(folder: str, data_set: ImageDataset, counts: Counter, shown: Counter)
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     options = parse()
     splits = open_splits(options)
     label_map = next(iter(splits.values())).label_map

@@ -1,4 +1,4 @@
-"""What the converters share: the splits of their data, and a folder that appears only when it is complete."""
+"""Data -> its splits, and a folder that appears only when it is complete: what the converters share."""
 
 import os
 import shutil
@@ -29,9 +29,9 @@ def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to be filled, which becomes `path` when the block ends without an error, and is removed otherwise.
+    """Makes a folder to fill, which becomes `path` when the block ends without an error, and is removed otherwise.
 
-    InputError where `path` exists, or cannot be written.
+    Raises InputError where `path` exists, or cannot be written.
     """
     path = user_path(path)
     if os.path.lexists(path):
@@ -48,7 +48,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def place_image(source: str | Path, target: Path, link: bool) -> bool:
-    """Copy an image, or link it: hard where that can be, else by a symbolic link. Returns whether by the latter."""
+    """Copies an image, or links it: hard where that can be, else by a symbolic link; returns whether by the latter."""
     if not link:
         shutil.copyfile(source, target)
         return False

@@ -48,7 +48,7 @@ def parse() -> Options:
 
 
 def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int:
-    """Convert one split; returns the number of images and annotations that could not be used."""
+    """Converts one split; returns the number of images and annotations that could not be used."""
     json_path = out / "annotations" / f"instances_{name}.json" if name else out / "instances.json"
     folder = out / (name or "images")
     for each in (json_path.parent, folder):
@@ -80,6 +80,7 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     options = parse()
     if not user_path(options.data_path).is_dir():
         raise InputError(f"{options.data_path}: no such folder")

@@ -102,7 +102,7 @@ def write_records(
     return rows, unreadable
 
 
-def index_of(data_set: ImageDataset, rows: list[Row], unreadable: int) -> tuple[dict, dict]:
+def index_of(data_set: ImageDataset, rows: list[Row], unreadable: int) -> tuple[dict, dict[str, np.ndarray]]:
     """Returns (plain values, INDEX's arrays) of the images that were written."""
     positions = [row.position for row in rows]
     written = {data_set.image_id(i) for i in positions}
@@ -169,6 +169,7 @@ def pack(data_set: ImageDataset, path: Path, keep_encoded: bool = False, strict:
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     options = parse()
     splits = open_data(options)
     unreadable = []

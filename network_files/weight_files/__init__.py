@@ -1,0 +1,1 @@
+"""Files of published, older and partial weights -> state dicts; nothing in a file is run."""

@@ -1,4 +1,4 @@
-"""The checksum of a checkpoint, kept in the archive comment of its zip, which zip readers ignore:
+"""A checkpoint -> its checksum, kept in the archive comment of its zip, which zip readers ignore.
 
     sha256=<64 hex digits> saved=<nanoseconds since 1970> own=<16 hex digits>
 

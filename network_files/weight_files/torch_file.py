@@ -186,7 +186,7 @@ class Settings(Built):
     """Stands for a namespace, whose attributes nothing reads."""
 
     def update(self, state: Any) -> None:
-        pass
+        """Ignores the attributes."""
 
 
 def _check_pickle(data: Data, at: int, length_of: Callable[[Storage], int] | None) -> tuple[dict[str, Storage], int]:

@@ -1,4 +1,4 @@
-"""One COCO json's content, corrected entry by entry; nothing is guessed, and every change is noted.
+"""The content of a COCO json -> the same, corrected entry by entry; nothing is guessed, and every change is noted.
 
 What the loader would skip is taken out, what can't be meant otherwise is corrected, all else stays as it is.
 """
@@ -6,6 +6,7 @@ What the loader would skip is taken out, what can't be meant otherwise is correc
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from tools.doctor import looks
-from train_utils.data.formats.coco.checks import as_id, check_image
+from train_utils.data.formats.coco.checks import check_image, number_of
 from train_utils.data.formats.coco.layout import image_path, size_reader
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
 from train_utils.data.masks import LONGEST_OUTLINE, RLE, outline, rasterise, unpack_polygon
@@ -22,7 +23,10 @@ from train_utils.io.plain_text import brief, one_line
 
 
 class Change(NamedTuple):
-    """about: image, annotation or category; what: the key, or "entry" where it is taken out (after: None)."""
+    """One change.
+
+    about: image, annotation or category; what: the key, or "entry" where it is taken out (after: None).
+    """
 
     file: str
     about: str
@@ -32,23 +36,24 @@ class Change(NamedTuple):
     after: object
     why: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.what == "entry":
             return one_line(f"{self.file}: {self.about} {self.id}: taken out: {self.why}")
-        told = f"{self.what} {brief(self.before)} -> {brief(self.after)}"
-        return one_line(f"{self.file}: {self.about} {self.id}: {told}: {self.why}")
+        change = f"{self.what} {brief(self.before)} -> {brief(self.after)}"
+        return one_line(f"{self.file}: {self.about} {self.id}: {change}: {self.why}")
 
 
 class Corrector:
     """Corrects the content of one json; `changes` is added to."""
 
-    def __init__(self, path, image_dir: Path, root: Path, changes: list[Change]):
+    def __init__(self, path: Path, image_dir: Path, root: Path, changes: list[Change]) -> None:
         self.path, self.image_dir, self.root, self.changes = str(path), image_dir, root, changes
         self.sizes: dict[int, tuple[int, int]] = {}  # of sound images, by id
         self.dropped: set[int] = set()  # images
         self.known: set[int] = set()  # all ids of images, sound or not
 
     def correct(self, raw: dict) -> dict:
+        """Returns the content, corrected."""
         images = self._kept("image", raw["images"], self._image)
         annotations = self._kept("annotation", raw["annotations"], self._annotation)
         return {
@@ -58,8 +63,8 @@ class Corrector:
             "categories": self._kept("category", raw["categories"], lambda category: category),
         }
 
-    def _kept(self, about: str, entries: list, correct) -> list:
-        """The entries that stay, corrected; one that is the same as another in everything is taken out."""
+    def _kept(self, about: str, entries: list, correct: Callable[[dict], dict | None]) -> list:
+        """Returns the entries that stay, corrected; one that is the same as another in everything is taken out."""
         kept, seen = [], set()  # content of entries as they were and as they are corrected
         for entry in entries:
             if not isinstance(entry, dict):
@@ -75,11 +80,11 @@ class Corrector:
             seen |= {before, after}
         return kept
 
-    def _change(self, about, entry, what, before, after, why) -> None:
+    def _change(self, about: str, entry: dict, what: str, before: object, after: object, why: str) -> None:
         self.changes.append(Change(self.path, about, entry.get("id"), what, before, after, why))
 
     def _image(self, image: dict) -> dict | None:
-        number = _number(image, "id")
+        number = number_of(image, "id")
         if number is None:
             return image
         self.known.add(number)
@@ -108,7 +113,7 @@ class Corrector:
         return image
 
     def _annotation(self, annotation: dict) -> dict | None:
-        number = _number(annotation, "image_id")
+        number = number_of(annotation, "image_id")
         if number in self.dropped or number is not None and number not in self.known:
             why = "its image is missing" if number in self.dropped else "its image is not listed"
             self._change("annotation", annotation, "entry", annotation, None, why)
@@ -145,7 +150,7 @@ class Corrector:
             annotation = {**annotation, "iscrowd": int(crowd)}
         return annotation
 
-    def _with_box(self, annotation: dict, tight: list[float], size) -> dict:
+    def _with_box(self, annotation: dict, tight: list[float], size: tuple[int, int]) -> dict:
         given = annotation.get("bbox")
         if not given:
             return annotation  # the loader takes the mask's
@@ -165,12 +170,12 @@ class Corrector:
             return self._boxed(annotation, clipped, "clipped to the image")
         return annotation
 
-    def _boxed(self, annotation, box, why) -> dict:
+    def _boxed(self, annotation: dict, box: list[float], why: str) -> dict:
         box = [round(value, 4) for value in box]
         self._change("annotation", annotation, "bbox", annotation["bbox"], box, why)
         return {**annotation, "bbox": box}
 
-    def _is_doubtful(self, area, pixels: float) -> bool:
+    def _is_doubtful(self, area: object, pixels: float) -> bool:
         try:
             return area is not None and looks.area_differs(finite([area], "area")[0], pixels)
         except InputError:
@@ -185,7 +190,7 @@ class Corrector:
 
     def _numbered(self, annotations: list) -> list:
         """Gives a duplicated id a new number the second time."""
-        numbers = [_number(annotation, "id") for annotation in annotations]
+        numbers = [number_of(annotation, "id") for annotation in annotations]
         new = max([number for number in numbers if number is not None], default=0) + 1
         seen: set[int] = set()
         for i, number in enumerate(numbers):
@@ -198,16 +203,9 @@ class Corrector:
 
 
 def _content(about: str, entry: dict) -> bytes:
-    """What tells two entries apart; annotations that differ by their id alone are the same."""
+    """Returns what distinguishes two entries; annotations that differ by their id alone are the same."""
     whole = {**entry, "id": None} if about == "annotation" else entry
     return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).digest()
-
-
-def _number(entry, key: str) -> int | None:
-    try:
-        return as_id(entry.get(key), key) if isinstance(entry, dict) else None
-    except InputError:
-        return None
 
 
 def _shoelace(polygons: list[np.ndarray]) -> float:
@@ -218,15 +216,15 @@ def _shoelace(polygons: list[np.ndarray]) -> float:
     return total
 
 
-def _clip(box, size) -> list[float]:
-    """x y w h within an image of `size` (H, W)."""
+def _clip(box: list[float], size: tuple[int, int]) -> list[float]:
+    """Returns x y w h within an image of `size` (H, W)."""
     x1, y1 = (min(max(value, 0.0), side) for value, side in zip(box[:2], size[::-1], strict=True))
     x2, y2 = (min(max(box[k] + box[k + 2], 0.0), side) for k, side in zip((0, 1), size[::-1], strict=True))
     return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
 
 
 def _iou(one: list[float], other: list[float]) -> float:
-    """Of two boxes x y w h (a million of them are too many for arrays of four)."""
+    """Returns the IoU of two boxes x y w h (a million of them are too many for arrays of four)."""
     wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
     shared = max(wide, 0) * max(high, 0)

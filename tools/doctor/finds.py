@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from train_utils.data.problems import Id
 from train_utils.io.plain_text import one_line
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -41,9 +42,6 @@ class Kind(NamedTuple):
     severity: str
     title: str
     advice: str = ""
-
-
-Id = int | str | None  # of an image or an annotation, as the data has it
 
 
 class Find(NamedTuple):
@@ -145,5 +143,5 @@ def kind_of(message: str) -> str:
 
 
 def _plain(value: Any) -> Id:
-    """Returns an id as json has it: numpy's integers as Python's."""
+    """Returns an id as json has it: an integer of numpy as Python's."""
     return int(value) if hasattr(value, "item") else value

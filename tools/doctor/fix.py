@@ -1,16 +1,21 @@
-"""A corrected copy of COCO jsons, with a list of every change. Nothing is guessed: what can't be meant otherwise is
-corrected, what the loader would skip is taken out, and all else stays as it is and is listed as left to you.
+"""COCO jsons -> corrected copies, and a list of every change.
+
+Nothing is guessed: what can't be meant otherwise is corrected, what the loader would skip is taken out, and all else
+stays as it is and is listed as left to you.
 
 Law: corrected data is not changed by a second run, and has none of the finds that were corrected.
 """
+
+from __future__ import annotations
 
 import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backbone.errors import InputError
+from network_files import MaskRCNNConfig
 from tools.conversion import new_folder
 from tools.doctor.corrections import Change, Corrector
 from tools.doctor.finds import ERROR, Finds, counted
@@ -26,13 +31,15 @@ from train_utils.io.files import user_path, write_text
 from train_utils.io.json_stream import no_collection
 from train_utils.io.plain_text import brief, one_line
 
+if TYPE_CHECKING:  # which imports this module
+    from tools.check_data import Options
 
-def write(opened: Opened, options: Any, config, of_images: Finds) -> Path:
-    """Write OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
 
-    config: of the model to be trained; of_images: what opening the images told, which no json can correct.
+def write(opened: Opened, options: Options, config: MaskRCNNConfig, of_images: Finds) -> Path:
+    """Writes OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
 
-    InputError where the data is no COCO json that can be read.
+    config: of the model to be trained; of_images: what opening the images showed, which no json can correct.
+    Raises InputError where the data is no COCO json that can be read.
     """
     if opened.layout != "coco":
         raise InputError(
@@ -71,8 +78,8 @@ def write(opened: Opened, options: Any, config, of_images: Finds) -> Path:
     return user_path(options.fix)
 
 
-def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
-    """File names that begin at the folder that the images of all splits lie in."""
+def _move_names(content: dict, path: Path, prefix: Path, remarks: list[str]) -> None:
+    """Lets file names begin at the folder that the images of all splits lie in."""
     if prefix == Path("."):
         return
     for i, image in enumerate(content["images"]):
@@ -83,8 +90,10 @@ def _move_names(content: dict, path, prefix: Path, remarks: list[str]) -> None:
     )
 
 
-def _left(out: Path, image_dir: Path, options: Any, config, of_images: Finds) -> tuple[Finds, str | None]:
-    """(errors and warnings that the corrected data has, what train.py would stop at or None)."""
+def _left(
+    out: Path, image_dir: Path, options: Options, config: MaskRCNNConfig, of_images: Finds
+) -> tuple[Finds, str | None]:
+    """Returns (errors and warnings that the corrected data has, what train.py would stop at or None)."""
     finds, left = Finds(), Finds()
     corrected = DataOptions(out, dataset="coco", image_dir=str(image_dir), follow_links=options.follow_links)
     opened = open_all(corrected, finds)
@@ -101,7 +110,7 @@ def _left(out: Path, image_dir: Path, options: Any, config, of_images: Finds) ->
 
 
 def _show(
-    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, options: Any, image_dir: Path
+    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, options: Options, image_dir: Path
 ) -> None:
     counts = Counter((change.about, change.what, change.why) for change in changes)
     for (about, what, why), count in counts.most_common():
@@ -112,16 +121,16 @@ def _show(
         print(one_line(remark))
     for kind, count in left.counts():
         print(one_line(f"left to you: {kind.severity}: {kind.title}: {count:,}"))
-    told = f" with {counted(len(changes), 'change')}, all in changes.txt and changes.json" if changes else ""
-    print(f"written: {options.fix}{told}")
+    listed = f" with {counted(len(changes), 'change')}, all in changes.txt and changes.json" if changes else ""
+    print(f"written: {options.fix}{listed}")
     if verdict:
         print(one_line(f"training would still stop: {verdict}; left to you: {counted(left.total(ERROR), 'error')}"))
     elif not left[NO_TRAINING]:
         print(f"train on it: python train.py --data-path {options.fix} --image-dir {image_dir}")
 
 
-def _plain(value):
-    """Of an entry that was taken out, what tells it: long segmentations are cut."""
+def _plain(value: Any) -> Any:
+    """Returns what identifies an entry that was taken out: long segmentations are cut."""
     if isinstance(value, dict):
         return {key: brief(part) if key == "segmentation" else part for key, part in value.items()}
     return value

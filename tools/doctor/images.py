@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import EXIF_ORIENTATION, ImageError, formats, image_suffixes, read_image
 
 THUMB = 32  # pixels a side of the copies that doubles are compared by
@@ -56,7 +57,7 @@ class Seen(NamedTuple):
 class Reader:
     """A sequence of `Seen`, for a DataLoader. data: a data set, or paths of images."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: ImageDataset | list[Path]) -> None:
         self.data, self.paths = data, isinstance(data, list)
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ def difference_hash(thumb: np.ndarray) -> int:
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
-def full_pass(data: Any, workers: int, finds: Finds, split: str = "") -> list[Seen]:
+def full_pass(data: ImageDataset | list[Path], workers: int, finds: Finds, split: str = "") -> list[Seen]:
     """Opens every image there is of a data set, or of a list of paths; returns those that can be read."""
     present = range(len(data)) if isinstance(data, list) else np.flatnonzero(~data.missing).tolist()
     loader = DataLoader(
@@ -129,7 +130,7 @@ def full_pass(data: Any, workers: int, finds: Finds, split: str = "") -> list[Se
     return [seen for seen in found if seen.error is None]
 
 
-def report(seen: Seen, data: Any, split: str, finds: Finds) -> None:
+def report(seen: Seen, data: ImageDataset | list[Path], split: str, finds: Finds) -> None:
     """Adds what is wrong with an image, and what is unusual about it, to the finds."""
     path, image = (data[seen.i], None) if isinstance(data, list) else (data.file_name(seen.i), data.given_id(seen.i))
     for kind, text in seen.notes:

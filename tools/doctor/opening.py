@@ -1,4 +1,4 @@
-"""A data set as train.py would open it, and where it would not: every mistake, and what is sound of it.
+"""Data -> data sets as train.py would open them; where it would not, every mistake, and what is sound.
 
 The readers are the loader's; their mistakes are collected and not raised. The first one is what training stops at.
 """
@@ -30,9 +30,12 @@ NOTES = {
 
 
 class Opened(NamedTuple):
-    """path: of the data; layout: coco, voc, npy, packed, images or "no known layout"; splits: {"train" | "val" |
+    """What was opened.
+
+    path: of the data; layout: coco, voc, npy, packed, images or "no known layout"; splits: {"train" | "val" |
     "all": data set} as far as they are sound; verdict: the error that train.py would end with, or None; images:
-    files, where there are no annotations."""
+    files, where there are no annotations.
+    """
 
     path: Path
     layout: str
@@ -83,7 +86,7 @@ def _keep(problem: Problem, layout: str, finds: Finds) -> None:
 
 
 def _images_alone(path: Path, follow_links: bool, finds: Finds) -> list[Path]:
-    """The image files of a folder that holds no data set."""
+    """Returns the image files of a folder that holds no data set."""
     images = images_below(path)
     if follow_links:
         return images

@@ -1,7 +1,7 @@
 """Builds the doctor's page: what was found, and what the data is like. One file, without a script."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from tools.doctor import images
 from tools.doctor.anchors import Reach
 from tools.doctor.duplicates import Double, path_of
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted, of_several
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
 from train_utils.io.plain_text import one_line
@@ -90,7 +91,7 @@ def _sheet_text(splits: dict, shown: int, count: int) -> str:
     return f"{chosen}."
 
 
-def _drawn(part: Any, i: int, augment: Callable | None = None) -> tuple[Image.Image, str]:
+def _drawn(part: ImageDataset | list[Path], i: int, augment: Callable | None = None) -> tuple[Image.Image, str]:
     """Returns an image with its objects, and how many; augment: (image, target, i) -> (image, target)."""
     if isinstance(part, list):
         image = read_image(part[i])

@@ -9,14 +9,17 @@ from train_utils.data.annotations import NO_ID
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, PolygonsAndRle
 
-CHUNK = 2**15  # annotations whose polygons are looked at at once
+CHUNK = 2**15  # annotations whose polygons are measured together
 
 
 class Table(NamedTuple):
-    """sizes int64 [I, 2] (height, width); image int64 [A], the position in the data set; boxes float64 [A, 4]
+    """The objects of a data set.
+
+    sizes int64 [I, 2] (height, width); image int64 [A], the position in the data set; boxes float64 [A, 4]
     x1 y1 x2 y2 as annotated, and clipped ones within the image; labels int64 [A]; crowd bool [A]; areas float64 [A]
     as annotated, NaN where they are not; ids int64 [A], NO_ID where there is none; rows int64 [A]: in the data set's
-    `annotations`."""
+    `annotations`.
+    """
 
     data_set: ImageDataset
     sizes: np.ndarray
@@ -30,24 +33,26 @@ class Table(NamedTuple):
 
     @property
     def clipped(self) -> np.ndarray:
+        """Boxes within their images, float64 [A, 4]."""
         return np.clip(self.boxes, 0, self.sizes[self.image][:, [1, 0, 1, 0]])
 
     def counts(self) -> np.ndarray:
-        """Objects of each image, crowds apart: int64 [I]."""
+        """Counts the objects of each image, crowds apart: int64 [I]."""
         return np.bincount(self.image[~self.crowd], minlength=len(self.sizes))
 
     def file(self, k: int) -> str:
+        """Returns the path of object k's image."""
         return self.data_set.file_name(int(self.image[k]))
 
     def where(self, k: int) -> dict:
-        """Object k's ids as `Finds.add` takes them."""
+        """Returns object k's ids as `Finds.add` takes them."""
         return {
             "image": self.data_set.given_id(int(self.image[k])),
             "annotation": None if self.ids[k] == NO_ID else int(self.ids[k]),
         }
 
     def name(self, k: int) -> str:
-        """What a message calls object k."""
+        """Returns what a message calls object k."""
         where = self.where(k)
         number = f"annotation {where['annotation']}" if where["annotation"] is not None else "an object"
         name = self.data_set.label_map.name(int(self.labels[k]))
@@ -76,22 +81,25 @@ def table_of(data_set: ImageDataset) -> Table:
 
 
 def _rows(first: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the objects of these images, their images' positions), int64 [A] each; first as a data set's."""
+    """Returns (rows of the objects of these images, their images' positions), int64 [A] each; first as a data set's."""
     counts = first[images + 1] - first[images]
     rows = np.arange(counts.sum()) + np.repeat(first[images] - (np.cumsum(counts) - counts), counts)
     return rows, np.repeat(np.arange(len(images)), counts)
 
 
 class Outlines(NamedTuple):
-    """What the masks of a COCO data set measure: tight float64 [A, 4] x1 y1 x2 y2 around polygons' points or RLEs'
-    pixels, areas float64 [A] in pixels (polygons': each by the shoelace formula, added up)."""
+    """What the masks of a COCO data set measure.
+
+    tight float64 [A, 4]: x1 y1 x2 y2 around polygons' points or RLEs' pixels; areas float64 [A] in pixels (polygons':
+    each by the shoelace formula, added up).
+    """
 
     tight: np.ndarray
     areas: np.ndarray
 
 
 def outlines(table: Table) -> Outlines | None:
-    """Returns None where boxes are the masks' own, so that there is nothing to compare. No mask is rasterised."""
+    """Measures the masks without rasterising any; None where boxes are the masks' own: there is nothing to compare."""
     packed, rows = table.data_set.annotations.masks, table.rows
     if not isinstance(packed, PolygonsAndRle):
         return None
@@ -110,7 +118,7 @@ def outlines(table: Table) -> Outlines | None:
 
 
 def _of_polygons(packed: PolygonsAndRle, rows: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """(x1 y1 x2 y2 [K, 4], areas [K]) of annotations whose numbers are all of one type."""
+    """Returns (x1 y1 x2 y2 [K, 4], areas [K]) of annotations whose numbers are all of one type."""
     counts = packed.first_part[rows + 1] - packed.first_part[rows]  # parts of each
     ends = np.cumsum(counts)
     parts = np.arange(ends[-1]) + np.repeat(packed.first_part[rows] - (ends - counts), counts)  # [R]

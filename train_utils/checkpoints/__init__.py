@@ -1,0 +1,1 @@
+"""Train state <-> checkpoints in a run folder, which one run locks."""

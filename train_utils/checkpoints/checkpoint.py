@@ -134,7 +134,7 @@ def _check_version(checkpoint: dict, path: str | Path) -> None:
 
 
 def is_checkpoint(content: dict) -> bool:
-    """Whether a loaded dict is a checkpoint of this project (and not a bare state dict)."""
+    """Returns whether a loaded dict is a checkpoint of this project (and not a bare state dict)."""
     return all(key in content for key in ("format_version", "model", "config", "label_map"))
 
 

@@ -149,7 +149,7 @@ def _chosen(output_dir: str | Path | None, default: str | Path) -> Path:
 
 
 def _folder_of_restarted(folder: Path, resume: str | Path | None) -> Path | None:
-    """After a restart by torchrun, returns the folder of its first start, of all that these flags can lead to."""
+    """Returns, after a restart by torchrun, the folder of its first start, of all that these flags can lead to."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
         return None
     places = [folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*")]

@@ -1,0 +1,1 @@
+"""Command lines -> settings, through flags from their fields; errors -> an exit status."""

@@ -82,7 +82,7 @@ def number(kind: type, **rules: typing.Any) -> FlagType:
 
 
 def parse_bool(text: str) -> bool:
-    """`True` / `False` in any case, and yes/no, on/off, 1/0; raises argparse.ArgumentTypeError otherwise."""
+    """Parses `True` / `False` in any case, and yes/no, on/off, 1/0; raises argparse.ArgumentTypeError otherwise."""
     word = text.lower()
     if word in ("true", "yes", "on", "1"):
         return True
@@ -116,7 +116,7 @@ def _add_flag(
 
 
 def _value_type(hint: typing.Any) -> tuple[type, int | str | None, bool]:
-    """An annotation -> (type of one value, argparse's nargs, whether None is allowed)."""
+    """Returns of an annotation (type of one value, argparse's nargs, whether None is allowed)."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         members = [m for m in typing.get_args(hint) if m not in (type(None), Path)]
         optional = type(None) in typing.get_args(hint)

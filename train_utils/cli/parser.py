@@ -28,6 +28,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses words whose flags may be spelled with `_`."""
         words = [_dashed(word) for word in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(words, namespace)
 
@@ -39,6 +40,7 @@ class Parser(argparse.ArgumentParser):
         return {name: _plain(value) for name, value in vars(self.parse_args(words)).items()}
 
     def error(self, message: str) -> typing.NoReturn:
+        """Prints one line and exits with status 2."""
         self.exit(EXIT_WRONG_INPUT, f"error: {message} ({self.prog} --help lists the flags)\n")
 
 

@@ -38,8 +38,10 @@ class ImageSource(Protocol):
         ...
 
     def read(self, row: int, name: str, size: tuple[int, int]) -> torch.Tensor:
-        """Returns an image in the frame of its annotations, uint8 [3, H, W], where that can be; ImageError where its
-        file is broken."""
+        """Returns an image in the frame of its annotations, uint8 [3, H, W], where that can be.
+
+        Raises ImageError where its file is broken.
+        """
         ...
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
@@ -50,20 +52,23 @@ class ImageSource(Protocol):
 class ImageFiles:
     """Images as files below a folder; source: what lists them."""
 
-    def __init__(self, image_dir: str | Path, source: str):
+    def __init__(self, image_dir: str | Path, source: str) -> None:
         self.image_dir, self.source = Path(image_dir), source
 
     def path(self, name: str) -> str:
+        """Returns the path below the folder."""
         return str(self.image_dir / name)
 
     def read(self, row: int, name: str, size: tuple[int, int]) -> torch.Tensor:
+        """Reads the file upright, or as stored where only that has the annotated size."""
         path = self.path(name)
         image = read_image(path)
         if tuple(image.shape[1:]) != size and tuple(image.shape[:0:-1]) == size:
-            return read_image(path, rotate=False)  # annotated as stored, before the EXIF rotation
+            return read_image(path, rotate=False)
         return image
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
+        """Returns the size that the source says."""
         return (
             f"{self.source} says {size[1]}x{size[0]} for image id {image_id}; correct the json or put back the "
             "original image"
@@ -125,7 +130,7 @@ class Annotations:
 def polygon_table(
     source: str | Path, values: dict, arrays: dict[str, np.ndarray], images: ImageSource, **more: Any
 ) -> Annotations:
-    """Makes a table whose masks are polygons and RLEs, of plain values and DTYPES' arrays.
+    """Makes a table from plain values and DTYPES' arrays; its masks are polygons and RLEs.
 
     values: `categories` and `given` as lists of pairs, `skipped`, `first_skipped`, `unmasked`; more: other fields.
     """

@@ -34,7 +34,7 @@ class ImageDataset:
         annotations: Annotations,
         label_map: LabelMap | None = None,
         rows: Sequence[int] | np.ndarray | None = None,
-    ):
+    ) -> None:
         usable = np.ones(len(annotations), dtype=bool) if annotations.usable is None else annotations.usable
         self.rows = np.flatnonzero(usable) if rows is None else np.asarray(rows, dtype=np.int64)
         self.annotations, self.label_map = annotations, annotations.label_map
@@ -197,12 +197,12 @@ class ImageDataset:
         return height, width
 
     def _counts(self, chosen: np.ndarray) -> np.ndarray:
-        """Objects that are chosen (bool [A]) per image, int64 [len]."""
+        """Counts the chosen objects (bool [A]) per image, int64 [len]."""
         running = np.concatenate([[0], np.cumsum(chosen)])  # [A + 1]
         return np.diff(running[self.annotations.first])[self.rows]
 
     def _image(self, i: int) -> torch.Tensor:
-        """Image i in the frame of its annotations, uint8 [3, H, W]."""
+        """Reads image i in the frame of its annotations, uint8 [3, H, W]."""
         table, row, size = self.annotations, int(self.rows[i]), self._size(i)
         name = table.file_name(row)
         image = table.images.read(row, name, size)
@@ -215,7 +215,7 @@ class ImageDataset:
 
 
 def _labelled(table: Annotations, label_map: LabelMap) -> tuple[Annotations, LabelMap]:
-    """The table under another label map; InputError where the two do not fit."""
+    """Returns the table under another label map, and the map. Raises InputError where the two do not fit."""
     if table.fixed_labels and label_map != table.label_map:
         raise InputError(
             f"{table.source}: its {len(table.label_map)} classes are not those of the others, or of the weights"

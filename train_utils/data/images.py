@@ -1,7 +1,7 @@
-"""Reading image files, of any mode Pillow knows, as uint8 [3, H, W] RGB: for data sets and prediction.
+"""Image files of any mode that Pillow knows -> uint8 [3, H, W] RGB, for data sets and prediction.
 
-A file that is broken is an ImageError, which commands skip and count; one that is not to be decoded at all, a
-decompression bomb or a format outside FORMATS, is a plain InputError, which ends them.
+A broken file is an ImageError, which commands skip and count. A decompression bomb, or a format outside FORMATS, is not
+decoded: it is a plain InputError, which ends them.
 """
 
 import functools
@@ -9,6 +9,7 @@ import io
 import os
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,25 +37,25 @@ UPRIGHT = {
 class ImageError(InputError):
     """An image file that cannot be used. `path` and `reason` (str) say which and why."""
 
-    def __init__(self, path, reason: str):
+    def __init__(self, path: str | Path, reason: str) -> None:
         self.path, self.reason = str(path), str(reason)
         super().__init__(self.path, self.reason)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return visible(f"{self.path}: {self.reason}")
 
 
-def read_image(path, rotate: bool = True, content=None) -> torch.Tensor:
-    """Read an image as uint8 [3, H, W] RGB; the first frame of an animation.
+def read_image(path: str | Path, rotate: bool = True, content: bytes | np.ndarray | None = None) -> torch.Tensor:
+    """Reads an image as uint8 [3, H, W] RGB; the first frame of an animation.
 
     rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none). content: the file's
-    bytes, where they are at hand: then `path` is only what it is called.
+    bytes, where they are at hand; `path` then only names it.
     Alpha is dropped, palette, grey, CMYK, Lab become RGB, 16-bit grey is scaled to 8 bits.
     Raises ImageError if the file is missing, truncated or not an image; another InputError for a decompression
     bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over) and for a format outside FORMATS.
     """
     try:
-        # Pillow warns about oversized images and damaged metadata; what matters of it raises.
+        # Pillow warns of oversized images and damaged metadata; what matters of it raises.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
@@ -69,8 +70,8 @@ def read_image(path, rotate: bool = True, content=None) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
-def image_size(path, rotate: bool = True) -> tuple[int, int]:
-    """(height, width) of an image as `read_image` returns it, from its header where the format allows."""
+def image_size(path: str | Path, rotate: bool = True) -> tuple[int, int]:
+    """Returns (height, width) of an image as `read_image` returns it, from its header where the format allows."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -84,8 +85,8 @@ def image_size(path, rotate: bool = True) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def refuse(path) -> None:
-    """InputError if `read_image` would refuse the file by its header; nothing if the file is only broken."""
+def refuse(path: str | Path) -> None:
+    """Raises InputError if `read_image` would refuse the file by its header; nothing if the file is only broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -98,19 +99,19 @@ def refuse(path) -> None:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """FORMATS, as far as this Pillow has them."""
+    """Returns FORMATS, as far as this Pillow has them."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of files that `read_image` reads, in small letters: ".jpg" and so on."""
+    """Returns the suffixes of files that `read_image` reads, in small letters: ".jpg" and so on."""
     extensions = Image.registered_extensions().items()
     return frozenset(suffix for suffix, name in extensions if name in (*formats(), "MPO"))
 
 
-def _orientation(image) -> int:
-    """EXIF orientation 1..8. Damaged EXIF is common and says nothing about the pixels: 1."""
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1..8; 1 for damaged EXIF, which is common and says nothing about the pixels."""
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # Pillow's EXIF parser raises nearly anything on damaged tags
@@ -118,14 +119,14 @@ def _orientation(image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(image):
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # the same mode would be copied
 
 
 def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
-    """Grey [H, W] of more than 8 bits -> uint8, by its type's range: integers 0..65535, floats 0..1."""
+    """Scales grey [H, W] of more than 8 bits to uint8, by its type's range: integers 0..65535, floats 0..1."""
     if not np.isfinite(grey).all():
         raise ValueError("grey values are not finite")
     top = 1.0 if grey.dtype.kind == "f" else 65535
@@ -134,8 +135,8 @@ def _scale_to_8_bits(grey: np.ndarray) -> np.ndarray:
     return np.rint(grey.astype(np.float64) * (255 / top)).astype(np.uint8)
 
 
-def _named(path, error: Exception, content=None) -> InputError:
-    """What `read_image` raises for an error of Pillow."""
+def _named(path: str | Path, error: Exception, content: bytes | np.ndarray | None = None) -> InputError:
+    """Returns what `read_image` raises for an error of Pillow."""
     if isinstance(error, Image.DecompressionBombError):
         return InputError(
             f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
@@ -148,21 +149,21 @@ def _named(path, error: Exception, content=None) -> InputError:
     return ImageError(path, _reason(path, error))
 
 
-def _refused_format(path, content=None) -> str | None:
-    """The format outside FORMATS that the file begins as, told without decoding anything."""
+def _refused_format(path: str | Path, content: bytes | np.ndarray | None = None) -> str | None:
+    """Returns the format outside FORMATS that the file begins as, without decoding anything."""
     with open(path, "rb") if content is None else io.BytesIO(content) as file:
         prefix = file.read(16)  # as many as Pillow shows them
     for name, (_, accept) in Image.OPEN.items():
         try:
             if name not in FORMATS and accept and accept(prefix) is True:
                 return name
-        except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow passes over here
+        except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow skips here
             continue
     return None
 
 
-def _reason(path, error: Exception) -> str:
-    """One line that says what is wrong with the file."""
+def _reason(path: str | Path, error: Exception) -> str:
+    """Returns one line that says what is wrong with the file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if os.path.isfile(path) and os.path.getsize(path) == 0:

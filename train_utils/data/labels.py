@@ -1,7 +1,9 @@
-"""What links a label index of the network to a category id and a name of the data."""
+"""Category ids and names of the data <-> label indices of the network."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from backbone.errors import InputError
 from train_utils.io.json_stream import RepeatedKey, no_collection, object_of
@@ -18,7 +20,13 @@ class LabelMap:
     Law: `to_category(to_label(c)) == c` for every category id c.
     """
 
-    def __init__(self, labels, category_ids, names, given: dict[int, str | int] | None = None):
+    def __init__(
+        self,
+        labels: Iterable[int],
+        category_ids: Iterable[int],
+        names: Iterable[str],
+        given: dict[int, str | int] | None = None,
+    ) -> None:
         self._labels = tuple(int(label) for label in labels)
         self.category_ids = tuple(int(i) for i in category_ids)
         self.names = tuple(visible(str(name)) for name in names)
@@ -35,17 +43,17 @@ class LabelMap:
         self._row_of = {label: row for row, label in enumerate(self._labels)}
 
     @classmethod
-    def from_categories(cls, categories: dict[int, str], given=None) -> "LabelMap":
-        """From {category id: name}: COCO's 80 keep their ids as labels, others become 1..C in id order."""
+    def from_categories(cls, categories: dict[int, str], given: dict[int, str | int] | None = None) -> "LabelMap":
+        """Makes a map from {category id: name}: COCO's 80 keep their ids as labels, others become 1..C in id order."""
         ids = sorted(categories)
         labels = ids if categories == coco_names() else range(1, len(ids) + 1)
         return cls(labels, ids, [categories[i] for i in ids], given)
 
     @classmethod
-    def from_names(cls, names: dict) -> "LabelMap":
-        """{label: name}, keys int or str, or {name: label}: both are forms of `*_indices.json`.
+    def from_names(cls, names: dict[str | int, str | int]) -> "LabelMap":
+        """Makes a map from {label: name}, or {name: label}: both are forms of `*_indices.json`.
 
-        Category ids are the labels.
+        Labels are int or str; category ids are the labels.
         """
         try:
             turned = all(type(label) is int for label in names.values())
@@ -58,8 +66,8 @@ class LabelMap:
         return cls(labels, labels, [name for _, name in pairs])
 
     @classmethod
-    def from_json(cls, path) -> "LabelMap":
-        """Read a `{"1": "person", ...}` file; InputError names it."""
+    def from_json(cls, path: str | Path) -> "LabelMap":
+        """Reads a `{"1": "person", ...}` file; InputError names it."""
         names = read_json(path)
         try:
             return cls.from_names(names)
@@ -67,53 +75,55 @@ class LabelMap:
             raise InputError(f"{path}: {error}") from error
 
     def to_label(self, category_id: int) -> int:
-        """Label of a category id; KeyError if the map has no such category."""
+        """Returns the label of a category id; KeyError if the map has no such category."""
         return self._label_of[category_id]
 
     def to_category(self, label: int) -> int:
-        """Category id of a label; KeyError for background and gaps."""
+        """Returns the category id of a label; KeyError for background and gaps."""
         return self.category_ids[self._row_of[label]]
 
     def has_category(self, category_id: int) -> bool:
+        """Returns whether the map has the category."""
         return category_id in self._label_of
 
     def name(self, label: int) -> str:
-        """Name of a label, "N/A" for background and gaps."""
+        """Returns the name of a label, "N/A" for background and gaps."""
         row = self._row_of.get(label)
         return "N/A" if row is None else self.names[row]
 
     def labels(self) -> list[int]:
-        """The labels in use, without background and gaps."""
+        """Returns the labels in use, without background and gaps."""
         return list(self._labels)
 
     def to_dict(self) -> dict:
-        """Plain values, for a checkpoint."""
+        """Returns plain values, for a checkpoint."""
         rows = {"labels": self._labels, "category_ids": self.category_ids, "names": self.names}
         given = {"given": [list(pair) for pair in sorted(self.given.items())]} if self.given else {}
         return {**{key: list(values) for key, values in rows.items()}, **given}
 
     @classmethod
     def from_dict(cls, values: dict) -> "LabelMap":
+        """Makes the map that `to_dict` was called on. Raises InputError for other values."""
         try:
             return cls(values["labels"], values["category_ids"], values["names"], dict(values.get("given", ())))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("label map: labels, category_ids and names are needed, each a list") from error
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, LabelMap) and self.to_dict() == other.to_dict()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash((self._labels, self.category_ids, self.names))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._labels)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"LabelMap({len(self)} categories, num_labels={self.num_labels})"
 
 
 def coco_names() -> dict[int, str]:
-    """COCO's 80 category names by id (1..90 with gaps)."""
+    """Returns COCO's 80 category names by id (1..90 with gaps)."""
     return {int(i): name for i, name in read_json(COCO_NAMES_FILE).items()}
 
 
@@ -123,8 +133,10 @@ def check_num_classes(
     said: str = "the data has",
     advice: str = "leave the flag out, it is read from the data",
 ) -> None:
-    """Raises InputError unless --num-classes is the label map's count of classes, or its highest label (COCO's 80 reach
-    up to 90). said, advice: of the message."""
+    """Raises InputError unless --num-classes is the label map's count of classes, or its highest label.
+
+    COCO's 80 reach up to 90. said, advice: of the message.
+    """
     possible = sorted({len(label_map), label_map.num_labels - 1})
     if given is not None and given not in possible:
         raise InputError(
@@ -132,13 +144,13 @@ def check_num_classes(
         )
 
 
-def read_json(path, object_hook=object_of):
-    """Parse a json file; InputError names the file and the place when it is missing or broken.
+def read_json(path: str | Path, object_hook: Callable[[list[tuple[str, Any]]], Any] = object_of) -> Any:
+    """Parses a json file; InputError names the file and the place when it is missing or broken.
 
     object_hook: makes an object of its (key, value) pairs; the default refuses a key that is duplicated.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file, no_collection():  # tools on Windows begin with a byte-order mark
+        with open(path, encoding="utf-8-sig") as file, no_collection():  # Windows tools write a byte-order mark
             return json.load(file, object_pairs_hook=object_hook)
     except RepeatedKey as error:
         raise InputError(f"{path}: {error}; keep one of them") from error

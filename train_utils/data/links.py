@@ -1,4 +1,6 @@
-"""Symbolic links among data: those that lead out of it are followed only where the user says so.
+"""Names of data files -> an error for each that is a symbolic link out of the data.
+
+Such links are followed only where the user says so.
 
 The data folder and the folder of its images may be links themselves, and lie apart; what counts is a link below.
 """
@@ -13,18 +15,14 @@ from backbone.errors import InputError
 ADVICE = "give --follow-links if that is meant, or put the file itself there"
 
 
-def refuse_links(source, image_dir, root, names: Iterable[str]) -> None:
-    """InputError if an image, by its name in `image_dir`, is a link out of `image_dir` and `root`, or lies beyond one.
+def links_out(
+    source: str | Path, image_dir: str | Path, root: str | Path, names: Iterable[str]
+) -> Iterator[tuple[str, InputError]]:
+    """Yields (name, error) of each image in `image_dir` that is a link out of `image_dir` and `root`, or beyond one.
 
     source: what lists the names. Each folder is looked at once, an image only if it is a link. Names that leave
-    `root` as text are passed over: they are refused where they are read.
+    `root` as text are skipped: they are refused where they are read.
     """
-    for _, error in links_out(source, image_dir, root, names):
-        raise error
-
-
-def links_out(source, image_dir, root, names: Iterable[str]) -> Iterator[tuple[str, InputError]]:
-    """(name, what `refuse_links` would raise) of each such image."""
     inside = _inside(image_dir, root)
     links: dict[str, frozenset[str] | InputError] = {}  # in a folder; or what is wrong with the folder itself
     for name in names:
@@ -38,14 +36,8 @@ def links_out(source, image_dir, root, names: Iterable[str]) -> Iterator[tuple[s
             yield name, error
 
 
-def refuse_links_in(folders: Iterable[Path], root) -> None:
-    """InputError if a folder below `root` has a file that is a link out of both."""
-    for error in links_out_of(folders, root):
-        raise error
-
-
-def links_out_of(folders: Iterable[Path], root) -> Iterator[InputError]:
-    """What `refuse_links_in` would raise, for each such link."""
+def links_out_of(folders: Iterable[Path], root: Path) -> Iterator[InputError]:
+    """Yields an error for each file of folders below `root` that is a link out of both."""
     for folder in folders:
         for name in sorted(_links_in(folder)):
             if error := _leads_out(folder, os.path.join(folder, name), _inside(folder, root)):
@@ -53,7 +45,7 @@ def links_out_of(folders: Iterable[Path], root) -> Iterator[InputError]:
 
 
 def refuse_links_of(pattern: str | Path, paths: Iterable[Path]) -> None:
-    """InputError if one of a folder's files, or of a glob's matches, is a link out of it, or lies beyond one."""
+    """Raises InputError if one of a folder's files, or of a glob's matches, is a link out of it, or lies beyond one."""
     fixed = str(pattern)
     while glob.has_magic(fixed):
         fixed = os.path.dirname(fixed)
@@ -63,14 +55,16 @@ def refuse_links_of(pattern: str | Path, paths: Iterable[Path]) -> None:
             raise error
 
 
-def _links_below(image_dir, folder: str, root, inside, source) -> frozenset[str] | InputError:
+def _links_below(
+    image_dir: str | Path, folder: str, root: str | Path, inside: tuple[str, ...], source: str | Path
+) -> frozenset[str] | InputError:
     path = os.path.join(image_dir, folder)
     if not _is_in(os.path.abspath(path), (os.path.abspath(root), os.path.abspath(image_dir))):
         return frozenset()  # the name itself leaves it
     return _leads_out(source, path, inside) or _links_in(path)
 
 
-def _links_in(folder) -> frozenset[str]:
+def _links_in(folder: str | Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_symlink())
@@ -78,11 +72,11 @@ def _links_in(folder) -> frozenset[str]:
         return frozenset()
 
 
-def _inside(*folders) -> tuple[str, ...]:
+def _inside(*folders: str | Path) -> tuple[str, ...]:
     return tuple({os.path.realpath(folder) for folder in folders})
 
 
-def _leads_out(source, path, inside: tuple[str, ...]) -> InputError | None:
+def _leads_out(source: str | Path, path: str | Path, inside: tuple[str, ...]) -> InputError | None:
     target = os.path.realpath(path)
     if _is_in(target, inside):
         return None

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, loaded by worker processes.
+"""Data set -> batches for training and evaluation, loaded by worker processes.
 
 Everything random is a function of (seed, epoch, index), so workers carry no state: any number of them, and
 any number of ranks, give the same samples, and an epoch can be entered at any step.
@@ -37,13 +37,15 @@ Augment = Callable[[torch.Tensor, dict, torch.Generator], tuple[torch.Tensor, di
 
 
 class Batch(NamedTuple):
-    """Images of one forward pass. `indices` are positions in the data set; `skipped` names unreadable
-    images, which have no image and no target here, so that the lists may be empty."""
+    """Images of one forward pass; the lists may be empty.
 
-    images: list
-    targets: list
-    indices: list
-    skipped: list
+    `indices` are positions in the data set; `skipped` names unreadable images, which have no image and no target here.
+    """
+
+    images: list[torch.Tensor]
+    targets: list[dict]
+    indices: list[int]
+    skipped: list[str]
 
     def to(self, device: torch.device) -> tuple[list[torch.Tensor], list[dict]]:
         """Returns images and targets, with every tensor and mask on the device."""
@@ -56,19 +58,21 @@ class Batch(NamedTuple):
 
 
 def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:
-    """A seed in 0..2^63 - 1 for one sample of one epoch; another for each stream."""
+    """Returns a seed in 0..2^63 - 1 for one sample of one epoch; another for each stream."""
     key = f"{seed} {epoch} {index} {stream}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: int = MODEL) -> torch.Generator:
-    """A CPU generator seeded with `sample_seed`."""
+    """Returns a CPU generator seeded with `sample_seed`."""
     return torch.Generator().manual_seed(sample_seed(seed, epoch, index, stream))
 
 
-def aspect_groups(sizes: Any, factor: int) -> np.ndarray:
-    """Group int64 [len] of each image of `sizes` [len, 2] (h, w) by w / h, as torchvision's references do:
-    2 * factor + 1 bounds from 1/2 to 2, logarithmic (0: one bound at 1; negative: all in one group)."""
+def aspect_groups(sizes: torch.Tensor | np.ndarray | list, factor: int) -> np.ndarray:
+    """Returns the group, int64 [len], of each image of `sizes` [len, 2] (h, w) by w / h, as torchvision's references.
+
+    There are 2 * factor + 1 bounds from 1/2 to 2, logarithmic (0: one bound at 1; negative: all in one group).
+    """
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     if factor < 0:
         return np.zeros(len(sizes), dtype=np.int64)
@@ -77,7 +81,7 @@ def aspect_groups(sizes: Any, factor: int) -> np.ndarray:
 
 
 def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """The epoch's order: positions in lists of `batch`, each of one aspect group as far as possible.
+    """Returns the epoch's order: positions in lists of `batch`, each of one aspect group as far as possible.
 
     Positions are shuffled, sorted by group, cut into batches, and these shuffled. As many images as would
     not fill a batch are left out of the epoch, others in each, unless they are all there is.
@@ -107,12 +111,12 @@ class TrainLoader:
         self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
+        """Yields the micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
         steps = global_batches(self.groups, self.global_batch, self.seed, epoch)[first_step:]
         return self._loader.batches([micro for step in steps for micro in self._share(step, epoch)])
 
     def _share(self, step: list[int], epoch: int) -> list[list[tuple[int, int]]]:
-        """This rank's micro-batches of one global batch, as (epoch, index) keys."""
+        """Returns the micro-batches of this rank in one global batch, as (epoch, index) keys."""
         parts = self.world.size * self.accumulate_steps
         # the parts of a complete batch are of batch_size each; a single incomplete one is spread evenly
         bounds = [len(step) * part // parts for part in range(parts + 1)]
@@ -198,7 +202,8 @@ class _Loader:
             **options,
         )
 
-    def batches(self, keys: list) -> Iterator[Batch]:
+    def batches(self, keys: list[list[tuple[int, int]]]) -> Iterator[Batch]:
+        """Yields the batch of each list of keys."""
         self._keys[:] = keys
         for batch in self._through_workers() if self._workers else self._loader:
             if isinstance(batch, InputError):
@@ -211,7 +216,7 @@ class _Loader:
             yield batch
 
     def _through_workers(self) -> Iterator[Batch]:
-        """What the loader yields; a fault of the processes that load becomes an InputError."""
+        """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
             for batch in self._loader:
                 yield pickle.loads(batch)
@@ -234,12 +239,12 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def _silence_half_made_iterators() -> None:
-    """DataLoader's iterator fails in __del__, visibly, where __init__ had failed: that would hide the message."""
-    tell = sys.unraisablehook
+    """Hides errors of `__del__` where `__init__` of DataLoader's iterator failed: they would hide the message."""
+    show = sys.unraisablehook
 
     def hook(failure: Any) -> None:
         if "_MultiProcessingDataLoaderIter.__del__" not in getattr(failure.object, "__qualname__", ""):
-            tell(failure)
+            show(failure)
 
     sys.unraisablehook = hook
 
@@ -253,7 +258,7 @@ def _start_worker(_: int) -> None:
 
 
 def _outlive_signals() -> None:
-    """Let a signal to the whole group stop the run by its main process, which still needs this worker.
+    """Lets a signal to the whole group stop the run by its main process, which still needs this worker.
 
     SIGTERM counts from the main process alone: DataLoader ends workers by it that do not leave.
     """
@@ -280,8 +285,11 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as bytes. torch's own way through shared memory takes a file descriptor per tensor, several for
-    each image, and more of /dev/shm than containers have by default."""
+    """Tensors as bytes.
+
+    torch's own way through shared memory takes a file descriptor per tensor, several for each image, and more of
+    /dev/shm than containers have by default.
+    """
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

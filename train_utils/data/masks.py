@@ -1,6 +1,6 @@
-"""Where the masks of a data set come from: polygons and RLEs of a json, or images of instance numbers.
+"""Polygons and RLEs of a json, or images of instance numbers -> the masks of one image at a time.
 
-A mask source gives the masks of one image at a time: `crops` for training, `segmentations` for ground truth.
+A mask source gives `crops` for training, `segmentations` for ground truth.
 H x W is an image's size; objects are a slice of the table's A objects, N of them.
 """
 
@@ -26,7 +26,7 @@ FAR = 10  # times the image's longer side: polygons that reach farther count as 
 class Ragged:
     """Byte strings of different lengths in one uint8 array; string i is values[first[i] : first[i + 1]]."""
 
-    def __init__(self, values: np.ndarray, first: np.ndarray):
+    def __init__(self, values: np.ndarray, first: np.ndarray) -> None:
         self.values, self.first = values, first
 
     def __getitem__(self, i: int) -> bytes:
@@ -69,14 +69,16 @@ class PolygonsAndRle:
 
     def __init__(
         self, kinds: np.ndarray, first_part: np.ndarray, parts: Ragged, annotation_ids: np.ndarray, source: str
-    ):
+    ) -> None:
         self.kinds, self.first_part, self.parts = kinds, first_part, parts
         self.annotation_ids, self.source = annotation_ids, source
 
     def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
+        """Decodes the RLEs, and the polygons by way of RLEs."""
         return cropped_masks([self.rle(k, size) for k in range(objects.start, objects.stop)], size)
 
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
+        """Returns polygons and RLEs as the data has them."""
         return [self.segmentation(k, size) for k in range(objects.start, objects.stop)]
 
     def segmentation(self, k: int, size: tuple[int, int]) -> list | dict:
@@ -115,10 +117,11 @@ class IndexImages:
 
     def __init__(
         self, folder: Path, names: Ragged, numbers: np.ndarray, boxes: np.ndarray, read: Callable[[Path], np.ndarray]
-    ):
+    ) -> None:
         self.folder, self.names, self.numbers, self.boxes, self.read = folder, names, numbers, boxes, read
 
     def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
+        """Cuts the objects out of the image's file."""
         indices, boxes = torch.from_numpy(self.read(self.folder / self.names.text(row))), self.boxes[objects]
         crops = [
             indices[y1:y2, x1:x2] == number
@@ -127,6 +130,7 @@ class IndexImages:
         return CroppedMasks.from_crops(crops, torch.from_numpy(boxes.copy()), size)
 
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
+        """Returns RLEs of the crops."""
         return encoded(self.crops(row, objects, size))
 
 
@@ -137,8 +141,10 @@ def encoded(masks: CroppedMasks) -> list[dict]:
 
 
 def pack_polygons(parts: list[np.ndarray]) -> tuple[int, list[bytes]]:
-    """Returns (HUNDREDTHS, uint16 per number) where that loses nothing, else (POLYGON, float64): a quarter of the
-    bytes."""
+    """Returns (HUNDREDTHS, uint16 per number) where that loses nothing, else (POLYGON, float64).
+
+    Hundredths take a quarter of the bytes.
+    """
     hundredths = [np.rint(points * 100) for points in parts]
     if all(is_hundredths(points, rounded).all() for points, rounded in zip(parts, hundredths, strict=True)):
         return HUNDREDTHS, [rounded.astype(np.uint16).tobytes() for rounded in hundredths]

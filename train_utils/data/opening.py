@@ -129,7 +129,10 @@ def read_parts(
 
 
 def _common_labels(parts: list[ImageDataset]) -> LabelMap | None:
-    """The label map of all categories of the parts, which may not contradict one another; None without parts."""
+    """Returns the label map of all categories of the parts; None without parts.
+
+    Raises InputError where parts contradict one another.
+    """
     if len(parts) < 2 or parts[0].annotations.fixed_labels:
         return parts[0].label_map if parts else None
     merged: dict[int, str] = {}

@@ -1,7 +1,7 @@
 """Compressed RLEs -> run lengths -> CroppedMasks; only the columns that a mask touches are filled.
 
 Runs of an RLE go down the columns of an image of `size` (H, W): unset and set pixels by turns, unset first.
-pycocotools rasterises polygons into compressed text alone, so that its text is decoded here even of those.
+pycocotools rasterises polygons into compressed text alone, so its text is decoded here even for those.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 
 
 def decode_counts(counts: bytes) -> np.ndarray:
-    """Run lengths, int64, of a compressed RLE."""
+    """Returns the run lengths, int64, of a compressed RLE. Raises InputError for a damaged one."""
     runs, _, damaged = decode_many([counts])
     if damaged[0]:
         raise InputError("RLE counts are damaged")
@@ -20,7 +20,7 @@ def decode_counts(counts: bytes) -> np.ndarray:
 
 
 def rles_fit(counts: list[bytes], pixels: np.ndarray) -> np.ndarray:
-    """Whether each of N compressed RLEs is whole and covers so many pixels (int64 [N]): bool [N]."""
+    """Returns whether each of N compressed RLEs is whole and covers so many pixels (int64 [N]): bool [N]."""
     if not counts:
         return np.zeros(0, dtype=bool)
     runs, first, damaged = decode_many(counts)
@@ -30,8 +30,10 @@ def rles_fit(counts: list[bytes], pixels: np.ndarray) -> np.ndarray:
 
 
 def decode_many(counts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run lengths, int64 [R], of N > 0 compressed RLEs (the LEB128-like code of pycocotools' maskApi.c); where each
-    RLE's begin and end, int64 [N + 1]; which RLEs are damaged, so that theirs mean nothing, bool [N].
+    """Decodes N > 0 compressed RLEs, the LEB128-like code of pycocotools' maskApi.c.
+
+    Returns run lengths, int64 [R]; where each RLE's begin and end, int64 [N + 1]; which RLEs are damaged, bool [N]:
+    their run lengths mean nothing.
 
     A number is a chain of characters (code - 48): 5 bits each, lowest first, 0x20 = more follow, and 0x10 of
     the last one is the sign. From the fourth on, numbers are differences to the run two before.
@@ -62,7 +64,7 @@ def decode_many(counts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
-    """Compressed RLEs (counts: bytes) of one image of `size` (H, W) -> CroppedMasks."""
+    """Decodes compressed RLEs (counts: bytes) of one image of `size` (H, W)."""
     if not rles:
         return CroppedMasks.empty(size)
     boxes = np.zeros((len(rles), 4), dtype=np.int64)
@@ -76,7 +78,7 @@ def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:
 
 
 def _tight_box(edges: np.ndarray, height: int) -> tuple[int, int, int, int]:
-    """x1 y1 x2 y2 of the set pixels, ends exclusive; 0 0 0 0 where there are none."""
+    """Returns x1 y1 x2 y2 of the set pixels, ends exclusive; 0 0 0 0 where there are none."""
     starts, stops = edges[:-1:2], edges[1::2]  # of the runs that are set
     used = stops > starts
     if not used.any():
@@ -89,7 +91,7 @@ def _tight_box(edges: np.ndarray, height: int) -> tuple[int, int, int, int]:
 
 
 def _crop(edges: np.ndarray, box: list[int], height: int) -> np.ndarray:
-    """The pixels inside a box that holds all set ones, uint8 [h, w]."""
+    """Returns the pixels inside a box that holds all set ones, uint8 [h, w]."""
     x1, y1, x2, y2 = box
     edges = np.clip(edges, x1 * height, x2 * height)
     values = np.arange(len(edges), dtype=np.uint8) & 1

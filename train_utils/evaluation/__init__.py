@@ -1,0 +1,1 @@
+"""Detections and ground truth -> COCO's numbers, records and mistakes."""

@@ -39,7 +39,7 @@ def read_detections(path: str | Path, data_set: ImageDataset, categories: set[in
 
 
 def _kept(pairs: list[tuple]) -> dict | RepeatedKey:
-    """json's object_pairs_hook: returns the object, or the mistake, which is reported with the entry's number later."""
+    """Returns the object of json's pairs, or the mistake, which is reported with the entry's number later."""
     try:
         return object_of(pairs)
     except RepeatedKey as error:

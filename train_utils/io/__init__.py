@@ -1,0 +1,1 @@
+"""Files, plain text and memory: what knows nothing of images."""

@@ -1,4 +1,4 @@
-"""Checked annotations kept on disk as flat arrays, so that a large json is parsed once.
+"""Checked annotations <-> flat arrays on disk, so that a large json is parsed once.
 
 An index is one file per json content: a line with the checksum of all that follows, padded, then an array_block of
 the format, the json's hash, plain values and the arrays. It is mapped into memory read-only: all
@@ -33,7 +33,7 @@ DAY = 86_400  # seconds, after which an unfinished file is one of a process that
 
 
 def cache_folder() -> Path | None:
-    """Where indexes lie; None if the cache is off, or if the user has no home."""
+    """Returns where indexes lie; None if the cache is off, or if the user has no home."""
     given = os.environ.get("MASKRCNN_CACHE", "")
     if given:
         return None if given.lower() == "off" else user_path(given)
@@ -41,13 +41,13 @@ def cache_folder() -> Path | None:
     return folder / "maskrcnn" if folder.is_absolute() else None  # `~` stays where there is no home
 
 
-def new_hash():
-    """The hash that names a json's content and checks an index."""
+def new_hash() -> "hashlib._Hash":
+    """Returns the hash that names a json's content and checks an index."""
     return hashlib.blake2b(digest_size=32)
 
 
 def file_hash(file: BinaryIO) -> str:
-    """Of all bytes from where `file` stands to its end."""
+    """Returns the hash of all bytes from where `file` stands to its end."""
     state, buffer = new_hash(), memoryview(bytearray(2**20))
     while count := file.readinto(buffer):
         state.update(buffer[:count])
@@ -55,7 +55,7 @@ def file_hash(file: BinaryIO) -> str:
 
 
 def load(content: str, dtypes: dict[str, type]) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """(plain values, read-only arrays) stored for a json of this hash; None where there is no sound index."""
+    """Returns (plain values, read-only arrays) stored for a json of this hash; None where there is no sound index."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -73,7 +73,7 @@ def load(content: str, dtypes: dict[str, type]) -> tuple[dict, dict[str, np.ndar
 
 
 def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | None:
-    """Keep plain values and arrays for a json of this hash. Returns None, or why that could not be done."""
+    """Keeps plain values and arrays for a json of this hash. Returns None, or why that could not be done."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -105,7 +105,7 @@ def _first_line(checksum: str) -> bytes:
 
 
 def _remove_old(folder: Path) -> None:
-    """Leave room for one more index; a file that another process has removed meanwhile is gone all the same."""
+    """Leaves room for one more index; a file that another process has removed meanwhile is gone all the same."""
     ages = []
     for path in folder.iterdir():
         if path.suffix in (SUFFIX, UNFINISHED):

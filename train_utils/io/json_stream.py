@@ -22,11 +22,11 @@ class Unusual(Exception):
 
 
 class RepeatedKey(Unusual):
-    """A json object has a key twice: which value is meant is unknown."""
+    """A key of a json object is duplicated: which value is meant is unknown."""
 
 
 def object_of(pairs: list[tuple]) -> dict:
-    """json's object_pairs_hook that refuses a duplicated key; json.load would take the last value."""
+    """Returns the dict of json's pairs; refuses a duplicated key, of which json.load would take the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -66,7 +66,7 @@ def read_lists(file: BinaryIO, lists: dict[str, Callable[[list], None]], seen: C
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Context without the search for cycles: parsed json has none, and the search would take half the time."""
+    """Suspends the search for cycles: parsed json has none, and the search would take half the time."""
     running = gc.isenabled()
     gc.disable()
     try:

@@ -14,7 +14,7 @@ LARGE, LARGEST = 2**20, 2**25  # bytes; the second is the most that glibc takes
 
 @contextmanager
 def returning_freed_memory() -> Iterator[None]:
-    """Context in which glibc maps each LARGE block by itself, so that it returns to the system when it is freed.
+    """Lets glibc map each LARGE block by itself within the context, so that it returns to the system when it is freed.
 
     By default glibc raises that bound to LARGEST as blocks are freed, and keeps smaller blocks: activations of one
     layer leave holes that another's do not fit into. With another C library nothing happens.
@@ -31,7 +31,7 @@ def returning_freed_memory() -> Iterator[None]:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in the host's memory (torch has no type for the latter)."""
+    """Returns whether an allocation failed, on a GPU or in the host's memory (torch has no type for the latter)."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -15,7 +15,7 @@ _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlist, _brief.maxdi
 
 
 def visible(text: str) -> str:
-    """Returns `text` with control characters as escapes (`\\x1b`): it neither steers a terminal nor breaks a line."""
+    """Returns `text` with control characters as escapes: it neither steers a terminal nor breaks a line."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 

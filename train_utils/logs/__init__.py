@@ -1,0 +1,1 @@
+"""Numbers of a run -> console, result files, step log and TensorBoard."""

@@ -20,6 +20,7 @@ class StepCounts(Observer):
         self.proposals: list[Tensor] = []  # of the images of a batch, until their objects come
 
     def __call__(self, stage: str, **values: Any) -> None:
+        """Adds what one stage reports."""
         if stage == Stage.PROPOSALS:
             self.proposals.append(values["boxes"][values["keep"]])
         elif stage == Stage.RPN_TARGETS:

@@ -1,0 +1,1 @@
+"""Checkpoint and images -> detections, results files and drawn images."""

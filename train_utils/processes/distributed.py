@@ -93,7 +93,7 @@ class World:
             self.watch.phase(what)
 
     def watch_signals(self, on: bool = True) -> None:
-        """From now on passes a signal to one process on to all; with on=False it stops that."""
+        """Passes a signal to one process on to all, from now on; on=False ends that."""
         if self.watch:
             self.watch.listen() if on else self.watch.ignore_signals()
 
@@ -102,7 +102,7 @@ class World:
         return self.watch.stop_number() if self.watch else None
 
     def together(self, waits: bool = True) -> AbstractContextManager:
-        """Context of what needs the other processes. If one is lost, it prints so and raises SystemExit.
+        """Returns the context of what needs the other processes. If one is lost, it prints so and raises SystemExit.
 
         waits: this process only waits in it; after --dist-timeout seconds it names the others and ends.
         """
@@ -124,7 +124,7 @@ class World:
         return parallel(model, gradient_as_bucket_view=True, **{sync: False})
 
     def no_sync(self, model: nn.Module, last: bool) -> AbstractContextManager:
-        """Context of one micro-batch: only the last one of a step exchanges gradients."""
+        """Returns the context of one micro-batch: only the last one of a step exchanges gradients."""
         return nullcontext() if last or self.size == 1 else model.no_sync()
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Context of a block that the first process of each machine runs before the others (downloads, drawn data).
+        """Runs the block on the first process of each machine before the others (downloads, drawn data).
 
         If it fails on the first, the others exit without repeating the message.
         """

@@ -48,12 +48,12 @@ class StopSignal:
             os.kill(os.getpid(), number)
 
     def requested(self) -> bool:
-        """Whether this process got such a signal."""
+        """Returns whether this process got such a signal."""
         return self.number is not None
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Context of a block in which nothing can be lost: a signal ends the process without waiting."""
+        """Lets a signal end the process without waiting: in the block nothing can be lost."""
         self.may_leave = True
         if self.requested():
             self.leave()

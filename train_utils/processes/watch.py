@@ -52,7 +52,7 @@ class Watch(threading.Thread):
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Context of a block that waits for the other processes."""
+        """Notes for the block that the process waits for the others."""
         before = self.what
         self.phase(before, waits=True)
         try:
@@ -91,7 +91,7 @@ class Watch(threading.Thread):
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Context that holds the lock; yields False where the thread does not release it in `silent` seconds."""
+        """Holds the lock for the block; yields False where the thread does not release it in `silent` seconds."""
         mine = self.lock.acquire(timeout=self.silent)
         try:
             yield mine

@@ -1,0 +1,1 @@
+"""RunConfig -> a training run: loop, epochs, steps, evaluation, state and resume."""

@@ -55,7 +55,7 @@ class EMA:
     @contextmanager
     @torch.no_grad()
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Context in which `model` holds the averaged weights; afterwards it has its own again, bit for bit."""
+        """Gives `model` the averaged weights for the block; afterwards it has its own again, bit for bit."""
         tensors = model.state_dict()  # shares memory with the model
         own = {name: tensor.clone() for name, tensor in tensors.items()}
         try:

@@ -197,7 +197,7 @@ class Trainer:
         return StepCounts() if self.world.is_main and step % self.config.print_freq == 0 else None
 
     def may_skip(self) -> bool:
-        """Whether one more step with a loss that is not finite is skipped."""
+        """Returns whether one more step with a loss that is not finite is skipped."""
         return self.progress.bad_batches < self.config.skip_bad_batches
 
     def explained(self, error: NonFiniteLoss) -> InputError:

@@ -99,7 +99,7 @@ def evaluate_batch(
 
 
 def joined(parts: Iterable[Found]) -> Found:
-    """What was found in all the images of the parts."""
+    """Returns what was found in all the images of the parts."""
     whole = Found([], [], {}, [])
     for part in parts:
         whole.image_ids.extend(part.image_ids)

@@ -116,7 +116,7 @@ def build_model(
 
 
 def test(run: Run, model: MaskRCNN) -> None:
-    """--test-only: prints the COCO numbers, of the averaged weights where the checkpoint has them."""
+    """Prints the COCO numbers (--test-only), of the averaged weights where the checkpoint has them."""
     if run.checkpoint and "ema" in run.checkpoint:
         model.load_state_dict(run.checkpoint["ema"])
     data_set = run.splits.val

@@ -66,7 +66,7 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU computes in bfloat16 itself (emulated, it is slower than float32). True if unknown."""
+    """Returns whether this CPU computes in bfloat16 itself (emulated, it is slower than float32). True if unknown."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -82,7 +82,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
     def autocast(self) -> AbstractContextManager:
-        """Context of a forward pass."""
+        """Returns the context of a forward pass."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, dtype=self.dtype)
 
     def backward(self, loss: Tensor) -> None:

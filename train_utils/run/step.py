@@ -140,13 +140,13 @@ def train_step(
 
 
 def non_finite(step: int, batches: list[Batch], losses: Tensor) -> NonFiniteLoss:
-    """The NonFiniteLoss of this rank, with its first micro-batch that has such a loss, if any."""
+    """Returns the NonFiniteLoss of this rank, with its first micro-batch that has such a loss, if any."""
     bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
     return NonFiniteLoss(step, batches[bad[0]], losses[bad[0]]) if bad else NonFiniteLoss(step)
 
 
 def running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """(buffer, copy) of what a forward pass in training mode changes: means and variances of batch norm."""
+    """Returns (buffer, copy) of what a forward pass in training mode changes: means and variances of batch norm."""
     modules = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 

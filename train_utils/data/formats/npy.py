@@ -4,7 +4,7 @@ Each .npy is read once, when the data is opened: its masks are kept as run-lengt
 json gives. What files of 8 MiB or more together gave is kept for the next time (`array_cache`), as long as no file has
 changed.
 
-Masks [n, H, W] and [n, W, H] are told apart by the image's shape. Where the shape leaves it open (square images, and
+The image's shape says whether masks are [n, H, W] or [n, W, H]. Where the shape leaves it open (square images, and
 those stored sideways with an EXIF orientation), the rest of the data set decides: the other images' masks lie one way;
 else the boxes fit one way better, all together; else [n, H, W] is taken.
 
@@ -87,8 +87,10 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
 
 
 class Scan(NamedTuple):
-    """One image's objects: boxes float64 [n, 4] x1 y1 x2 y2, labels, iscrowd, RLE counts (masks taken as
-    [n, height, width] of `size` where `rows_first` is None: not known yet)."""
+    """One image's objects: boxes float64 [n, 4] x1 y1 x2 y2, labels, iscrowd, RLE counts.
+
+    `rows_first` is None where it is not known yet: masks are then taken as [n, height, width] of `size`.
+    """
 
     size: tuple[int, int]
     rows_first: bool | None
@@ -98,7 +100,7 @@ class Scan(NamedTuple):
     counts: list[bytes]
 
     def agreement(self) -> float:
-        """How much better the masks fit the boxes as they are than with their sides exchanged."""
+        """Returns how much better the masks fit the boxes as they are than with their sides exchanged."""
         if not self.counts:
             return 0.0
         tight = coco_mask.toBbox([{"size": list(self.size), "counts": counts} for counts in self.counts])  # x y w h
@@ -106,7 +108,7 @@ class Scan(NamedTuple):
         return float((_iou(tight, self.boxes) - _iou(tight[:, [1, 0, 3, 2]], self.boxes)).sum())
 
     def turned(self) -> "Scan":
-        """The masks with their sides exchanged."""
+        """Returns the masks with their sides exchanged."""
         masks = (coco_mask.decode({"size": list(self.size), "counts": counts}).T for counts in self.counts)
         return self._replace(size=self.size[::-1], counts=[_encode(mask) for mask in masks])
 
@@ -114,7 +116,7 @@ class Scan(NamedTuple):
 def _read_folder(
     image_dir: Path, annotation_dir: Path, problems: StopAtFirst
 ) -> tuple[dict, dict[str, np.ndarray], tuple[str, ...]]:
-    """(plain values whose categories are still to be set, DTYPES' arrays, notes)."""
+    """Returns (plain values whose categories are still to be set, DTYPES' arrays, notes)."""
     pairs, left = npy_folder.pair_files(image_dir, annotation_dir)
     for reason, names in left.items():
         for name in names:
@@ -151,7 +153,10 @@ def _read_folder(
 
 
 def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
-    """(a hash of what the disk says of all files, whether to keep what they give: it is much, and not quite new)."""
+    """Returns (a hash of what the disk says of all files, whether to keep what they give).
+
+    It is kept where it is much, and not quite new.
+    """
     state = array_cache.new_hash()
     state.update(repr((CACHED, left)).encode(errors="surrogateescape"))
     total = newest = 0
@@ -165,12 +170,12 @@ def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
 
 
 def scan_pair(image: Path, annotation: Path) -> Scan:
-    """What one .npy says of its image; InputError names the file."""
+    """Reads what one .npy says of its image; InputError names the file."""
     objects = npy_folder.read_objects(annotation)
     sides = objects.masks.shape[1:]
     try:
         fitting = image_size(image), image_size(image, rotate=False)  # upright and as stored, (H, W)
-    except ImageError:  # counted when it is read; until then it is as large as its masks
+    except ImageError:  # counted when it is read; until then it has its masks' size
         fitting = (sides, sides[::-1]) if objects.labels else ((1, 1),)
     if not objects.labels:
         return Scan(fitting[0], True, objects.boxes, [], [], [])
@@ -188,12 +193,12 @@ def scan_pair(image: Path, annotation: Path) -> Scan:
 
 
 def _encode(mask: np.ndarray) -> bytes:
-    """The counts of a mask [H, W], bool or uint8, as compressed RLE."""
+    """Returns the counts of a mask [H, W], bool or uint8, as compressed RLE."""
     return coco_mask.encode(np.asfortranarray(mask).view(np.uint8))["counts"]
 
 
 def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of boxes [n, 4], x1 y1 x2 y2, row by row; 0 where both are empty."""
+    """Returns the IoU of boxes [n, 4], x1 y1 x2 y2, row by row; 0 where both are empty."""
     low, high = np.maximum(one[:, :2], other[:, :2]), np.minimum(one[:, 2:], other[:, 2:])
     shared = (high - low).clip(0).prod(1)
     areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (one, other)]
@@ -201,7 +206,7 @@ def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _orientation(scans: list[Scan]) -> tuple[bool, str]:
-    """(whether masks that fit both ways are [n, width, height], a line that says which way they lie)."""
+    """Returns (whether masks that fit both ways are [n, width, height], a line that says which way they lie)."""
     known = Counter(scan.rows_first for scan in scans if scan.counts)
     open_ones = known.pop(None, 0)
     if len(known) == 1:
@@ -210,16 +215,16 @@ def _orientation(scans: list[Scan]) -> tuple[bool, str]:
         agreement = sum(scan.agreement() for scan in scans if scan.rows_first is None)
         turn, why = agreement < 0, "as the boxes lie" if agreement else "as nothing says otherwise"
     ways = {True: "[n, height, width]", False: "[n, width, height]"}
-    told = [f"masks are {ways[way]} in {count} files" for way, count in sorted(known.items(), reverse=True)]
+    parts = [f"masks are {ways[way]} in {count} files" for way, count in sorted(known.items(), reverse=True)]
     if open_ones:
-        told.append(f"masks that fit both ways are taken as {ways[not turn]} in {open_ones} files, {why}")
-    return turn, ", ".join(told) or "no masks"
+        parts.append(f"masks that fit both ways are taken as {ways[not turn]} in {open_ones} files, {why}")
+    return turn, ", ".join(parts) or "no masks"
 
 
 def _pack(
     pairs: list[tuple[str, str]], scans: list[Scan], skipped: dict, first: dict, problems: StopAtFirst
 ) -> tuple[list[tuple], dict[str, np.ndarray]]:
-    """(images as `check_image` has them, DTYPES' other arrays); skipped and first are added to."""
+    """Returns (images as `check_image` has them, DTYPES' other arrays); adds to skipped and first."""
     numbers = Counter(int(stem) for stem in map(_stem, pairs) if npy_folder.is_number(stem))
     images, per_image, kept, counts = [], [], [], []  # kept: label, iscrowd, area, x, y, w, h of each object
     for pair, scan in zip(pairs, scans, strict=True):

@@ -1,4 +1,4 @@
-"""Reading .npy files, also those of `np.save(path, {"boxes": ..., "labels": ..., "masks": ...})`.
+"""A .npy file -> an array or a Python object, as `np.save(path, {"boxes": ..., "masks": ...})` writes it.
 
 Such a file holds a pickle, which numpy would run; here it is read as data (`plain_pickle` of the weight files),
 and nothing is made that the file has no bytes for.
@@ -8,6 +8,8 @@ import ast
 import math
 import os
 import re
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,8 +31,8 @@ NDARRAY, DTYPE, ENCODE = Name("numpy", "ndarray"), Name("numpy", "dtype"), Name(
 BYTES = {Name(module, kind) for module in ("builtins", "__builtin__") for kind in ("bytes", "bytearray")}
 
 
-def read_npy(path):
-    """The array in a .npy file, or, of one that holds a single Python object, that object.
+def read_npy(path: str | Path) -> Any:
+    """Returns the array in a .npy file, or, of one that holds a single Python object, that object.
 
     An object is a dict, list, tuple, number, text, or array of numbers or text, nested as one likes. Raises
     InputError for a file that cannot be read, is damaged, names anything else, or says that it is larger than it
@@ -55,8 +57,8 @@ def read_npy(path):
         ) from error
 
 
-def _read_header(file) -> tuple[str, bool, tuple[int, ...]]:
-    """(dtype as text, whether columns come first, shape)."""
+def _read_header(file: BinaryIO) -> tuple[str, bool, tuple[int, ...]]:
+    """Returns (dtype as text, whether columns come first, shape)."""
     start = file.read(8)
     if start[:6] != MAGIC or len(start) < 8 or start[6] not in (1, 2, 3):
         raise PickleRefused("it does not begin as one")
@@ -81,19 +83,19 @@ def _read_header(file) -> tuple[str, bool, tuple[int, ...]]:
     return descr, fortran, shape
 
 
-def _is_shape(shape) -> bool:
+def _is_shape(shape: object) -> bool:
     return isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**48 for n in shape)
 
 
-def _dtype(descr) -> np.dtype:
+def _dtype(descr: object) -> np.dtype:
     if not isinstance(descr, str) or not PLAIN_DTYPE.fullmatch(descr):
         shown = ascii(descr)[:40] if isinstance(descr, str) else type(descr).__name__
         raise PickleRefused(f"it holds values of type {shown}: numbers and text are read")
     return np.dtype(descr)
 
 
-def _array(content, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
-    """An array of its own memory, from exactly the bytes that it needs."""
+def _array(content: bytes | bytearray, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+    """Returns an array of its own memory, from exactly the bytes that it needs."""
     wanted = math.prod(shape) * dtype.itemsize
     if wanted != len(content):
         raise PickleRefused(f"an array of shape {shape} takes {wanted} bytes, there are {len(content)}")
@@ -102,10 +104,10 @@ def _array(content, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> n
 
 
 class _Dtype(Built):
-    def __init__(self, descr):
+    def __init__(self, descr: object) -> None:
         self.descr = descr.lstrip("<>|=") if isinstance(descr, str) else descr
 
-    def update(self, state) -> None:
+    def update(self, state: Any) -> None:
         # version, byte order, then what structured types and times have
         if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "=") or any(state[2:5]):
             raise PickleRefused("it is of a structured type, not of numbers")
@@ -123,7 +125,7 @@ class _Array(Built):
 
     value = None
 
-    def update(self, state) -> None:
+    def update(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
         if self.value is not None or not _is_shape(shape) or not isinstance(dtype, _Dtype):
             raise PickleRefused("it holds an array without a true shape")
@@ -138,17 +140,17 @@ class _Array(Built):
 class _Objects:
     """An array of objects: allowed as the whole file, not within it."""
 
-    def __init__(self, shape, content):
+    def __init__(self, shape: tuple[int, ...], content: list) -> None:
         self.shape, self.content = shape, content
 
 
-def _bytes(content):
+def _bytes(content: object) -> bytes | bytearray:
     if not isinstance(content, bytes | bytearray):
         raise PickleRefused("it holds an array without data")
     return content
 
 
-def _read_objects(content: bytes, shape: tuple[int, ...]):
+def _read_objects(content: bytes, shape: tuple[int, ...]) -> Any:
     value, end = interpret(content, _is_known, _call)
     if end != len(content):
         raise PickleRefused("something follows after its end")
@@ -168,7 +170,7 @@ def _is_known(name: Name) -> bool:
     return name in RECONSTRUCT | SCALAR | FROM_BUFFER | BYTES | {NDARRAY, DTYPE, ENCODE}
 
 
-def _call(name: Name, arguments: tuple):
+def _call(name: Name, arguments: tuple) -> Any:
     if name in RECONSTRUCT and len(arguments) == 3 and arguments[0] == NDARRAY:
         return _Array()
     if name in FROM_BUFFER and len(arguments) == 4 and isinstance(arguments[1], _Dtype) and _is_shape(arguments[2]):
@@ -186,8 +188,8 @@ def _call(name: Name, arguments: tuple):
     raise PickleRefused(f"it calls {name} with what no array has")
 
 
-def _finished(value):
-    """`value` with arrays in the place of what stands for them; `interpret` has bounded its depth."""
+def _finished(value: Any) -> Any:
+    """Returns `value` with arrays in the place of what stands for them; `interpret` has bounded its depth."""
     if isinstance(value, _Array):
         if not isinstance(value.value, np.ndarray):
             raise PickleRefused("it holds an array of objects within an object; save lists or arrays of numbers")

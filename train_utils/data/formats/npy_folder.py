@@ -1,13 +1,14 @@
-"""Images with .npy annotations, as folders and files: which belong together, and what one .npy says.
+"""Folders of images and .npy annotations -> which files belong together, and what one .npy says.
 
     images_train/7.jpg   annotations_train/7.npy   or images/ and annotations/, or image and annotation for either
     images_val/8.jpg     annotations_val/8.npy     the val split, where there is one; _valid and _test too
 
 A .npy holds a dict of boxes [N, 4] (x1 y1 x2 y2), labels [N] (1..C), masks [N, H, W] or [N, W, H], and, where
-there are crowd regions, iscrowd [N]; arrays or lists. Other keys are passed over.
+there are crowd regions, iscrowd [N]; arrays or lists. Other keys are ignored.
 """
 
 import os
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,15 +43,17 @@ class Objects(NamedTuple):
 
 
 def is_npy(root: Path) -> bool:
-    """Whether a folder has a folder of .npy annotations (and no json in it, which would be COCO's)."""
+    """Returns whether a folder has a folder of .npy annotations (and no json in it, which would be COCO's)."""
     names = [word + suffix for suffixes in SPLITS.values() for suffix in suffixes for word in ANNOTATIONS]
     folders = [root / name for name in names]
     return any(any(f.glob("*.npy")) and not any(f.glob("*.json")) for f in folders if f.is_dir())
 
 
 def find_npy_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """{"train" | "val": (folder of images, folder of annotations)}; "all" in place of "train" where it stands
-    alone and is to be split. InputError where one of two is missing, or the choice is not clear."""
+    """Returns {"train" | "val": (folder of images, folder of annotations)}; "all": one without "val", to be split.
+
+    Raises InputError where one of two is missing, or the choice is not clear.
+    """
     pairs = {}
     for role, suffixes in SPLITS.items():
         for suffix in suffixes:
@@ -71,7 +74,7 @@ def find_npy_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     return pairs if "val" in pairs else {"all": pairs["train"]}
 
 
-def _folder(root: Path, words, suffix: str) -> Path | None:
+def _folder(root: Path, words: tuple[str, ...], suffix: str) -> Path | None:
     found = [root / (word + suffix) for word in words if (root / (word + suffix)).is_dir()]
     if len(found) > 1:
         raise InputError(f"{root}: has both {found[0].name} and {found[1].name}; remove or rename one of them")
@@ -79,7 +82,7 @@ def _folder(root: Path, words, suffix: str) -> Path | None:
 
 
 def pair_files(image_dir: Path, annotation_dir: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
-    """([(image's name, its .npy's name)] in order of their numbers, {reason: names of files that are left over}).
+    """Returns ([(image's name, its .npy's name)] in order of their numbers, {reason: names of files left over}).
 
     They belong together by their stems. InputError where two have the same stem, or none has a partner.
     """
@@ -99,8 +102,8 @@ def pair_files(image_dir: Path, annotation_dir: Path) -> tuple[list[tuple[str, s
     return pairs, {reason: names for reason, names in left.items() if names}
 
 
-def _by_stem(folder: Path, suffixes) -> tuple[dict[str, str], list[str]]:
-    """({stem: name} of the files with one of these suffixes, names of everything else that is not hidden)."""
+def _by_stem(folder: Path, suffixes: Container[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns ({stem: name} of the files with one of these suffixes, names of everything else that is not hidden)."""
     found: dict[str, str] = {}
     others = []
     for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
@@ -116,22 +119,22 @@ def _by_stem(folder: Path, suffixes) -> tuple[dict[str, str], list[str]]:
     return found, others
 
 
-def _sorted(stems) -> list[str]:
+def _sorted(stems: Iterable[str]) -> list[str]:
     return sorted(stems, key=lambda stem: (0, int(stem), stem) if is_number(stem) else (1, 0, stem))
 
 
 def is_number(stem: str) -> bool:
-    """Whether a stem is a number such as 7 or 000000000139."""
+    """Returns whether a stem is a number such as 7 or 000000000139."""
     return stem.isascii() and stem.isdigit() and len(stem) <= 18
 
 
 def few(names: list[str]) -> str:
-    """The first few of some file names."""
+    """Returns the first few of some file names."""
     return visible(", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else ""))
 
 
-def read_objects(path) -> Objects:
-    """Read and check a .npy. InputError names it, and the object's index where it is about one."""
+def read_objects(path: str | Path) -> Objects:
+    """Reads and checks a .npy. InputError names it, and the object's index where it is about one."""
     content = read_npy(path)
     if isinstance(content, np.ndarray) and content.dtype == object and content.size == 1:  # np.save(path, [{...}])
         content = content.reshape(-1)[0]
@@ -176,7 +179,7 @@ def read_objects(path) -> Objects:
     )
 
 
-def _numbers(path, content: dict, key: str) -> np.ndarray:
+def _numbers(path: str | Path, content: dict, key: str) -> np.ndarray:
     try:
         array = np.asarray(content[key])
     except (ValueError, TypeError, OverflowError) as error:
@@ -189,7 +192,7 @@ def _numbers(path, content: dict, key: str) -> np.ndarray:
     return array
 
 
-def _label(path, i: int, value) -> int:
+def _label(path: str | Path, i: int, value: float) -> int:
     if type(value) is bool or not float(value).is_integer():
         raise InputError(f"{path}: labels[{i}] is {value}, not an integer; correct it")
     if not 1 <= value <= MOST_CLASSES:
@@ -198,8 +201,8 @@ def _label(path, i: int, value) -> int:
     return int(value)
 
 
-def set_pixels(path, i: int, mask: np.ndarray) -> np.ndarray:
-    """A mask of any type as bool: set above half of its greatest value (floats: and above 0.5).
+def set_pixels(path: str | Path, i: int, mask: np.ndarray) -> np.ndarray:
+    """Returns a mask of any type as bool: set above half of its greatest value (floats: and above 0.5).
 
     So 0 and 1, 0 and 255, 0 and an object's number, and probabilities mean what they say.
     """
@@ -212,8 +215,8 @@ def set_pixels(path, i: int, mask: np.ndarray) -> np.ndarray:
     return mask > (max(0.5, float(top) / 2) if is_float else int(top) // 2)
 
 
-def read_class_names(root: Path, label_json=None) -> dict[int, str] | None:
-    """{label: name} of classes.txt in `root` (a line a class, from label 1) or of a json that `LabelMap` reads.
+def read_class_names(root: Path, label_json: str | Path | None = None) -> dict[int, str] | None:
+    """Reads {label: name} of classes.txt in `root` (a line a class, from label 1) or of a json that `LabelMap` reads.
 
     None where neither is there. InputError for an empty line, and where both are there and differ.
     """

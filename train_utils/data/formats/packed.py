@@ -105,7 +105,7 @@ class PackedRecords:
     Raises InputError for a file that is damaged or none of these; reading raises it for a damaged record.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str) -> None:
         self.source = source
         try:
             self._open()
@@ -116,7 +116,7 @@ class PackedRecords:
                 raise
             raise InputError(f"{source}: damaged or cut off ({error}); pack the data set again") from error
 
-    def __reduce__(self):  # a process that is not forked opens the file itself
+    def __reduce__(self) -> tuple[type, tuple[str]]:  # a process that is not forked opens the file itself
         return PackedRecords, (self.source,)
 
     def path(self, name: str) -> str:
@@ -124,15 +124,18 @@ class PackedRecords:
         return name
 
     def read(self, row: int, name: str, size: tuple[int, int]) -> torch.Tensor:
+        """Reads the record's pixels, or decodes its file."""
         kind, content = self.index["kinds"][row], self._part(row, 0)
         if kind == PIXELS:
             return torch.from_numpy(content.reshape(3, *size).copy())
         return read_image(f"{self.source}: {name}", kind == UPRIGHT, content)
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
+        """Returns the size that the index says."""
         return f"the index of {self.source} says {size[1]}x{size[0]}; pack the data set again"
 
     def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
+        """Unpacks the record's bits."""
         boxes = self.index["crops"][objects]  # [N, 4]
         counts = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         pixels = np.unpackbits(self._part(row, 1))  # crops begin at whole bytes
@@ -143,10 +146,11 @@ class PackedRecords:
         return CroppedMasks(torch.from_numpy(pixels), torch.from_numpy(boxes.copy()), size)
 
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
+        """Returns RLEs of the crops."""
         return encoded(self.crops(row, objects, size))
 
     def _part(self, row: int, part: int) -> np.ndarray:
-        """The bytes of an image (part 0) or of its masks' bits (1), uint8."""
+        """Returns the bytes of an image (part 0) or of its masks' bits (1), uint8."""
         place, *counts = self.index["records"][row].tolist()
         content = np.frombuffer(self._mapped, np.uint8, counts[part], place + part * counts[0])
         if zlib.crc32(content) != self.index["checksums"][row, part]:
@@ -171,7 +175,7 @@ class PackedRecords:
         self._check(place)
 
     def _check(self, end: int) -> None:
-        """ValueError where the arrays, each sound as it is, do not fit one another or the file."""
+        """Raises ValueError where arrays that are sound do not fit one another or the file."""
         index, first = self.index, self.index["first"]
         images, objects = len(index["sizes"]), len(index["labels"])
         shapes = {"sizes": (images, 2), "records": (images, 3), "checksums": (images, 2)}

@@ -28,12 +28,12 @@ MIN_CONTRAST = 100  # of 255, in the channel where a shape differs most from the
 NOISE = 8.0  # standard deviation of the ground, of 255
 
 
-def make_shapes(folder, train=900, val=60, size=128, seed=0):
-    """Draw the data set into `folder`, unless it is there already, and return the folder as a Path.
+def make_shapes(folder: str | Path, train: int = 900, val: int = 60, size: int = 128, seed: int = 0) -> Path:
+    """Draws the data set into `folder`, unless it is there already, and returns the folder as a Path.
 
     `train` and `val` count images, of size x size pixels. The folder appears only when complete: it is
-    drawn under a temporary name beside it and then renamed, so an interrupted draw leaves nothing that could
-    be mistaken for a data set, and of two processes drawing at once the first to finish wins. Raises
+    drawn under a temporary name beside it and then renamed. So an interrupted draw leaves nothing that could
+    be mistaken for a data set, and of two processes that draw at once the first to finish wins. Raises
     InputError when the folder holds something else, or shapes drawn with other settings.
     """
     folder = Path(folder)
@@ -55,8 +55,8 @@ def make_shapes(folder, train=900, val=60, size=128, seed=0):
     return folder
 
 
-def _is_drawn(folder, info):
-    """True when `folder` holds this very data set, False when it is missing or empty; else InputError."""
+def _is_drawn(folder: Path, info: dict) -> bool:
+    """Returns whether `folder` holds this very data set; InputError unless it does, or is missing or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
@@ -70,7 +70,7 @@ def _is_drawn(folder, info):
     return True
 
 
-def _draw_split(root, split, count, seed, info):
+def _draw_split(root: Path, split: str, count: int, seed: tuple[int, int], info: dict) -> None:
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, 1)]
@@ -89,8 +89,10 @@ def _draw_split(root, split, count, seed, info):
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
 
 
-def draw_image(rng, size, count, crowded):
-    """One image with `count` shapes, and a crowd beneath them if asked for.
+def draw_image(
+    rng: np.random.Generator, size: int, count: int, crowded: bool
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray, int]]]:
+    """Draws one image with `count` shapes, and a crowd beneath them if asked for.
 
     Returns uint8 [size, size, 3] and a list of (category id, visible mask bool [size, size], iscrowd 0 or 1).
     """
@@ -112,8 +114,8 @@ def draw_image(rng, size, count, crowded):
     return image, [(category, mask, iscrowd) for (category, _, iscrowd), mask in zip(drawn, visible, strict=True)]
 
 
-def _draw_crowd(rng, image, ground):
-    """Draw 12 to 20 small shapes of one class within one part of the image; the region is their union."""
+def _draw_crowd(rng: np.random.Generator, image: np.ndarray, ground: np.ndarray) -> tuple[int, np.ndarray, int]:
+    """Draws 12 to 20 small shapes of one class within one part of the image; the region is their union."""
     size = len(image)
     kind = int(rng.integers(len(CLASSES)))
     left, top = rng.uniform(0, size / 2, 2)
@@ -126,21 +128,23 @@ def _draw_crowd(rng, image, ground):
     return kind + 1, region, 1
 
 
-def _random_box(rng, room, low, high):
-    """x1, y1, width, height (sides from [low, high), inside room x room), and which way a triangle points."""
+def _random_box(
+    rng: np.random.Generator, room: float, low: float, high: float
+) -> tuple[float, float, float, float, bool]:
+    """Returns x1, y1, width, height (sides from [low, high), inside room x room), and which way a triangle points."""
     width, height = rng.uniform(low, high, 2)
     return (rng.uniform(0, room - width), rng.uniform(0, room - height), width, height, bool(rng.integers(2)))
 
 
-def _random_colour(rng, ground):
+def _random_colour(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     while True:
         colour = rng.uniform(0, 255, 3)
         if np.abs(colour - ground).max() >= MIN_CONTRAST:
             return colour
 
 
-def _shape_mask(size, kind, x1, y1, width, height, point_up):
-    """bool [size, size]: the pixels whose centre lies in the shape that fills the given box."""
+def _shape_mask(size: int, kind: int, x1: float, y1: float, width: float, height: float, point_up: bool) -> np.ndarray:
+    """Returns bool [size, size]: the pixels whose centre lies in the shape that fills the given box."""
     y, x = np.mgrid[:size, :size] + 0.5
     u, v = (x - x1) / width, (y - y1) / height  # 0..1 across the box
     inside = (u >= 0) & (u < 1) & (v >= 0) & (v < 1)
@@ -151,8 +155,8 @@ def _shape_mask(size, kind, x1, y1, width, height, point_up):
     return inside
 
 
-def _visible_parts(masks):
-    """What of each mask is left after the later ones are painted over it."""
+def _visible_parts(masks: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns what of each mask is left after the later ones are painted over it."""
     parts, covered = [], np.zeros_like(masks[0]) if masks else None
     for mask in reversed(masks):
         parts.append(mask & ~covered)
@@ -160,8 +164,8 @@ def _visible_parts(masks):
     return parts[::-1]
 
 
-def _describe(mask, iscrowd):
-    """The shape-dependent fields of a COCO annotation."""
+def _describe(mask: np.ndarray, iscrowd: int) -> dict:
+    """Returns the shape-dependent fields of a COCO annotation."""
     ys, xs = np.nonzero(mask)
     x, y = int(xs.min()), int(ys.min())
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -174,8 +178,8 @@ def _describe(mask, iscrowd):
     }
 
 
-def _run_lengths(mask):
-    """Uncompressed RLE: lengths of the alternating runs of 0 and 1 in column order, starting with 0."""
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """Returns uncompressed RLE: lengths of the alternating runs of 0 and 1 in column order, starting with 0."""
     column_order = np.concatenate(([0], mask.ravel(order="F"), [2]))  # 2 ends the last run, whatever it holds
     changes = np.flatnonzero(np.diff(column_order))
     return np.diff(np.concatenate(([0], changes))).tolist()

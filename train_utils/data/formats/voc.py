@@ -7,9 +7,9 @@
     FOLDER/VOC2012/Annotations/NAME.xml               objects with name, box, difficult; may be missing
 
 The instances are those of SegmentationObject, and boxes are the masks' own. The XML's objects are neither in the masks'
-order nor always the same ones: each goes to the instance that it overlaps best, and an instance left without takes its
-class from SegmentationClass. Difficult objects train like any other; evaluation ignores them. What cannot be used is
-skipped and counted, what was decided is noted. All but the images is read once, when the data is opened.
+order nor always the same ones: each goes to the instance that it overlaps best, and an instance that none is left for
+takes its class from SegmentationClass. Difficult objects train like any other; evaluation ignores them. What cannot be
+used is skipped and counted, what was decided is noted. Everything but the images is read once, when the data is opened.
 
 N instances of one image of H x W pixels, A instances in all.
 """
@@ -140,6 +140,7 @@ class VocImages(ImageFiles):
     """Images whose masks are files of their own."""
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
+        """Returns the size that the image's mask has."""
         mask = voc_files.mask_path(self.image_dir.parent, "Object", Path(name).stem)
         return f"its mask {mask} is {size[1]}x{size[0]}; they must fit"
 
@@ -148,8 +149,10 @@ COLUMNS = ("numbers", "boxes", "areas", "classes", "difficult")
 
 
 class Scan(NamedTuple):
-    """The instances of one image: COLUMNS with N rows each (boxes [N, 4]), and counts by reason; fraction: a box of the
-    XML that has one."""
+    """The instances of one image: COLUMNS with N rows each (boxes [N, 4]), and counts by reason.
+
+    fraction: a box of the XML that has one.
+    """
 
     size: tuple[int, int]
     numbers: np.ndarray
@@ -170,7 +173,7 @@ def _scan_or_error(folder: Path, name: str, class_ids: dict[str, int]) -> Scan |
 
 
 def _scan(folder: Path, name: str, class_ids: dict[str, int]) -> Scan:
-    """Everything about one image but its pixels."""
+    """Reads everything about one image but its pixels."""
     objects = voc_files.read_index_image(voc_files.mask_path(folder, "Object", name))
     numbers, boxes, areas = voc_files.find_instances(objects)
     class_mask = voc_files.mask_path(folder, "Class", name)

@@ -1,4 +1,4 @@
-"""Reading the files of Pascal VOC's segmentation data: folders, lists, masks, XML; matching the latter two.
+"""Files of Pascal VOC's segmentation data -> names, masks, objects; matching the latter two.
 
 Shapes: N instances of a mask, M objects of an XML file. Boxes are x1 y1 x2 y2 in pixels from 0, ends
 exclusive.
@@ -21,14 +21,14 @@ from train_utils.io.plain_text import brief, shown
 
 CLASS_FILE = "pascal_voc_indices.json"
 VOID = 255
-MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask tells 254 apart
+MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask has room for 254
 # An XML object goes to an instance whose box it overlaps with at least this IoU. Masks end some pixels inside
 # the XML's boxes (the void border), which is much for a small object: agreeing on the class asks for less.
 MIN_IOU_SAME_CLASS, MIN_IOU = 0.1, 0.5
 
 
-def find_voc_folder(root, year=None):
-    """The folder of one VOC year, from a VOCdevkit, a folder that holds one, or that folder itself."""
+def find_voc_folder(root: str | Path, year: str | int | None = None) -> Path:
+    """Returns the folder of one VOC year, from a VOCdevkit, a folder that holds one, or that folder itself."""
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -49,12 +49,12 @@ def find_voc_folder(root, year=None):
     )
 
 
-def _is_voc_folder(path):
+def _is_voc_folder(path: Path) -> bool:
     return (path / "ImageSets" / "Segmentation").is_dir()
 
 
-def read_class_ids(folder):
-    """{class name: number from 1} of the file in the VOC folder, else of the one this project has."""
+def read_class_ids(folder: Path) -> dict[str, int]:
+    """Reads {class name: number from 1} of the file in the VOC folder, else of the one this project has."""
     path = folder / CLASS_FILE
     if not path.exists():
         path = Path(__file__).resolve().parents[3] / CLASS_FILE
@@ -67,23 +67,23 @@ def read_class_ids(folder):
     return class_ids
 
 
-def list_path(folder, list_name):
-    """The file of one list."""
+def list_path(folder: Path, list_name: str) -> Path:
+    """Returns the file of one list."""
     return folder / "ImageSets" / "Segmentation" / f"{list_name}.txt"
 
 
 def mask_path(folder: Path, kind: str, name: str) -> Path:
-    """The file of an image's mask; kind: "Object" or "Class"."""
+    """Returns the file of an image's mask; kind: "Object" or "Class"."""
     return folder / f"Segmentation{kind}" / f"{name}.png"
 
 
 def xml_path(folder: Path, name: str) -> Path:
-    """The file of an image's objects."""
+    """Returns the file of an image's objects."""
     return folder / "Annotations" / f"{name}.xml"
 
 
-def read_list(folder, list_name):
-    """The names in one list of ImageSets/Segmentation, as they stand there."""
+def read_list(folder: Path, list_name: str) -> list[str]:
+    """Reads the names in one list of ImageSets/Segmentation, as they stand there."""
     path = list_path(folder, list_name)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -101,8 +101,8 @@ def read_list(folder, list_name):
     return names
 
 
-def find_images(folder, names):
-    """The file name of each named image in JPEGImages, whatever its extension; and whether it is missing.
+def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool]]:
+    """Returns the file name of each named image in JPEGImages, whatever its extension; and whether it is missing.
 
     A missing one is given as NAME.jpg: reading it fails, as reading a damaged image does.
     """
@@ -117,8 +117,8 @@ def find_images(folder, names):
     return [by_name.get(name, f"{name}.jpg") for name in names], missing
 
 
-def read_index_image(path):
-    """uint8 [H, W]: the indices (not the colours) of a palette or grey PNG."""
+def read_index_image(path: Path) -> np.ndarray:
+    """Reads the indices (not the colours) of a palette or grey PNG, uint8 [H, W]."""
     try:
         with Image.open(path, formats=formats()) as image:
             mode, indices = image.mode, np.array(image)
@@ -131,8 +131,8 @@ def read_index_image(path):
     return indices.astype(np.uint8, copy=False)
 
 
-def find_instances(objects):
-    """Instance numbers int64 [N], tight boxes int64 [N, 4] and pixel counts int64 [N] of an instance mask."""
+def find_instances(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns instance numbers int64 [N], tight boxes int64 [N, 4] and pixel counts int64 [N] of an instance mask."""
     counts = np.bincount(objects.ravel(), minlength=256)
     numbers = np.array([n for n in np.flatnonzero(counts) if n not in (0, VOID)], dtype=np.int64)
     boxes = np.zeros((len(numbers), 4), dtype=np.int64)
@@ -143,8 +143,8 @@ def find_instances(objects):
     return numbers, boxes, counts[numbers]
 
 
-def classes_of_instances(path, objects, numbers, class_ids):
-    """int64 [N]: the class that most pixels of each instance have in SegmentationClass, 0 if none has any.
+def classes_of_instances(path: Path, objects: np.ndarray, numbers: np.ndarray, class_ids: dict[str, int]) -> np.ndarray:
+    """Returns the class that most pixels of each instance have in SegmentationClass, int64 [N]; 0 if none has any.
 
     path: the class mask, which may be missing; objects uint8 [H, W]: the instance mask; numbers int64 [N]:
     the instances in it.
@@ -164,8 +164,8 @@ def classes_of_instances(path, objects, numbers, class_ids):
     return winners
 
 
-def match_objects(boxes, classes, xml_boxes, xml_classes):
-    """int64 [N]: for each instance the XML object that is the same thing, or -1; none is given twice.
+def match_objects(boxes: np.ndarray, classes: np.ndarray, xml_boxes: np.ndarray, xml_classes: np.ndarray) -> np.ndarray:
+    """Returns for each instance the XML object that is the same thing, or -1: int64 [N]; none is given twice.
 
     Pairs are taken greedily: those that agree on the class first, then by the IoU of their boxes.
     """
@@ -187,18 +187,20 @@ def match_objects(boxes, classes, xml_boxes, xml_classes):
 
 
 class XmlObjects(NamedTuple):
-    """The M objects of one XML file: class numbers int64 [M], boxes float64 [M, 4], difficult int64 [M]
-    (0 or 1), and the image's (height, width) where the file says it."""
+    """The M objects of one XML file, and the image's (height, width) where the file says it.
+
+    Class numbers int64 [M], boxes float64 [M, 4], difficult int64 [M] (0 or 1).
+    """
 
     classes: np.ndarray
     boxes: np.ndarray
     difficult: np.ndarray
-    size: tuple | None
+    size: tuple[int, int] | None
     exists: bool = True
 
 
-def read_xml(path, class_ids):
-    """The objects of a VOC annotation file, none if it is missing; no entity expanded, nothing fetched."""
+def read_xml(path: Path, class_ids: dict[str, int]) -> XmlObjects:
+    """Reads the objects of a VOC annotation file, none if it is missing; no entity expanded, nothing fetched."""
     if not path.exists():
         return XmlObjects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64), None, exists=False)
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
@@ -235,7 +237,7 @@ def read_xml(path, class_ids):
     )
 
 
-def _number(item, tag, where):
+def _number(item: etree._Element, tag: str, where: str) -> float:
     text = item.findtext(tag)
     try:
         value = float(text)
@@ -246,8 +248,8 @@ def _number(item, tag, where):
     return value
 
 
-def _xml_size(root):
-    """(height, width), or None where the file does not say it (or says 0, as some tools do)."""
+def _xml_size(root: etree._Element) -> tuple[int, int] | None:
+    """Returns (height, width), or None where the file does not say it (or says 0, as some tools do)."""
     texts = [(root.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
     whole = all(text.isdecimal() and len(text) < 10 and int(text) > 0 for text in texts)
     return tuple(map(int, texts)) if whole else None

@@ -1,4 +1,4 @@
-"""What must hold of a COCO json's categories, images and annotations, one by one.
+"""Categories, images and annotations of a COCO json, one by one -> checked values.
 
 InputError says what is wrong with one, `Skip` that an annotation is to be left out and counted.
 
@@ -17,15 +17,15 @@ from typing import Any
 from backbone.errors import InputError
 from train_utils.data.annotations import NO_ID
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
-from train_utils.data.problems import StopAtFirst
+from train_utils.data.problems import Id, StopAtFirst
 from train_utils.io.plain_text import brief, shown, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
 MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; images of a twelfth of it are refused as bombs
 
 
-def check_is_coco(raw, path):
-    """InputError unless `raw` is a dict with lists of images, annotations and categories."""
+def check_is_coco(raw: object, path: str | Path) -> None:
+    """Raises InputError unless `raw` is a dict with lists of images, annotations and categories."""
     missing = [
         key
         for key in ("images", "annotations", "categories")
@@ -35,16 +35,18 @@ def check_is_coco(raw, path):
         raise InputError(f"{path}: not a COCO instances json: it has no list of {', '.join(missing)}")
 
 
-def as_integer(value, what: str) -> int:
-    """An integer of 64 bits; 7.0 counts as 7, as tables exported to json have it."""
+def as_integer(value: object, what: str) -> int:
+    """Returns an integer of 64 bits; 7.0 counts as 7, as tables exported to json have it."""
     if _is_integer(value) and abs(value) < 2**63:
         return int(value)
     raise InputError(f"{what} {brief(value)} is not an integer")
 
 
-def as_id(value, what: str) -> int:
-    """The number that stands for an id: 7 for 7, 7.0 and "7"; a hash of any other text or longer integer, the same
-    in every json, so that train and val agree about it."""
+def as_id(value: object, what: str) -> int:
+    """Returns the number that stands for an id: 7 for 7, 7.0 and "7"; a hash of any other text or longer integer.
+
+    The hash is the same in every json, so that train and val agree about it.
+    """
     if type(value) is int and abs(value) < 2**63:
         return value
     if _is_integer(value):
@@ -54,23 +56,23 @@ def as_id(value, what: str) -> int:
     raise InputError(f"{what} {brief(value)} is neither an integer nor text")
 
 
-def given_id(value) -> str:
-    """An id as json text where `as_id` gives another value, else ""."""
+def given_id(value: str | int | float) -> str:
+    """Returns an id as json text where `as_id` gives another value, else ""."""
     return "" if not isinstance(value, str) and abs(value) < 2**63 else json.dumps(value)
 
 
-def _is_integer(value) -> bool:
+def _is_integer(value: object) -> bool:
     return type(value) is int or isinstance(value, float) and value.is_integer()
 
 
 def _hashed(text: str) -> int:
-    """A number in 0..2^62 - 1."""
+    """Returns a number in 0..2^62 - 1."""
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
 
 
 def is_text(text: str) -> bool:
-    """Whether a string can be written as UTF-8: json may hold halves of surrogate pairs."""
+    """Returns whether a string can be written as UTF-8: json may hold halves of surrogate pairs."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -144,7 +146,7 @@ def duplicated(path: str | Path, first: tuple, second: tuple) -> str:
     )
 
 
-def id_of(entry: Any, key: str) -> Any:
+def id_of(entry: Any, key: str) -> Id:
     """Returns an id as the json has it, None where it can be none."""
     return None if number_of(entry, key) is None else entry[key]
 
@@ -157,8 +159,10 @@ def number_of(entry: Any, key: str) -> int | None:
         return None
 
 
-def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
-    """(id, file name, (H, W), `given_id`)."""
+def check_image(
+    image: Any, path: str | Path, size_of: Callable[[str], tuple[int, int]] | None
+) -> tuple[int, str, tuple[int, int], str]:
+    """Returns (id, file name, (H, W), `given_id`) of an image; size_of: reads a size that the json lacks."""
     if not isinstance(image, dict) or "id" not in image:
         raise InputError(f"{path}: image {brief(image)} has no id")
     try:
@@ -177,8 +181,8 @@ def check_image(image, path, size_of) -> tuple[int, str, tuple[int, int], str]:
     return image_id, name, size, given_id(image["id"])
 
 
-def check_annotation(annotation: dict, categories, size) -> tuple:
-    """(annotation id or NO_ID, category id, iscrowd, xywh, area, kind, parts) of an annotation in an image of `size`.
+def check_annotation(annotation: dict, categories: Container[int] | None, size: tuple[int, int]) -> tuple:
+    """Returns (id or NO_ID, category id, iscrowd, xywh, area, kind, parts) of an annotation in an image of `size`.
 
     categories: the ids there are; None: any. Raises Skip, and InputError, KeyError, TypeError, AttributeError
     or OverflowError for what is wrong.
@@ -216,6 +220,6 @@ def box_alone(annotation: dict, size: tuple[int, int]) -> list[list]:
 
 
 def annotation_id(annotation: dict) -> int:
-    """Its id, NO_ID where it has none."""
+    """Returns its id, NO_ID where it has none."""
     number = annotation.get("id")
     return NO_ID if number is None else as_id(number, "id")

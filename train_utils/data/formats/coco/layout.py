@@ -1,4 +1,4 @@
-"""Finding the jsons and images of a COCO-format folder, however it is laid out.
+"""A COCO-format folder, however it is laid out -> its jsons and its folders of images.
 
 annotations/instances_train2017.json   train2017/            COCO's own
 instances_train.json                   images/               flat
@@ -28,8 +28,8 @@ LOOKED_FOR = (
 )
 
 
-def find_jsons(root: Path, year=None) -> dict[str, Path]:
-    """{"train" | "val" | "all": json} of a folder. "all" stands alone: one json that is to be split.
+def find_jsons(root: Path, year: str | int | None = None) -> dict[str, Path]:
+    """Returns {"train" | "val" | "all": json} of a folder. "all" stands alone: one json that is to be split.
 
     The first place that holds COCO jsons counts: annotations/, the folder itself, its subfolders. Of several
     years the newest is taken, or `year`. InputError if none is found, or the choice is not clear.
@@ -57,7 +57,7 @@ def find_jsons(root: Path, year=None) -> dict[str, Path]:
 
 
 def role_of(path: Path, root: Path | None = None) -> str:
-    """ "train", "val", "test" or "all" (says neither), from a json's name, else from its folder's."""
+    """Returns "train", "val", "test" or "all" (says neither), from a json's name, else from its folder's."""
     for name in (path.stem, path.parent.name if path.parent != root else ""):
         match = ROLE.search(name.lower())
         if match:
@@ -79,7 +79,7 @@ def _newest(paths: list[Path]) -> Path:
 
 
 def _coco_jsons(folder: Path) -> list[Path]:
-    """The jsons directly in a folder that look like COCO instances."""
+    """Returns the jsons directly in a folder that look like COCO instances."""
     if not folder.is_dir():
         return []
     paths = [p for p in sorted(folder.glob("*.json")) if not p.name.startswith((".", *OTHER_TASKS))]
@@ -88,7 +88,7 @@ def _coco_jsons(folder: Path) -> list[Path]:
 
 
 def _mentions(path: Path, key: bytes) -> bool:
-    """Whether the file contains `key`, without parsing what may be half a gigabyte."""
+    """Returns whether the file contains `key`, without parsing what may be half a gigabyte."""
     if not path.is_file() or path.stat().st_size == 0:
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -96,19 +96,22 @@ def _mentions(path: Path, key: bytes) -> bool:
 
 
 def data_root(json_path: Path) -> Path:
-    """The data folder of a json that was given by its own path."""
+    """Returns the data folder of a json that was given by its own path."""
     return json_path.parent.parent if json_path.parent.name in ("annotations", "labels") else json_path.parent
 
 
 def listed_names(images: list) -> list[str]:
-    """The file names in a json's list of images, as far as they are text."""
+    """Returns the file names in a json's list of images, as far as they are text."""
     names = [image.get("file_name") for image in images if isinstance(image, dict)]
     return [name for name in names if isinstance(name, str) and name]
 
 
-def image_folder(root: Path, json_path: Path, image_dir, names: list[str]) -> tuple[Path, Path]:
-    """(folder where the images `names` of a json begin, folder that none may leave): those around the json, or
-    `image_dir`, the --image-dir of a command, where it is given. InputError where there is none."""
+def image_folder(root: Path, json_path: Path, image_dir: str | Path | None, names: list[str]) -> tuple[Path, Path]:
+    """Returns (folder where the images `names` of a json begin, folder that none may leave).
+
+    They are around the json, or `image_dir`, the --image-dir of a command, where it is given. Raises InputError where
+    there is none.
+    """
     if not names:
         raise InputError(f"{json_path}: its list of images holds no file_name")
     if image_dir is None:
@@ -120,7 +123,7 @@ def image_folder(root: Path, json_path: Path, image_dir, names: list[str]) -> tu
 
 
 def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
-    """The folder near `json_path` in which most of the images `names` lie. InputError if none holds any."""
+    """Returns the folder near `json_path` in which most of the images `names` lie. InputError if none holds any."""
     suffix = re.sub(r"^instances_?", "", json_path.stem)
     likely = [root / suffix, root / "images" / suffix, json_path.parent, root / "images", root]
     candidates = [*likely, *_subfolders(root), *_subfolders(root / "images"), *_subfolders(json_path.parent)]

@@ -54,7 +54,7 @@ class Packer:
         categories: Container[int] | None = None,
         problems: StopAtFirst = STOP,
         bad_images: Container[int] = frozenset(),
-    ):
+    ) -> None:
         self.path, self.categories, self.problems, self.bad_images = path, categories, problems, bad_images
         self.row_of = {image[0]: row for row, image in enumerate(images)}
         self.sizes = np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2)  # [I, 2]
@@ -128,14 +128,16 @@ class Packer:
             self._other_ids.append(number)
 
     def repeated_ids(self) -> list:
-        """Returns the annotation ids that appear more than once, as the json has them, of skipped and refused
-        annotations too; to be called before `arrays`."""
+        """Returns the annotation ids that are duplicated, as the json has them; to be called before `arrays`.
+
+        Those of skipped and refused annotations count too.
+        """
         ids = np.sort(np.concatenate([np.array(self._other_ids), *self._blocks["annotation_ids"]]))
         ids = ids[np.searchsorted(ids, NO_ID, side="right") :]
         return [self._given.get(i, i) for i in np.unique(ids[1:][ids[1:] == ids[:-1]]).tolist()]
 
     def _check(self, annotation: Any) -> tuple[int, tuple]:
-        """(row, what `check_annotation` returns)."""
+        """Returns (row, what `check_annotation` returns)."""
         if not isinstance(annotation, dict):
             raise InputError("is not an object with image_id, category_id, ...")
         row = self.row_of.get(as_id(annotation["image_id"], "image_id"))
@@ -145,13 +147,13 @@ class Packer:
         return row, check_annotation(annotation, self.categories, tuple(self.sizes[row].tolist()))
 
     def _keep(self, fields: dict, lengths: Sequence[int] | np.ndarray, content: bytes) -> None:
-        """FIELDS' values of some annotations, bytes of each of their parts, and these bytes."""
+        """Keeps FIELDS' values of some annotations, how many bytes each of their parts has, and these bytes."""
         for name, values in {**fields, "lengths": lengths}.items():
             self._blocks[name].append(np.asarray(values, dtype=FIELDS.get(name, np.int64)))
         self._bytes += content
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """`CocoAnnotations`' arrays of what was added: grouped by image, else in the json's order."""
+        """Returns DTYPES' arrays of what was added: grouped by image, else in the json's order."""
         fields = {name: _joined(blocks, FIELDS.get(name, np.int64)) for name, blocks in self._blocks.items()}
         self._blocks.clear()
         order = np.lexsort((fields["sequence"], fields["rows"]))
@@ -174,9 +176,9 @@ class Packer:
 
 
 class _Plain:
-    """The annotations of a batch that have polygons and all that they should have, in flat lists."""
+    """The annotations of a batch that have polygons and every field, in flat lists."""
 
-    def __init__(self, start: int):
+    def __init__(self, start: int) -> None:
         self.start = start
         self.sequence: list[int] = []
         self.rows: list[int] = []
@@ -284,24 +286,24 @@ def name_of(sequence: int, annotation: Any) -> str:
 
 
 def _overlap(start: np.ndarray, extent: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """`segmentation.overlaps` of arrays."""
+    """Returns what `segmentation.overlaps` does, of arrays."""
     return np.minimum(start + extent, side) - np.maximum(start, 0) > 1e-6 * side
 
 
 def _running(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Where each of so many begins, and the end: int64 [len + 1]."""
+    """Returns where each of so many begins, and the end: int64 [len + 1]."""
     return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 
 
 def _joined(blocks: list[np.ndarray], dtype: type) -> np.ndarray:
-    """All blocks as one, which are given up."""
+    """Joins all blocks, and gives them up."""
     whole = np.concatenate([np.zeros(0, dtype), *(block.reshape(-1) for block in blocks)])
     blocks.clear()
     return whole
 
 
 def _gathered(content: bytearray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """content[start:stop] of each, one after another, uint8."""
+    """Returns content[start:stop] of each, one after another, uint8."""
     whole, at = np.empty(int((stop - start).sum()), dtype=np.uint8), 0
     with memoryview(content) as view:
         for i in range(0, len(start), GATHERED):

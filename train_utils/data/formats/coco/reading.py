@@ -64,7 +64,7 @@ def read_annotations(
             return found if find_images is None else None
         names = found.file_names()
     missing, usable = _look_up(found, names, folder, root, problems)
-    usable &= [name not in linked for name in names]
+    usable &= np.array([name not in linked for name in names], dtype=bool)
     images = ImageFiles(folder, found.source)
     return replace(found, images=images, missing=missing, usable=None if usable.all() else usable)
 
@@ -105,7 +105,7 @@ def _table(path: str | Path, values: dict, arrays: dict[str, np.ndarray], notes:
 
 
 def _read_in_batches(path: str | Path, file: BinaryIO) -> tuple[tuple[dict, dict], str]:
-    """((values, arrays), hash of what was read); Unusual or InputError for a json that is not sound."""
+    """Returns ((values, arrays), hash of what was read); Unusual or InputError for a json that is not sound."""
     state = array_cache.new_hash()
     images: list[tuple] = []
     listed: list = []
@@ -137,7 +137,7 @@ def _read_in_batches(path: str | Path, file: BinaryIO) -> tuple[tuple[dict, dict
 def _packed_values(
     categories: dict[int, str], given: dict[int, str | int], images: list[tuple], packer: Packer
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """(plain values as json has them, DTYPES' arrays): what a table is made of, and the cache keeps."""
+    """Returns (plain values as json has them, DTYPES' arrays): what a table is made of, and the cache keeps."""
     values = {
         "categories": list(categories.items()),
         "given": list(given.items()),
@@ -151,7 +151,7 @@ def _packed_values(
 def _read_item_by_item(
     path: str | Path, content: Lists, find_images: FindImages | None, follow_links: bool, problems: StopAtFirst
 ) -> tuple[Annotations | None, Path | None, Path]:
-    """(table of what is sound, or None; folder of the images, None where there is none; root)."""
+    """Returns (table of what is sound, or None; folder of the images, None where there is none; root)."""
     listed, listed_categories, hand_over = content
     names, folder, root = listed_names(listed), None, Path()
     try:
@@ -180,8 +180,10 @@ def _read_item_by_item(
 
 
 def _lists(path: str | Path) -> Lists:
-    """The lists of a json; the annotations of a large one are never in memory as a whole. InputError where it is no
-    json, or not COCO's."""
+    """Reads the lists of a json; the annotations of a large one are never in memory as a whole.
+
+    Raises InputError where it is no json, or not COCO's.
+    """
     images: list = []
     categories: list = []
 
@@ -198,7 +200,7 @@ def _lists(path: str | Path) -> Lists:
 
 
 def _lists_of(raw: object, path: str | Path) -> Lists:
-    """The lists of a json's content."""
+    """Returns the lists of a json's content."""
     check_is_coco(raw, path)
 
     def hand_over(take: Callable[[list], None]) -> None:
@@ -211,7 +213,7 @@ def _lists_of(raw: object, path: str | Path) -> Lists:
 def _look_up(
     table: Annotations, names: list[str], folder: Path, root: Path, problems: StopAtFirst
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(which images are no files, which have a name that stays in the root), bool [I] each."""
+    """Returns (which images are no files, which have a name that stays in the root), bool [I] each."""
     at_once = len(names) > FEW and is_inside(os.path.abspath(folder), os.path.abspath(root))
     present = files_in(folder) if at_once else frozenset()
     missing, inside = np.zeros(len(names), dtype=bool), np.ones(len(names), dtype=bool)

@@ -4,6 +4,8 @@ A segmentation belongs to an image of `size` (H, W). InputError says what is wro
 is to be left out and counted.
 """
 
+from typing import Any
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -18,9 +20,8 @@ class Skip(Exception):
     """An annotation that is left out and counted; the message is the reason."""
 
 
-def read_segmentation(segmentation, size) -> tuple[int, list[bytes]]:
-    """(kind, parts as bytes): x y x y ... per polygon as `pack_polygons` has them, or the counts of one
-    compressed RLE."""
+def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[int, list[bytes]]:
+    """Returns (kind, parts as bytes): polygons as `pack_polygons` has them, or the counts of one compressed RLE."""
     if not segmentation:
         raise Skip(NO_SEGMENTATION)
     if isinstance(segmentation, dict):
@@ -56,13 +57,13 @@ def polygon_points(segmentation: list, size) -> list[np.ndarray]:
 
 
 def overlaps(start: float, extent: float, side: int) -> bool:
-    """Whether [start, start + extent] cut to [0, side] keeps a length, also in float32."""
+    """Returns whether [start, start + extent] cut to [0, side] keeps a length, also in float32."""
     end = min(start + extent, side)
     return end - max(start, 0) > 1e-6 * side
 
 
-def finite(values, what: str) -> list[float]:
-    """A short flat list of finite numbers (for a long one `numbers_of` is faster)."""
+def finite(values: object, what: str) -> list[float]:
+    """Returns a short flat list of finite numbers (for a long one `numbers_of` is faster)."""
     if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
         raise InputError(f"{what} is not a list of numbers")
     if not all(-1e300 < value < 1e300 for value in values):  # json has integers of any length
@@ -70,8 +71,8 @@ def finite(values, what: str) -> list[float]:
     return [float(value) for value in values]
 
 
-def numbers_of(values, what: str) -> np.ndarray:
-    """A flat list of finite numbers as float64."""
+def numbers_of(values: Any, what: str) -> np.ndarray:
+    """Returns a flat list of finite numbers as float64."""
     try:
         numbers = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -83,8 +84,8 @@ def numbers_of(values, what: str) -> np.ndarray:
     return numbers
 
 
-def rle_counts(rle: dict, size) -> bytes:
-    """The counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W)."""
+def rle_counts(rle: dict, size: tuple[int, int]) -> bytes:
+    """Returns the counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W)."""
     given, counts = rle.get("size"), rle.get("counts")
     if given is None or list(numbers_of(given, "RLE size")) != list(size):
         raise InputError(f"RLE is for a size of {given} (height, width), but the image's is {list(size)}")
@@ -108,8 +109,8 @@ def rle_counts(rle: dict, size) -> bytes:
     return counts
 
 
-def box_of(kind: int, parts: list[bytes], size) -> list[float]:
-    """x y w h around polygons (their points) or an RLE (its pixels)."""
+def box_of(kind: int, parts: list[bytes], size: tuple[int, int]) -> list[float]:
+    """Returns x y w h around polygons (their points) or an RLE (its pixels)."""
     if kind == RLE:
         return coco_mask.toBbox({"size": list(size), "counts": parts[0]}).tolist()
     points = np.concatenate([unpack_polygon(kind, part).reshape(-1, 2) for part in parts])  # [points, 2]
