@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 from tools.doctor import looks
 from train_utils.data.formats.coco.checks import check_image, number_of
-from train_utils.data.formats.coco.layout import image_path, size_reader
+from train_utils.data.formats.coco.file_names import settle
+from train_utils.data.formats.coco.layout import image_path, listed_names, size_reader
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
 from train_utils.data.masks import LONGEST_OUTLINE, RLE, outline, rasterise, unpack_polygon
 from train_utils.io.plain_text import brief, one_line
@@ -54,6 +55,7 @@ class Corrector:
 
     def correct(self, raw: dict) -> dict:
         """Returns the content, corrected."""
+        self.renamed = settle(listed_names(raw["images"]), self.image_dir, self.root).renamed
         images = self._kept("image", raw["images"], self._image)
         annotations = self._kept("annotation", raw["annotations"], self._annotation)
         return {
@@ -89,6 +91,10 @@ class Corrector:
             return image
         self.known.add(number)
         name = image.get("file_name")
+        if isinstance(name, str) and name in self.renamed:
+            self._change("image", image, "file_name", name, self.renamed[name], "as the file is named")
+            name = self.renamed[name]
+            image = {**image, "file_name": name}
         try:
             place = image_path(self.image_dir, name, self.root) if isinstance(name, str) and name else None
         except InputError:  # it leaves the data

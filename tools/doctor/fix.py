@@ -24,7 +24,8 @@ from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.data.formats import coco
 from train_utils.data.formats.coco.checks import check_is_coco
-from train_utils.data.formats.coco.layout import image_folder, listed_names
+from train_utils.data.formats.coco.file_names import image_folder
+from train_utils.data.formats.coco.layout import listed_names
 from train_utils.data.labels import read_json
 from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text

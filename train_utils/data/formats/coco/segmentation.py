@@ -4,6 +4,7 @@ A segmentation belongs to an image of `size` (H, W). InputError says what is wro
 is to be left out and counted.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[int, li
     return pack_polygons(parts)
 
 
-def polygon_points(segmentation: list, size) -> list[np.ndarray]:
+def polygon_points(segmentation: list, size: Sequence[int]) -> list[np.ndarray]:
     """Returns x y x y ... of each polygon, float64; InputError for what is no list of numbers, or reaches far out."""
     if not isinstance(segmentation[0], list):
         segmentation = [segmentation]  # one polygon, not in a list
