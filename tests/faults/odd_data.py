@@ -87,7 +87,7 @@ class Voc:
 
     def __init__(self, folder: Path):
         self.folder, self.year, self.encoding = folder, folder / "VOC2012", "utf-8"
-        self.images = self.year / "JPEGImages"
+        self.image_dir = self.year / "JPEGImages"
         self.objects = {name: ["dog", "cat"] for name in "abcd"}  # the XML's
         self.classes = None
         for name in ("JPEGImages", "Annotations", "ImageSets/Segmentation", "SegmentationObject", "SegmentationClass"):
@@ -98,7 +98,7 @@ class Voc:
         masks[:, 4:20, 4:30] = np.array([1, 12])[:, None, None]
         masks[:, 25:45, 35:60] = np.array([2, 8])[:, None, None]
         for name in "abcd":
-            Image.fromarray(masks[0] * 90).convert("RGB").save(self.images / f"{name}.jpg")
+            Image.fromarray(masks[0] * 90).convert("RGB").save(self.image_dir / f"{name}.jpg")
             for kind, mask in zip(("Object", "Class"), masks, strict=True):
                 Image.fromarray(mask).save(self.year / f"Segmentation{kind}" / f"{name}.png")
 

@@ -13,6 +13,7 @@ from tools.doctor.anchors import resized
 from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from tools.doctor.table import Outlines, Table, outlines
+from train_utils.data.formats.coco.checks import given_id
 
 SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
 WHOLE, TINY, THIN = 0.95, 4, 20  # share of the image; pixels after resizing; ratio of sides
@@ -193,7 +194,8 @@ def look_at_images(table: Table, split: str, finds: Finds) -> None:
         text = f"{data_set.file_name(i)}: {counts[i]} objects, the middle image has {np.median(counts):.0f}"
         finds.add(MANY, text, split, data_set.given_id(i))
     packed = data_set.annotations
-    others = [what for what, has in (("images", packed.given), ("categories", packed.given_categories)) if has]
+    of_categories = any(map(given_id, packed.given_categories.values()))
+    others = [what for what, has in (("images", packed.given), ("categories", of_categories)) if has]
     if others:
         finds.add(TEXT_IDS, f"{packed.source}: ids of {' and '.join(others)}", split)
     if min(packed.categories) == 0:

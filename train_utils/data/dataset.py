@@ -12,7 +12,7 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, check_labels, clip_boxes
-from train_utils.data.labels import LabelMap
+from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.problems import describe_skips
 from train_utils.io.plain_text import visible
 
@@ -117,7 +117,10 @@ class ImageDataset:
         return self._counts(self.annotations.iscrowd == crowd)
 
     def with_given_ids(self, results: list[dict]) -> list[dict]:
-        """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text."""
+        """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text.
+
+        Left out: results of a class that the data lacks, whose id means another class there.
+        """
         table = self.annotations
         images = {} if table.given is None else {int(table.image_ids[row]): table.given_id(row) for row in self.rows}
         categories = {**self.label_map.given, **{i: table.given_categories.get(i, i) for i in table.categories}}
@@ -128,6 +131,7 @@ class ImageDataset:
                 "category_id": categories.get(result["category_id"], result["category_id"]),
             }
             for result in results
+            if result["category_id"] in table.categories or result["category_id"] not in table.given_categories.values()
         ]
 
     def describe(self) -> str:
@@ -158,6 +162,7 @@ class ImageDataset:
         ids = table.annotation_ids
         if (ids <= 0).any():
             ids = np.arange(1, len(ids) + 1)
+        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
         for i, row in enumerate(self.rows):
             size, image_id, objects = self._size(i), self.image_id(i), table.objects(row)
             name = table.file_name(row)
@@ -167,21 +172,10 @@ class ImageDataset:
             areas = table.areas[objects]
             if np.isnan(areas).any():
                 areas = np.where(np.isnan(areas), table.masks.crops(row, objects, size).areas().numpy(), areas)
-            segmentations = table.masks.segmentations(row, objects, size)
-            for k, area, segmentation in zip(
-                range(objects.start, objects.stop), areas.tolist(), segmentations, strict=True
-            ):
-                annotations.append(
-                    {
-                        "id": int(ids[k]),
-                        "image_id": image_id,
-                        "category_id": int(table.category_ids[k]),
-                        "bbox": table.boxes[k].tolist(),
-                        "area": area,
-                        "iscrowd": int(table.ignored[k]),
-                        "segmentation": segmentation,
-                    }
-                )
+            numbers = [table.category_ids[objects], table.boxes[objects], areas, table.ignored[objects]]
+            columns = [ids[objects].tolist(), [image_id] * len(areas), *(column.tolist() for column in numbers)]
+            rows = zip(*columns, table.masks.segmentations(row, objects, size), strict=True)
+            annotations += [dict(zip(keys, values, strict=True)) for values in rows]
         if unmasked:
             own, first = {image["id"] for image in images}, int(ids.max(initial=0)) + 1
             annotations += [
@@ -220,7 +214,30 @@ def _labelled(table: Annotations, label_map: LabelMap) -> tuple[Annotations, Lab
         raise InputError(
             f"{table.source}: its {len(table.label_map)} classes are not those of the others, or of the weights"
         )
+    table = _matched_by_name(table, dict(zip(label_map.category_ids, label_map.names, strict=True)))
     check_labels(table, label_map)
     if not table.named:  # the label map has the names that the data lacks
         table = replace(table, categories=dict(zip(label_map.category_ids, label_map.names, strict=True)))
     return table, label_map
+
+
+def _matched_by_name(table: Annotations, known: dict[int, str]) -> Annotations:
+    """Returns the table with the ids that `known` has for the names of its categories; its own are written back."""
+    matched = match_names(table.categories, known, table.source, "the classes to be used") if table.named else {}
+    if not matched:
+        return table
+    moved = {number: matched.get(number, number) for number in table.categories}
+    own, places = np.unique(table.category_ids, return_inverse=True)
+    number = next(iter(matched))
+    note = (
+        f"{len(matched)} classes are matched by name, as their ids or capitals differ: category {number} "
+        f"({table.categories[number]!r}) is category {moved[number]} ({known[moved[number]]!r})"
+    )
+    return replace(
+        table,
+        category_ids=np.array([moved[i] for i in own.tolist()], dtype=np.int64)[places],
+        categories=dict(sorted((new, known.get(new, table.categories[old])) for old, new in moved.items())),
+        given_categories={new: table.given_categories.get(old, old) for old, new in moved.items()},
+        unmasked=[[image, moved.get(category, category), *rest] for image, category, *rest in table.unmasked],
+        notes=(*table.notes, note),
+    )
