@@ -86,14 +86,14 @@ def score_detections(options: ValidationOptions, data: DataOptions) -> int:
     data_set = open_split("val", data, None)
     print(data_set.describe())
     truth = data_set.ground_truth(unmasked=True)
-    found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
+    found, notes = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t])[t] for t, results in found.items()}
     paths = write_record(output_dir, stats)
     print(format_record(stats))
     images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
-    print(f"{counts} in {images} of {len(data_set)} images")
+    print(f"{counts} in {images} of {len(data_set)} images", *notes, sep="\n")
     print("written:", *paths)
     return write_page_of(options, stats, found[list(stats)[-1]], data_set, data.strict) if options.report else EXIT_OK
 
