@@ -29,14 +29,21 @@ TWICE = Kind(
 BOX_DIFFERS = Kind(
     WARNING,
     "boxes that are not their mask's (IoU under 0.5)",
-    "Boxes are trained as annotated; --fix takes the mask's.",
+    "Both are trained as annotated. Nothing tells which is right, so --fix leaves them: correct the wrong one.",
+)
+SHARES = Kind(
+    WARNING,
+    "boxes or masks whose numbers are all from 0 to 1, while the other's are not",
+    "They look like shares of the image's sides: multiply x by its width and y by its height.",
 )
 AREA_DIFFERS = Kind(
     WARNING,
     "areas that are not their mask's",
     "The evaluation sorts objects by this area into small, medium and large; --fix measures it anew.",
 )
-NO_PIXEL = Kind(WARNING, "polygons that cover no pixel", "Their mask is empty in training; --fix drops them.")
+NO_PIXEL = Kind(
+    WARNING, "polygons that cover no pixel", "Their mask is empty in training; --fix drops them where their box agrees."
+)
 OUTSIDE = Kind(WARNING, "boxes that reach out of the image", "They are clipped in training; --fix clips them.")
 UNDER_A_PIXEL = Kind(WARNING, "objects less than a pixel wide or high", "Take them out if they were drawn by mistake.")
 SMALL = Kind(
@@ -133,6 +140,8 @@ def _look_at_masks(
         overlap < OTHER_IOU,
         lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])} (IoU {overlap[k]:.2f})",
     )
+    shares = (tight.max(1, initial=0) <= 1) != (clipped.max(1, initial=0) <= 1)
+    report(SHARES, shares, lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])}")
     areas, given = outline.areas, table.areas
     doubtful = (given > AREA_FACTOR * areas) | (given * AREA_FACTOR < areas)
     doubtful &= np.abs(given - areas) > AREA_PIXELS
