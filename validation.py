@@ -94,8 +94,8 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
     data_set = scored.data_set
     print(*scored.lines, sep="\n")
-    truth = data_set.ground_truth()
-    found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
+    truth = data_set.ground_truth(unmasked=True)
+    found, notes = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
@@ -104,7 +104,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     say_limits(limits)
     images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
-    print(f"{counts} in {images} of {len(data_set)} images")
+    print(f"{counts} in {images} of {len(data_set)} images", *notes, sep="\n")
     print("written:", *paths)
     return write_page_of(options, stats, found[list(stats)[-1]], data_set, data.strict) if options.report else EXIT_OK
 

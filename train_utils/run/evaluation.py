@@ -132,7 +132,7 @@ def summarize(
     image_ids = sorted(found.image_ids)
     if not image_ids:
         raise InputError(f"none of the {len(data_set)} validation images could be read; the first: {found.skipped[0]}")
-    truth = data_set.ground_truth()
+    truth = data_set.ground_truth(unmasked=True)
     stats = evaluate_results(truth, found.results, image_ids=image_ids, max_dets=max_dets)
     losses = {name: value / len(image_ids) for name, value in found.loss_sums.items()}
     limits = limits_met(truth, found.results, set(image_ids), max_dets, per_image)
