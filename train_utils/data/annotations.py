@@ -133,8 +133,8 @@ def polygon_table(
 ) -> Annotations:
     """Makes a table from plain values and DTYPES' arrays; its masks are polygons and RLEs.
 
-    values: `categories`, `given` and `skipped_of` as lists of pairs, `skipped`, `first_skipped`, `unmasked`; more: other
-    fields of the table.
+    values: `categories`, `given` and `skipped_of` as lists of pairs, `skipped`, `first_skipped`, `unmasked`;
+    more: other fields of the table.
     """
     given = Ragged(arrays["given_bytes"], arrays["given_first"]) if len(arrays["given_bytes"]) else None
     parts = Ragged(arrays["part_bytes"], arrays["part_first"])
