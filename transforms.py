@@ -179,6 +179,8 @@ class LargeScaleJitter:
         fill: tuple[int, int, int] = MEAN_COLOUR,
         min_side: float = 1.0,
     ) -> None:
+        if not 0 < scale[0] <= scale[1] < math.inf:
+            raise ValueError(f"scale is {tuple(scale)}: two positive numbers are needed, the lower one first")
         self.size, self.scale, self.fill, self.min_side = size, tuple(scale), tuple(fill), min_side
 
     def __call__(self, image: Tensor, target: dict, rng: Generator) -> Sample:
@@ -193,8 +195,10 @@ class LargeScaleJitter:
         )
 
     def _cut_image(self, image: Tensor, resized: tuple[int, int], top: int, left: int) -> Tensor:
-        image = F.interpolate(image[None], size=resized, mode="bilinear", antialias=True)[0]
-        image = image[:, top : top + self.size, left : left + self.size]
+        # of bytes torch makes no 1 x 1 image: an assertion fails inside
+        given = image.float() if resized == (1, 1) else image
+        resized_image = F.interpolate(given[None], size=resized, mode="bilinear", antialias=True)[0]
+        image = resized_image.to(image.dtype)[:, top : top + self.size, left : left + self.size]
         return on_canvas(image, self.fill, (self.size, self.size))
 
     def _cut_target(

@@ -42,6 +42,7 @@ from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
+from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.processes.distributed import World
@@ -93,8 +94,8 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
     data_set = scored.data_set
     print(*scored.lines, sep="\n")
-    truth = data_set.ground_truth()
-    found = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
+    truth = data_set.ground_truth(unmasked=True)
+    found, notes = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
@@ -103,7 +104,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     say_limits(limits)
     images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
-    print(f"{counts} in {images} of {len(data_set)} images")
+    print(f"{counts} in {images} of {len(data_set)} images", *notes, sep="\n")
     print("written:", *paths)
     return write_page_of(options, stats, found[list(stats)[-1]], data_set, data.strict) if options.report else EXIT_OK
 
@@ -121,7 +122,8 @@ def write_page_of(
     start, folder = time.perf_counter(), user_path(options.output_dir)
     source = options.weights_path if options.detections is None else options.detections
     evaluated = Evaluated(source, stats, results, data_set, image_ids, progress)
-    made = write_report(folder, evaluated, options.report_images, strict)
+    with explaining_lack_of_memory(f"writing {folder / 'report.html'}", "try fewer --report-images, or none: 0"):
+        made = write_report(folder, evaluated, options.report_images, strict)
     for name in made.unreadable:
         print(f"not in the report: {name}", file=sys.stderr)
     print(

@@ -1,6 +1,8 @@
 """A dataclass field that knows its explanation and its bounds: flags, --help and checks follow from it."""
 
+import math
 from dataclasses import field, fields
+from numbers import Real
 from typing import Any, TypedDict
 
 from backbone.errors import InputError
@@ -51,17 +53,17 @@ def check(settings: Any) -> None:
         name, value, rules = f.name, getattr(settings, f.name), f.metadata
         if value is None:
             continue
-        several = isinstance(value, tuple)
-        values = value if several else (value,)
+        values = value if isinstance(value, tuple) else (value,)
         if "length" in rules and len(values) != rules["length"]:
             raise InputError(f"{name} has {len(values)} numbers: give {rules['length']}")
         if "choices" in rules and value not in rules["choices"]:
             raise InputError(f"{name} {value!r} is not known: {' or '.join(map(str, rules['choices']))}")
-        if bounds(rules) and not (values and all(within(each, rules) for each in values)):
-            wanted = _wanted(rules)
-            raise InputError(
-                f"{name} must be {wanted} numbers" if several else f"{name} is {value}: it must be {wanted}"
-            )
+        if not values:
+            raise InputError(f"{name} has no number: give at least one")
+        whole = "float" not in str(f.type)
+        for each in values if bounds(rules) else ():
+            if not (isinstance(each, Real) and within(each, rules) and (not whole or each == int(each))):
+                raise InputError(f"{name}: {each!r} is not {described(rules, whole)}")
 
 
 class Settings:
@@ -78,20 +80,27 @@ def bounds(rules: Rules) -> Rules:
 
 
 def within(value: float, rules: Rules) -> bool:
-    """Returns whether a number keeps the rules' bounds; NaN keeps none."""
+    """Returns whether a number is finite and keeps the rules' bounds."""
     infinity = float("inf")
     return (
-        rules.get("least", -infinity) <= value <= rules.get("most", infinity)
+        -infinity < value < infinity
+        and rules.get("least", -infinity) <= value <= rules.get("most", infinity)
         and ("above" not in rules or value > rules["above"])
         and ("below" not in rules or value < rules["below"])
     )
 
 
-def _wanted(rules: Rules) -> str:
-    if "above" in rules:
-        return "positive" if rules["above"] == 0 else f"above {rules['above']}"
-    if "below" in rules:
-        return f"at least {rules['least']} and below {rules['below']}"
-    if "most" in rules:
-        return f"between {rules['least']} and {rules['most']}"
-    return f"{rules['least']} or more"
+def described(rules: Rules, whole: bool) -> str:
+    """Returns how a number within the bounds is called: `a whole number of at least 0, below 2^63`."""
+    what = "a whole number" if whole else "a number"
+    if "least" in rules and "most" in rules:
+        return f"{what} between {rules['least']} and {rules['most']}"
+    low = f" above {rules['above']}" if "above" in rules else f" of at least {rules['least']}"
+    high = f", at most {rules['most']}" if "most" in rules else ""
+    return what + low + high + (f", below {_power(rules['below'])}" if "below" in rules else "")
+
+
+def _power(value: float) -> str:
+    """Returns a large power of 2 as such, `2^63`, and any other number as it is."""
+    exponent = math.frexp(value)[1] - 1
+    return f"2^{exponent}" if exponent > 20 and value == 2**exponent else f"{value:g}"

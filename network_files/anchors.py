@@ -12,7 +12,7 @@ def cell_anchors(size: int, aspect_ratios: tuple[float, ...]) -> Tensor:
 
     Corners are rounded to whole pixels, as in the published models.
     """
-    heights = torch.sqrt(torch.tensor(aspect_ratios, dtype=torch.float32))
+    heights = torch.sqrt(torch.tensor(aspect_ratios, dtype=torch.float32, device="cpu"))  # of a model on meta too
     half_w, half_h = (1 / heights) * size / 2, heights * size / 2
     return torch.stack((-half_w, -half_h, half_w, half_h), 1).round()
 
@@ -26,8 +26,7 @@ class AnchorGrid:
     def __init__(self, sizes: tuple[int, ...], aspect_ratios: tuple[float, ...]) -> None:
         self.cells = [cell_anchors(size, aspect_ratios) for size in sizes]
         self.per_cell = len(aspect_ratios)
-        self._key: tuple | None = None
-        self._anchors: list[Tensor] = []
+        self._kept: tuple[tuple, list[Tensor]] = ((), [])  # key and anchors in one: other threads see both or neither
 
     def __call__(self, maps: list[Tensor], padded: tuple[int, int]) -> list[Tensor]:
         """Returns the anchors [H W R, 4] of each level, cell by cell along rows, in pixels.
@@ -37,13 +36,15 @@ class AnchorGrid:
         """
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         key = (maps[0].device, dtype, padded, *(m.shape[-2:] for m in maps))
-        if key != self._key:
-            self._anchors = [
+        kept, anchors = self._kept
+        if key != kept:
+            anchors = [
                 self._level(cell.to(m.device, dtype), m.shape[-2:], padded)
                 for cell, m in zip(self.cells, maps, strict=True)
             ]
-            self._key = key
-        return self._anchors
+            if all(type(level) is Tensor for level in anchors):  # those of a trace are not
+                self._kept = key, anchors
+        return anchors
 
     @staticmethod
     def _level(cell: Tensor, grid: tuple[int, int], padded: tuple[int, int]) -> Tensor:

@@ -22,24 +22,34 @@ class MaskRCNNConfig:
         least=1,
     )
     norm: str | None = setting(None, f"normalisation: {', '.join(NORMS)} (default: v1 frozen, v2 batch)")
-    trainable_layers: int = setting(3, "backbone stages that train, 0..5, counted from the top (torchvision)")
-    frozen_bn_eps: float = setting(1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)")
+    trainable_layers: int = setting(
+        3, "backbone stages that train, 0..5, counted from the top (torchvision)", least=0, most=5
+    )
+    frozen_bn_eps: float = setting(
+        1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)", least=0, most=1
+    )
     fpn_channels: int = setting(256, "channels of every pyramid level (FPN paper)", least=1)
 
     min_size: tuple[int, ...] = setting(
-        (800,), "pixels of the shorter side; of several, training draws one per image and evaluation takes the last"
+        (800,),
+        "pixels of the shorter side; of several, training draws one per image and evaluation takes the last",
+        least=1,
     )
-    max_size: int = setting(1333, "most pixels of the longer side")
+    max_size: int = setting(1333, "most pixels of the longer side", least=1)
     fixed_size: tuple[int, int] | None = setting(
         None, "height and width that every image is scaled to fit and padded to, in place of min_size and max_size"
     )
-    image_mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1", length=3)
+    image_mean: tuple[float, ...] = setting(
+        (0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1", length=3, least=0, most=1
+    )
     image_std: tuple[float, ...] = setting(
-        (0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1", length=3, above=0
+        (0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1", length=3, above=0, most=1
     )
     size_divisible: int = setting(32, "padded sides are multiples of this (the coarsest body stride)")
 
-    anchor_sizes: tuple[int, ...] = setting((32, 64, 128, 256, 512), "anchor side in pixels, one per level (FPN paper)")
+    anchor_sizes: tuple[int, ...] = setting(
+        (32, 64, 128, 256, 512), "anchor side in pixels, one per level (FPN paper)", least=1
+    )
     aspect_ratios: tuple[float, ...] = setting(
         (0.5, 1.0, 2.0), "anchor height / width, on every level (FPN paper)", above=0
     )
@@ -47,26 +57,30 @@ class MaskRCNNConfig:
     rpn_pre_nms_top_n_test: int = setting(1000, "the same in evaluation", least=1)
     rpn_post_nms_top_n_train: int = setting(2000, "proposals per image after NMS, in training", least=1)
     rpn_post_nms_top_n_test: int = setting(1000, "the same in evaluation", least=1)
-    rpn_nms_thresh: float = setting(0.7, "IoU above which the worse proposal is dropped (Faster R-CNN)")
-    rpn_fg_iou_thresh: float = setting(0.7, "IoU from which an anchor is positive (Faster R-CNN)")
-    rpn_bg_iou_thresh: float = setting(0.3, "IoU below which an anchor is negative (Faster R-CNN)")
+    rpn_nms_thresh: float = setting(
+        0.7, "IoU above which the worse proposal is dropped (Faster R-CNN)", least=0, most=1
+    )
+    rpn_fg_iou_thresh: float = setting(0.7, "IoU from which an anchor is positive (Faster R-CNN)", least=0, most=1)
+    rpn_bg_iou_thresh: float = setting(0.3, "IoU below which an anchor is negative (Faster R-CNN)", least=0, most=1)
     rpn_batch_size_per_image: int = setting(256, "anchors sampled per image (Faster R-CNN)", least=1)
-    rpn_positive_fraction: float = setting(0.5, "largest share of positives among them (Faster R-CNN)")
-    rpn_score_thresh: float = setting(0.0, "least objectness (0..1) of a proposal")
+    rpn_positive_fraction: float = setting(0.5, "largest share of positives among them (Faster R-CNN)", least=0, most=1)
+    rpn_score_thresh: float = setting(0.0, "least objectness (0..1) of a proposal", least=0, most=1)
 
-    box_score_thresh: float = setting(0.05, "least score (0..1) of a detection (Fast R-CNN)")
-    box_nms_thresh: float = setting(0.5, "IoU above which the worse detection of a class is dropped (Mask R-CNN)")
+    box_score_thresh: float = setting(0.05, "least score (0..1) of a detection (Fast R-CNN)", least=0, most=1)
+    box_nms_thresh: float = setting(
+        0.5, "IoU above which the worse detection of a class is dropped (Mask R-CNN)", least=0, most=1
+    )
     box_detections_per_img: int = setting(100, "most detections per image (Mask R-CNN)", least=1)
-    box_fg_iou_thresh: float = setting(0.5, "IoU from which a proposal is positive (Fast R-CNN)")
-    box_bg_iou_thresh: float = setting(0.5, "IoU below which a proposal is background (Mask R-CNN)")
+    box_fg_iou_thresh: float = setting(0.5, "IoU from which a proposal is positive (Fast R-CNN)", least=0, most=1)
+    box_bg_iou_thresh: float = setting(0.5, "IoU below which a proposal is background (Mask R-CNN)", least=0, most=1)
     box_batch_size_per_image: int = setting(512, "proposals sampled per image (Mask R-CNN with FPN)", least=1)
-    box_positive_fraction: float = setting(0.25, "largest share of positives among them (Fast R-CNN)")
+    box_positive_fraction: float = setting(0.25, "largest share of positives among them (Fast R-CNN)", least=0, most=1)
     bbox_reg_weights: tuple[float, ...] = setting(
         (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)", length=4, above=0
     )
     box_roi_size: int = setting(7, "cells a side that the box head sees of a RoI (FPN paper)", least=1)
     box_head_channels: int = setting(1024, "width of the box head (FPN paper)", least=1)
-    box_head_convs: int = setting(4, "convolutions in v2's box head (torchvision)")
+    box_head_convs: int = setting(4, "convolutions in v2's box head (torchvision)", least=0)
     mask_roi_size: int = setting(
         14, "cells a side that the mask head sees; masks have twice as many (Mask R-CNN)", least=1
     )
@@ -74,7 +88,7 @@ class MaskRCNNConfig:
     mask_head_layers: int = setting(4, "convolutions in the mask head (Mask R-CNN)", least=1)
     roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)", least=1)
     crowd_ioa_thresh: float | None = setting(
-        0.7, "share of a box inside a crowd region from which it is no negative example (None: off)"
+        0.7, "share of a box inside a crowd region from which it is no negative example (None: off)", least=0, most=1
     )
     dropout: float = setting(
         0.0,
@@ -93,22 +107,19 @@ class MaskRCNNConfig:
 
     def _check(self) -> None:
         """Raises InputError for values that no model can have: of the fields that need more than their own rules."""
-        low, high = min(self.min_size, default=0), max(self.min_size, default=0)
         if self.variant not in ("v1", "v2"):
             raise InputError(f"variant {self.variant!r} is not known: v1 or v2")
         if self.num_classes < 2:
             raise InputError(f"num_classes is {self.num_classes}: it counts background, so at least 2")
         if len(self.anchor_sizes) != 5:
             raise InputError(f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level")
-        if min(self.anchor_sizes) <= 0:
-            raise InputError("anchor_sizes must be positive numbers")
-        if not self.aspect_ratios:
-            raise InputError("aspect_ratios must be positive numbers")
         check(self)
-        if low < 1:
-            raise InputError(f"min_size is {low}: it must be 1 pixel or more")
-        if high > self.max_size:
-            raise InputError(f"min_size {high} is larger than max_size {self.max_size}")
+        for part in ("rpn", "box"):
+            low, high = (getattr(self, f"{part}_{which}_iou_thresh") for which in ("bg", "fg"))
+            if low > high:
+                raise InputError(f"{part}_bg_iou_thresh {low} is larger than {part}_fg_iou_thresh {high}")
+        if max(self.min_size) > self.max_size:
+            raise InputError(f"min_size {max(self.min_size)} is larger than max_size {self.max_size}")
         if self.fixed_size is not None and not self._is_fixed_size():
             raise InputError(
                 f"fixed_size is {self.fixed_size}: give a height and a width, both multiples of size_divisible, "

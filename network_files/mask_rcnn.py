@@ -25,8 +25,8 @@ class MaskRCNN(nn.Module):
     falling score, and masks [D, 1, H, W] in 0..1, or with paste_masks=False the cropped form, mask_probs
     [D, 28, 28]; model(images, targets) there returns (losses, detections) from one pass.
 
-    images: uint8 0..255 or float 0..1, [3, H, W] each. targets, one dict per image: boxes [G, 4] (x1 y1 x2
-    y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
+    images: uint8 0..255, uint16 0..65535 or float 0..1, [3, H, W] each. targets, one dict per image: boxes [G, 4]
+    (x1 y1 x2 y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
     [G], and sample_seed (int) to fix the image's draws. recorder: is called with what each stage sees. Raises
     ValueError for shapes that do not fit.
     """
@@ -65,11 +65,17 @@ class MaskRCNN(nn.Module):
         """Returns losses in training, detections in evaluation, both with targets in evaluation."""
         if self.training and targets is None:
             raise ValueError("training needs targets: call model(images, targets), or model.eval() first")
+        if not len(images):
+            raise ValueError("there are no images")
         self._check_device(images)
+        if targets is not None and len(targets) != len(images):
+            raise ValueError(f"{len(images)} image(s), but {len(targets)} target(s)")
         recorder = recorder or SILENT
         batch = self.transform.batch(images, targets, self.training, next(self.parameters()).dtype)
         recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
-        objects = targets and [prepare_objects(target, batch, i) for i, target in enumerate(targets)]
+        objects = targets and [
+            prepare_objects(target, batch, i, self.config.num_classes) for i, target in enumerate(targets)
+        ]
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
         dtype = torch.promote_types(batch.images.dtype, torch.float32)
         table = FeatureTable(self.backbone(batch.images), self.backbone.strides, dtype)
@@ -103,7 +109,7 @@ class MaskRCNN(nn.Module):
         """
         if self.config.norm in ("batch", "sync"):
             raise InputError(
-                f"--recompute does not go with --norm {self.config.norm}: take frozen or group, or leave the flag out"
+                f"recompute does not go with norm {self.config.norm}: take frozen or group, or leave it out"
             )
         for module in self.backbone.modules():
             if isinstance(module, Block):
@@ -118,7 +124,7 @@ class MaskRCNN(nn.Module):
             torch.compile(torch.relu)(torch.zeros(2, device=next(self.parameters()).device))
         except Exception as error:  # torch has no common class for a missing compiler
             reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"--compile: torch.compile does not work here ({reason}); leave the flag out") from error
+            raise InputError(f"compile: torch.compile does not work here ({reason}); leave it out") from error
         heads = self.roi_heads
         for part in (self.backbone, self.rpn.head, heads.box_head, heads.mask_head, heads.mask_predictor):
             part.compile()

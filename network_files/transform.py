@@ -14,6 +14,7 @@ from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 
 Size = tuple[int, int]  # height, width
+WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the brightest value of integer images
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_size: Size | None = None) -> Size:
@@ -89,10 +90,14 @@ class Transform:
 
         targets: for their sample_seed alone. Raises ValueError for another shape.
         """
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the model is in {dtype}: keep it in float32 and use torch.autocast")
         resized = []
         for i, image in enumerate(images):
             if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
                 raise ValueError(f"image {i} has shape {list(image.shape)}: it must be [3, H, W]")
+            if not image.is_floating_point() and image.dtype not in WHITE:
+                raise ValueError(f"image {i} is {image.dtype}: it must be uint8, uint16 or float in 0..1")
             min_size = self.min_sizes[-1]
             if training and len(self.min_sizes) > 1:
                 seed = targets[i].get("sample_seed") if targets else None
@@ -105,12 +110,12 @@ class Transform:
             math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)
         ]
         padded_images = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
-        for slot, image in zip(padded_images, resized, strict=True):
-            slot[:, : image.shape[1], : image.shape[2]] = image
+        for i, image in enumerate(resized):  # by index: the views of a loop take no gradient
+            padded_images[i, :, : image.shape[1], : image.shape[2]] = image
         return ImageBatch(padded_images, sizes, [tuple(image.shape[-2:]) for image in images])
 
     def _normalise(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / 255
+        image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / WHITE[image.dtype]
         mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
         return (image - mean[:, None, None]) / std[:, None, None]
 
@@ -123,13 +128,13 @@ def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed((int(seed) * factor + stream + 1) * factor % 2**64 >> 32)
 
 
-def prepare_objects(target: dict, batch: ImageBatch, i: int) -> Objects:
+def prepare_objects(target: dict, batch: ImageBatch, i: int, num_classes: int) -> Objects:
     """Returns the Objects of image i from its target: boxes, labels, masks, and maybe iscrowd, sample_seed.
 
-    Raises ValueError for a box without area.
+    num_classes counts background. Raises ValueError for a target that does not fit.
     """
+    check_target(target, batch.original_sizes[i], num_classes)
     boxes = target["boxes"].to(batch.images.dtype)
-    check_boxes(boxes, target)
     boxes = scale_boxes(boxes, batch.original_sizes[i], batch.sizes[i])
     masks = target["masks"]
     if isinstance(masks, Tensor):
@@ -143,11 +148,39 @@ def prepare_objects(target: dict, batch: ImageBatch, i: int) -> Objects:
     return Objects(boxes, labels, masks, crowds, batch.sizes[i], generators)
 
 
-def check_boxes(boxes: Tensor, target: dict) -> None:
-    """Raises ValueError for a box without area: its size has no logarithm, and the loss would be inf or nan."""
-    if not len(boxes):
+def check_target(target: dict, size: Size, num_classes: int) -> None:
+    """Raises ValueError for a target that does not fit an image of `size`, or itself.
+
+    A box without area has no logarithm: the loss would be inf or nan. One far outside of its image is of another.
+    """
+    name = f"image {target.get('image_id', '?')}"
+    lacking = [key for key in ("boxes", "labels", "masks") if key not in target]
+    if lacking:
+        raise ValueError(f"{name}: its target has no {' and no '.join(lacking)}")
+    boxes, labels = target["boxes"], target["labels"]
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name}: boxes has shape {list(boxes.shape)}: it must be [G, 4]")
+    count, masks = len(boxes), target["masks"]
+    if labels.shape != (count,) or labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: labels is {labels.dtype} {list(labels.shape)}: it must be int64 [{count}], as boxes")
+    shape = list(masks.shape) if isinstance(masks, Tensor) else [len(masks), *masks.size]
+    if shape != [count, *size] and not (isinstance(masks, CroppedMasks) and len(masks) == count):
+        raise ValueError(f"{name}: masks has shape {shape}: it must be {[count, *size]}")
+    if "iscrowd" in target and target["iscrowd"].shape != (count,):
+        raise ValueError(f"{name}: iscrowd has shape {list(target['iscrowd'].shape)}: it must be [{count}]")
+    if not count:
         return
-    bad = ~((boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1))
+    x1, y1, x2, y2 = boxes.unbind(1)
+    height, width = size
+    # outside by more than the image's side: tools round, but not so far
+    near = (x1 >= -width) & (y1 >= -height) & (x2 <= 2 * width) & (y2 <= 2 * height)
+    bad = ~((x2 > x1) & (y2 > y1) & near & boxes.isfinite().all(1))
+    unknown = (labels < 1) | (labels >= num_classes)
+    if not bool((bad | unknown).any()):
+        return
     if bool(bad.any()):
         box = boxes[bad][0].tolist()
-        raise ValueError(f"image {target.get('image_id', '?')}: box {box} (x1 y1 x2 y2) has no area or is not finite")
+        raise ValueError(
+            f"{name}: box {box} (x1 y1 x2 y2) has no area, is not finite or is far outside of {width}x{height} pixels"
+        )
+    raise ValueError(f"{name}: label {int(labels[unknown][0])}: it must be 1 to {num_classes - 1}, 0 is background")

@@ -71,6 +71,12 @@ def test_image_grid_places_rows_below_each_other():
     assert at == [(255, 0, 0), (255,) * 3, (0, 0, 255), (0, 0, 255), (255,) * 3]
 
 
+@pytest.mark.parametrize("size", [(6000, 4), (4, 6000), (9000, 1)])
+def test_the_grid_of_a_line_scan_is_bounded(size):
+    grid = image_grid([[Image.new("RGB", size, "red")] * 2] * 3, height=16)
+    assert grid.width <= 2 * 4 * 16 + 4 and grid.height <= 3 * (16 + 4) and grid.getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_a_value_on_the_way_is_read_a_step_later(tmp_path):
     read = []
 

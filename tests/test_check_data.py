@@ -359,7 +359,7 @@ def fixable(folder):
     return folder
 
 
-FIXED = [title for _, title in ODD if title.startswith(("boxes", "areas", "polygons"))]
+FIXED = [t for _, t in ODD if t.startswith(("boxes", "areas", "polygons")) and not t.startswith("boxes that are not")]
 
 
 def test_a_corrected_copy_has_nothing_left_of_what_was_corrected(run, tmp_path):
@@ -371,7 +371,7 @@ def test_a_corrected_copy_has_nothing_left_of_what_was_corrected(run, tmp_path):
     listed = json.loads((tmp_path / "fixed" / "changes.json").read_text())
     changes = {(c["about"], c["id"], c["what"]) for c in listed["changes"]}
     wanted = {
-        ("annotation", "bbox"): (31, 32, 50, 51, 52), ("annotation", "area"): (33, 54), ("annotation", "id"): (2,),
+        ("annotation", "bbox"): (32, 50, 51, 52), ("annotation", "area"): (33, 54), ("annotation", "id"): (2,),
         ("annotation", "iscrowd"): (53,), ("annotation", "entry"): (30, 35, 55, 56, 57, 59, 90),
         ("image", "entry"): (1, 70), ("image", "width, height"): (2,),
     }  # fmt: skip
@@ -401,6 +401,47 @@ def test_what_a_correction_makes_the_same_is_taken_out_once(run, tmp_path):
     first, second = (json.loads((tmp_path / name / "changes.json").read_text())["changes"] for name in ("one", "two"))
     taken_out = [change["id"] for change in first if change["what"] == "entry"]
     assert taken_out == [8, 8] and second == []
+
+
+def test_a_box_and_a_mask_that_disagree_both_stay(run, tmp_path):
+    data = many(12)
+    wrong = [
+        {"bbox": [20, 10, 8, 8]},
+        {"segmentation": [[0.1, 0.2, 0.4, 0.2, 0.4, 0.6]]},
+        {"bbox": [0.1, 0.2, 0.4, 0.3]},
+    ]
+    for own, changed in zip(data["annotations"], wrong, strict=False):
+        own |= {"area": 999, **changed}
+    write(tmp_path / "d", data)
+    _, out, _, found = run(tmp_path / "d", "--fix", tmp_path / "fixed")
+    assert json.loads((tmp_path / "fixed" / "instances.json").read_text()) == data and "nothing to correct" in out
+    assert "left to you: warning: boxes that are not their mask's (IoU under 0.5): 3" in out
+    shares = next(title for title in counts(found) if "numbers are all from 0 to 1" in title)
+    assert counts(found)[shares] == 2 and "train on it" not in out
+
+
+def test_a_split_keeps_its_objects(run, tmp_path):
+    data = many(12)
+    for own in data["annotations"]:
+        own["segmentation"] = [[1, 1, 2, 2]]
+    write(tmp_path / "d", many(12), "instances_train.json")
+    write(tmp_path / "d", data, "instances_val.json")
+    _, out, _, _ = run(tmp_path / "d", "--fix", tmp_path / "fixed")
+    assert json.loads((tmp_path / "fixed" / "instances_val.json").read_text()) == data
+    assert "left as it is, as it would lose all its 12 objects: training skips it: " in out and "train on it" not in out
+
+
+def test_more_finds_than_before_are_said(run, tmp_path):
+    data = many(12)
+    data["categories"].append({"id": 2, "name": "rare"})
+    data["annotations"][0] |= {
+        "category_id": 2,
+        "segmentation": [[1, 1, 1.01, 1, 1.01, 1.01]],
+        "bbox": [1, 1, 0.01, 0.01],
+    }
+    write(tmp_path / "d", data)
+    _, out, _, _ = run(tmp_path / "d", "--fix", tmp_path / "fixed")
+    assert "more than before: classes without any object: 0 -> 1" in out and "train on it" not in out
 
 
 def test_what_cannot_be_meant_stays(run, tmp_path):

@@ -361,3 +361,23 @@ def test_detections_file_is_read_by_pycocotools(tmp_path):
     assert len(COCO(str(tmp_path / "truth.json")).loadRes(str(path)).anns) == 72
     write_results(tmp_path / "empty.json", [])
     assert (tmp_path / "empty.json").read_text() == "[]"
+
+
+def test_masks_are_sorted_by_their_own_area_where_results_have_boxes_too():
+    """As in torchvision and Detectron2: a wrong small mask counts among the small ones, however large its box."""
+    square, wrong = np.zeros((2, 200, 200), dtype=np.uint8)
+    square[:20, :20], wrong[100:120, 100:120] = 1, 1
+    rles = [coco_mask.encode(np.asfortranarray(mask)) for mask in (square, wrong)]
+    right, false = ({**rle, "counts": rle["counts"].decode()} for rle in rles)
+    common = dict(image_id=1, category_id=1)
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 200, "width": 200}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [common | dict(id=1, bbox=[0, 0, 20, 20], area=400, iscrowd=0, segmentation=right)],
+    }
+    results = [
+        common | dict(bbox=[100, 100, 99, 99], segmentation=false, score=0.9),
+        common | dict(bbox=[0, 0, 20, 20], segmentation=right, score=0.8),
+    ]
+    small = {t: dict(zip(STAT_NAMES, r.stats, strict=True))["APs"] for t, r in evaluate_results(truth, results).items()}
+    assert small == {"bbox": pytest.approx(1.0), "segm": pytest.approx(0.5)}

@@ -21,7 +21,7 @@ from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, number, parse_bool
 from train_utils.cli.parser import Parser
-from train_utils.run.config import RunConfig
+from train_utils.run.config import RunConfig, add_arguments
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
@@ -91,9 +91,9 @@ def test_flags_follow_from_the_settings_of_a_dataclass(capsys):
 def test_settings_keep_their_rules():
     assert Some(scales=[1.0, 2.0]).scales == (1.0, 2.0) and Some(size=None).size is None
     for values, said in (
-        ({"size": 0}, "size is 0: it must be 1 or more"),
-        ({"flip": float("nan")}, "flip is nan: it must be between 0 and 1"),
-        ({"scales": (0.0, 1.0)}, "scales must be positive numbers"),
+        ({"size": 0}, "size: 0 is not a whole number of at least 1"),
+        ({"flip": float("nan")}, "flip: nan is not a number between 0 and 1"),
+        ({"scales": (0.0, 1.0)}, "scales: 0.0 is not a number above 0"),
         ({"kind": "x"}, "kind 'x' is not known: new or old"),
     ):
         with pytest.raises(InputError, match=said):
@@ -224,17 +224,56 @@ def test_run_command_exit_status(capsys):
 @pytest.mark.parametrize(
     "name, value, said",
     [
-        ("fpn_channels", 0, "1 or more"),
-        ("box_head_channels", -1, "1 or more"),
+        ("fpn_channels", 0, "at least 1"),
+        ("box_head_channels", -1, "at least 1"),
         ("image_mean", (1, 2), "give 3"),
-        ("box_detections_per_img", -1, "1 or more"),
-        ("image_std", (0, 0, 0), "positive"),
+        ("box_detections_per_img", -1, "at least 1"),
+        ("image_std", (0, 0, 0), "above 0, at most 1"),
+        ("image_std", (58.4, 57.1, 57.4), "above 0, at most 1"),
+        ("image_mean", (123.7, 116.3, 103.5), "between 0 and 1"),
         ("bbox_reg_weights", (1,), "give 4"),
+        ("rpn_nms_thresh", 70, "between 0 and 1"),
+        ("box_score_thresh", -0.5, "between 0 and 1"),
+        ("trainable_layers", 6, "between 0 and 5"),
+        ("anchor_sizes", (0, 16, 32, 64, 128), "at least 1"),
+        ("aspect_ratios", (), "at least one"),
+        ("aspect_ratios", (float("inf"),), "above 0"),
+        ("min_size", (800.5,), "a whole number"),
+        ("max_size", "large", "'large' is not a whole number"),
+        ("box_bg_iou_thresh", 0.6, "larger than box_fg_iou_thresh 0.5"),
     ],
 )
 def test_numbers_that_no_model_can_have(name, value, said):
     with pytest.raises(InputError, match=f"{name}.*{said}"):
         MaskRCNNConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("jitter_scale", (1e-9, 1.0), "is not a number between 0.01 and 10"),
+        ("jitter_scale", (2.0, 0.5), "the lower one comes first"),
+        ("large_scale_jitter", 1, "at least 32"),
+        ("expand", 1000.0, "between 1 and 10"),
+        ("momentum", 1.0, "below 1"),
+        ("ema_decay", 1.0, "below 1"),
+        ("lr_gamma", 10.0, "above 0, at most 1"),
+        ("dist_timeout", 1e30, "above 0, at most 1000000"),
+        ("workers", 100_000, "between 0 and 1024"),
+        ("lr", float("inf"), "above 0"),
+    ],
+)
+def test_values_of_a_run_that_cannot_be_meant(name, value, said, capsys):
+    """A flag and a caller in Python get the same words."""
+    words = ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
+    parser = Parser()
+    add_arguments(parser)
+    with pytest.raises(InputError, match=said) as caught:
+        RunConfig.of({name: value})
+    assert "--" not in str(caught.value)
+    with pytest.raises((SystemExit, InputError)) as refused:
+        RunConfig.of(parser.given(words))
+    assert said in capsys.readouterr().err + str(refused.value)
 
 
 def test_closed_pipe_is_no_traceback(tmp_path):

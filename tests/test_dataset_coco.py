@@ -316,7 +316,7 @@ def test_file_names_stay_in_the_data_folder(tmp_path, name):
 
 @pytest.mark.parametrize("few", [0, 1000])
 def test_missing_images_are_found_in_one_look_as_one_by_one(tmp_path, monkeypatch, few):
-    monkeypatch.setattr("train_utils.data.formats.coco.reading.FEW", few)
+    monkeypatch.setattr("train_utils.data.formats.coco.file_names.FEW", few)
     names = ["a.png", "in/b.png", "./c.png", "link.png", "gone.png", "broken.png", "in"]
     images = [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(names)]
     folder = tmp_path / "images"

@@ -14,6 +14,7 @@ import predict
 import validation
 from tests.npy_folders import many
 from tests.tiny_model import SIZES, write_checkpoint, write_coco
+from tools import pack_dataset
 
 
 @pytest.fixture
@@ -109,6 +110,56 @@ def test_what_predict_writes_for_a_test_set(run, data, tmp_path):
     assert status == 0 and f"{len(entries)} mask(s) in 3 of 4 images" in out, err
 
 
+def test_an_object_without_a_mask_counts_for_boxes(run, data):
+    path = data / "instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["segmentation"]
+    path.write_text(json.dumps(content))
+    entries = [{key: value for key, value in entry.items() if key != "segmentation"} for entry in results()]
+    expected = by_pycocotools(data, entries, "bbox")
+    assert scored(run, data, entries)["bbox"] == pytest.approx(expected)
+    assert run(str(data), "packed", script=pack_dataset)[0] in (0, 1)
+    assert scored(run, "packed", entries)["bbox"] == pytest.approx(expected)
+
+
+def test_results_of_categories_that_the_data_lacks_are_left_out_and_counted(run, data):
+    foreign = [{**results()[0], "category_id": i, "score": 1} for i in (77, 78, 77, "x")]
+    assert scored(run, data, foreign[:2] + results() + foreign[2:]) == scored(run, data, results())
+    Path("submission.json").write_text(json.dumps(foreign + results()))
+    _, out, _ = run("--detections", "submission.json", "--data-path", data)
+    assert "left out: 4 result(s) of categories that the data lacks: 77 (2), 78 (1), 'x' (1)\n" in out
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda name: {"image_id": name},
+        lambda name: {"image_id": Path(name).stem},
+        lambda name: {"image_id": 10**6, "file_name": f"C:\\images\\{name.upper()}"},
+        lambda name: {"image_id": None, "file_name": f"/data/{name}"},
+    ],
+)
+def test_results_may_name_their_image_by_its_file(run, data, named):
+    path = data / "instances_val.json"
+    content = json.loads(path.read_text())
+    names = dict(
+        zip((image["id"] for image in content["images"]), ("a/x.png", "b/x.png", "y.png", "z.png"), strict=True)
+    )
+    for image in content["images"]:
+        (data / "images" / names[image["id"]]).parent.mkdir(exist_ok=True)
+        (data / "images" / image["file_name"]).rename(data / "images" / names[image["id"]])
+        image["file_name"] = names[image["id"]]
+    path.write_text(json.dumps(content))
+    entries = [entry | (named(names[entry["image_id"]]) if entry["image_id"] > 11 else {}) for entry in results()]
+    assert scored(run, data, entries) == scored(run, data, results())
+    Path("submission.json").write_text(json.dumps(entries))
+    _, out, _ = run("--detections", "submission.json", "--data-path", data)
+    assert "2 result(s) name their image by its file name\n" in out
+    Path("submission.json").write_text(json.dumps([results()[0] | named("x.png")]))  # of which there are two
+    status, _, err = run("--detections", "submission.json", "--data-path", data)
+    assert status == 2 and "is the name of several images; give image_id" in err
+
+
 def changed(**fields):
     """The third result with other fields; None leaves one out."""
     return {key: value for key, value in {**results()[2], **fields}.items() if value is not None}
@@ -125,14 +176,18 @@ def rle(**fields):
         (changed(score=None), "has no score"),
         (changed(image_id=77), "image_id 77 is none of the 4 images"),
         (changed(image_id=[1]), "image_id [1] is neither an integer nor text"),
-        (changed(category_id=3), "category_id 3 is none of the data's 3"),
+        (changed(image_id="x", file_name="y.png"), "image_id 'x' is none of the 4 images"),
+        (changed(image_id=None, file_name="y.png"), "file_name 'y.png' is none of the 4 images"),
         (changed(score=float("nan")), "score holds a number that is not finite"),
         (changed(score="0.5"), "score '0.5' is not a number"),
         (changed(bbox=[1, 2, 3]), "bbox [1, 2, 3] is not x y width height"),
         (changed(bbox=[1, 2, 3, -1]), "bbox [1, 2, 3, -1] is not x y width height"),
         (changed(bbox=[1, 2, 10**400, 1]), "bbox holds a number that is not finite"),
         (changed(bbox=None, segmentation=None), "neither bbox nor segmentation"),
-        (changed(segmentation=[[1, 1, 5, 1, 5, 5]]), "is not an RLE"),
+        (changed(segmentation="mask"), "segmentation is neither a list of polygons nor an RLE"),
+        (changed(segmentation=[[1, 1, 5, 1, 5, 5], [1, 2, 3, 4]]), "a polygon of 4 numbers"),
+        (changed(segmentation=[[1, 1, 5, 1, 5, 5, 9]]), "a polygon of 7 numbers"),
+        (changed(segmentation=[[1, 1, 5, 1, 5, 1e5]]), "polygon reaches 100000"),
         (rle(size=[64, 48]), "RLE is for a size of [64, 48] (height, width), but the image's is [48, 64]"),
         (rle(size=[2**40, 2**40]), "RLE is for a size"),
         (rle(counts=None), "RLE has no counts"),
@@ -170,7 +225,7 @@ def test_classes_that_a_json_names(run, tmp_path, monkeypatch):
     entry = {"image_id": 1, "category_id": 3, "score": 1, "bbox": [2, 3, 10, 12]}
     (tmp_path / "r.json").write_text(json.dumps([entry]))
     words = ("--detections", "r.json", "--data-path", "npy")
-    assert "category_id 3 is none of the data's 2" in run(*words)[2]
+    assert "not one result is of the data's categories; left out: 1 result(s)" in run(*words)[2]
     status, out, _ = run(*words, "--label-json-path", "names.json")
     assert status == 0 and "dog" in out and "class_" not in out
 

@@ -170,7 +170,7 @@ class TestWeights:
     def test_group_norm_weights_are_refused_elsewhere(self):
         with torch.device("meta"):
             group, batch = (create_model(2, "mobilenet_v2", norm=norm) for norm in ("group", "batch"))
-        with pytest.raises(InputError, match="need --norm group"):
+        with pytest.raises(InputError, match="need norm group"):
             load_weights(batch, group.state_dict())
 
 

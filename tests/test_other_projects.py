@@ -99,6 +99,11 @@ def test_flags_of_validation(monkeypatch, words, name, value):
     [
         ("--start-epoch 3", True, "--start-epoch 3: left aside"),
         ("--world-size 4", False, "--world-size 4: left aside, torchrun started 1 process(es)"),
+        (
+            "--lr-steps 2 60000 --epochs 3",
+            False,
+            "--lr-steps 60000: without effect, the unit is epochs and the run has 3",
+        ),
         ("--dist-url tcp://localhost:1234", False, "--dist-url tcp://localhost:1234: left aside"),
         ("--dist-url tcp://host --test-only --start-epoch 26", False, "--dist-url tcp://host: left aside"),
     ],

@@ -277,3 +277,9 @@ def test_a_folder_as_results_file_is_refused_before_predicting(run, tmp_path):
     (tmp_path / "j.json").write_text(json.dumps({"images": []}))
     status, out, error = run("--coco-json", tmp_path / "j.json", "--image-dir", tmp_path, "--output", tmp_path)
     assert status == 2 and "is a folder" in error and out == ""
+
+
+def test_more_magnified_than_a_jpeg_can_be_is_refused(run, tmp_path):
+    Image.new("RGB", (7000, 4)).save(tmp_path / "scan.png")
+    status, _, err = run("--img-path", "scan.png", "--magnify", 20)
+    assert status == 2 and "--magnify 20" in err and "give at most 9" in err

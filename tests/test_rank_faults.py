@@ -75,7 +75,7 @@ def test_the_lack_of_memory_of_one_rank_ends_all_with_the_cause(data, tmp_path):
     ranks = start_all(data, tmp_path / "run", *MANY, log=log, size=2, fault=fault, faulty=1)
     assert end_all(ranks, 60) == [1, 2]
     printed = log.read_text()
-    assert "error: step 0: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB) on " in printed
+    assert "error: training step 0: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB) on " in printed
     assert "(48x48); try a smaller --batch-size" in printed
     assert "process 0 lost another process in step 0" in printed and "Traceback" not in printed
 

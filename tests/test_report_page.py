@@ -108,6 +108,12 @@ def await_focus(browser, name):
     )
 
 
+def test_the_page_says_which_ap_it_means(made):
+    text = (made[0] / "report.html").read_text()
+    assert "where TIDE&#x27;s own program counts them as 0" in text
+    assert "Masks have the area of the mask" in text and "How far COCO&#x27;s AP" in text
+
+
 def test_the_numbers_are_the_records(made):
     folder, shapes, results = made
     record = json.loads((folder / "record_mAP.json").read_text())

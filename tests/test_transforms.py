@@ -179,6 +179,18 @@ def test_large_scale_jitter_moves_image_and_masks_alike(scale, shape):
             assert (tight_boxes(mask[None])[0] - box).abs().max() <= 1
 
 
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))])
+def test_large_scale_jitter_refuses_scales_that_cannot_be_meant(scale):
+    with pytest.raises(ValueError, match="the lower one first"):
+        LargeScaleJitter(64, scale)
+
+
+def test_large_scale_jitter_down_to_one_pixel():
+    image, target = sample(1)
+    new_image, new = LargeScaleJitter(64, (0.001, 0.001), fill=(0, 0, 0))(image, target, generator(0))
+    assert new_image.shape == (3, 64, 64) and new_image[:, 1:].max() == 0 and len(new["labels"]) == 0
+
+
 def test_large_scale_jitter_pads_with_the_fill_colour():
     image, target = torch.full((3, 50, 100), 200, dtype=torch.uint8), sample(3)[1]
     target = {

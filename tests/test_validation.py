@@ -156,7 +156,7 @@ def test_the_names_of_a_bare_state_dict_come_from_a_file(run, tmp_path, turned):
     ("names", "said"),
     [
         ({1: "circle", 2: "dog", 4: "big triangle"}, "'dog'"),
-        ({1: "circle", 3: "square", 4: "big triangle"}, "category 3"),
+        ({1: "circle", 3: "rhombus", 4: "big triangle"}, "category 3"),
     ],
 )
 def test_other_classes_than_the_checkpoints_are_refused(run, tmp_path, weights, names, said):

@@ -134,6 +134,7 @@ def index_of(data_set: ImageDataset, rows: list[Row], unreadable: int) -> tuple[
         "label_map": data_set.label_map.to_dict(), "names": [data_set.file_name(i) for i in positions],
         "given_ids": [pair for pair in given.items() if pair[0] != pair[1]],
         "skipped": skipped, "first_skipped": first, "skipped_of": list(data_set.annotations.skipped_of.items()),
+        "unmasked": list(data_set.annotations.unmasked),
     }  # fmt: skip
     return values, {name: np.asarray(arrays[name], dtype=INDEX[name]) for name in INDEX}
 

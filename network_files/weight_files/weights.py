@@ -104,7 +104,7 @@ def fetch(url: str) -> Path:
             reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"cannot fetch {url} ({reason}): put that file into {folder}, "
-                "or start from random weights with --weights none"
+                "or start from random weights (weights none)"
             ) from error
     elif not _sha256(path).startswith(prefix):
         raise InputError(f"{path}: the file is damaged (its SHA-256 does not begin with {prefix}): delete it")
@@ -139,14 +139,14 @@ def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:
     has_statistics = any(key.endswith("running_mean") for key in state)
     if has_statistics and model.config.norm == "group":
         raise InputError(
-            f"{name}: batch-norm weights do not work under group norm: choose --norm frozen or batch, or --weights none"
+            f"{name}: batch-norm weights do not work under group norm: choose norm frozen or batch, or weights none"
         )
     if (
         not has_statistics
         and model.config.norm != "group"
         and any(stem in key for stem in (".bn1.", ".features.0.1.") for key in state)
     ):
-        raise InputError(f"{name}: group-norm weights need --norm group")
+        raise InputError(f"{name}: group-norm weights need norm group")
 
 
 def _drop_predictors(model: MaskRCNN, state: dict, own: dict, name: str, replace: bool) -> list[str]:
@@ -160,8 +160,8 @@ def _drop_predictors(model: MaskRCNN, state: dict, own: dict, name: str, replace
     if not replace:
         theirs, ours = len(scores) - 1, model.config.num_classes - 1
         raise InputError(
-            f"{name}: is for {theirs} classes, not {ours}: give --num-classes {theirs}, "
-            "or fine-tune with it as --weights"
+            f"{name}: is for {theirs} classes, not {ours} (background not counted): take a model of {theirs} classes, "
+            "or fine-tune, which replaces the predictors"
         )
     dropped = [key for key in own if key.startswith(PREDICTORS)]
     for key in dropped:
@@ -187,7 +187,7 @@ def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_
         raise InputError(
             f"{name}: holds {describe(state)}, which does not fit this model, {describe(own)} "
             f"({len(shapes)} shapes differ, {len(foreign)} keys unknown, {len(missing)} missing; "
-            f"{str((example or ['it'])[0])[:100]} {what}): check --backbone, --variant, --backbone-width"
+            f"{str((example or ['it'])[0])[:100]} {what}): check backbone, variant, backbone_width"
         )
 
 

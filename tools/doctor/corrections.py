@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 from tools.doctor import looks
 from train_utils.data.formats.coco.checks import check_image, number_of
-from train_utils.data.formats.coco.layout import image_path, size_reader
+from train_utils.data.formats.coco.file_names import settle
+from train_utils.data.formats.coco.layout import image_path, listed_names, size_reader
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
 from train_utils.data.masks import LONGEST_OUTLINE, RLE, outline, rasterise, unpack_polygon
 from train_utils.io.plain_text import brief, one_line
@@ -55,6 +56,7 @@ class Corrector:
 
     def correct(self, raw: dict) -> dict:
         """Returns the content, corrected."""
+        self.renamed = settle(listed_names(raw["images"]), self.image_dir, self.root).renamed
         images = self._kept("image", raw["images"], self._image)
         annotations = self._kept("annotation", raw["annotations"], self._annotation)
         return {
@@ -90,6 +92,10 @@ class Corrector:
             return image
         self.known.add(number)
         name = image.get("file_name")
+        if isinstance(name, str) and name in self.renamed:
+            self._change("image", image, "file_name", name, self.renamed[name], "as the file is named")
+            name = self.renamed[name]
+            image = {**image, "file_name": name}
         try:
             place = image_path(self.image_dir, name, self.root) if isinstance(name, str) and name else None
         except InputError:  # it leaves the data
@@ -133,6 +139,9 @@ class Corrector:
         except (InputError, TypeError, AttributeError, OverflowError):  # left to the user
             return annotation
         annotation = self._with_crowd(annotation)
+        tight = _clip(box_of(kind, parts, size), size)
+        if _contradict(annotation.get("bbox"), tight, size):
+            return annotation  # nothing tells which of the two is right
         rle = {"size": list(size), "counts": parts[0]} if mask is None else None
         rough = float(coco_mask.area(rle)) if rle else _shoelace(mask)
         pixels = rough
@@ -141,7 +150,7 @@ class Corrector:
             if pixels == 0:
                 self._change("annotation", annotation, "entry", annotation, None, "its polygons cover no pixel")
                 return None
-        annotation = self._with_box(annotation, _clip(box_of(kind, parts, size), size), size)
+        annotation = self._with_box(annotation, tight, size)
         return self._with_area(annotation, pixels)
 
     def _with_crowd(self, annotation: dict) -> dict:
@@ -165,9 +174,8 @@ class Corrector:
         except InputError as error:
             return self._boxed(annotation, tight, f"the mask's box is taken, as {error}")
         clipped = _clip(box, size)
-        inside = overlaps(box[0], box[2], size[1]) and overlaps(box[1], box[3], size[0])
-        if not inside or _iou(clipped, tight) < looks.OTHER_IOU:
-            return self._boxed(annotation, tight, "the mask lies elsewhere, and its box is taken")
+        if not _is_inside(box, size):
+            return self._boxed(annotation, tight, "it has no area in the image, and the mask's is taken")
         x, y, w, h = box
         out = max(-x, -y, x + w - size[1], y + h - size[0])
         if out > 0 and out > looks.allowed(np.array([size]))[0]:
@@ -204,6 +212,19 @@ class Corrector:
             elif number is not None:
                 seen.add(number)
         return annotations
+
+
+def _contradict(given: Any, tight: list[float], size: tuple[int, int]) -> bool:
+    """Returns whether an annotated box is one in the image, but another than its mask's."""
+    try:
+        box = finite(given, "bbox")
+    except InputError:
+        return False
+    return len(box) == 4 and _is_inside(box, size) and _iou(_clip(box, size), tight) < looks.OTHER_IOU
+
+
+def _is_inside(box: list[float], size: tuple[int, int]) -> bool:
+    return overlaps(box[0], box[2], size[1]) and overlaps(box[1], box[3], size[0])
 
 
 def _content(about: str, entry: dict) -> bytes:

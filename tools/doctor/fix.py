@@ -19,12 +19,13 @@ from network_files import MaskRCNNConfig
 from tools.conversion import new_folder
 from tools.doctor.corrections import Change, Corrector
 from tools.doctor.finds import ERROR, Finds, counted
-from tools.doctor.looks import look_at_all
+from tools.doctor.looks import SHARES, look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.data.formats import coco
 from train_utils.data.formats.coco.checks import check_is_coco
-from train_utils.data.formats.coco.layout import image_folder, listed_names
+from train_utils.data.formats.coco.file_names import image_folder
+from train_utils.data.formats.coco.layout import listed_names
 from train_utils.data.labels import read_json
 from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text
@@ -35,10 +36,11 @@ if TYPE_CHECKING:  # which imports this module
     from tools.check_data import Options
 
 
-def write(opened: Opened, options: Options, config: MaskRCNNConfig, of_images: Finds) -> Path:
+def write(opened: Opened, options: Options, config: MaskRCNNConfig, finds: Finds, of_images: Finds) -> Path:
     """Writes OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
 
-    config: of the model to be trained; of_images: what opening the images showed, which no json can correct.
+    config: of the model to be trained; finds: all there are; of_images: those that opening the images showed, which no
+    json can correct. A split that would lose all its objects stays as it is.
     Raises InputError where the data is no COCO json that can be read.
     """
     if opened.layout != "coco":
@@ -50,14 +52,24 @@ def write(opened: Opened, options: Options, config: MaskRCNNConfig, of_images: F
     jsons = {split: path for split, (path, _) in places.items()}
     changes: list[Change] = []
     remarks: list[str] = []
+    spared: list[str] = []  # splits that stay as they are
     fixed, folders = {}, {}
     for split, path in jsons.items():
         raw = read_json(path)
         check_is_coco(raw, path)
         folders[split], bounds = image_folder(places[split][1], path, options.image_dir, listed_names(raw["images"]))
+        own: list[Change] = []
         with no_collection():  # of what a large json is made of
             uncrowd = options.crowd_as_objects or all_crowds(raw["annotations"])
-            fixed[split] = Corrector(path, folders[split], bounds, changes, uncrowd).correct(raw)
+            fixed[split] = Corrector(path, folders[split], bounds, own, uncrowd).correct(raw)
+        if _objects(raw) and not _objects(fixed[split]):
+            whys = Counter(c.why for c in own if c.about == "annotation" and c.what == "entry")
+            reasons = "; ".join(f"{why} ({count:,})" for why, count in whys.most_common(3))
+            objects = counted(_objects(raw), "object")
+            remarks.append(f"{path}: left as it is, as it would lose all its {objects}: {reasons}")
+            spared.append(split)
+            fixed[split], own = raw, []
+        changes += own
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
     for split, folder in folders.items():
         _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), remarks)
@@ -65,6 +77,9 @@ def write(opened: Opened, options: Options, config: MaskRCNNConfig, of_images: F
         for split, content in fixed.items():
             write_text(out / f"instances{'' if split == 'all' else f'_{split}'}.json", json.dumps(content))
         left, verdict = _left(out, image_dir, options, config, of_images)
+        before = dict(finds.counts())
+        more = {kind: (before.get(kind, 0), n) for kind, n in left.counts() if n > before.get(kind, 0)}
+        remarks += [f"more than before: {kind.title}: {old:,} -> {new:,}" for kind, (old, new) in more.items()]
         listed = [{**change._asdict(), "before": _plain(change.before)} for change in changes]
         whole = {
             "data": str(opened.path),
@@ -75,7 +90,8 @@ def write(opened: Opened, options: Options, config: MaskRCNNConfig, of_images: F
         }
         write_text(out / "changes.json", json.dumps(whole, indent=1) + "\n")
         write_text(out / "changes.txt", "".join(f"{change}\n" for change in changes))
-    _show(changes, remarks, left, verdict, options, image_dir)
+    is_better = not (more or spared or left[NO_TRAINING] or left[SHARES])
+    _show(changes, remarks, left, verdict, options, str(image_dir) if is_better else "")
     return user_path(options.fix)
 
 
@@ -116,8 +132,9 @@ def _left(
 
 
 def _show(
-    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, options: Options, image_dir: Path
+    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, options: Options, image_dir: str
 ) -> None:
+    """Prints all of it; image_dir: where the images lie, "" where the corrected data is not to be trained on."""
     counts = Counter((change.about, change.what, change.why) for change in changes)
     for (about, what, why), count in counts.most_common():
         print(one_line(f"fixed: {about}: {'taken out' if what == 'entry' else what}: {why}: {count:,}"))
@@ -131,8 +148,13 @@ def _show(
     print(f"written: {options.fix}{listed}")
     if verdict:
         print(one_line(f"training would still stop: {verdict}; left to you: {counted(left.total(ERROR), 'error')}"))
-    elif not left[NO_TRAINING]:
+    elif image_dir:
         print(f"train on it: python train.py --data-path {options.fix} --image-dir {image_dir}")
+
+
+def _objects(content: dict) -> int:
+    """Returns how many annotations of a json are not crowd regions."""
+    return sum(isinstance(a, dict) and a.get("iscrowd") not in (1, "1", True) for a in content["annotations"])
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from tools.doctor.anchors import resized
 from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from tools.doctor.table import Outlines, Table, outlines
+from train_utils.data.formats.coco.checks import given_id
 from train_utils.data.problems import without_objects
 
 SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
@@ -29,14 +30,21 @@ TWICE = Kind(
 BOX_DIFFERS = Kind(
     WARNING,
     "boxes that are not their mask's (IoU under 0.5)",
-    "Boxes are trained as annotated; --fix takes the mask's.",
+    "Both are trained as annotated. Nothing tells which is right, so --fix leaves them: correct the wrong one.",
+)
+SHARES = Kind(
+    WARNING,
+    "boxes or masks whose numbers are all from 0 to 1, while the other's are not",
+    "They look like shares of the image's sides: multiply x by its width and y by its height.",
 )
 AREA_DIFFERS = Kind(
     WARNING,
     "areas that are not their mask's",
     "The evaluation sorts objects by this area into small, medium and large; --fix measures it anew.",
 )
-NO_PIXEL = Kind(WARNING, "polygons that cover no pixel", "Their mask is empty in training; --fix drops them.")
+NO_PIXEL = Kind(
+    WARNING, "polygons that cover no pixel", "Their mask is empty in training; --fix drops them where their box agrees."
+)
 OUTSIDE = Kind(WARNING, "boxes that reach out of the image", "They are clipped in training; --fix clips them.")
 UNDER_A_PIXEL = Kind(WARNING, "objects less than a pixel wide or high", "Take them out if they were drawn by mistake.")
 SMALL = Kind(
@@ -133,6 +141,8 @@ def _look_at_masks(
         overlap < OTHER_IOU,
         lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])} (IoU {overlap[k]:.2f})",
     )
+    shares = (tight.max(1, initial=0) <= 1) != (clipped.max(1, initial=0) <= 1)
+    report(SHARES, shares, lambda k: f"its box is {box(clipped[k])}, its mask lies in {box(tight[k])}")
     areas, given = outline.areas, table.areas
     doubtful = (given > AREA_FACTOR * areas) | (given * AREA_FACTOR < areas)
     doubtful &= np.abs(given - areas) > AREA_PIXELS
@@ -195,7 +205,8 @@ def look_at_images(table: Table, split: str, finds: Finds) -> None:
         text = f"{data_set.file_name(i)}: {counts[i]} objects, the middle image has {np.median(counts):.0f}"
         finds.add(MANY, text, split, data_set.given_id(i))
     packed = data_set.annotations
-    others = [what for what, has in (("images", packed.given), ("categories", packed.given_categories)) if has]
+    of_categories = any(map(given_id, packed.given_categories.values()))
+    others = [what for what, has in (("images", packed.given), ("categories", of_categories)) if has]
     if others:
         finds.add(TEXT_IDS, f"{packed.source}: ids of {' and '.join(others)}", split)
     if min(packed.categories) == 0:

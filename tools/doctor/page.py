@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
 from train_utils.io.plain_text import one_line
-from train_utils.show.drawing import draw_detections
+from train_utils.show.drawing import draw_detections, fitting_size, resized_to_draw
 from train_utils.show.pages import Html, Section, figure, img_tag, joined, note, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves
 from transforms import build_augment
@@ -100,12 +99,10 @@ def _drawn(part: ImageDataset | list[Path], i: int, augment: Callable | None = N
     if augment is not None:
         image, target = augment(image, target, i)
     crowds = int(target["iscrowd"].sum())
-    scale = THUMB / max(image.shape[1:])
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1:])
-    image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
+    size = fitting_size(image.shape[1:], (THUMB, THUMB), enlarge=True)
+    image, boxes, masks = resized_to_draw(image, target["boxes"], target["masks"], size)
     few = len(target["labels"]) <= 25 and len(part.label_map) > 1  # captions of more would hide them all
     name_of = part.label_map.name if few else lambda label: ""
-    boxes, masks = target["boxes"] * scale, target["masks"].resize(size)
     drawn = draw_detections(image, boxes, target["labels"], None, masks, name_of)
     objects = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
     return drawn, objects

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from backbone.errors import InputError
-from train_utils.io.memory import LESS_MEMORY, first_line, is_lack_of_memory
+from train_utils.io.memory import first_line, is_lack_of_memory
 from train_utils.io.plain_text import one_line
 
 EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -41,7 +41,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         return EXIT_WRONG_INPUT
     except (RuntimeError, MemoryError) as error:
         if is_lack_of_memory(error):
-            said = f"out of memory ({first_line(error)}); {LESS_MEMORY}"
+            said = f"out of memory ({first_line(error)}); close other programs, or give smaller or fewer images"
         elif "DataLoader worker" in str(error):  # raised wherever the main process is when its child dies
             said = f"{first_line(error).rstrip('. ')}: a process that reads images has died; {FEWER_WORKERS}"
         else:

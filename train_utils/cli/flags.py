@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from backbone.settings import Rules, bounds, within
+from backbone.settings import Rules, bounds, described, within
 from network_files import MaskRCNNConfig
 from train_utils.cli.parser import OFF, Parser
 
@@ -74,8 +74,8 @@ def number(kind: type, **rules: typing.Any) -> FlagType:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if value == math.inf or not within(value, rules):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {_wanted(kind, rules)}")
+        if not within(value, rules):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {described(rules, whole=kind is int)}")
         return value
 
     return convert
@@ -142,22 +142,6 @@ def _flag_type(kind: type, rules: Rules, word_for_none: bool) -> FlagType:
 
     or_none.__name__ = kind.__name__  # argparse names it in "invalid float value"
     return or_none
-
-
-def _wanted(kind: type, rules: Rules) -> str:
-    """Returns how a number within the bounds is called: `a whole number of at least 0, below 2^63`."""
-    what = KINDS[kind]
-    if "most" in rules:
-        return f"{what} between {rules['least']} and {rules['most']}"
-    if "above" in rules:
-        return f"{what} above {rules['above']}"
-    return f"{what} of at least {rules['least']}" + (f", below {_power(rules['below'])}" if "below" in rules else "")
-
-
-def _power(value: float) -> str:
-    """Returns a large power of 2 as such, `2^63`, and any other number as it is."""
-    exponent = math.frexp(value)[1] - 1
-    return f"2^{exponent}" if exponent > 20 and value == 2**exponent else f"{value:g}"
 
 
 def _help_text(field: dataclasses.Field, defaults: bool, word_for_none: bool) -> str:

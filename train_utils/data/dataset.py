@@ -12,7 +12,7 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, check_labels, clip_boxes
-from train_utils.data.labels import LabelMap
+from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
 from train_utils.io.plain_text import visible
 
@@ -140,7 +140,10 @@ class ImageDataset:
         return crowds, mostly
 
     def with_given_ids(self, results: list[dict]) -> list[dict]:
-        """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text."""
+        """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text.
+
+        Left out: results of a class that the data lacks, whose id means another class there.
+        """
         table = self.annotations
         images = {} if table.given is None else {int(table.image_ids[row]): table.given_id(row) for row in self.rows}
         categories = {**self.label_map.given, **{i: table.given_categories.get(i, i) for i in table.categories}}
@@ -151,6 +154,7 @@ class ImageDataset:
                 "category_id": categories.get(result["category_id"], result["category_id"]),
             }
             for result in results
+            if result["category_id"] in table.categories or result["category_id"] not in table.given_categories.values()
         ]
 
     def describe(self) -> str:
@@ -173,10 +177,12 @@ class ImageDataset:
             parts.append(f"{int(self.missing.sum())} image files are missing, such as {first}")
         return visible("; ".join([*parts, *table.notes]))
 
-    def ground_truth(self) -> dict:
+    def ground_truth(self, unmasked: bool = False) -> dict:
         """Returns a COCO dict of these images for evaluation: ids, boxes, areas and segmentations as annotated.
 
-        What was skipped in training is absent. Annotation ids are the data's where all are positive, else 1..n:
+        What was skipped in training is absent. unmasked: add the objects among it that have a box without a usable
+        mask; they have no segmentation. An image's "given_id" is its id as the data has it, where that is another.
+        Annotation ids are the data's where all are positive, else 1..n:
         pycocotools takes an id of 0 for "not matched".
         """
         table, images, annotations = self.annotations, [], []
@@ -188,6 +194,8 @@ class ImageDataset:
             size, image_id, objects = self._size(i), self.image_id(i), table.objects(row)
             name = table.file_name(row)
             images.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
+            if (given := table.given_id(row)) != image_id:
+                images[-1]["given_id"] = given
             areas = table.areas[objects]
             if np.isnan(areas).any():
                 areas = np.where(np.isnan(areas), table.masks.crops(row, objects, size).areas().numpy(), areas)
@@ -195,6 +203,13 @@ class ImageDataset:
             columns = [ids[objects].tolist(), [image_id] * len(areas), *(column.tolist() for column in numbers)]
             rows = zip(*columns, table.masks.segmentations(row, objects, size), strict=True)
             annotations += [dict(zip(keys, values, strict=True)) for values in rows]
+        if unmasked:
+            own, first = {image["id"] for image in images}, int(ids.max(initial=0)) + 1
+            annotations += [
+                {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+                for i, (image, category, *box, area, crowd) in enumerate(table.unmasked, start=first)
+                if image in own
+            ]
         categories = [{"id": i, "name": name} for i, name in table.categories.items()]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
@@ -226,7 +241,30 @@ def _labelled(table: Annotations, label_map: LabelMap) -> tuple[Annotations, Lab
         raise InputError(
             f"{table.source}: its {len(table.label_map)} classes are not those of the others, or of the weights"
         )
+    table = _matched_by_name(table, dict(zip(label_map.category_ids, label_map.names, strict=True)))
     check_labels(table, label_map)
     if not table.named:  # the label map has the names that the data lacks
         table = replace(table, categories=dict(zip(label_map.category_ids, label_map.names, strict=True)))
     return table, label_map
+
+
+def _matched_by_name(table: Annotations, known: dict[int, str]) -> Annotations:
+    """Returns the table with the ids that `known` has for the names of its categories; its own are written back."""
+    matched = match_names(table.categories, known, table.source, "the classes to be used") if table.named else {}
+    if not matched:
+        return table
+    moved = {number: matched.get(number, number) for number in table.categories}
+    own, places = np.unique(table.category_ids, return_inverse=True)
+    number = next(iter(matched))
+    note = (
+        f"{len(matched)} classes are matched by name, as their ids or capitals differ: category {number} "
+        f"({table.categories[number]!r}) is category {moved[number]} ({known[moved[number]]!r})"
+    )
+    return replace(
+        table,
+        category_ids=np.array([moved[i] for i in own.tolist()], dtype=np.int64)[places],
+        categories=dict(sorted((new, known.get(new, table.categories[old])) for old, new in moved.items())),
+        given_categories={new: table.given_categories.get(old, old) for old, new in moved.items()},
+        unmasked=[[image, moved.get(category, category), *rest] for image, category, *rest in table.unmasked],
+        notes=(*table.notes, note),
+    )

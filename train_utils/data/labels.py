@@ -1,6 +1,8 @@
 """Category ids and names of the data <-> label indices of the network."""
 
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,34 @@ class LabelMap:
 
     def __repr__(self) -> str:
         return f"LabelMap({len(self)} categories, num_labels={self.num_labels})"
+
+
+def match_names(categories: dict[int, str], known: dict[int, str], source: str, of_known: str) -> dict[int, int]:
+    """Returns {category id: id that `known` has for its name}, of categories that differ in id, or in capitals.
+
+    It is empty where ids and names agree, or no name is known. Raises InputError where a name has several ids, or an
+    id another name: then neither can be gone by.
+    """
+    ids: dict[str, list[int]] = {}
+    for number, name in known.items():
+        ids.setdefault(_folded(name), []).append(number)
+    other = {number: name for number, name in categories.items() if known.get(number) != name}
+    if not any(_folded(name) in ids for name in other.values()):
+        return {}
+    counts, matched = Counter(map(_folded, categories.values())), {}
+    for number, name in other.items():
+        here = ids.get(_folded(name), [])
+        if here and len(here) == counts[_folded(name)] == 1:
+            matched[number] = here[0]
+        elif here or number in known:
+            why = f"{name!r} has several ids" if here else f"category {number} is {known[number]!r} in {of_known}"
+            raise InputError(f"{source}: category {number} is not to be matched by its name: {why}; make them agree")
+    return matched
+
+
+def _folded(name: str) -> str:
+    """Returns a name without what tools write differently: capitals, blanks at the ends."""
+    return unicodedata.normalize("NFC", name.strip().casefold())
 
 
 def coco_names() -> dict[int, str]:

@@ -14,7 +14,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats import FORMATS
 from train_utils.data.formats.coco.layout import LOOKED_FOR
 from train_utils.data.formats.shapes import make_shapes
-from train_utils.data.labels import LabelMap
+from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import STOP, StopAtFirst, refuse_nothing_to_learn, refuse_skips
 from train_utils.io.files import user_path
@@ -149,8 +149,12 @@ def _common_labels(parts: list[ImageDataset]) -> LabelMap | None:
     given: dict[int, str | int] = {}
     source: dict[int, str] = {}
     for part in parts:
-        given |= part.label_map.given
-        for category, name in part.annotations.categories.items():
+        table = part.annotations
+        named = match_names(table.categories, merged, part.source, parts[0].source) if table.named else {}
+        given |= {number: value for number, value in part.label_map.given.items() if number not in named}
+        for category, name in table.categories.items():
+            if category in named:
+                continue
             if merged.setdefault(category, name) != name:
                 raise InputError(
                     f"category {category} is {merged[category]!r} in {source[category]} but {name!r} in {part.source}; "

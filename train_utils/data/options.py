@@ -50,7 +50,7 @@ class LoaderOptions(Settings):
 
     batch_size: int = setting(1, "images at a time", least=1, short="-b", resume="batch")
     accumulate_steps: int = setting(1, "batches per optimiser step", least=1, resume="batch")
-    workers: int = setting(0, "processes that read images", least=0, short="-j", resume="own")
+    workers: int = setting(0, "processes that read images", least=0, most=1024, short="-j", resume="own")
     aspect_ratio_group_factor: int = setting(
         3, "groups of image shapes that batches are formed within; 0: none", least=0
     )

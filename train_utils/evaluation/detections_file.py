@@ -1,16 +1,20 @@
 """A detections file (COCO results json) of any program -> results, checked entry by entry against the data set."""
 
+import os
+from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.coco.checks import as_id
-from train_utils.data.formats.coco.segmentation import finite, rle_counts
+from train_utils.data.formats.coco.file_names import folded
+from train_utils.data.formats.coco.segmentation import finite, polygon_points, rle_counts
 from train_utils.data.labels import read_json
+from train_utils.data.masks import LONGEST_OUTLINE, outline, rasterise
 from train_utils.data.rle import rles_fit
 from train_utils.io.json_stream import RepeatedKey, object_of
 from train_utils.io.plain_text import brief
@@ -18,23 +22,77 @@ from train_utils.io.plain_text import brief
 AT_ONCE = 4096  # masks checked together
 
 
-def read_detections(path: str | Path, data_set: ImageDataset, categories: set[int]) -> dict[str, list[dict]]:
+class _Known:
+    """What entries may name: images of a data set by id, else by file name, and categories; others are counted."""
+
+    def __init__(self, data_set: ImageDataset, categories: set[int]) -> None:
+        self.data_set, self.categories = data_set, categories
+        self.sizes = {data_set.image_id(i): tuple(size) for i, size in enumerate(data_set.sizes.tolist())}
+        self.foreign: Counter[str] = Counter()  # entries of categories that the data lacks
+        self.by_name = 0  # entries whose image is known by its file name alone
+
+    @cached_property
+    def names(self) -> dict[str, int | None]:
+        """Image ids by file name, by its last part, and by that without its ending; None where several have it."""
+        names: dict[str, int | None] = {}
+        for i in range(len(self.data_set)):
+            image_id, name = self.data_set.image_id(i), self.data_set.annotations.file_name(self.data_set.rows[i])
+            base = folded(os.path.basename(name))
+            for key in {folded(name), base, os.path.splitext(base)[0]}:
+                names[key] = image_id if names.get(key, image_id) == image_id else None
+        return names
+
+    def image_of(self, entry: dict) -> int:
+        """Returns the id of an entry's image."""
+        given = entry.get("image_id")
+        number = None if given is None else as_id(given, "image_id")
+        if number in self.sizes:
+            return number
+        for text in (entry.get("file_name"), given):
+            whole = folded(text.replace("\\", "/")) if isinstance(text, str) else ""
+            key = whole if whole in self.names else os.path.basename(whole)
+            if key in self.names:
+                if self.names[key] is None:
+                    raise InputError(f"{brief(text)} is the name of several images; give image_id")
+                self.by_name += 1
+                return self.names[key]
+        what = f"image_id {brief(given)}" if given is not None else f"file_name {brief(entry.get('file_name'))}"
+        raise InputError(f"{what} is none of the {len(self.sizes)} images that are scored")
+
+    def notes(self) -> list[str]:
+        """Returns what is to be said about the file."""
+        notes = [f"{self.by_name} result(s) name their image by its file name"] if self.by_name else []
+        if self.foreign:
+            each = ", ".join(f"{category} ({count})" for category, count in self.foreign.most_common(10))
+            more = ", ..." if len(self.foreign) > 10 else ""
+            notes.append(f"left out: {self.foreign.total()} result(s) of categories that the data lacks: {each}{more}")
+        return notes
+
+
+def read_detections(
+    path: str | Path, data_set: ImageDataset, categories: set[int]
+) -> tuple[dict[str, list[dict]], list[str]]:
     """Reads {"bbox": [...], "segm": [...]}: the results of each IoU type that the file has; both for an empty list.
 
-    Boxes are those of the entries with a bbox; if no entry has one, those around the masks, as in pycocotools.
-    data_set: its images may be named; categories: the ids that may be named. Raises InputError with file and entry.
+    Boxes are those of the entries with a bbox; if no entry has one, "bbox" is the masks, around which boxes are made
+    as in pycocotools. Polygons become RLEs. Results of categories that the data lacks are left out, also as there.
+    data_set: its images may be named, by id or file name; categories: the ids that the data has. Also returns what is
+    to be said. Raises InputError with file and entry.
     """
     entries = read_json(path, _kept)
     if not isinstance(entries, list):
         raise InputError(f"{path}: not a list of detections (COCO results json), as predict.py --coco-json writes it")
-    sizes = {data_set.image_id(i): tuple(size) for i, size in enumerate(data_set.sizes.tolist())}
-    i, mistake = _check_all(entries, sizes, categories)
+    known = _Known(data_set, categories)
+    i, mistake = _check_all(entries, known)
     if mistake is not None:
         raise InputError(f"{path}: entry {i} (the first is 0): {mistake}") from mistake
+    if entries and known.foreign.total() == len(entries):
+        raise InputError(f"{path}: not one result is of the data's categories; {known.notes()[-1]}")
+    entries = [entry for entry in entries if entry]
     found = {"bbox": [e for e in entries if "bbox" in e], "segm": [e for e in entries if "segmentation" in e]}
     if not found["bbox"]:
-        found["bbox"] = [{**e, "bbox": coco_mask.toBbox(e["segmentation"]).tolist()} for e in found["segm"]]
-    return {iou_type: results for iou_type, results in found.items() if results or not entries}
+        found["bbox"] = found["segm"]
+    return {iou_type: results for iou_type, results in found.items() if results or not entries}, known.notes()
 
 
 def _kept(pairs: list[tuple]) -> dict | RepeatedKey:
@@ -45,12 +103,15 @@ def _kept(pairs: list[tuple]) -> dict | RepeatedKey:
         return error
 
 
-def _check_all(entries: list, sizes: dict, categories: set[int]) -> tuple[int, InputError | None]:
-    """Replaces entries by results as the evaluation takes them; returns (number, mistake) of the first wrong entry."""
+def _check_all(entries: list, known: _Known) -> tuple[int, InputError | None]:
+    """Replaces entries by results as the evaluation takes them; returns (number, mistake) of the first wrong entry.
+
+    Those that are left out become {}.
+    """
     i, mistake = 0, None
     for i, entry in enumerate(entries):
         try:
-            entries[i] = _check(entry, sizes, categories)
+            entries[i] = _check(entry, known)
         except InputError as error:
             mistake = error
             break
@@ -69,7 +130,7 @@ def _check_all(entries: list, sizes: dict, categories: set[int]) -> tuple[int, I
     return i, mistake
 
 
-def _check(entry: Any, sizes: dict, categories: set[int]) -> dict:
+def _check(entry: Any, known: _Known) -> dict:
     """Returns a result as the evaluation takes it; whether the runs of its mask fit the image is not checked yet."""
     segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
     for part in (entry, segmentation):
@@ -77,14 +138,14 @@ def _check(entry: Any, sizes: dict, categories: set[int]) -> dict:
             raise InputError(f"{part}; keep one of them")
     if not isinstance(entry, dict):
         raise InputError(f"{brief(entry)} is not an object with image_id, category_id, score, bbox or segmentation")
-    missing = [key for key in ("image_id", "category_id", "score") if key not in entry]
+    needed = ("category_id", "score") if "file_name" in entry else ("image_id", "category_id", "score")
+    missing = [key for key in needed if key not in entry]
     if missing:
         raise InputError(f"has no {', '.join(missing)}")
-    result = {key: as_id(entry[key], key) for key in ("image_id", "category_id")}
-    if result["image_id"] not in sizes:
-        raise InputError(f"image_id {brief(entry['image_id'])} is none of the {len(sizes)} images that are scored")
-    if result["category_id"] not in categories:
-        raise InputError(f"category_id {brief(entry['category_id'])} is none of the data's {len(categories)}")
+    result = {"image_id": known.image_of(entry), "category_id": as_id(entry["category_id"], "category_id")}
+    if result["category_id"] not in known.categories:
+        known.foreign[brief(entry["category_id"])] += 1
+        return {}
     if type(entry["score"]) not in (int, float):
         raise InputError(f"score {brief(entry['score'])} is not a number")
     (result["score"],) = finite([entry["score"]], "score")
@@ -93,9 +154,13 @@ def _check(entry: Any, sizes: dict, categories: set[int]) -> dict:
         if len(result["bbox"]) != 4 or min(result["bbox"][2:]) < 0:
             raise InputError(f"bbox {brief(entry['bbox'])} is not x y width height")
     if segmentation:
+        size = list(known.sizes[result["image_id"]])
+        if isinstance(segmentation, list):
+            result["segmentation"] = _rasterised(segmentation, size)
+            return result
         if not isinstance(segmentation, dict):
-            raise InputError('segmentation is not an RLE, {"size": [height, width], "counts": "..."}')
-        size, counts = list(sizes[result["image_id"]]), segmentation.get("counts")
+            raise InputError("segmentation is neither a list of polygons nor an RLE")
+        counts = segmentation.get("counts")
         later = isinstance(counts, str) and segmentation.get("size") == size
         result["segmentation"] = {
             "size": size,
@@ -104,3 +169,14 @@ def _check(entry: Any, sizes: dict, categories: set[int]) -> dict:
     elif "bbox" not in result:
         raise InputError("has neither bbox nor segmentation")
     return result
+
+
+def _rasterised(segmentation: list, size: list[int]) -> dict:
+    """Turns a result's polygons into a compressed RLE (counts: bytes) of an image of `size` (H, W)."""
+    polygons = polygon_points(segmentation, size)
+    for points in polygons:
+        if len(points) < 6 or len(points) % 2:
+            raise InputError(f"a polygon of {len(points)} numbers; x and y of at least 3 points are needed")
+    if outline(polygons, (size[0], size[1])) > LONGEST_OUTLINE:
+        raise InputError(f"its polygons go to and fro for more than {LONGEST_OUTLINE} pixels")
+    return rasterise(polygons, (size[0], size[1]))

@@ -76,8 +76,7 @@ def accumulate(
     """
     with contextlib.redirect_stdout(io.StringIO()):
         coco, evaluation = _classes(evaluator)
-        if evaluator == FASTER:
-            truth, results, image_ids = _renumbered(truth, results, image_ids)
+        truth, results, image_ids = _renumbered(truth, results, image_ids)
         evaluation = evaluation(_index(coco, truth), _index(coco, {**truth, "annotations": results}), iou_type)
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
@@ -104,12 +103,10 @@ def _renumbered(
 ) -> tuple[dict, list[dict], Sequence[int] | None]:
     """Returns the same with ids of images and categories 1..N, in their order, without what belongs to none.
 
-    faster-coco-eval fails on ids below 0 and from 2^53 on.
+    faster-coco-eval fails on ids below 0 and from 2^53 on; ties of scores go by image id.
     """
-    images, categories = (
-        {i: n for n, i in enumerate(sorted({entry["id"] for entry in truth[key]}), start=1)}
-        for key in ("images", "categories")
-    )
+    images = {i: n for n, i in enumerate(in_order(truth["images"]), start=1)}
+    categories = {i: n for n, i in enumerate(sorted({entry["id"] for entry in truth["categories"]}), start=1)}
 
     def renumber(annotations: list[dict]) -> list[dict]:
         kept = [a for a in annotations if a["image_id"] in images and a["category_id"] in categories]
@@ -125,6 +122,13 @@ def _renumbered(
     if image_ids is not None:
         image_ids = [images[i] for i in image_ids if i in images]
     return truth, renumber(results), image_ids
+
+
+def in_order(images: Sequence[dict]) -> list[int]:
+    """Returns the ids of images as pycocotools sorts them: as the data has them, all as text where one is text."""
+    given = {image["id"]: image.get("given_id", image["id"]) for image in images}
+    is_text = any(isinstance(value, str) for value in given.values())
+    return sorted(given, key=lambda i: str(given[i]) if is_text else given[i])
 
 
 def _index(coco: type[COCO], data_set: dict) -> COCO:

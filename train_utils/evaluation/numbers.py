@@ -89,7 +89,8 @@ def evaluate_results(
     image_ids: evaluate only these images (default: all of the ground truth); evaluator: see `choose_evaluator`, the
     numbers are the same; max_dets: of a class in an image, in place of the 100 of AP and AR100.
 
-    No results give AP 0. Prints nothing and changes no argument. Raises InputError for results
+    No results give AP 0. Results without a bbox have the box and, for boxes too, the area of their mask. Ground truth
+    without a segmentation counts for boxes alone. Prints nothing and changes no argument. Raises InputError for results
     of images that the ground truth lacks.
     """
     known = {image["id"] for image in ground_truth["images"]}
@@ -108,7 +109,8 @@ def _evaluate(
     evaluator: str,
     max_dets: int,
 ) -> IouTypeResult:
-    truth = {**ground_truth, "annotations": _numbered(ground_truth["annotations"])}
+    usable = [a for a in ground_truth["annotations"] if iou_type == "bbox" or a.get("segmentation")]
+    truth = {**ground_truth, "annotations": _numbered(usable)}
     evaluation = accumulate(evaluator, truth, _as_annotations(results, iou_type), iou_type, image_ids, max_dets)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -129,21 +131,26 @@ def _numbered(annotations: Sequence[dict]) -> list[dict]:
 def _as_annotations(results: Sequence[dict], iou_type: str) -> list[dict]:
     """Returns what pycocotools' loadRes makes of results, as far as this IoU type reads it.
 
-    Half a million results are common, so nothing else is made. The area is the box's for boxes, the mask's for masks.
+    Half a million results are common, so nothing else is made. The area is the mask's for masks, and for boxes where
+    there is only a mask; else the box's.
     """
     key = "segmentation" if iou_type == "segm" else "bbox"
-    return [
-        {
-            "id": i,
-            "image_id": result["image_id"],
-            "category_id": result["category_id"],
-            "score": result["score"],
-            key: result[key],
-            "area": coco_mask.area(result[key]) if iou_type == "segm" else result[key][2] * result[key][3],
-            "iscrowd": 0,
-        }
-        for i, result in enumerate(results, start=1)
-    ]
+    annotations = []
+    for i, result in enumerate(results, start=1):
+        shape = result[key] if key in result else coco_mask.toBbox(result["segmentation"]).tolist()
+        by_mask = key == "segmentation" or key not in result
+        annotations.append(
+            {
+                "id": i,
+                "image_id": result["image_id"],
+                "category_id": result["category_id"],
+                "score": result["score"],
+                key: shape,
+                "area": coco_mask.area(result["segmentation"]) if by_mask else shape[2] * shape[3],
+                "iscrowd": 0,
+            }
+        )
+    return annotations
 
 
 def _average_precision_50(categories: Sequence[dict], precision: np.ndarray) -> dict[str, float | None]:

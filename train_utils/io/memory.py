@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-LESS_MEMORY = "try a smaller --batch-size (with --accumulate-steps), --max-size, --recompute or --amp"
+from backbone.errors import InputError
+
+LESS_IN_TRAINING = "try a smaller --batch-size (with --accumulate-steps), --max-size, --recompute or --amp"
+LESS_IN_EVALUATION = "try a smaller --max-size or fewer --box-detections-per-img, on a GPU a smaller --batch-size"
 M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 LARGE, LARGEST = 2**20, 2**25  # bytes; the second is the most that glibc takes
 
@@ -28,6 +31,17 @@ def returning_freed_memory() -> Iterator[None]:
         yield
     finally:
         set_option(M_MMAP_THRESHOLD, LARGEST)  # where glibc itself ends up; it no longer adjusts the bound
+
+
+@contextmanager
+def explaining_lack_of_memory(what: str, advice: str) -> Iterator[None]:
+    """Turns an allocation that fails into an InputError that says what was being done, and what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise InputError(f"{what}: out of memory ({first_line(error)}); {advice}") from error
 
 
 def is_lack_of_memory(error: BaseException) -> bool:

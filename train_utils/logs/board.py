@@ -13,6 +13,8 @@ from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES
 from train_utils.io.files import make_folder, writing
 from train_utils.io.plain_text import encodable
 
+LONG = 4  # most times that an image of the grid is as wide as the grid's rows are high
+
 
 class TensorBoard:
     """Writes under `folder`/tensorboard: scalars of each step; COCO numbers, classes and images of each epoch; text.
@@ -122,15 +124,20 @@ class TensorBoard:
 
 
 def image_grid(rows: Sequence[Sequence[Image.Image]], height: int = 256, gap: int = 4) -> Image.Image:
-    """Returns rows of images as one RGB image; each becomes `height` pixels high."""
-    scaled = [
-        [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for p in row] for row in rows
-    ]
-    width = max(sum(p.width + gap for p in row) for row in scaled) - gap
-    grid = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
-    for i, row in enumerate(scaled):
+    """Returns rows of images as one RGB image; each becomes `height` pixels high, a long one LONG times as wide."""
+    scaled = [[_fitted(image.convert("RGB"), height) for image in row] for row in rows]
+    width = max(sum(image.width + gap for image in row) for row in scaled) - gap
+    heights = [max(image.height for image in row) for row in scaled]
+    grid, top = Image.new("RGB", (width, sum(heights) + gap * (len(rows) - 1)), "white"), 0
+    for row, high in zip(scaled, heights, strict=True):
         left = 0
         for image in row:
-            grid.paste(image, (left, i * (height + gap)))
+            grid.paste(image, (left, top))
             left += image.width + gap
+        top += high + gap
     return grid
+
+
+def _fitted(image: Image.Image, height: int) -> Image.Image:
+    scale = min(height / image.height, LONG * height / image.width)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

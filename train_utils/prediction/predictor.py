@@ -17,7 +17,10 @@ from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
+from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.show.drawing import draw_detections
+
+LONGEST = 65_500  # pixels a side that a JPEG can have
 
 
 @torch.inference_mode()
@@ -60,7 +63,9 @@ class Predictor:
 
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
-        found = detect(self.model, image, self.device)
+        what = f"prediction on an image of {image.shape[-1]}x{image.shape[-2]}"
+        with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
+            found = detect(self.model, image, self.device)
         self.sizes[tuple(image.shape[-2:])] += 1
         keep = found["scores"] >= self.least_score  # [D]
         self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
@@ -75,7 +80,12 @@ class Predictor:
 
     def draw(self, found: dict, image: torch.Tensor, magnify: int) -> Image.Image:
         """Returns the image with its detections on it, enlarged `magnify` times."""
-        size = tuple(image.shape[-2:])
+        height, width = size = tuple(image.shape[-2:])
+        if magnify > 1 and magnify * max(size) > LONGEST:
+            raise InputError(
+                f"--magnify {magnify}: an image of {width}x{height} would be drawn longer than {LONGEST} pixels; "
+                f"give at most {max(LONGEST // max(size), 1)}"
+            )
         masks = mask_probs_to_bool(found["mask_probs"], found["boxes"], size, self.mask_threshold)
         boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
         return draw_detections(image, boxes, labels, scores, masks, self.label_map.name, magnify)

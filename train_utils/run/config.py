@@ -34,13 +34,13 @@ class Augmentation(Settings):
     vertical_flip: float = setting(0.0, "probability", least=0, most=1, metavar="P", bare=0.5)
     photometric: bool = setting(False, "jitter brightness, contrast, saturation and hue")
     large_scale_jitter: int | None = setting(
-        None, "scale and crop to a square of SIZE pixels", least=1, metavar="SIZE", bare=1024
+        None, "scale and crop to a square of SIZE pixels", least=32, metavar="SIZE", bare=1024
     )
     jitter_scale: tuple[float, float] = setting(
-        (0.1, 2.0), "range of scales of --large-scale-jitter", above=0, metavar=("LOW", "HIGH")
+        (0.1, 2.0), "range of scales of --large-scale-jitter", length=2, least=0.01, most=10, metavar=("LOW", "HIGH")
     )
     expand: float | None = setting(
-        None, "put every other image on a canvas of 1 to MAX times its sides", least=1, metavar="MAX", bare=4.0
+        None, "put every other image on a canvas of 1 to MAX times its sides", least=1, most=10, metavar="MAX", bare=4.0
     )
     mini_mask: int | None = setting(
         None,
@@ -49,6 +49,12 @@ class Augmentation(Settings):
         metavar="SIZE",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.jitter_scale
+        if low > high:
+            raise InputError(f"jitter_scale {low:g} {high:g}: the lower one comes first")
+
 
 @dataclass(frozen=True)
 class Optimisation(Settings):
@@ -56,7 +62,7 @@ class Optimisation(Settings):
 
     optimizer: str | None = setting(None, "default: sgd (built-in data: adamw)", choices=("sgd", "adamw"))
     lr: float | None = setting(None, f"default: {LR_PER_IMAGE} x global batch; adamw: {LR_ADAMW}", above=0)
-    momentum: float = setting(0.9, "of sgd", least=0, most=1)
+    momentum: float = setting(0.9, "of sgd", least=0, below=1)
     weight_decay: float | None = setting(
         None, "default: " + ", ".join(f"{k!r}: {v}" for k, v in WEIGHT_DECAY.items()), least=0, most=1, short="--wd"
     )
@@ -67,11 +73,11 @@ class Optimisation(Settings):
         above=0,
         metavar="EPOCH",
     )
-    lr_gamma: float = setting(0.1, "factor of each fall", above=0)
+    lr_gamma: float = setting(0.1, "factor of each fall", above=0, most=1)
     warmup_iters: int | None = setting(None, "steps of linear warm-up (default: 1000, at most an epoch)", least=0)
     clip_grad_norm: float | None = setting(None, "clip the gradient to this norm", above=0, metavar="NORM")
     ema: bool = setting(False, "average the weights; the average is what is evaluated")
-    ema_decay: float = setting(0.999, "of --ema, per step", least=0, most=1)
+    ema_decay: float = setting(0.999, "of --ema, per step", least=0, below=1)
     amp: bool = setting(False, "mixed precision: bfloat16, or float16 on a GPU without it")
 
 
@@ -115,7 +121,7 @@ class Running(Settings):
     )
     log_steps: bool = setting(False, "write steps.jsonl: images, losses and rate of each step", resume="free")
     dist_timeout: float = setting(
-        TIMEOUT, "how long processes wait for one that is stuck", above=0, metavar="SECONDS", resume="own"
+        TIMEOUT, "how long processes wait for one that is stuck", above=0, most=10**6, metavar="SECONDS", resume="own"
     )
     early_stop: int | None = setting(
         None, "stop after N epochs without a better mask AP", least=1, metavar="N", resume="free"
@@ -176,7 +182,7 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
         None, "images per process (default: 2; built-in data: 4)", least=1, short="-b", resume="batch"
     )
     workers: int | None = setting(
-        None, "loader processes (default: few on a CPU, 8 beside a GPU)", least=0, short="-j", resume="own"
+        None, "loader processes (default: few on a CPU, 8 beside a GPU)", least=0, most=1024, short="-j", resume="own"
     )
     model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig
 

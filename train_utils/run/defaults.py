@@ -105,7 +105,7 @@ def lr_steps(config: RunConfig, usual_epochs: int) -> tuple[int, ...]:
 
 
 def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
-    """Returns lines that say which flags of other projects, in a resolved config, were left aside.
+    """Returns lines that say which flags of a resolved config have no effect.
 
     resumed: there is a checkpoint to go on from.
     """
@@ -114,6 +114,9 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
         lines.append(f"--start-epoch {config.start_epoch}: left aside, the resumed run goes on where it was")
     elif config.start_epoch >= config.epochs and not config.test_only:
         raise InputError(f"--start-epoch {config.start_epoch}: nothing is left of {config.epochs} --epochs")
+    late = [f"{step:g}" for step in config.lr_steps if step >= config.epochs]
+    if late and config.lr_schedule == "steps":
+        lines.append(f"--lr-steps {' '.join(late)}: without effect, the unit is epochs and the run has {config.epochs}")
     if config.world_size not in (None, world.size):
         lines.append(f"--world-size {config.world_size}: left aside, torchrun started {world.size} process(es)")
     if config.dist_url not in (None, "env://"):

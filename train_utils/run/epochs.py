@@ -20,6 +20,7 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
+from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.console import MetricLogger
 from train_utils.logs.result_files import ResultsWriter
@@ -255,7 +256,8 @@ class Trainer:
         self.writer.write(epoch, stats, loss, lr, **more)
         per_class = {iou_type: numbers.per_class for iou_type, numbers in result.stats.items()}
         self.board.epoch(self.progress.step, stats, result.losses, per_class)
-        self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
+        with explaining_lack_of_memory("drawing for TensorBoard", "free some memory, then --resume auto"):
+            self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
         write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
 
     def say_limits(self, limits: list[Limit], of: str) -> None:

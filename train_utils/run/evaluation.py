@@ -20,6 +20,7 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.evaluation.limits import MAX_DETS, Limit, dropped_limits, limits_met
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
+from train_utils.io.memory import LESS_IN_EVALUATION, explaining_lack_of_memory
 from train_utils.processes.distributed import World
 
 
@@ -74,7 +75,9 @@ def evaluate(
     model.eval()
     parts, samples = [], []
     for batch in loader:
-        found, detections = evaluate_batch(model, batch, data_set.label_map, world.device)
+        sizes = ", ".join(f"{image.shape[-1]}x{image.shape[-2]}" for image in batch.images)
+        with explaining_lack_of_memory(f"evaluation of image(s) of {sizes}", LESS_IN_EVALUATION):
+            found, detections = evaluate_batch(model, batch, data_set.label_map, world.device)
         parts.append(found)
         for image, target, detection in zip(batch.images, batch.targets, detections, strict=True):
             if len(samples) < keep_samples:
@@ -118,6 +121,7 @@ def joined(parts: Iterable[Found]) -> Found:
     return whole
 
 
+@explaining_lack_of_memory("computing the COCO numbers", "try a higher --box-score-thresh: it leaves fewer detections")
 def summarize(
     found: Found, data_set: ImageDataset, max_dets: int, per_image: int
 ) -> tuple[dict[str, IouTypeResult], dict[str, float], list[Limit]]:
@@ -128,7 +132,7 @@ def summarize(
     image_ids = sorted(found.image_ids)
     if not image_ids:
         raise InputError(f"none of the {len(data_set)} validation images could be read; the first: {found.skipped[0]}")
-    truth = data_set.ground_truth()
+    truth = data_set.ground_truth(unmasked=True)
     stats = evaluate_results(truth, found.results, image_ids=image_ids, max_dets=max_dets)
     losses = {name: value / len(image_ids) for name, value in found.loss_sums.items()}
     limits = limits_met(truth, found.results, set(image_ids), max_dets, per_image)

@@ -1,6 +1,7 @@
 """What a training run leaves for people, beside its numbers: curves, drawn detections, explained faults, last lines."""
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,28 +11,33 @@ from PIL import Image
 from backbone.errors import InputError
 from network_files import MaskRCNN
 from network_files.losses import LOSS_NAMES
+from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file
-from train_utils.io.memory import LESS_MEMORY, first_line
+from train_utils.io.memory import LESS_IN_TRAINING, first_line
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.run.step import NonFiniteLoss, OutOfMemory
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
-from train_utils.show.drawing import draw_detections
+from train_utils.show.drawing import draw_detections, fitting_size, resized_to_draw
 
+DRAWN = (768, 3072)  # most pixels of a drawing, height and width: TensorBoard shows a third of them
 SHOWN_SCORE = 0.5  # detections below it would hide the image
 
 
 def image_rows(samples: Iterable[tuple], label_map: LabelMap) -> list[tuple[Image.Image, Image.Image]]:
-    """Draws (ground truth, prediction) of each (image, target, detection) of an evaluation."""
+    """Draws (ground truth, prediction) of each (image, target, detection) of an evaluation, at most DRAWN large."""
     rows = []
     for image, target, detection in samples:
         shown = detection["scores"] > SHOWN_SCORE
         boxes, labels, scores = (detection[key][shown] for key in ("boxes", "labels", "scores"))
-        masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, tuple(image.shape[-2:]))
-        truth = draw_detections(image, target["boxes"], target["labels"], None, target["masks"], label_map.name)
+        size, small = tuple(image.shape[-2:]), fitting_size(image.shape[-2:], DRAWN)
+        image, objects, regions = resized_to_draw(image, target["boxes"], target["masks"], small)
+        boxes = scale_boxes(boxes, size, small)
+        masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, small)
+        truth = draw_detections(image, objects, target["labels"], None, regions, label_map.name)
         rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name)))
     return rows
 
@@ -87,8 +93,8 @@ def explain_lack_of_memory(error: OutOfMemory, data_set: ImageDataset) -> InputE
     names = [data_set.file_name(index) for batch in error.batches for index in batch.indices]
     sizes = ", ".join(f"{i.shape[-1]}x{i.shape[-2]}" for batch in error.batches for i in batch.images)
     return InputError(
-        f"step {error.step}: out of memory ({first_line(error.__cause__)}) on {', '.join(names)} ({sizes}); "
-        f"{LESS_MEMORY}, then --resume auto"
+        f"training step {error.step}: out of memory ({first_line(error.__cause__)}) on {', '.join(names)} ({sizes}); "
+        f"{LESS_IN_TRAINING}, then --resume auto"
     )
 
 
@@ -116,4 +122,5 @@ def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
         print("  model_min_val_loss.pth              weights with the lowest validation loss")
     print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
     print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
-    print(f"next: python predict.py --weights-path {saved[-1]} --img-path {val_set.file_name(0)}")
+    weights, image = shlex.quote(str(saved[-1])), shlex.quote(val_set.file_name(0))
+    print(f"next: python predict.py --weights-path {weights} --img-path {image}")

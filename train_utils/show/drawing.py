@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # hues this share of the circle apart never come close
@@ -67,6 +69,24 @@ def draw_detections(
         captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores.tolist(), strict=True)]
     _write_captions(draw, captions, corners, (width, height), unit)
     return drawn
+
+
+def resized_to_draw(
+    image: torch.Tensor, boxes: torch.Tensor, masks: CroppedMasks, size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor, CroppedMasks]:
+    """Returns image uint8 [3, H, W], boxes [N, 4] and masks in another size (height, width), for `draw_detections`."""
+    own = tuple(image.shape[1:])
+    if size == own:
+        return image, boxes, masks
+    small = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return small, scale_boxes(boxes, own, size), masks.resize(size)
+
+
+def fitting_size(size: Sequence[int], room: Sequence[int], enlarge: bool = False) -> tuple[int, int]:
+    """Returns the largest (height, width) of this ratio within room; enlarge: also where it exceeds size."""
+    scale = min(most / side for most, side in zip(room, size, strict=True))
+    height, width = (max(1, round(side * (scale if enlarge else min(scale, 1)))) for side in size)
+    return height, width
 
 
 def _blend_mask(

@@ -95,6 +95,7 @@ def read(place: Path, options: DataOptions, problems: StopAtFirst) -> Annotation
         skipped=records.skipped,
         first_skipped=records.first_skipped,
         skipped_of=records.skipped_of,
+        unmasked=records.unmasked,
         fixed_labels=True,
     )
 
@@ -172,6 +173,7 @@ class PackedRecords:
         self.names, self.given = values["names"], dict(values["given_ids"])
         self.skipped, self.first_skipped = values["skipped"], values["first_skipped"]
         self.skipped_of = dict(values.get("skipped_of", ()))
+        self.unmasked = values.get("unmasked", ())
         self._check(place)
 
     def _check(self, end: int) -> None:

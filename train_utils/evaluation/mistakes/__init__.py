@@ -60,7 +60,8 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
     images: how many can be looked at, at most; strict: one that can't be read raises its InputError.
     """
     source, stats, results, data_set, image_ids, progress = evaluated
-    truth, iou_type = data_set.ground_truth(), list(stats)[-1]
+    iou_type = list(stats)[-1]
+    truth = data_set.ground_truth(unmasked=iou_type == "bbox")
     given_names = list(category_names(truth["categories"]).values())
     names = list(map(visible, given_names))
     matches = match(truth, results, iou_type, image_ids)

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from train_utils.data.masks import rasterise
+from train_utils.evaluation.evaluators import in_order
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 MOST_DETECTIONS = 100  # of one class in one image, COCO's
@@ -22,7 +23,7 @@ NONE, IN_CROWD = -1, -2  # in place of an object's index
 class Matches:
     """All detections and objects of an evaluation, in flat arrays; detections by image, best score first.
 
-    image_ids: of the images, rising; category_ids: rising. result int64 [D]: which of the results; image, category
+    image_ids: in pycocotools' order; category_ids: rising. result int64 [D]: which of the results; image, category
     int64 [D]: positions in those lists; score float64 [D]; matched int64 [T, D]: the object, or NONE; ignored
     bool [T, D]: inside a crowd region, neither right nor wrong; own_iou, other_iou float64 [D]: highest IoU with an
     object of its class, and of another (crowds aside), own, other int64 [D]: which; blind int64 [D]: the object of any
@@ -58,7 +59,8 @@ def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequen
     evaluation leaves them out.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    image_ids = sorted(set(sizes if image_ids is None else image_ids))
+    wanted = set(sizes if image_ids is None else image_ids)
+    image_ids = [i for i in in_order(truth["images"]) if i in wanted]  # ties of scores go by it
     category_ids = sorted({category["id"] for category in truth["categories"]})
     row_of, column_of = ({value: i for i, value in enumerate(ids)} for ids in (image_ids, category_ids))
     objects, found = ([[] for _ in image_ids] for _ in range(2))

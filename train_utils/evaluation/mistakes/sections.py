@@ -73,7 +73,14 @@ def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
         "numbers",
         "COCO numbers",
         table(head, rows, id="stats"),
-        note("As in record_mAP.txt and record_mAP.json. n/a: there is no such object."),
+        note(
+            "COCO's AP, as in record_mAP.txt and record_mAP.json: classes without objects are left out of the mean, "
+            "where TIDE's own program counts them as 0. n/a: there is no such object."
+        ),
+        note(
+            "Masks have the area of the mask, boxes that of the box, as torchvision and Detectron2 evaluate. "
+            "pycocotools by hand gives masks of a file that has boxes too the box's area: other numbers by size."
+        ),
     )
 
 
@@ -118,7 +125,8 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
         "Costs",
         figure(
             bars(shown, KINDS, "kind of mistake", "AP (IoU 0.5) lost"),
-            "How far AP at IoU 0.5 would rise if this kind alone were corrected (TIDE, Bolya et al. 2020). The "
+            "How far COCO's AP at IoU 0.5 would rise if this kind alone were corrected (the kinds are those of TIDE, "
+            "Bolya et al. 2020, whose own AP counts classes without objects as 0). The "
             "costs do not add up: one mistake hides another.",
         ),
         table(["kind", "what it is", "how many", "cost"], rows, id="costs"),

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from train_utils.data.annotations import Annotations
-from train_utils.data.formats.coco.layout import data_root, find_jsons, image_folder, role_of
+from train_utils.data.formats.coco.file_names import image_folder
+from train_utils.data.formats.coco.layout import data_root, find_jsons, role_of
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst

@@ -207,6 +207,18 @@ def check_annotation(annotation: dict, categories: Container[int] | None, size: 
     return annotation_id(annotation), category, int(bool(crowd)), box, area, kind, parts
 
 
+def box_alone(annotation: dict, size: tuple[int, int]) -> list[list]:
+    """Returns `Annotations.unmasked` of an annotation whose mask can't be used, empty where its box can't be either."""
+    try:
+        ids = [as_id(annotation[key], key) for key in ("image_id", "category_id")]
+        x, y, w, h = finite(annotation.get("bbox"), "bbox")
+        (area,) = finite([annotation.get("area", w * h)], "area")
+    except (InputError, ValueError):
+        return []
+    inside = overlaps(x, w, size[1]) and overlaps(y, h, size[0])
+    return [[*ids, x, y, w, h, area, int(bool(annotation.get("iscrowd")))]] if inside else []
+
+
 def annotation_id(annotation: dict) -> int:
     """Returns its id, NO_ID where it has none."""
     number = annotation.get("id")

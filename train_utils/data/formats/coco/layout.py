@@ -14,13 +14,12 @@ from pathlib import Path
 
 from backbone.errors import InputError
 from train_utils.data.images import image_size
-from train_utils.io.files import user_path
 
 ROLE = re.compile(r"(?<![a-z])(train|training|val|valid|validation|minival|test)(?![a-z])")
 ROLES = {"training": "train", "valid": "val", "validation": "val", "minival": "val"}
 # COCO's jsons for other tasks, which lie beside the instances
 OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_", "stuff_")
-PROBES = 32  # file names looked up in each candidate folder of images
+FEW = 1000  # images that are looked up one by one: their folder may hold many more
 LOOKED_FOR = (
     "looked for annotations/instances_train2017.json with train2017/, instances_train.json with images/, "
     "train/_annotations.coco.json, or a single COCO json; for VOC: VOC2012/ImageSets/Segmentation; "
@@ -104,41 +103,6 @@ def listed_names(images: list) -> list[str]:
     """Returns the file names in a json's list of images, as far as they are text."""
     names = [image.get("file_name") for image in images if isinstance(image, dict)]
     return [name for name in names if isinstance(name, str) and name]
-
-
-def image_folder(root: Path, json_path: Path, image_dir: str | Path | None, names: list[str]) -> tuple[Path, Path]:
-    """Returns (folder where the images `names` of a json begin, folder that none may leave).
-
-    They are around the json, or `image_dir`, the --image-dir of a command, where it is given. Raises InputError where
-    there is none.
-    """
-    if not names:
-        raise InputError(f"{json_path}: its list of images holds no file_name")
-    if image_dir is None:
-        return find_image_dir(root, json_path, names), root
-    folder = user_path(image_dir)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; check --image-dir")
-    return folder, folder
-
-
-def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
-    """Returns the folder near `json_path` in which most of the images `names` lie. InputError if none holds any."""
-    suffix = re.sub(r"^instances_?", "", json_path.stem)
-    likely = [root / suffix, root / "images" / suffix, json_path.parent, root / "images", root]
-    candidates = [*likely, *_subfolders(root), *_subfolders(root / "images"), *_subfolders(json_path.parent)]
-    candidates = [path for path in dict.fromkeys(candidates) if path.is_dir()]
-    probes = names[:: max(1, len(names) // PROBES)]
-    found = {path: sum(os.path.isfile(path / name) for name in probes) for path in candidates}
-    best = max(candidates, key=found.__getitem__)
-    if not found[best]:
-        looked = ", ".join(str(path) for path in candidates[:8])
-        raise InputError(f"{json_path}: its images (as {probes[0]}) are not in {looked}; give --image-dir")
-    return best
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def image_path(image_dir: str | Path, name: str, root: str | Path) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from backbone.errors import InputError
 from train_utils.data.annotations import NO_ID
-from train_utils.data.formats.coco.checks import annotation_id, as_id, check_annotation, id_of, number_of
+from train_utils.data.formats.coco.checks import annotation_id, as_id, box_alone, check_annotation, id_of, number_of
 from train_utils.data.formats.coco.segmentation import Skip
 from train_utils.data.masks import FAR, HUNDREDTHS, POLYGON, is_hundredths
 from train_utils.data.problems import STOP, StopAtFirst
@@ -43,7 +43,7 @@ class Packer:
     images: (id, file name, (H, W), ...) each; categories: the ids there are, or None if that is checked later;
     bad_images: ids of images that have a mistake, whose annotations are not checked.
     count: annotations added; skipped: {reason: count}; first_skipped: {reason: which one, as "id 17"}; skipped_of:
-    {category id: count};
+    {category id: count}; unmasked: as `Annotations` has it;
     category_ids: of those added, the skipped ones' too (but for those of images that are not listed).
     """
 
@@ -60,6 +60,7 @@ class Packer:
         self.sizes = np.array([image[2] for image in images], dtype=np.int64).reshape(-1, 2)  # [I, 2]
         self.count, self.skipped, self.first_skipped = 0, {}, {}
         self.skipped_of: dict[int, int] = {}
+        self.unmasked: list[list] = []
         self._other_ids = array("q")  # of annotations that were skipped or refused
         self._given: dict[int, object] = {}  # ids that are something else in the json
         self.category_ids: set[int] = set()
@@ -115,6 +116,8 @@ class Packer:
         if (category := number_of(annotation, "category_id")) is not None:
             self.skipped_of[category] = self.skipped_of.get(category, 0) + 1
         self.problems.skip(reason, f"{self.path}: annotation {name}: skipped: {reason}", image, number)
+        if image is not None and (row := self.row_of.get(as_id(image, "image_id"))) is not None:
+            self.unmasked += box_alone(annotation, tuple(self.sizes[row].tolist()))
         try:
             self._other_ids.append(annotation_id(annotation))
         except InputError as error:

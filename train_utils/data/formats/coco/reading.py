@@ -16,17 +16,18 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.data.annotations import DTYPES, Annotations, ImageFiles, image_arrays, polygon_table
 from train_utils.data.formats.coco.checks import check_categories, check_image, check_images, check_is_coco
-from train_utils.data.formats.coco.layout import files_in, image_path, is_inside, listed_names, size_reader
+from train_utils.data.formats.coco.file_names import FileNames, settle
+from train_utils.data.formats.coco.layout import image_path, listed_names, size_reader
 from train_utils.data.formats.coco.packer import Packer
 from train_utils.data.formats.coco.segmentation import NO_SEGMENTATION
 from train_utils.data.labels import read_json
 from train_utils.data.links import links_out
+from train_utils.data.masks import Ragged
 from train_utils.data.problems import STOP, StopAtFirst
 from train_utils.io import array_cache
 from train_utils.io.json_stream import BATCH, Unusual, no_collection, read_lists
 
 NO_MASKS = "no annotation has a segmentation; polygons or RLE masks are needed"
-FEW = 1000  # images that are looked up one by one: their folder may hold many more
 
 
 FindImages = Callable[[list[str]], tuple[Path, Path]]  # file names -> (where they begin, folder that none may leave)
@@ -54,16 +55,20 @@ def read_annotations(
         if find_images is None:
             return found
         folder, root = find_images(names)
+        files = _settle(path, names, folder, root, problems)
+        if files.renamed:
+            names = [files.renamed.get(name, name) for name in names]
+            found = replace(found, names=Ragged.of(names), notes=(*found.notes, *files.notes()))
         linked = {} if follow_links else dict(links_out(path, folder, root, names))
         for name, error in linked.items():
             problems.mistake(error, found.given_id(names.index(name)))
     else:
         content = _lists(path) if raw is None else _lists_of(raw, path)
-        found, folder, root = _read_item_by_item(path, content, find_images, follow_links, problems)
+        found, folder, root, files = _read_item_by_item(path, content, find_images, follow_links, problems)
         if found is None or folder is None:
             return found if find_images is None else None
         names = found.file_names()
-    missing, usable = _look_up(found, names, folder, root, problems)
+    missing, usable = _look_up(found, names, files.absent, folder, root, problems)
     usable &= np.array([name not in linked for name in names], dtype=bool)
     images = ImageFiles(folder, found.source)
     return replace(found, images=images, missing=missing, usable=None if usable.all() else usable)
@@ -144,14 +149,15 @@ def _packed_values(
         "skipped": packer.skipped,
         "first_skipped": packer.first_skipped,
         "skipped_of": list(packer.skipped_of.items()),
+        "unmasked": packer.unmasked,
     }
     return values, {**image_arrays(images), **packer.arrays()}
 
 
 def _read_item_by_item(
     path: str | Path, content: Lists, find_images: FindImages | None, follow_links: bool, problems: StopAtFirst
-) -> tuple[Annotations | None, Path | None, Path]:
-    """Returns (table of what is sound, or None; folder of the images, None where there is none; root)."""
+) -> tuple[Annotations | None, Path | None, Path, FileNames]:
+    """Returns (table of what is sound, or None; folder of the images, None where there is none; root; file names)."""
     listed, listed_categories, hand_over = content
     names, folder, root = listed_names(listed), None, Path()
     try:
@@ -160,6 +166,16 @@ def _read_item_by_item(
         if not names:
             raise
         problems.mistake(error)
+    files = FileNames({}, {}, frozenset())
+    if folder is not None:
+        files = _settle(path, names, folder, root, problems)
+        listed = [
+            {**image, "file_name": files.renamed[image["file_name"]]}
+            if isinstance(image, dict) and image.get("file_name") in files.renamed
+            else image
+            for image in listed
+        ]
+        names = [files.renamed.get(name, name) for name in names]
     linked: dict[str, InputError] = {}
     if folder is not None and not follow_links:  # first, as headers may be read for sizes
         linked = dict(links_out(path, folder, root, names))
@@ -175,8 +191,21 @@ def _read_item_by_item(
             f"{path}: annotation id {number} is duplicated; give each annotation an id of its own", annotation=number
         )
     if problems.collects and not (images and categories):
-        return None, folder, root
-    return _table(path, *_packed_values(categories, given, images, packer)), folder, root
+        return None, folder, root, files
+    values = _packed_values(categories, given, images, packer)
+    return _table(path, *values, notes=files.notes()), folder, root, files
+
+
+def _settle(path: str | Path, names: list[str], folder: Path, root: Path, problems: StopAtFirst) -> FileNames:
+    """Settles the file names; a name that several files could be is a mistake."""
+    files = settle(names, folder, root)
+    for name, several in files.ambiguous.items():
+        problems.mistake(
+            f"{path}: file_name {name!r} could be {' or '.join(map(repr, several[:3]))}; name each file as it is"
+            if len(several) > 1
+            else f"{path}: file_name {name!r} and another could both be {several[0]!r}; name each file as it is"
+        )
+    return files
 
 
 def _lists(path: str | Path) -> Lists:
@@ -211,15 +240,13 @@ def _lists_of(raw: object, path: str | Path) -> Lists:
 
 
 def _look_up(
-    table: Annotations, names: list[str], folder: Path, root: Path, problems: StopAtFirst
+    table: Annotations, names: list[str], absent: frozenset[str], folder: Path, root: Path, problems: StopAtFirst
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (which images are no files, which have a name that stays in the root), bool [I] each."""
-    at_once = len(names) > FEW and is_inside(os.path.abspath(folder), os.path.abspath(root))
-    present = files_in(folder) if at_once else frozenset()
     missing, inside = np.zeros(len(names), dtype=bool), np.ones(len(names), dtype=bool)
     for row, name in enumerate(names):
-        if name in present:
-            continue  # a name that the folder lists can't leave it
+        if name not in absent:
+            continue
         try:
             missing[row] = not os.path.isfile(image_path(folder, name, root))
         except InputError as error:

@@ -4,6 +4,7 @@ A segmentation belongs to an image of `size` (H, W). InputError says what is wro
 is to be left out and counted.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[int, li
         return RLE, [counts]
     if not isinstance(segmentation, list):
         raise InputError("segmentation is neither a list of polygons nor an RLE")
-    if not isinstance(segmentation[0], list):
-        segmentation = [segmentation]  # one polygon, not in a list
-    parts = [numbers_of(polygon, "polygon") for polygon in segmentation]
-    for points in parts:
-        if len(points) and np.abs(points).max() > FAR * max(size):  # rasterising it could take all memory
-            raise InputError(f"polygon reaches {np.abs(points).max():g}, the image is {size[1]}x{size[0]}")
+    parts = polygon_points(segmentation, size)
     if any(len(points) % 2 for points in parts):
         raise Skip("annotations with a polygon of an odd number of values")
     # fewer than 3 points have no area (and pycocotools takes 4 numbers for a box)
@@ -47,6 +43,17 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[int, li
     if not (overlaps(low[0], extent[0], size[1]) and overlaps(low[1], extent[1], size[0])):
         raise Skip("annotations whose polygons have no area in the image")
     return pack_polygons(parts)
+
+
+def polygon_points(segmentation: list, size: Sequence[int]) -> list[np.ndarray]:
+    """Returns x y x y ... of each polygon, float64; InputError for what is no list of numbers, or reaches far out."""
+    if not isinstance(segmentation[0], list):
+        segmentation = [segmentation]  # one polygon, not in a list
+    parts = [numbers_of(polygon, "polygon") for polygon in segmentation]
+    for points in parts:
+        if len(points) and np.abs(points).max() > FAR * max(size):  # rasterising it could take all memory
+            raise InputError(f"polygon reaches {np.abs(points).max():g}, the image is {size[1]}x{size[0]}")
+    return parts
 
 
 def overlaps(start: float, extent: float, side: int) -> bool:
