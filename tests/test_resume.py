@@ -234,9 +234,9 @@ def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path):
 def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch):
     original, sums = evaluation.summarize, iter([0.5, 0.25, float("nan"), 0.75])
 
-    def summarize(found, data_set):
-        stats, losses = original(found, data_set)
-        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}
+    def summarize(*args):
+        stats, losses, limits = original(*args)
+        return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}, limits
 
     monkeypatch.setattr(evaluation, "summarize", summarize)
     assert call(train, *flags(data, tmp_path / "run", "--epochs", 4)) == 0

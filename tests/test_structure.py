@@ -124,7 +124,7 @@ def test_files_run_are_those_of_functions_that_are_called(tmp_path: Path, monkey
 def test_modules_imported_are_those_of_the_project_at_module_level(tmp_path: Path) -> None:
     one = "import json\nimport p.b\ndef f():\n    import late\nprint('noise')\n"
     names = {"one.py": one, "p/__init__.py": "", "p/b.py": "from tests import t\n", "p/c.py": "", "late.py": ""}
-    root = write(tmp_path, names | {"tests/t.py": ""})
+    root = write(tmp_path, names | {"tests/__init__.py": "", "tests/t.py": ""})
     assert structure.modules_imported("one", root) == ["one.py", "p/__init__.py", "p/b.py"]
 
 

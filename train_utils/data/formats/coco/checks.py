@@ -123,7 +123,7 @@ def check_images(
     bad: set[int] = set()
     for image in listed:
         try:
-            if refused and isinstance(image, dict) and image.get("file_name") in refused:
+            if refused and isinstance(image, dict) and str(image.get("file_name")) in refused:
                 raise refused[image["file_name"]]
             checked = check_image(image, path, size_of)
             if checked[0] in images:

@@ -170,8 +170,8 @@ def _read_item_by_item(
     if folder is not None:
         files = _settle(path, names, folder, root, problems)
         listed = [
-            {**image, "file_name": files.renamed[image["file_name"]]}
-            if isinstance(image, dict) and image.get("file_name") in files.renamed
+            {**image, "file_name": files.renamed[str(image["file_name"])]}
+            if isinstance(image, dict) and str(image.get("file_name")) in files.renamed
             else image
             for image in listed
         ]
