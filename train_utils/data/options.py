@@ -24,7 +24,9 @@ class DataOptions(Settings):
         metavar="DATA",
         resume="free",
     )
-    dataset: str = setting("auto", "layout of the data: auto, coco, voc, npy or packed", resume="place")
+    dataset: str = setting(
+        "auto", "layout of the data; a name that is none is answered with those that there are", resume="place"
+    )
     image_dir: str | Path | None = setting(None, "folder of the images, where it is not the usual one", resume="place")
     year: str | None = setting(None, "VOC or COCO year, where the folder holds several", resume="place")
     label_json_path: str | Path | None = setting(
