@@ -35,10 +35,10 @@ from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import LabelMap, read_json
-from train_utils.data.problems import STOP
 from train_utils.evaluation.numbers import write_results
 from train_utils.io import files
 from train_utils.io.plain_text import visible
@@ -216,7 +216,7 @@ def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> Image
         raw = {**raw, "annotations": [], "categories": categories}
     table = read_annotations(options.coco_json, lambda names: (folder, folder), options.follow_links, raw=raw)
     data_set = ImageDataset(table, label_map)
-    STOP.missing(data_set)
+    report_missing(data_set)
     return data_set
 
 

@@ -11,7 +11,7 @@ from tests.coco_folders import annotation, coco, many, square, write
 from tests.small_runs import call, flags
 from tests.test_dataset_voc import CAT, DOG, Maker
 from tools import check_data
-from train_utils.data import problems
+from train_utils.data.demands import without_objects
 from train_utils.data.opening import open_data
 
 TWO = [{"id": 1, "name": "ring"}, {"id": 2, "name": "bar"}]
@@ -59,7 +59,7 @@ def test_objects_that_are_all_held_out_are_named(tmp_path):
     held_out = open_data(tmp_path, "val", val_fraction=0.25).val.image_id(0)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == held_out]
     write(tmp_path, content)
-    cause = problems.without_objects(open_data(tmp_path, "train", val_fraction=0.25).train)
+    cause = without_objects(open_data(tmp_path, "train", val_fraction=0.25).train)
     assert cause == "no object in its 3 images: 1 objects are in the images left out of it (--val-fraction)"
 
 

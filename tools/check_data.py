@@ -308,7 +308,7 @@ def main() -> int:
     show(report)
     print(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)")
     if options.fix:
-        fix.write(report.opened, options, report.config, report.finds, report.of_images)
+        fix.write(report.opened, options, user_path(options.fix), report.config, report.finds, report.of_images)
     if report.finds.total(ERROR):
         return EXIT_WRONG_INPUT
     return EXIT_SOME_UNUSABLE if report.finds.total(WARNING) else EXIT_OK

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from backbone.errors import InputError
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.demands import refuse_skips, report_missing
 from train_utils.data.opening import find_places, read_parts
 from train_utils.data.options import DataOptions
-from train_utils.data.problems import STOP, refuse_skips
 from train_utils.io.files import make_folder, user_path
 
 
@@ -21,7 +21,7 @@ def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
     _, module, places = find_places(options, "train" if path.is_file() else None)
     parts = read_parts(module, places, options)
     for part in parts.values():
-        STOP.missing(part)
+        report_missing(part)
         if options.strict:
             refuse_skips(part)
     return {"" if role == "all" else role: part for role, part in parts.items()}

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
@@ -28,16 +29,15 @@ from train_utils.data.formats.coco.file_names import image_folder
 from train_utils.data.formats.coco.layout import listed_names
 from train_utils.data.labels import read_json
 from train_utils.data.options import DataOptions
-from train_utils.io.files import user_path, write_text
+from train_utils.io.files import write_text
 from train_utils.io.json_stream import no_collection
 from train_utils.io.plain_text import brief, one_line
 
-if TYPE_CHECKING:  # which imports this module
-    from tools.check_data import Options
 
-
-def write(opened: Opened, options: Options, config: MaskRCNNConfig, finds: Finds, of_images: Finds) -> Path:
-    """Writes OUT/instances_train.json and so on, changes.json and changes.txt; returns OUT.
+def write(
+    opened: Opened, options: DataOptions, target: Path, config: MaskRCNNConfig, finds: Finds, of_images: Finds
+) -> None:
+    """Writes TARGET/instances_train.json and so on, changes.json and changes.txt.
 
     config: of the model to be trained; finds: all there are; of_images: those that opening the images showed, which no
     json can correct. A split that would lose all its objects stays as it is.
@@ -73,10 +73,11 @@ def write(opened: Opened, options: Options, config: MaskRCNNConfig, finds: Finds
     image_dir = Path(os.path.commonpath([folder.resolve() for folder in folders.values()]))
     for split, folder in folders.items():
         _move_names(fixed[split], jsons[split], Path(os.path.relpath(folder.resolve(), image_dir)), remarks)
-    with new_folder(options.fix) as out:
+    with new_folder(target) as out:
         for split, content in fixed.items():
             write_text(out / f"instances{'' if split == 'all' else f'_{split}'}.json", json.dumps(content))
-        left, verdict = _left(out, image_dir, options, config, of_images)
+        corrected = DataOptions(out, dataset="coco", image_dir=str(image_dir), follow_links=options.follow_links)
+        left, verdict = _left(corrected, target, config, of_images)
         before = dict(finds.counts())
         more = {kind: (before.get(kind, 0), n) for kind, n in left.counts() if n > before.get(kind, 0)}
         remarks += [f"more than before: {kind.title}: {old:,} -> {new:,}" for kind, (old, new) in more.items()]
@@ -91,8 +92,7 @@ def write(opened: Opened, options: Options, config: MaskRCNNConfig, finds: Finds
         write_text(out / "changes.json", json.dumps(whole, indent=1) + "\n")
         write_text(out / "changes.txt", "".join(f"{change}\n" for change in changes))
     is_better = not (more or spared or left[NO_TRAINING] or left[SHARES])
-    _show(changes, remarks, left, verdict, options, str(image_dir) if is_better else "")
-    return user_path(options.fix)
+    _show(changes, remarks, left, verdict, target, str(image_dir) if is_better else "")
 
 
 def all_crowds(annotations: list) -> bool:
@@ -112,18 +112,15 @@ def _move_names(content: dict, path: Path, prefix: Path, remarks: list[str]) -> 
     )
 
 
-def _left(
-    out: Path, image_dir: Path, options: Options, config: MaskRCNNConfig, of_images: Finds
-) -> tuple[Finds, str | None]:
+def _left(corrected: DataOptions, target: Path, config: MaskRCNNConfig, of_images: Finds) -> tuple[Finds, str | None]:
     """Returns (errors and warnings that the corrected data has, what train.py would stop at or None)."""
     finds, left = Finds(), Finds()
-    corrected = DataOptions(out, dataset="coco", image_dir=str(image_dir), follow_links=options.follow_links)
     opened = open_all(corrected, finds)
     tables = {split: table_of(part) for split, part in opened.splits.items()}
     look_at_all(tables, config, finds)
 
     def placed(text: str) -> str:  # the folder has its name only when it is whole
-        return text.replace(str(out), str(user_path(options.fix)))
+        return text.replace(str(corrected.data_path), str(target))
 
     left.take(finds, placed)
     left.take(of_images)
@@ -132,7 +129,7 @@ def _left(
 
 
 def _show(
-    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, options: Options, image_dir: str
+    changes: list[Change], remarks: list[str], left: Finds, verdict: str | None, target: Path, image_dir: str
 ) -> None:
     """Prints all of it; image_dir: where the images lie, "" where the corrected data is not to be trained on."""
     counts = Counter((change.about, change.what, change.why) for change in changes)
@@ -145,11 +142,13 @@ def _show(
     for kind, count in left.counts():
         print(one_line(f"left to you: {kind.severity}: {kind.title}: {count:,}"))
     listed = f" with {counted(len(changes), 'change')}, all in changes.txt and changes.json" if changes else ""
-    print(f"written: {options.fix}{listed}")
+    print(f"written: {target}{listed}")
     if verdict:
         print(one_line(f"training would still stop: {verdict}; left to you: {counted(left.total(ERROR), 'error')}"))
     elif image_dir:
-        print(f"train on it: python train.py --data-path {options.fix} --image-dir {image_dir}")
+        print(
+            f"train on it: {shlex.join(['python', 'train.py', '--data-path', str(target), '--image-dir', image_dir])}"
+        )
 
 
 def _objects(content: dict) -> int:

@@ -10,12 +10,13 @@ from backbone.errors import InputError
 from tools.doctor.finds import ERROR, NOTE, WARNING, Finds, Kind
 from tools.doctor.images import images_below
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.demands import report_missing, without_objects
 from train_utils.data.formats import FORMATS, voc
 from train_utils.data.formats.coco.packer import UNCHECKED
 from train_utils.data.links import links_out_of
 from train_utils.data.opening import find_places, format_of, read_parts
 from train_utils.data.options import DataOptions
-from train_utils.data.problems import MISSING, MISTAKE, SKIP, Collect, Problem, without_objects
+from train_utils.data.problems import MISSING, MISTAKE, SKIP, Collect, Problem
 from train_utils.io.files import user_path
 
 NO_TRAINING = Kind(WARNING, "no training data", "validation.py can use it, train.py cannot.")
@@ -58,7 +59,7 @@ def open_all(options: DataOptions, finds: Finds) -> Opened:
     except InputError as error:
         collect.mistake(error)
     for split, part in splits.items():
-        collect.of(split).missing(part)
+        report_missing(part, collect.of(split))
         if split != "val" and (cause := without_objects(part)):
             collect.of(split).mistake(f"{part.source}: nothing to learn: {cause}")
     if places and not {"train", "all"} & places.keys():

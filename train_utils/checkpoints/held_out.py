@@ -15,10 +15,10 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.demands import without_objects
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import find_places, open_data, split_positions
 from train_utils.data.options import PLACES, DataOptions
-from train_utils.data.problems import without_objects
 
 SHARE = ("val_fraction", "seed")
 OF_TRAINING = (*PLACES, *SHARE, "crowd_as_objects")  # what a checkpoint says about its data

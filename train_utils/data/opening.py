@@ -11,12 +11,13 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.demands import refuse_nothing_to_learn, refuse_skips, report_missing
 from train_utils.data.formats import FORMATS
 from train_utils.data.formats.coco.layout import LOOKED_FOR
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.options import DataOptions
-from train_utils.data.problems import STOP, StopAtFirst, refuse_nothing_to_learn, refuse_skips
+from train_utils.data.problems import STOP, StopAtFirst
 from train_utils.io.files import user_path
 
 LAYOUTS = ("auto", *FORMATS)
@@ -62,7 +63,7 @@ def open_data(
         if not len(part):
             use = {"train": "training", "val": "validation"}[role]
             raise InputError(f"{path}: no image is left for {use}; check --val-fraction and --drop-empty")
-        STOP.missing(part)
+        report_missing(part)
         if wanted.strict:
             refuse_skips(part)
     return DataSplits(parts.get("train"), parts.get("val"), next(iter(parts.values())).label_map)

@@ -6,13 +6,10 @@ reader took, or something that is good to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from backbone.errors import InputError
-
-if TYPE_CHECKING:  # which imports this module
-    from train_utils.data.dataset import ImageDataset
 
 MISTAKE, SKIP, NOTE = "mistake", "skip", "note"
 MISSING = "image files are missing"
@@ -54,10 +51,9 @@ class StopAtFirst:
     def note(self, title: str, text: str, image: Id = None, annotation: Id = None, count: int = 1) -> None:
         """Reports a decision, or what is good to know."""
 
-    def missing(self, data_set: ImageDataset) -> None:
-        """Reports the image files that are missing, all in one mistake."""
-        if data_set.missing.any():
-            self.mistake(missing_files(data_set))
+    def missing(self, summary: str, files: Iterable[tuple[str, Id]]) -> None:
+        """Reports image files that are missing, all in one mistake; files: (text, image id) of each."""
+        self.mistake(summary)
 
     def of(self, split: str) -> StopAtFirst:
         """Returns the sink for what is read of a split."""
@@ -94,15 +90,12 @@ class Collect(StopAtFirst):
         """Keeps a note."""
         self.keep(Problem(NOTE, title, text, self.split, image, annotation, count))
 
-    def missing(self, data_set: ImageDataset) -> None:
+    def missing(self, summary: str, files: Iterable[tuple[str, Id]]) -> None:
         """Keeps a mistake for each missing file."""
-        if data_set.missing.any():
-            root = self._parent or self
-            root._first = root._first or missing_files(data_set)
-        for i in data_set.missing.nonzero()[0].tolist():
-            given = data_set.given_id(i)
-            text = f"{data_set.source}: image id {given}: {data_set.file_name(i)} is missing"
-            self.keep(Problem(MISTAKE, MISSING, text, self.split, given))
+        root = self._parent or self
+        root._first = root._first or summary
+        for text, image in files:
+            self.keep(Problem(MISTAKE, MISSING, text, self.split, image))
 
     def of(self, split: str) -> Collect:
         """Returns a sink for the split that hands on to the same `keep`."""
@@ -112,52 +105,12 @@ class Collect(StopAtFirst):
 STOP = StopAtFirst()
 
 
-def missing_files(data_set: ImageDataset) -> str:
-    """Returns the line that says how many image files are missing, and which is the first."""
-    first = int(data_set.missing.argmax())
-    return (
-        f"{data_set.source}: {int(data_set.missing.sum())} of its {len(data_set)} image files are missing, the first "
-        f"is {data_set.file_name(first)} (image id {data_set.given_id(first)}); put them there, or take them out of "
-        "the list"
-    )
-
-
 def describe_skips(skipped: dict[str, int], first: dict[str, str]) -> str:
     """Returns "3 annotations without segmentation (first: id 17), ..."; empty where nothing was skipped."""
     return ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in skipped.items() if count)
-
-
-def without_objects(data_set: ImageDataset) -> str:
-    """Returns why a data set has no object, by counts; empty where it has one."""
-    if data_set.object_counts().any():
-        return ""
-    crowds, elsewhere = data_set.class_counts(crowd=True), int((data_set.annotations.iscrowd == 0).sum())
-    skips = describe_skips(data_set.skipped, data_set.first_skipped)
-    causes = []
-    if crowds:
-        causes.append(
-            f"{sum(crowds.values())} annotations are crowd regions (iscrowd 1), of {few_counts(crowds)}; "
-            "--crowd-as-objects reads them as objects"
-        )
-    causes += [f"skipped {skips}"] if skips else []
-    causes += [f"{elsewhere} objects are in the images left out of it (--val-fraction)"] if elsewhere else []
-    return f"no object in its {len(data_set)} images: {'; '.join(causes) or 'none is annotated'}"
 
 
 def few_counts(counts: dict[str, object]) -> str:
     """Returns "'cell' (12), 'dog' (3) and 4 more", the first three."""
     shown = ", ".join(f"{name!r} ({count})" for name, count in list(counts.items())[:3])
     return shown + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
-
-
-def refuse_nothing_to_learn(data_set: ImageDataset) -> None:
-    """Raises InputError, with the cause by counts, if there is no object to train on."""
-    if cause := without_objects(data_set):
-        raise InputError(f"{data_set.source}: nothing to learn: {cause}")
-
-
-def refuse_skips(data_set: ImageDataset) -> None:
-    """Raises InputError if the data set skipped annotations: what --strict asks for."""
-    skips = describe_skips(data_set.skipped, data_set.first_skipped)
-    if skips:
-        raise InputError(f"{data_set.source}: --strict: {skips}; correct them, or leave --strict out to skip them")

@@ -20,10 +20,10 @@ from network_files import MaskRCNN, create_model, load_weights
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
+from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import EvalLoader
 from train_utils.data.opening import DataSplits, open_data
-from train_utils.data.problems import refuse_nothing_to_learn, without_objects
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory

@@ -29,7 +29,6 @@ from train_utils.io.json_stream import BATCH, Unusual, no_collection, read_lists
 
 NO_MASKS = "no annotation has a segmentation; polygons or RLE masks are needed"
 
-
 FindImages = Callable[[list[str]], tuple[Path, Path]]  # file names -> (where they begin, folder that none may leave)
 # (images, categories, function that hands all annotations to another in batches)
 Lists = tuple[list, list, Callable[[Callable[[list], None]], None]]
@@ -248,7 +247,8 @@ def _look_up(
         if name not in absent:
             continue
         try:
-            missing[row] = not os.path.isfile(image_path(folder, name, root))
+            image_path(folder, name, root)
+            missing[row] = True
         except InputError as error:
             given = table.given_id(row)
             problems.mistake(f"{table.source}: image id {given}: {error}", image=given, cause=error)
