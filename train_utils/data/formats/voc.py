@@ -18,7 +18,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,34 +78,13 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
     files, missing = voc_files.find_images(folder, names)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         scans = list(pool.map(lambda name: _scan_or_error(folder, name, class_ids), names))
-    skipped, first_skipped, notes, skipped_of = Counter(), {}, Counter(), Counter()
-    if repeated := len(listed) - len(names):
-        first_skipped[LISTED_TWICE] = Counter(listed).most_common(1)[0][0]
-        skipped[LISTED_TWICE] += repeated
-        problems.skip(LISTED_TWICE, f"{source}: {LISTED_TWICE}: {repeated}", count=repeated)
-    for name, scan in zip(names, scans, strict=True):
-        if isinstance(scan, InputError):
-            problems.mistake(scan, image=name)
-            continue
-        xml = voc_files.xml_path(folder, name)
-        skipped_of.update(scan.skipped_classes)
-        for reason, count in scan.skipped.items():
-            if count:
-                first_skipped.setdefault(reason, name)
-                skipped[reason] += count
-                problems.skip(reason, f"{xml}: {reason}: {count}", name, count=count)
-        for title, count in scan.notes.items():
-            if count:
-                notes[title] += count
-                problems.note(title, f"{xml}: {title}: {count}", name, count=count)
-        if scan.fraction is not None:
-            problems.note(FRACTIONS, f"{xml}: boxes with fractions, such as {scan.fraction}", name)
+    said = _report(source, folder, listed, dict(zip(names, scans, strict=True)), problems)
     sound = [i for i, scan in enumerate(scans) if isinstance(scan, Scan)]
     if not sound:
         return None
-    noted = ", ".join(f"{count} {title}" for title, count in notes.items())
     columns = {field: np.concatenate([getattr(scans[i], field) for i in sound]) for field in COLUMNS}
     corners = columns["boxes"].astype(np.float64)
+    categories = {number: name for name, number in class_ids.items()}
     return Annotations(
         source=source,
         image_ids=np.array(sound, dtype=np.int64) + 1,
@@ -126,15 +105,47 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
             voc_files.read_index_image,
         ),
         images=VocImages(folder / "JPEGImages", source),
-        label_map=LabelMap.from_categories({number: name for name, number in class_ids.items()}),
-        categories={number: name for name, number in class_ids.items()},
+        label_map=LabelMap.from_categories(categories),
+        categories=categories,
         missing=np.array(missing, dtype=bool)[sound],
-        skipped=dict(skipped),
-        first_skipped=first_skipped,
-        skipped_of=dict(skipped_of),
-        notes=(f"notes: {noted}",) if noted else (),
         fixed_labels=True,
+        **said,
     )
+
+
+def _report(
+    source: str, folder: Path, listed: list[str], scans: dict[str, "Scan | InputError"], problems: StopAtFirst
+) -> dict[str, Any]:
+    """Reports what the scans of a list found; returns the table's fields that say the same, by counts."""
+    skipped, first_skipped, notes, skipped_of = Counter(), {}, Counter(), Counter()
+    if repeated := len(listed) - len(scans):
+        first_skipped[LISTED_TWICE] = Counter(listed).most_common(1)[0][0]
+        skipped[LISTED_TWICE] += repeated
+        problems.skip(LISTED_TWICE, f"{source}: {LISTED_TWICE}: {repeated}", count=repeated)
+    for name, scan in scans.items():
+        if isinstance(scan, InputError):
+            problems.mistake(scan, image=name)
+            continue
+        xml = voc_files.xml_path(folder, name)
+        skipped_of.update(scan.skipped_classes)
+        for reason, count in scan.skipped.items():
+            if count:
+                first_skipped.setdefault(reason, name)
+                skipped[reason] += count
+                problems.skip(reason, f"{xml}: {reason}: {count}", name, count=count)
+        for title, count in scan.notes.items():
+            if count:
+                notes[title] += count
+                problems.note(title, f"{xml}: {title}: {count}", name, count=count)
+        if scan.fraction is not None:
+            problems.note(FRACTIONS, f"{xml}: boxes with fractions, such as {scan.fraction}", name)
+    noted = ", ".join(f"{count} {title}" for title, count in notes.items())
+    return {
+        "skipped": dict(skipped),
+        "first_skipped": first_skipped,
+        "skipped_of": dict(skipped_of),
+        "notes": (f"notes: {noted}",) if noted else (),
+    }
 
 
 class VocImages(ImageFiles):
