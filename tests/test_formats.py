@@ -101,6 +101,23 @@ def spoil_packed(root: Path) -> None:
     (root / "val.pack").write_bytes((root / "val.pack").read_bytes()[:-9])
 
 
+def write_masks(root: Path) -> None:
+    for split, images in OBJECTS.items():
+        write_images(root / split / "images", images)
+        for name, rows in images.items():
+            labels, classes = np.zeros(SIZE, dtype=np.uint16), np.zeros(SIZE, dtype=np.uint8)
+            for value, (label, x1, y1, x2, y2) in enumerate(rows, 700):
+                labels[y1:y2, x1:x2], classes[y1:y2, x1:x2] = value, label
+            for folder, values in (("masks", labels), ("classes", classes)):
+                (root / split / folder).mkdir(exist_ok=True)
+                Image.fromarray(values).save(root / split / folder / f"{Path(name).stem}.tif")
+    (root / "classes.txt").write_text("class 1\nclass 2\n")
+
+
+def spoil_masks(root: Path) -> None:
+    (root / "val" / "masks" / "5.tif").write_bytes(b"broken")
+
+
 def write_csv(root: Path) -> None:
     for split, images in OBJECTS.items():
         write_images(root / "images", images)
@@ -118,6 +135,7 @@ WRITERS = {
     "voc": (write_voc, spoil_voc),
     "npy": (write_npy, spoil_npy),
     "packed": (write_packed, spoil_packed),
+    "masks": (write_masks, spoil_masks),
     "csv": (write_csv, spoil_csv),
 }
 
@@ -205,7 +223,7 @@ def test_missing_images_are_refused(folder, name):
             open_data(folder)
         return
     next(path for path in folder.rglob("5.[jp][pn]g") if "Segmentation" not in str(path)).unlink()
-    if name == "npy":  # then the .npy has no image, which is skipped and counted
+    if name in ("npy", "masks"):  # then its annotation has no image, which is skipped and counted
         assert len(open_data(folder).val) == 1
         return
     with pytest.raises(InputError, match=r"1 of its 2 image files are missing, the first is .*5\.[jp][pn]g"):

@@ -13,7 +13,7 @@ from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
-from train_utils.data.options import PLACES, DataOptions
+from train_utils.data.options import OF_PLACE, PLACES, DataOptions
 
 OF_DATA = (*OF_TRAINING, "follow_links", "strict")
 
@@ -25,7 +25,7 @@ def add_data_flags(parser: Parser) -> None:
 
 def data_options(given: dict[str, Any], trained: dict[str, Any]) -> DataOptions:
     """Returns the options of the data that is given, else of that of the training options `trained`."""
-    names = OF_TRAINING if given.keys().isdisjoint(PLACES) else [name for name in OF_TRAINING if name not in PLACES]
+    names = OF_TRAINING if given.keys().isdisjoint(PLACES) else [name for name in OF_TRAINING if name not in OF_PLACE]
     of_training = {name: trained[name] for name in names if trained.get(name) is not None}
     return DataOptions(**{**of_training, **given_settings(DataOptions, given)})
 

@@ -9,6 +9,6 @@ A module has
 
 from types import ModuleType
 
-from train_utils.data.formats import coco, npy, packed, voc
+from train_utils.data.formats import coco, mask_images, npy, packed, voc
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "npy": npy, "packed": packed}
+FORMATS: dict[str, ModuleType] = {"coco": coco, "masks": mask_images, "voc": voc, "npy": npy, "packed": packed}

@@ -33,7 +33,10 @@ from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
 
-UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
+UNUSED = {
+    **dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders"),
+    "split_components": "which has a mask for each object",
+}
 CACHED = "npy 2"  # to be raised when arrays, or what is checked or skipped, change
 SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
 EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"

@@ -34,7 +34,7 @@ from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io.array_block import ALIGNED, read_block
 
-UNUSED = dict.fromkeys(("label_json_path", "image_dir", "year"), "which holds all that it needs")
+UNUSED = dict.fromkeys(("label_json_path", "image_dir", "year", "split_components"), "which holds all that it needs")
 SPLITS = ("train", "val")
 MAGIC = b"maskrcnn packed data set 1\n".ljust(ALIGNED, b"\0")
 TAIL = struct.Struct("<QQ32s")
