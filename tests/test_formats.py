@@ -118,6 +118,24 @@ def spoil_masks(root: Path) -> None:
     (root / "val" / "masks" / "5.tif").write_bytes(b"broken")
 
 
+def write_yolo(root: Path) -> None:
+    for split, images in OBJECTS.items():
+        write_images(root / split / "images", images)
+        for name, rows in images.items():
+            lines = [[label - 1, x1, y1, x2, y1, x2, y2, x1, y2] for label, x1, y1, x2, y2 in rows]
+            shares = [[line[0], *(v / SIZE[1 - k % 2] for k, v in enumerate(line[1:]))] for line in lines]
+            path = root / split / "labels" / f"{Path(name).stem}.txt"
+            path.parent.mkdir(exist_ok=True)
+            if rows:  # an image without a txt has no objects
+                path.write_text("\n".join(" ".join(map(repr, line)) for line in shares))
+    (root / "data.yaml").write_text("train: ../train/images\nval: ../val/images\nnames: ['class 1', 'class 2']\n")
+
+
+def spoil_yolo(root: Path) -> None:
+    with open(root / "val" / "labels" / "5.txt", "a") as file:
+        file.write("\n0 0.1 0.2")
+
+
 def write_csv(root: Path) -> None:
     for split, images in OBJECTS.items():
         write_images(root / "images", images)
@@ -136,6 +154,7 @@ WRITERS = {
     "npy": (write_npy, spoil_npy),
     "packed": (write_packed, spoil_packed),
     "masks": (write_masks, spoil_masks),
+    "yolo": (write_yolo, spoil_yolo),
     "csv": (write_csv, spoil_csv),
 }
 
@@ -223,7 +242,7 @@ def test_missing_images_are_refused(folder, name):
             open_data(folder)
         return
     next(path for path in folder.rglob("5.[jp][pn]g") if "Segmentation" not in str(path)).unlink()
-    if name in ("npy", "masks"):  # then its annotation has no image, which is skipped and counted
+    if name in ("npy", "masks", "yolo"):  # then its annotation has no image, which is skipped and counted
         assert len(open_data(folder).val) == 1
         return
     with pytest.raises(InputError, match=r"1 of its 2 image files are missing, the first is .*5\.[jp][pn]g"):

@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
+from tests.coco_folders import coco, write
 from tests.small_runs import call
 from tools import check_data
 from train_utils.data.formats import found, mask_images
@@ -390,6 +391,13 @@ def test_what_is_no_mask_image_is_left_to_others(tmp_path):
     assert not mask_images.recognises(tmp_path)
     with pytest.raises(InputError, match="no mask images found; looked for images/ with masks/"):
         open_data(tmp_path, dataset="masks")
+
+
+def test_a_coco_json_counts_before_masks_beside_its_images(tmp_path):
+    write(tmp_path, coco())
+    picture(tmp_path / "images" / "1.jpg")
+    save(tmp_path / "masks" / "1.png", SAMPLE)
+    assert find_data(DataOptions(tmp_path))[1] == "coco"
 
 
 def test_large_data_is_read_once(tmp_path, monkeypatch):

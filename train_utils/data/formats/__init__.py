@@ -9,6 +9,9 @@ A module has
 
 from types import ModuleType
 
-from train_utils.data.formats import coco, mask_images, npy, packed, voc
+from train_utils.data.formats import coco, mask_images, npy, packed, voc, yolo
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "masks": mask_images, "voc": voc, "npy": npy, "packed": packed}
+# The last that recognises a path has it: COCO has what no other one does.
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco, "masks": mask_images, "yolo": yolo, "voc": voc, "npy": npy, "packed": packed
+}  # fmt: skip

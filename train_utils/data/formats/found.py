@@ -17,6 +17,7 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.data.annotations import DTYPES, Annotations, ImageSource, image_arrays, polygon_table
 from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, given_id, is_text
+from train_utils.data.formats.coco.layout import find_jsons
 from train_utils.data.formats.npy_folder import few, is_number
 from train_utils.data.images import ImageError, image_size, image_suffixes
 from train_utils.data.links import links_out_of
@@ -141,6 +142,14 @@ def images_in(folder: Path) -> dict[str, str]:
 
 def _by_number(stem: str) -> tuple[int, int, str]:
     return (0, int(stem), stem) if is_number(stem) else (1, 0, stem)
+
+
+def holds_coco(root: Path) -> bool:
+    """Returns whether a folder holds COCO jsons, which count before masks and text files beside them."""
+    try:
+        return bool(find_jsons(root))
+    except InputError:
+        return False
 
 
 def folders_in(folder: Path) -> list[Path]:

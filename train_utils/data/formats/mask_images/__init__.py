@@ -20,7 +20,16 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, ImageFiles
 from train_utils.data.formats import npy_folder
-from train_utils.data.formats.found import NOT_IMAGE, Found, FoundObject, kept, refuse_links, size_of, table_of
+from train_utils.data.formats.found import (
+    NOT_IMAGE,
+    Found,
+    FoundObject,
+    holds_coco,
+    kept,
+    refuse_links,
+    size_of,
+    table_of,
+)
 from train_utils.data.formats.mask_images.label_files import read_labels
 from train_utils.data.formats.mask_images.layout import LOOKED_FOR, MaskFile, Place, Sample, find_places, samples_of
 from train_utils.data.formats.mask_images.regions import (
@@ -50,9 +59,9 @@ BY_VALUE = "--split-components False to read each value as one object"
 def recognises(path: Path) -> bool:
     """Returns whether a folder holds images with mask images."""
     try:
-        return path.is_dir() and bool(find_places(path))
+        return path.is_dir() and bool(find_places(path)) and not holds_coco(path)
     except InputError:  # which opening it then says
-        return True
+        return not holds_coco(path)
 
 
 def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str, Place]:
