@@ -136,6 +136,24 @@ def spoil_yolo(root: Path) -> None:
         file.write("\n0 0.1 0.2")
 
 
+def write_labelme(root: Path) -> None:
+    for split, images in OBJECTS.items():
+        write_images(root / split, images)
+        for name, rows in images.items():
+            shapes = [
+                {"label": f"class {label}", "points": [[x1, y1], [x2, y2]], "shape_type": "rectangle"}
+                for label, x1, y1, x2, y2 in rows
+            ]
+            content = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": name, "imageData": None}
+            size = {"imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+            (root / split / f"{Path(name).stem}.json").write_text(json.dumps(content | size))
+
+
+def spoil_labelme(root: Path) -> None:
+    path = root / "val" / "5.json"
+    path.write_text(path.read_text().replace("[1, 1]", "[1]"))
+
+
 def write_csv(root: Path) -> None:
     for split, images in OBJECTS.items():
         write_images(root / "images", images)
@@ -155,6 +173,7 @@ WRITERS = {
     "packed": (write_packed, spoil_packed),
     "masks": (write_masks, spoil_masks),
     "yolo": (write_yolo, spoil_yolo),
+    "labelme": (write_labelme, spoil_labelme),
     "csv": (write_csv, spoil_csv),
 }
 

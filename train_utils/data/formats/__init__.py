@@ -9,9 +9,9 @@ A module has
 
 from types import ModuleType
 
-from train_utils.data.formats import coco, mask_images, npy, packed, voc, yolo
+from train_utils.data.formats import coco, labelme, mask_images, npy, packed, voc, yolo
 
 # The last that recognises a path has it: COCO has what no other one does.
 FORMATS: dict[str, ModuleType] = {
-    "coco": coco, "masks": mask_images, "yolo": yolo, "voc": voc, "npy": npy, "packed": packed
+    "coco": coco, "labelme": labelme, "masks": mask_images, "yolo": yolo, "voc": voc, "npy": npy, "packed": packed
 }  # fmt: skip

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +138,16 @@ def images_in(folder: Path) -> dict[str, str]:
             raise InputError(f"{folder}: {found[stem]} and {name} have one name but for the ending; rename one of them")
         found[stem] = name
     return {stem: found[stem] for stem in sorted(found, key=_by_number)}
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yields the images in a folder and in those below it that are not hidden."""
+    suffixes = image_suffixes()
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
+                yield Path(parent, name)
 
 
 def _by_number(stem: str) -> tuple[int, int, str]:

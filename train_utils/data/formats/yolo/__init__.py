@@ -28,13 +28,13 @@ from train_utils.data.formats.found import (
     FoundObject,
     folders_in,
     holds_coco,
+    images_below,
     kept,
     refuse_links,
     size_of,
     table_of,
 )
 from train_utils.data.formats.yolo.data_yaml import Value, read_yaml
-from train_utils.data.images import image_suffixes
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_SEGMENTATION, StopAtFirst
 from train_utils.io.files import read_text
@@ -218,7 +218,7 @@ def _listed(place: Place) -> tuple[list[str], set[str]]:
     absent = set()
     for path in place.lists:
         if path.is_dir():
-            names = sorted((str(file.relative_to(place.root)) for file in _images_below(path)), key=_by_number)
+            names = sorted((str(file.relative_to(place.root)) for file in images_below(path)), key=_by_number)
             found |= dict.fromkeys(names)
             continue
         for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -240,15 +240,6 @@ def _listed(place: Place) -> tuple[list[str], set[str]]:
     if not found:
         raise InputError(f"{' and '.join(map(str, place.lists))}: no image found; put them there")
     return list(found), absent
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    suffixes = image_suffixes()
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
-                yield Path(parent, name)
 
 
 def _by_number(name: str) -> tuple[str, int, int, str]:
