@@ -14,7 +14,8 @@ from tests import csv_format
 from tests.coco_folders import annotation
 from tests.small_runs import call
 from tests.test_dataset_voc import Maker
-from tools import check_data, pack_dataset
+from tools import check_data, npy_to_coco, pack_dataset
+from train_utils.checkpoints.held_out import open_scored
 from train_utils.data.formats import FORMATS
 from train_utils.data.masks import encoded
 from train_utils.data.opening import open_data, read_parts
@@ -288,6 +289,25 @@ def test_a_mistake_stops_training_and_is_collected_by_the_doctor(folder, name, t
     status = call(check_data, folder, "--output-dir", tmp_path / "checked")
     found = json.loads((tmp_path / "checked" / "check_data.json").read_text())
     assert status == 2 and found["error"] == str(caught.value) and found["layout"] == name
+
+
+def test_it_is_packed_and_converted_and_scored_without_loss(folder, name, tmp_path):
+    """Packs hold no files to convert; validation scores all of a split of the data's own."""
+    splits = open_data(folder)
+    scored = open_scored(DataOptions(folder), {}, False)
+    assert (len(scored.data_set), scored.of, len(scored.lines)) == (2, 2, 1)
+    if name == "packed":
+        return
+    assert call(pack_dataset, folder, tmp_path / "pack") == 0
+    assert call(npy_to_coco, folder, tmp_path / "json", "--dataset", "auto") == 0
+    for other in (open_data(tmp_path / "pack"), open_data(tmp_path / "json")):
+        for split, images in OBJECTS.items():
+            one, two = getattr(splits, split), getattr(other, split)
+            for i in range(len(images)):
+                (image, target), (image_too, target_too) = one[i], two[i]
+                assert torch.equal(image, image_too)
+                assert torch.equal(target["masks"].to_masks(), target_too["masks"].to_masks())
+                assert target["labels"].tolist() == target_too["labels"].tolist()
 
 
 def test_a_whole_is_left_to_the_sink_that_stops():

@@ -12,12 +12,14 @@ from backbone.errors import InputError
 from tests.coco_folders import coco, write
 from tests.small_runs import call
 from tools import check_data
+from train_utils.checkpoints.held_out import options_of
 from train_utils.data.formats import found, mask_images
 from train_utils.data.formats.mask_images.regions import find_runs, objects_of, single_object, split_regions
 from train_utils.data.opening import find_data, open_data
 from train_utils.data.options import DataOptions
 from train_utils.data.rle import decode_many, encode_many
 from train_utils.io import array_cache
+from train_utils.prediction.data import data_options
 
 SIZE = (20, 30)
 
@@ -217,6 +219,12 @@ def test_binary_masks_are_not_guessed(tmp_path, capsys):
     assert data.label_map.names == ("object",)
     assert len(masks_of(whole(tmp_path, split_components=False))) == 1
     assert call(check_data, tmp_path, "--split-components", "--output-dir", tmp_path.parent / "split") in (0, 1)
+
+
+def test_a_checkpoint_remembers_how_its_masks_were_read_and_other_data_is_asked_anew(tmp_path):
+    trained = {"data_path": str(tmp_path), "split_components": True}
+    assert options_of(trained).split_components and data_options({}, trained).split_components
+    assert data_options({"data_path": "other"}, trained).split_components is None
 
 
 def test_one_object_an_image_is_no_binary_mask(tmp_path):

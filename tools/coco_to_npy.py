@@ -57,7 +57,7 @@ class Options(DataOptions):
 def parse() -> Options:
     """Returns the options that the command names."""
     parser = Parser(description=__doc__)
-    unused = ("dataset", "year", "label_json_path", "val_fraction", "drop_empty", "strict")
+    unused = ("dataset", "year", "label_json_path", "val_fraction", "drop_empty", "strict", "split_components")
     add_flags(parser, Options, leave_out=unused)
     return Options(dataset="coco", **parser.given())
 
