@@ -33,8 +33,12 @@ def start(script, arguments, folder, threads=None, **more):
 
 
 def call(script, *words):
-    """A script's main in this process; returns the exit status."""
-    with patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, words)]):
+    """A script's main in this process; returns the exit status.
+
+    Training draws no curves: they would take most of its time. Runs that `start` starts draw them.
+    """
+    argv = patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
+    with argv, patch("train_utils.run.epochs.write_curves"):
         try:
             return run_command(script.main)
         except SystemExit as stop:  # a flag that argparse refuses

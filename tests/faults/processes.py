@@ -10,6 +10,8 @@ from pathlib import Path
 
 import matplotlib.pyplot  # noqa: F401  (imported by a run when it needs it: here once for all)
 import torch
+import torch._dynamo  # noqa: F401  (imported by the first optimizer; likewise)
+import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401  (likewise)
 
 import train
@@ -50,6 +52,8 @@ def start(data, folder, *more, log, fault=None, rank=0, size=1, port=None):
     fault: ("kill", name, n): SIGKILL at the n-th call of os.<name>; ("pause", phase, n, marker): at the n-th
     call of that phase write the file `marker`, and take PAUSE seconds longer; ("bf16",): compute in bfloat16
     though this CPU emulates it; ("call", module, name, function): function in place of module.name.
+
+    The run draws no curves, which would take most of its time, but where the fault is in that phase.
     """
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     place = {key: str(value) for key, value in place.items()} if size > 1 else {}
@@ -126,6 +130,8 @@ def _run(arguments, place, log, fault):
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    if "report" not in (fault or ()):
+        trainer.write_curves = lambda *_: None
     if fault:
         install(*fault)
     script = train_multi_GPU if place else train
