@@ -112,11 +112,7 @@ class Seen:
 def call(script, *flags) -> Done:
     """A script's main in this process."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
-    with (
-        redirect_stdout(streams[0]),
-        redirect_stderr(streams[1]),
-        patch.object(annotation_cache, "WORTHWHILE", 1),
-    ):
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]), patch.object(annotation_cache, "WORTHWHILE", 1):
         status = small_runs.call(script, *flags)
     for stream in streams:
         stream.flush()

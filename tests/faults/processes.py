@@ -72,6 +72,14 @@ def start_all(data, folder, *more, log, size=1, fault=None, faulty=0):
     ]
 
 
+def launch(data, folder, *more, log, restarts=0):
+    """torchrun with 2 ranks of train_multi_GPU.py: a process, as `start` gives it, whose ranks are real ones."""
+    words = ["--standalone", f"--max-restarts={restarts}", "--nproc_per_node=2", str(ROOT / "train_multi_GPU.py")]
+    process = context().Process(target=_launch, args=(words + flags(data, folder, *more), str(log)))
+    process.start()
+    return process
+
+
 def end_all(processes, timeout=120.0):
     """Exit codes of processes, waited for; those that do not end are killed and their code is None."""
     until, codes = time.monotonic() + timeout, []
@@ -122,14 +130,25 @@ def lives(pid):
         return False
 
 
-def _run(arguments, place, log, fault):
+def _detach(log):
+    """Makes a forked process as one that was started by itself, with its output in the file `log`."""
     os.setpgrp()  # a group of its own, to be signalled as a terminal does it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
-    os.environ.update(place)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+
+
+def _launch(arguments, log):
+    _detach(log)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.distributed.run.main(arguments)
+
+
+def _run(arguments, place, log, fault):
+    _detach(log)
+    os.environ.update(place)
     if "report" not in (fault or ()):
         trainer.write_curves = lambda *_: None
     if fault:
