@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from unittest.mock import patch
 
@@ -43,6 +44,24 @@ def call(script, *words):
             return run_command(script.main)
         except SystemExit as stop:  # a flag that argparse refuses
             return stop.code
+
+
+def in_fork(function):
+    """Calls function() in a fork of this process, which has all imported; returns the exit status that it gives.
+
+    A function that raises gives 70, with the traceback on standard error.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            status = function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status or 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def same(one, other):
