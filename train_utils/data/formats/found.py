@@ -164,7 +164,8 @@ def holds_coco(root: Path) -> bool:
 
 def folders_in(folder: Path) -> list[Path]:
     """Returns the folders directly in a folder that are not hidden, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    with os.scandir(folder) as entries:  # which tells folders from files without asking for each
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -74,8 +74,8 @@ def recognises(path: Path) -> bool:
         return False
     inner = folders_in(path)
     for folder in [path, *inner, *(deeper for each in inner for deeper in folders_in(each))]:
-        if jsons := sorted(folder.glob("*.json")):
-            return any(map(_looks_like_one, jsons[:3])) and not holds_coco(path)
+        if jsons := sorted(name for name in os.listdir(folder) if name.endswith(".json")):
+            return any(_looks_like_one(folder / name) for name in jsons[:3]) and not holds_coco(path)
     return False
 
 

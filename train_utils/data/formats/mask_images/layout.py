@@ -26,6 +26,7 @@ IMAGES = ("images", "image", "imgs", "img", "PNGImages", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "label", "instances", "PedMasks", "annotations")
 CLASS_MAPS = "classes"  # the folder, or the ending, of images of class numbers
 ENDINGS = ("_masks", "_mask", "_cp_masks", "_labels", "_label", "_instances")  # of a mask's stem; _cp_masks: cellpose's
+MASK_NAME = re.compile(rf"(?:{'|'.join(ENDINGS)})\.\w+$", re.MULTILINE)
 OF_IMAGE = ("", "_img", "_image")  # what an image's stem may have in its place
 NO_MASK_FILE, NO_IMAGE = "images without a mask file", "mask files without an image"
 FOLDERS, BESIDE, EACH = "folders", "beside", "each"  # how a place is laid out
@@ -145,8 +146,10 @@ def _holds_image(folder: Path) -> bool:
 
 def _pairs_beside(folder: Path) -> Iterator[tuple[str, str]]:
     """Yields the names of an image and of the mask beside it."""
-    suffixes = image_suffixes()
-    names = [os.path.splitext(name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+    suffixes, listed = image_suffixes(), sorted(os.listdir(folder))
+    if not MASK_NAME.search("\n".join(listed)):  # at once, as a folder may hold 100,000 images
+        return
+    names = [os.path.splitext(name) for name in listed if not name.startswith(".")]
     by_stem = {stem: stem + suffix for stem, suffix in names if suffix.lower() in suffixes}
     for stem, mask in by_stem.items():
         image = next((each for each in _stems_of(stem) if each in by_stem and each != stem), None)
