@@ -9,6 +9,7 @@ The first writes test_result.jpg and test_result.json into --output-dir. For a f
 (--img-path input_image --output-dir output_image) the drawn images go straight into it under their own stems, with
 test_result.json beside them; a folder without --output-dir, and a glob, give a folder test_result/ of them. Videos
 (which need requirements-video.txt) become .mp4 files without sound, frame for frame; Ctrl-C leaves what is done, whole.
+--write coco, labelme, yolo, masks or voc makes a data set of images and detections, to be corrected and trained on.
 The last line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a
 ResNet-50 some 3 s on a CPU with 2 cores.
 Exit status 1: finished, but some images could not be read (they are named); --strict makes that an error.
@@ -42,6 +43,7 @@ from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.numbers import write_results
 from train_utils.io import files
 from train_utils.io.plain_text import visible
+from train_utils.prediction.data_sets import FORMS, check_place, write_data_set
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
@@ -49,7 +51,7 @@ from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
 from train_utils.show.image_lists import drawn_suffix, find_images, output_names
 
-RESULT_NAME = "test_result"
+RESULT_NAME, DATA_SET = "test_result", "data_set"
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
 
 
@@ -73,6 +75,11 @@ class PredictOptions(ModelOptions):
     every: int = setting(1, "only every N-th frame of a video", least=1, metavar="N")
     follow_links: bool = setting(False, "follow images of a folder that are links out of it (else they are an error)")
     strict: bool = setting(False, "an image that cannot be read is an error, before any is predicted")
+    write: str | None = setting(
+        None,
+        "also write images and detections as a data set that train.py opens, into data_set/ of the output folder",
+        choices=FORMS,
+    )
 
     @property
     def folder(self) -> Path:
@@ -91,6 +98,8 @@ def parse(words: list[str] | None = None) -> PredictOptions:
         parser.error("give either --img-path, or --coco-json with --image-dir and --output")
     if options.coco_json is not None and (options.image_dir is None or options.output is None):
         parser.error("--coco-json needs --image-dir and --output")
+    if options.write is not None and options.coco_json is not None:
+        parser.error("--write goes with --img-path: --coco-json has a data set already")
     return options
 
 
@@ -110,6 +119,10 @@ def predict_images(options: PredictOptions) -> int:
             check_video(path, options.strict)
         else:
             read_image(path) if options.strict else refuse(path)
+    if options.write:
+        if any(map(video.is_video, images)):
+            raise InputError("--write: a video has no image files to make a data set of; leave it out")
+        check_place(options.write, options.folder / DATA_SET, images)
     predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score)
     folder, names = drawn_places(options, images)
     files.make_folder(folder)
@@ -139,6 +152,8 @@ def predict_images(options: PredictOptions) -> int:
     if not all(map(video.is_video, images)):
         write_results(options.folder / f"{RESULT_NAME}.json", results)
         print(f"{len(results)} detection(s) written to {options.folder / RESULT_NAME}.json")
+    if options.write:
+        print(write_data_set(options.write, options.folder / DATA_SET, images, results, predictor.label_map))
     return predictor.status(len(images))
 
 
@@ -248,6 +263,8 @@ def main() -> int:
     if options.coco_json is not None:
         return predict_coco_json(options)
     camera = video.camera_number(options.img_path)
+    if camera is not None and options.write:
+        raise InputError("--write: a camera has no image files to make a data set of; leave it out")
     return predict_images(options) if camera is None else predict_camera(options, camera)
 
 

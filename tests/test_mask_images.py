@@ -408,6 +408,12 @@ def test_a_coco_json_counts_before_masks_beside_its_images(tmp_path):
     assert find_data(DataOptions(tmp_path))[1] == "coco"
 
 
+def test_ids_are_the_numbers_of_stems_and_tell_apart_what_has_one_name():
+    ids = found.image_ids(["007.png", "a/8.png", "b/8.png", "x.png"])
+    assert ids[0] == (7, "") and [given for _, given in ids[1:]] == ['"a/8"', '"b/8"', '"x"']
+    assert len({number for number, _ in ids}) == 4
+
+
 def test_large_data_is_read_once(tmp_path, monkeypatch):
     of_stem(tmp_path / "data")
     monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "cache"))
