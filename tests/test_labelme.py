@@ -234,6 +234,6 @@ def test_large_data_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(labelme, "_entry_of", None)
     again = whole(tmp_path / "data")
     assert again.ground_truth() == first.ground_truth() and again[0][0].shape == (3, *SIZE)
-    make(tmp_path / "data", shape())  # now there is a file
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "data" / "1.png")  # now there is a file
     with pytest.raises(TypeError):
         whole(tmp_path / "data")

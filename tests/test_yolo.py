@@ -7,7 +7,7 @@ from PIL import Image
 from backbone.errors import InputError
 from tests.coco_folders import coco, write
 from tests.small_runs import call
-from tools import check_data
+from tools import check_data, npy_to_coco
 from train_utils.data.formats import found, yolo
 from train_utils.data.formats.yolo.data_yaml import read_yaml
 from train_utils.data.opening import find_data, open_data
@@ -125,6 +125,15 @@ def test_the_same_images_in_both_splits_are_said(tmp_path):
     make(tmp_path, "train: images/train\nval: images/train\n" + NAMES)
     splits = open_data(tmp_path)
     assert "same images" in splits.val.describe() and "same images" not in splits.train.describe()
+
+
+def test_images_of_one_name_in_several_folders_are_converted_apart(tmp_path):
+    make(tmp_path / "data", "train: [images/train, images/more]\n" + NAMES)
+    pair(tmp_path / "data" / "images" / "more", tmp_path / "data" / "labels" / "more", "1", "")
+    picture(tmp_path / "data" / "images" / "more" / "1.png", (10, 10))
+    assert call(npy_to_coco, tmp_path / "data", tmp_path / "json", "--dataset", "yolo") == 0
+    data = open_data(tmp_path / "json", "train", val_fraction=0).train
+    assert data.sizes.tolist() == [[20, 40], [10, 10]] and [data[i][0].shape[1] for i in (0, 1)] == [20, 10]
 
 
 def test_missing_images_of_a_list_are_refused(tmp_path):

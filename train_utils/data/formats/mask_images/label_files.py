@@ -4,6 +4,7 @@ Numbers are the file's own: grey of 8, 16 or 32 bits, a palette's indices, 0 and
 colour is a number, black is 0. What would change numbers in silence is refused: lossy formats, alpha, several pages.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
     InputError names the file for what is none.
     """
     try:
-        with Image.open(path, formats=formats()) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large sizes and damaged tags; what matters of it raises
+            image = Image.open(path, formats=formats())
+        with image:
             _refuse(path, image)
             image.load()
             mode, pixels = image.mode, np.array(image)
