@@ -162,7 +162,23 @@ def folder_of_objects(root):
     separate(root, "masks/1")
 
 
-LAYOUTS = [of_stem, pennfudan, cellpose, beside, science_bowl, one_label_image_each, folder_of_objects]
+def numbered_objects(root):
+    picture(root / "images" / "1.jpg")
+    separate(root, "masks")
+    for k in range(3):
+        os.rename(root / "masks" / f"m{k}.png", root / "masks" / f"1{'_mask' * (k > 0)}_{k}.png")
+
+
+LAYOUTS = [
+    of_stem,
+    pennfudan,
+    cellpose,
+    beside,
+    science_bowl,
+    one_label_image_each,
+    folder_of_objects,
+    numbered_objects,
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -351,6 +367,10 @@ MISTAKES = {
     "two masks": (
         lambda root: (of_stem(root), save(root / "labels" / "1_mask.png", SAMPLE)),
         r"labels: 1\.tif and 1_mask\.png are both masks of 1\.jpg; take one of them out",
+    ),
+    "a mask and numbers": (
+        lambda root: (numbered_objects(root), save(root / "masks" / "1.png", SAMPLE)),
+        r"masks: 1\.png and 1_0\.png are both masks of 1\.jpg",
     ),
     "two images": (
         lambda root: (of_stem(root), picture(root / "images" / "1.png")),

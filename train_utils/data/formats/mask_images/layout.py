@@ -3,6 +3,7 @@
     images/7.png       masks/7.png                        by stem; 7_mask.png and 7_masks.png too; labels/ for masks/
     images/7.png       masks/cell/7.png                   a folder for each class
     images/7.png       masks/7/1.png  2.png ...           a folder for each image, a file for each object
+    images/7.png       masks/7_1.png  7_2.png ...         a file for each object, 7_mask_1.png too
     7.png              7_masks.png                        beside one another
     7/images/7.png     7/masks/1.png  2.png ...           a folder for each image, a file for each object
 
@@ -27,6 +28,7 @@ MASKS = ("masks", "mask", "labels", "label", "instances", "PedMasks", "annotatio
 CLASS_MAPS = "classes"  # the folder, or the ending, of images of class numbers
 ENDINGS = ("_masks", "_mask", "_cp_masks", "_labels", "_label", "_instances")  # of a mask's stem; _cp_masks: cellpose's
 MASK_NAME = re.compile(rf"(?:{'|'.join(ENDINGS)})\.\w+$", re.MULTILINE)
+NUMBER = re.compile(r"[_-]\d+$")  # of an object whose mask is a file of its own
 OF_IMAGE = ("", "_img", "_image")  # what an image's stem may have in its place
 NO_MASK_FILE, NO_IMAGE = "images without a mask file", "mask files without an image"
 FOLDERS, BESIDE, EACH = "folders", "beside", "each"  # how a place is laid out
@@ -256,10 +258,16 @@ def _by_stem(place: Place, image_dir: Path, mask_dir: Path, left: dict[str, list
             continue
         for stem, name in images_in(mask_dir / class_name).items():
             image = next((each for each in _stems_of(stem) if each in images), None)
+            numbered = image is None
+            if numbered:
+                image = next((each for each in _stems_of(NUMBER.sub("", stem)) if each in images), None)
             if image is None:
                 left[NO_IMAGE].append(os.path.join(class_name, name))
                 continue
-            if any(mask.class_name == class_name for mask in masks[image]):
+            known = any(mask.class_name == class_name for mask in masks[image])
+            if numbered and (image in separate or not known):
+                separate.add(image)
+            elif known or numbered:
                 others = " and ".join([os.path.basename(mask.name) for mask in masks[image]] + [name])
                 raise InputError(f"{mask_dir}: {others} are both masks of {images[image]}; take one of them out")
             masks[image].append(MaskFile(str(below / class_name / name), class_name))
