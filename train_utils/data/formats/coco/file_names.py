@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backbone.errors import InputError
-from train_utils.data.formats.coco.layout import FEW, ROLE, ROLES, files_in, image_path, is_inside
+from train_utils.data.formats.coco.layout import FEW, ROLE, ROLES, data_root, files_in, image_path, is_inside
 from train_utils.io.files import user_path
 
 MOST_FILES = 1_000_000  # that are looked through
@@ -60,8 +60,10 @@ def image_folder(root: Path, json_path: Path, image_dir: str | Path | None, name
 def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
     """Returns the folder near `json_path` in which most of the images `names` lie. InputError if none holds any."""
     suffix = re.sub(r"^instances_?", "", json_path.stem)
-    likely = [root / suffix, root / "images" / suffix, json_path.parent, root / "images", root]
-    candidates = [*likely, *_subfolders(root), *_subfolders(root / "images"), *_subfolders(json_path.parent)]
+    own = data_root(json_path)  # of an export for one split, else the root
+    likely = [root / suffix, root / "images" / suffix, json_path.parent, own / "images", root / "images", root]
+    holders = (own, own / "images", root, root / "images", json_path.parent)
+    candidates = [*likely, *(below for holder in holders for below in _subfolders(holder))]
     candidates = [path for path in dict.fromkeys(candidates) if path.is_dir()]
     probes = names[:: max(1, len(names) // PROBES)]
     found = {path: sum(is_file(path, name, root) for name in probes) for path in candidates}
