@@ -29,7 +29,8 @@ def write(folder, name, count, images="."):
 def test_an_export_for_each_split(tmp_path):
     for split, count, images in (("train", 3, "images"), ("validation", 2, "images/default")):
         write(tmp_path / split, "annotations/instances_default.json", count, images)
-        write_image(tmp_path / "images/1.png")  # of the same name, and of neither
+    for i in (1, 2, 3):
+        write_image(tmp_path / f"images/{i}.png")  # of the same names, and of neither
     splits = open_data(tmp_path)
     assert (len(splits.train), len(splits.val)) == (3, 2)
     assert splits.train.file_name(0) == str(tmp_path / "train/images/1.png")

@@ -72,16 +72,23 @@ def read(place: tuple[Path, str], options: DataOptions, problems: StopAtFirst) -
 def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) -> Annotations | None:
     """Reads the images of one list of a year's folder; None where none is sound (and `problems` collects)."""
     class_ids = voc_files.read_class_ids(folder)  # {name: number}
-    listed = voc_files.read_list(folder, list_name)
-    source = str(voc_files.list_path(folder, list_name))
+    path = voc_files.list_path(folder, list_name)
+    given = voc_files.read_list(folder, list_name)
+    settled = voc_files.settle_names(folder, path, given)
+    for mistake in settled.mistakes(path, "name"):
+        problems.mistake(mistake)
+    source, listed = str(path), [settled.renamed.get(name, name) for name in given]
     names = list(dict.fromkeys(listed))
-    files, missing = voc_files.find_images(folder, names)
+    files, missing, of_images = voc_files.find_images(folder, names)
+    for mistake in of_images.mistakes(path, "name"):
+        problems.mistake(mistake)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         scans = list(pool.map(lambda name: _scan_or_error(folder, name, class_ids), names))
     said = _report(source, folder, listed, dict(zip(names, scans, strict=True)), problems)
     sound = [i for i, scan in enumerate(scans) if isinstance(scan, Scan)]
     if not sound:
         return None
+    said["notes"] += settled._replace(renamed={**settled.renamed, **of_images.renamed}).notes()
     columns = {field: np.concatenate([getattr(scans[i], field) for i in sound]) for field in COLUMNS}
     corners = columns["boxes"].astype(np.float64)
     categories = {number: name for name, number in class_ids.items()}

@@ -15,6 +15,8 @@ from lxml import etree
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.data.formats.coco.file_names import FileNames, nearest, settle_stems
+from train_utils.data.formats.coco.layout import files_in
 from train_utils.data.images import formats
 from train_utils.data.labels import read_json
 from train_utils.io.plain_text import brief, shown
@@ -95,14 +97,20 @@ def read_list(folder: Path, list_name: str) -> list[str]:
     names = [line for line in lines if line]
     if not names:
         raise InputError(f"{path}: lists no image")
-    for name in names:
-        if Path(name).name != name or name in (".", ".."):
-            raise InputError(f"{path}: {name!r} is not the plain name of an image")
     return names
 
 
-def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool]]:
-    """Returns the file name of each named image in JPEGImages, whatever its extension; and whether it is missing.
+def settle_names(folder: Path, path: Path, names: list[str]) -> FileNames:
+    """Finds the masks that the names of a list mean. InputError for one that is neither a mask's nor a plain name."""
+    files = settle_stems(names, (Path(file).stem for file in files_in(folder / "SegmentationObject")))
+    for name in files.absent:
+        if name not in files.renamed and (Path(name).name != name or name in (".", "..")):
+            raise InputError(f"{path}: {name!r} is not the plain name of an image")
+    return files
+
+
+def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], FileNames]:
+    """Returns the file name of each named image in JPEGImages, whatever its extension; whether it is missing; names.
 
     A missing one is given as NAME.jpg: reading it fails, as reading a damaged image does.
     """
@@ -111,10 +119,13 @@ def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool]]:
         by_name = {file.stem: file.name for file in sorted(folder.iterdir(), reverse=True)}
     except OSError as error:
         raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
-    missing = [name not in by_name for name in names]
-    if all(missing):
-        raise InputError(f"{folder}: holds none of the {len(names)} images of the list")
-    return [by_name.get(name, f"{name}.jpg") for name in names], missing
+    files = settle_stems(names, by_name)
+    found = [by_name.get(files.renamed.get(name, name)) for name in names]
+    missing = [name is None for name in found]
+    if all(missing) and not files.ambiguous:
+        like = nearest(names[0], [folder])
+        raise InputError(f"{folder}: holds none of the {len(names)} images of the list, as {names[0]}{like}")
+    return [file or f"{name}.jpg" for file, name in zip(found, names, strict=True)], missing, files
 
 
 def read_index_image(path: Path) -> np.ndarray:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations
-from train_utils.data.formats.coco.file_names import image_folder
+from train_utils.data.formats.coco.file_names import image_folder, nearest
 from train_utils.data.formats.coco.layout import data_root, find_jsons, role_of
 from train_utils.data.formats.coco.other_data import other_file
 from train_utils.data.formats.coco.reading import read_annotations
@@ -40,7 +40,7 @@ def read(place: tuple[Path, Path], options: DataOptions, problems: StopAtFirst) 
     table = read_annotations(json_path, find_images, options.follow_links, problems)
     if table is not None and len(table) and table.missing.all():
         problems.mistake(
-            f"{json_path}: none of its {len(table)} images (as {table.file_name(0)}) is in {table.images.image_dir}; "
-            "check --image-dir"
+            f"{json_path}: none of its {len(table)} images (as {table.file_name(0)}) is in {table.images.image_dir}"
+            f"{nearest(table.file_name(0), [table.images.image_dir])}; check --image-dir"
         )
     return table

@@ -198,12 +198,8 @@ def _read_item_by_item(
 def _settle(path: str | Path, names: list[str], folder: Path, root: Path, problems: StopAtFirst) -> FileNames:
     """Settles the file names; a name that several files could be is a mistake."""
     files = settle(names, folder, root)
-    for name, several in files.ambiguous.items():
-        problems.mistake(
-            f"{path}: file_name {name!r} could be {' or '.join(map(repr, several[:3]))}; name each file as it is"
-            if len(several) > 1
-            else f"{path}: file_name {name!r} and another could both be {several[0]!r}; name each file as it is"
-        )
+    for mistake in files.mistakes(path, "file_name"):
+        problems.mistake(mistake)
     return files
 
 
