@@ -125,6 +125,10 @@ def _load(image: Image.Image, rotate: bool) -> Image.Transpose | None:
     Pillow turns TIFFs upright itself, while it decodes them.
     """
     stored = UPRIGHT.get(_orientation(image)) if image.format == "TIFF" else None
+    if stored in TURNING:
+        image.filename = (
+            ""  # else Pillow 13 maps the file by its upright size (findings/pillow_mapped_tiff_orientation.sh)
+        )
     image.load()
     if rotate:
         return UPRIGHT.get(_orientation(image))
