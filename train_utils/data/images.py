@@ -126,9 +126,7 @@ def _load(image: Image.Image, rotate: bool) -> Image.Transpose | None:
     """
     stored = UPRIGHT.get(_orientation(image)) if image.format == "TIFF" else None
     if stored in TURNING:
-        image.filename = (
-            ""  # else Pillow 13 maps the file by its upright size (findings/pillow_mapped_tiff_orientation.sh)
-        )
+        image.filename = ""  # else Pillow 13 maps it by its upright size: findings/pillow_mapped_tiff_orientation.sh
     image.load()
     if rotate:
         return UPRIGHT.get(_orientation(image))
