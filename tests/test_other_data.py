@@ -68,6 +68,23 @@ def test_objects_by_id_stand_for_lists(tmp_path, by_id):
     assert type(json.loads((tmp_path / "fixed/instances.json").read_text())["annotations"]) is list
 
 
+@pytest.mark.parametrize("sized", [True, False])  # else the json is read item by item
+def test_file_names_of_lvis_are_in_its_urls(tmp_path, sized):
+    path = write(tmp_path, "lvis_v1_train.json", 2, "images/train2017")
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    if not sized:
+        del content["images"][0]["height"]
+    path.write_text(json.dumps(content))
+    data = open_data(path, "train", val_fraction=0).train
+    assert data.file_name(1) == str(tmp_path / "images/train2017/2.png") and data[1][0].shape == (3, 20, 30)
+    del content["images"][1]["coco_url"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="image id 2: file_name None is not a file name"):
+        open_data(path)
+
+
 def test_a_key_that_is_not_the_id_is_named(tmp_path):
     path = write(tmp_path, "instances.json", 1)
     content = json.loads(path.read_text())

@@ -175,6 +175,12 @@ def number_of(entry: Any, key: str) -> int | None:
         return None
 
 
+def named(image: Any) -> Any:
+    """Returns an image with its file_name; where LVIS has none, it is the last two parts of coco_url."""
+    url = image.get("coco_url") if isinstance(image, dict) and "file_name" not in image else None
+    return {**image, "file_name": "/".join(url.split("/")[-2:])} if isinstance(url, str) and "/" in url else image
+
+
 def check_image(
     image: Any, path: str | Path, size_of: Callable[[str], tuple[int, int]] | None
 ) -> tuple[int, str, tuple[int, int], str]:

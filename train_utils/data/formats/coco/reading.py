@@ -15,7 +15,7 @@ import numpy as np
 
 from backbone.errors import InputError
 from train_utils.data.annotations import DTYPES, Annotations, ImageFiles, image_arrays, polygon_table
-from train_utils.data.formats.coco.checks import check_categories, check_image, check_images, coco_lists
+from train_utils.data.formats.coco.checks import check_categories, check_image, check_images, coco_lists, named
 from train_utils.data.formats.coco.file_names import FileNames, settle
 from train_utils.data.formats.coco.layout import image_path, listed_names, size_reader
 from train_utils.data.formats.coco.packer import Packer
@@ -116,7 +116,7 @@ def _read_in_batches(path: str | Path, file: BinaryIO) -> tuple[tuple[dict, dict
     packer: Packer | None = None
 
     def add_images(batch: list) -> None:
-        images.extend(check_image(image, path, None) for image in batch)
+        images.extend(check_image(named(image), path, None) for image in batch)
 
     def add_annotations(batch: list) -> None:
         nonlocal packer
@@ -158,6 +158,7 @@ def _read_item_by_item(
 ) -> tuple[Annotations | None, Path | None, Path, FileNames]:
     """Returns (table of what is sound, or None; folder of the images, None where there is none; root; file names)."""
     listed, listed_categories, hand_over, notes = content
+    listed = [named(image) for image in listed]
     names, folder, root = listed_names(listed), None, Path()
     try:
         folder, root = find_images(names) if find_images else (None, root)
