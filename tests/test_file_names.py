@@ -83,8 +83,8 @@ def test_image_dir_is_where_they_are_looked_for(tmp_path):
         (["x/a.png", "one/b.png"], ["one/a.png", "one/b.png"], "1 of its 2 image files are missing"),
         (["train/a.png"], ["val/a.png"], "its images (as train/a.png) are not in"),
         (["/data/train/a.png"], ["val/a.png"], "its images (as /data/train/a.png) are not in"),
-        (["img_1.png"], ["images/img_12.png"], "its images (as img_1.png) are not in"),
-        (["img_1.png"], ["images/img_12.png"], "; the nearest name there is img_12.png; give --image-dir"),
+        (["c.png"], ["images/a.png"], "its images (as c.png) are not in"),
+        (["img_1.png"], ["images/img_12.png"], "(as img_1.png; the nearest name there is img_12.png) are not in"),
         (["a.png", "img_1.png"], ["images/a.png", "images/img_12.png"], "; the nearest name there is img_12.png; put"),
     ],
 )

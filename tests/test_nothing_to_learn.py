@@ -105,18 +105,19 @@ def test_classes_of_crowds_alone_or_mostly_skipped_are_named(tmp_path):
 
 
 def test_classes_of_objects_and_many_crowds_are_named(tmp_path, capsys):
-    content = many(30)
-    for entry in content["annotations"][20:]:
-        entry["category_id"] = 2
-    content["categories"] = TWO
-    as_rle({"annotations": content["annotations"][19:21]})  # 1 of 20 rings: as COCO has crowds; 1 of 10 bars
+    content = many(63)
+    for entry in content["annotations"][40:]:
+        entry["category_id"] = 2 + entry["id"] // 61
+    content["categories"] = [*TWO, {"id": 3, "name": "dot"}]
+    as_rle({"annotations": content["annotations"][38:42]})  # 2 of 40 rings: as COCO has crowds; 2 of 20 bars
+    as_rle({"annotations": content["annotations"][-1:]})  # 1 of 3 dots: one is no habit
     write(tmp_path / "data", content)
     said = open_data(tmp_path / "data", "train", val_fraction=0).train.describe()
-    line = "which are not trained on; --crowd-as-objects reads them as objects: 'bar' (1 of 10)"
-    assert f"; classes with many crowd regions, {line}" in said and "'ring'" not in said
+    line = "which are not trained on; --crowd-as-objects reads them as objects: 'bar' (2 of 20)"
+    assert f"; classes with many crowd regions, {line}" in said and "'ring'" not in said and "'dot'" not in said
     found = run_doctor(tmp_path, capsys, tmp_path / "data", "--quick")[2]
     (kind,) = (kind for kind in found["finds"] if "many crowd regions" in kind["title"])
-    assert [find["text"].split(": ", 1)[1] for find in kind["finds"]] == ["class 'bar': 1 of 10"]
+    assert [find["text"].split(": ", 1)[1] for find in kind["finds"]] == ["class 'bar': 2 of 20"]
 
 
 def test_skipped_classes_are_counted_in_every_format(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from backbone.errors import InputError
 from tests.coco_folders import annotation, coco, write_image
+from tests.npy_folders import many
 from tests.small_runs import call
 from tools import check_data
 from train_utils.data.opening import open_data
@@ -105,7 +106,7 @@ def test_a_key_that_is_not_the_id_is_named(tmp_path):
         ({"1.xml": "<annotation><object/>"}, "1.xml is VOC's XML, which has boxes alone: masks are needed"),
         ({"export.zip": "PK"}, "export.zip is an archive: unpack it, and give the folder"),
         ({"masks/1.png": None, "images/1.png": None}, "masks/ holds images, perhaps masks: convert"),
-        ({"a/1.png": None, "a/2.png": None}, "2 images are there without annotations"),
+        ({"a/1.png": None, "a/2.png": None, "INDEX.tsv": "1"}, "2 images are there without annotations"),
         ({"some.json": "{"}, "some.json is no valid json: download or export it again"),
         ({"read.me": "?"}, "no data set found; looked for"),
     ],
@@ -131,12 +132,19 @@ def test_a_data_set_that_lies_deeper_is_named(tmp_path):
     assert len(open_data(tmp_path / "some/data").train) == 2
 
 
+def test_data_of_another_format_is_named(tmp_path):
+    many(tmp_path, 2)
+    with pytest.raises(InputError, match="no data set found; it is npy data, which --dataset npy opens; looked for"):
+        open_data(tmp_path, dataset="coco")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("data.yaml", "names: [thing]", "not a COCO json, but a YAML file"),
         ("via.json", json.dumps(VIA), "no list of images, annotations, categories; it is VIA's own json"),
         ("results.json", json.dumps([{"image_id": 1, "score": 1}]), "it is a file of results, for validation.py"),
+        ("table.csv", "1,2", "not a COCO json, but a table: convert it to COCO"),
         ("a.png", "", "not a COCO json, but an image: give a folder"),
         ("other.json", "[[1]]", "not a COCO instances json: it has no list of images, annotations, categories"),
     ],

@@ -20,7 +20,7 @@ from train_utils.io.plain_text import visible
 CROWDS_ALONE = "with crowd regions alone, which --crowd-as-objects reads as objects"
 MANY_CROWDS = "with many crowd regions, which are not trained on; --crowd-as-objects reads them as objects"
 MOSTLY_SKIPPED = "mostly skipped"
-MANY = 0.1  # of a class's annotations; of COCO's classes it is a few hundredths at most
+MANY = 0.1  # of a class's annotations, and more than one; of COCO's classes it is a few hundredths at most
 
 
 class ImageDataset:
@@ -140,7 +140,9 @@ class ImageDataset:
         table, own, crowds = self.annotations, self.class_counts(), self.class_counts(crowd=True)
         alone = {name: count for name, count in crowds.items() if name not in own}
         both = {name: (count, count + own[name]) for name, count in crowds.items() if name in own}
-        many = {name: f"{count} of {whole}" for name, (count, whole) in both.items() if count >= MANY * whole}
+        many = {
+            name: f"{count} of {whole}" for name, (count, whole) in both.items() if count > 1 and count >= MANY * whole
+        }
         mostly = {}
         for category, left_out in table.skipped_of.items():
             kept = int((table.category_ids == category).sum())

@@ -75,7 +75,10 @@ def find_places(options: DataOptions, split: str | None = None) -> tuple[Path, M
     path, name = find_data(options)
     places = FORMATS[name].find_splits(path, options, split)
     if not places:
-        seen = nothing_found(path, lambda folder: format_of(folder) != "coco" or bool(jsons_in(folder)))
+        own = format_of(path)
+        seen = f"it is {own} data, which --dataset {own} opens"
+        if own == name:
+            seen = nothing_found(path, lambda folder: format_of(folder) != "coco" or bool(jsons_in(folder)))
         raise InputError(f"{path}: no data set found; {f'{seen}; ' if seen else ''}{LOOKED_FOR}")
     return path, FORMATS[name], places
 

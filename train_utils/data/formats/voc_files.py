@@ -187,7 +187,7 @@ def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], 
     missing = [name is None for name in found]
     if all(missing) and not files.ambiguous:
         like = nearest(names[0], [folder])
-        raise InputError(f"{folder}: holds none of the {len(names)} images of the list, as {names[0]}{like}")
+        raise InputError(f"{folder}: holds none of the {len(names)} images of the list (as {names[0]}{like})")
     return [file or f"{name}.jpg" for file, name in zip(found, names, strict=True)], missing, files
 
 

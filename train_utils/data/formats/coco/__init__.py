@@ -40,7 +40,8 @@ def read(place: tuple[Path, Path], options: DataOptions, problems: StopAtFirst) 
     table = read_annotations(json_path, find_images, options.follow_links, problems)
     if table is not None and len(table) and table.missing.all():
         problems.mistake(
-            f"{json_path}: none of its {len(table)} images (as {table.file_name(0)}) is in {table.images.image_dir}"
-            f"{nearest(table.file_name(0), [table.images.image_dir])}; check --image-dir"
+            f"{json_path}: none of its {len(table)} images (as {table.file_name(0)}"
+            f"{nearest(table.file_name(0), [table.images.image_dir])}) is in {table.images.image_dir}; "
+            "check --image-dir"
         )
     return table

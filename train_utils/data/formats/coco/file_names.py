@@ -88,7 +88,7 @@ def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
             return root
         looked = ", ".join(str(path) for path in candidates[:8])
         like = nearest(probes[0], candidates)
-        raise InputError(f"{json_path}: its images (as {probes[0]}) are not in {looked}{like}; give --image-dir")
+        raise InputError(f"{json_path}: its images (as {probes[0]}{like}) are not in {looked}; give --image-dir")
     return best
 
 
@@ -146,8 +146,9 @@ def _one_to_one(found: dict[str, list[str]]) -> tuple[dict[str, str], dict[str, 
 def nearest(name: str, folders: Iterable[str | Path]) -> str:
     """Returns "; the nearest name there is ..." of the files directly in folders; empty where none is like it."""
     files = islice((file for folder in folders for file in sorted(files_in(folder))), MOST_COMPARED)
-    like = difflib.get_close_matches(re.split(r"[\\/]", name)[-1], list(files), n=1)
-    return f"; the nearest name there is {like[0]}" if like else ""
+    of_stem = {os.path.splitext(file)[0]: file for file in files}  # a suffix alone makes no name alike
+    like = difflib.get_close_matches(os.path.splitext(re.split(r"[\\/]", name)[-1])[0], of_stem, n=1)
+    return f"; the nearest name there is {of_stem[like[0]]}" if like else ""
 
 
 def is_file(folder: str | Path, name: str, root: str | Path) -> bool:

@@ -43,6 +43,8 @@ FILES: tuple[tuple[str, bytes, str], ...] = (
     (".pth .pt .safetensors .onnx", b"", "a file of weights, for --weights"),
     (".npy .npz", b"", "an array: .npy data is a folder of images/ and annotations/"),
 )
+# What lies beside many a data set, or has nothing to do with it: named only where it is given itself
+BESIDE = ".csv .tsv .xlsx .parquet .pth .pt .safetensors .onnx .npy .npz".split()
 MASKS = ("masks", "mask", "labels", "label", "labelsTr", "gt", "annotations", "annotation", "segmentation")
 
 
@@ -76,7 +78,8 @@ def nothing_found(root: Path, is_data: Callable[[Path], bool]) -> str:
             return f"a data set lies deeper: give {folder}"
     files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()][:MOST_FILES]
     images = [file for file in files if file.suffix.lower() in image_suffixes()]
-    for file in sorted(set(files) - set(images), key=lambda file: (len(file.parts), file)):
+    others = (file for file in files if file.suffix.lower() not in {*BESIDE, *image_suffixes()})
+    for file in sorted(others, key=lambda file: (len(file.parts), file)):
         if said := _json_file(file) if file.suffix.lower() == ".json" else other_file(file):
             return f"{file.relative_to(root)} is {said}"
     masks = next((image.parent for image in images if image.parent.name in MASKS), None)
