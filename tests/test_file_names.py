@@ -81,8 +81,8 @@ def test_image_dir_is_where_they_are_looked_for(tmp_path):
         (["A.png", "a.PNG", "b.png"], ["images/a.png", "images/b.png"], "file_name 'A.png' and another could both be"),
         (["a.png", "A.png"], ["images/a.png"], "1 of its 2 image files are missing"),  # it is the first one's
         (["x/a.png", "one/b.png"], ["one/a.png", "one/b.png"], "1 of its 2 image files are missing"),
-        (["train/a.png"], ["val/a.png"], "its images (as train/a.png) are not in"),
-        (["/data/train/a.png"], ["val/a.png"], "its images (as /data/train/a.png) are not in"),
+        (["train/a.png"], ["val/a.png"], "its images (as train/a.png"),
+        (["/data/train/a.png"], ["val/a.png"], "its images (as /data/train/a.png"),
         (["c.png"], ["images/a.png"], "its images (as c.png) are not in"),
         (["img_1.png"], ["images/img_12.png"], "(as img_1.png; the nearest name there is img_12.png) are not in"),
         (["a.png", "img_1.png"], ["images/a.png", "images/img_12.png"], "; the nearest name there is img_12.png; put"),

@@ -140,9 +140,7 @@ class ImageDataset:
         table, own, crowds = self.annotations, self.class_counts(), self.class_counts(crowd=True)
         alone = {name: count for name, count in crowds.items() if name not in own}
         both = {name: (count, count + own[name]) for name, count in crowds.items() if name in own}
-        many = {
-            name: f"{count} of {whole}" for name, (count, whole) in both.items() if count > 1 and count >= MANY * whole
-        }
+        many = {name: f"{count} of {of}" for name, (count, of) in both.items() if count > 1 and count >= MANY * of}
         mostly = {}
         for category, left_out in table.skipped_of.items():
             kept = int((table.category_ids == category).sum())
