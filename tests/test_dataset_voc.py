@@ -19,6 +19,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.formats import voc
 from train_utils.data.formats.voc_files import Classes, match_objects, read_class_ids, read_xml, voc_colours
 from train_utils.data.images import ImageError
+from train_utils.data.opening import open_data
 
 DOG, CAT, CAR, PERSON = 12, 8, 7, 15
 SIZE = (60, 80)  # height, width
@@ -339,6 +340,16 @@ def test_a_label_map_that_does_not_fit_is_named(maker, text, said):
         said = "SegmentationClass/a.png: the colour 0,128,0 is no class's or object's; save the mask without smoothing"
     with pytest.raises(InputError, match=said):
         VocDataset(maker.root)
+
+
+def test_a_label_map_is_no_link_out_of_the_data(maker, tmp_path_factory):
+    maker.add("a", [(1, 1, (0, 0, 20, 20))]).list("val", ["a"])
+    outside = tmp_path_factory.mktemp("outside") / "labelmap.txt"
+    outside.write_text("cell:::\n")
+    (maker.folder / "labelmap.txt").symlink_to(outside)
+    with pytest.raises(InputError, match="labelmap.txt leads out of the data by a link"):
+        open_data(maker.root)
+    assert open_data(maker.root, follow_links=True).label_map.names == ("cell",)
 
 
 def test_the_colour_map_is_vocs():
