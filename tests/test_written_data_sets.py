@@ -96,6 +96,7 @@ def test_outlines_enclose_the_mask_and_have_corners_alone():
         for loop in loops:
             steps = np.diff(np.concatenate([loop, loop[:1]]), axis=0)
             assert ((steps * np.roll(steps, 1, axis=0)).sum(1) == 0).all() and len(loop) >= 4
+    assert [len(loop) for loop in outlines(np.eye(2, dtype=bool))] == [4, 4]  # they touch at a corner alone
     y, x = np.mgrid[:60, :60]
     disc = (x - 30) ** 2 + (y - 30) ** 2 < 400
     (exact,), (fewer,) = outlines(disc), outlines(disc, 1.0)
