@@ -39,9 +39,11 @@ from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import LabelMap, read_json
+from train_utils.evaluation.limits import left_out_line
 from train_utils.evaluation.numbers import write_results
 from train_utils.io import files
 from train_utils.io.plain_text import visible
+from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
@@ -210,13 +212,15 @@ def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> Image
     folder = Path(options.image_dir)
     if not folder.is_dir():
         raise InputError(f"--image-dir {options.image_dir}: no such folder")
-    if isinstance(raw, dict):  # a test set's json has none of either
+    if isinstance(raw, dict):  # a test set's json need not have either
         names = dict(zip(label_map.category_ids, label_map.names, strict=True))
-        categories = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
-        raw = {**raw, "annotations": [], "categories": categories}
+        own = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
+        raw = {**raw, "annotations": [], "categories": raw.get("categories") or own}
     table = read_annotations(options.coco_json, lambda names: (folder, folder), options.follow_links, raw=raw)
     data_set = ImageDataset(table, label_map)
     report_missing(data_set)
+    for line in notes_on_classes(data_set):
+        print(line)
     return data_set
 
 
@@ -236,8 +240,11 @@ def predict_coco_json(options: PredictOptions) -> int:
             predictor.skip(error)
             continue
         results += predictor.results(predictor.detect(image), data_set.image_id(i), image)
-    write_results(options.output, data_set.with_given_ids(results))
-    print(f"{len(results)} detection(s) written to {options.output} in {time.perf_counter() - start:.1f} s")
+    written = data_set.with_given_ids(results)
+    write_results(options.output, written)
+    print(f"{len(written)} detection(s) written to {options.output} in {time.perf_counter() - start:.1f} s")
+    if len(written) < len(results):
+        print(left_out_line(options.output, len(results) - len(written)))
     return predictor.status(len(data_set))
 
 

@@ -198,6 +198,27 @@ def test_coco_json_without_annotations(run, tmp_path):
     assert min(r["score"] for r in results) < 0.5  # all that the model gives
     run(*flags, "--score", 0.5)
     assert json.loads(Path("out/R.json").read_text()) == [r for r in results if r["score"] >= 0.5]
+    # the json's classes under other ids: matched by name, and its ids written; what it lacks keeps the model's
+    other = {"square": 1, "big triangle": 9}
+    categories = [{"id": i, "name": name.upper()} for name, i in other.items()]
+    (tmp_path / "images.json").write_text(json.dumps({"images": content["images"], "categories": categories}))
+    _, out, _ = run(*flags)
+    own = {i: other.get(name) for i, name in NAMES.items()}
+    free = {i: i for i in NAMES if i not in other.values()}
+    expected = [
+        {**r, "category_id": own[r["category_id"]] or free[r["category_id"]]}
+        for r in results
+        if own[r["category_id"]] or r["category_id"] in free
+    ]
+    assert json.loads(Path("out/R.json").read_text()) == expected
+    assert "1 classes of the model are not there, and keep its ids: 'circle' (1)" in out
+    assert 0 < len(expected) < len(results) and {1, 9} == {r["category_id"] for r in expected}
+    assert "2 classes are matched by name" in out and f"{len(results) - len(expected)} detection(s) of classes that" in out
+    categories[1]["name"] = "square"
+    (tmp_path / "images.json").write_text(json.dumps({"images": content["images"], "categories": categories}))
+    status, _, err = run(*flags)
+    assert status == 2 and "images.json: category 1 is not to be matched by its name: 'SQUARE' has several ids" in err
+    (tmp_path / "images.json").write_text(json.dumps({"images": content["images"]}))
     shutil.copy(folder / "images" / "3.png", folder / "images" / "0.png")  # another size than the json says
     status, _, err = run(*flags)
     assert status == 2 and "0.png" in err and err.count("\n") == 1

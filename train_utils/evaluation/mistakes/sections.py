@@ -30,7 +30,7 @@ STATS = {
     "APl": "AP, large objects (96 x 96 pixels and more)",
     "AR1": "AR with 1 detection of a class in an image",
     "AR10": "AR with 10",
-    "AR100": "AR with 100",
+    "AR100": "AR with {most}",
     "ARs": "AR, small objects",
     "ARm": "AR, medium objects",
     "ARl": "AR, large objects",
@@ -62,10 +62,11 @@ def value(number: float | None, form: str = ".4f") -> Html:
     return tag("data", "n/a" if absent else format(number, form), value=exact)
 
 
-def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
-    """Shows the 12 COCO numbers of each IoU type."""
+def numbers_section(stats: dict[str, IouTypeResult], max_dets: int) -> Section:
+    """Shows the 12 COCO numbers of each IoU type; max_dets: detections of a class in an image that count."""
+    said = {name: text.format(most=max_dets) for name, text in STATS.items()}
     rows = [
-        [tag("abbr", name, title=STATS[name]), STATS[name], *(value(result.stats[i]) for result in stats.values())]
+        [tag("abbr", name, title=said[name]), said[name], *(value(result.stats[i]) for result in stats.values())]
         for i, name in enumerate(STAT_NAMES)
     ]
     head = ["", "", *(IOU_TYPES[iou_type] for iou_type in stats)]
@@ -113,10 +114,11 @@ def in_crowds(left_out: int) -> Html | str:
     return note(f"{which} left out: neither right nor wrong.") if left_out else ""
 
 
-def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int) -> Section:
+def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int, cut: int) -> Section:
     """Shows each kind of mistake and its cost.
 
-    least_score: of the detections that the sections of images and confusion count; left_out: inside crowds.
+    least_score: of the detections that the sections of images and confusion count; left_out: inside crowds; cut: objects
+    that only detections beyond the limit lie on.
     """
     rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
     shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
@@ -135,6 +137,7 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
             f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong."
         ),
         in_crowds(left_out),
+        note(f"{cut:,} object(s) that only detections beyond the limit lie on are not called missed.") if cut else "",
     )
 
 
@@ -311,7 +314,7 @@ def images_section(gallery: Gallery, names: list[str], least_score: float, is_be
         tag("label", "Sort ", tag("select", *(tag("option", name, value=key) for key, name in sorts.items()), id="by")),
     ]
     marks = [(i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind]) for i, kind in enumerate(KINDS)]
-    marks = [(FINE, "right", None), *marks, (ASIDE, "crowd, or inside one", None)]
+    marks = [(FINE, "right", None), *marks, (ASIDE, "crowd, or inside one; found beyond the limit", None)]
     legend = [tag("li", tag("i", class_=f"k{i}"), name, title=title) for i, name, title in marks]
     count = tag("output", aria_live="polite", id="count")
     return section(
