@@ -19,7 +19,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
+from train_utils.show.captions import AUTO, MODES
+from train_utils.show.drawing import Style
 from train_utils.show.image_lists import drawn_suffix, find_images, output_names
 
 RESULT_NAME = "test_result"
@@ -71,7 +73,16 @@ class PredictOptions(ModelOptions):
     )
     mask_threshold: float = setting(0.5, "a mask's pixels are those with a probability above this", least=0, most=1)
     classes: tuple[str, ...] | None = setting(None, "only these classes (default: all)", metavar="NAME")
-    magnify: int = setting(1, "enlarge what is drawn this many times, for small images", least=1)
+    captions: str = setting(
+        AUTO,
+        "names and scores where they leave the image to be seen (auto), none, scores, or all (full)",
+        choices=MODES,
+    )
+    no_boxes: bool = setting(False, "draw no boxes around masks")
+    magnify: int | None = setting(
+        None, "enlarge what is drawn this many times (default: small images as often as fits 640 pixels)", least=1
+    )
+    verbose: bool = setting(False, "a line for each detection, too")
     every: int = setting(1, "only every N-th frame of a video", least=1, metavar="N")
     follow_links: bool = setting(False, "follow images of a folder that are links out of it (else they are an error)")
     strict: bool = setting(False, "an image that cannot be read is an error, before any is predicted")
@@ -80,6 +91,11 @@ class PredictOptions(ModelOptions):
     def folder(self) -> Path:
         """The folder that files are written into."""
         return files.user_path(self.output_dir or ".")
+
+    @property
+    def style(self) -> Style:
+        """How detections are drawn."""
+        return Style(self.captions, not self.no_boxes, self.magnify)
 
 
 def parse(words: list[str] | None = None) -> PredictOptions:
@@ -133,11 +149,10 @@ def predict_images(options: PredictOptions) -> int:
             category = predictor.label_map.given.get(result["category_id"], result["category_id"])
             results.append({**result, "category_id": category, "file_name": str(path)})
         with files.atomic_file(folder / name) as file:  # subsampled colour would blur small text
-            predictor.draw(found, image, options.magnify).save(file, "JPEG", quality=92, subsampling=0)
-        for line in predictor.describe(found):
+            predictor.draw(found, image, options.style).save(file, "JPEG", quality=92, subsampling=0)
+        for line in predictor.describe(found) if options.verbose else ():
             print(f"{visible(str(path))}: {line}")
-        count = len(found["scores"])
-        print(f"{visible(str(path))}: {count} detection(s) in {seconds:.2f} s -> {folder / name}", flush=True)
+        print(f"{visible(str(path))}: {predictor.counted(found)} in {seconds:.2f} s -> {folder / name}", flush=True)
     if not all(map(video.is_video, images)):
         write_results(options.folder / f"{RESULT_NAME}.json", results)
         print(f"{len(results)} detection(s) written to {options.folder / RESULT_NAME}.json")
@@ -161,9 +176,10 @@ def predict_video(
     SIGINT and SIGTERM end the video after a frame, so that it is whole, and then the command; a camera's SIGINT ends
     the video alone.
     """
+    style = replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:
-        return predictor.draw(predictor.detect(image), image, options.magnify)
+        return predictor.draw(predictor.detect(image), image, style)
 
     with StopSignal(World.single(predictor.device)) as stop:
         done = video.annotate_video(container, source, target, annotate, options.every, stop.requested)

@@ -91,7 +91,9 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     data_set = scored.data_set
     print(*scored.lines, sep="\n")
     truth = data_set.ground_truth(unmasked=True)
-    found, notes, read = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
+    found, notes, read = read_detections(
+        options.detections, data_set, {category["id"] for category in truth["categories"]}
+    )
     output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)

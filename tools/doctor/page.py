@@ -101,8 +101,7 @@ def _drawn(part: ImageDataset | list[Path], i: int, augment: Callable | None = N
     crowds = int(target["iscrowd"].sum())
     size = fitting_size(image.shape[1:], (THUMB, THUMB), enlarge=True)
     image, boxes, masks = resized_to_draw(image, target["boxes"], target["masks"], size)
-    few = len(target["labels"]) <= 25 and len(part.label_map) > 1  # captions of more would hide them all
-    name_of = part.label_map.name if few else lambda label: ""
+    name_of = part.label_map.name if len(part.label_map) > 1 else lambda label: ""  # else all are the one class
     drawn = draw_detections(image, boxes, target["labels"], None, masks, name_of)
     objects = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
     return drawn, objects

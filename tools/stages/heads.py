@@ -12,7 +12,7 @@ from tools.stages.regions import SHOWN
 from tools.stages.stage import Panel, Shown, shape, size_of, spread
 from tools.stages.trace import roi_align_points
 from tools.stages.view import View, best_overlap
-from train_utils.show.drawing import draw_detections
+from train_utils.show.drawing import Style, draw_detections
 
 CLOSE = 6  # objects or detections looked at closely
 OF_LEVEL = 15  # RoIs drawn of each level
@@ -147,7 +147,8 @@ def detections(view: View) -> Shown:
         found[key][found["scores"] >= least] for key in ("boxes", "labels", "scores", "mask_probs")
     )
     masks = mask_probs_to_bool(probs.float(), boxes, size)
-    image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
+    style = Style(magnify=max(1, SIDE // max(size)))
+    image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, style)
     image.thumbnail((2 * SIDE, 2 * SIDE))
     caption = f"all {len(boxes)} detections: none has a score of 0.5"
     if least:

@@ -98,7 +98,11 @@ def read_detections(
     found = {"bbox": [e for e in entries if "bbox" in e], "segm": [e for e in entries if "segmentation" in e]}
     if not found["bbox"]:
         found["bbox"] = found["segm"]
-    return {iou_type: results for iou_type, results in found.items() if results or not entries}, known.notes(), known.record()
+    return (
+        {iou_type: results for iou_type, results in found.items() if results or not entries},
+        known.notes(),
+        known.record(),
+    )
 
 
 def _kept(pairs: list[tuple]) -> dict | RepeatedKey:

@@ -104,7 +104,9 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
 
 def left_out_line(path: str | Path, count: int) -> str:
     """Returns what is said of so many detections that `ImageDataset.with_given_ids` left out of a file."""
-    return f"left out of {path}: {count} detection(s) of classes that the data lacks, whose ids mean other classes there"
+    return (
+        f"left out of {path}: {count} detection(s) of classes that the data lacks, whose ids mean other classes there"
+    )
 
 
 def record_of(limits: Sequence[Limit]) -> dict[str, dict[str, int]]:

@@ -34,8 +34,8 @@ class Evaluated(NamedTuple):
 
     source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
     results: its COCO results of the last of these types; image_ids: the images that the numbers are about (default:
-    all); progress: of the run, from its checkpoint, where there is one; max_dets: detections of a class in an image that
-    count; limits: that cut the numbers; per_image: detections that the model may find in an image.
+    all); progress: of the run, from its checkpoint, where there is one; max_dets: detections of a class in an image
+    that count; limits: that cut the numbers; per_image: detections that the model may find in an image.
     """
 
     source: str

@@ -111,8 +111,8 @@ def _missed(matches: Matches, missed: np.ndarray, areas: np.ndarray, per_image: 
     in_full = float(full[matches.object_image[missed]].mean())
     if in_full >= 0.5:
         return (
-            f"{in_full:.0%} of the objects that are missed lie in images with {per_image} detections, all that the model "
-            "may find in one. Give a higher --box-detections-per-img, which needs no training."
+            f"{in_full:.0%} of the objects that are missed lie in images with {per_image} detections, all that the "
+            "model may find in one. Give a higher --box-detections-per-img, which needs no training."
         )
     small = float((areas[missed] < SMALL).mean())
     if small >= 0.5:

@@ -63,8 +63,8 @@ def match(
     """Matches the results of all images with the objects.
 
     truth: a COCO dict; results: COCO results, each with a bbox ("bbox") or a segmentation ("segm"); image_ids: the
-    images that count (default: all); max_dets: detections of a class in an image that count, the best. Results of a category that the truth does not list are left out, as the
-    evaluation leaves them out.
+    images that count (default: all); max_dets: detections of a class in an image that count, the best. Results of a
+    category that the truth does not list are left out, as the evaluation leaves them out.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     wanted = set(sizes if image_ids is None else image_ids)

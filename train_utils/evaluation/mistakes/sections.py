@@ -117,8 +117,8 @@ def in_crowds(left_out: int) -> Html | str:
 def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int, cut: int) -> Section:
     """Shows each kind of mistake and its cost.
 
-    least_score: of the detections that the sections of images and confusion count; left_out: inside crowds; cut: objects
-    that only detections beyond the limit lie on.
+    least_score: of the detections that the sections of images and confusion count; left_out: inside crowds; cut:
+    objects that only detections beyond the limit lie on.
     """
     rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
     shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
