@@ -131,12 +131,21 @@ def test_captions_hide_no_other_objects_centre_and_not_the_image(count):
 
 
 def test_a_caption_that_finds_no_place_is_left_out():
-    boxes = np.array(
-        [[20.0, 20, 130, 130], *([x, y, x + 4, y + 4] for x in range(20, 130, 5) for y in range(0, 150, 5))]
-    )
-    names, lettering = ["one", *[""] * (len(boxes) - 1)], Lettering((150, 150))
-    assert arrange(names, None, boxes, lettering)[0][0] is None
+    crowd = [[x, y, x + 4, y + 4] for x in range(200, 420, 8) for y in range(200, 420, 8)]
+    boxes = np.array([[280.0, 280, 340, 340], [10, 10, 60, 60], [500, 500, 600, 600], *crowd])
+    names, lettering = ["one", "two", "three", *[""] * len(crowd)], Lettering((640, 640))
+    assert [one is not None for one in arrange(names, None, boxes, lettering)[0][:3]] == [False, True, True]
     assert arrange(names, None, boxes, lettering, "full")[0][0] is not None
+
+
+def test_a_caption_goes_where_it_hides_no_centre():
+    pairs = [[x, y + k, x + 60, y + k + 10] for x in (100, 300) for y in range(40, 600, 80) for k in (12, 0)]
+    boxes, lettering = np.array(pairs, dtype=float), Lettering((640, 640))
+    written, *_ = arrange([NAMES[i % 3] for i in range(len(boxes))], None, boxes, lettering)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for text, place in written:  # every one found a place: beside its object, where it is not above or below
+        end = np.array(place) + (lettering.width(text), lettering.height)
+        assert not ((centres > place) & (centres < end)).all(axis=1).any()
 
 
 def test_one_class_has_a_legend_and_few_scores():

@@ -81,7 +81,7 @@ def arrange(
         fits = area <= MOST * lettering.size[0] * lettering.size[1] and (len(names) <= FEW or corner is None)
         if mode == SCORES or one or fits:
             written = _placed(texts, boxes, lettering, room, every=mode == SCORES or one)
-            if sum(place is not None for place in written) >= PLACED * len(names):
+            if sum(place is not None for place in written) >= max(PLACED * sum(map(bool, texts)), 1):
                 return Captions(written, legend if corner is not None else {}, corner)
         room = _Room(boxes, lettering)
     corner = corner or room.take(_legend_size(legend, lettering))
