@@ -77,6 +77,13 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert {r["category_id"] for r in every} > {1}
     middle = sorted(r["score"] for r in every)[len(every) // 2]
     assert results("--score", middle) == [r for r in every if r["score"] >= middle]
+    below = sum(r["score"] < middle for r in every)
+    others = sum(r["score"] >= middle and r["category_id"] != 2 for r in every)
+    words = "--img-path", image, "--score", middle, "--classes", "Square"
+    assert f"left out: {below} below --score {middle:g}, {others} of other classes than --classes\n" in run(*words)[1]
+    out = run("--img-path", image, "--score", 0, "--mask-threshold", 1)[1]
+    assert f"{len(every)} detection(s) have a mask without a pixel above --mask-threshold 1\n" in out
+    assert "left out" not in out
     assert results("--score", 0, "--classes", "Square") == [r for r in every if r["category_id"] == 2]
     both = results("--score", 0, "--classes", "circle", "big triangle")
     assert both == [r for r in every if r["category_id"] in (1, 4)]
@@ -119,8 +126,10 @@ def test_a_folder_keeps_every_image_and_names_the_broken_ones(run, tmp_path):
         Image.open(paths[0]).save(tmp_path / "in" / name)
     (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "in" / "notes.txt").write_text("no image either")
+    (tmp_path / "in" / "more").mkdir()
     status, out, err = run("--img-path", tmp_path / "in", "--output-dir", "out")
     assert status == 1
+    assert "in: 1 sub-folder(s) are not searched" in out
     assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 image(s) predicted, 1 could not be read" in out
     drawn = [path.name for path in Path("out").iterdir() if path.name != "test_result.json"]
     assert sorted(drawn) == ["0_bmp.jpg", "0_png.jpg", "0_png_2.jpg", "1.jpg", "2.jpg", "3.jpg"]

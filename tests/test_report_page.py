@@ -382,11 +382,13 @@ def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):
     results = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.75, "bbox": a["bbox"]} for a in every
     ]
+    results[-1]["score"] = 1.5
     stats = {"bbox": evaluate_results(some.ground_truth(), results, ["bbox"])["bbox"]}
     text = write_report(tmp_path, Evaluated("r", stats, results, some)).path.read_text()
     assert sum(int(row[1]) for row in Tables(text).tables["bins"][1:]) == len(every) - 1
     assert text.count("1 detection inside a crowd region is left out") == 2  # of the costs and the calibration
     assert text.count("with a score of 0.750 or more") == 3  # costs, images, confusion
+    assert "1 scores outside 0 to 1 are in the first or last row" in text
     assert "All 4 images can be looked at" in text and "2 detections inside crowd regions" in sections.in_crowds(2)
     assert sections.in_crowds(0) == ""
 

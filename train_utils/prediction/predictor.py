@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from network_files import MaskRCNN
@@ -59,6 +60,8 @@ class Predictor:
         self.full = 0  # images with as many sure detections as the model may find
         self.best: tuple[float, int] | None = None  # highest score of all images, and its label, of the classes wanted
         self.reduced = 0  # images that are drawn smaller than asked for
+        self.left_out: Counter[str] = Counter()  # detections, by why
+        self.empty = 0  # detections whose mask has no pixel
 
     def _labels_of(self, names: Sequence[str]) -> list[int]:
         known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
@@ -76,14 +79,19 @@ class Predictor:
         self._look_for_best(found)
         keep = found["scores"] >= self.least_score  # [D]
         self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
+        self.left_out[f"below --score {self.least_score:g}"] += int((~keep).sum())
         if self.labels is not None:
-            keep &= torch.isin(found["labels"], self.labels)
+            wanted = torch.isin(found["labels"], self.labels)
+            self.left_out["of other classes than --classes"] += int((keep & ~wanted).sum())
+            keep &= wanted
         return {key: value[keep] for key, value in found.items()}
 
     def results(self, found: dict, image_id: int, image: torch.Tensor) -> list[dict]:
         """Returns the detections as COCO results."""
         size = tuple(image.shape[-2:])
-        return to_coco_results([found], [image_id], [size], self.label_map, self.mask_threshold)
+        results = to_coco_results([found], [image_id], [size], self.label_map, self.mask_threshold)
+        self.empty += sum(coco_mask.area(result["segmentation"]) == 0 for result in results)
+        return results
 
     def draw(self, found: dict, image: torch.Tensor, style: Style) -> Image.Image:
         """Returns the image with its detections on it, at most LONGEST pixels a side: larger ones are reduced."""
@@ -146,6 +154,13 @@ class Predictor:
             print(f"{self.reduced} image(s) are drawn smaller: a JPEG has at most {LONGEST:,} pixels a side")
         if self.sizes and (self.best is None or self.best[0] < self.least_score):
             print(self._nothing_found())
+        left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
+        if left_out:
+            print(f"left out: {left_out}")
+        if self.empty:
+            print(
+                f"{self.empty} detection(s) have a mask without a pixel above --mask-threshold {self.mask_threshold:g}"
+            )
         for limit in [*full, *shrunk, *dropped_limits(take_dropped())]:
             print(limit.line)
         print(f"{images - self.unreadable} of {images} image(s) predicted{note}")

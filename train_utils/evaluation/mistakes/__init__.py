@@ -79,6 +79,7 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
     areas = np.array([truth["annotations"][i]["area"] for i in matches.annotation.tolist()])
     gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, images, strict)
     known, left_out = objects > 0, int(matches.ignored[0].sum())
+    strange = int(((matches.score < 0) | (matches.score > 1)).sum())
     means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
     advice = [
         *raise_limit(matches, max_dets),
@@ -101,7 +102,7 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
         sections.curves_section(means, names, each[0], int(objects.argmax())),
         sections.confusion_section(matrix, names, least_score),
         sections.groups_section(stats, iou_type, by_crowding(matches)),
-        sections.calibration_section(*calibration(matches), left_out),
+        sections.calibration_section(*calibration(matches), left_out, strange),
     ]
     shapes, (ap, ap50) = IOU_TYPES[iou_type], map(sections.value, stats[iou_type].stats[:2])
     lead = joined(

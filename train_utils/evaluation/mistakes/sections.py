@@ -247,8 +247,11 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
     )
 
 
-def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Section:
-    """Shows the share of detections that are right, by score; left_out: detections inside crowds."""
+def calibration_section(bins: Sequence[Bin], error: float, left_out: int, strange: int) -> Section:
+    """Shows the share of detections that are right, by score.
+
+    left_out: detections inside crowds; strange: detections with scores outside 0 to 1.
+    """
     filled = [b for b in bins if b.count]
     heading = "Calibration"
     if not filled:
@@ -271,6 +274,7 @@ def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Sec
             ),
         ),
         table(["score", "detections", "mean score", "right (IoU 0.5)"], rows, id="bins"),
+        note(f"{strange:,} scores outside 0 to 1 are in the first or last row.") if strange else "",
         in_crowds(left_out),
     )
 
