@@ -286,7 +286,7 @@ def test_the_confusion_matrix_by_hand():
     matrix = confusion_matrix(match(truth(boxes), results, "bbox"), 0.5)
     # class 1 was taken for 2; the right detection came too late; class 2 was found once, and missed once
     assert matrix.tolist() == [[0, 1, 0], [0, 1, 1], [1, 0, 0]]
-    assert most_confused(matrix) == [(0, 1, 1)]
+    assert most_confused(matrix, 10) == [(0, 1, 1)]
 
 
 def test_crowding_groups_by_the_objects_of_an_image():

@@ -405,9 +405,11 @@ def test_a_matrix_of_many_classes_shows_the_worst(made, monkeypatch, tmp_path):
     _, shapes, results = made
     monkeypatch.setattr(sections, "WHOLE_MATRIX", 2)
     monkeypatch.setattr(sections, "PART_OF_MATRIX", 2)
+    monkeypatch.setattr(sections, "PAIRS", 1)
     made_now = write_report(tmp_path, Evaluated("r", {"segm": evaluated(shapes, results)}, results, shapes))
     text = made_now.path.read_text()
     assert len(Tables(text).tables["confusion-matrix"]) == 4 and "2 of 3 classes with most mistakes" in text
+    assert "other pairs are not listed." in text
 
 
 def test_with_weights_it_is_about_the_images_that_were_evaluated(tmp_path, capsys):

@@ -24,7 +24,7 @@ def confusion_matrix(matches: Matches, least_score: float) -> np.ndarray:
     return matrix
 
 
-def most_confused(matrix: np.ndarray, count: int = 10) -> list[tuple[int, int, int]]:
+def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
     """Returns (class, detected as, times) of the commonest mix-ups between classes."""
     between = matrix[:-1, :-1].copy()
     np.fill_diagonal(between, 0)

@@ -20,6 +20,7 @@ from train_utils.show.pages import Html, Section, figure, joined, json_block, no
 from train_utils.show.pages.plots import Axes, bars, curves
 
 HERE = Path(__file__).parent
+PAIRS = 10  # of classes, that are most often confused
 WHOLE_MATRIX, PART_OF_MATRIX = 100, 60  # most classes that the matrix shows all of; how many it shows of more
 STATS = {
     "AP": "AP at IoU 0.50 to 0.95",
@@ -207,7 +208,8 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
     columns = [tag("th", tag("span", label), scope="col", title=label) for label in labels]
     head = tag("thead", tag("tr", tag("th", "is, detected as", scope="col"), *columns))
     whole = tag("table", head, tag("tbody", *body), id="confusion-matrix")
-    pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix)]
+    pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix, matrix.size)]
+    more = f"{len(pairs) - PAIRS:,} other pairs are not listed." if len(pairs) > PAIRS else ""
     return section(
         "confusion",
         "Confusion",
@@ -220,7 +222,8 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
             f"row.{part}",
         ),
         tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="confusion matrix"),
-        joined(tag("h3", "Most often confused"), table(["is", "detected as", "times"], pairs)) if pairs else "",
+        joined(tag("h3", "Most often confused"), table(["is", "detected as", "times"], pairs[:PAIRS])) if pairs else "",
+        note(more) if more else "",
     )
 
 
