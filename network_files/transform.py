@@ -15,6 +15,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 
 Size = tuple[int, int]  # height, width
 WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the brightest value of integer images
+OUTSIDE = 1.0  # how far floats may lie outside of 0..1: augmentations overshoot, but not so far
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_size: Size | None = None) -> Size:
@@ -94,10 +95,7 @@ class Transform:
             raise ValueError(f"the model is in {dtype}: keep it in float32 and use torch.autocast")
         resized = []
         for i, image in enumerate(images):
-            if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-                raise ValueError(f"image {i} has shape {list(image.shape)}: it must be [3, H, W]")
-            if not image.is_floating_point() and image.dtype not in WHITE:
-                raise ValueError(f"image {i} is {image.dtype}: it must be uint8, uint16 or float in 0..1")
+            check_image(image, f"image {i}", in_range=any(deviation != 1 for deviation in self.std))
             min_size = self.min_sizes[-1]
             if training and len(self.min_sizes) > 1:
                 seed = targets[i].get("sample_seed") if targets else None
@@ -118,6 +116,25 @@ class Transform:
         image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / WHITE[image.dtype]
         mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
         return (image - mean[:, None, None]) / std[:, None, None]
+
+
+def check_image(image: Tensor, name: str, in_range: bool = True) -> None:
+    """Raises ValueError for what is no image [3, H, W], uint8, uint16 or float in 0..1.
+
+    in_range: whether the values of floats are looked at; on a CPU alone, as on a GPU the host would wait for them. A
+    model that divides by a deviation of 1 is given images that are normalised already.
+    """
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{name} is a {type(image).__name__}: it must be a tensor [3, H, W]")
+    if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"{name} has shape {list(image.shape)}: it must be [3, H, W]")
+    if not image.is_floating_point() and image.dtype not in WHITE:
+        raise ValueError(f"{name} is {image.dtype}: it must be uint8, uint16 or float in 0..1")
+    if in_range and image.is_floating_point() and image.device.type == "cpu":
+        low, high = (float(value) for value in image.detach().aminmax())
+        if not (-OUTSIDE <= low and high <= 1 + OUTSIDE):  # also where one is nan
+            what = "divide it by 255, or give it as uint8" if high > 1 + OUTSIDE and low >= 0 else "it must be in 0..1"
+            raise ValueError(f"{name} has float values from {low:.4g} to {high:.4g}: {what}")
 
 
 def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
