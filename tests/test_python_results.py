@@ -79,8 +79,8 @@ def test_many_images_are_as_one_alone_in_any_batch(detector, folder, monkeypatch
     for many in (paths, str(folder / "images"), folder / "images", str(folder / "images" / "*.png")):
         assert [same(a, b) for a, b in zip(detector(many), alone, strict=True)] == [True] * len(paths)
     assert detector([]) == []
-    lazy, taken = (taken.append(path) or path for path in paths), []
-    found = detector(lazy)
+    taken = []
+    found = detector(taken.append(path) or path for path in paths)
     assert taken == [] and same(next(found), alone[0]) and len(taken) == 1
     stack = np.stack([np.array(Image.open(path)) for path in paths[::2]])  # of one size
     assert [same(a, b) for a, b in zip(detector(stack), alone[::2], strict=True)] == [True, True]

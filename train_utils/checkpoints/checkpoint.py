@@ -144,9 +144,10 @@ def model_from_checkpoint(
 ) -> tuple[MaskRCNN, LabelMap]:
     """Builds a model in eval mode on `device` from a checkpoint or a bare state dict; returns it and the label map.
 
-    source: a file's path, or what is in it. A checkpoint holds all that is needed; its averaged weights ("ema") are preferred to the raw ones. For a bare
-    state dict (this project's or torchvision's keys) the architecture follows from keys and shapes. label_map: names
-    and ids in place of the file's; config: fields of MaskRCNNConfig in place of the file's (`box_score_thresh`, ...).
+    source: a file's path, or what is in it. A checkpoint holds all that is needed; its averaged weights ("ema") are
+    preferred to the raw ones. For a bare state dict (this project's or torchvision's keys) the architecture follows
+    from keys and shapes. label_map: names and ids in place of the file's; config: fields of MaskRCNNConfig in place of
+    the file's (`box_score_thresh`, ...).
     Raises InputError for another file, and for a label_map that does not fit it.
     """
     content, path = (source, "the given weights") if isinstance(source, dict) else (load_file(source), source)

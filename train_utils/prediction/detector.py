@@ -71,7 +71,7 @@ class Detector:
         batch_size: int = 4,
         strict: bool = True,
     ) -> Results | list[Results] | Iterator[Results]:
-        """Finds objects: Results of one image, a list of a list's, a folder's or a glob's, an iterator of an iterator's.
+        """Finds objects: Results of one image, a list of those of several, an iterator where an iterator gives them.
 
         images: a path, bytes, a PIL image, a numpy array [H, W] or [H, W, 3] (uint8, uint16, or float in 0..1), a
         tensor [H, W] or [3, H, W]; or several of them; a path may be a folder or a glob.

@@ -75,17 +75,17 @@ class Results:
 
     @property
     def boxes(self) -> torch.Tensor:
-        """float32 [D, 4]: x1 y1 x2 y2 in pixels."""
+        """Boxes x1 y1 x2 y2 in pixels, float32 [D, 4]."""
         return self.found["boxes"]
 
     @property
     def labels(self) -> torch.Tensor:
-        """int64 [D]: 1..C."""
+        """Labels 1..C, int64 [D]."""
         return self.found["labels"]
 
     @property
     def scores(self) -> torch.Tensor:
-        """float32 [D] in 0..1."""
+        """Scores in 0..1, float32 [D]."""
         return self.found["scores"]
 
     @property
@@ -95,7 +95,7 @@ class Results:
 
     @property
     def masks(self) -> Masks:
-        """bool [D, H, W], each made when it is asked for."""
+        """Masks, bool [D, H, W], each made when it is asked for."""
         return Masks(self.cropped_masks, len(self), self.size)
 
     def cropped_masks(self, which: slice | Sequence[int] = slice(None)) -> CroppedMasks:
