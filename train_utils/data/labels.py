@@ -88,6 +88,10 @@ class LabelMap:
         """Returns whether the map has the category."""
         return category_id in self._label_of
 
+    def has_label(self, label: int) -> bool:
+        """Returns whether the map has the label."""
+        return label in self._row_of
+
     def name(self, label: int) -> str:
         """Returns the name of a label, "N/A" for background and gaps."""
         row = self._row_of.get(label)
