@@ -197,7 +197,7 @@ def validate(
         *(f"not evaluated: {name}" for name in result.found.skipped),
         *(limit.line for limit in result.limits),
     ]:
-        warnings.warn(in_python_words(line), stacklevel=2)
+        warnings.warn(in_python_words(line), stacklevel=3)
     numbers = {t: dict(zip(STAT_NAMES, found.stats, strict=True)) for t, found in result.stats.items()}
     numbers["per_class"] = {t: found.per_class for t, found in result.stats.items()}
     numbers |= {"loss": sum(result.losses.values()), "images": len(result.found.image_ids)}

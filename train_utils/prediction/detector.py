@@ -112,7 +112,7 @@ class Detector:
                     yield from self._of_some(some, predictor, wanted)
                 bar.update(len(some))
         for limit in predictor.limits():
-            warnings.warn(in_python_words(limit.line), stacklevel=2)
+            warnings.warn(in_python_words(limit.line), stacklevel=3)
 
     def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
         """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
@@ -124,7 +124,7 @@ class Detector:
             except ImageError as error:
                 if wanted.strict:
                     raise
-                warnings.warn(f"left out: {error}", stacklevel=2)
+                warnings.warn(f"left out: {error}", stacklevel=3)
                 continue
             waiting.setdefault(padded_size(*image.shape[-2:], *sizing), []).append((number, image))
         for alike in waiting.values():
