@@ -25,7 +25,6 @@ import torch
 from torch.utils.data import Dataset
 
 from network_files import InputError, create_model, load_weights
-from train_utils import __version__
 from train_utils.checkpoints.checkpoint import COCO_LABELS, default_label_map, load_file, model_from_checkpoint
 from train_utils.checkpoints.run_folder import checkpoint_path, newest_checkpoint
 from train_utils.cli.device import pick_device
@@ -39,6 +38,7 @@ from train_utils.evaluation.limits import MAX_DETS, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import STAT_NAMES, write_record
 from train_utils.io.files import make_folder, user_path
+from train_utils.io.version import __version__
 from train_utils.logs.callbacks import Functions
 from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of

@@ -11,7 +11,7 @@ from backbone.errors import InputError
 from train_utils.io.json_stream import RepeatedKey, no_collection, object_of
 from train_utils.io.plain_text import visible
 
-COCO_NAMES_FILE = Path(__file__).resolve().parents[2] / "coco91_indices.json"
+COCO_NAMES_FILE = Path(__file__).with_name("coco91_indices.json")
 
 
 class LabelMap:
