@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
+from network_files.shared import Part, Shared, number
 
 Size = tuple[int, int]  # height, width
 WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the brightest value of integer images
@@ -75,16 +77,14 @@ class Objects:
     generators: tuple[torch.Generator | None, torch.Generator | None]
 
 
-@dataclass
-class Transform:
-    """Normalises, resizes, pads, as torchvision's GeneralizedRCNNTransform."""
+class Transform(Part):
+    """Normalises, resizes, pads, as torchvision's GeneralizedRCNNTransform. All numbers come from the config."""
 
-    min_sizes: tuple[int, ...]  # in training one is drawn for each image, in evaluation the last one counts
-    max_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    divisor: int  # of the batch's sides
-    fixed_size: Size | None = None  # (h, w) of every batch instead
+    min_size, max_size, fixed_size = number("min_size"), number("max_size"), number("fixed_size")
+    image_mean, image_std, size_divisible = number("image_mean"), number("image_std"), number("size_divisible")
+
+    def __init__(self, config: MaskRCNNConfig | Shared) -> None:
+        self.shared = Shared.of(config)
 
     def batch(self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype) -> ImageBatch:
         """Makes a batch of `dtype`, in channels-last memory, of images [3, H, W], uint8 0..255 or float 0..1.
@@ -93,20 +93,19 @@ class Transform:
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the model is in {dtype}: keep it in float32 and use torch.autocast")
-        resized = []
+        config, resized = self.config, []
         for i, image in enumerate(images):
-            check_image(image, f"image {i}", in_range=any(deviation != 1 for deviation in self.std))
-            min_size = self.min_sizes[-1]
-            if training and len(self.min_sizes) > 1:
+            check_image(image, f"image {i}", in_range=any(deviation != 1 for deviation in config.image_std))
+            min_size = config.min_size[-1]
+            if training and len(config.min_size) > 1:
                 seed = targets[i].get("sample_seed") if targets else None
                 generator = None if seed is None else seeded(seed, 2)
-                min_size = self.min_sizes[int(torch.randint(len(self.min_sizes), (), generator=generator))]
-            size = resized_size(*image.shape[-2:], min_size, self.max_size, self.fixed_size)
+                min_size = config.min_size[int(torch.randint(len(config.min_size), (), generator=generator))]
+            size = resized_size(*image.shape[-2:], min_size, config.max_size, config.fixed_size)
             resized.append(F.interpolate(self._normalise(image, dtype)[None], size=size, mode="bilinear")[0])
         sizes = [tuple(image.shape[-2:]) for image in resized]
-        padded = self.fixed_size or [
-            math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)
-        ]
+        divisor = config.size_divisible
+        padded = config.fixed_size or [math.ceil(max(side) / divisor) * divisor for side in zip(*sizes, strict=True)]
         padded_images = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
         for i, image in enumerate(resized):  # by index: the views of a loop take no gradient
             padded_images[i, :, : image.shape[1], : image.shape[2]] = image
@@ -114,7 +113,7 @@ class Transform:
 
     def _normalise(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / WHITE[image.dtype]
-        mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
+        mean, std = image.new_tensor(self.image_mean), image.new_tensor(self.image_std)
         return (image - mean[:, None, None]) / std[:, None, None]
 
 

@@ -14,6 +14,7 @@ NETWORK_LAYERS = [  # a module imports from the rows above its own
     {"weight_files.plain_pickle", "weight_files.file_stamp", "weight_files.safetensors"},
     {"operators.nms", "operators.roi_align"},
     {"config", "operators.instance_masks", "anchors", "matching", "weight_files.architecture"},
+    {"shared"},
     {"transform", "sampled_rpn_head"},
     {"rpn", "roi_heads"},
     {"mask_rcnn", "weight_files.torch_file"},
