@@ -1,19 +1,27 @@
-"""maskrcnn.train and validate: the runs and numbers of the commands, on paths and on torch Datasets."""
+"""maskrcnn.train and validate: the runs and numbers of the commands, on paths and on torch Datasets; and the pages.
+
+Every line of Python in README.md and docs/python.md runs, on small data and small models.
+"""
 
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import maskrcnn
+import network_files
 import train
-from tests.small_runs import call, differences
-from tests.tiny_model import FEW, FIELDS, NAMES, write_coco
+from tests.small_runs import ROOT, call, differences
+from tests.tiny_model import FEW, FIELDS, NAMES, tiny, write_coco
 from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
 from train_utils.evaluation.numbers import STAT_NAMES
+from train_utils.run.config import RunConfig
+from train_utils.run.defaults import resolve
 
 SIZES = {"min_size": 48, "max_size": 48, "anchor_sizes": (4, 8, 16, 32, 64), "backbone_width": 16}
 OPTIONS = FIELDS | FEW | SIZES | {"device": "cpu", "workers": 0, "weights": "none", "batch_size": 2, "lr": 0.002}
@@ -34,6 +42,14 @@ class Squares(torch.utils.data.Dataset):
         masks[0, 8:32, 8:30] = True
         target = {"boxes": torch.tensor([[8, 8, 30, 32]]), "labels": torch.tensor([self.labels[i]]), "masks": masks}
         return Image.fromarray(image), {**target, **self.changed}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_curves():
+    """Runs that draw no curves, which take most of the time of such small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train_utils.run.epochs.write_curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +193,76 @@ def test_validation_data_may_not_change(run):
 
     with pytest.raises(ValueError, match=r"Restless\[0\]: gives another image or target than before"):
         maskrcnn.validate(run.detector(device="cpu"), Restless((1, 2, 3)))
+
+
+LIMIT = 3  # lines of a task
+
+
+class Body(nn.Module):
+    """A backbone as CONTRIBUTING.md says."""
+
+    out_channels = (8, 16, 32, 64)
+
+    def __init__(self, norm, width):
+        super().__init__()
+        pairs = zip((3, 8, 16, 32), self.out_channels, strict=True)
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 4 if a == 3 else 2, 1) for a, b in pairs)
+
+    def freeze(self, trainable_layers):
+        pass
+
+    def forward(self, x):
+        maps = []
+        for stage in self.stages:
+            maps.append(x := stage(x).relu())
+        return maps
+
+
+def see_people(model, source):
+    """Weights with which much is a person."""
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[1] = 9.0
+
+
+def blocks_of(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [block for block in re.findall(r"```python\n(.*?)```", text, re.S)]
+
+
+@pytest.fixture
+def place(run, folder, tmp_path, monkeypatch):
+    """A folder with what the pages name; published weights are replaced by small ones, trainings by `run`."""
+    (tmp_path / "DATA").symlink_to(folder / "data")
+    (tmp_path / "photos").mkdir()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    for name in ("photo.jpg", "photos/1.jpg"):
+        photo.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+    def no_run(given, world, additions):
+        config = RunConfig.of({**FIELDS, **SIZES, **given})
+        resolve(config, world)
+        tiny(3, **config.model)
+        return run.folder
+
+    monkeypatch.setattr(maskrcnn, "run_training", no_run)
+    for module in (maskrcnn, network_files):
+        monkeypatch.setattr(module, "create_model", lambda num_classes, **config: tiny(num_classes, **FEW, **config))
+        monkeypatch.setattr(module, "load_weights", see_people)
+
+
+@pytest.mark.filterwarnings("ignore:.*box_detections_per_img allows")
+def test_the_lines_of_the_pages_run(place):
+    names = {"torch": torch, "MyDataset": Squares, "MyOtherDataset": Squares, "MyBody": Body}
+    pages = [blocks_of(page) for page in ("README.md", "docs/python.md")]
+    assert [len(blocks) for blocks in pages] == [1, 12]
+    assert all(sum(map(bool, block.splitlines())) <= LIMIT for block in pages[1][:10])  # the ten tasks
+    for block in sum(pages, []):
+        run_lines(block, names)
+    assert names["numbers"]["images"] == 4 and len(names["many"][0]) > 0
+    assert names["model"].config.box_detections_per_img == 20
+
+
+def run_lines(block, names):
+    """Runs a block of a page; what it prints is swallowed by pytest."""
+    exec(block, names)

@@ -162,7 +162,10 @@ class Trainer:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
-            print_outcome(self.folder, progress.best_ap, self.splits.val)
+            if self.run.additions.splits is None:
+                print_outcome(self.folder, progress.best_ap, self.splits.val)
+            else:  # no command would find the images
+                self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
 
     def say_start(self) -> None:
         """Prints how the run goes about its steps."""
