@@ -69,6 +69,8 @@ def load(
     weights that don't know them; config: fields of MaskRCNNConfig that precede the file's (box_score_thresh, ...).
     Raises InputError for what is no such file, or does not fit.
     """
+    if "num_classes" in config:
+        raise InputError("num_classes: the weights have their own; leave it out")
     device = pick_device("auto" if device is None else str(device))
     label_map = None if names is None else label_map_of(names)
     if isinstance(weights, str) and weights == "coco":

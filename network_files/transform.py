@@ -93,6 +93,8 @@ class Transform(Part):
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the model is in {dtype}: keep it in float32 and use torch.autocast")
+        if isinstance(images, Tensor) and images.dim() == 3:
+            raise ValueError(f"images is one tensor {list(images.shape)}: give a list of images, [image]")
         config, resized = self.config, []
         for i, image in enumerate(images):
             check_image(image, f"image {i}", in_range=any(deviation != 1 for deviation in config.image_std))
@@ -149,7 +151,7 @@ def prepare_objects(target: dict, batch: ImageBatch, i: int, num_classes: int) -
 
     num_classes counts background. Raises ValueError for a target that does not fit.
     """
-    check_target(target, batch.original_sizes[i], num_classes)
+    check_target(target, batch.original_sizes[i], num_classes, i)
     boxes = target["boxes"].to(batch.images.dtype)
     boxes = scale_boxes(boxes, batch.original_sizes[i], batch.sizes[i])
     masks = target["masks"]
@@ -164,12 +166,12 @@ def prepare_objects(target: dict, batch: ImageBatch, i: int, num_classes: int) -
     return Objects(boxes, labels, masks, crowds, batch.sizes[i], generators)
 
 
-def check_target(target: dict, size: Size, num_classes: int) -> None:
-    """Raises ValueError for a target that does not fit an image of `size`, or itself.
+def check_target(target: dict, size: Size, num_classes: int, i: int = 0) -> None:
+    """Raises ValueError for a target that does not fit an image of `size`, or itself; i: names one without image_id.
 
     A box without area has no logarithm: the loss would be inf or nan. One far outside of its image is of another.
     """
-    name = f"image {target.get('image_id', '?')}"
+    name = f"image {target.get('image_id', i)}"
     lacking = [key for key in ("boxes", "labels", "masks") if key not in target]
     if lacking:
         raise ValueError(f"{name}: its target has no {' and no '.join(lacking)}")

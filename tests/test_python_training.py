@@ -164,6 +164,10 @@ def test_validation_gives_the_numbers_of_the_run(run, folder):
         ({"data": Squares((1, 3)), "names": ["a", "b"]}, r"^Squares\[1\]: label 3: it must be 1 to 2"),
         ({"data": Squares(masks=torch.zeros(2, 48, 56))}, r"^Squares\[0\]: masks has shape \[2, 48, 56\]"),
         ({"data": Squares(boxes=torch.tensor([[8, 8, 8, 9]]))}, r"^Squares\[0\]: box .* has no area"),
+        (
+            {"data": Squares(boxes=torch.tensor([[0.1, 0.1, 0.5, 0.6]]))},
+            r"^Squares\[0\]: its boxes lie within one pixel",
+        ),
         ({"data": Squares((1, 1)), "val": Squares((2,))}, r"^Squares\[0\]: label 2: it must be 1 to 1"),
         ({"data": maskrcnn.DataOptions("nowhere", year="2012")}, "^nowhere: no such"),
     ],

@@ -168,6 +168,8 @@ def target_of(target: Any, size: tuple[int, int], name: str, classes: int = ANY_
         if "labels" in given and not given["labels"].numel():
             given["labels"] = given["labels"].long()
         check_target({**given, "image_id": name}, size, classes)
+        if len(given["boxes"]) and float(given["boxes"].max()) <= 1 < min(size):
+            raise ValueError(f"{name}: its boxes lie within one pixel: give them in pixels, not as shares of the image")
         if isinstance(given["masks"], Tensor):
             given["masks"] = CroppedMasks.from_masks(given["masks"])
         count = len(given["boxes"])

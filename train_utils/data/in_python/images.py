@@ -15,6 +15,7 @@ from PIL import Image
 from backbone.errors import InputError
 from network_files.transform import check_image
 from train_utils.data.images import read_image
+from train_utils.io.files import user_path
 
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I", "F")  # of PIL, with more than 8 bits
 FORMS = "give a path, bytes, a PIL image, a numpy array [H, W] or [H, W, 3], or a tensor [H, W] or [3, H, W]"
@@ -28,7 +29,7 @@ def image_of(value: Any, name: str = "the image") -> torch.Tensor:
     no image.
     """
     if isinstance(value, str | Path):
-        return read_image(value)
+        return read_image(user_path(value))
     if isinstance(value, bytes | bytearray | memoryview):
         return read_image(f"{name} (bytes)", content=bytes(value))
     if isinstance(value, Image.Image):
@@ -73,7 +74,7 @@ def _kind(value: Any) -> str:
 def is_one_image(value: Any) -> bool:
     """Returns whether a value stands for one image, and not for several: a path of a folder or a glob does not."""
     if isinstance(value, str | Path):
-        path = Path(value).expanduser()
+        path = user_path(value)
         return not path.is_dir() and (path.exists() or not any(sign in str(value) for sign in "*?["))
     if isinstance(value, bytes | bytearray | memoryview | Image.Image):
         return True
