@@ -179,7 +179,8 @@ class RoIHeads(Part, nn.Module):
     mask_head: nn.Module
     mask_predictor: nn.Module
     coder: BoxCoder
-    score_thresh, nms_thresh = number("box_score_thresh"), number("box_nms_thresh")
+    score_thresh = number("box_score_thresh", most=1.0)  # no score is above it
+    nms_thresh = number("box_nms_thresh")
     detections_per_img = number("box_detections_per_img")
 
     def __init__(self, config: MaskRCNNConfig | Shared, channels: int) -> None:

@@ -37,14 +37,14 @@ class Shared:
         self.config = replace(self.config, **values)
 
 
-def number(field: str) -> property:
-    """Returns a property that stands for a field of the shared config."""
+def number(field: str, most: float | None = None) -> property:
+    """Returns a property that stands for a field of the shared config; most: what more than that means the same as."""
 
     def read(part: Part) -> Any:
         return getattr(part.shared.config, field)
 
     def write(part: Part, value: Any) -> None:
-        part.shared.set(**{field: value})
+        part.shared.set(**{field: value if most is None else min(value, most)})
 
     text = next(f.metadata["help"] for f in fields(MaskRCNNConfig) if f.name == field)
     return property(read, write, doc=f"{field}: {text}")

@@ -72,6 +72,11 @@ def test_a_number_that_is_set_acts_as_if_the_model_were_made_with_it(model, imag
         assert len(after["scores"]) != len(before["scores"]) or not torch.equal(after["scores"], before["scores"])
 
 
+def test_a_threshold_that_no_score_reaches_is_taken(model, image):
+    model.roi_heads.score_thresh = 2.0  # as torchvision takes it
+    assert len(found(model, image)["scores"]) == 0 and model.config.box_score_thresh == 1.0
+
+
 def test_an_item_of_the_rpns_numbers_acts(model):
     model.rpn._pre_nms_top_n["testing"] = 7
     assert model.config.rpn_pre_nms_top_n_test == 7 and model.rpn._pre_nms_top_n["testing"] == 7
@@ -93,8 +98,8 @@ def test_an_attribute_that_means_nothing_raises(model, place, said):
     owner = getattr(model, parts[0]) if parts else model
     with pytest.raises(AttributeError, match=said):
         setattr(owner, name, 1)
-    with pytest.raises(ValueError, match="box_score_thresh: 2.0 is not a number between 0 and 1"):
-        model.roi_heads.score_thresh = 2.0
+    with pytest.raises(ValueError, match="box_nms_thresh: 2.0 is not a number between 0 and 1"):
+        model.roi_heads.nms_thresh = 2.0
     model.note = "of the user's"
 
 
