@@ -17,10 +17,13 @@ from train_utils.cli.in_python import in_python_words
 from train_utils.data.masks import rasterise
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*box_detections_per_img allows")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("face")
-    write_checkpoint(place / "model.pth", width=16)
+    write_checkpoint(place / "model.pth")
     write_images(place / "images")
     return place
 
@@ -46,7 +49,7 @@ def same(one, other):
 
 def test_results_are_the_models_detections(detector, results, pixels):
     with torch.no_grad():
-        (expected,) = tiny_model(width=16)([torch.from_numpy(pixels).permute(2, 0, 1)])
+        (expected,) = tiny_model()([torch.from_numpy(pixels).permute(2, 0, 1)])
     for key in ("boxes", "labels", "scores"):
         assert torch.equal(getattr(results, key), expected[key])
     masks = expected["masks"][:, 0] > 0.5
@@ -169,7 +172,7 @@ def test_what_is_asked_wrongly_is_named(detector, pixels):
     with pytest.raises(ValueError, match="^classes dog: the model knows circle, square"):
         detector(pixels, classes="dog")
     with pytest.raises(ValueError, match="config field 'nms' does not exist"):
-        maskrcnn.load({**tiny_model(width=16).state_dict()}, nms=1)
+        maskrcnn.load({**tiny_model().state_dict()}, nms=1)
     assert in_python_words("a/--b.jpg: give --max-size or --resume auto; leave the flag out") == (
         'a/--b.jpg: give max_size or resume="auto"; leave it out'
     )
@@ -208,7 +211,7 @@ def as_safetensors(state):
 
 
 def test_weights_in_other_forms(results, pixels, folder):
-    state = tiny_model(width=16).state_dict()
+    state = tiny_model().state_dict()
     sizes = {"min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 48, 64)}
     few = {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 40, "device": "cpu"}
     (folder / "weights.safetensors").write_bytes(content := as_safetensors(state))

@@ -20,7 +20,7 @@ SIZE = (64, 64)
 
 @pytest.fixture
 def model():
-    return tiny_model(width=16)
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_number_that_is_set_acts_as_if_the_model_were_made_with_it(model, imag
     setattr(getattr(model, part), name, value)
     assert getattr(getattr(model, part), name) == (tuple(value) if isinstance(value, list) else value)
     given = value["testing"] if isinstance(value, dict) else value
-    other = create_model(**{**tiny_model(width=16).config.to_dict(), field: given})
+    other = create_model(**{**tiny_model().config.to_dict(), field: given})
     assert getattr(model.config, field) == getattr(other.config, field)  # loaders and checkpoints read it there
     other.load_state_dict(model.state_dict())
     after, expected = found(model, image), found(other, image)
