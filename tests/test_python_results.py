@@ -16,7 +16,6 @@ from tests.tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_i
 from train_utils.cli.in_python import in_python_words
 from train_utils.data.masks import rasterise
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*box_detections_per_img allows")
 
 
