@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import struct
 import warnings
 
@@ -57,6 +58,8 @@ def test_results_are_the_models_detections(detector, results, pixels):
     assert torch.equal(torch.stack(list(results.masks)), masks)
     assert np.array_equal(np.asarray(results.masks), masks.numpy())
     assert results.names == [NAMES[(1, 2, 4)[label - 1]] for label in expected["labels"].tolist()]
+    again = pickle.loads(pickle.dumps(results))
+    assert same(again, results) and again.draw().tobytes() == results.draw().tobytes()
     results.boxes.add_(0)  # no tensor of inference mode: it may be changed
 
 

@@ -156,6 +156,7 @@ def test_validation_gives_the_numbers_of_the_run(run, folder):
         ({"data": "nowhere"}, "^nowhere: no such file or folder; check data_path"),
         ({"epoch": 3}, "^epoch: a run has no such option"),
         ({"epochs": -1}, "^epochs: -1 is not a whole number of at least 1"),
+        ({"amp": "False"}, "^amp 'False' is neither True nor False"),
         ({"test_only": True}, r"^test_only: validate\("),
         ({"augment": print, "photometric": True}, "^photometric: augment takes the place"),
         ({"names": ["a"]}, "^val and names go with a torch Dataset"),

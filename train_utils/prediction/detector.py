@@ -139,7 +139,7 @@ class Detector:
     ) -> Results:
         """Returns the Results; an image of a file is read again where it is drawn, others are kept."""
         a_file = isinstance(value, str | Path)
-        again = partial(image_of, value) if a_file else lambda: image
+        again = partial(image_of, value if a_file else image)  # can be pickled
         found = {key: tensor.clone() for key, tensor in found.items()}  # outside of inference mode: may be changed
         source = str(value) if a_file else f"image {number}"
         return Results(found, tuple(image.shape[-2:]), self.label_map, again, source, wanted.mask_threshold)
