@@ -101,7 +101,7 @@ class Results:
     def cropped_masks(self, which: slice | Sequence[int] = slice(None)) -> CroppedMasks:
         """Returns masks as the pixels in their boxes."""
         probs, boxes = self.found["mask_probs"][which], self.boxes[which]
-        return mask_probs_to_bool(probs, boxes, self.size, self.mask_threshold)
+        return mask_probs_to_bool(probs, boxes, self.size, threshold=self.mask_threshold)
 
     def polygons(self, max_points: int | None = None) -> list[list[np.ndarray]]:
         """Returns, per detection, the outlines of its mask's parts, each [n, 2] x y in pixels, clockwise.
@@ -119,11 +119,11 @@ class Results:
 
     def rle(self) -> list[dict]:
         """Returns each mask as COCO's compressed RLE: {"size": [H, W], "counts": str}."""
-        return encode_masks(self.found["mask_probs"], self.boxes, self.size, self.mask_threshold)
+        return encode_masks(self.found["mask_probs"], self.boxes, self.size, threshold=self.mask_threshold)
 
     def to_coco(self, image_id: int | str = 0) -> list[dict]:
         """Returns COCO results: image_id, category_id, bbox (x y w h), segmentation (RLE), score."""
-        one = to_coco_results([self.found], [image_id], [self.size], self.label_map, self.mask_threshold)
+        one = to_coco_results([self.found], [image_id], [self.size], self.label_map, mask_threshold=self.mask_threshold)
         given = self.label_map.given
         return [{**result, "category_id": given.get(result["category_id"], result["category_id"])} for result in one]
 
