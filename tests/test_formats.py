@@ -272,7 +272,7 @@ def test_missing_images_are_refused(folder, name):
 def test_options_without_use_are_refused(folder, name):
     for field, reason in FORMATS[name].UNUSED.items():
         with pytest.raises(InputError, match=f"--{field.replace('_', '-')}: .* is {name} data, {reason}"):
-            open_data(folder, **{field: "x"})
+            open_data(folder, **{field: True if field == "split_components" else "x"})
 
 
 def test_a_mistake_stops_training_and_is_collected_by_the_doctor(folder, name, tmp_path, monkeypatch):
