@@ -16,6 +16,7 @@ from network_files.weight_files.file_stamp import find_damage, saved_at
 from train_utils.checkpoints.checkpoint import copy_checkpoint
 from train_utils.checkpoints.run_lock import RunLock, busy, holder, launcher_name
 from train_utils.io.files import make_folder, user_path, write_text, writing
+from train_utils.io.unfinished import clear_leftovers
 
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best|min_val_loss|previous)\.pth")
 
@@ -130,8 +131,7 @@ def prepare_run_folder(
         folder, lock = _free_folder(folder)
     if lock is None:
         raise InputError(f"{folder}: {busy(folder)}; wait for it, or give another --output-dir")
-    for leftover in folder.glob("*.tmp"):  # of a run killed while it wrote
-        leftover.unlink(missing_ok=True)
+    clear_leftovers(folder)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)
     elif resume is not None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES
-from train_utils.io.files import make_folder, writing
+from train_utils.io.files import inner_folder, writing
 from train_utils.io.plain_text import encodable
 
 LONG = 4  # most times that an image of the grid is as wide as the grid's rows are high
@@ -29,7 +29,7 @@ class TensorBoard:
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self.path = make_folder(Path(folder) / "tensorboard")
+            self.path = inner_folder(folder, "tensorboard")
             with writing(self.path):
                 try:
                     self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)

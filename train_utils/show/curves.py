@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from train_utils.io.files import atomic_file
+
 BEST = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "linestyle": "none"}
 FEW = 50  # a line of fewer points has a mark at each
 LONGEST = 100  # letters that fit in a line
@@ -160,4 +162,5 @@ def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tupl
 def _save(figure: Any, path: str | Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of the run's name is a box then
-        figure.savefig(path)
+        with atomic_file(path) as file:
+            figure.savefig(file)
