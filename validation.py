@@ -41,7 +41,7 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met, record_of, shrunk_images
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
-from train_utils.io.files import output_folder, user_path
+from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
@@ -96,7 +96,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     print(*scored.lines, sep="\n")
     truth = data_set.ground_truth(unmasked=True)
     found, notes = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
-    output_dir = output_folder(user_path(options.output_dir))
+    output_dir = folder_to_write(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
     paths = write_record(output_dir, stats, scored.counts() | about(options, limits))
@@ -175,7 +175,7 @@ def main() -> int | None:
     model, label_map = load_model(options, device)
     scored, _ = open_split_of(content, "val", given, label_map)
     data_set = scored.data_set
-    output_dir = output_folder(user_path(options.output_dir))  # rather now than after hours
+    output_dir = folder_to_write(user_path(options.output_dir))  # rather now than after hours
     world = World.single(device)
     with tqdm(total=len(data_set), unit="image", disable=None) as bar:
         loader = EvalLoader(data_set, world, loading, model.config)

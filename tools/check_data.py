@@ -38,7 +38,7 @@ from train_utils.cli.flags import add_flags, add_model_flags, given_model, given
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
-from train_utils.io.files import output_folder, user_path, write_text
+from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import one_line
 from train_utils.run.defaults import BUILT_IN_MODEL
 from train_utils.show.pages import write_page
@@ -203,7 +203,7 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Writes the json and the page; returns the page's path."""
-        output_folder(folder)
+        folder_to_write(folder)
         sheet, seconds = page.contact_sheet(self.splits, self.options.samples, self.options.seed, self.of_images)
         left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]

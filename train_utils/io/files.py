@@ -140,7 +140,7 @@ def make_folder(path: str | Path) -> Path:
     return Path(path)
 
 
-def output_folder(path: str | Path) -> Path:
+def folder_to_write(path: str | Path) -> Path:
     """Creates the folder that a command writes to, and clears it of what killed processes left unfinished."""
     folder = make_folder(path)
     unfinished.clear_leftovers(folder)
