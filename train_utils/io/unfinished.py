@@ -71,7 +71,7 @@ def _create_file(folder: Path) -> tuple[BinaryIO, Path]:
         path = folder / new_name()
         file = new_file(path)
         # else `clear_leftovers` of another process came between
-        if locked(file.fileno()) is not False and _is_at(file.fileno(), path):
+        if locked(file.fileno()) is not False and is_at(file.fileno(), path):
             return file, path
         file.close()
 
@@ -94,7 +94,7 @@ def locked(handle: int, shared: bool = False) -> bool | None:
     return True
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def is_at(handle: int, path: Path) -> bool:
     """Returns whether an open file still has this name."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), os.lstat(path))
@@ -121,7 +121,7 @@ def _create_folder(place: Path) -> tuple[Path, BinaryIO]:
         os.mkdir(room, 0o700)
         with suppress(FileNotFoundError):  # `clear_leftovers` of another process came between
             lock = new_file(room / LOCK)
-            if locked(lock.fileno()) is not False and _is_at(lock.fileno(), room / LOCK):
+            if locked(lock.fileno()) is not False and is_at(lock.fileno(), room / LOCK):
                 return room, lock
             lock.close()
 
@@ -147,7 +147,7 @@ def _remove_abandoned(path: Path) -> bool:
             return True
         handle = os.open(lock, os.O_RDWR | PLAIN)
         try:
-            own = stat.S_ISREG(os.fstat(handle).st_mode) and locked(handle) and _is_at(handle, lock)
+            own = stat.S_ISREG(os.fstat(handle).st_mode) and locked(handle) and is_at(handle, lock)
             if own and is_folder:
                 shutil.rmtree(path)
             elif own:

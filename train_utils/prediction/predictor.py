@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -53,6 +54,7 @@ class Predictor:
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
         self.full = 0  # images with as many sure detections as the model may find
+        self.dropped: Counter[str] = Counter()  # `take_dropped`'s
 
     def _labels_of(self, names: Sequence[str]) -> list[int]:
         known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
@@ -99,6 +101,18 @@ class Predictor:
             )
         ]
 
+    def counted(self, size: Sequence[int] | None, full: int = 0, in_part: int = 0) -> dict[str, Any]:
+        """Returns what an image (H, W) counts for in `status`, for `recall`; full, in_part: those before it."""
+        dropped = take_dropped()
+        self.dropped += dropped
+        return {"size": size, "full": self.full - full, "in_part": self.in_part - in_part, "dropped": dropped}
+
+    def recall(self, counted: dict[str, Any]) -> None:
+        """Counts an image that an earlier call predicted."""
+        self.sizes.update([tuple(counted["size"])] if counted["size"] else [])
+        self.full, self.in_part = self.full + counted["full"], self.in_part + counted["in_part"]
+        self.dropped.update(counted["dropped"])
+
     def skip(self, error: ImageError) -> None:
         """Names and counts an image that could not be read; raises it under --strict."""
         if self.strict:
@@ -112,7 +126,7 @@ class Predictor:
         note += f", {self.in_part} in part" if self.in_part else ""
         full = full_images(self.full, self.model.config.box_detections_per_img)
         shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
-        for limit in [*full, *shrunk, *dropped_limits(take_dropped())]:
+        for limit in [*full, *shrunk, *dropped_limits(self.dropped + take_dropped())]:
             print(limit.line)
         print(f"{images - self.unreadable} of {images} image(s) predicted{note}")
         return EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else EXIT_OK
