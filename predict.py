@@ -128,7 +128,7 @@ def predict_images(options: PredictOptions) -> int:
                 predict_file(options, predictor, at, path, folder / name, kept)
         kept.finish()
     if as_json:
-        print(f"{kept.count} detection(s) written to {json_path}")
+        print(f"{kept.count} detection(s) written to {visible(str(json_path))}")
     return predictor.status(len(images))
 
 
@@ -228,7 +228,7 @@ def predict_video(
         done = video.annotate_video(container, source, target, annotate, options.every, stop.requested)
     speed = f"{done.seconds:.1f} s, {done.frames / max(done.seconds, 1e-9):.2f} frames/s"
     notes = f" ({', '.join(done.notes)})" if done.notes else ""
-    print(f"{visible(str(source))}: {done.frames} frame(s) in {speed} -> {target}{notes}", flush=True)
+    print(f"{visible(str(source))}: {done.frames} frame(s) in {speed} -> {visible(str(target))}{notes}", flush=True)
     if done.broken:
         print(f"predicted in part: {ImageError(source, done.broken)}", file=sys.stderr, flush=True)
         predictor.in_part += 1
@@ -307,7 +307,7 @@ def predict_coco_json(options: PredictOptions) -> int:
             about = {"image": name, "stamp": stamp, **predictor.counted(image.shape[-2:], *before)}
             kept.add(i, about, data_set.with_given_ids(results, of=i))
         kept.finish()
-    print(f"{kept.count} detection(s) written to {path} in {time.perf_counter() - start:.1f} s")
+    print(f"{kept.count} detection(s) written to {visible(str(path))} in {time.perf_counter() - start:.1f} s")
     return predictor.status(len(data_set))
 
 

@@ -43,6 +43,7 @@ from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import explaining_lack_of_memory
+from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.processes.distributed import World
@@ -93,7 +94,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     data = DataOptions(**given_settings(DataOptions, given))
     scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
     data_set = scored.data_set
-    print(*scored.lines, sep="\n")
+    print(*map(visible, scored.lines), sep="\n")
     truth = data_set.ground_truth(unmasked=True)
     found, notes = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
     output_dir = folder_to_write(user_path(options.output_dir))
@@ -104,8 +105,8 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     say_limits(limits)
     images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
-    print(f"{counts} in {images} of {len(data_set)} images", *notes, sep="\n")
-    print("written:", *paths)
+    print(f"{counts} in {images} of {len(data_set)} images", *map(visible, notes), sep="\n")
+    print("written:", *(visible(str(path)) for path in paths))
     return write_page_of(options, stats, found[list(stats)[-1]], data_set, data.strict) if options.report else EXIT_OK
 
 
@@ -125,11 +126,9 @@ def write_page_of(
     with explaining_lack_of_memory(f"writing {folder / 'report.html'}", "try fewer --report-images, or none: 0"):
         made = write_report(folder, evaluated, options.report_images, strict)
     for name in made.unreadable:
-        print(f"not in the report: {name}", file=sys.stderr)
-    print(
-        f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.images} images to look at, "
-        f"{time.perf_counter() - start:.1f} s)"
-    )
+        print(visible(f"not in the report: {name}"), file=sys.stderr)
+    shown = f"{made.size / 1e6:.2f} MB, {made.drawn} of {made.images} images to look at"
+    print(visible(f"written: {made.path} ({shown}, {time.perf_counter() - start:.1f} s)"))
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
@@ -155,10 +154,10 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     say_limits(result.limits)
     print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
     for name in result.found.skipped:
-        print(f"not evaluated: {name}", file=sys.stderr)
+        print(visible(f"not evaluated: {name}"), file=sys.stderr)
     if skipped:
         print(f"{skipped} image(s) could not be read: left out of the numbers", file=sys.stderr)
-    print("written:", *paths)
+    print("written:", *(visible(str(path)) for path in paths))
     return EXIT_SOME_UNUSABLE if skipped else EXIT_OK
 
 

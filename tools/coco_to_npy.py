@@ -195,7 +195,7 @@ def main() -> int:
         unreadable = [write_split(out, name, data_set, labels, options) for name, data_set in splits.items()]
         names = "".join(f"{label_map.name(label)}\n" for label in labels)
         write_text(out / CLASS_FILE, names)
-    print(f"written: {options.out}")
+    print(f"written: {visible(options.out)}")
     return EXIT_SOME_UNUSABLE if any(unreadable) else EXIT_OK
 
 

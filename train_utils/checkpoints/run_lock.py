@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from train_utils.io.files import open_to_append, writing
+from train_utils.io.plain_text import visible
 
 try:
     import fcntl
@@ -46,7 +47,8 @@ class RunLock:
             file.close()
             return None
         except OSError as error:  # network file systems without locks
-            print(f"warning: {path}: {error.strerror}; nothing keeps a second run out", file=sys.stderr, flush=True)
+            line = f"warning: {path}: {error.strerror}; nothing keeps a second run out"
+            print(visible(line), file=sys.stderr, flush=True)
         with writing(path):
             who = {
                 "pid": os.getpid(),

@@ -42,7 +42,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     except OSError as error:  # of a file that the user named: no permission, too long a name
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        print(one_line(f"error: {error.filename}: {error.strerror}"), file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
     except (RuntimeError, MemoryError) as error:
         if is_lack_of_memory(error):

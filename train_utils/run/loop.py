@@ -27,6 +27,7 @@ from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory
+from train_utils.io.plain_text import visible
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
@@ -58,7 +59,7 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
         with world.main_first():
             splits, lines = open_scored_alone(config, given, checkpoint) if config.test_only else open_splits(config)
         say = print if world.is_main else lambda *_, **__: None
-        say("\n".join(lines))
+        say("\n".join(map(visible, lines)))
         if not config.test_only:
             refuse_nothing_to_learn(splits.train)
         check_num_classes(config.num_classes, splits.label_map)
@@ -77,7 +78,7 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
         this = Run(config, world, splits, data, folder, checkpoint)
         with world.main_first():
             model, about = build_model(config, chosen, splits.label_map, checkpoint)
-        say("\n".join(about + notes))
+        say("\n".join(map(visible, about + notes)))
         model.to(world.device)
         if config.recompute:
             model.recompute_activations()
@@ -154,7 +155,7 @@ def test(run: Run, model: MaskRCNN) -> None:
     loader = EvalLoader(data_set, run.world, run.config, model.config)
     result = evaluate(model, loader, data_set, run.world, max_dets=run.config.max_dets)
     for name in result.found.skipped:
-        run.say(f"skipped: {name}", file=sys.stderr)
+        run.say(visible(f"skipped: {name}"), file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         run.say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
     for limit in result.limits:

@@ -55,7 +55,7 @@ def _images_in(folder: Path) -> list[Path]:
         )
     if others:
         shown = visible(", ".join(others[:5]) + (", ..." if len(others) > 5 else ""))
-        print(f"{folder}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")
+        print(f"{visible(str(folder))}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")
     return images
 
 
