@@ -259,7 +259,8 @@ class Trainer:
         self.board.epoch(self.progress.step, stats, result.losses, per_class)
         with explaining_lack_of_memory("drawing for TensorBoard", "free some memory, then --resume auto"):
             self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
-        write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
+        progress, steps = self.progress, self.loader.steps_per_epoch
+        write_curves(self.folder, self.writer, progress.curve, progress.curve_stride, steps, self.about())
 
     def say_limits(self, limits: list[Limit], of: str) -> None:
         """Prints limits that were met, each once a run; every epoch's are in the json."""

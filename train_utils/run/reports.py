@@ -43,16 +43,22 @@ def image_rows(samples: Iterable[tuple], label_map: LabelMap) -> list[tuple[Imag
 
 
 def write_curves(
-    folder: Path, writer: ResultsWriter, curve: Sequence[tuple[float, float]], steps_per_epoch: int, about: str
+    folder: Path,
+    writer: ResultsWriter,
+    curve: Sequence[tuple[float, float]],
+    stride: int,
+    steps_per_epoch: int,
+    about: str,
 ) -> None:
-    """Writes the PNGs of a run; curve: (loss, lr) of each step; writer: the run's; about: a line of text."""
+    """Writes the PNGs of a run; curve: (loss, lr) of each `stride` steps; writer: the run's; about: a line of text."""
     losses, rates = zip(*curve, strict=True)
     records = writer.history()
     epochs = [record["epoch"] for record in records]
     train, val = ([record.get(f"{part}_losses") or {} for record in records] for part in ("train", "val"))
     sums = [None if len(v) < len(LOSS_NAMES) or None in v.values() else sum(v.values()) for v in val]
     val_loss = dict(zip(epochs, sums, strict=True))
-    plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates, steps_per_epoch, val_loss, about)
+    path = folder / f"loss_and_lr{writer.stamp}.png"
+    plot_loss_and_lr(path, losses, rates, steps_per_epoch, val_loss, about, stride)
     plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, epochs, train, val, about)
     numbers = {
         f"{what} {name}": [record[name] for record in writer.history(iou_type)]
