@@ -14,7 +14,7 @@ from tests.small_runs import call, differences, flags
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
-from train_utils.run import epochs, step
+from train_utils.run import step
 
 
 def send(number):
@@ -77,7 +77,6 @@ def test_a_stopped_child_is_continued():
 
 def test_a_run_that_a_closed_terminal_ends_is_saved_and_goes_on(tmp_path, monkeypatch):
     data = make_shapes(tmp_path / "shapes", train=6, val=2, size=48)
-    monkeypatch.setattr(epochs, "write_curves", lambda *_: None)  # most of a second
     more = ("--epochs", 1, "--log-steps")
     assert call(train, *flags(data, tmp_path / "uncut", *more)) == 0
     whole, calls = step.forward_backward, []
