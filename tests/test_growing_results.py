@@ -58,6 +58,10 @@ def runs(request, weights, tmp_path, monkeypatch):
     return Runs(request.param, weights, monkeypatch)
 
 
+def stop():
+    raise KeyboardInterrupt
+
+
 def images_of(path):
     return list(dict.fromkeys(result["image_id"] for result in json.loads(path.read_text())))
 
@@ -84,20 +88,17 @@ def test_a_kill_loses_the_image_in_progress_alone(runs, capsys):
     runs.result.write_text('"of another call"')
     child = os.fork()
     if child == 0:
-        runs(cut=4, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        runs(cut=2, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert not runs.result.exists()  # it would look current
     with open(runs.unfinished, "ab") as file:
-        file.write(b'{"at": 3, "image"')  # as a power cut leaves it
-    assert runs("--resume") == 0 and len(runs.seen) == 1
+        file.write(b'{"at": 1, "image"')  # as a power cut leaves it
+    assert runs("--resume", cut=2, act=stop) == 130
+    assert runs("--resume") == 0 and len(runs.seen) == 2
     assert runs.result.read_bytes() == whole and not runs.unfinished.exists()
     assert runs("--resume") == 0 and len(runs.seen) == 4 and "starting fresh" in capsys.readouterr().out
     assert runs.result.read_bytes() == whole
-
-
-def stop():
-    raise KeyboardInterrupt
 
 
 def test_what_has_changed_is_done_again(runs, capsys):

@@ -99,10 +99,12 @@ def test_what_a_living_process_writes_stays_until_it_is_killed(tmp_path, capsys)
             os.write(writing, b"x")
             signal.pause()
     os.read(reading, 1)
-    unfinished.clear_leftovers(tmp_path)
-    assert len(names(tmp_path)) == 2 and capsys.readouterr().out == ""
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        unfinished.clear_leftovers(tmp_path)
+        assert len(names(tmp_path)) == 2 and capsys.readouterr().out == ""
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     unfinished.clear_leftovers(tmp_path)
     assert names(tmp_path) == [] and "2 unfinished" in capsys.readouterr().out
 
