@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,18 @@ from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import LabelMap, read_json
+from train_utils.evaluation.limits import left_out_line
 from train_utils.io import files, unfinished
 from train_utils.io.plain_text import visible
+from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
+from train_utils.show.captions import AUTO, MODES
+from train_utils.show.drawing import Style
 from train_utils.show.image_lists import drawn_suffix, find_images, output_names
 
 RESULT_NAME = "test_result"
@@ -73,7 +77,16 @@ class PredictOptions(ModelOptions):
     )
     mask_threshold: float = setting(0.5, "a mask's pixels are those with a probability above this", least=0, most=1)
     classes: tuple[str, ...] | None = setting(None, "only these classes (default: all)", metavar="NAME")
-    magnify: int = setting(1, "enlarge what is drawn this many times, for small images", least=1)
+    captions: str = setting(
+        AUTO,
+        "names and scores where they leave the image to be seen (auto), none, scores, or all (full)",
+        choices=MODES,
+    )
+    no_boxes: bool = setting(False, "draw no boxes around masks")
+    magnify: int | None = setting(
+        None, "enlarge what is drawn this many times (default: small images as often as fits 640 pixels)", least=1
+    )
+    verbose: bool = setting(False, "a line for each detection, too")
     every: int = setting(1, "only every N-th frame of a video", least=1, metavar="N")
     follow_links: bool = setting(False, "follow images of a folder that are links out of it (else they are an error)")
     strict: bool = setting(False, "an image that cannot be read is an error, before any is predicted")
@@ -83,6 +96,11 @@ class PredictOptions(ModelOptions):
     def folder(self) -> Path:
         """The folder that files are written into."""
         return files.user_path(self.output_dir or ".")
+
+    @property
+    def style(self) -> Style:
+        """How detections are drawn."""
+        return Style(self.captions, not self.no_boxes, self.magnify)
 
 
 def parse(words: list[str] | None = None) -> PredictOptions:
@@ -144,11 +162,11 @@ def predict_file(
 ) -> None:
     """Draws the image or video at a position into `target`, keeps its results and prints them."""
     start, stamp = time.perf_counter(), stamp_of(path)
-    before = predictor.full, predictor.in_part
+    before = predictor.tally()
     try:
         if video.is_video(path):
             predict_video(options, predictor, video.open_video(path), path, target)
-            kept.add(at, {"image": str(path), "stamp": stamp, **predictor.counted(None, *before)}, [])
+            kept.add(at, {"image": str(path), "stamp": stamp, **predictor.since(before, None)}, [])
             return
         image = read_image(path)
     except ImageError as error:
@@ -161,17 +179,17 @@ def predict_file(
         category = predictor.label_map.given.get(result["category_id"], result["category_id"])
         results.append({**result, "category_id": category, "file_name": str(path)})
     with files.atomic_file(target) as file:  # subsampled colour would blur small text
-        predictor.draw(found, image, options.magnify).save(file, "JPEG", quality=92, subsampling=0)
-    kept.add(at, {"image": str(path), "stamp": stamp, **predictor.counted(image.shape[-2:], *before)}, results)
-    for line in predictor.describe(found):
+        predictor.draw(found, image, options.style).save(file, "JPEG", quality=92, subsampling=0)
+    kept.add(at, {"image": str(path), "stamp": stamp, **predictor.since(before, image.shape[-2:])}, results)
+    for line in predictor.describe(found) if options.verbose else ():
         print(f"{visible(str(path))}: {line}")
-    count = len(found["scores"])
-    print(f"{visible(str(path))}: {count} detection(s) in {seconds:.2f} s -> {visible(str(target))}", flush=True)
+    counts = predictor.counted(found)
+    print(f"{visible(str(path))}: {counts} in {seconds:.2f} s -> {visible(str(target))}", flush=True)
 
 
 def asked(options: PredictOptions) -> dict[str, Any]:
     """Returns what the results depend on, beside the images themselves."""
-    places = ("img_path", "output", "output_dir", "device", "strict", "follow_links", "resume")
+    places = ("img_path", "output", "output_dir", "device", "strict", "follow_links", "resume", "verbose")
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in places}
     read = ("weights_path", "label_json_path", "coco_json")
     return {**values, **{name: stamp_of(values[name]) for name in read if values[name] is not None}}
@@ -220,9 +238,10 @@ def predict_video(
     SIGINT and SIGTERM end the video after a frame, so that it is whole, and then the command; a camera's SIGINT ends
     the video alone.
     """
+    style = replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:
-        return predictor.draw(predictor.detect(image), image, options.magnify)
+        return predictor.draw(predictor.detect(image), image, style)
 
     with StopSignal(World.single(predictor.device)) as stop:
         done = video.annotate_video(container, source, target, annotate, options.every, stop.requested)
@@ -271,13 +290,15 @@ def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> Image
     folder = Path(options.image_dir)
     if not folder.is_dir():
         raise InputError(f"--image-dir {options.image_dir}: no such folder")
-    if isinstance(raw, dict):  # a test set's json has none of either
+    if isinstance(raw, dict):  # a test set's json need not have either
         names = dict(zip(label_map.category_ids, label_map.names, strict=True))
-        categories = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
-        raw = {**raw, "annotations": [], "categories": categories}
+        own = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
+        raw = {**raw, "annotations": [], "categories": raw.get("categories") or own}
     table = read_annotations(options.coco_json, lambda names: (folder, folder), options.follow_links, raw=raw)
     data_set = ImageDataset(table, label_map)
     report_missing(data_set)
+    for line in notes_on_classes(data_set):
+        print(line)
     return data_set
 
 
@@ -296,7 +317,7 @@ def predict_coco_json(options: PredictOptions) -> int:
         for i in tqdm(range(len(data_set)), unit="image", disable=None):
             if i in kept:
                 continue
-            name, before = data_set.file_name(i), (predictor.full, predictor.in_part)
+            name, before = data_set.file_name(i), predictor.tally()
             stamp = stamp_of(name)
             try:
                 image, _ = data_set[i]
@@ -304,10 +325,13 @@ def predict_coco_json(options: PredictOptions) -> int:
                 predictor.skip(error)
                 continue
             results = predictor.results(predictor.detect(image), data_set.image_id(i), image)
-            about = {"image": name, "stamp": stamp, **predictor.counted(image.shape[-2:], *before)}
-            kept.add(i, about, data_set.with_given_ids(results, of=i))
+            written = data_set.with_given_ids(results, of=i)
+            predictor.foreign += len(results) - len(written)
+            kept.add(i, {"image": name, "stamp": stamp, **predictor.since(before, image.shape[-2:])}, written)
         kept.finish()
     print(f"{kept.count} detection(s) written to {visible(str(path))} in {time.perf_counter() - start:.1f} s")
+    if predictor.foreign:
+        print(left_out_line(options.output, predictor.foreign))
     return predictor.status(len(data_set))
 
 

@@ -94,17 +94,21 @@ def test_results_beyond_the_limit_are_said_and_scored_where_asked(tmp_path, monk
     (tmp_path / "R.json").write_text(json.dumps(results))
     monkeypatch.chdir(tmp_path)
     words = ("--detections", "R.json", "--data-path", tmp_path / "data")
-    assert call(validation, *words) == 0
+    assert call(validation, *words, "--report") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "are scored by 100 detections of a class in an image" in page and "limit of 100 detections" in page
+    assert "<b>limit</b> (200 of 303 objects): they were found" in page and "<b>missed</b> (" not in page
+    assert "200 object(s) that only detections beyond the limit lie on are not called missed" in page
     printed, found = capsys.readouterr().out, record(tmp_path)
     assert "1 image(s) have more than 100 objects of a class, 200 beyond: they are scored by 100" in printed
     assert found["about"]["limits"]["objects_beyond_max_dets"] == {"images": 1, "beyond": 200}
     assert found["about"]["max_dets"] == 100 and found["bbox"]["stats"]["AP"] < 0.5
-    assert call(validation, *words, "--max-dets", 300) == 0
+    assert call(validation, *words, "--max-dets", 300, "--report") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "beyond the limit lie" not in page and "limit of 300 detections" in page and "AR with 300" in page
     printed, found = capsys.readouterr().out, record(tmp_path)
     assert "more than" not in printed and "maxDets=300" in printed and found["about"]["limits"] == {}
     assert found["about"]["max_dets"] == 300 and found["bbox"]["stats"]["AP"] == 1.0
-    assert call(validation, *words, "--max-dets", 300, "--report") == 2
-    assert "--report counts COCO's 100 detections" in capsys.readouterr().err
 
 
 def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path, monkeypatch, capsys):
@@ -117,7 +121,9 @@ def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path,
         "2 image(s) have 2 detections, all that --box-detections-per-img allows",
     )
     weights = write_checkpoint(tmp_path / "w.pth")
-    assert call(validation, "--weights-path", weights, "--data-path", tmp_path / "data", *few) == 0
+    assert call(validation, "--weights-path", weights, "--data-path", tmp_path / "data", *few, "--report") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert line in page
     assert line in capsys.readouterr().out
     assert record(tmp_path)["about"]["limits"]["full_images"]["images"] == 2
     run = flags(tmp_path / "data", tmp_path / "run", *few, "--box-score-thresh", 0)
@@ -132,7 +138,7 @@ def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path,
 
 
 def write_dropping(folder, truth):
-    """The data, image 1 with a second page, image 2 half transparent, image 3 with an alpha that hides nothing."""
+    """The data: image 1 has a second page, 2 is half transparent, 3 has an alpha of no effect, 4 a fourth channel."""
     for name in ("instances_train.json", "instances_val.json"):
         write(folder, truth, name)
     images = folder / "images"
@@ -142,18 +148,20 @@ def write_dropping(folder, truth):
         Image.fromarray(np.dstack([np.full((80, 80, 3), 90, np.uint8), np.full((80, 80), alpha, np.uint8)])).save(
             images / name
         )
+    Image.new("RGBX", (80, 80), (90, 90, 90, 7)).save(images / "4.png", "TIFF")
     return folder
 
 
 DROPPED = (
     "1 image(s) have pages after the first, which are left out",
     "1 image(s) have transparency, which is left out",
+    "1 image(s) have channels beyond grey, colour and alpha, which are left out",
 )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_reading_leaves_out_is_said_once(tmp_path, monkeypatch, capsys, workers):
-    data = write_dropping(tmp_path / "data", dense((3, 3, 3))[0])
+    data = write_dropping(tmp_path / "data", dense((3, 3, 3, 3))[0])
     monkeypatch.chdir(tmp_path)
     weights = write_checkpoint(tmp_path / "w.pth")
     assert call(validation, "--weights-path", weights, "--data-path", data, "--workers", workers) == 0
@@ -166,13 +174,13 @@ def test_what_reading_leaves_out_is_said_once(tmp_path, monkeypatch, capsys, wor
 
 
 def test_predict_says_what_was_left_out_and_which_images_are_full(tmp_path, monkeypatch, capsys):
-    data = write_dropping(tmp_path / "data", dense((3, 3, 3))[0])
+    data = write_dropping(tmp_path / "data", dense((3, 3, 3, 3))[0])
     monkeypatch.chdir(tmp_path)
     words = ("--weights-path", write_checkpoint(tmp_path / "w.pth"), "--img-path", data / "images")
     assert call(predict, *words, "--box-detections-per-img", 2, "--score", 0) == 0
     printed = capsys.readouterr().out
     assert all(printed.count(line) == 1 for line in DROPPED)
-    assert printed.count("3 image(s) have 2 detections, all that --box-detections-per-img allows") == 1
+    assert printed.count("4 image(s) have 2 detections, all that --box-detections-per-img allows") == 1
     assert call(predict, *words, "--box-detections-per-img", 2, "--score", 1) == 0
     assert "--box-detections-per-img allows" not in capsys.readouterr().out
 

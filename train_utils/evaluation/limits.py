@@ -2,14 +2,19 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
-from train_utils.data.images import PAGES, TRANSPARENCY
+from train_utils.data.images import CHANNELS, PAGES, TRANSPARENCY
 
 MAX_DETS = 100  # of a class in an image, COCO's
-DROPPED = {PAGES: "pages after the first, which are left out", TRANSPARENCY: "transparency, which is left out"}
+DROPPED = {
+    PAGES: "pages after the first, which are left out",
+    TRANSPARENCY: "transparency, which is left out",
+    CHANNELS: "channels beyond grey, colour and alpha, which are left out",
+}
 SHRUNK = 0.5  # of the smallest scale of training, below which an image is said to be shrunk
 CUT = "are scored by {most} detections of a class in an image; --max-dets N scores by N"
 
@@ -99,6 +104,13 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
         f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink less"
     )
     return [Limit("shrunk_images", len(scales), 0, line)] if scales else []
+
+
+def left_out_line(path: str | Path, count: int) -> str:
+    """Returns what is said of so many detections that `ImageDataset.with_given_ids` left out of a file."""
+    return (
+        f"left out of {path}: {count} detection(s) of classes that the data lacks, whose ids mean other classes there"
+    )
 
 
 def record_of(limits: Sequence[Limit]) -> dict[str, dict[str, int]]:
