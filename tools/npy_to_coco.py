@@ -30,6 +30,7 @@ from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text
+from train_utils.io.plain_text import visible
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def main() -> int:
         for name, data_set in splits.items():
             print(f"{name or 'data'}: {data_set.describe()}")
         unusable = [write_split(out, name, data_set, options.link) for name, data_set in splits.items()]
-    print(f"written: {options.out}")
+    print(f"written: {visible(options.out)}")
     return EXIT_SOME_UNUSABLE if any(unusable) else EXIT_OK
 
 

@@ -15,6 +15,7 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
 from train_utils.data.options import OF_PLACE, PLACES, DataOptions
 from train_utils.data.problems import few_counts
+from train_utils.io.plain_text import visible
 
 OF_DATA = (*OF_TRAINING, "follow_links", "strict")
 
@@ -50,7 +51,7 @@ def open_split_of(
         data_set = getattr(open_data(wanted, split, classes), split)
         scored = Scored(data_set, len(data_set), [data_set.describe()])
     check_same_classes(given["weights_path"], label_map, scored.data_set, named)
-    print(*scored.lines, sep="\n")
+    print(*map(visible, scored.lines), sep="\n")
     return scored, trained
 
 
