@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.labels import LabelMap
-from train_utils.io.files import make_folder, write_text, writing
+from train_utils.io.files import atomic_file, make_folder, write_text
 from train_utils.prediction.outlines import bridged, outlines
 
 FORMS = ("coco", "labelme", "yolo", "masks", "voc")
@@ -74,8 +74,8 @@ def write_data_set(
         found = sorted(of_image.get(number, ()), key=lambda result: -result["score"])
         detected = [_detected(result, rows) for result in found]
         image = Written(path.name, size, [each for each in detected if each.mask.any()])
-        with writing(folder):
-            shutil.copyfile(path, make_folder(writer.images) / path.name)
+        with atomic_file(make_folder(writer.images) / path.name) as file, path.open("rb") as source:
+            shutil.copyfileobj(source, file)
         writer.add(image)
         counts = [counts[0] + 1, counts[1] + len(image.detected)]
     writer.finish()
@@ -213,9 +213,9 @@ class MasksWriter(CocoWriter):
             self.lost += lost
             if several and not labels.any() and row:
                 continue  # a class without an object needs no file where another has one
-            path = self.folder / "masks" / (_folder_name(name) if several else "")
-            with writing(path):
-                Image.fromarray(labels).save(make_folder(path) / f"{Path(image.name).stem}.png")
+            path = make_folder(self.folder / "masks" / (_folder_name(name) if several else ""))
+            with atomic_file(path / f"{Path(image.name).stem}.png") as file:
+                Image.fromarray(labels).save(file, "PNG")
 
     def finish(self) -> None:
         """Writes the names of the classes."""
@@ -262,8 +262,8 @@ class VocWriter(MasksWriter):
         classes = np.array([0, *(one.row + 1 for one in kept)], dtype=np.uint8)[objects]
         for kind, values in (("Object", objects), ("Class", classes)):
             folder = make_folder(self.root / f"Segmentation{kind}")
-            with writing(folder):
-                Image.fromarray(values).save(folder / f"{stem}.png")
+            with atomic_file(folder / f"{stem}.png") as file:
+                Image.fromarray(values).save(file, "PNG")
         top = etree.Element("annotation")
         sides = {"width": image.size[1], "height": image.size[0], "depth": 3}
         _elements(top, {"filename": image.name, "size": sides})
