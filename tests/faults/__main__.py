@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CASES = ["kills", "signals", "restarts", "hostile", "bit_flips", "save_speed", "fuzz", "catalogue"]
+CASES = ["kills", "signals", "restarts", "hostile", "bit_flips", "save_speed", "fuzz", "catalogue", "growth"]
 
 
 def main() -> int:
