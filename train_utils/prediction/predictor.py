@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -52,6 +53,7 @@ class Predictor:
         self.labels = None if classes is None else torch.tensor(self._labels_of(classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
+        self.counting = threading.Lock()  # `detect` may be called from several threads
         self.full = 0  # images with as many sure detections as the model may find
 
     def _labels_of(self, names: Sequence[str]) -> list[int]:
@@ -66,9 +68,10 @@ class Predictor:
         what = f"prediction on an image of {image.shape[-1]}x{image.shape[-2]}"
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
             found = detect(self.model, image, self.device)
-        self.sizes[tuple(image.shape[-2:])] += 1
         keep = found["scores"] >= self.least_score  # [D]
-        self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
+        with self.counting:
+            self.sizes[tuple(image.shape[-2:])] += 1
+            self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
         if self.labels is not None:
             keep &= torch.isin(found["labels"], self.labels)
         return {key: value[keep] for key, value in found.items()}
