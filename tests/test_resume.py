@@ -203,6 +203,17 @@ def test_what_an_older_checkpoint_says_of_the_data_is_compared(resumed, cut, dat
         path.write_text(content)
 
 
+def test_another_machine_or_version_is_said():
+    world = World.single("cpu")
+    now = resume.environment(world)
+    assert resume.other_environment({"environment": now}, world) == []
+    assert torch.backends.cpu.get_cpu_capability() in now["processor"]
+    before = {"environment": {**now, "torch": "2.9.0", "processor": "Zen 2 with AVX2"}}
+    (line,) = resume.other_environment(before, world)
+    differs = [f"torch 2.9.0 -> {torch.__version__}", f"processor Zen 2 with AVX2 -> {now['processor']}"]
+    assert line == f"last bits may differ from an uncut run: {', '.join(differs)}"
+
+
 def test_the_same_images_may_lie_elsewhere(resumed, data, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(data)

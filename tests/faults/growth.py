@@ -121,14 +121,14 @@ def captions(n: int, folder: Path) -> Callable[[], Any]:
 
 
 CASES = {
-    "a json object with a repeated key": Growth(repeated_key, 2000),
+    "a json object with a repeated key": Growth(repeated_key, 500),
     "a json file with a repeated key": Growth(repeated_in_json, 20000, counted=False),
     "a json object of many keys": Growth(many_keys, 5000, counted=False),
-    "a sound json": Growth(sound_json, 300),
-    "a json with many mistakes": Growth(wrong_json, 300),
-    "detections": Growth(results, 500),
-    "tensors in a file of weights": Growth(weights, 200),
-    "other data on resume": Growth(other_data, 2000),
+    "a sound json": Growth(sound_json, 100),
+    "a json with many mistakes": Growth(wrong_json, 100),
+    "detections": Growth(results, 200),
+    "tensors in a file of weights": Growth(weights, 50),
+    "other data on resume": Growth(other_data, 500),
     "objects drawn with captions": Growth(captions, 1200, counted=False),
 }
 
