@@ -61,7 +61,9 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
             splits, lines = open_scored_alone(config, given, checkpoint) if config.test_only else open_splits(config)
         say = print if world.is_main else lambda *_, **__: None
         say("\n".join(lines))
-        states = {role: data_state(part) for role, part in splits.by_role().items()}
+        states = {}
+        if world.size > 1 or not config.test_only:
+            states = {role: data_state(part) for role, part in splits.by_role().items()}
         if world.size > 1:
             refuse_differences(world, facts(config, world, splits, states))
         if not config.test_only:
