@@ -30,6 +30,7 @@ WHAT = "hours of runs with a random fault in each start: nothing lost, and the e
 # name -> (ranks, flags)
 RUNS = {"one process": (1, ()), "2 workers": (1, ("--workers", 2)), "2 ranks": (2, ("--batch-size", 1))}
 FLAGS = ("--log-steps", "--resume", "auto", "--save-every-steps", 1)
+PATIENCE = 900.0  # seconds that a start may take before it counts as stuck
 MOST = 8  # faults of one run, after which it is let end
 IN_A_SAVE = ("replace", "fsync")  # calls of os, of which a run has more than CALLS
 CALLS = 12
@@ -82,19 +83,19 @@ def signalled(number: int, group: bool = False) -> Fault:
         if lives := process.is_alive():
             (os.killpg if group else os.kill)(process.pid, number)
         # -number: before the handler was there; 1 and 2: a rank that lost another one then
-        return Trial(end_all(processes), {0, 128 + number, -number, *([1, 2] if cut.size > 1 else [])}, lives)
+        return Trial(ended(processes), {0, 128 + number, -number, *([1, 2] if cut.size > 1 else [])}, lives)
 
     return act
 
 
 def killed_in_a_save(cut: Cut) -> Trial:
-    codes = end_all(cut.start(("kill", cut.rng.choice(IN_A_SAVE), cut.rng.randint(1, CALLS))))
+    codes = ended(cut.start(("kill", cut.rng.choice(IN_A_SAVE), cut.rng.randint(1, CALLS))))
     return Trial(codes, {0, -9, 1}, -9 in codes)
 
 
 def full_disk(cut: Cut) -> Trial:
     since = log_length(cut)
-    codes = end_all(cut.start(("full", cut.rng.choice(IN_A_SAVE), cut.rng.randint(1, CALLS))))
+    codes = ended(cut.start(("full", cut.rng.choice(IN_A_SAVE), cut.rng.randint(1, CALLS))))
     return Trial(codes, {0, 1, 2} if not any(codes) or "no room left" in cut.said(since) else set(), any(codes))
 
 
@@ -108,7 +109,7 @@ def stopped_and_continued(cut: Cut) -> Trial:
         os.kill(pid, signal.SIGSTOP)
         time.sleep(cut.rng.uniform(0.1, 3))
         os.kill(pid, signal.SIGCONT)
-    return Trial(end_all(processes), {0}, lives)
+    return Trial(ended(processes), {0}, lives)
 
 
 def killed_worker(cut: Cut) -> Trial | None:
@@ -119,7 +120,7 @@ def killed_worker(cut: Cut) -> Trial | None:
     pids = [pid for process in processes if process.is_alive() for pid in children(process.pid)]
     for pid in pids[:1]:
         os.kill(pid, signal.SIGKILL)
-    return Trial(end_all(processes), {0, 2}, bool(pids))
+    return Trial(ended(processes), {0, 2}, bool(pids))
 
 
 def damaged_checkpoint(cut: Cut) -> Trial | None:
@@ -131,7 +132,7 @@ def damaged_checkpoint(cut: Cut) -> Trial | None:
     content[cut.rng.randrange(len(content) // 4, len(content) // 2)] ^= 1 << cut.rng.randrange(8)
     path.unlink()  # it may have several names
     path.write_bytes(content)
-    return Trial(end_all(cut.start()), {0})
+    return Trial(ended(cut.start()), {0})
 
 
 def changed_labels(cut: Cut) -> Trial | None:
@@ -155,7 +156,7 @@ def refused(cut: Cut, path: Path, wrong: bytes, says: str) -> Trial | None:
     right, since = path.read_bytes(), log_length(cut)
     path.write_bytes(wrong)
     try:
-        codes = end_all(cut.start())
+        codes = ended(cut.start())
     finally:
         path.write_bytes(right)
     return Trial(codes, {2} if says in cut.said(since) else set())
@@ -167,7 +168,7 @@ def copied_data(cut: Cut) -> Trial | None:
         return None
     for path in cut.data.rglob("*.png"):
         os.utime(path, ns=(1, cut.rng.randrange(10**18)))
-    since, codes = log_length(cut), end_all(cut.start())
+    since, codes = log_length(cut), ended(cut.start())
     return Trial(codes, {0} if "the image files have other times" in cut.said(since) else set())
 
 
@@ -190,9 +191,14 @@ def other_node(cut: Cut) -> Trial | None:
             last = content["images"].pop()["id"]
             content["annotations"] = [a for a in content["annotations"] if a["image_id"] != last]
         path.write_text(json.dumps(content))
-    codes = end_all(cut.start(other=other, more=more))
+    codes = ended(cut.start(other=other, more=more))
     says = {"labels": "other labels of train", "fewer": "images of train ", "seed": "--seed 5"}[what]
     return Trial(codes, {2, 1} if says in cut.said(since) and 2 in codes else set())
+
+
+def ended(processes: list) -> list:
+    """Returns the exit codes of processes; the machine may be busy."""
+    return end_all(processes, PATIENCE)
 
 
 def begun(cut: Cut) -> Path | None:
@@ -249,7 +255,7 @@ def run(full: bool, folder: Path, hours: float = 2.0, seed: int = 0) -> Outcome:
 def measure(data: Path, folder: Path, name: str) -> float:
     """Does the uncut run; returns its seconds."""
     begin = time.monotonic()
-    codes = end_all(Cut(data, folder / f"uncut {name}", name, 0.0, random.Random(0)).start(), 600)
+    codes = ended(Cut(data, folder / f"uncut {name}", name, 0.0, random.Random(0)).start())
     if any(codes):
         raise RuntimeError(f"{name}: the uncut run ended with {codes}; see {folder}/uncut {name}.log")
     return time.monotonic() - begin
@@ -261,7 +267,7 @@ def cut_and_resume(cut: Cut, until: float) -> tuple[list[str], list[str]]:
     while True:
         fault, since, before = cut.rng.choice(list(FAULTS)), log_length(cut), finished_steps(cut.folder)
         if len(faults) == MOST or time.monotonic() > until:
-            trial = Trial(end_all(cut.start()), {0}, injected=False)
+            trial = Trial(ended(cut.start()), {0}, injected=False)
         else:
             trial = FAULTS[fault](cut)  # None: a fault that the run cannot have yet
         if trial is None:
