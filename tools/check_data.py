@@ -214,6 +214,7 @@ class Report:
         if self.tables:
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
+        if self.reach:
             sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
