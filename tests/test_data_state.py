@@ -110,6 +110,21 @@ def test_copied_data_passes_and_is_said(tmp_path, monkeypatch):
     assert compare(share, data_state(train), train) == ([], [said.format(2)])
 
 
+def test_what_varies_is_not_compared(tmp_path):
+    data = Data(tmp_path)
+    before = open_data(tmp_path).train
+    before.annotations.images.varies = True
+    relabelled(data)
+    data.write()
+    train = open_data(tmp_path).train
+    train.annotations.images.varies = True
+    state = data_state(train)
+    assert compare(data_state(before), state, train) == ([], []) and not rewritten(train, state).any()
+    gone(data)
+    data.write()
+    assert compare(state, data_state(open_data(tmp_path).train), train)[0] == ["1 of 4 images are gone"]
+
+
 def test_masks_in_files_count(tmp_path):
     """The masks of VOC data are read while the run lasts."""
     voc()(tmp_path, None)

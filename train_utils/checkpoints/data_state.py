@@ -32,8 +32,11 @@ def data_state(data_set: ImageDataset) -> State:
     """Returns the columns of the images of a data set, in its order, as a checkpoint keeps them."""
     table, rows = data_set.annotations, data_set.rows
     names, of_boxes = table.file_names(), (table.boxes, table.areas, table.iscrowd, table.ignored)
-    columns = {
-        "names": np.array([_crc(os.path.basename(names[row])) for row in rows], dtype=np.uint32),
+    form = f"{type(table.images).__name__} {type(table.masks).__name__}"
+    columns = {"names": np.array([_crc(os.path.basename(names[row])) for row in rows], dtype=np.uint32)}
+    if getattr(table.images, "varies", False):
+        return _state(form, columns)
+    columns |= {
         "sizes": _folded(table.sizes[rows, 0] << 32 | table.sizes[rows, 1]),
         "labels": part_checksums((table.first, table.category_ids))[rows],
         "boxes": part_checksums(*((table.first, array) for array in of_boxes))[rows],
@@ -46,7 +49,10 @@ def data_state(data_set: ImageDataset) -> State:
         stamps = stamp_files(paths)
         columns |= _stamp_columns(file, stamps)
         columns[f"{file} contents"] = file_checksums(paths, stamps.sizes)
-    form = f"{type(table.images).__name__} {type(table.masks).__name__}"
+    return _state(form, columns)
+
+
+def _state(form: str, columns: dict[str, np.ndarray]) -> State:
     return {"form": form, **{name: torch.from_numpy(column.view(np.int32)) for name, column in columns.items()}}
 
 
@@ -64,7 +70,7 @@ def rewritten(data_set: ImageDataset, state: State) -> np.ndarray:
     """Returns which images' files are not as they were when `state` was made, by size and time: bool [I]."""
     table, changed = data_set.annotations, np.zeros(len(data_set), dtype=bool)
     for file, paths in files_of(table, data_set.rows, table.file_names()).items():
-        for name, column in _stamp_columns(file, stamp_files(paths)).items():
+        for name, column in _stamp_columns(file, stamp_files(paths)).items() if f"{file} bytes" in state else ():
             changed |= _column(state, name) != column.view(np.int32)
     return changed
 
@@ -97,7 +103,7 @@ def compare(before: Mapping[str, Any], now: State, data_set: ImageDataset) -> tu
         if column in before and column in now:
             add(f"other {column}", differs(column))
     for file in FILES if same_form else ():
-        if f"{file} contents" not in now:
+        if not all(f"{file} contents" in state for state in (before, now)):
             continue
         contents = [_column(before, f"{file} contents")[one], _column(now, f"{file} contents")[two]]
         known = (contents[0] != 0) & (contents[1] != 0)
