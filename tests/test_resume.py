@@ -169,13 +169,13 @@ def test_a_run_in_a_thread_trains(data, tmp_path):
 def test_other_images_are_refused_without_leave(resumed, tmp_path):
     other = make_shapes(tmp_path / "other", train=8, val=2, size=48, seed=3)
     status, printed = resumed("--data-path", other)
-    assert status == 2 and "the data is not that of before: train: 2 images are new, other labels of 6 im" in printed
+    assert status == 2 and "the data is not that of before: train: 2 image(s) are new, other labels of 6 im" in printed
     assert (
         "; val: 1 of 2 images are gone, " not in printed
         and "Put the data back, or give --allow-changed data" in printed
     )
     status, printed = resumed("--data-path", other, "--allow-changed", "data")
-    assert status == 0 and "changed: train: 2 images are new" in printed
+    assert status == 0 and "changed: train: 2 image(s) are new" in printed
     assert torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["step"] == 2 * 4
 
 
@@ -282,7 +282,7 @@ def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch
     assert (saved["epoch"], saved["progress"]["lowest_val_loss"]) == (1, 0.25)
     lines = [line for line in capsys.readouterr().out.splitlines() if "changed since the run began" in line]
     assert [line.partition(", such")[0].partition(": ")[2] for line in lines] == [
-        "files of 1 images have been changed since the run began"
+        "files of 1 image(s) have been changed since the run began"
     ]
 
 

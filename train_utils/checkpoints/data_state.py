@@ -86,7 +86,7 @@ def compare(before: Mapping[str, Any], now: State, data_set: ImageDataset) -> tu
     if len(one) < counts[0]:
         changed.append(f"{counts[0] - len(one)} of {counts[0]} images are gone")
     if len(two) < counts[1]:
-        changed.append(f"{counts[1] - len(two)} images are new")
+        changed.append(f"{counts[1] - len(two)} image(s) are new")
     if not changed and (one != two).any():
         changed.append("the images have another order")
 
@@ -96,7 +96,7 @@ def compare(before: Mapping[str, Any], now: State, data_set: ImageDataset) -> tu
     def add(what: str, which: np.ndarray) -> None:
         if which.any():
             such = os.path.basename(data_set.file_name(int(two[which.argmax()])))
-            changed.append(f"{what} of {int(which.sum())} images, such as {such}")
+            changed.append(f"{what} of {int(which.sum())} image(s), such as {such}")
 
     same_form = before["form"] == now["form"]
     for column in OF_TABLE if same_form else OF_TABLE[:-1]:

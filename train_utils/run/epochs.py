@@ -275,7 +275,7 @@ class Trainer:
         """Prints that files of the data have changed since the run began."""
         for role, part in self.splits.by_role().items():
             changed = rewritten(part, self.run.states[role])
-            line = f"{role}: files of {int(changed.sum())} images have been changed since the run began"
+            line = f"{role}: files of {int(changed.sum())} image(s) have been changed since the run began"
             if changed.any() and line not in self.reported:
                 self.reported.add(line)
                 such = part.file_name(int(changed.argmax()))
