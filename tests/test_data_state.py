@@ -64,7 +64,10 @@ CHANGES = {
     lambda data: data.add(): [f"other {what} of 1 image(s), such as 1.png" for what in ("labels", "boxes", "masks")],
     replaced: ["other image files of 1 image(s), such as 1.png"],
     longer: ["other image files of 1 image(s), such as 2.png"],
-    lambda data: (gone(data), relabelled(data)): ["1 of 4 images are gone", "other labels of 2 image(s), such as 1.png"],
+    lambda data: (gone(data), relabelled(data)): [
+        "1 of 4 images are gone",
+        "other labels of 2 image(s), such as 1.png",
+    ],
     lambda data: None: [],
     lambda data: [annotation.update(id=annotation["id"] + 5) for annotation in data.annotations]: [],
 }
