@@ -164,8 +164,9 @@ def check_data(
         changed = [f"{role}: {', '.join(what)}" for role, (what, _) in found.items() if what]
         said = [f"{role}: {line}" for role, (_, lines) in found.items() for line in lines]
     else:
-        changed = [] if same else ["train: other images (names, sizes or numbers of objects)"]
-        said = []
+        changed, said = [], []
+    if not (same or changed):
+        changed = ["train: other images (names, sizes or numbers of objects)"]
     if changed and not allowed:
         raise InputError(
             f"--resume: the data is not that of before: {'; '.join(changed)}. Put the data back, or give "
