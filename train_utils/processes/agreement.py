@@ -15,7 +15,7 @@ from backbone.errors import InputError
 from train_utils.processes.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_TIME = ("*.py", "backbone/**/*.py", "network_files/**/*.py", "train_utils/**/*.py")
+RUN_TIME = ("maskrcnn.py", "transforms.py", "backbone/**/*.py", "network_files/**/*.py", "train_utils/**/*.py")
 
 
 class Digest(str):
