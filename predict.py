@@ -8,7 +8,9 @@
 The first writes test_result.jpg and test_result.json into --output-dir. For a folder and an --output-dir
 (--img-path input_image --output-dir output_image) the drawn images go straight into it under their own stems, with
 test_result.json beside them; a folder without --output-dir, and a glob, give a folder test_result/ of them. Videos
-(which need requirements-video.txt) become .mp4 files without sound, frame for frame; Ctrl-C leaves what is done, whole.
+(which need requirements-video.txt) become .mp4 files without sound, frame for frame. Results are kept image by image:
+Ctrl-C leaves what is done, whole, a kill leaves it in test_result.json.unfinished, and --resume goes on from there.
+--write coco, labelme, yolo, masks or voc makes a data set of images and detections, to be corrected and trained on.
 The last line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a
 ResNet-50 some 3 s on a CPU with 2 cores.
 Exit status 1: finished, but some images could not be read (they are named); --strict makes that an error.
@@ -16,9 +18,13 @@ Exit status 1: finished, but some images could not be read (they are named); --s
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +46,11 @@ from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
-from train_utils.evaluation.numbers import write_results
-from train_utils.io import files
+from train_utils.io import files, unfinished
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import notes_on_classes
+from train_utils.prediction.data_sets import FORMS, check_place, write_data_set
+from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
@@ -53,7 +60,7 @@ from train_utils.show.captions import AUTO, MODES
 from train_utils.show.drawing import Style
 from train_utils.show.image_lists import drawn_suffix, find_images, output_names
 
-RESULT_NAME = "test_result"
+RESULT_NAME, DATA_SET = "test_result", "data_set"
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
 
 
@@ -86,6 +93,12 @@ class PredictOptions(ModelOptions):
     every: int = setting(1, "only every N-th frame of a video", least=1, metavar="N")
     follow_links: bool = setting(False, "follow images of a folder that are links out of it (else they are an error)")
     strict: bool = setting(False, "an image that cannot be read is an error, before any is predicted")
+    write: str | None = setting(
+        None,
+        "also write images and detections as a data set that train.py opens, into data_set/ of the output folder",
+        choices=FORMS,
+    )
+    resume: bool = setting(False, "go on with the same command that was cut: what is done is not done again")
 
     @property
     def folder(self) -> Path:
@@ -109,6 +122,8 @@ def parse(words: list[str] | None = None) -> PredictOptions:
         parser.error("give either --img-path, or --coco-json with --image-dir and --output")
     if options.coco_json is not None and (options.image_dir is None or options.output is None):
         parser.error("--coco-json needs --image-dir and --output")
+    if options.write is not None and options.coco_json is not None:
+        parser.error("--write goes with --img-path: --coco-json has a data set already")
     return options
 
 
@@ -128,35 +143,99 @@ def predict_images(options: PredictOptions) -> int:
             check_video(path, options.strict)
         else:
             read_image(path) if options.strict else refuse(path)
+    if options.write:
+        if any(map(video.is_video, images)):
+            raise InputError("--write: a video has no image files to make a data set of; leave it out")
+        check_place(options.write, options.folder / DATA_SET, images)
     predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score)
     folder, names = drawn_places(options, images)
-    files.make_folder(folder)
     refuse_to_overwrite(images, [folder / name for name in names])
-    results = []
-    for image_id, (path, name) in enumerate(zip(images, names, strict=True), start=1):
-        start = time.perf_counter()
-        try:
-            if video.is_video(path):
-                predict_video(options, predictor, video.open_video(path), path, folder / name)
-                continue
-            image = read_image(path)
-        except ImageError as error:
-            predictor.skip(error)
-            continue
-        found = predictor.detect(image)
-        seconds = time.perf_counter() - start
-        for result in predictor.results(found, image_id, image):
-            category = predictor.label_map.given.get(result["category_id"], result["category_id"])
-            results.append({**result, "category_id": category, "file_name": str(path)})
-        with files.atomic_file(folder / name) as file:  # subsampled colour would blur small text
-            predictor.draw(found, image, options.style).save(file, "JPEG", quality=92, subsampling=0)
-        for line in predictor.describe(found) if options.verbose else ():
-            print(f"{visible(str(path))}: {line}")
-        print(f"{visible(str(path))}: {predictor.counted(found)} in {seconds:.2f} s -> {folder / name}", flush=True)
-    if not all(map(video.is_video, images)):
-        write_results(options.folder / f"{RESULT_NAME}.json", results)
-        print(f"{len(results)} detection(s) written to {options.folder / RESULT_NAME}.json")
+    make_places(options.folder, folder)
+    json_path, as_json = options.folder / f"{RESULT_NAME}.json", not all(map(video.is_video, images))
+    with unfinished.stopped_in_order(), GrowingResults(json_path, asked(options), len(images), as_json) as kept:
+        if options.resume:
+            take_up(kept, predictor, lambda at: images[at], lambda at: folder / names[at])
+        for at, (path, name) in enumerate(zip(images, names, strict=True)):
+            if at not in kept:
+                predict_file(options, predictor, at, path, folder / name, kept)
+        kept.finish()
+    if as_json:
+        print(f"{kept.count} detection(s) written to {visible(str(json_path))}")
+    if options.write:
+        results = json.loads(json_path.read_bytes())
+        print(write_data_set(options.write, options.folder / DATA_SET, images, results, predictor.label_map))
     return predictor.status(len(images))
+
+
+def make_places(output_dir: Path, drawn: Path) -> None:
+    """Creates --output-dir, and in it the folder of the drawn images."""
+    files.folder_to_write(output_dir)
+    if drawn != output_dir:
+        unfinished.clear_leftovers(files.inner_folder(output_dir, drawn.name))
+
+
+def predict_file(
+    options: PredictOptions, predictor: Predictor, at: int, path: Path, target: Path, kept: GrowingResults
+) -> None:
+    """Draws the image or video at a position into `target`, keeps its results and prints them."""
+    start, stamp = time.perf_counter(), stamp_of(path)
+    before = predictor.tally()
+    try:
+        if video.is_video(path):
+            predict_video(options, predictor, video.open_video(path), path, target)
+            kept.add(at, {"image": str(path), "stamp": stamp, **predictor.since(before, None)}, [])
+            return
+        image = read_image(path)
+    except ImageError as error:
+        predictor.skip(error)
+        return
+    found = predictor.detect(image)
+    seconds = time.perf_counter() - start
+    results = []
+    for result in predictor.results(found, at + 1, image):
+        category = predictor.label_map.given.get(result["category_id"], result["category_id"])
+        results.append({**result, "category_id": category, "file_name": str(path)})
+    with files.atomic_file(target) as file:  # subsampled colour would blur small text
+        predictor.draw(found, image, options.style).save(file, "JPEG", quality=92, subsampling=0)
+    kept.add(at, {"image": str(path), "stamp": stamp, **predictor.since(before, image.shape[-2:])}, results)
+    for line in predictor.describe(found) if options.verbose else ():
+        print(f"{visible(str(path))}: {line}")
+    counts = predictor.counted(found)
+    print(f"{visible(str(path))}: {counts} in {seconds:.2f} s -> {visible(str(target))}", flush=True)
+
+
+def asked(options: PredictOptions) -> dict[str, Any]:
+    """Returns what the results depend on, beside the images themselves."""
+    places = ("img_path", "output", "output_dir", "device", "strict", "follow_links", "resume", "verbose", "write")
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in places}
+    read = ("weights_path", "label_json_path", "coco_json")
+    return {**values, **{name: stamp_of(values[name]) for name in read if values[name] is not None}}
+
+
+def stamp_of(path: str | Path) -> list[int] | None:
+    """Returns a file's size in bytes and time of change; None where there is no such file."""
+    try:
+        status = os.stat(files.user_path(path))
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def take_up(
+    kept: GrowingResults,
+    predictor: Predictor,
+    path_of: Callable[[int], str | Path],
+    drawn: Callable[[int], Path] | None = None,
+) -> None:
+    """Takes up what an earlier call has kept of images that are as they were, and whose drawings are there."""
+
+    def is_current(at: int, about: dict[str, Any]) -> bool:
+        if at >= kept.of or about["image"] != str(path_of(at)) or about["stamp"] != stamp_of(path_of(at)):
+            return False
+        return drawn is None or drawn(at).is_file()
+
+    for about in kept.resume(is_current):
+        predictor.recall(about)
 
 
 def check_video(path: Path, strict: bool) -> None:
@@ -185,7 +264,7 @@ def predict_video(
         done = video.annotate_video(container, source, target, annotate, options.every, stop.requested)
     speed = f"{done.seconds:.1f} s, {done.frames / max(done.seconds, 1e-9):.2f} frames/s"
     notes = f" ({', '.join(done.notes)})" if done.notes else ""
-    print(f"{visible(str(source))}: {done.frames} frame(s) in {speed} -> {target}{notes}", flush=True)
+    print(f"{visible(str(source))}: {done.frames} frame(s) in {speed} -> {visible(str(target))}{notes}", flush=True)
     if done.broken:
         print(f"predicted in part: {ImageError(source, done.broken)}", file=sys.stderr, flush=True)
         predictor.in_part += 1
@@ -197,7 +276,7 @@ def predict_camera(options: PredictOptions, number: int) -> int:
     """Draws what a camera sees until Ctrl-C; returns the exit status."""
     container = video.open_camera(number)
     predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score)
-    folder = files.make_folder(options.folder)
+    folder = files.folder_to_write(options.folder)
     predict_video(options, predictor, container, f"camera {number}", folder / f"{RESULT_NAME}.mp4")
     return predictor.status(1)
 
@@ -243,24 +322,33 @@ def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> Image
 def predict_coco_json(options: PredictOptions) -> int:
     """Writes the results file for every image that a COCO json names; returns the exit status."""
     raw = read_json(options.coco_json)
-    files.make_folder(Path(options.output).parent)  # rather now than after hours
+    files.folder_to_write(Path(options.output).parent)  # rather now than after hours
     if Path(options.output).is_dir():
         raise InputError(f"--output {options.output}: is a folder; give the results file's name")
     predictor = predictor_of(options, options.score or 0.0)
     data_set = open_images(options, raw, predictor.label_map)
-    results, start = [], time.perf_counter()
-    for i in tqdm(range(len(data_set)), unit="image", disable=None):
-        try:
-            image, _ = data_set[i]
-        except ImageError as error:
-            predictor.skip(error)
-            continue
-        results += predictor.results(predictor.detect(image), data_set.image_id(i), image)
-    written = data_set.with_given_ids(results)
-    write_results(options.output, written)
-    print(f"{len(written)} detection(s) written to {options.output} in {time.perf_counter() - start:.1f} s")
-    if len(written) < len(results):
-        print(left_out_line(options.output, len(results) - len(written)))
+    start, path = time.perf_counter(), Path(options.output)
+    with unfinished.stopped_in_order(), GrowingResults(path, asked(options), len(data_set)) as kept:
+        if options.resume:
+            take_up(kept, predictor, data_set.file_name)
+        for i in tqdm(range(len(data_set)), unit="image", disable=None):
+            if i in kept:
+                continue
+            name, before = data_set.file_name(i), predictor.tally()
+            stamp = stamp_of(name)
+            try:
+                image, _ = data_set[i]
+            except ImageError as error:
+                predictor.skip(error)
+                continue
+            results = predictor.results(predictor.detect(image), data_set.image_id(i), image)
+            written = data_set.with_given_ids(results, of=i)
+            predictor.foreign += len(results) - len(written)
+            kept.add(i, {"image": name, "stamp": stamp, **predictor.since(before, image.shape[-2:])}, written)
+        kept.finish()
+    print(f"{kept.count} detection(s) written to {visible(str(path))} in {time.perf_counter() - start:.1f} s")
+    if predictor.foreign:
+        print(left_out_line(options.output, predictor.foreign))
     return predictor.status(len(data_set))
 
 
@@ -271,6 +359,8 @@ def main() -> int:
     if options.coco_json is not None:
         return predict_coco_json(options)
     camera = video.camera_number(options.img_path)
+    if camera is not None and options.write:
+        raise InputError("--write: a camera has no image files to make a data set of; leave it out")
     return predict_images(options) if camera is None else predict_camera(options, camera)
 
 

@@ -36,8 +36,9 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.limits import MAX_DETS, Limit, left_out_line, limits_met, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
-from train_utils.io.files import make_folder, user_path
+from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import explaining_lack_of_memory
+from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.measuring import measure
 from train_utils.prediction.model import ModelOptions, load_model
@@ -86,12 +87,12 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     data = DataOptions(**given_settings(DataOptions, given))
     scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
     data_set = scored.data_set
-    print(*scored.lines, sep="\n")
+    print(*map(visible, scored.lines), sep="\n")
     truth = data_set.ground_truth(unmasked=True)
     found, notes, read = read_detections(
         options.detections, data_set, {category["id"] for category in truth["categories"]}
     )
-    output_dir = make_folder(user_path(options.output_dir))
+    output_dir = folder_to_write(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
     images = len({result["image_id"] for results in found.values() for result in results})
@@ -100,8 +101,8 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     print(format_record(stats))
     say_limits(limits)
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
-    print(f"{counts} in {images} of {len(data_set)} images", *notes, sep="\n")
-    print("written:", *paths)
+    print(f"{counts} in {images} of {len(data_set)} images", *map(visible, notes), sep="\n")
+    print("written:", *(visible(str(path)) for path in paths))
     if not options.report:
         return EXIT_OK
     results = found[list(stats)[-1]]
@@ -115,11 +116,9 @@ def write_page_of(evaluated: Evaluated, options: ValidationOptions, strict: bool
     with explaining_lack_of_memory(f"writing {folder / 'report.html'}", "try fewer --report-images, or none: 0"):
         made = write_report(folder, evaluated, options.report_images, strict)
     for name in made.unreadable:
-        print(f"not in the report: {name}", file=sys.stderr)
-    print(
-        f"written: {made.path} ({made.size / 1e6:.2f} MB, {made.drawn} of {made.images} images to look at, "
-        f"{time.perf_counter() - start:.1f} s)"
-    )
+        print(visible(f"not in the report: {name}"), file=sys.stderr)
+    shown = f"{made.size / 1e6:.2f} MB, {made.drawn} of {made.images} images to look at"
+    print(visible(f"written: {made.path} ({shown}, {time.perf_counter() - start:.1f} s)"))
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
@@ -149,10 +148,10 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     if len(written) < len(results):
         print(left_out_line(paths[-1], len(results) - len(written)))
     for name in result.found.skipped:
-        print(f"not evaluated: {name}", file=sys.stderr)
+        print(visible(f"not evaluated: {name}"), file=sys.stderr)
     if skipped:
         print(f"{skipped} image(s) could not be read: left out of the numbers", file=sys.stderr)
-    print("written:", *paths)
+    print("written:", *(visible(str(path)) for path in paths))
     return EXIT_SOME_UNUSABLE if skipped else EXIT_OK
 
 
@@ -169,7 +168,7 @@ def main() -> int | None:
     model, label_map = load_model(options, device)
     scored, _ = open_split_of(content, "val", given, label_map)
     data_set = scored.data_set
-    output_dir = make_folder(user_path(options.output_dir))  # rather now than after hours
+    output_dir = folder_to_write(user_path(options.output_dir))  # rather now than after hours
     result = measure(model, data_set, loading, options.max_dets, content.get("smallest_scale"))
     status = report(output_dir, result, scored, options)
     if options.report:

@@ -1,11 +1,17 @@
 """TensorBoard's files, read back."""
 
+import errno
+import os
+import threading
+
 import pytest
 import torch
 from PIL import Image
+from tensorboard.summary.writer import record_writer
 
 from backbone.errors import InputError
 from train_utils.evaluation.numbers import STAT_NAMES
+from train_utils.logs import board as board_module
 from train_utils.logs.board import TensorBoard, image_grid
 from train_utils.logs.callbacks import EpochNumbers, StepNumbers
 from train_utils.run.step import HostCopy
@@ -115,3 +121,23 @@ def test_names_that_are_no_text_are_told_as_escapes_and_refused_for_the_folder(t
     )
     with pytest.raises(InputError, match="not UTF-8; give another --output-dir"):
         TensorBoard(tmp_path / "o\udcff")
+
+
+def test_a_full_disk_is_told_once_and_by_no_thread(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    board_module._leave_faults_to_callers.cache_clear()
+    board = TensorBoard(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    with pytest.raises(InputError, match="tensorboard: no room left to write it"):
+        for step in range(100):
+            board.run(step, "python train.py")
+    thread = threading.Thread(target=full)
+    thread.start()
+    thread.join()
+    assert [fault.thread for fault in shown] == [thread]  # others' faults are shown as before
+    board_module._leave_faults_to_callers.cache_clear()

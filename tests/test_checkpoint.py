@@ -25,7 +25,9 @@ from train_utils.checkpoints.checkpoint import (
 )
 from train_utils.cli.command import run_command
 from train_utils.data.labels import LabelMap
+from train_utils.io import files
 from train_utils.io.files import write_text
+from train_utils.io.unfinished import NAME, clear_leftovers
 
 
 def content(value=1.0, **more):
@@ -120,9 +122,11 @@ def test_kill_while_saving_leaves_the_old_file_whole(tmp_path):
         time.sleep(0.02 + 0.013 * kill)
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it ended by itself"
-        within += path.with_name(path.name + ".tmp").exists()
+        within += any(NAME.fullmatch(other.name) for other in tmp_path.iterdir())
+        clear_leftovers(tmp_path)
         model = load_checkpoint(path)["model"]
         assert bool((model == model[0, 0]).all()), "two saves are mixed"
+        assert [other.name for other in tmp_path.iterdir()] == [path.name]
     assert within > 0  # kills that came while a file was being written
 
 
@@ -132,6 +136,7 @@ def save_without_room(path):
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    files.name_flags(["--output-dir", "--resume"])
     return run_command(lambda: save_checkpoint(path, {"w": torch.ones(100_000)}))
 
 
@@ -142,7 +147,7 @@ def test_no_room_is_one_line_and_keeps_the_old_file(tmp_path, capfd):
     assert in_fork(lambda: save_without_room(path)) == 2
     error = capfd.readouterr().err
     assert error.startswith(f"error: {path}: no room left to write it")
-    assert "--resume" in error and error.count("\n") == 1
+    assert "give another --output-dir; --resume goes on" in error and error.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["model_0.pth"]
     load_checkpoint(path)
 
@@ -153,7 +158,7 @@ def test_folder_that_may_not_be_written_is_named(tmp_path, save, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(InputError, match=r"a.pth: may not be written .*--output-dir"):
+    with pytest.raises(InputError, match=r"a.pth: may not be written .* that you may write to"):
         save(tmp_path / "a.pth")
     assert list(tmp_path.iterdir()) == []
 

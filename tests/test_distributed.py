@@ -1,5 +1,7 @@
 """Several ranks are one process: rank_program.py, run as both, gives the same losses, weights and numbers."""
 
+import socket
+
 import pytest
 import torch
 
@@ -60,3 +62,16 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         World.from_environment("cuda")
     with pytest.raises(InputError, match="auto, cpu or cuda"):
         World.from_environment("cuda:1")
+
+
+def test_a_port_that_is_in_use_is_named(monkeypatch):
+    with socket.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        other.bind(("::", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"port {port} of this machine is in use.*--master-port"):
+            World.from_environment("cpu", timeout=5)

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from tests.faults import __main__ as faults_command
 from tests.faults import bit_flips, catalogue, fuzz, hostile, save_speed
 from train_utils.checkpoints.checkpoint import save_checkpoint
 
@@ -22,6 +23,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="forks, reads /proc, 
         pytest.param("kills", 1, "", marks=pytest.mark.slow),
         pytest.param("signals", 1, "", marks=pytest.mark.slow),
         pytest.param("restarts", 1, "", marks=pytest.mark.slow),
+        pytest.param("losses", 2, "", marks=pytest.mark.slow),
         pytest.param("hostile", 70, "", marks=linux),
         pytest.param("fuzz", 2000, "", marks=linux),
         ("bit_flips", 201, "; 0 pass"),
@@ -38,6 +40,16 @@ def test_no_trial_fails(tmp_path, name, least, noted):
 @pytest.mark.parametrize("case", catalogue.cases(), ids=lambda case: case.name)
 def test_case_of_the_catalogue(case, tmp_path):
     catalogue.trial(case, tmp_path)
+
+
+def test_the_cases_are_listed_without_what_they_import(monkeypatch, capsys):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(faults_command.importlib, "import_module", missing)
+    monkeypatch.setattr(sys, "argv", ["faults", "--list"])
+    assert faults_command.main() == 0
+    assert [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()] == faults_command.CASES
 
 
 # --- what must not happen is seen ---

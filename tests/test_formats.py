@@ -14,7 +14,8 @@ from tests import csv_format
 from tests.coco_folders import annotation
 from tests.small_runs import call
 from tests.test_dataset_voc import Maker
-from tools import check_data, pack_dataset
+from tools import check_data, npy_to_coco, pack_dataset
+from train_utils.checkpoints.held_out import open_scored
 from train_utils.data.formats import FORMATS
 from train_utils.data.masks import encoded
 from train_utils.data.opening import open_data, read_parts
@@ -101,6 +102,59 @@ def spoil_packed(root: Path) -> None:
     (root / "val.pack").write_bytes((root / "val.pack").read_bytes()[:-9])
 
 
+def write_masks(root: Path) -> None:
+    for split, images in OBJECTS.items():
+        write_images(root / split / "images", images)
+        for name, rows in images.items():
+            labels, classes = np.zeros(SIZE, dtype=np.uint16), np.zeros(SIZE, dtype=np.uint8)
+            for value, (label, x1, y1, x2, y2) in enumerate(rows, 700):
+                labels[y1:y2, x1:x2], classes[y1:y2, x1:x2] = value, label
+            for folder, values in (("masks", labels), ("classes", classes)):
+                (root / split / folder).mkdir(exist_ok=True)
+                Image.fromarray(values).save(root / split / folder / f"{Path(name).stem}.tif")
+    (root / "classes.txt").write_text("class 1\nclass 2\n")
+
+
+def spoil_masks(root: Path) -> None:
+    (root / "val" / "masks" / "5.tif").write_bytes(b"broken")
+
+
+def write_yolo(root: Path) -> None:
+    for split, images in OBJECTS.items():
+        write_images(root / split / "images", images)
+        for name, rows in images.items():
+            lines = [[label - 1, x1, y1, x2, y1, x2, y2, x1, y2] for label, x1, y1, x2, y2 in rows]
+            shares = [[line[0], *(v / SIZE[1 - k % 2] for k, v in enumerate(line[1:]))] for line in lines]
+            path = root / split / "labels" / f"{Path(name).stem}.txt"
+            path.parent.mkdir(exist_ok=True)
+            if rows:  # an image without a txt has no objects
+                path.write_text("\n".join(" ".join(map(repr, line)) for line in shares))
+    (root / "data.yaml").write_text("train: ../train/images\nval: ../val/images\nnames: ['class 1', 'class 2']\n")
+
+
+def spoil_yolo(root: Path) -> None:
+    with open(root / "val" / "labels" / "5.txt", "a") as file:
+        file.write("\n0 0.1 0.2")
+
+
+def write_labelme(root: Path) -> None:
+    for split, images in OBJECTS.items():
+        write_images(root / split, images)
+        for name, rows in images.items():
+            shapes = [
+                {"label": f"class {label}", "points": [[x1, y1], [x2, y2]], "shape_type": "rectangle"}
+                for label, x1, y1, x2, y2 in rows
+            ]
+            content = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": name, "imageData": None}
+            size = {"imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+            (root / split / f"{Path(name).stem}.json").write_text(json.dumps(content | size))
+
+
+def spoil_labelme(root: Path) -> None:
+    path = root / "val" / "5.json"
+    path.write_text(path.read_text().replace("[1, 1]", "[1]"))
+
+
 def write_csv(root: Path) -> None:
     for split, images in OBJECTS.items():
         write_images(root / "images", images)
@@ -118,6 +172,9 @@ WRITERS = {
     "voc": (write_voc, spoil_voc),
     "npy": (write_npy, spoil_npy),
     "packed": (write_packed, spoil_packed),
+    "masks": (write_masks, spoil_masks),
+    "yolo": (write_yolo, spoil_yolo),
+    "labelme": (write_labelme, spoil_labelme),
     "csv": (write_csv, spoil_csv),
 }
 
@@ -205,7 +262,7 @@ def test_missing_images_are_refused(folder, name):
             open_data(folder)
         return
     next(path for path in folder.rglob("5.[jp][pn]g") if "Segmentation" not in str(path)).unlink()
-    if name == "npy":  # then the .npy has no image, which is skipped and counted
+    if name in ("npy", "masks", "yolo"):  # then its annotation has no image, which is skipped and counted
         assert len(open_data(folder).val) == 1
         return
     with pytest.raises(InputError, match=r"1 of its 2 image files are missing, the first is .*5\.[jp][pn]g"):
@@ -215,7 +272,7 @@ def test_missing_images_are_refused(folder, name):
 def test_options_without_use_are_refused(folder, name):
     for field, reason in FORMATS[name].UNUSED.items():
         with pytest.raises(InputError, match=f"--{field.replace('_', '-')}: .* is {name} data, {reason}"):
-            open_data(folder, **{field: "x"})
+            open_data(folder, **{field: True if field == "split_components" else "x"})
 
 
 def test_a_mistake_stops_training_and_is_collected_by_the_doctor(folder, name, tmp_path, monkeypatch):
@@ -232,6 +289,25 @@ def test_a_mistake_stops_training_and_is_collected_by_the_doctor(folder, name, t
     status = call(check_data, folder, "--output-dir", tmp_path / "checked")
     found = json.loads((tmp_path / "checked" / "check_data.json").read_text())
     assert status == 2 and found["error"] == str(caught.value) and found["layout"] == name
+
+
+def test_it_is_packed_and_converted_and_scored_without_loss(folder, name, tmp_path):
+    """Packs hold no files to convert; validation scores all of a split of the data's own."""
+    splits = open_data(folder)
+    scored = open_scored(DataOptions(folder), {}, False)
+    assert (len(scored.data_set), scored.of, len(scored.lines)) == (2, 2, 1)
+    if name == "packed":
+        return
+    assert call(pack_dataset, folder, tmp_path / "pack") == 0
+    assert call(npy_to_coco, folder, tmp_path / "json", "--dataset", "auto") == 0
+    for other in (open_data(tmp_path / "pack"), open_data(tmp_path / "json")):
+        for split, images in OBJECTS.items():
+            one, two = getattr(splits, split), getattr(other, split)
+            for i in range(len(images)):
+                (image, target), (image_too, target_too) = one[i], two[i]
+                assert torch.equal(image, image_too)
+                assert torch.equal(target["masks"].to_masks(), target_too["masks"].to_masks())
+                assert target["labels"].tolist() == target_too["labels"].tolist()
 
 
 def test_a_whole_is_left_to_the_sink_that_stops():

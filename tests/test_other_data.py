@@ -97,15 +97,15 @@ def test_a_key_that_is_not_the_id_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"data.yaml": "names: [thing]"}, "data.yaml is a YAML file that names classes, as YOLO's data has one"),
+        ({"some.yaml": "names: [thing]"}, "some.yaml is a YAML file that names classes, as YOLO's data has one"),
         ({"train/labels/1.txt": "0 0.1 0.1 0.2 0.2"}, "train/labels/ holds .txt files, as YOLO's data has them"),
         ({"train/via.json": json.dumps(VIA)}, "train/via.json is VIA's own json (VGG Image Annotator): export it"),
-        ({"1.json": json.dumps(LABELME)}, "1.json is LabelMe's json of one image: convert it to COCO"),
+        ({"1.json": json.dumps(LABELME)}, "it is labelme data, which --dataset labelme opens"),
         ({"x.json": json.dumps([{"id": 1, "data": {}, "annotations": []}])}, "x.json is Label Studio's own json"),
         ({"annotations.xml": "<?xml version='1.0'?><annotations>"}, "annotations.xml is CVAT's XML: export it there"),
         ({"1.xml": "<annotation><object/>"}, "1.xml is VOC's XML, which has boxes alone: masks are needed"),
         ({"export.zip": "PK"}, "export.zip is an archive: unpack it, and give the folder"),
-        ({"masks/1.png": None, "images/1.png": None}, "masks/ holds images, perhaps masks: convert"),
+        ({"gt/1.png": None, "pictures/1.png": None}, "gt/ holds images, perhaps masks: call it masks/"),
         ({"a/1.png": None, "a/2.png": None, "INDEX.tsv": "1"}, "2 images are there without annotations"),
         ({"some.json": "{"}, "some.json is no valid json: download or export it again"),
         ({"read.me": "?"}, "no data set found; looked for"),
@@ -141,7 +141,8 @@ def test_data_of_another_format_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("data.yaml", "names: [thing]", "not a COCO json, but a YAML file"),
+        ("data.yaml", "names: [thing]", "names neither train nor val; write where the images are"),
+        ("1.json", json.dumps(LABELME), "it is LabelMe's json of one image: give the folder of the jsons"),
         ("via.json", json.dumps(VIA), "no list of images, annotations, categories; it is VIA's own json"),
         ("results.json", json.dumps([{"image_id": 1, "score": 1}]), "it is a file of results, for validation.py"),
         ("table.csv", "1,2", "not a COCO json, but a table: convert it to COCO"),

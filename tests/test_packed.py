@@ -1,6 +1,7 @@
 """A packed data set gives the samples and the ground truth of the data it was made from; a damaged one is refused."""
 
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from train_utils.data.formats.packed import TAIL, PackedRecords
 from train_utils.data.opening import open_data
 from train_utils.evaluation.numbers import evaluate_results
 from train_utils.io.array_block import block_pieces, read_block
+from train_utils.run import step
 
 
 def varied(folder, ids=(7, 2, 5, 9)):
@@ -206,6 +208,20 @@ def test_a_flipped_bit_in_a_record_is_seen_when_it_is_read(tmp_path):
     assert len(data_set[1][0]) == 3
 
 
+def test_a_file_that_is_cut_while_a_run_reads_it_is_told(tmp_path, monkeypatch, capsys):
+    varied(tmp_path / "data", range(1, 7))
+    out, whole = packed(tmp_path / "data", tmp_path / "out"), step.forward_backward
+
+    def cut(*values):
+        os.truncate(out / "train.pack", 4096)
+        return whole(*values)
+
+    monkeypatch.setattr(step, "forward_backward", cut)
+    assert call(train, *flags(out, tmp_path / "run")) == 2
+    said = f"error: {out / 'train.pack'}: has been cut off since it was opened; pack the data set again\n"
+    assert capsys.readouterr().err == said
+
+
 def changed(array, place, value):
     def change(arrays):
         arrays[array] = arrays[array].copy()
@@ -243,7 +259,7 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, change):
     path = packed(tmp_path / "data", tmp_path / "out") / "train.pack"
     content = path.read_bytes()
     place, _, _ = TAIL.unpack(content[-TAIL.size :])
-    values, arrays = read_block(PackedRecords(str(path))._mapped, place, train_utils.data.formats.packed.INDEX)
+    values, arrays = read_block(content, place, train_utils.data.formats.packed.INDEX)
     arrays = dict(arrays)
     change(arrays)
     index = b"".join(block_pieces(values, arrays))

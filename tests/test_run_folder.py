@@ -93,10 +93,13 @@ def test_resume_auto(tmp_path, capsys):
     write_args(folder, {})  # killed before the first checkpoint
     assert prepare(folder, "auto") == (folder, None)
     save_checkpoint(checkpoint_path(folder, 0), content())
-    (folder / "model_1.pth.tmp").write_text("killed while saving")
+    for name in (".maskrcnn-0123456789abcdef.unfinished", "thesis.tmp", "model_1.pth.tmp", "mine.unfinished"):
+        (folder / name).write_text("the first was killed while saving, the others are the user's")
     assert prepare(folder, "auto") == (folder, folder / "model_0.pth")
-    assert "resuming from" in capsys.readouterr().out
-    assert not (folder / "model_1.pth.tmp").exists()
+    said = capsys.readouterr().out
+    assert "resuming from" in said and f"removed from {folder}: 1 unfinished file(s)" in said
+    left = {path.name for path in folder.iterdir()} - {".lock", "args.json", "model_0.pth"}
+    assert left == {"thesis.tmp", "model_1.pth.tmp", "mine.unfinished"}
 
 
 def test_resume_auto_spares_results_without_checkpoints(tmp_path):

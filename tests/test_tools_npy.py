@@ -222,9 +222,9 @@ def test_mistakes_are_named(command, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversion.shutil, "copyfile", full)
+    monkeypatch.setattr(conversion.shutil, "copyfileobj", full)
     status, _, error = command(coco_to_npy, path, out)
-    assert status == 2 and f"{out}: could not be written: [Errno 28] No space left" in error
+    assert status == 2 and f"{out}: no room left to write it (No space left" in error and "give another OUT" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "fits"]  # nothing is left of what was begun
 
 

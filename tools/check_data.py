@@ -38,8 +38,8 @@ from train_utils.cli.flags import add_flags, add_model_flags, given_model, given
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
-from train_utils.io.files import make_folder, user_path, write_text
-from train_utils.io.plain_text import one_line
+from train_utils.io.files import folder_to_write, user_path, write_text
+from train_utils.io.plain_text import one_line, visible
 from train_utils.run.defaults import BUILT_IN_MODEL
 from train_utils.show.pages import write_page
 
@@ -203,7 +203,7 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Writes the json and the page; returns the page's path."""
-        make_folder(folder)
+        folder_to_write(folder)
         sheet, seconds = page.contact_sheet(self.splits, self.options.samples, self.options.seed, self.of_images)
         left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
@@ -270,9 +270,9 @@ def _duration(seconds: float) -> str:
 
 def show(report: Report) -> None:
     """Prints the summary: errors first."""
-    print(f"{report.opened.path} ({report.opened.layout})")
+    print(one_line(f"{report.opened.path} ({report.opened.layout})"))
     for line in (*report.lines(), *report.anchor_lines()):
-        print(f"  {line}")
+        print(f"  {visible(line)}")
     verdict = page.brief_verdict(report.verdict, report.finds)
     print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")
     for kind, count in report.finds.counts():
@@ -280,7 +280,7 @@ def show(report: Report) -> None:
         listed = report.finds[kind]
         few = listed[: 0 if kind.severity == NOTE else SHOWN if kind.severity == ERROR else 2]
         for find in few:
-            print(f"    {find.text}")
+            print(f"    {visible(find.text)}")
         if few and len(listed) > len(few):
             print(f"    and {count - len(few):,} more")
 
@@ -307,7 +307,7 @@ def main() -> int:
         report.open_images()
     path = report.write(folder)
     show(report)
-    print(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)")
+    print(visible(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)"))
     if options.fix:
         fix.write(report.opened, options, user_path(options.fix), report.config, report.finds, report.of_images)
     if report.finds.total(ERROR):

@@ -33,7 +33,9 @@ from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import BELOW_SEED, DataOptions
+from train_utils.io.files import write_text
 from train_utils.io.plain_text import visible
+from train_utils.io.unfinished import new_file
 from train_utils.show.image_lists import output_names
 
 
@@ -57,7 +59,7 @@ class Options(DataOptions):
 def parse() -> Options:
     """Returns the options that the command names."""
     parser = Parser(description=__doc__)
-    unused = ("dataset", "year", "label_json_path", "val_fraction", "drop_empty", "strict")
+    unused = ("dataset", "year", "label_json_path", "val_fraction", "drop_empty", "strict", "split_components")
     add_flags(parser, Options, leave_out=unused)
     return Options(dataset="coco", **parser.given())
 
@@ -159,7 +161,8 @@ def write_split(out: Path, name: str, data_set: ImageDataset, labels: dict[int, 
         target = data_set.target(i)
         content, written = content_of(target, labels, source)
         symbolic = place_image(source, folders[0] / (stem + source.suffix), options.link)
-        np.save(folders[1] / f"{stem}.npy", content)
+        with new_file(folders[1] / f"{stem}.npy") as file:
+            np.save(file, content)
         shown.update(written.keys())
         wanted = sum(label in labels for label in target["labels"].tolist())
         counts["images"] += 1
@@ -191,8 +194,8 @@ def main() -> int:
             print(f"{name or 'data'}: {data_set.describe()}")
         unreadable = [write_split(out, name, data_set, labels, options) for name, data_set in splits.items()]
         names = "".join(f"{label_map.name(label)}\n" for label in labels)
-        (out / CLASS_FILE).write_text(names, encoding="utf-8")
-    print(f"written: {options.out}")
+        write_text(out / CLASS_FILE, names)
+    print(f"written: {visible(options.out)}")
     return EXIT_SOME_UNUSABLE if any(unreadable) else EXIT_OK
 
 

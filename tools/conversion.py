@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import refuse_skips, report_missing
 from train_utils.data.opening import find_places, read_parts
 from train_utils.data.options import DataOptions
-from train_utils.io.files import make_folder, user_path
+from train_utils.io.files import make_folder, user_path, writing
+from train_utils.io.unfinished import clear_leftovers, new_file, unfinished_folder
 
 
 def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
@@ -37,20 +37,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     if os.path.lexists(path):
         raise InputError(f"{path}: exists already; give another folder, or remove it")
     make_folder(path.parent)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-unfinished-", dir=path.parent) as room:
-            unfinished = Path(room) / path.name  # with the user's umask, as `room` is not
-            unfinished.mkdir()
-            yield unfinished
-            os.rename(unfinished, path)
-    except OSError as error:
-        raise InputError(f"{path}: could not be written: {error}; nothing is left of it") from error
+    clear_leftovers(path.parent)
+    with writing(path), unfinished_folder(path.parent) as unfinished:
+        yield unfinished
+        os.rename(unfinished, path)
 
 
 def place_image(source: str | Path, target: Path, link: bool) -> bool:
     """Copies an image, or links it: hard where that can be, else by a symbolic link; returns whether by the latter."""
     if not link:
-        shutil.copyfile(source, target)
+        with open(source, "rb") as content, new_file(target) as file:
+            shutil.copyfileobj(content, file)
         return False
     try:
         os.link(os.path.realpath(source), target)

@@ -1,6 +1,7 @@
-"""Images with .npy annotations -> COCO data: jsons with compressed RLE, and the images.
+"""Images with .npy annotations -> COCO data: jsons with polygons or compressed RLE, and the images.
 
     python -m tools.npy_to_coco NPY_DATA OUT
+    python -m tools.npy_to_coco DATA OUT --dataset masks       # yolo, labelme, ...: data of another layout
 
 Writes OUT/annotations/instances_train.json with OUT/train/, the same for val where NPY_DATA has it (else
 OUT/instances.json with OUT/images/). Image ids are the numbers in the file names where all are numbers, else 1, 2, ...
@@ -29,6 +30,7 @@ from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.options import DataOptions
 from train_utils.io.files import user_path, write_text
+from train_utils.io.plain_text import visible
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Options(DataOptions):
 def parse() -> Options:
     """Returns the options that the command names."""
     parser = Parser(description=__doc__)
-    add_flags(parser, Options, only=("data_path", "out", "label_json_path", "link", "follow_links", "strict"))
-    return Options(dataset="npy", **parser.given())
+    names = ("data_path", "out", "dataset", "label_json_path", "split_components", "link", "follow_links", "strict")
+    add_flags(parser, Options, only=names)
+    return Options(**{"dataset": "npy", **parser.given()})
 
 
 def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int:
@@ -63,7 +66,9 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
             print(f"not converted: {error}", file=sys.stderr, flush=True)
             continue
         usable.add(data_set.image_id(i))
-        linked += place_image(source, folder / source.name, link)
+        target = folder / data_set.annotations.file_name(data_set.rows[i])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        linked += place_image(source, target, link)
     numbered = all(isinstance(data_set.given_id(i), int) for i in range(len(data_set)))
     new_ids = {image["id"]: image["id"] if numbered else n for n, image in enumerate(content["images"], 1)}
     label_map = data_set.label_map
@@ -89,7 +94,7 @@ def main() -> int:
         for name, data_set in splits.items():
             print(f"{name or 'data'}: {data_set.describe()}")
         unusable = [write_split(out, name, data_set, options.link) for name, data_set in splits.items()]
-    print(f"written: {options.out}")
+    print(f"written: {visible(options.out)}")
     return EXIT_SOME_UNUSABLE if any(unusable) else EXIT_OK
 
 

@@ -37,6 +37,7 @@ from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
 from train_utils.io.array_block import block_pieces, padded
 from train_utils.io.files import atomic_file
+from train_utils.io.plain_text import pasted, visible
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,11 @@ def main() -> int:
             print(f"{name}: {part.describe()}")
             unreadable += pack(part, out / f"{name}.pack", options.keep_encoded, options.strict)
     for image in unreadable:
-        print(f"left out: {image}", file=sys.stderr)
+        print(f"left out: {visible(image)}", file=sys.stderr)
     if unreadable:
         print(f"{len(unreadable)} image(s) could not be read: left out", file=sys.stderr)
-    print(f"written: {options.out}/train.pack, {options.out}/val.pack (python train.py --data-path {options.out})")
+    out = visible(options.out)
+    print(f"written: {out}/train.pack, {out}/val.pack (python train.py --data-path {pasted(options.out)})")
     return EXIT_SOME_UNUSABLE if unreadable else EXIT_OK
 
 

@@ -32,7 +32,7 @@ from train_utils.cli.parser import Parser
 from train_utils.data.images import read_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import AUGMENTATION, sample_rng, sample_seed
-from train_utils.io.files import make_folder, user_path
+from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
@@ -122,7 +122,7 @@ def main() -> int:
         sample = image_alone(options.img_path)
     else:
         sample = sample_of_data(options, given, content, label_map)
-    folder = make_folder(user_path(options.output_dir))
+    folder = folder_to_write(user_path(options.output_dir))
     view = look(model, *sample.after, label_map.name, sample.before, sample.mini)
     cfg, seconds = model.config, time.perf_counter() - start
     lead = [

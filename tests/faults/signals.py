@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT to one process, to all, and to the launcher, in every phase of a run."""
+"""SIGTERM, SIGINT and SIGHUP to one process, to all, and to the launcher, in every phase of a run."""
 
 import contextlib
 import itertools
@@ -17,8 +17,8 @@ from tests.small_runs import ROOT, TORCHRUN, flags
 from train_utils.checkpoints.run_folder import newest_checkpoint
 from train_utils.data.formats.shapes import make_shapes
 
-WHAT = "SIGTERM and SIGINT in each phase: the step is finished and saved, exit status 143 or 130, in time"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WHAT = "SIGTERM, SIGINT and SIGHUP in each phase: the step is finished and saved, exit status 128 + signal, in time"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # whom the signal goes to: (ranks, loader workers)
 TARGETS = {"process": (1, 0), "group with workers": (1, 2), "rank 1 of 2": (2, 0), "launcher": (2, 0),
            "launcher's group": (2, 0)}  # fmt: skip
@@ -30,7 +30,7 @@ def run(full, folder):
     data = make_shapes(folder / "shapes", train=12, val=4, size=48)
     cases = list(itertools.product(TARGETS, SIGNALS, PHASES))
     if not full:
-        cases = [("group with workers", signal.SIGINT, "step"), ("rank 1 of 2", signal.SIGTERM, "evaluation")]
+        cases = [("group with workers", signal.SIGHUP, "step"), ("rank 1 of 2", signal.SIGTERM, "evaluation")]
     failures, slowest = [], 0.0
     for number, (target, signum, phase) in enumerate(cases):
         place = folder / f"run{number}"

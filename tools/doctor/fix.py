@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from train_utils.data.labels import read_json
 from train_utils.data.options import DataOptions
 from train_utils.io.files import write_text
 from train_utils.io.json_stream import no_collection
-from train_utils.io.plain_text import brief, one_line
+from train_utils.io.plain_text import brief, one_line, pasted, visible
 
 
 def write(
@@ -142,13 +141,11 @@ def _show(
     for kind, count in left.counts():
         print(one_line(f"left to you: {kind.severity}: {kind.title}: {count:,}"))
     listed = f" with {counted(len(changes), 'change')}, all in changes.txt and changes.json" if changes else ""
-    print(f"written: {target}{listed}")
+    print(f"written: {visible(str(target))}{listed}")
     if verdict:
         print(one_line(f"training would still stop: {verdict}; left to you: {counted(left.total(ERROR), 'error')}"))
     elif image_dir:
-        print(
-            f"train on it: {shlex.join(['python', 'train.py', '--data-path', str(target), '--image-dir', image_dir])}"
-        )
+        print(f"train on it: python train.py --data-path {pasted(target)} --image-dir {pasted(image_dir)}")
 
 
 def _objects(content: dict) -> int:

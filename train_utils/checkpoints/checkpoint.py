@@ -8,7 +8,6 @@ The file is torch's zip, with its checksum in the archive comment (`network_file
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +21,9 @@ from network_files.weight_files.architecture import describe, infer_architecture
 from network_files.weight_files.file_stamp import make_stamp
 from network_files.weight_files.torch_file import UNREADABLE, read_torch_file
 from train_utils.data.labels import LabelMap, coco_names
-from train_utils.io.files import atomic_file
+from train_utils.io.files import atomic_file, second_name
 
 FORMAT_VERSION = 1
-CHUNK = 1 << 20
 COCO_LABELS = 91  # background, and ids 1..90
 
 
@@ -85,22 +83,8 @@ def _size_of(content: Any) -> int:
 
 
 def copy_checkpoint(path: str | Path, to: str | Path) -> None:
-    """Gives the file `path` a second name atomically (a hard link where the disk has them, else a copy).
-
-    Files are always replaced, never changed in place, so the two names stay independent.
-    """
-    to = Path(to)
-    temporary = to.with_name(to.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        with open(path, "rb") as source, atomic_file(to) as target:
-            shutil.copyfileobj(source, target, CHUNK)
-        return
-    os.replace(temporary, to)
-    # if both names already were one file, replace leaves the temporary name behind (POSIX rename)
-    temporary.unlink(missing_ok=True)
+    """Gives the file `path` a second name atomically; files are always replaced, so the two stay independent."""
+    second_name(Path(path), Path(to))
 
 
 def load_file(path: str | Path) -> dict:

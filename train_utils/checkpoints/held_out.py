@@ -21,7 +21,7 @@ from train_utils.data.opening import find_places, open_data, split_positions
 from train_utils.data.options import PLACES, DataOptions
 
 SHARE = ("val_fraction", "seed")
-OF_TRAINING = (*PLACES, *SHARE, "crowd_as_objects")  # what a checkpoint says about its data
+OF_TRAINING = (*PLACES, *SHARE, "crowd_as_objects", "split_components")  # what a checkpoint says about its data
 
 
 class Scored(NamedTuple):

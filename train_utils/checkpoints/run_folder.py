@@ -16,6 +16,8 @@ from network_files.weight_files.file_stamp import find_damage, saved_at
 from train_utils.checkpoints.checkpoint import copy_checkpoint
 from train_utils.checkpoints.run_lock import RunLock, busy, holder, launcher_name
 from train_utils.io.files import make_folder, user_path, write_text, writing
+from train_utils.io.plain_text import pasted, visible
+from train_utils.io.unfinished import clear_leftovers
 
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best|min_val_loss|previous)\.pth")
 
@@ -44,7 +46,8 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
         damage = find_damage(path) or (None if zipfile.is_zipfile(path) else "it was cut off")
         if damage is None:
             for other, what in damaged.items():
-                print(f"warning: {other} is damaged ({what}); {path} is used in its place", file=sys.stderr, flush=True)
+                line = f"warning: {other} is damaged ({what}); {path} is used in its place"
+                print(visible(line), file=sys.stderr, flush=True)
             return path
         damaged[path] = damage
     if found:
@@ -130,12 +133,11 @@ def prepare_run_folder(
         folder, lock = _free_folder(folder)
     if lock is None:
         raise InputError(f"{folder}: {busy(folder)}; wait for it, or give another --output-dir")
-    for leftover in folder.glob("*.tmp"):  # of a run killed while it wrote
-        leftover.unlink(missing_ok=True)
+    clear_leftovers(folder)
     if checkpoint is not None:
-        print(f"resuming from {checkpoint}", flush=True)
+        print(visible(f"resuming from {checkpoint}"), flush=True)
     elif resume is not None:
-        print(f"--resume auto: no checkpoint in {folder}, starting fresh", flush=True)
+        print(visible(f"--resume auto: no checkpoint in {folder}, starting fresh"), flush=True)
     return RunFolder(folder, lock)
 
 
@@ -190,11 +192,9 @@ def _free_folder(folder: Path) -> tuple[Path, RunLock]:
         lock = None if _holds_run(place) else _lock(place)
         if lock is not None:
             if number > 1:
-                print(
-                    f"{folder} holds a run already: writing to {place} "
-                    f"(to go on with the run of a folder: --output-dir FOLDER --resume auto)",
-                    flush=True,
-                )
+                line = f"{visible(str(folder))} holds a run already: writing to {visible(str(place))}"
+                goes_on = f"--output-dir {pasted(folder)} --resume auto"
+                print(f"{line} (to go on with the run of the former: {goes_on})", flush=True)
             return place, lock
 
 

@@ -6,9 +6,10 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from train_utils.io.files import writing
+from train_utils.io.files import open_to_append, writing
+from train_utils.io.plain_text import visible
 
 try:
     import fcntl
@@ -26,7 +27,7 @@ class RunLock:
     here reads the file while a run goes on.)
     """
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
 
     def __enter__(self) -> "RunLock":
@@ -39,31 +40,28 @@ class RunLock:
     def take(cls, folder: Path) -> "RunLock | None":
         """Takes the lock; returns None if another living process holds it. Raises InputError if it can't be written."""
         path = folder / NAME
-        with writing(path):
-            file = open(path, "a+", encoding="utf-8")
+        file = open_to_append(path)
         try:
             _lock_file(file)
         except (BlockingIOError, PermissionError):
             file.close()
             return None
         except OSError as error:  # network file systems without locks
-            print(f"warning: {path}: {error.strerror}; nothing keeps a second run out", file=sys.stderr, flush=True)
+            line = f"warning: {path}: {error.strerror}; nothing keeps a second run out"
+            print(visible(line), file=sys.stderr, flush=True)
         with writing(path):
+            who = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "launcher": launcher_name(),
+                "since": datetime.datetime.now().isoformat(" ", "seconds"),
+            }
             file.truncate(0)
-            json.dump(
-                {
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
-                    "launcher": launcher_name(),
-                    "since": datetime.datetime.now().isoformat(" ", "seconds"),
-                },
-                file,
-            )
-            file.flush()
+            file.write(json.dumps(who).encode())
         return cls(file)
 
 
-def _lock_file(file: TextIO) -> None:
+def _lock_file(file: BinaryIO) -> None:
     if fcntl:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:
@@ -81,8 +79,9 @@ def launcher_name() -> str | None:
 
 def holder(folder: Path) -> dict:
     """Reads what the last run that locked `folder` wrote about itself; empty if none did."""
+    path = folder / NAME
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        content = {} if path.is_symlink() or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

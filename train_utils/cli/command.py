@@ -1,12 +1,14 @@
 """Running a command: its exit status, and mistakes as one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from backbone.errors import InputError
 from train_utils.io.memory import first_line, is_lack_of_memory
 from train_utils.io.plain_text import one_line
+from train_utils.io.unfinished import Stopped
 
 EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 FEWER_WORKERS = (
@@ -19,8 +21,8 @@ def run_command(main: Callable[[], int | None]) -> int:
     """Runs a script's `main` and returns its exit status; scripts end with `sys.exit(run_command(main))`.
 
     0 when `main` returns None, what it returns otherwise; an InputError, or an OSError that names a file,
-    becomes one `error: ...` line on stderr and 2; Ctrl-C 130. Any other exception is a fault of the program
-    and keeps its traceback.
+    becomes one `error: ...` line on stderr and 2; Ctrl-C 130, another signal while something is written 128 + its
+    number. Any other exception is a fault of the program and keeps its traceback.
     """
     try:
         return main() or EXIT_OK
@@ -30,6 +32,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
+    except Stopped as stop:
+        print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr, flush=True)
+        return stop.code
     except BrokenPipeError:
         # the reader of a pipe (`| head`) has gone; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,7 +42,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     except OSError as error:  # of a file that the user named: no permission, too long a name
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        print(one_line(f"error: {error.filename}: {error.strerror}"), file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
     except (RuntimeError, MemoryError) as error:
         if is_lack_of_memory(error):

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Sequence
 
 from train_utils.cli.command import EXIT_WRONG_INPUT
+from train_utils.io import files
 from train_utils.io.version import __version__
 
 OFF = object()  # the value of a flag whose word was "none": None, where an absent flag gives nothing
@@ -39,6 +40,7 @@ class Parser(argparse.ArgumentParser):
 
         Holds for flags of `add_flags`, which give nothing where they are absent.
         """
+        files.name_flags({name for action in self._actions for name in (*action.option_strings, action.metavar)})
         return {name: _plain(value) for name, value in vars(self.parse_args(words)).items()}
 
     def error(self, message: str) -> typing.NoReturn:

@@ -148,13 +148,14 @@ class ImageDataset:
                 mostly[self.label_map.name(self.label_map.to_label(category))] = f"{left_out} of {left_out + kept}"
         return {CROWDS_ALONE: alone, MANY_CROWDS: many, MOSTLY_SKIPPED: mostly}
 
-    def with_given_ids(self, results: list[dict]) -> list[dict]:
+    def with_given_ids(self, results: list[dict], of: int | None = None) -> list[dict]:
         """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text.
 
-        Left out: results of a class that the data lacks, whose id means another class there.
+        of: the position of the image that all are of, where they are of one. Left out: results of a class that the
+        data lacks, whose id means another class there.
         """
-        table = self.annotations
-        images = {} if table.given is None else {int(table.image_ids[row]): table.given_id(row) for row in self.rows}
+        table, rows = self.annotations, self.rows if of is None else self.rows[of : of + 1]
+        images = {} if table.given is None else {int(table.image_ids[row]): table.given_id(row) for row in rows}
         categories = {**self.label_map.given, **{i: table.given_categories.get(i, i) for i in table.categories}}
         return [
             {

@@ -6,8 +6,10 @@ any number of ranks, give the same samples, and an epoch can be entered at any s
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
+import functools
 import gc
 import hashlib
 import io
@@ -31,6 +33,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
+from train_utils.processes.stop_signal import continue_children
 
 # What a stream of random numbers is for; each draws from a generator of its own.
 MODEL, AUGMENTATION, ORDER = 0, 1, 2
@@ -194,6 +197,7 @@ class _Loader:
         if workers:
             # fork shares the packed annotations; elsewhere than on Linux it is not safe
             context = "fork" if sys.platform == "linux" else None
+            _continue_workers_at_exit()
             options = {"persistent_workers": True, "multiprocessing_context": context, "prefetch_factor": 2}
         self._loader = DataLoader(
             samples,
@@ -268,6 +272,8 @@ def _outlive_signals() -> None:
     """
     signal.set_wakeup_fd(-1)  # inherited: signals to the worker are none to the main process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return
@@ -282,6 +288,12 @@ def _outlive_signals() -> None:
     threading.Thread(target=wait_for_main_process, daemon=True).start()
     if sys.platform == "linux":  # else a worker holds its dead process's connections open for seconds
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@functools.cache
+def _continue_workers_at_exit() -> None:
+    """Lets a process end whose workers were stopped (SIGSTOP): Python waits for each."""
+    atexit.register(continue_children)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -10,6 +10,7 @@ from backbone.settings import Settings, setting
 
 SHAPES_FOLDER = "data/shapes"
 PLACES = ("data_path", "dataset", "image_dir", "year")  # the options that say together where data lies
+OF_PLACE = (*PLACES, "split_components")  # what other data has anew
 STRICT = "unreadable images and unusable annotations are errors, not skipped"
 BELOW_SEED = 2**63  # torch's generators take no larger seed
 
@@ -20,7 +21,8 @@ class DataOptions(Settings):
 
     data_path: str | Path | None = setting(
         None,
-        "data set folder (COCO, VOC, .npy), or a json; absent: the built-in shapes, drawn into ./data/shapes",
+        "data set folder (COCO, VOC, .npy, mask images, YOLO, LabelMe), or a json; absent: the built-in shapes, drawn "
+        "into ./data/shapes",
         metavar="DATA",
         resume="free",
     )
@@ -30,11 +32,14 @@ class DataOptions(Settings):
     image_dir: str | Path | None = setting(None, "folder of the images, where it is not the usual one", resume="place")
     year: str | None = setting(None, "VOC or COCO year, where the folder holds several", resume="place")
     label_json_path: str | Path | None = setting(
-        None, 'class names of .npy data: a json file {"1": "person", ...}', metavar="J", resume="place"
+        None, 'class names of .npy data and mask images: a json file {"1": "person", ...}', metavar="J", resume="place"
     )
     val_fraction: float = setting(0.2, "validation share of data without a split", least=0, most=1)
     seed: int = setting(0, "chooses that share", least=0, below=BELOW_SEED)
     drop_empty: bool = setting(False, "leave out training images without objects")
+    split_components: bool | None = setting(
+        None, "mask images: whether each connected region of a value is an object; absent: an error where it is unclear"
+    )
     crowd_as_objects: bool = setting(False, "read crowd regions (iscrowd 1) as objects: tools write it for each RLE")
     follow_links: bool = setting(False, "follow images that are links out of the data (else an error)", resume="own")
     strict: bool = setting(False, STRICT, resume="free")

@@ -1,4 +1,4 @@
-"""Compressed RLEs -> run lengths -> CroppedMasks; only the columns that a mask touches are filled.
+"""Compressed RLEs -> run lengths -> CroppedMasks; only the columns that a mask touches are filled. Runs -> RLEs.
 
 Runs of an RLE go down the columns of an image of `size` (H, W): unset and set pixels by turns, unset first.
 pycocotools rasterises polygons into compressed text alone, so its text is decoded here even for those.
@@ -61,6 +61,27 @@ def decode_many(counts: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray
         # an RLE's first number is in no chain: the sum there is that of the RLEs before
         runs = np.where(chain, sums - sums[first[:-1]].repeat(numbers), runs)
     return runs, first, damaged
+
+
+def encode_many(runs: np.ndarray, first: np.ndarray) -> list[bytes]:
+    """Encodes the run lengths of N compressed RLEs, int64 [R]: `decode_many(encode_many(runs, first))` gives them back.
+
+    first: int64 [N + 1], where each RLE's run lengths begin and end.
+    """
+    place = np.arange(len(runs)) - first[:-1].repeat(np.diff(first))  # of a number in its RLE
+    values = runs.copy()
+    values[2:] -= np.where(place[2:] > 2, runs[:-2], 0)
+    pieces, alive = [], np.ones(len(runs), dtype=bool)
+    while alive.any():
+        low, values = values & 0x1F, values >> 5
+        more = np.where(low & 0x10, values != -1, values != 0) & alive
+        pieces.append(np.where(alive, low + 0x20 * more + 48, 0))
+        alive = more
+    codes = np.stack(pieces, axis=1).astype(np.uint8) if pieces else np.zeros((0, 1), np.uint8)  # [R, most characters]
+    used = codes > 0
+    ends = np.concatenate([[0], used.sum(1).cumsum()])[first].tolist()
+    content = codes[used].tobytes()
+    return [content[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
 def cropped_masks(rles: list[dict], size: tuple[int, int]) -> CroppedMasks:

@@ -1,4 +1,4 @@
-"""Plain values and numpy arrays <-> one block of bytes, read in place: the arrays are views of the mapped file.
+"""Plain values and numpy arrays <-> one block of bytes, read in place: the arrays are views of it.
 
 A block is a line of json (values; type, offset and shape of each array), padded with blanks, then the arrays. The line
 and every array begin at a multiple of ALIGNED bytes, so a block must begin at one.
@@ -29,19 +29,19 @@ def block_pieces(values: dict, arrays: dict[str, np.ndarray]) -> list[bytes | me
     return pieces
 
 
-def read_block(mapped: mmap.mmap, start: int, dtypes: dict) -> tuple[dict, dict[str, np.ndarray]]:
-    """Reads (values, read-only arrays) of the block at byte `start` of a mapped file; dtypes: {array: its type}.
+def read_block(content: mmap.mmap | bytes, start: int, dtypes: dict) -> tuple[dict, dict[str, np.ndarray]]:
+    """Reads (values, read-only arrays) of the block at byte `start` of a file's content; dtypes: {array: its type}.
 
     Raises ValueError, TypeError or KeyError for other arrays and for an incomplete block.
     """
-    end = mapped.find(b"\n", start) + 1
-    header, arrays = json.loads(mapped[start:end]), {}
+    end = content.find(b"\n", start) + 1
+    header, arrays = json.loads(content[start:end]), {}
     if {name: place[0] for name, place in header["arrays"].items()} != dtype_names(dtypes):
         raise ValueError("other arrays are expected")
     for name, (dtype, offset, shape) in header["arrays"].items():
         if min((offset, *shape)) < 0:
             raise ValueError(f"{name} has a place or a shape below 0")
-        arrays[name] = np.frombuffer(mapped, dtype, math.prod(shape), end + offset).reshape(shape)
+        arrays[name] = np.frombuffer(content, dtype, math.prod(shape), end + offset).reshape(shape)
     return header["values"], arrays
 
 

@@ -13,8 +13,8 @@ Anything in the folder may be deleted at any time, but not written into: a proce
 import hashlib
 import mmap
 import os
-import secrets
-import time
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,14 +22,15 @@ import numpy as np
 
 from train_utils.io.array_block import ALIGNED, block_pieces, read_block
 from train_utils.io.files import user_path
+from train_utils.io.unfinished import clear_leftovers, rename, unfinished_file
 
 MAGIC = b"maskrcnn annotations"
 FIRST = 2 * ALIGNED  # bytes of the line with the checksum
 FORMAT = 5  # to be raised when arrays, or what is checked or skipped, change
 WORTHWHILE = 2**23  # bytes of json
 KEPT = 8
-SUFFIX, UNFINISHED = ".annotations", ".unfinished"
-DAY = 86_400  # seconds, after which an unfinished file is one of a process that was killed
+SUFFIX = ".annotations"
+OWN = re.compile(r"[0-9a-f]{64}\.annotations")  # names of indexes: others' files stay
 
 
 def cache_folder() -> Path | None:
@@ -83,18 +84,13 @@ def store(content: str, values: dict, arrays: dict[str, np.ndarray]) -> str | No
         state.update(piece)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
         _remove_old(folder)
-        temporary = folder / (content[:16] + secrets.token_hex(8) + UNFINISHED)
-        try:
-            with open(temporary, "xb") as file:  # with the user's umask: others may read it where the folder is shared
-                file.writelines([_first_line(state.hexdigest()), *pieces])
+        with unfinished_file(folder) as (file, path):  # with the user's umask: the folder may be shared
+            file.writelines([_first_line(state.hexdigest()), *pieces])
+            # another process may have been quicker, and may have its file mapped
             if load(content, {name: array.dtype for name, array in arrays.items()}) is None:
-                os.replace(temporary, folder / (content + SUFFIX))
-            else:  # another process was quicker, and may have its file mapped
-                temporary.unlink()
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+                rename(file, path, folder / (content + SUFFIX))
     except OSError as error:
         return f"not kept in {folder} for the next time ({error.strerror or error})"
     return None
@@ -105,15 +101,12 @@ def _first_line(checksum: str) -> bytes:
 
 
 def _remove_old(folder: Path) -> None:
-    """Leaves room for one more index; a file that another process has removed meanwhile is gone all the same."""
+    """Leaves room for one more index; what another process has removed meanwhile is gone, what is no index stays."""
     ages = []
     for path in folder.iterdir():
-        if path.suffix in (SUFFIX, UNFINISHED):
-            try:
-                ages.append((path.stat().st_mtime, path))
-            except FileNotFoundError:
-                continue
-    indexes = sorted((age, path) for age, path in ages if path.suffix == SUFFIX)
-    unfinished = [path for age, path in ages if path.suffix == UNFINISHED and age < time.time() - DAY]
-    for path in [path for _, path in indexes[: 1 - KEPT]] + unfinished:
+        if OWN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with suppress(OSError), open(path, "rb") as file:
+                if file.read(len(MAGIC)) == MAGIC:
+                    ages.append((os.fstat(file.fileno()).st_mtime, path))
+    for _, path in sorted(ages)[: 1 - KEPT]:
         path.unlink(missing_ok=True)

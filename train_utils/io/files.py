@@ -1,17 +1,33 @@
-"""Content -> a file, atomically: a fault or a kill leaves either the old content or the new, and one clear line."""
+"""Content -> a file, atomically: a fault or a kill leaves either the old content or the new, and one clear line.
+
+All files that the project writes are opened here or in `unfinished.py`: exclusively, or without following a link. A
+lint of the tests says so.
+"""
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from backbone.errors import InputError
+from train_utils.io import unfinished
+from train_utils.io.unfinished import PLAIN
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+PLACES = ("--output-dir", "--output", "OUT")  # how commands call the place that they write to
+CHUNK = 2**20  # bytes copied at once
+_flags: frozenset[object] = frozenset()  # of the command that runs: messages name no other
+
+
+def name_flags(flags: Collection[object]) -> None:
+    """Notes what the command that runs calls its flags and places."""
+    global _flags
+    _flags = frozenset(flags)
 
 
 def user_path(path: str | Path) -> Path:
@@ -29,18 +45,21 @@ def writing(path: str | Path, size: int | None = None) -> Iterator[None]:
 
 
 def _advice(error: OSError, path: Path, size: int | None) -> str:
+    places = [place for place in PLACES if place in _flags]
+    elsewhere = f"give another {' or '.join(places) or 'folder'}"
     if error.errno in FULL:
         needed = "" if size is None else f"{size:,} bytes needed, "
-        return (
-            f"no room left to write it ({os.strerror(error.errno)}; {needed}{_free(path)}); free some space or "
-            "give another --output-dir (a training run goes on with --resume auto)"
-        )
+        resume = "; --resume goes on" if "--resume" in _flags else ""
+        why = f"{os.strerror(error.errno)}; {needed}{_free(path)}"
+        return f"no room left to write it ({why}); free some space or {elsewhere}{resume}"
     if error.errno in FORBIDDEN:
-        return f"may not be written ({os.strerror(error.errno)}); give an --output-dir that you may write to"
+        return f"may not be written ({os.strerror(error.errno)}); {elsewhere} that you may write to"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return "is a file, or lies in one, where a folder is needed; give another --output-dir"
+        return f"is a file, or lies in one, where a folder is needed; {elsewhere}"
     if error.errno == errno.EISDIR:
-        return "is a folder, where a file is to be written; move it away, or give another --output-dir"
+        return f"is a folder, where a file is to be written; move it away, or {elsewhere}"
+    if error.errno == errno.ELOOP:
+        return f"is a link, or no plain file: nothing is written through it; remove it, or {elsewhere}"
     return f"could not be written: {error.strerror or error}"
 
 
@@ -54,25 +73,49 @@ def _free(path: Path) -> str:
 
 @contextmanager
 def atomic_file(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`, and renames it to `path` when the block ends without an error.
+    """Opens an unfinished file beside `path`, and renames it to `path` when the block ends without an error.
 
-    The content reaches the disk (fsync) before the name does; after an error the temporary file is removed and `path`
-    is untouched. size: of the content in bytes, for the message of a full disk. Raises InputError where the file
-    cannot be written (full disk, read-only folder, ...).
+    The content reaches the disk (fsync) before the name does; after an error the unfinished file is removed and `path`
+    is untouched. Of several writers at once the last to end wins, whole. size: of the content in bytes, for the message
+    of a full disk. Raises InputError where the file cannot be written (full disk, read-only folder, ...).
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path, size):
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with writing(path, size), unfinished.unfinished_file(path.parent) as (file, temporary):
+        yield file
+        unfinished.rename(file, temporary, path)
         sync_folder(path.parent)
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Opens a file, which is made where there is none, to be appended to (unbuffered) and read.
+
+    Raises InputError where it is a link or no plain file, and as `atomic_file`.
+    """
+    with writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | PLAIN, 0o666)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.fdopen(handle, "a+b", buffering=0)
+
+
+def second_name(path: Path, to: Path) -> None:
+    """Gives the file `path` a second name atomically (a hard link where the disk has them, else a copy).
+
+    Files are always replaced, never changed in place, so the two names stay independent.
+    """
+    with open(path, "rb") as source:
+        unfinished.locked(source.fileno(), shared=True)  # keeps `clear_leftovers` of other processes away
+        temporary = to.with_name(unfinished.new_name())
+        try:
+            os.link(path, temporary)
+        except OSError:
+            with atomic_file(to) as target:
+                shutil.copyfileobj(source, target, CHUNK)
+            return
+        os.replace(temporary, to)
+        # if both names already were one file, replace leaves the temporary name behind (POSIX rename)
+        temporary.unlink(missing_ok=True)
 
 
 def read_text(path: str | Path) -> str:
@@ -95,6 +138,22 @@ def make_folder(path: str | Path) -> Path:
     with writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
+
+
+def folder_to_write(path: str | Path) -> Path:
+    """Creates the folder that a command writes to, and clears it of what killed processes left unfinished."""
+    folder = make_folder(path)
+    unfinished.clear_leftovers(folder)
+    return folder
+
+
+def inner_folder(folder: str | Path, name: str) -> Path:
+    """Creates a folder of the project's own in `folder`; raises InputError where a link has its name."""
+    path = Path(folder) / name
+    with writing(path):
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return make_folder(path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import re
 import reprlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 # of a terminal (C0, C1), line and paragraph separators, and those that turn the direction of text
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+IN_QUOTES = re.compile(CONTROL.pattern[:-1] + "\ud800-\udfff\\\\']")  # what needs an escape there
 LONGEST = 1500  # characters of a line
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlist, _brief.maxdict = 3, 80, 80, 6, 6
@@ -17,6 +20,19 @@ _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlist, _brief.maxdi
 def visible(text: str) -> str:
     """Returns `text` with control characters as escapes: it neither steers a terminal nor breaks a line."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def pasted(*words: object) -> str:
+    """Returns words of a command as a shell takes them: quoted where need be, control characters as escapes."""
+    return " ".join(map(_quoted, map(str, words)))
+
+
+def _quoted(word: str) -> str:
+    if encodable(word) == word:
+        return shlex.quote(word)
+    # $'...', as bash, zsh and ksh read it
+    escaped = IN_QUOTES.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in os.fsencode(found[0])), word)
+    return f"$'{escaped}'"
 
 
 def encodable(text: str) -> str:

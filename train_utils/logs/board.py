@@ -1,6 +1,8 @@
 """Scalars, COCO numbers, images and text of a run -> TensorBoard."""
 
+import functools
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES
-from train_utils.io.files import make_folder, writing
+from train_utils.io.files import inner_folder, writing
 from train_utils.io.plain_text import encodable
 from train_utils.logs.callbacks import EpochNumbers, StepNumbers
 
@@ -30,8 +32,9 @@ class TensorBoard:
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self.path = make_folder(Path(folder) / "tensorboard")
+            self.path = inner_folder(folder, "tensorboard")
             with writing(self.path):
+                _leave_faults_to_callers()
                 try:
                     self.writer = SummaryWriter(str(self.path), purge_step=steps_done, flush_secs=30)
                 except UnicodeEncodeError as error:  # bytes that are no text
@@ -104,6 +107,19 @@ class TensorBoard:
             with writing(self.path):
                 for name, value in scalars.items():
                     self.writer.add_scalar(name, value, step)
+
+
+@functools.cache
+def _leave_faults_to_callers() -> None:
+    """Hides the traceback of TensorBoard's thread where it cannot write: its next call raises the same."""
+    show = threading.excepthook
+
+    def hook(fault: threading.ExceptHookArgs) -> None:
+        if type(fault.thread).__module__.startswith("tensorboard.") and isinstance(fault.exc_value, OSError):
+            return
+        show(fault)
+
+    threading.excepthook = hook
 
 
 def image_grid(rows: Sequence[Sequence[Image.Image]], height: int = 256, gap: int = 4) -> Image.Image:

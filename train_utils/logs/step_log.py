@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from train_utils.io.files import read_text, write_text, writing
+from train_utils.io.files import open_to_append, read_text, write_text, writing
 from train_utils.io.plain_text import json_text
 
 
@@ -15,11 +15,10 @@ class StepLog:
 
     def __init__(self, folder: str | Path, first_step: int = 0) -> None:
         self.path = Path(folder) / "steps.jsonl"
-        if self.path.exists():
-            lines = read_text(self.path).splitlines(keepends=True)
+        open_to_append(self.path).close()  # refuses a link
+        if lines := read_text(self.path).splitlines(keepends=True):
             write_text(self.path, "".join(itertools.takewhile(lambda line: self._step(line) < first_step, lines)))
-        with writing(self.path):
-            self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open_to_append(self.path)
 
     @staticmethod
     def _step(line: str) -> float:
@@ -32,8 +31,7 @@ class StepLog:
     def write(self, step: int, **values: Any) -> None:
         """Appends a line of plain values."""
         with writing(self.path):
-            self.file.write(json_text({"step": step, **values}) + "\n")
-            self.file.flush()
+            self.file.write((json_text({"step": step, **values}) + "\n").encode())
 
     def close(self) -> None:
         """Closes the file."""

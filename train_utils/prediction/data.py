@@ -13,8 +13,9 @@ from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
-from train_utils.data.options import PLACES, DataOptions
+from train_utils.data.options import OF_PLACE, PLACES, DataOptions
 from train_utils.data.problems import few_counts
+from train_utils.io.plain_text import visible
 
 OF_DATA = (*OF_TRAINING, "follow_links", "strict")
 
@@ -26,7 +27,7 @@ def add_data_flags(parser: Parser) -> None:
 
 def data_options(given: dict[str, Any], trained: dict[str, Any]) -> DataOptions:
     """Returns the options of the data that is given, else of that of the training options `trained`."""
-    names = OF_TRAINING if given.keys().isdisjoint(PLACES) else [name for name in OF_TRAINING if name not in PLACES]
+    names = OF_TRAINING if given.keys().isdisjoint(PLACES) else [name for name in OF_TRAINING if name not in OF_PLACE]
     of_training = {name: trained[name] for name in names if trained.get(name) is not None}
     return DataOptions(**{**of_training, **given_settings(DataOptions, given)})
 
@@ -50,7 +51,7 @@ def open_split_of(
         data_set = getattr(open_data(wanted, split, classes), split)
         scored = Scored(data_set, len(data_set), [data_set.describe()])
     check_same_classes(given["weights_path"], label_map, scored.data_set, named)
-    print(*scored.lines, sep="\n")
+    print(*map(visible, scored.lines), sep="\n")
     return scored, trained
 
 

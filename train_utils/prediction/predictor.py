@@ -7,7 +7,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +29,8 @@ from train_utils.show.drawing import Style, draw_detections, fitting_size, magni
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
 KNOWN = 12  # classes that are named
+
+TALLIED = ("full", "in_part", "reduced", "empty", "foreign", "dropped", "left_out")  # of a Predictor: sums of images'
 
 
 @torch.inference_mode()
@@ -68,10 +72,12 @@ class Predictor:
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
         self.counting = threading.Lock()  # `detect` may be called from several threads
         self.full = 0  # images with as many sure detections as the model may find
+        self.dropped: Counter[str] = Counter()  # `take_dropped`'s
         self.best: tuple[float, int] | None = None  # highest score of all images, and its label, of the classes wanted
         self.reduced = 0  # images that are drawn smaller than asked for
         self.left_out: Counter[str] = Counter()  # detections, by why
         self.empty = 0  # detections whose mask has no pixel
+        self.foreign = 0  # detections of classes that the data lacks
 
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
@@ -101,7 +107,7 @@ class Predictor:
         """Returns the detections as COCO results."""
         size = tuple(image.shape[-2:])
         results = to_coco_results([found], [image_id], [size], self.label_map, self.mask_threshold)
-        self.empty += sum(coco_mask.area(result["segmentation"]) == 0 for result in results)
+        self.empty += sum(int(coco_mask.area(result["segmentation"])) == 0 for result in results)
         return results
 
     def draw(self, found: dict, image: torch.Tensor, style: Style) -> Image.Image:
@@ -129,11 +135,29 @@ class Predictor:
             )
         ]
 
+    def tally(self) -> dict[str, Any]:
+        """Returns what the images so far count for in `status`, beside their sizes and the best score."""
+        self.dropped += take_dropped()
+        return {name: copy(getattr(self, name)) for name in TALLIED}
+
+    def since(self, before: dict[str, Any], size: Sequence[int] | None) -> dict[str, Any]:
+        """Returns what an image (H, W) counts for, as plain values for `recall`; before: the tally before it."""
+        return {"size": size, "best": self.best, **{name: value - before[name] for name, value in self.tally().items()}}
+
+    def recall(self, counted: dict[str, Any]) -> None:
+        """Counts an image that an earlier call predicted."""
+        self.sizes.update([tuple(counted["size"])] if counted["size"] else [])
+        known = [tuple(best) for best in (self.best, counted["best"]) if best]
+        self.best = max(known, key=lambda best: best[0], default=None)
+        for name in TALLIED:
+            own = getattr(self, name)
+            setattr(self, name, own + (Counter(counted[name]) if isinstance(own, Counter) else counted[name]))
+
     def limits(self) -> list[Limit]:
         """Returns the limits that the images met, which may have cost detections."""
         full = full_images(self.full, self.model.config.box_detections_per_img)
         shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
-        return [*full, *shrunk, *dropped_limits(take_dropped())]
+        return [*full, *shrunk, *dropped_limits(self.dropped + take_dropped())]
 
     def _look_for_best(self, found: dict) -> None:
         wanted = slice(None) if self.labels is None else torch.isin(found["labels"], self.labels)

@@ -23,6 +23,7 @@ from train_utils.data.in_python.images import as_uint8
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.mistakes.outlines import border_loops, simplified
 from train_utils.evaluation.numbers import to_coco_results
+from train_utils.io.files import atomic_file
 from train_utils.show.captions import AUTO
 from train_utils.show.drawing import Style, draw_detections
 
@@ -135,7 +136,11 @@ class Results:
 
     def save(self, path: str | Path) -> None:
         """Writes the drawn image; the suffix of the path says as what."""
-        self.draw().save(path)
+        drawn, form = self.draw(), Image.registered_extensions().get(Path(path).suffix.lower())
+        if form is None:
+            raise InputError(f"{path}: no image is written by this suffix; give .png or .jpg")
+        with atomic_file(path) as file:
+            drawn.save(file, form)
 
     def filter(self, score: float = 0.0, classes: str | Sequence[str] | None = None) -> Results:
         """Returns the detections with at least this score, and of one of these classes."""

@@ -219,9 +219,16 @@ def open_store(rank: int, limit: timedelta, host: bool = True) -> dist.Store:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not address or not (port or "").isdecimal():
         raise InputError(HOW_TO_START)
-    store = dist.TCPStore(
-        address, int(port), is_master=host and rank == 0 and not hosted, timeout=limit, wait_for_workers=False
-    )
+    own = host and rank == 0 and not hosted
+    try:
+        store = dist.TCPStore(address, int(port), is_master=own, timeout=limit, wait_for_workers=False)
+    except RuntimeError as error:
+        if not own or "address already in use" not in str(error).lower():
+            raise
+        raise InputError(
+            f"port {port} of this machine is in use, most likely by another run; give torchrun --standalone or another "
+            "--master-port (the variable MASTER_PORT)"
+        ) from error
     return dist.PrefixStore(f"maskrcnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 

@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # requests to stop
+# requests to stop; SIGHUP: the terminal was closed (Windows has none)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 INTERVAL = 0.3  # seconds between two looks
 SILENT = 5.0  # seconds without a sign of life: a process that was stopped or has died
 GRACE = 60.0  # seconds that a process has to save when its launcher has died
@@ -161,7 +162,8 @@ class Watch(threading.Thread):
         self.pass_on_own()
         if not self.passed_on and self.stop_number():
             self.passed_on = True
-            os.kill(os.getpid(), self.stop)
+            ignored = signal.getsignal(self.stop) == signal.SIG_IGN  # under nohup, as the other process is not
+            os.kill(os.getpid(), signal.SIGTERM if ignored else self.stop)
 
     def pass_on_own(self) -> None:
         """Sends a signal to this process to the others."""

@@ -183,7 +183,7 @@ class Trainer:
             self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
         if config.amp and dtype == torch.float32:
             self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
-        self.say(f"run folder: {self.folder}")
+        self.say(visible(f"run folder: {self.folder}"))
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Does the steps of an epoch that are left; returns the mean losses of the whole epoch."""
@@ -241,7 +241,7 @@ class Trainer:
     def report_bad(self, error: NonFiniteLoss) -> None:
         """Prints that a step was skipped, and why."""
         left = f"{self.progress.bad_batches + 1} of {self.config.skip_bad_batches} that --skip-bad-batches allows"
-        print(f"skipped ({left}): {self.explained(error)}", file=sys.stderr, flush=True)
+        print(visible(f"skipped ({left}): {self.explained(error)}"), file=sys.stderr, flush=True)
 
     def log_step(self, record: StepRecord) -> None:
         """Writes a line of steps.jsonl, with the images of all ranks."""
@@ -284,7 +284,8 @@ class Trainer:
         self.tell(EpochNumbers(epoch, self.progress.step, stats, result.losses, per_class, row))
         with explaining_lack_of_memory("drawing for TensorBoard", "free some memory, then --resume auto"):
             self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
-        write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
+        progress, steps = self.progress, self.loader.steps_per_epoch
+        write_curves(self.folder, self.writer, progress.curve, progress.curve_stride, steps, self.about())
 
     def tell(self, numbers: StepNumbers | EpochNumbers) -> None:
         """Tells the callbacks of a step or an epoch, on the main process."""
@@ -321,7 +322,7 @@ class Trainer:
         """Names each unreadable image once."""
         for name in files:
             if name not in self.reported:
-                print(f"skipped: {name}", file=sys.stderr, flush=True)
+                print(visible(f"skipped: {name}"), file=sys.stderr, flush=True)
         self.reported.update(files)
 
     def save(self, *names: str | int) -> None:

@@ -28,6 +28,7 @@ from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory
+from train_utils.io.plain_text import visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
@@ -67,7 +68,7 @@ def run(
             else:
                 splits, lines = open_splits(config, additions.splits)
         say = print if world.is_main else lambda *_, **__: None
-        say("\n".join(lines))
+        say("\n".join(map(visible, lines)))
         states = {}
         if world.size > 1 or not config.test_only:
             states = {role: data_state(part) for role, part in splits.by_role().items()}
@@ -91,7 +92,7 @@ def run(
         this = Run(config, world, splits, data, states, folder, checkpoint, additions)
         with world.main_first():
             model, about = build_model(config, chosen, splits.label_map, checkpoint)
-        say("\n".join(about + notes))
+        say("\n".join(map(visible, about + notes)))
         model.to(world.device)
         if config.recompute:
             model.recompute_activations()
@@ -181,7 +182,7 @@ def test(run: Run, model: MaskRCNN) -> None:
     loader = EvalLoader(data_set, run.world, run.config, model.config)
     result = evaluate(model, loader, data_set, run.world, max_dets=run.config.max_dets)
     for name in result.found.skipped:
-        run.say(f"skipped: {name}", file=sys.stderr)
+        run.say(visible(f"skipped: {name}"), file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         run.say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
     for limit in result.limits:

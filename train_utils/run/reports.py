@@ -1,7 +1,6 @@
 """What a training run leaves for people, beside its numbers: curves, drawn detections, explained faults, last lines."""
 
 import math
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file
 from train_utils.io.memory import LESS_IN_TRAINING, first_line
+from train_utils.io.plain_text import pasted, visible
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.run.step import NonFiniteLoss, OutOfMemory
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
@@ -43,16 +43,22 @@ def image_rows(samples: Iterable[tuple], label_map: LabelMap) -> list[tuple[Imag
 
 
 def write_curves(
-    folder: Path, writer: ResultsWriter, curve: Sequence[tuple[float, float]], steps_per_epoch: int, about: str
+    folder: Path,
+    writer: ResultsWriter,
+    curve: Sequence[tuple[float, float]],
+    stride: int,
+    steps_per_epoch: int,
+    about: str,
 ) -> None:
-    """Writes the PNGs of a run; curve: (loss, lr) of each step; writer: the run's; about: a line of text."""
+    """Writes the PNGs of a run; curve: (loss, lr) of each `stride` steps; writer: the run's; about: a line of text."""
     losses, rates = zip(*curve, strict=True)
     records = writer.history()
     epochs = [record["epoch"] for record in records]
     train, val = ([record.get(f"{part}_losses") or {} for record in records] for part in ("train", "val"))
     sums = [None if len(v) < len(LOSS_NAMES) or None in v.values() else sum(v.values()) for v in val]
     val_loss = dict(zip(epochs, sums, strict=True))
-    plot_loss_and_lr(folder / f"loss_and_lr{writer.stamp}.png", losses, rates, steps_per_epoch, val_loss, about)
+    path = folder / f"loss_and_lr{writer.stamp}.png"
+    plot_loss_and_lr(path, losses, rates, steps_per_epoch, val_loss, about, stride)
     plot_losses(folder / f"losses{writer.stamp}.png", LOSS_NAMES, epochs, train, val, about)
     numbers = {
         f"{what} {name}": [record[name] for record in writer.history(iou_type)]
@@ -110,9 +116,9 @@ def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
     saved = saved or sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
     reached = "n/a, as the validation images have no object" if best_ap < 0 else f"{best_ap:.4f}"
     if not saved:
-        print(f"\ndone: best mask AP {reached}. The resumed run had ended: nothing new is in {folder}")
+        print(f"\ndone: best mask AP {reached}. The resumed run had ended: nothing new is in {visible(str(folder))}")
         return
-    print(f"\ndone: best mask AP {reached}. In {folder}:")
+    print(f"\ndone: best mask AP {reached}. In {visible(str(folder))}:")
     if best.exists():
         print("  model_best.pth, model_{epoch}.pth   weights with the highest mask AP; the kept epochs', to resume")
     else:
@@ -121,6 +127,5 @@ def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
     if lowest.exists():
         print("  model_min_val_loss.pth              weights with the lowest validation loss")
     print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
-    print(f"  tensorboard/                        tensorboard --logdir {folder / 'tensorboard'}")
-    weights, image = shlex.quote(str(saved[-1])), shlex.quote(val_set.file_name(0))
-    print(f"next: python predict.py --weights-path {weights} --img-path {image}")
+    print(f"  tensorboard/                        tensorboard --logdir {pasted(folder / 'tensorboard')}")
+    print(f"next: python predict.py --weights-path {pasted(saved[-1])} --img-path {pasted(val_set.file_name(0))}")

@@ -1,5 +1,6 @@
 """What a run knows between two steps: into a checkpoint, and back. A resumed run needs no more."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from train_utils.data.labels import LabelMap
 from train_utils.io.memory import first_line
 from train_utils.run.optimization import TrainState
 from train_utils.run.step import StepRecord
+
+LONGEST = 2**13  # points of a curve, at which their number is halved; more than a drawing shows
 
 
 @dataclass
@@ -31,7 +34,9 @@ class Progress:
     bad_batches: int = 0  # steps skipped because a loss was not finite
     overflows: int = 0  # steps skipped because the gradient overflowed float16
     meters: dict | None = None  # MetricLogger.state_dict() of an epoch in progress
-    curve: list = field(default_factory=list)  # (loss, lr) of each step
+    curve: list = field(default_factory=list)  # (mean loss, last lr) of each `curve_stride` steps, in order
+    curve_stride: int = 1  # doubled as a run grows, so that its checkpoints do not
+    curve_steps: int = 0  # steps in the curve
 
     def end_step(self, record: StepRecord) -> None:
         """Counts a finished step."""
@@ -40,7 +45,24 @@ class Progress:
         self.bad_batches += record.bad is not None
         self.overflows += record.overflow
         loss = sum(record.losses.values()) if record.losses else float("nan")
-        self.curve.append((loss, record.lr))
+        self._add_to_curve(loss, record.lr)
+
+    def _add_to_curve(self, loss: float, lr: float) -> None:
+        done = self.curve_steps % self.curve_stride  # steps in the last point, 0: it is complete
+        if done:
+            self.curve[-1] = (_mean(self.curve[-1][0], loss, done), lr)
+        else:
+            self.curve.append((loss, lr))
+        self.curve_steps += 1
+        self._bound_curve()
+
+    def _bound_curve(self) -> None:
+        """Joins two points each where there are LONGEST."""
+        while len(self.curve) >= LONGEST and self.curve_steps >= LONGEST * self.curve_stride:
+            left = self.curve[len(self.curve) // 2 * 2 :]
+            pairs = zip(self.curve[::2], self.curve[1::2], strict=False)
+            self.curve = [(_mean(one, two), lr) for (one, _), (two, lr) in pairs] + left
+            self.curve_stride *= 2
 
     def end_epoch(self, epoch: int, mask_ap: float, val_loss: float) -> list[str]:
         """Counts an evaluated epoch; returns the names that its checkpoint gets beside its number.
@@ -62,7 +84,17 @@ class Progress:
     @classmethod
     def from_dict(cls, values: Mapping) -> "Progress":
         """Returns what `to_dict` was called on."""
-        return cls(**{**values, "curve": [tuple(pair) for pair in values["curve"].tolist()]})
+        curve = [tuple(pair) for pair in values["curve"].tolist()]
+        progress = cls(**{"curve_steps": len(curve), **values, "curve": curve})  # older files have each step
+        progress._bound_curve()
+        return progress
+
+
+def _mean(mean: float, value: float, count: int = 1) -> float:
+    """Returns the mean of `count` values and one more; NaN, of a step without a loss, does not count."""
+    if math.isnan(mean) or math.isnan(value):
+        return mean if math.isnan(value) else value
+    return mean + (value - mean) / (count + 1)
 
 
 def to_checkpoint(

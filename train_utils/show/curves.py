@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from train_utils.io.files import atomic_file
+
 BEST = {"marker": "*", "markersize": 15, "markeredgecolor": "black", "linestyle": "none"}
 FEW = 50  # a line of fewer points has a mark at each
 LONGEST = 100  # letters that fit in a line
@@ -22,19 +24,23 @@ def plot_loss_and_lr(
     steps_per_epoch: int,
     val: Mapping[int, float | None] | None = None,
     about: str = "",
+    stride: int = 1,
 ) -> None:
-    """Writes a PNG of the training loss and the learning rate, one value of each per step.
+    """Writes a PNG of the training loss and the learning rate, one value of each per `stride` steps.
 
     val: the validation losses {epoch: loss}, drawn at the epochs' ends; about: a line that says which run it is.
     """
     figure, (axes,) = _new_figure("Training loss and learning rate", about)
-    steps = range(1, len(losses) + 1)
+    steps = range(stride, stride * len(losses) + 1, stride)
     window = round(len(losses) * SMOOTHED)
+    counted = "a step" if stride == 1 else f"{stride} steps"
     marker = "." if len(losses) < FEW else None  # a line through one point would not be seen
     light = {"alpha": 0.35 if window > 1 else 1, "linewidth": 1}
-    lines = axes.plot(steps, losses, color="tab:red", marker=marker, label="training loss of a step", **light)
+    lines = axes.plot(steps, losses, color="tab:red", marker=marker, label=f"training loss of {counted}", **light)
     if window > 1:
-        lines += axes.plot(steps, running_mean(losses, window), color="tab:red", label=f"mean of {window} steps")
+        lines += axes.plot(
+            steps, running_mean(losses, window), color="tab:red", label=f"mean of {window * stride} steps"
+        )
     known = {epoch: loss for epoch, loss in (val or {}).items() if loss is not None and math.isfinite(loss)}
     if known:
         at = [(epoch + 1) * steps_per_epoch for epoch in known]
@@ -160,4 +166,5 @@ def _new_figure(title: str, about: str, rows: int = 1, columns: int = 1) -> tupl
 def _save(figure: Any, path: str | Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of the run's name is a box then
-        figure.savefig(path)
+        with atomic_file(path) as file:
+            figure.savefig(file)

@@ -58,7 +58,7 @@ def _images_in(folder: Path) -> list[Path]:
         print(f"{folder}: {folders} sub-folder(s) are not searched; '{folder}/**/*.jpg' in quotes finds theirs")
     if others:
         shown = visible(", ".join(others[:5]) + (", ..." if len(others) > 5 else ""))
-        print(f"{folder}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")
+        print(f"{visible(str(folder))}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")
     return images
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from train_utils.data.images import ImageError
 from train_utils.io import files
+from train_utils.io.unfinished import rename, unfinished_file
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp"}
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
@@ -126,29 +127,24 @@ def annotate_video(
     without a readable frame, InputError where the target cannot be written; there is no target then.
     """
     start, reader, writer = time.perf_counter(), _Reader(container, source), None
-    temporary = target.with_name(target.name + ".tmp")
     bar = tqdm(total=reader.expected_frames(), unit="frame", disable=None)
-    try:
-        with container, bar, files.writing(target):
+    with files.writing(target), unfinished_file(target.parent) as (file, temporary):
+        with container, bar:
             for count, (image, moment) in enumerate(reader.frames()):
                 if stopped():
                     reader.stopped = True
                     break
                 if count % every == 0:
                     frame = np.asarray(annotate(image))
-                    writer = writer or _Writer(temporary, frame.shape[:2], reader, every)
+                    writer = writer or _Writer(file, target, frame.shape[:2], reader, every)
                     writer.write(frame, moment)
                 bar.update()
         if writer is None and not reader.stopped:
             raise ImageError(source, f"no frame could be read{reader.reason()}")
         if writer is None:
             return Written(0, time.perf_counter() - start, [], None)
-        with files.writing(target):
-            writer.close()
-            temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        writer.close()
+        rename(file, temporary, target)
     return Written(writer.count, time.perf_counter() - start, reader.notes() + writer.notes(), reader.broken())
 
 
@@ -221,13 +217,13 @@ class _Reader:
 class _Writer:
     """An mp4 file of H.264 (MPEG-4 where PyAV has no x264), frames at their own times."""
 
-    def __init__(self, path: Path, size: tuple[int, int], reader: _Reader, every: int) -> None:
+    def __init__(self, file: BinaryIO, path: Path, size: tuple[int, int], reader: _Reader, every: int) -> None:
         self.av, self.path, self.count, self.last, self.size = pyav(), path, 0, -1, size
         base = reader.stream.time_base
         # of the source, so that times stay exact; where that is none to write, MPEG's own
         self.base = base if base and base.numerator < 2**16 and base.denominator < 2**24 else Fraction(1, 90000)
         codec = "libx264" if "libx264" in self.av.codecs_available else "mpeg4"
-        self.container = self.av.open(str(path), "w", format="mp4")
+        self.container = self.av.open(file, "w", format="mp4")
         self.stream = self.container.add_stream(codec, rate=reader.rate / every)
         self.stream.height, self.stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
         self.stream.pix_fmt, self.stream.codec_context.time_base = "yuv420p", self.base

@@ -10,6 +10,9 @@ A module has
 
 from types import ModuleType
 
-from train_utils.data.formats import coco, npy, packed, voc
+from train_utils.data.formats import coco, labelme, mask_images, npy, packed, voc, yolo
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "npy": npy, "packed": packed}
+# The last that recognises a path has it: COCO has what no other one does.
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco, "labelme": labelme, "masks": mask_images, "yolo": yolo, "voc": voc, "npy": npy, "packed": packed
+}  # fmt: skip

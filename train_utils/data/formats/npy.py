@@ -34,7 +34,10 @@ from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
 from train_utils.io.checksums import file_checksums
 
-UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
+UNUSED = {
+    **dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders"),
+    "split_components": "which has a mask for each object",
+}
 CACHED = "npy 3"  # to be raised when arrays, or what is checked or skipped, change
 READ = 2**26  # bytes of .npy files that are compared before what they gave is taken from the cache
 SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time

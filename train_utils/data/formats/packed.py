@@ -1,4 +1,4 @@
-"""A packed data set: one file of images and cropped masks, mapped into memory -> a table.
+"""A packed data set: one file of images and cropped masks -> a table.
 
 `python -m tools.pack_dataset` writes such files, from any data set; each gives the samples that its data set gave.
 
@@ -8,17 +8,20 @@
     a tail: place and size of the index, and its SHA-256
 
 A crop's bits are its pixels row by row, the first in the highest bit, filled up to whole bytes. The index is checked
-when the file is opened, a record's checksum each time it is read.
+when the file is opened, a record's checksum each time it is read. Nothing is mapped into memory: a file that is cut
+while a run reads it would end that by a bus error, without a line; reading it costs no more.
 
 N objects of one image of H x W pixels, I images and A objects in all.
 """
 
 import hashlib
 import json
-import mmap
 import os
 import struct
+import threading
+import weakref
 import zlib
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +37,11 @@ from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io.array_block import ALIGNED, read_block
 
-UNUSED = dict.fromkeys(("label_json_path", "image_dir", "year"), "which holds all that it needs")
+UNUSED = dict.fromkeys(("label_json_path", "image_dir", "year", "split_components"), "which holds all that it needs")
 SPLITS = ("train", "val")
 MAGIC = b"maskrcnn packed data set 1\n".ljust(ALIGNED, b"\0")
 TAIL = struct.Struct("<QQ32s")
+_ONE_READS = threading.Lock()
 PIXELS, UPRIGHT, AS_STORED = range(3)  # a record's image: pixels; a file, to be turned by its EXIF orientation or not
 INDEX = {
     "sizes": np.int64,  # [I, 2] height, width
@@ -128,7 +132,7 @@ class PackedRecords:
         """Reads the record's pixels, or decodes its file."""
         kind, content = self.index["kinds"][row], self._part(row, 0)
         if kind == PIXELS:
-            return torch.from_numpy(content.reshape(3, *size).copy())
+            return torch.from_numpy(content.reshape(3, *size))
         return read_image(f"{self.source}: {name}", kind == UPRIGHT, content)
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
@@ -161,22 +165,26 @@ class PackedRecords:
     def _part(self, row: int, part: int) -> np.ndarray:
         """Returns the bytes of an image (part 0) or of its masks' bits (1), uint8."""
         place, *counts = self.index["records"][row].tolist()
-        content = np.frombuffer(self._mapped, np.uint8, counts[part], place + part * counts[0])
+        content = read_at(self._file, place + part * counts[0], counts[part])
+        if len(content) < counts[part]:
+            raise InputError(f"{self.source}: has been cut off since it was opened; pack the data set again")
         if zlib.crc32(content) != self.index["checksums"][row, part]:
             raise InputError(f"{self.source}: the record of {self.names[row]} is damaged; pack the data set again")
         return content
 
     def _open(self) -> None:
-        with open(self.source, "rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise InputError(f"{self.source}: not a packed data set of this version; pack the data set again")
-            end = file.seek(-TAIL.size, os.SEEK_END)
-            place, size, digest = TAIL.unpack(file.read())
-            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        index = memoryview(self._mapped)[place:end]
-        if place + size != end or hashlib.sha256(index).digest() != digest:
+        self._file = open(self.source, "rb", buffering=0)  # forked processes share it: read_at leaves its place alone
+        weakref.finalize(self, self._file.close)
+        if self._file.read(len(MAGIC)) != MAGIC:
+            raise InputError(f"{self.source}: not a packed data set of this version; pack the data set again")
+        end = self._file.seek(-TAIL.size, os.SEEK_END)
+        place, size, digest = TAIL.unpack(self._file.read())
+        if place + size != end:
+            raise ValueError("its index lies elsewhere")
+        index = read_at(self._file, place, size).tobytes()
+        if hashlib.sha256(index).digest() != digest:
             raise ValueError("its checksum is wrong")
-        values, self.index = read_block(self._mapped, place, INDEX)
+        values, self.index = read_block(index, 0, INDEX)
         self.label_map = LabelMap.from_dict(values["label_map"])
         self.names, self.given = values["names"], dict(values["given_ids"])
         self.skipped, self.first_skipped = values["skipped"], values["first_skipped"]
@@ -221,6 +229,23 @@ class PackedRecords:
         bits = np.zeros(images, dtype=np.int64)
         np.add.at(bits, owner, -(-(x2 - x1) * (y2 - y1) // 8))
         _need("masks", bits == masks)
+
+
+def read_at(file: FileIO, place: int, count: int) -> np.ndarray:
+    """Reads count bytes, uint8, from a place of a file on; fewer where it ends before."""
+    content, done = np.empty(count, np.uint8), 0
+    view = memoryview(content)
+    while done < count and (got := _read_into(file, view[done:], place + done)):
+        done += got
+    return content[:done]
+
+
+def _read_into(file: FileIO, view: memoryview, place: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [view], place)
+    with _ONE_READS:  # Windows, where each process has opened the file itself
+        file.seek(place)
+        return file.readinto(view) or 0
 
 
 def _need(what: str, *conditions: object) -> None:

@@ -12,7 +12,6 @@ iscrowd 1. Objects carry compressed RLE, crowds uncompressed RLE, as both occur 
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
+from train_utils.io.unfinished import clear_leftovers, new_file, unfinished_folder
 
 CLASSES = ("rectangle", "ellipse", "triangle")  # category ids 1, 2, 3
 EVERY, EMPTY, CROWD = 20, 7, 13  # image n is empty where n % 20 == 7, has a crowd where n % 20 == 13
@@ -44,8 +44,8 @@ def make_shapes(folder: str | Path, train: int = 900, val: int = 60, size: int =
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-unfinished-", dir=folder.parent) as room:
-            unfinished = Path(room) / "shapes"
+        clear_leftovers(folder.parent)
+        with unfinished_folder(folder.parent) as unfinished:
             _draw_split(unfinished, "train2017", train, (seed, 0), info)
             _draw_split(unfinished, "val2017", val, (seed, 1), info)
             os.rename(unfinished, folder)  # onto an empty or missing folder only
@@ -81,12 +81,14 @@ def _draw_split(root: Path, split: str, count: int, seed: tuple[int, int], info:
         crowded, empty = number % EVERY == CROWD, number % EVERY == EMPTY
         image, objects = draw_image(rng, side, 0 if empty else int(rng.integers(1, 6)), crowded)
         file_name = f"{number:012d}.png"
-        Image.fromarray(image).save(root / split / file_name)
+        with new_file(root / split / file_name) as file:
+            Image.fromarray(image).save(file, "PNG")
         data["images"].append({"id": number, "file_name": file_name, "width": side, "height": side})
         for category, mask, iscrowd in objects:
             annotation = {"id": len(data["annotations"]) + 1, "image_id": number, "category_id": category}
             data["annotations"].append(annotation | _describe(mask, iscrowd))
-    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
+    with new_file(root / "annotations" / f"instances_{split}.json") as file:
+        file.write(json.dumps(data).encode())
 
 
 def draw_image(

@@ -32,7 +32,11 @@ from train_utils.data.masks import IndexImages, Ragged
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
 
-UNUSED = {"label_json_path": "whose classes have names", "image_dir": "whose images are in JPEGImages"}
+UNUSED = {
+    "label_json_path": "whose classes have names",
+    "image_dir": "whose images are in JPEGImages",
+    "split_components": "whose masks number the objects",
+}
 FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
 CLASS_FILES = (voc_files.CLASS_FILE, voc_files.LABEL_MAP)
 # skipped

@@ -64,15 +64,16 @@ def train_on(progress: dict) -> list[str]:
     of as many steps before. progress: the checkpoint's; {}: not known, so no line.
     """
     losses = np.asarray(progress.get("curve", ()), dtype=np.float64).reshape(-1, 2)[:, 0]
-    losses = losses[np.isfinite(losses)]
-    steps = min(max(progress.get("steps_per_epoch", 0), LEAST_STEPS), len(losses) // 2)
+    losses, stride = losses[np.isfinite(losses)], progress.get("curve_stride", 1)  # a point stands for stride steps
+    steps = min(max(progress.get("steps_per_epoch", 0) // stride, LEAST_STEPS), len(losses) // 2)
     if steps < LEAST_STEPS:
         return []
     before, last = (float(part.mean()) for part in np.split(losses[-2 * steps :], 2))
     if not last < (1 - FALLING) * before:
         return []
+    of, steps = len(losses) * stride, steps * stride
     return [
-        f"train on (loss {last:.3f} in the last {steps:,} of {len(losses):,} steps, {before:.3f} in the {steps:,} "
+        f"train on (loss {last:.3f} in the last {steps:,} of {of:,} steps, {before:.3f} in the {steps:,} "
         "before): it was still falling when these weights were written. Train longer first: --resume auto continues a "
         "run that was stopped; a finished one needs more --epochs."
     ]

@@ -11,7 +11,7 @@ from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 
-UNUSED = {"label_json_path": "whose classes have names"}
+UNUSED = {"label_json_path": "whose classes have names", "split_components": "which has a mask for each object"}
 
 
 def recognises(path: Path) -> bool:

@@ -25,7 +25,8 @@ FEW = 1000  # images that are looked up one by one: their folder may hold many m
 LOOKED_FOR = (
     "looked for annotations/instances_train2017.json with train2017/, instances_train.json with images/, "
     "train/_annotations.coco.json, or a single COCO json; for VOC: VOC2012/ImageSets/Segmentation; "
-    "for .npy: images_train/ with annotations_train/, or images/ with annotations/"
+    "for .npy: images_train/ with annotations_train/, or images/ with annotations/; "
+    "for mask images: images/ with masks/; for YOLO: data.yaml; for LabelMe: a json beside each image"
 )
 
 

@@ -20,7 +20,7 @@ BEGINNING = 4096  # bytes of a file that are looked at
 JSONS: tuple[tuple[Callable[[object], bool], str], ...] = (
     (lambda raw: "_via_img_metadata" in raw, f"a project of VIA (VGG Image Annotator): {AS_COCO}"),
     (lambda raw: _entries_have(raw, "filename", "regions"), f"VIA's own json (VGG Image Annotator): {AS_COCO}"),
-    (lambda raw: {"shapes", "imagePath"} <= raw.keys(), f"LabelMe's json of one image: {CONVERT}"),
+    (lambda raw: {"shapes", "imagePath"} <= raw.keys(), "LabelMe's json of one image: give the folder of the jsons"),
     (lambda raw: {"items", "categories"} <= raw.keys(), f"Datumaro's json: {AS_COCO}"),
     (lambda raw: {"objects", "imgHeight"} <= raw.keys(), f"Cityscapes' polygons of one image: {CONVERT}"),
     (lambda raw: {"objects", "size"} <= raw.keys(), f"Supervisely's json of one image: {AS_COCO}"),
@@ -31,7 +31,7 @@ JSONS: tuple[tuple[Callable[[object], bool], str], ...] = (
 )
 # A file's suffix, what its beginning holds, what it is and what to do
 FILES: tuple[tuple[str, bytes, str], ...] = (
-    (".yaml .yml", b"names", f"a YAML file that names classes, as YOLO's data has one: {CONVERT}"),
+    (".yaml .yml", b"names", "a YAML file that names classes, as YOLO's data has one: name train in it, too"),
     (".yaml .yml", b"", "a YAML file: give the folder of the data, or a COCO json"),
     (".xml", b"<annotations", f"CVAT's XML: {AS_COCO}"),
     (".xml", b"<annotation", "VOC's XML, which has boxes alone: masks are needed, as in SegmentationObject/"),
@@ -84,10 +84,10 @@ def nothing_found(root: Path, is_data: Callable[[Path], bool]) -> str:
             return f"{file.relative_to(root)} is {said}"
     masks = next((image.parent for image in images if image.parent.name in MASKS), None)
     if masks and any(image.parent != masks for image in images):
-        return f"{masks.relative_to(root)}/ holds images, perhaps masks: {CONVERT}"
+        return f"{masks.relative_to(root)}/ holds images, perhaps masks: call it masks/, beside images/"
     labels = next((file.parent for file in files if file.suffix == ".txt" and file.parent.name == "labels"), None)
     if labels:
-        return f"{labels.relative_to(root)}/ holds .txt files, as YOLO's data has them: {CONVERT}"
+        return f"{labels.relative_to(root)}/ holds .txt files, as YOLO's data has them: put images/ beside it"
     return f"{len(images)} images are there without annotations" if images else ""
 
 

@@ -1,0 +1,158 @@
+"""Predictions that are cut, by every signal and by kill -9: nothing is lost, and going on ends in the same bytes."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import predict
+from backbone.errors import InputError
+from tests.small_runs import call
+from tests.tiny_model import write_checkpoint, write_coco, write_images
+from train_utils.prediction.growing_results import GrowingResults
+from train_utils.prediction.predictor import Predictor
+
+IMAGES = 4
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "model.pth", width=8)
+
+
+class Runs:
+    """predict.py on four images as `kind` reads them; `seen` counts detections, the `cut`-th of which does `act`."""
+
+    def __init__(self, kind, weights, monkeypatch):
+        self.folder, self.seen, self.cut, self.act = write_coco(Path("data")), [], None, None
+        self.result = Path("o/test_result.json" if kind == "folder" else "o/R.json")
+        source = ("--img-path", "data/images", "--output-dir", "o")
+        if kind != "folder":
+            source = ("--coco-json", "data/instances_val.json", "--image-dir", "data/images", "--output", self.result)
+        self.flags = ("--weights-path", weights, "--device", "cpu", "--score", 0, *source)
+        detect = Predictor.detect
+
+        def counted(predictor, image):
+            self.seen.append(image)
+            if len(self.seen) == self.cut:
+                self.act()
+            return detect(predictor, image)
+
+        monkeypatch.setattr(Predictor, "detect", counted)
+
+    def __call__(self, *more, cut=None, act=None):
+        self.seen.clear()
+        self.cut, self.act = cut, act
+        return call(predict, *self.flags, *more)
+
+    @property
+    def unfinished(self):
+        return self.result.with_name(self.result.name + ".unfinished")
+
+
+@pytest.fixture(params=["folder", "json"])
+def runs(request, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Runs(request.param, weights, monkeypatch)
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def images_of(path):
+    return list(dict.fromkeys(result["image_id"] for result in json.loads(path.read_text())))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_loses_no_complete_image(runs, number, capsys):
+    assert runs() == 0
+    whole, said = runs.result.read_bytes(), capsys.readouterr().out.splitlines()[-1]
+    runs.result.write_text('[{"image_id": "of another call"}]')
+    assert runs(cut=3, act=lambda: os.kill(os.getpid(), number)) == 128 + number
+    told = f"stopped: 2 of 4 image(s) predicted, their {len(json.loads(runs.result.read_text()))} detection(s) are in"
+    assert f"{told} {runs.result}; the same command with --resume goes on\n" in capsys.readouterr().out
+    assert len(images_of(runs.result)) == 2 and "of another call" not in images_of(runs.result)
+    assert runs("--resume") == 0 and len(runs.seen) == 2
+    out = capsys.readouterr().out
+    assert "resuming: 2 of 4 image(s) are done" in out and out.splitlines()[-1] == said
+    assert runs.result.read_bytes() == whole and not runs.unfinished.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_kill_loses_the_image_in_progress_alone(runs, capsys):
+    assert runs() == 0
+    whole = runs.result.read_bytes()
+    runs.result.write_text('"of another call"')
+    child = os.fork()
+    if child == 0:
+        runs(cut=2, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not runs.result.exists()  # it would look current
+    with open(runs.unfinished, "ab") as file:
+        file.write(b'{"at": 1, "image"')  # as a power cut leaves it
+    assert runs("--resume", cut=2, act=stop) == 130
+    assert runs("--resume") == 0 and len(runs.seen) == 2
+    assert runs.result.read_bytes() == whole and not runs.unfinished.exists()
+    assert runs("--resume") == 0 and len(runs.seen) == 4 and "starting fresh" in capsys.readouterr().out
+    assert runs.result.read_bytes() == whole
+
+
+def test_what_has_changed_is_done_again(runs, capsys):
+    assert runs() == 0
+    whole = runs.result.read_bytes()
+    assert runs(cut=4, act=stop) == 130
+    write_images(Path("data/images"))  # the same pixels at another time
+    assert runs("--resume") == 0 and len(runs.seen) == 4
+    assert runs.result.read_bytes() == whole
+    assert runs(cut=4, act=stop) == 130
+    if runs.result.name == "test_result.json":
+        Path("o/1.jpg").unlink()
+        assert runs("--resume") == 0 and len(runs.seen) == 2
+    assert runs(cut=2, act=stop) == 130
+    assert runs("--resume", "--mask-threshold", 0.4) == 2
+    assert "was begun with another mask_threshold; give the same, or leave --resume out" in capsys.readouterr().err
+    assert runs() == 0 and len(runs.seen) == 4
+    assert "of an earlier call that was cut; not used, as --resume is not given" in capsys.readouterr().out
+    runs.unfinished.write_bytes(b"\0\0")
+    assert runs("--resume") == 2 and "is damaged" in capsys.readouterr().err
+
+
+def test_an_error_keeps_what_is_complete_and_one_line(runs, capsys):
+    def fail():
+        raise InputError("bad")
+
+    assert runs(cut=2, act=fail) == 2
+    out, err = capsys.readouterr()
+    assert (
+        err == "error: bad\n" and f"ended by an error: 1 of 4 image(s) are kept in {runs.unfinished}; the same" in out
+    )
+    assert runs("--resume") == 0 and len(runs.seen) == 3
+
+
+def test_what_earlier_images_count_for_is_not_forgotten(runs, capsys):
+    Path("data/images/3.png").write_bytes(b"")
+    limit = ("--box-detections-per-img", 2)
+    assert runs(*limit) == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if " image(s) " in line]
+    assert runs(*limit, cut=3, act=stop) == 130
+    capsys.readouterr()
+    assert runs(*limit, "--resume") == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if " image(s) " in line]
+    assert lines[1:] == said and "3 image(s) have 2 detections" in said[0] and "1 could not be read" in said[1]
+
+
+def test_two_processes_with_one_json(tmp_path):
+    path = tmp_path / "test_result.json"
+    with GrowingResults(path, {}, 2) as one, GrowingResults(path, {}, 2) as two:
+        for at in (1, 0):
+            one.add(at, {}, [{"one": at}])
+            two.add(at, {}, [{"two": at}, {"two": at}])
+        one.finish()
+        assert json.loads(path.read_text()) == [{"one": 0}, {"one": 1}]
+        two.finish()
+    assert path.read_text() == json.dumps([{"two": 0}, {"two": 0}, {"two": 1}, {"two": 1}])
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,90 @@
+"""Names that would steer a terminal or break a pasted command: every command shows them as escapes, and quoted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import predict
+from tests.tiny_model import write_checkpoint, write_coco
+from tools import check_data, pack_dataset
+from train_utils.checkpoints.run_folder import prepare_run_folder, write_args
+from train_utils.data.opening import open_data
+from train_utils.io.plain_text import CONTROL, pasted
+from train_utils.run.reports import print_outcome
+
+EVIL = "a;echo PASTED '\x1b[32m\n\u202e$(echo).png"
+
+
+def shell(line):
+    """What bash makes of the words of a line."""
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
+    return [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_pasted_word_is_the_word():
+    words = [
+        "strawberry (33).jpg",
+        "plain.jpg",
+        EVIL,
+        "\x01f\x7f\x9b",
+        "back\\slash\n",
+        "bytes\udcff\n",
+        "é\tž",
+        "it's",
+    ]
+    line = pasted(*words)
+    assert shell(line) == words and not CONTROL.search(line)
+    assert pasted("strawberry (33).jpg", "plain.jpg") == "'strawberry (33).jpg' plain.jpg"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A COCO folder of an evil name, one image of which has one, too."""
+    folder = write_coco(tmp_path / EVIL)
+    (folder / "images" / "0.png").rename(folder / "images" / EVIL)
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace('"0.png"', json.dumps(EVIL)))
+    return folder
+
+
+def test_no_command_prints_them_as_they_are(data, tmp_path, command):
+    weights, out = write_checkpoint(tmp_path / "m.pth", width=8), tmp_path / "out" / EVIL
+    (data / "images" / f"{EVIL}.txt").touch()
+    (data / "images" / f"{EVIL}.jpg").touch()
+    model = ("--weights-path", weights, "--device", "cpu")
+    said = {
+        "predict": command(predict, *model, "--img-path", data / "images", "--output-dir", out),
+        "check_data": command(check_data, data, "--output-dir", out, "--samples", 0),
+        "pack_dataset": command(pack_dataset, data, out / EVIL),
+        "refused": command(pack_dataset, data, out / EVIL),
+    }
+    for name, (status, printed, errors) in said.items():
+        assert status == {"predict": 1, "check_data": 1, "refused": 2}.get(name, 0), (name, errors)
+        assert not CONTROL.search((printed + errors).replace("\n", "")), name
+        assert "PASTED" in printed + errors and not re.search(r"^\\u202e", printed + errors, re.MULTILINE), name
+    (line,) = (line for line in said["pack_dataset"][1].splitlines() if "(python train.py" in line)
+    assert shell(line.partition("(python ")[2][:-1]) == ["train.py", "--data-path", str(out / EVIL)]
+
+
+def test_the_next_commands_of_a_run_are_quoted(data, tmp_path, capsys):
+    folder = tmp_path / EVIL / "run"
+    for _ in range(2):
+        with prepare_run_folder(folder).lock:
+            write_args(folder, {})
+    (folder / "model_0.pth").touch()
+    print_outcome(folder, 0.5, open_data(data, split="val").val)
+    printed = capsys.readouterr().out
+    assert not CONTROL.search(printed.replace("\n", ""))
+    (line,) = (line for line in printed.splitlines() if line.startswith("next: python "))
+    image = open_data(data, split="val").val.file_name(0)
+    wanted = ["predict.py", "--weights-path", str(folder / "model_0.pth"), "--img-path", image]
+    assert shell(line.removeprefix("next: python ")) == wanted and Path(image).exists()
+    (line,) = (line for line in printed.splitlines() if "holds a run already" in line)
+    goes_on = line.partition("of the former: ")[2][:-1]
+    assert shell(goes_on) == ["--output-dir", str(folder), "--resume", "auto"]

@@ -1,0 +1,120 @@
+"""Detections written as data sets: train.py's reader gives them back, holes, parts and classes included."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import predict
+from backbone.errors import InputError
+from tests.tiny_model import write_checkpoint, write_images
+from train_utils.data.labels import LabelMap
+from train_utils.data.opening import open_data
+from train_utils.prediction.data_sets import FORMS, write_data_set
+from train_utils.prediction.outlines import bridged, outlines
+
+SIZE = (60, 80)
+LABELS = LabelMap.from_categories({3: "cell", 9: "dirt: wet"})
+
+
+def shapes():
+    """Masks that don't overlap: a disc, one with a hole, one of two parts, a ragged one that touches it."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    disc, ring = (x - 14) ** 2 + (y - 14) ** 2 < 100, (x - 40) ** 2 + (y - 14) ** 2 < 150
+    ring &= (x - 41) ** 2 + (y - 13) ** 2 > 20
+    parts = np.zeros(SIZE, dtype=bool)
+    parts[40:50, 2:9], parts[45:58, 12:15] = True, True
+    ragged = np.random.default_rng(0).random(SIZE) < 0.8
+    ragged[:40], ragged[:, :15] = False, False
+    return [disc, ring, parts, ragged]
+
+
+def result(image_id, mask, category, score):
+    rle = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
+    segmentation = {"size": list(SIZE), "counts": rle["counts"].decode()}
+    return {"image_id": image_id, "category_id": category, "score": score, "segmentation": segmentation}
+
+
+def make(folder, form):
+    """Two images: one with four objects of both classes, one with none."""
+    paths = []
+    for name in ("b.png", "a.png"):
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.full((*SIZE, 3), 70, np.uint8)).save(folder / name)
+        paths.append(folder / name)
+    results = [result(1, mask, 3 if k < 3 else 9, 0.9 - k / 10) for k, mask in enumerate(shapes())]
+    return write_data_set(form, folder / "out", [*paths, folder / "missing.png"], results, LABELS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_reader_gives_them_back(tmp_path, form):
+    line = make(tmp_path, form)
+    assert line.startswith(f"2 image(s) with 4 object(s) written as {form} data to {tmp_path / 'out'}")
+    data = open_data(tmp_path / "out", "train", val_fraction=0).train
+    names = ("cell", "dirt_ wet") if form == "masks" else ("cell", "dirt: wet")
+    assert data.label_map.names == names and data.object_counts().sum() == 4 and not data.skipped
+    (i,) = data.object_counts().nonzero()[0].tolist()
+    image, target = data[i]
+    assert image.shape == (3, *SIZE) and target["labels"].tolist() == [1, 1, 1, 2]
+    masks = target["masks"].to_masks().numpy().astype(bool)
+    assert [(one == other).all() for one, other in zip(masks, shapes(), strict=True)] == [True] * 4
+
+
+def test_shared_pixels_are_the_surer_ones_and_said(tmp_path):
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "a.png")
+    disc = shapes()[0]
+    over = np.roll(disc, 5, axis=1)
+    results = [result(1, disc, 3, 0.5), result(1, over, 3, 0.6)]
+    line = write_data_set("voc", tmp_path / "out", [tmp_path / "a.png"], results, LABELS)
+    shared = int((disc & over).sum())
+    assert f"; {shared} pixels that detections share are the surer one's; train.txt and val.txt both list" in line
+    masks = open_data(tmp_path / "out").val.target(0)["masks"].to_masks().numpy().astype(bool)
+    assert (masks[0] == over).all() and (masks[1] == disc & ~over).all()
+
+
+def test_nothing_is_overwritten_and_names_are_told_apart(tmp_path):
+    make(tmp_path, "coco")
+    with pytest.raises(InputError, match="out: exists already; move it away"):
+        make(tmp_path, "coco")
+    with pytest.raises(InputError, match=r"a\.png and .*a\.jpg would have one name"):
+        write_data_set("yolo", tmp_path / "new", [tmp_path / "a.png", tmp_path / "b" / "a.jpg"], [], LABELS)
+
+
+def test_outlines_enclose_the_mask_and_have_corners_alone():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        mask = rng.random(rng.integers(1, 9, 2)) < rng.random()
+        if not mask.any():
+            assert outlines(mask) == []
+            continue
+        loops = outlines(mask)
+        points = bridged(loops).reshape(-1).tolist()
+        filled = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([points], *mask.shape)))
+        assert (filled == mask).all()
+        for loop in loops:
+            steps = np.diff(np.concatenate([loop, loop[:1]]), axis=0)
+            assert ((steps * np.roll(steps, 1, axis=0)).sum(1) == 0).all() and len(loop) >= 4
+    assert [len(loop) for loop in outlines(np.eye(2, dtype=bool))] == [4, 4]  # they touch at a corner alone
+    y, x = np.mgrid[:60, :60]
+    disc = (x - 30) ** 2 + (y - 30) ** 2 < 400
+    (exact,), (fewer,) = outlines(disc), outlines(disc, 1.0)
+    assert len(fewer) < len(exact) / 3
+
+
+def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    weights, images = write_checkpoint(tmp_path / "model.pth"), write_images(tmp_path / "in")[:2]
+    flags = ("--weights-path", weights, "--device", "cpu", "--img-path", *images, "--score", 0, "--write", "coco")
+    status, out, _ = command(predict, *flags)
+    results = json.loads((tmp_path / "test_result.json").read_text())
+    content = json.loads((tmp_path / "data_set" / "instances.json").read_text())
+    assert status == 0 and f"2 image(s) with {len(content['annotations'])} object(s) written as coco data" in out
+    kept = {(r["segmentation"]["counts"], r["category_id"]) for r in results}
+    assert {(a["segmentation"]["counts"], a["category_id"]) for a in content["annotations"]} <= kept
+    assert sum(open_data(tmp_path / "data_set", "train").train.object_counts()) > 0
+    status, _, said = command(predict, *flags)
+    assert status == 2 and "data_set: exists already" in said
+    status, _, said = command(predict, *flags[:2], "--coco-json", "x", "--image-dir", "y", "--output", "z", *flags[-2:])
+    assert status == 2 and "--write goes with --img-path" in said

@@ -1,0 +1,100 @@
+"""A mask file -> a label image: a number for each pixel, 0 for background.
+
+Numbers are the file's own: grey of 8, 16 or 32 bits, a palette's indices, 0 and 1 of a bitmap. Of an RGB file each
+colour is a number, black is 0. What would change numbers in silence is refused: lossy formats, alpha, several pages.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from backbone.errors import InputError
+from train_utils.data.images import formats
+
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+VOC_VOID, VOID = (224, 224, 192), 255  # colour and index of the outlines in VOC's palette, which are no object
+MOST_COLOURS = 4096  # a picture has more, instances that are coloured by hand or by a tool have fewer
+PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO, SIGNED = 262, 339, 0, 2  # TIFF 6.0: tags and their values
+BOMB = "has far more pixels than a mask; scale it down with its image, or take it out"
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, bool]:
+    """Returns (a label image, uint8, uint16, uint32 [H, W]; whether its numbers are colours).
+
+    InputError names the file for what is none.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large sizes and damaged tags; what matters of it raises
+            image = Image.open(path, formats=formats())
+        with image:
+            _refuse(path, image)
+            image.load()
+            mode, pixels = image.mode, np.array(image)
+            void = mode == "P" and (image.getpalette() or [])[3 * VOID : 3 * VOID + 3] == list(VOC_VOID)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such mask") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: {BOMB}") from error
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise InputError(f"{path}: this mask cannot be read ({error}); save it again as PNG or TIFF") from error
+    if mode in ("LA", "RGBA", "PA"):
+        if (pixels[..., -1] < 255).any():
+            raise InputError(f"{path}: this mask has transparent pixels; save it without an alpha channel")
+        pixels = pixels[..., :-1].squeeze(2) if mode != "RGBA" else pixels[..., :3]
+    if pixels.ndim == 3:
+        return _colours(path, pixels, mode)
+    if mode == "F":
+        return _whole(path, pixels), False
+    if void:
+        pixels = np.where(pixels == VOID, 0, pixels)
+    if pixels.dtype.kind == "i":
+        return pixels.view(np.uint32 if pixels.dtype.itemsize == 4 else np.uint16), False
+    return pixels.astype(np.uint8 if pixels.dtype == bool else pixels.dtype.newbyteorder("="), copy=False), False
+
+
+def _refuse(path: Path, image: Image.Image) -> None:
+    """Raises InputError for a file whose numbers are not those that were saved."""
+    if image.format not in LOSSLESS:
+        raise InputError(
+            f"{path}: {image.format} does not keep a mask's numbers; save it as PNG or TIFF from where it was drawn"
+        )
+    if image.format == "TIFF":
+        pages, tags = getattr(image, "n_frames", 1), image.tag_v2
+        if pages > 1:
+            raise InputError(f"{path}: holds {pages} pages; a mask has one page, with a number for each object")
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode != "1":
+            raise InputError(f"{path}: is saved with white as 0, which leaves open what is background; save it anew")
+        signed = tags.get(SAMPLE_FORMAT, (1,))
+        if SIGNED in (signed if isinstance(signed, tuple) else (signed,)) and np.asarray(image).min() < 0:
+            raise InputError(f"{path}: holds numbers below 0; objects are numbered from 1, 0 is background")
+
+
+def _whole(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Returns a label image that was saved as floats."""
+    if not np.isfinite(pixels).all() or (pixels != np.floor(pixels)).any() or pixels.min() < 0 or pixels.max() >= 2**24:
+        raise InputError(
+            f"{path}: holds floats from {pixels.min():g} to {pixels.max():g}; whole numbers from 0 are needed, one for "
+            "each object"
+        )
+    return pixels.astype(np.uint32)
+
+
+def _colours(path: Path, pixels: np.ndarray, mode: str) -> tuple[np.ndarray, bool]:
+    """Returns what `read_labels` does of an RGB file; where all pixels are grey, its numbers are its grey values."""
+    if mode not in ("RGB", "RGBA"):
+        raise InputError(f"{path}: a mask is grey, has a palette, or is RGB; this one is {mode}")
+    if (pixels == pixels[..., :1]).all():
+        return np.ascontiguousarray(pixels[..., 0]), False
+    numbers = (pixels.astype(np.uint32) << np.array([16, 8, 0], dtype=np.uint32)).sum(2, dtype=np.uint32)
+    numbers[(pixels == VOC_VOID).all(2)] = 0
+    count = len(np.unique(numbers))
+    if count > MOST_COLOURS:
+        raise InputError(
+            f"{path}: has {count} colours, as a picture has; a mask has a colour or number for each object"
+        )
+    return numbers, True

@@ -1,0 +1,287 @@
+"""A folder of images and masks, however it is laid out -> which masks belong to which image.
+
+    images/7.png       masks/7.png                        by stem; 7_mask.png and 7_masks.png too; labels/ for masks/
+    images/7.png       masks/cell/7.png                   a folder for each class
+    images/7.png       masks/7/1.png  2.png ...           a folder for each image, a file for each object
+    images/7.png       masks/7_1.png  7_2.png ...         a file for each object, 7_mask_1.png too
+    7.png              7_masks.png                        beside one another
+    7/images/7.png     7/masks/1.png  2.png ...           a folder for each image, a file for each object
+
+Each lies in the data's folder, or once for each split: in train/ and val/, as images/train/ and masks/train/, or as
+images_train/ and masks_train/.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from backbone.errors import InputError
+from train_utils.data.formats.coco.layout import ROLE, role_of
+from train_utils.data.formats.found import folders_in, images_in
+from train_utils.data.images import image_suffixes
+from train_utils.io.plain_text import visible
+
+IMAGES = ("images", "image", "imgs", "img", "PNGImages", "JPEGImages")
+MASKS = ("masks", "mask", "labels", "label", "instances", "PedMasks", "annotations")
+CLASS_MAPS = "classes"  # the folder, or the ending, of images of class numbers
+ENDINGS = ("_masks", "_mask", "_cp_masks", "_labels", "_label", "_instances")  # of a mask's stem; _cp_masks: cellpose's
+MASK_NAME = re.compile(rf"(?:{'|'.join(ENDINGS)})\.\w+$", re.MULTILINE)
+NUMBER = re.compile(r"[_-]\d+$")  # of an object whose mask is a file of its own
+OF_IMAGE = ("", "_img", "_image")  # what an image's stem may have in its place
+NO_MASK_FILE, NO_IMAGE = "images without a mask file", "mask files without an image"
+FOLDERS, BESIDE, EACH = "folders", "beside", "each"  # how a place is laid out
+LOOKED_FOR = (
+    "looked for images/ with masks/ or labels/ (7.png or 7_mask.png for 7.jpg), 7_masks.png beside 7.png, and "
+    "7/images/ with 7/masks/, also in train/ and val/"
+)
+
+
+class Place(NamedTuple):
+    """Where a split lies: root, of the data; kind: FOLDERS (of images and of masks), BESIDE or EACH (both the same).
+
+    classes: the folders of classes that any split has, sorted.
+    """
+
+    root: Path
+    kind: str
+    images: Path
+    masks: Path
+    classes: tuple[str, ...] = ()
+
+
+class MaskFile(NamedTuple):
+    """A mask file below the data's folder; class_name: of the folder that it lies in, "" without one."""
+
+    name: str
+    class_name: str = ""
+
+
+class Sample(NamedTuple):
+    """An image below the data's folder, its masks, its class map ("" without one), and whether a mask is an object."""
+
+    image: str
+    masks: list[MaskFile]
+    class_map: str
+    separate: bool
+
+
+def find_places(root: Path) -> dict[str, Place]:
+    """Returns {"train" | "val" | "all": place}; empty where there is nothing of the kind."""
+    places: dict[str, Place] = {}
+    for role, found in _by_role(root).items():
+        places |= {role: found[0]} if found else {}
+    if "train" not in places and "val" not in places:
+        whole = _place_in(root, root)
+        places = {"all": whole} if whole else {}
+    named = sorted({name for place in places.values() for name in _class_folders(place)})
+    return {role: place._replace(classes=tuple(named)) for role, place in places.items()}
+
+
+def _by_role(root: Path) -> dict[str, list[Place]]:
+    """Returns the places of each role; a test set stands for a val set that there is not."""
+    found: dict[str, list[Place]] = {"train": [], "val": [], "test": []}
+    parts: dict[tuple[str, str], dict[bool, Path]] = {}  # {(role, its word): {whether of masks: folder}}
+    for folder in folders_in(root):
+        role, rest = _role_and_rest(folder.name)
+        if role == "all":
+            of_masks = folder.name in MASKS
+            if of_masks or folder.name in IMAGES:
+                for inner in folders_in(folder):
+                    role, rest = _role_and_rest(inner.name)
+                    if role != "all" and not rest:
+                        parts.setdefault((role, inner.name), {}).setdefault(of_masks, inner)
+        elif not rest:
+            place = _place_in(folder, root)
+            found[role] += [place] if place else []
+        elif rest in IMAGES or rest in MASKS:
+            parts.setdefault((role, folder.name.replace(rest, "")), {}).setdefault(rest in MASKS, folder)
+    for (role, _), pair in sorted(parts.items()):
+        if len(pair) == 2 and _has_images(pair[True]):
+            found[role].append(Place(root, FOLDERS, pair[False], pair[True]))
+    for role, places in found.items():
+        if len(places) > 1:
+            folders = ", ".join(str(place.images.relative_to(root)) for place in places)
+            raise InputError(f"{root}: several folders for {role}: {folders}; give one as --data-path, or take one out")
+    return {"train": found["train"], "val": found["val"] or found["test"]}
+
+
+def _role_and_rest(name: str) -> tuple[str, str]:
+    """Returns the role that a folder's name says, and the name without it: "train2017" -> "train", ""."""
+    role = role_of(Path(name), Path(name).parent)
+    if role == "all":
+        return role, name
+    rest = re.sub(ROLE.pattern, "", name, count=1, flags=re.IGNORECASE)
+    return role, re.sub(r"^[\W_\d]+|[\W_\d]+$", "", rest)
+
+
+def _place_in(folder: Path, root: Path) -> Place | None:
+    """Returns how a folder holds images and masks, None where it does not."""
+    folders = {path.name: path for path in folders_in(folder)}
+    images = [folders[word] for word in IMAGES if word in folders]
+    masks = [folders[word] for word in MASKS if word in folders and _has_images(folders[word])]
+    if images and masks:
+        return Place(root, FOLDERS, images[0], masks[0])
+    if any(_pairs_beside(folder)):
+        return Place(root, BESIDE, folder, folder)
+    each = any(_pair_of_folders(inner) for inner in folders.values())
+    return Place(root, EACH, folder, folder) if each else None
+
+
+def _pair_of_folders(folder: Path) -> tuple[Path, Path] | None:
+    """Returns images/ and masks/ in a folder, where both are there."""
+    pair = folder / "images", folder / "masks"
+    return pair if all(path.is_dir() for path in pair) else None
+
+
+def _has_images(folder: Path) -> bool:
+    """Returns whether a folder, or one in it, holds an image."""
+    return _holds_image(folder) or any(map(_holds_image, folders_in(folder)))
+
+
+def _holds_image(folder: Path) -> bool:
+    suffixes = image_suffixes()
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in suffixes for entry in entries)
+
+
+def _pairs_beside(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields the names of an image and of the mask beside it."""
+    suffixes, listed = image_suffixes(), sorted(os.listdir(folder))
+    if not MASK_NAME.search("\n".join(listed)):  # at once, as a folder may hold 100,000 images
+        return
+    names = [os.path.splitext(name) for name in listed if not name.startswith(".")]
+    by_stem = {stem: stem + suffix for stem, suffix in names if suffix.lower() in suffixes}
+    for stem, mask in by_stem.items():
+        image = next((each for each in _stems_of(stem) if each in by_stem and each != stem), None)
+        if image is not None:
+            yield by_stem[image], mask
+
+
+def _stems_of(mask_stem: str) -> Iterator[str]:
+    """Yields the stems that the image of a mask may have, the likeliest first."""
+    yield mask_stem
+    for ending in ENDINGS:
+        if mask_stem.endswith(ending):
+            yield from (mask_stem.removesuffix(ending) + other for other in OF_IMAGE)
+
+
+def _class_folders(place: Place) -> set[str]:
+    """Returns the names of the folders of classes."""
+    if place.kind == FOLDERS:
+        stems = images_in(place.images)
+        inner = {path.name for path in folders_in(place.masks)}
+        return inner if inner.isdisjoint(stems) else set()
+    if place.kind == BESIDE:
+        return set()
+    pairs = filter(None, map(_pair_of_folders, folders_in(place.images)))
+    return {path.name for _, masks in pairs for path in folders_in(masks)}
+
+
+def samples_of(place: Place) -> tuple[list[Sample], dict[str, list[str]]]:
+    """Returns (the images of a place with their masks, {why: names of files that are left out}).
+
+    InputError where none has a mask, or a mask could be two images'.
+    """
+    left: dict[str, list[str]] = {NO_MASK_FILE: [], NO_IMAGE: []}
+    if place.kind == EACH:
+        samples = []
+        for folder in folders_in(place.images):
+            if pair := _pair_of_folders(folder):
+                samples += _of_one_folder(place, *pair, left)
+            elif any(images_in(inner) for inner in [folder / "images"] if inner.is_dir()):
+                left[NO_MASK_FILE].append(folder.name)
+    elif place.kind == BESIDE:
+        samples = _beside(place, left)
+    else:
+        samples = _by_stem(place, place.images, place.masks, left)
+    if not samples:
+        raise InputError(
+            f"{place.masks}: none of its masks has the name of an image in {place.images}; 7.png or 7_mask.png belongs "
+            f"to 7.jpg ({_examples(left)})"
+        )
+    return samples, {why: names for why, names in left.items() if names}
+
+
+def _examples(left: dict[str, list[str]]) -> str:
+    """Returns the first name of each kind that has no partner."""
+    return visible(", ".join(f"{why} such as {names[0]}" for why, names in left.items() if names) or "both are empty")
+
+
+def _beside(place: Place, left: dict[str, list[str]]) -> list[Sample]:
+    folder, pairs = place.images, {}
+    for image, mask in _pairs_beside(folder):
+        if image in pairs:
+            raise InputError(f"{folder}: {pairs[image]} and {mask} are both masks of {image}; take one of them out")
+        pairs[image] = mask
+    below = folder.relative_to(place.root)
+    maps = {os.path.splitext(name)[0]: name for name in os.listdir(folder)}
+    taken, samples = set(pairs.values()), []
+    images = images_in(folder)
+    for stem, image in images.items():
+        class_map = maps.get(f"{stem}_{CLASS_MAPS}", "")
+        if image in pairs:
+            masks = [MaskFile(str(below / pairs[image]))]
+            samples.append(Sample(str(below / image), masks, str(below / class_map) if class_map else "", False))
+        elif image not in taken and stem.removesuffix(f"_{CLASS_MAPS}") not in images:
+            left[NO_IMAGE if stem.endswith(ENDINGS) else NO_MASK_FILE].append(image)
+    return samples
+
+
+def _of_one_folder(place: Place, image_dir: Path, mask_dir: Path, left: dict[str, list[str]]) -> list[Sample]:
+    """Returns the sample of a folder of one image and its masks; of several images, those that go by stem."""
+    images, masks = images_in(image_dir), images_in(mask_dir)
+    (stem, name), *more = [*images.items()] or [("", "")]
+    if more or stem in masks:
+        return _by_stem(place, image_dir, mask_dir, left)
+    if not name:
+        left[NO_IMAGE].append(str(mask_dir.relative_to(place.root)))
+        return []
+    below = mask_dir.relative_to(place.root)
+    files = [MaskFile(str(below / mask)) for mask in masks.values()]
+    for folder in folders_in(mask_dir):
+        files += [MaskFile(str(below / folder.name / mask), folder.name) for mask in images_in(folder).values()]
+    return [Sample(str((image_dir / name).relative_to(place.root)), files, "", True)]
+
+
+def _by_stem(place: Place, image_dir: Path, mask_dir: Path, left: dict[str, list[str]]) -> list[Sample]:
+    """Returns the samples of a folder of images and one of masks."""
+    images, below = images_in(image_dir), mask_dir.relative_to(place.root)
+    masks: dict[str, list[MaskFile]] = {stem: [] for stem in images}
+    separate = set()
+    for class_name in ["", *(path.name for path in folders_in(mask_dir))]:
+        if class_name in images:  # a file for each object
+            files = images_in(mask_dir / class_name).values()
+            masks[class_name] += [MaskFile(str(below / class_name / name)) for name in files]
+            separate.add(class_name)
+            continue
+        for stem, name in images_in(mask_dir / class_name).items():
+            image = next((each for each in _stems_of(stem) if each in images), None)
+            numbered = image is None
+            if numbered:
+                image = next((each for each in _stems_of(NUMBER.sub("", stem)) if each in images), None)
+            if image is None:
+                left[NO_IMAGE].append(os.path.join(class_name, name))
+                continue
+            known = any(mask.class_name == class_name for mask in masks[image])
+            if numbered and (image in separate or not known):
+                separate.add(image)
+            elif known or numbered:
+                others = " and ".join([os.path.basename(mask.name) for mask in masks[image]] + [name])
+                raise InputError(f"{mask_dir}: {others} are both masks of {images[image]}; take one of them out")
+            masks[image].append(MaskFile(str(below / class_name / name), class_name))
+    maps_dir = mask_dir.parent / CLASS_MAPS
+    maps_dir = maps_dir if maps_dir.is_dir() else mask_dir.parent.parent / CLASS_MAPS / mask_dir.name
+    maps = images_in(maps_dir) if maps_dir.is_dir() else {}
+    left[NO_MASK_FILE] += [images[stem] for stem, files in masks.items() if not files and stem not in separate]
+    return [
+        Sample(
+            str((image_dir / images[stem]).relative_to(place.root)),
+            files,
+            str((maps_dir / maps[stem]).relative_to(place.root)) if stem in maps else "",
+            stem in separate,
+        )
+        for stem, files in masks.items()
+        if files or stem in separate
+    ]

@@ -1,0 +1,361 @@
+"""YOLO segmentation data (Ultralytics' and Roboflow's layouts) -> a table.
+
+    DATA/data.yaml                 names, and where train and val are: folders, lists of folders, or lists in a txt
+    DATA/images/train/7.jpg        DATA/labels/train/7.txt; or train/images/7.jpg and train/labels/7.txt
+    DATA/images/7.jpg              DATA/labels/7.txt, names in classes.txt: without a data.yaml
+
+A line of a txt is an object: its class, then x y of each corner as shares of the image's width and height. An image
+without a txt, or with an empty one, has no objects. All files are read once, when the data is opened.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from backbone.errors import InputError
+from train_utils.data.annotations import Annotations, ImageFiles
+from train_utils.data.formats import npy_folder
+from train_utils.data.formats.coco.layout import is_inside, role_of
+from train_utils.data.formats.coco.segmentation import Skip, box_of, overlaps, read_segmentation
+from train_utils.data.formats.found import (
+    NOT_IMAGE,
+    Found,
+    FoundObject,
+    folders_in,
+    holds_coco,
+    images_below,
+    kept,
+    refuse_links,
+    size_of,
+    table_of,
+)
+from train_utils.data.formats.yolo.data_yaml import Value, read_yaml
+from train_utils.data.options import DataOptions
+from train_utils.data.problems import NO_SEGMENTATION, StopAtFirst
+from train_utils.io.files import read_text
+from train_utils.io.plain_text import brief, visible
+
+UNUSED = {
+    "label_json_path": "whose classes have names",
+    "split_components": "which has a polygon for each object",
+    **dict.fromkeys(("image_dir", "year"), "whose data.yaml says where images are"),
+}
+CACHED = "yolo 1"  # to be raised when arrays, or what is checked or skipped, change
+YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+ENTRIES = ("path", "train", "val", "test", "names", "nc")
+PAST = 0.05  # of the image's side: how far a corner may lie outside, where a mask is cut at the edge
+TWICE = "lines that are there twice"
+SAME = "train and val are the same images, so that validation scores what was trained on"
+LOOKED_FOR = "looked for data.yaml with names, train and val, and for images/ with labels/ that hold .txt files"
+
+
+class Place(NamedTuple):
+    """Where a split lies: root, of the data; yaml: its file, "" without one; lists: folders of images, or txt files.
+
+    note: what is good to know of them.
+    """
+
+    root: Path
+    yaml: str
+    lists: tuple[Path, ...]
+    note: str = ""
+
+
+def recognises(path: Path) -> bool:
+    """Returns whether a path is a data.yaml, a folder that has one, or a folder of images and of txt files."""
+    if path.is_file():
+        return path.suffix in (".yaml", ".yml")
+    try:
+        return bool(_yaml_of(path) or _plain_places(path)) and not holds_coco(path)
+    except InputError:  # which opening it then says
+        return not holds_coco(path)
+
+
+def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str, Place]:
+    """Returns {"train" | "val" | "all": where it lies}; a test set stands for a val set that there is not."""
+    root, yaml = (path.parent, path) if path.is_file() else (path, _yaml_of(path))
+    if yaml is None:
+        places = _plain_places(root)
+        if not places:
+            raise InputError(f"{path}: no YOLO data found; {LOOKED_FOR}")
+        return places
+    entries = read_yaml(yaml, ENTRIES)
+    places = {}
+    for role, words in {"train": ("train",), "val": ("val", "test")}.items():
+        given = next((entries[word] for word in words if entries.get(word)), None)
+        if given is not None:
+            places[role] = Place(root, str(yaml), tuple(_resolved(root, yaml, entries, role, given)))
+    if not places:
+        raise InputError(f"{yaml}: names neither train nor val; write where the images are, as train: images/train")
+    if len(places) == 2 and places["train"] == places["val"]:
+        places["val"] = places["val"]._replace(note=SAME)
+    return places
+
+
+def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotations | None:
+    """Reads one split; None where nothing of it is sound (and `problems` collects)."""
+    names = _class_names(place)
+    source = str(place.lists[0]) if len(place.lists) == 1 else place.yaml
+    images, absent = _listed(place)
+    labels = {image: _label_file(image) for image in images}
+    folders = sorted({(place.root / name).parent for name in [*images, *labels.values()]})
+    if refuse_links(filter(os.path.isdir, folders), place.root, options, problems):
+        return None
+    content = kept(
+        (CACHED, labels, absent, names),
+        [place.root / name for pair in labels.items() for name in pair],
+        problems,
+        lambda: _read_files(place, Found(source, problems), labels, names, absent),
+    )
+    highest = int(content[1]["category_ids"].max(initial=0))
+    categories = names or {number: f"class_{number}" for number in range(highest + 1)}
+    table = table_of(source, content, categories, YoloImages(place.root, source), named=names is not None)
+    return table and replace(table, missing=np.array([name in absent for name in table.file_names()], dtype=bool))
+
+
+class YoloImages(ImageFiles):
+    """Images whose sizes were read from their files when the data was opened."""
+
+    def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
+        """Returns the size that the image had when the data was opened."""
+        return f"it was {size[1]}x{size[0]} when the data was opened; start again"
+
+
+def _yaml_of(folder: Path) -> Path | None:
+    """Returns the folder's data.yaml, or its only yaml that names classes and where they are."""
+    found = next((folder / name for name in YAMLS if (folder / name).is_file()), None)
+    if found is not None or not folder.is_dir():
+        return found
+    others = [path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if _is_data(path)]
+    if len(others) > 1:
+        raise InputError(f"{folder}: has {' and '.join(path.name for path in others)}; give one as --data-path")
+    return others[0] if others else None
+
+
+def _is_data(path: Path) -> bool:
+    try:
+        return {"names", "train"} <= read_yaml(path, ENTRIES).keys()
+    except InputError:  # some other yaml
+        return False
+
+
+def _plain_places(root: Path) -> dict[str, Place]:
+    """Returns the places of data without a data.yaml; empty where there is none."""
+    if _holds_texts(root / "labels") and (root / "images").is_dir():
+        return {"all": Place(root, "", (root / "images",))}
+    places = {}
+    for folder in folders_in(root / "labels") if (root / "labels").is_dir() else folders_in(root):
+        role = role_of(folder, folder.parent)
+        pair = (root / "images" / folder.name, folder)
+        pair = pair if folder.parent.name == "labels" else (folder / "images", folder / "labels")
+        if role != "all" and pair[0].is_dir() and _holds_texts(pair[1]):
+            places[role] = Place(root, "", (pair[0],))
+    if "val" not in places and "test" in places:
+        places["val"] = places["test"]
+    return {role: places[role] for role in ("train", "val") if role in places}
+
+
+def _holds_texts(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.txt"))
+
+
+def _class_names(place: Place) -> dict[int, str] | None:
+    """Returns {class number from 0: name}; None where nothing names them."""
+    if not place.yaml:
+        names = npy_folder.read_class_names(place.root)
+        return names and {number - 1: name for number, name in names.items()}
+    entries = read_yaml(Path(place.yaml), ENTRIES)
+    given, count = entries.get("names"), entries.get("nc")
+    if given is None and count is None:
+        raise InputError(f"{place.yaml}: has no names of the classes; add names: [first, second, ...]")
+    if count is not None and not (isinstance(count, str) and count.isdecimal() and 0 < int(count) < 10_000):
+        raise InputError(f"{place.yaml}: nc {brief(count)} is no number of classes; correct it, or take it out")
+    if given is None:
+        return {number: f"class_{number}" for number in range(int(count))}
+    rows = list(given.items()) if isinstance(given, dict) else list(enumerate(given if isinstance(given, list) else ()))
+    for number, name in rows:
+        if not str(number).isdecimal() or not name:
+            raise InputError(f"{place.yaml}: names: {brief(number)}: {brief(name)} is no number and name of a class")
+    if not rows:
+        raise InputError(f"{place.yaml}: names is no list of names; write names: [first, second, ...]")
+    if count is not None and int(count) != len(rows):
+        raise InputError(f"{place.yaml}: nc is {count}, but names has {len(rows)} classes; make them agree")
+    return {int(number): visible(name) for number, name in rows}
+
+
+def _resolved(root: Path, yaml: Path, entries: dict[str, Value], role: str, given: Value) -> Iterator[Path]:
+    """Yields the folders and txt files of a split, all inside the data's folder.
+
+    `path` counts where it is inside it; else, as on another machine, the yaml's folder stands for it. Roboflow's
+    ../train/images is train/images beside the yaml, as Ultralytics takes it.
+    """
+    base, home = entries.get("path") or ".", os.path.realpath(root)
+    if not isinstance(base, str) or isinstance(given, dict):
+        raise InputError(f"{yaml}: {role} must be a folder, a txt file, or a list of these, and path a folder")
+    for text in given if isinstance(given, list) else [given]:
+        text = text.replace("\\", "/")
+        stripped = text
+        while stripped.startswith("../"):
+            stripped = stripped[3:]
+        tries = [root / base / text, root / text, root / stripped]
+        fitting = [path for path in tries if is_inside(os.path.realpath(path), home) and path.exists()]
+        if not fitting:
+            raise InputError(
+                f"{yaml}: {role}: {visible(text)} is not there; looked for "
+                f"{' and '.join(dict.fromkeys(os.path.normpath(path) for path in tries))} inside {root}"
+            )
+        yield Path(os.path.normpath(fitting[0]))
+
+
+def _listed(place: Place) -> tuple[list[str], set[str]]:
+    """Returns (the images of a split, below the root; those of them that a txt names and that are not there)."""
+    found: dict[str, None] = {}
+    absent = set()
+    for path in place.lists:
+        if path.is_dir():
+            names = sorted((str(file.relative_to(place.root)) for file in images_below(path)), key=_by_number)
+            found |= dict.fromkeys(names)
+            continue
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            text = line.strip().replace("\\", "/")
+            if not text:
+                continue
+            tries = [path.parent / text, place.root / text]
+            inside = [each for each in tries if is_inside(os.path.abspath(each), os.path.abspath(place.root))]
+            if not inside:
+                raise InputError(
+                    f"{path}: line {number}: {visible(text)} leads out of {place.root}; nothing outside the data is "
+                    "read: write paths that begin in the list's folder"
+                )
+            there = next((each for each in inside if each.is_file()), None)
+            name = os.path.relpath(there or inside[0], place.root)
+            found[name] = None
+            if there is None:
+                absent.add(name)
+    if not found:
+        raise InputError(f"{' and '.join(map(str, place.lists))}: no image found; put them there")
+    return list(found), absent
+
+
+def _by_number(name: str) -> tuple[str, int, int, str]:
+    folder, stem = os.path.split(os.path.splitext(name)[0])
+    return (folder, 0, int(stem), stem) if npy_folder.is_number(stem) else (folder, 1, 0, stem)
+
+
+def _label_file(image: str) -> str:
+    """Returns the txt of an image: in labels/ where the image is in images/, else beside it."""
+    parts = list(Path(image).with_suffix(".txt").parts)
+    if "images" in parts[:-1]:
+        last = len(parts) - 2 - parts[-2::-1].index("images")
+        parts[last] = "labels"
+    return str(Path(*parts))
+
+
+def _without_image(place: Place, labels: dict[str, str]) -> list[str]:
+    """Returns the txt files in the folders of a split that are no image's; those beside a list may be another's."""
+    taken, folders = set(labels.values()), {os.path.dirname(name) for name in labels.values()}
+    if not all(path.is_dir() for path in place.lists):
+        return []
+    texts = [os.path.join(folder, path.name) for folder in folders for path in (place.root / folder).glob("*.txt")]
+    return sorted(name for name in texts if name not in taken and os.path.basename(name) != npy_folder.CLASS_FILE)
+
+
+def _read_files(
+    place: Place, found: Found, labels: dict[str, str], names: dict[int, str] | None, absent: set[str]
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Reads all images' sizes and all txt files; returns plain values and arrays."""
+    root, past = place.root, []
+    found.leave_out(npy_folder.NO_IMAGE, _without_image(place, labels))
+    texts = lines = 0
+    for image in tqdm(labels, desc=Path(found.source).name, unit="image", disable=None, leave=False):
+        path = root / labels[image]
+        objects: list[FoundObject] = []
+        try:
+            size = size_of(root / image) if image not in absent else NOT_IMAGE
+            text = read_text(path).removeprefix("\ufeff") if path.is_file() else ""
+        except InputError as error:
+            found.problems.mistake(error, image=Path(image).stem)
+            continue
+        texts += path.is_file()
+        seen: set[str] = set()
+        for number, line in enumerate(text.splitlines(), 1):
+            where = f"{labels[image]}: line {number}"
+            if not line.strip():
+                continue
+            lines += 1
+            try:
+                category, corners = _numbers(f"{path}: line {number}", line, names)
+                if len(corners) == 4:
+                    _add_box(found, where, category, corners, size)
+                elif line in seen:
+                    found.skip(TWICE, where, Path(image).stem, category)
+                else:
+                    seen.add(line)
+                    past += [float(max(corners.max() - 1, -corners.min()))] * bool(
+                        corners.max() > 1 or corners.min() < 0
+                    )
+                    points = (corners.reshape(-1, 2) * size[::-1]).reshape(-1).tolist()
+                    kind, parts = read_segmentation([points], size)
+                    objects.append(FoundObject(category, kind, parts, box_of(kind, parts, size)))
+            except Skip as reason:
+                found.skip(str(reason), where, Path(image).stem, category)
+            except InputError as error:
+                found.problems.mistake(error, image=Path(image).stem, annotation=number)
+        found.add(image, size, objects)
+    if lines and found.skipped[NO_SEGMENTATION] == lines:
+        found.problems.mistake(
+            f"{found.source}: all {lines} lines of its txt files are boxes of 4 numbers, as detectors use them; export "
+            "polygons (YOLO segmentation)"
+        )
+    notes = [place.note] * bool(place.note)
+    if texts < len(labels):
+        notes.append(f"{len(labels) - texts} images without a txt have no objects")
+    if past:
+        notes.append(
+            f"{len(past)} polygons reach past their image, by {max(past):.2%} at most, and are cut at its edge"
+        )
+    return found.values(notes=notes), found.arrays()
+
+
+def _numbers(where: str, line: str, names: dict[int, str] | None) -> tuple[int, np.ndarray]:
+    """Returns (class number, the other numbers float64) of a line. InputError says what is wrong with it."""
+    words = line.split()
+    try:
+        numbers = np.array(words, dtype=np.float64)
+    except ValueError as error:
+        raise InputError(f"{where}: {brief(line)} are not numbers; correct it") from error
+    category, corners = numbers[0], numbers[1:]
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{where}: holds a number that is not finite; correct it")
+    if category != np.floor(category) or not 0 <= category < npy_folder.MOST_CLASSES:
+        raise InputError(f"{where}: class {words[0]} is no whole number from 0; correct it")
+    if names is not None and int(category) not in names:
+        raise InputError(
+            f"{where}: class {int(category)} is none of the {len(names)} classes, {min(names)} to {max(names)} "
+            f"({npy_folder.few(list(names.values()))}); complete the names, or correct the line"
+        )
+    if len(corners) % 2 or len(corners) in (0, 2):
+        raise InputError(
+            f"{where}: has {len(corners)} numbers behind its class; x y of three corners and more, or a box of 4 "
+            "numbers, are needed"
+        )
+    low, high = corners.min(), corners.max()
+    if max(high - 1, -low) > PAST:
+        raise InputError(
+            f"{where}: {high if high - 1 >= -low else low:g} is no share of the image's side: corners go from 0 to 1 "
+            f"({PAST:.0%} past it are cut); divide pixels by width and height"
+        )
+    return int(category), corners
+
+
+def _add_box(found: Found, where: str, category: int, box: np.ndarray, size: tuple[int, int]) -> None:
+    """Skips a box without a polygon; it still counts among the boxes of evaluation. box: its centre and sides."""
+    x, y, w, h = (box * np.tile(size[::-1], 2)).tolist()
+    found.skip(NO_SEGMENTATION, where, category=category)
+    if overlaps(x - w / 2, w, size[1]) and overlaps(y - h / 2, h, size[0]):
+        found.unmasked.append((len(found.images), category, [x - w / 2, y - h / 2, w, h]))
