@@ -288,7 +288,7 @@ def lost(cut: Cut, fault: str, codes: list, before: int, since: int) -> list[str
         problems.append("a traceback")
     path = begun(cut)
     saved = torch.load(path, weights_only=True)["step"] if path else 0
-    if set(codes) <= {143, 130} and saved < finished_steps(cut.folder):
+    if set(codes) <= {143, 130, 129} and saved < finished_steps(cut.folder):
         problems.append(f"{finished_steps(cut.folder)} steps done, {saved} saved")
     if saved < before - 1 and fault != "damaged checkpoint":
         problems.append(f"{before} steps were done before, {saved} are saved")
