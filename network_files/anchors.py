@@ -32,17 +32,19 @@ class AnchorGrid:
         """Returns the anchors [H W R, 4] of each level, cell by cell along rows, in pixels.
 
         maps: [N, C, H, W] per level, of images padded to (height, width). The anchors have the maps' device and type,
-        at least float32: a bf16 coordinate above 256 is off by pixels.
+        at least float32: a bf16 coordinate above 256 is off by pixels. A trace makes them anew and keeps none: its own
+        may be fake, and kept ones would be constants of it.
         """
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         key = (maps[0].device, dtype, padded, *(m.shape[-2:] for m in maps))
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or type(maps[0]) is not Tensor
         kept, anchors = self._kept
-        if key != kept:
+        if traced or key != kept:
             anchors = [
                 self._level(cell.to(m.device, dtype), m.shape[-2:], padded)
                 for cell, m in zip(self.cells, maps, strict=True)
             ]
-            if all(type(level) is Tensor for level in anchors):  # those of a trace are not
+            if not traced:
                 self._kept = key, anchors
         return anchors
 

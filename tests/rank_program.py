@@ -12,6 +12,7 @@ from tests.tiny_model import FEW, tiny
 from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
+from train_utils.processes.agreement import Fact, refuse_differences
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import evaluate
 from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
@@ -68,11 +69,13 @@ def check_world(world, marker):
     with world.main_first():
         assert marker.exists() == (rank > 0)
         marker.touch()
-    for stop_together in (lambda: world.on_main(fail), lambda: fail_in(world)):
+    refuse_differences(world, [[Fact("--lr", 0.1)]])
+    disagree = lambda: refuse_differences(world, [[Fact("--lr", rank)]])  # noqa: E731
+    for stop_together in (lambda: world.on_main(fail), lambda: fail_in(world), *[disagree][: size - 1]):
         try:
             stop_together()
-        except InputError:
-            assert rank == 0
+        except InputError as error:
+            assert rank == 0 and (str(error) == "no room left" or ": --lr 1, not 0. " in str(error))
         except SystemExit as stop:
             assert rank > 0 and stop.code == 2
         else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -394,6 +395,11 @@ def test_subsets_share_the_annotations(tmp_path):
     assert [part.image_id(i) for i in range(2)] == [4, 2] and part.annotations is part.subset([0]).annotations
 
 
+def without_change_times(path):
+    found = os.stat(path)
+    return SimpleNamespace(st_size=found.st_size, st_mtime_ns=found.st_mtime_ns, st_ctime_ns=0)
+
+
 def test_kept_for_the_next_time(tmp_path, monkeypatch):
     monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(annotation_cache, "WORTHWHILE", 0)
@@ -411,6 +417,14 @@ def test_kept_for_the_next_time(tmp_path, monkeypatch):
     np.save(data / "annotations" / "2.npy", rectangles((1, 2, 3, 12, 15)))
     os.utime(data / "annotations" / "2.npy", ns=(found.st_atime_ns, found.st_mtime_ns))  # of the same size and date
     assert len(whole(data)) == 4 and len(read) == 4
+    monkeypatch.setattr(npy, "os", SimpleNamespace(stat=without_change_times, path=os.path))
+    whole(data)
+    content = bytearray((data / "annotations" / "2.npy").read_bytes())
+    content[-1] ^= 1
+    (data / "annotations" / "2.npy").write_bytes(content)
+    os.utime(data / "annotations" / "2.npy", ns=(found.st_atime_ns, found.st_mtime_ns))
+    del read[:]
+    assert len(whole(data)) == 4 and len(read) == 4  # of the same size and times, as far as the disk keeps them
     (data / "classes.txt").write_text("a\nb\n")
     assert whole(data).label_map.names == ("a", "b")
     assert len(read) == 4  # names are not part of it

@@ -28,6 +28,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="forks, reads /proc, 
         pytest.param("fuzz", 2000, "", marks=linux),
         ("bit_flips", 201, "; 0 pass"),
         ("save_speed", 1, "save, torch.load, MB"),
+        ("growth", 6, "x the calls"),
     ],
 )
 def test_no_trial_fails(tmp_path, name, least, noted):

@@ -1,8 +1,9 @@
 """What is given to a model in Python: taken as it is meant, or refused with a ValueError that says what is wrong."""
 
-import contextlib
 import copy
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from network_files.anchors import AnchorGrid
 from tests.tiny_model import tiny, tiny_model
 
-SIZE = (64, 64)
+SIZE, SIDES = (64, 64), [(64, 96), (96, 64), (64, 64), (80, 90)]
 BOX = torch.tensor([[5.0, 5, 30, 40]])
 GOOD = {"boxes": BOX, "labels": torch.tensor([1]), "masks": torch.ones(1, *SIZE, dtype=torch.uint8), "sample_seed": 1}
 
@@ -91,12 +92,66 @@ def test_a_model_that_was_built_without_memory_is_the_same(model):
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_a_failed_trace_leaves_nothing(model):
-    own, image = copy.deepcopy(model).requires_grad_(False), torch.rand(3, *SIZE)
-    with contextlib.suppress(Exception):  # it may work one day
-        torch.export.export(own, ([image],))
-    with torch.no_grad():
-        assert len(own([image])) == 1
+class Anchors(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.grid = AnchorGrid((8,), (1.0,))
+
+    def forward(self, images):
+        return self.grid([images[:, :, ::4, ::4]], (64, 96))[0]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("tracer", [torch.export.export, torch.jit.trace])
+def test_a_trace_leaves_nothing_and_takes_nothing(tracer, monkeypatch):
+    """What the grid has kept of the images before is no part of a trace, and what a trace makes is not kept."""
+    own, images, made, level = Anchors(), torch.rand(1, 3, 64, 96), [], AnchorGrid._level
+    expected, before = own(images), own.grid._kept
+    monkeypatch.setattr(AnchorGrid, "_level", staticmethod(lambda *args: made.append(args) or level(*args)))
+    traced = tracer(own, (images,))
+    assert made and own.grid._kept is before
+    traced = traced.module() if hasattr(traced, "module") else traced
+    assert torch.equal(traced(images), expected) and torch.equal(own(images), expected)
+
+
+def test_one_model_serves_many_threads():
+    """Threads that take turns as often as Python lets them, with images of their own sizes: the results of one."""
+    model = tiny_model(width=8)
+    images = [torch.rand(3, *size, generator=torch.Generator().manual_seed(i)) for i, size in enumerate(SIDES)]
+
+    @torch.no_grad()
+    def detect(image):
+        return model([image])[0]
+
+    expected, interval = list(map(detect, images)), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(images)) as pool:
+            found = list(pool.map(detect, images * 3))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(found, expected * 3, strict=True):
+        assert all(torch.equal(one[key], value) for key, value in other.items())
+
+
+def test_anchors_of_many_threads():
+    """The one thing that a model keeps between two calls."""
+    shapes = [(2 + i, 9 - i) for i in range(4)]
+    grid, interval, wrong = AnchorGrid((8,), (1.0,)), sys.getswitchinterval(), []
+
+    def ask(number):
+        for shape in [shapes[number], shapes[number - 1]] * 40:
+            found = grid([torch.zeros(1, 1, *shape)], (shape[0] * 4, shape[1] * 4))[0]
+            if len(found) != shape[0] * shape[1] or found[-1, 2].item() != (shape[1] - 1) * 4 + 4:
+                wrong.append(shape)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
 
 
 def test_threads_get_their_own_anchors():

@@ -169,10 +169,47 @@ def test_a_run_in_a_thread_trains(data, tmp_path):
 def test_other_images_are_refused_without_leave(resumed, tmp_path):
     other = make_shapes(tmp_path / "other", train=8, val=2, size=48, seed=3)
     status, printed = resumed("--data-path", other)
-    assert status == 2 and "the training images are not those of before" in printed
+    assert status == 2 and "the data is not that of before: train: 2 image(s) are new, other labels of 6 im" in printed
+    assert (
+        "; val: 1 of 2 images are gone, " not in printed
+        and "Put the data back, or give --allow-changed data" in printed
+    )
     status, printed = resumed("--data-path", other, "--allow-changed", "data")
-    assert status == 0
+    assert status == 0 and "changed: train: 2 image(s) are new" in printed
     assert torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["step"] == 2 * 4
+
+
+def test_what_an_older_checkpoint_says_of_the_data_is_compared(resumed, cut, data, tmp_path):
+    saved = torch.load(cut / "model_0.pth", weights_only=True)
+    del saved["data"]
+    save_checkpoint(tmp_path / "model_0.pth", saved)
+    path = data / "annotations" / "instances_train2017.json"
+    content = path.read_text()
+    labels = json.loads(content)
+    for annotation in labels["annotations"]:
+        annotation["category_id"] = annotation["category_id"] % 3 + 1
+    try:
+        path.write_text(json.dumps(labels))
+        status, printed = resumed()
+        assert status == 2 and "error: --resume: the data is not that of before: train: other labels of " in printed
+        labels["images"].pop()
+        labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] < 6]
+        path.write_text(json.dumps(labels))
+        status, printed = resumed("--resume", tmp_path / "model_0.pth")
+        assert status == 2 and "train: other images (names, sizes or numbers of objects). Put the data" in printed
+    finally:
+        path.write_text(content)
+
+
+def test_another_machine_or_version_is_said():
+    world = World.single("cpu")
+    now = resume.environment(world)
+    assert resume.other_environment({"environment": now}, world) == []
+    assert torch.backends.cpu.get_cpu_capability() in now["processor"]
+    before = {"environment": {**now, "torch": "2.9.0", "processor": "Zen 2 with AVX2"}}
+    (line,) = resume.other_environment(before, world)
+    differs = [f"torch 2.9.0 -> {torch.__version__}", f"processor Zen 2 with AVX2 -> {now['processor']}"]
+    assert line == f"last bits may differ from an uncut run: {', '.join(differs)}"
 
 
 def test_the_same_images_may_lie_elsewhere(resumed, data, tmp_path):
@@ -229,10 +266,13 @@ def test_every_nth_epoch_is_kept_beside_the_newest_and_the_best(data, tmp_path):
         assert names == {"model_best.pth", "model_min_val_loss.pth", *(f"model_{epoch}.pth" for epoch in kept)}
 
 
-def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch):
-    original, sums = evaluation.summarize, iter([0.5, 0.25, float("nan"), 0.75])
+def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch, capsys):
+    """The run also tells of an image that is written anew after its second epoch."""
+    original, sums, image = evaluation.summarize, iter([0.5, 0.25, float("nan"), 0.75]), next(data.rglob("*.png"))
 
     def summarize(*args):
+        if sums.__length_hint__() == 3:
+            image.touch()
         stats, losses, limits = original(*args)
         return stats, {**dict.fromkeys(losses, 0.0), "loss_mask": next(sums)}, limits
 
@@ -240,6 +280,10 @@ def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch
     assert call(train, *flags(data, tmp_path / "run", "--epochs", 4)) == 0
     saved = torch.load(tmp_path / "run" / "model_min_val_loss.pth", weights_only=True)
     assert (saved["epoch"], saved["progress"]["lowest_val_loss"]) == (1, 0.25)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "changed since the run began" in line]
+    assert [line.partition(", such")[0].partition(": ")[2] for line in lines] == [
+        "files of 1 image(s) have been changed since the run began"
+    ]
 
 
 def test_killed_between_the_names_of_a_checkpoint_a_run_makes_up_for_them(data, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
     python -m tests.faults --list          the cases
     python -m tests.faults                 a short version of each, minutes
     python -m tests.faults kills --full    the long version of one, as its figures are reported
+    python -m tests.faults soak --hours 2  runs that are cut by all of these, as long as one likes
 
 A case is a module of this folder with WHAT (one line) and `run(full, folder) -> Outcome`; the tests of the same
 names run the short version (`full=False`) and require that nothing failed.

@@ -8,7 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-CASES = ["kills", "signals", "restarts", "losses", "hostile", "bit_flips", "save_speed", "fuzz", "catalogue"]
+CASES = ["kills", "signals", "restarts", "losses", "hostile", "bit_flips", "save_speed", "fuzz", "catalogue", "growth"]
+HOURS = "soak"  # runs when it is named alone, as long as one likes
 
 
 def what(name: str) -> str:
@@ -21,22 +22,24 @@ def what(name: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)} (default: these), {HOURS}")
     parser.add_argument("--full", action="store_true", help="the long version, whose figures are reported")
     parser.add_argument("--list", action="store_true", help="say what the cases are, and stop")
+    parser.add_argument("--hours", type=float, default=2.0, help=f"how long {HOURS} lasts (default: 2)")
     args = parser.parse_args()
-    unknown = set(args.names) - set(CASES)
+    unknown = set(args.names) - {*CASES, HOURS}
     if unknown:
-        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)} and {HOURS}")
     failed = False
-    for name in args.names or CASES:
+    for name in args.names or (CASES + [HOURS] * args.list):
         print(f"{name}: {what(name)}", flush=True)
         if args.list:
             continue
         case = importlib.import_module(f"tests.faults.{name}")
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-            outcome = case.run(args.full, Path(folder))
+            hours = (args.hours,) if name == HOURS else ()
+            outcome = case.run(args.full, Path(folder), *hours)
         for line in outcome.failures:
             print(f"  FAILED {line}")
         note = f"; {outcome.note}" if outcome.note else ""

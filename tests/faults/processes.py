@@ -1,5 +1,6 @@
 """Training processes with a fault in them, forked from one that has everything imported (it starts in no time)."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -49,7 +50,8 @@ def context():
 def start(data, folder, *more, log, fault=None, rank=0, size=1, port=None):
     """A process (of multiprocessing) that trains on `data` into `folder`; its output is appended to `log`.
 
-    fault: ("kill", name, n): SIGKILL at the n-th call of os.<name>; ("pause", phase, n, marker): at the n-th
+    fault: ("kill", name, n): SIGKILL at the n-th call of os.<name>; ("full", name, n): that call finds the disk full;
+    ("pause", phase, n, marker): at the n-th
     call of that phase write the file `marker`, and take PAUSE seconds longer; ("bf16",): compute in bfloat16
     though this CPU emulates it; ("call", module, name, function): function in place of module.name.
 
@@ -163,6 +165,9 @@ def install(kind, *values):
     if kind == "kill":
         name, count = values
         _replace(os, name, count, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    elif kind == "full":
+        name, count = values
+        _replace(os, name, count, fill)
     elif kind == "pause":
         phase, count, marker = values
 
@@ -176,6 +181,11 @@ def install(kind, *values):
         setattr(sys.modules[module], name, function)
     else:
         optimization.cpu_has_bf16 = lambda: True
+
+
+def fill() -> None:
+    """Fails as writing to a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _replace(place, name, count, act):

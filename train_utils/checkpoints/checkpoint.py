@@ -2,7 +2,7 @@
 
 A checkpoint is a plain dict that `torch.load(weights_only=True)` reads: `model, optimizer, lr_scheduler,
 epoch, step, progress, config, label_map, args, format_version`, `smallest_scale` (by which training
-resized images), and `ema`, `scaler` where they are used.
+resized images), `data` (checksums of its images, `data_state.py`), and `ema`, `scaler` where they are used.
 The file is torch's zip, with its checksum in the archive comment (`network_files/weight_files/file_stamp.py`).
 """
 

@@ -31,7 +31,11 @@ NO_ID = -(2**63)  # an annotation without id; no id is that low
 
 
 class ImageSource(Protocol):
-    """What a format needs for its images; row: of the image in the table, name: its file name there."""
+    """What a format needs for its images; row: of the image in the table, name: its file name there.
+
+    One whose images are no files of their own may have `image_checksums() -> uint32 [I]`, by which a change is noticed;
+    one that gives other images and objects each time it is asked, `varies = True`: these are not compared.
+    """
 
     def path(self, name: str) -> str:
         """Returns the path of an image's file."""

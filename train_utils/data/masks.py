@@ -17,6 +17,7 @@ from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import encode_crop
 from train_utils.data.rle import cropped_masks
+from train_utils.io.checksums import part_checksums
 
 POLYGON, RLE, HUNDREDTHS = 0, 1, 2  # HUNDREDTHS: polygons whose numbers are k / 100, k in 0..65535, as COCO's are
 LONGEST_OUTLINE = 2_000_000  # pixels: pycocotools takes 80 bytes and more for each
@@ -49,7 +50,11 @@ class Ragged:
 
 
 class MaskSource(Protocol):
-    """What a format needs for its masks; row: of the image in the table, size: its (H, W)."""
+    """What a format needs for its masks; row: of the image in the table, size: its (H, W).
+
+    It may have two more, by which a change of the data is noticed: `mask_checksums(first) -> uint32 [I]`, of each
+    image's masks as the table has them, and `mask_path(row)`, where an image's masks are a file.
+    """
 
     def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
         """Returns the masks of an image's objects."""
@@ -87,6 +92,16 @@ class PolygonsAndRle:
         if self.kinds[k] == RLE:
             return {"size": list(size), "counts": parts[0].decode()}
         return [unpack_polygon(self.kinds[k], part).tolist() for part in parts]
+
+    def mask_checksums(self, first: np.ndarray) -> np.ndarray:
+        """Returns a checksum of each image's polygons and RLEs, uint32 [I]; first: as in `Annotations`."""
+        parts = self.first_part[first]  # [I + 1]
+        return part_checksums(
+            (first, self.kinds),
+            (first, np.diff(self.first_part)),
+            (parts, np.diff(self.parts.first)),
+            (self.parts.first[parts], self.parts.values),
+        )
 
     def rle(self, k: int, size: tuple[int, int]) -> dict:
         """Returns object k as compressed RLE (counts: bytes); pycocotools rasterises its polygons.
@@ -132,6 +147,14 @@ class IndexImages:
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
         """Returns RLEs of the crops."""
         return encoded(self.crops(row, objects, size))
+
+    def mask_checksums(self, first: np.ndarray) -> np.ndarray:
+        """Returns a checksum of each image's pixel values and their boxes, uint32 [I]; first: as in `Annotations`."""
+        return part_checksums((first, self.numbers), (first, self.boxes))
+
+    def mask_path(self, row: int) -> Path:
+        """Returns the file of an image's masks."""
+        return self.folder / self.names.text(row)
 
 
 def encoded(masks: CroppedMasks) -> list[dict]:

@@ -31,6 +31,10 @@ class DataSplits(NamedTuple):
     val: ImageDataset | None
     label_map: LabelMap
 
+    def by_role(self) -> dict[str, ImageDataset]:
+        """Returns {"train", "val": data set} of those that were opened."""
+        return {role: part for role, part in (("train", self.train), ("val", self.val)) if part is not None}
+
 
 def open_data(
     data: DataOptions | str | Path | None = None,

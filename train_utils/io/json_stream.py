@@ -6,6 +6,7 @@ As Python objects a file takes six times its size in memory; read in batches it 
 import codecs
 import gc
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecoder
@@ -29,8 +30,7 @@ def object_of(pairs: list[tuple]) -> dict:
     """Returns the dict of json's pairs; refuses a duplicated key, of which json.load would take the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        key = next(key for key in keys if keys.count(key) > 1)
+        key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         which = f"with id {found['id']}" if "id" in found else f"of {', '.join(found)}"
         raise RepeatedKey(f"key {key!r} is duplicated in the object {which[:200]}")
     return found
@@ -44,13 +44,13 @@ def read_lists(file: BinaryIO, lists: dict[str, Callable[[list], None]], seen: C
     each key once; OSError as reading does.
     """
     text = _Text(file, seen)
-    keys: list[str] = []
+    keys: dict[str, None] = {}
     text.expect("{")
     while True:
         key = text.value()
         if not isinstance(key, str) or key in keys:
             raise Unusual(f"key {key!r}")
-        keys.append(key)
+        keys[key] = None
         text.expect(":")
         if key in lists:
             for batch in text.elements():
@@ -59,9 +59,9 @@ def read_lists(file: BinaryIO, lists: dict[str, Callable[[list], None]], seen: C
             text.value()
         if text.separator() == "}":
             break
-    if text.rest().strip(" \t\n\r") or not lists.keys() <= set(keys):
+    if text.rest().strip(" \t\n\r") or not lists.keys() <= keys.keys():
         raise Unusual("text after the object, or a list is missing")
-    return keys
+    return list(keys)
 
 
 @contextmanager

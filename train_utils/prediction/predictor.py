@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
@@ -69,6 +70,7 @@ class Predictor:
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
+        self.counting = threading.Lock()  # `detect` may be called from several threads
         self.full = 0  # images with as many sure detections as the model may find
         self.dropped: Counter[str] = Counter()  # `take_dropped`'s
         self.best: tuple[float, int] | None = None  # highest score of all images, and its label, of the classes wanted
@@ -86,7 +88,8 @@ class Predictor:
         what = f"prediction on an image of {images[0].shape[-1]}x{images[0].shape[-2]}"
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
             found = detect(self.model, images, self.device)
-        return [self._wanted(one, tuple(image.shape[-2:])) for one, image in zip(found, images, strict=True)]
+        with self.counting:
+            return [self._wanted(one, tuple(image.shape[-2:])) for one, image in zip(found, images, strict=True)]
 
     def _wanted(self, found: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
         self.sizes[size] += 1

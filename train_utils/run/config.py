@@ -112,7 +112,7 @@ class Running(Settings):
     )
     allow_changed: tuple[str, ...] | None = setting(
         None,
-        "flags that may differ from the resumed run's, such as lr epochs; data: other images",
+        "flags that may differ from the resumed run's, such as lr epochs; data: changed images or labels",
         metavar="NAME",
         resume="own",
     )

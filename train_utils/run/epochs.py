@@ -17,6 +17,7 @@ from backbone.errors import InputError
 from network_files import MaskRCNN
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
+from train_utils.checkpoints.data_state import State, rewritten
 from train_utils.data.loaders import Augment, EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
@@ -70,6 +71,7 @@ class Run:
     world: World
     splits: DataSplits
     data: str  # held_out.fingerprint of the training images
+    states: dict[str, State]  # of the splits, as the run begins
     folder: Path | None  # None: nothing is written
     checkpoint: resume.Checkpoint | None  # that it goes on from
     additions: Additions = Additions()
@@ -266,6 +268,7 @@ class Trainer:
             f"AP50: {mask[1]:.4f}  loss: {val_loss:.4f}  time: {result.seconds:.1f}"
         )
         self.say_limits(result.limits, "val: ")
+        self.say_rewritten()
         skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
             self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
@@ -295,6 +298,16 @@ class Trainer:
             if of + limit.name not in self.reported:
                 self.say(of + limit.line)
                 self.reported.add(of + limit.name)
+
+    def say_rewritten(self) -> None:
+        """Prints that files of the data have changed since the run began."""
+        for role, part in self.splits.by_role().items():
+            changed = rewritten(part, self.run.states[role])
+            line = f"{role}: files of {int(changed.sum())} image(s) have been changed since the run began"
+            if changed.any() and line not in self.reported:
+                self.reported.add(line)
+                such = part.file_name(int(changed.argmax()))
+                self.say(visible(f"{line}, such as {such}: the numbers are of both; put the files back"))
 
     def about(self) -> str:
         """Returns a line on the run for its curves."""
@@ -328,6 +341,7 @@ class Trainer:
             resume.environment(self.world),
         )
         state["smallest_scale"] = self.smallest_scale  # for prediction
+        state["data"] = self.run.states
         if path.exists():  # what it replaces stays, in case the new one's bits rot
             checkpoints.copy_checkpoint(path, previous)
         checkpoints.save_checkpoint(path, state)

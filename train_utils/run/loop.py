@@ -19,6 +19,7 @@ from backbone.errors import InputError
 from network_files import MaskRCNN, create_model, load_weights
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
+from train_utils.checkpoints.data_state import State, data_state, digests
 from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
@@ -28,6 +29,7 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory
 from train_utils.io.plain_text import visible
+from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
@@ -67,12 +69,17 @@ def run(
                 splits, lines = open_splits(config, additions.splits)
         say = print if world.is_main else lambda *_, **__: None
         say("\n".join(map(visible, lines)))
+        states = {}
+        if world.size > 1 or not config.test_only:
+            states = {role: data_state(part) for role, part in splits.by_role().items()}
+        if world.size > 1:
+            refuse_differences(world, facts(config, world, splits, states))
         if not config.test_only:
             refuse_nothing_to_learn(splits.train)
         check_num_classes(config.num_classes, splits.label_map)
         data = "" if config.test_only else fingerprint(splits.train)
         if checkpoint and not config.test_only:
-            resume.check_data(config, checkpoint, data)
+            notes += resume.check_data(config, checkpoint, splits, data, states)
 
         def own_folder() -> Path:
             prepared = run_folders.prepare_run_folder(config.output_dir, config.resume, path, output_dir)
@@ -82,7 +89,7 @@ def run(
             return prepared.path
 
         folder = None if config.test_only else world.on_main(own_folder)
-        this = Run(config, world, splits, data, folder, checkpoint, additions)
+        this = Run(config, world, splits, data, states, folder, checkpoint, additions)
         with world.main_first():
             model, about = build_model(config, chosen, splits.label_map, checkpoint)
         say("\n".join(map(visible, about + notes)))
@@ -123,6 +130,18 @@ def open_scored_alone(
         if data_set.label_map.rows() <= saved.rows():  # of training data with more classes than the validation data
             data_set = data_set.labelled(saved)
     return DataSplits(None, data_set, data_set.label_map), [f"val: {line}" for line in scored.lines]
+
+
+def facts(config: RunConfig, world: World, splits: DataSplits, states: dict[str, State]) -> list[list[Fact]]:
+    """Returns what all processes must have alike, in groups."""
+    classes = Fact("class names or ids", digest(splits.label_map.to_dict()))
+    groups = [version_facts(), [*resume.common_options(config), Fact("device", world.device.type)], [classes]]
+    for role, part in splits.by_role().items():
+        columns = digests(part, states[role])
+        facts = [Fact(f"{name} of {role}", Digest(value), name == "names") for name, value in columns.items()]
+        counts = [Fact(f"images of {role}", len(part), decides=True)]
+        groups.append([*counts, Fact(f"format of {role}", states[role]["form"], decides=True), *facts])
+    return groups
 
 
 def build_model(

@@ -7,15 +7,22 @@ each in run/config.py.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
+from train_utils.checkpoints import data_state
+from train_utils.checkpoints.data_state import State
 from train_utils.cli.flags import given_model, settings_of
+from train_utils.data.opening import DataSplits
 from train_utils.io.files import user_path
+from train_utils.processes.agreement import Fact, versions
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve_aliases
@@ -73,6 +80,13 @@ def allowed_names(config: RunConfig) -> set[str]:
 def _named(config: RunConfig, *rules: str) -> set[str]:
     """Returns the names of the options with one of these resume rules."""
     return {name for name, f in settings_of(type(config)).items() if f.metadata.get("resume", "same") in rules}
+
+
+def common_options(config: RunConfig) -> list[Fact]:
+    """Returns the options that all processes must have alike; data may lie elsewhere on another machine."""
+    own = _named(config, "own", "place") - {"test_only"} | {"data_path"}
+    values = {**config.to_args(), "weights": Path(str(config.weights)).name}
+    return [Fact(f"--{name.replace('_', '-')}", value) for name, value in values.items() if name not in own]
 
 
 def _aliases(config: RunConfig) -> dict[str, str]:
@@ -136,21 +150,48 @@ def _share_batch(
 
 
 @reading_training_state()
-def check_data(config: RunConfig, checkpoint: Checkpoint, data: str) -> None:
-    """Raises InputError where the training images, of fingerprint `data`, are not those of before, without leave."""
-    if checkpoint["progress"]["data"] != data and DATA not in allowed_names(config):
+def check_data(
+    config: RunConfig, checkpoint: Checkpoint, splits: DataSplits, data: str, states: dict[str, State]
+) -> list[str]:
+    """Returns lines that say what of the data is other than before. InputError where that changes the run, unallowed.
+
+    data: the training images' fingerprint, which is all that an older checkpoint has; states: of both splits.
+    """
+    same, allowed = checkpoint["progress"]["data"] == data, DATA in allowed_names(config)
+    if "data" in checkpoint:
+        parts = {role: getattr(splits, role) for role in states}
+        found = {role: data_state.compare(checkpoint["data"][role], states[role], parts[role]) for role in parts}
+        changed = [f"{role}: {', '.join(what)}" for role, (what, _) in found.items() if what]
+        said = [f"{role}: {line}" for role, (_, lines) in found.items() for line in lines]
+    else:
+        changed, said = [], []
+    if not (same or changed):
+        changed = ["train: other images (names, sizes or numbers of objects)"]
+    if changed and not allowed:
         raise InputError(
-            "--resume: the training images are not those of before (names, sizes or numbers of objects); "
-            f"put the data back, or give --allow-changed {DATA}"
+            f"--resume: the data is not that of before: {'; '.join(changed)}. Put the data back, or give "
+            f"--allow-changed {DATA}"
         )
+    return [*(f"changed: {line}" for line in changed), *said]
 
 
 def environment(world: World) -> dict[str, Any]:
     """Returns what a run depends on bit for bit, beside its flags: plain values for a checkpoint."""
     return {
-        "torch": str(torch.__version__), "device": world.device.type, "processes": world.size,
-        "threads": torch.get_num_threads(),
+        **versions(), "device": world.device.type, "processes": world.size, "threads": torch.get_num_threads(),
+        "processor": processor(world.device),
     }  # fmt: skip
+
+
+def processor(device: torch.device) -> str:
+    """Returns what computes: a GPU's name, or a CPU's and the vector instructions that torch uses of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 @reading_training_state()

@@ -32,12 +32,14 @@ from train_utils.data.masks import RLE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
+from train_utils.io.checksums import file_checksums
 
 UNUSED = {
     **dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders"),
     "split_components": "which has a mask for each object",
 }
-CACHED = "npy 2"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "npy 3"  # to be raised when arrays, or what is checked or skipped, change
+READ = 2**26  # bytes of .npy files that are compared before what they gave is taken from the cache
 SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
 EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"
 Place = tuple[Path, Path, Path]  # folder of the data, of its images, of its .npy files
@@ -158,19 +160,22 @@ def _read_folder(
 
 
 def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
-    """Returns (a hash of what the disk says of all files, whether to keep what they give).
+    """Returns (a hash of what the disk says of all files and of some contents, whether to keep what they give).
 
-    It is kept where it is much, and not quite new.
+    It is kept where it is much, and not quite new. Contents of READ bytes tell a changed file whose size and times are
+    as they were, as on disks that keep no time of a change: surely where the data is small, else mostly.
     """
     state = array_cache.new_hash()
     state.update(repr((CACHED, left)).encode(errors="surrogateescape"))
-    total = newest = 0
+    total, newest, sizes = 0, 0, []
     for image, annotation in paths:
         for path in (image, annotation):
             found = os.stat(path)
             state.update(repr((path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
             newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
         total += found.st_size  # of the .npy
+        sizes.append(found.st_size)
+    state.update(file_checksums([annotation for _, annotation in paths], np.array(sizes, np.int64), READ))
     return state.hexdigest(), total >= array_cache.WORTHWHILE and newest < time.time_ns() - SETTLED
 
 

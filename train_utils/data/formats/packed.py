@@ -154,6 +154,14 @@ class PackedRecords:
         """Returns RLEs of the crops."""
         return encoded(self.crops(row, objects, size))
 
+    def image_checksums(self) -> np.ndarray:
+        """Returns the checksum of each record's image, uint32 [I]."""
+        return self.index["checksums"][:, 0]
+
+    def mask_checksums(self, first: np.ndarray) -> np.ndarray:
+        """Returns the checksum of each record's masks, uint32 [I]."""
+        return self.index["checksums"][:, 1]
+
     def _part(self, row: int, part: int) -> np.ndarray:
         """Returns the bytes of an image (part 0) or of its masks' bits (1), uint8."""
         place, *counts = self.index["records"][row].tolist()

@@ -56,10 +56,10 @@ class SteadyPairs(Pairs):
 
 
 class _Read:
-    """The images of a torch Dataset, as a table's source of images."""
+    """The images of a torch Dataset, as a table's source of images; varies: pairs may be augmented at random."""
 
-    def __init__(self, pairs: Any, name: str) -> None:
-        self.pairs, self.name = pairs, name
+    def __init__(self, pairs: Any, name: str, varies: bool = False) -> None:
+        self.pairs, self.name, self.varies = pairs, name, varies
 
     def path(self, name: str) -> str:
         """Returns what stands for an image's path."""
@@ -95,7 +95,7 @@ def data_set_of(pairs: Any, label_map: LabelMap | None = None, steady: bool = Fa
     if label_map is None:
         highest = max((int(target["labels"].max(initial=0)) for target in _arrays(rows)), default=0)
         label_map = LabelMap.from_names({label: f"class {label}" for label in range(1, max(highest, 1) + 1)})
-    data_set = (SteadyPairs if steady else Pairs)(_table(name, rows, label_map, _Read(pairs, name)))
+    data_set = (SteadyPairs if steady else Pairs)(_table(name, rows, label_map, _Read(pairs, name, not steady)))
     data_set.pairs = pairs
     return data_set
 

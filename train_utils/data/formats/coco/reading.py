@@ -59,8 +59,9 @@ def read_annotations(
             names = [files.renamed.get(name, name) for name in names]
             found = replace(found, names=Ragged.of(names), notes=(*found.notes, *files.notes()))
         linked = {} if follow_links else dict(links_out(path, folder, root, names))
+        places = {name: row for row, name in reversed(list(enumerate(names)))} if linked else {}
         for name, error in linked.items():
-            problems.mistake(error, found.given_id(names.index(name)))
+            problems.mistake(error, found.given_id(places[name]))
     else:
         content = _lists(path) if raw is None else _lists_of(raw, path)
         found, folder, root, files = _read_item_by_item(path, content, find_images, follow_links, problems)
