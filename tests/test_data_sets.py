@@ -131,6 +131,8 @@ def test_images_without_objects_train_unless_dropped(tmp_path):
     assert ids(open_data(tmp_path).train) == [1, 2, 3, 4]
     splits = open_data(tmp_path, drop_empty=True)
     assert ids(splits.train) == [1, 3] and ids(splits.val) == [1, 2, 3, 4]
+    assert "2 images without objects are left out (--drop-empty)" in splits.train.describe()
+    assert "left out" not in splits.val.describe()
 
 
 def test_image_dir(tmp_path):
@@ -195,7 +197,7 @@ def test_mistakes_are_named(tmp_path):
     write(tmp_path, many(2), "instances_b.json")
     with pytest.raises(InputError, match="instances_a.json, instances_b.json; give one as --data-path"):
         open_data(tmp_path)
-    with pytest.raises(InputError, match="auto, coco, voc, npy, packed"):
+    with pytest.raises(InputError, match="auto, coco, labelme, masks, yolo, voc, npy, packed"):
         open_data(tmp_path, dataset="csv")
     with pytest.raises(InputError, match="not VOC data|VOC"):
         open_data(tmp_path, dataset="voc")

@@ -65,6 +65,12 @@ class ImageDataset:
         part.annotations, part.label_map = _labelled(self.annotations, label_map)
         return part
 
+    def noted(self, note: str) -> "ImageDataset":
+        """Returns the same images with one more note for `describe`."""
+        part = copy.copy(self)
+        part.annotations = replace(self.annotations, notes=(*self.annotations.notes, note))
+        return part
+
     def target(self, i: int) -> dict:
         """Returns the target of `ds[i]`, without reading the image."""
         table, row, size = self.annotations, self.rows[i], self._size(i)

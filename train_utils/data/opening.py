@@ -63,7 +63,11 @@ def open_data(
         parts = {"train": train, "val": val} if split is None else {split: train if split == "train" else val}
     if wanted.drop_empty and "train" in parts:
         refuse_nothing_to_learn(parts["train"])
-        parts["train"] = parts["train"].subset(np.flatnonzero(parts["train"].object_counts()))
+        kept = np.flatnonzero(parts["train"].object_counts())
+        dropped = len(parts["train"]) - len(kept)
+        parts["train"] = parts["train"].subset(kept)
+        if dropped:
+            parts["train"] = parts["train"].noted(f"{dropped} images without objects are left out (--drop-empty)")
     for role, part in parts.items():
         if not len(part):
             use = {"train": "training", "val": "validation"}[role]

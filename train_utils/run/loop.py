@@ -151,7 +151,8 @@ def build_model(
     torch.manual_seed(config.seed)
     if checkpoint is None:
         model = create_model(label_map.num_labels, **config.model)
-        lines = ["weights: none, random initialisation"]
+        trained = f"norm {model.config.norm}, {model.config.trainable_layers} of 5 stages of the backbone trained"
+        lines = [f"weights: none, random initialisation ({trained})"]
         if config.weights != "none":
             lines = load_weights(model, config.weights, replace_predictors=True)
     else:
