@@ -12,6 +12,7 @@ from torchvision.models.detection.transform import _resize_image_and_masks
 
 from benchmarks.harness import Benchmark, Settings, Sides, largest_difference
 from benchmarks.harness.inputs import clustered_boxes, photos, with_objects
+from network_files.operators.boxes import TORCHVISION
 from network_files.operators.instance_masks import encode_masks, mask_targets
 from network_files.operators.nms import nms
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
@@ -62,7 +63,7 @@ def prepare_paste(settings: Settings) -> Sides:
         masks = (paste_masks_in_image(probs[:, None], boxes, SIZE) > 0.5).cpu().numpy()  # [100, 1, H, W]
         return [coco_mask.encode(np.asfortranarray(mask[0], dtype=np.uint8)) for mask in masks]
 
-    return lambda: encode_masks(probs, boxes, SIZE), run_theirs
+    return lambda: encode_masks(probs, boxes, SIZE, TORCHVISION), run_theirs
 
 
 def differing_pixels(ours: list[dict], theirs: list[dict]) -> float:
@@ -89,7 +90,7 @@ def prepare_mask_targets(settings: Settings) -> Sides:
         _, resized = _resize_image_and_masks(image, 800.0, 1333.0, {"masks": dense})
         return project_masks_on_boxes(resized["masks"], rois, matched, 28)
 
-    return lambda: mask_targets([masks], [rois], [matched], [size], 28), run_theirs
+    return lambda: mask_targets([masks], [rois], [matched], [size], 28, TORCHVISION), run_theirs
 
 
 BENCHMARKS = [

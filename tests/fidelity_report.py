@@ -11,6 +11,7 @@ import torchvision
 
 from benchmarks import torchvision_model as oracle
 from network_files import CroppedMasks, create_model, matching
+from network_files.operators.boxes import TORCHVISION
 from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import nms
 from network_files.operators.roi_align import FeatureTable, roi_align
@@ -79,7 +80,7 @@ def targets_of_masks(images):
         rois = target["boxes"] * 1.6 + torch.tensor([-3.3, 2.2, 4.1, -1.7])
         index = torch.arange(len(rois))
         theirs = torchvision.ops.roi_align(full, torch.cat((index[:, None], rois), 1), 28, 1.0)[:, 0]
-        ours = mask_targets([CroppedMasks.from_masks(target["masks"])], [rois], [index], [size], 28)
+        ours = mask_targets([CroppedMasks.from_masks(target["masks"])], [rois], [index], [size], 28, TORCHVISION)
         worst = max(worst, largest(ours, theirs))
     print(f"mask targets, float32: {worst}")
 

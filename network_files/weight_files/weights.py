@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -63,6 +64,12 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
         if isinstance(eps, int | float):
             model.set_frozen_bn_eps(eps)
     return lines
+
+
+def holds_heads(content: Mapping) -> bool:
+    """Says whether the content of a weights file, a state dict or something around one, has the heads of a detector."""
+    parts = [content, *(part for part in content.values() if isinstance(part, Mapping))]
+    return any("roi_heads." in str(key) for part in parts for key in part)
 
 
 def published(model: MaskRCNN, name: str) -> str:

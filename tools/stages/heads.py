@@ -146,7 +146,7 @@ def detections(view: View) -> Shown:
     boxes, labels, scores, probs = (
         found[key][found["scores"] >= least] for key in ("boxes", "labels", "scores", "mask_probs")
     )
-    masks = mask_probs_to_bool(probs.float(), boxes, size)
+    masks = mask_probs_to_bool(probs.float(), boxes, size, view.config.geometry)
     image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
     image.thumbnail((2 * SIDE, 2 * SIDE))
     caption = f"all {len(boxes)} detections: none has a score of 0.5"

@@ -76,7 +76,8 @@ class Predictor:
     def results(self, found: dict, image_id: int, image: torch.Tensor) -> list[dict]:
         """Returns the detections as COCO results."""
         size = tuple(image.shape[-2:])
-        return to_coco_results([found], [image_id], [size], self.label_map, self.mask_threshold)
+        geometry = self.model.config.geometry
+        return to_coco_results([found], [image_id], [size], self.label_map, geometry, self.mask_threshold)
 
     def draw(self, found: dict, image: torch.Tensor, magnify: int) -> Image.Image:
         """Returns the image with its detections on it, enlarged `magnify` times."""
@@ -86,8 +87,9 @@ class Predictor:
                 f"--magnify {magnify}: an image of {width}x{height} would be drawn longer than {LONGEST} pixels; "
                 f"give at most {max(LONGEST // max(size), 1)}"
             )
-        masks = mask_probs_to_bool(found["mask_probs"], found["boxes"], size, self.mask_threshold)
         boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+        geometry = self.model.config.geometry
+        masks = mask_probs_to_bool(found["mask_probs"], boxes, size, geometry, self.mask_threshold)
         return draw_detections(image, boxes, labels, scores, masks, self.label_map.name, magnify)
 
     def describe(self, found: dict) -> list[str]:

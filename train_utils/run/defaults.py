@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from backbone.errors import InputError
-from network_files.weight_files.weights import COCO, IMAGENET
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
+from network_files.weight_files.weights import COCO, IMAGENET, holds_heads
+from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.io.files import user_path
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, WEIGHT_DECAY, RunConfig
 
@@ -122,6 +125,27 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     if config.dist_url not in (None, "env://"):
         lines.append(f"--dist-url {config.dist_url}: left aside, torchrun decides where processes meet")
     return lines
+
+
+def with_geometry(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[RunConfig, str]:
+    """Returns a resolved config with a geometry, and a line that says which and why.
+
+    A run keeps to what its mask head was trained with; a new mask head takes the one in which masks fit. resumed: the
+    checkpoint that the run goes on from.
+    """
+    if chosen := config.value("geometry"):
+        return config, f"geometry: {chosen}"
+    weights = user_path(config.weights)
+    content = resumed or (load_file(weights) if weights.is_file() else {})
+    origin = "the resumed checkpoint" if resumed else f"--weights {config.weights}"
+    if is_checkpoint(content) and isinstance(content["config"], dict):
+        geometry = content["config"].get("geometry", TORCHVISION)  # the only one when older checkpoints were written
+        reason = f"that of {origin}"
+    elif config.weights == "coco" or holds_heads(content):
+        geometry, reason = TORCHVISION, f"in which the mask head of {origin} was trained"
+    else:
+        geometry, reason = HALF_PIXEL, "as the mask head is new"
+    return config.replaced({"geometry": geometry}), f"geometry: {geometry}, {reason}"
 
 
 def default_weights(backbone: str, variant: str | None) -> str:

@@ -257,7 +257,8 @@ class Trainer:
         per_class = {iou_type: numbers.per_class for iou_type, numbers in result.stats.items()}
         self.board.epoch(self.progress.step, stats, result.losses, per_class)
         with explaining_lack_of_memory("drawing for TensorBoard", "free some memory, then --resume auto"):
-            self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
+            rows = image_rows(result.samples, self.splits.label_map, self.state.model.config.geometry)
+            self.board.images(self.progress.step, rows)
         write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
 
     def say_limits(self, limits: list[Limit], of: str) -> None:
