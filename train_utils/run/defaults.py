@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,15 +139,20 @@ def with_geometry(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[Ru
         return config, f"geometry: {chosen}"
     weights = user_path(config.weights)
     content = resumed or (load_file(weights) if weights.is_file() else {})
-    origin = "the resumed checkpoint" if resumed else f"--weights {config.weights}"
-    if is_checkpoint(content) and isinstance(content["config"], dict):
-        geometry = content["config"].get("geometry", TORCHVISION)  # the only one when older checkpoints were written
-        reason = f"that of {origin}"
-    elif config.weights == "coco" or holds_heads(content):
-        geometry, reason = TORCHVISION, f"in which the mask head of {origin} was trained"
-    else:
-        geometry, reason = HALF_PIXEL, "as the mask head is new"
+    geometry = default_geometry(config.weights, content)
+    reason = "as the mask head is new"
+    if is_checkpoint(content):
+        reason = f"that of {'the resumed checkpoint' if resumed else f'--weights {config.weights}'}"
+    elif geometry == TORCHVISION:
+        reason = f"in which the mask head of --weights {config.weights} was trained"
     return config.replaced({"geometry": geometry}), f"geometry: {geometry}, {reason}"
+
+
+def default_geometry(weights: str | Path, content: Mapping) -> str:
+    """Returns the geometry of a run that begins with these weights; content: of their file, or of the one resumed."""
+    if is_checkpoint(content) and isinstance(content["config"], dict):
+        return content["config"].get("geometry", TORCHVISION)  # the only one when older checkpoints were written
+    return TORCHVISION if weights == "coco" or holds_heads(content) else HALF_PIXEL
 
 
 def default_weights(backbone: str, variant: str | None) -> str:
