@@ -116,6 +116,8 @@ class MaskRCNNConfig:
         """Raises InputError for values that no model can have: of the fields that need more than their own rules."""
         if self.variant not in ("v1", "v2"):
             raise InputError(f"variant {self.variant!r} is not known: v1 or v2")
+        if self.geometry is None:
+            raise InputError(f"geometry is None: {' or '.join(GEOMETRIES)}")
         if self.num_classes < 2:
             raise InputError(f"num_classes is {self.num_classes}: it counts background, so at least 2")
         if len(self.anchor_sizes) != 5:

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
+from network_files import Recorder, create_model, load_weights
 from network_files.operators.boxes import GEOMETRIES, HALF_PIXEL, TORCHVISION
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool, mask_targets, paste_masks
+from network_files.recorder import Stage
 from tests.plain_loops import slow_covered, slow_paste
 from tests.test_instance_masks import PASTE_BOXES, random_rois, some_masks
+from tests.tiny_model import FIELDS, tiny
+from train_utils.checkpoints.checkpoint import save_checkpoint
+from train_utils.run.config import RunConfig
+from train_utils.run.defaults import with_geometry
 
 TINY_BOXES = [[20.4, 20.4, 20.9, 20.9], [20.6, 20.6, 21.4, 21.4], [20.1, 5.3, 20.8, 33.9], [7, 9, 8, 10]]
 
@@ -139,3 +145,71 @@ def test_an_object_of_a_pixel_is_a_pixel_wherever_its_box_is_seen_from():
     for box in ([7.0, 9, 8, 10], [6.7, 8.8, 8.2, 10.4], [4.0, 4, 18, 18]):
         boxes = torch.tensor([box])
         assert torch.equal(mask_probs_to_bool(targets(masks, boxes), boxes, (37, 53), HALF_PIXEL).to_masks(), mask)
+
+
+def checkpoint_of(model, geometry):
+    """A checkpoint as far as it is looked at here; geometry None: of before there was another."""
+    config = {key: value for key, value in model.config.to_dict().items() if key != "geometry"}
+    config |= {} if geometry is None else {"geometry": geometry}
+    return {"format_version": 1, "model": model.state_dict(), "config": config, "label_map": {}}
+
+
+def test_a_run_takes_the_geometry_that_its_mask_head_was_trained_in(tmp_path):
+    model = tiny()
+    body = {key.removeprefix("backbone.body."): v for key, v in model.state_dict().items() if "backbone.body" in key}
+    files = {
+        "old.pth": checkpoint_of(model, None), "theirs.pth": checkpoint_of(model, TORCHVISION),
+        "half.pth": checkpoint_of(model, HALF_PIXEL), "state.pth": model.state_dict(),
+        "wrapped.pth": {"model": {f"module.{key}": v for key, v in model.state_dict().items()}}, "body.pth": body,
+    }  # fmt: skip
+    for name, content in files.items():
+        save_checkpoint(tmp_path / name, content)
+    expected = {
+        "none": HALF_PIXEL, "imagenet": HALF_PIXEL, "coco": TORCHVISION, "old.pth": TORCHVISION,
+        "theirs.pth": TORCHVISION, "half.pth": HALF_PIXEL, "state.pth": TORCHVISION, "wrapped.pth": TORCHVISION,
+        "body.pth": HALF_PIXEL, "absent.pth": HALF_PIXEL,
+    }  # fmt: skip
+    for name, geometry in expected.items():
+        weights = tmp_path / name if name.endswith("pth") else name
+        config, line = with_geometry(RunConfig.of({"weights": weights}), None)
+        assert config.model == {"geometry": geometry} and line.startswith(f"geometry: {geometry}, "), name
+        assert ("the mask head is new" in line) == (name in ("none", "imagenet", "body.pth", "absent.pth"))
+    for resumed, geometry in (("old.pth", TORCHVISION), ("half.pth", HALF_PIXEL)):
+        config, line = with_geometry(RunConfig.of({"weights": "none"}), files[resumed])
+        assert config.model["geometry"] == geometry and "of the resumed checkpoint" in line
+    chosen = RunConfig.of({"weights": "coco", "geometry": HALF_PIXEL})
+    assert with_geometry(chosen, files["old.pth"]) == (chosen, "geometry: half_pixel")
+
+
+def test_weights_of_the_other_geometry_are_said():
+    model = tiny()
+    for geometry, content, said in (
+        (HALF_PIXEL, checkpoint_of(model, None), True),
+        (TORCHVISION, checkpoint_of(model, HALF_PIXEL), True),
+        (TORCHVISION, checkpoint_of(model, None), False),
+        (HALF_PIXEL, model.state_dict(), False),
+    ):
+        lines = load_weights(create_model(4, **FIELDS, geometry=geometry), content)
+        assert ("half a pixel apart" in lines[-1]) == said
+
+
+def test_a_models_geometry_reaches_its_features_its_targets_and_its_masks():
+    torch.manual_seed(0)
+    image, masks = torch.rand(3, 48, 64), CroppedMasks.from_masks(some_masks(48, 64)[:4])
+    target = {"boxes": masks.boxes.float(), "labels": torch.ones(4, dtype=torch.int64), "masks": masks}
+    target["sample_seed"] = 0
+    seen = {}
+    for geometry in GEOMETRIES:
+        torch.manual_seed(0)
+        model = tiny(geometry=geometry, norm="batch", box_score_thresh=0.0, box_detections_per_img=5).eval()
+        seen[geometry] = recorder = Recorder()
+        with torch.no_grad():
+            _, (found,) = model([image], [target], recorder=recorder)
+            (cropped,) = model([image], paste_masks=False)
+        pasted = paste_masks(cropped["mask_probs"], cropped["boxes"], (48, 64), geometry)
+        torch.testing.assert_close(found["masks"], pasted)
+        (record,) = recorder[Stage.MASK_TARGETS]
+        again = mask_targets([masks], record["rois"], record["matched"], [(64, 85)], 28, geometry)
+        torch.testing.assert_close(record["targets"], again)
+    one, other = ([record["pooled"] for record in recorder[Stage.ROIS]] for recorder in seen.values())
+    assert one[0].shape == other[0].shape and not torch.allclose(one[0], other[0])

@@ -97,7 +97,7 @@ def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor
 def _covered_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int) -> Callable:
     """Returns one axis of `mask_targets` for "half_pixel"; arguments and result as of `_sampled_weights`.
 
-    A weight is the share of a cell that a pixel of the crop covers, or, of a limited crop, what is kept for some.
+    A weight is the share of a cell that a pixel of the crop covers; of a limited crop, that what is kept covers.
     """
 
     def weights(some: Tensor, length: int) -> Tensor:
@@ -115,9 +115,8 @@ def _covered_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, c
 
 
 def _sampled_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int) -> Callable:
-    """Returns one axis of `mask_targets` for "torchvision".
+    """Returns one axis of `mask_targets` for "torchvision": (which RoIs, crop length) -> weights [p, cells, length].
 
-    That is a function (which RoIs, crop length) -> weights [p, cells, length].
     rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
     limited); sides int64 [P, 2]: the image's original and resized length. Each cell averages ceil(RoI length /
     cells) bilinear samples; each sample reads two resized pixels; each of these is one source pixel, which counts if
@@ -148,13 +147,14 @@ def _sampled_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, c
 
 
 class _Place(NamedTuple):
-    """Where masks of so many cells lie in an image: all [D, 2], x and y; position = (pixel - origin) * ratio, in cells.
+    """Where masks lie in an image, all [D, 2], x and y.
 
-    ratio and origin are of the masks' type; first int64: the first pixel that may be set; end int64: behind the last.
+    origin, in pixels: where the mask begins; ratio: its cells per pixel; first, end int64: the first pixel that may be
+    set, and the one behind the last.
     """
 
-    ratio: Tensor
     origin: Tensor
+    ratio: Tensor
     first: Tensor
     end: Tensor
 
@@ -164,14 +164,14 @@ def _place_of_padded(boxes: Tensor, cells: int) -> _Place:
     centre, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
     half = half * (cells / (cells - 2))
     start, last = (centre - half).to(torch.int64), (centre + half).to(torch.int64)  # [D, 2]
-    return _Place((cells / (last - start + 1).clamp(min=1).double()), start, start, last + 1)
+    return _Place(start, cells / (last - start + 1).clamp(min=1).double(), start, last + 1)
 
 
 def _place_of_exact(boxes: Tensor, cells: int) -> _Place:
     """Returns the place of masks that fill their boxes [D, 4]: the pixels whose centres lie in them."""
     start, end = boxes[:, :2], boxes[:, 2:]
     ratio = cells / (end - start).clamp(min=TINY)
-    return _Place(ratio, start, (start - 0.5).ceil().to(torch.int64), (end - 0.5).floor().to(torch.int64) + 1)
+    return _Place(start, ratio, (start - 0.5).ceil().to(torch.int64), (end - 0.5).floor().to(torch.int64) + 1)
 
 
 def _pasted_crops(
