@@ -60,7 +60,8 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
     config = content.get("config")  # a checkpoint notes what it was trained with
     own, theirs = model.config.geometry, config.get("geometry", TORCHVISION) if isinstance(config, dict) else None
     if theirs not in (None, own) and holds_heads(content):
-        lines.append(f"{name}: its masks are of geometry {str(theirs)[:20]!r}, this model's of {own!r}: half a pixel apart")
+        theirs = str(theirs)[:20]
+        lines.append(f"{name}: its masks are of geometry {theirs!r}, this model's of {own!r}: half a pixel apart")
     if model.config.norm == "frozen":
         eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
         if path and _sha256(path).startswith(V1_COCO_HASH):
