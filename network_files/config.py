@@ -90,8 +90,8 @@ class MaskRCNNConfig:
     roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)", least=1)
     geometry: str = setting(
         TORCHVISION,
-        "where RoIs and masks have their values: half_pixel (at the centres of cells and pixels: masks fit exactly) or "
-        "torchvision (half a pixel off, as its published weights were trained)",
+        "where RoIs and masks have their values: half_pixel (at the centres of cells and pixels: masks fit; training "
+        "takes it for a new mask head) or torchvision (half a pixel off, as its published weights were trained)",
         choices=GEOMETRIES,
     )
     crowd_ioa_thresh: float | None = setting(
