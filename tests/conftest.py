@@ -20,6 +20,13 @@ def pytest_xdist_auto_num_workers(config):
     return min(4, os.cpu_count() or 1) if whole else 0
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests go first: one that is begun last would keep one process busy while the others wait."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # stable: files stay whole, and in their order
+
+
 # no deadline: the machine may be busy; no database: nothing is left in the working folder
 hypothesis.settings.register_profile("project", deadline=None, database=None, derandomize=True)
 hypothesis.settings.load_profile("project")

@@ -1,12 +1,7 @@
-"""What test_distributed.py runs as one process, and as several: some steps and an evaluation, in float64.
-
-    python -m tests.rank_program DATA OUT ACCUMULATE     with torchrun's variables in the environment, or without
-
-Rank 0 writes OUT: the evaluation before training, the losses of each step, the parameters after them.
-"""
+"""What test_distributed.py runs as one process, and as several: some steps and an evaluation, in float64."""
 
 import os
-import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -93,11 +88,18 @@ def fail_in(world):
         fail()
 
 
-if __name__ == "__main__":
+def run(data: Path, out: Path, accumulate: int, place: dict[str, str]) -> None:
+    """A process's part; place: torchrun's variables, or none.
+
+    Rank 0 writes `out`: the evaluation before training, the losses of each step, the parameters after them.
+    """
+    os.setpgrp()  # a group of its own, as `end_all` kills it
+    os.environ.update(place)
+    warnings.simplefilter("error", FutureWarning)
     torch.set_num_threads(1)
-    world = World.from_environment("cpu") if "RANK" in os.environ else World.single("cpu")
-    check_world(world, Path(sys.argv[2] + ".marker"))
-    outcome = program(world, sys.argv[1], int(sys.argv[3]))
+    world = World.from_environment("cpu") if place else World.single("cpu")
+    check_world(world, out.with_suffix(".marker"))
+    outcome = program(world, data, accumulate)
     if world.is_main:
-        torch.save(outcome, sys.argv[2])
+        torch.save(outcome, out)
     world.close()

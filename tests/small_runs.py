@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,12 +34,34 @@ def start(script, arguments, folder, threads=None, **more):
 
 
 def call(script, *words):
-    """A script's main in this process; returns the exit status."""
-    with patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, words)]):
+    """A script's main in this process; returns the exit status.
+
+    Training draws no curves: they would take most of its time. Runs that `start` starts draw them.
+    """
+    argv = patch.object(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
+    with argv, patch("train_utils.run.epochs.write_curves"):
         try:
             return run_command(script.main)
         except SystemExit as stop:  # a flag that argparse refuses
             return stop.code
+
+
+def in_fork(function):
+    """Calls function() in a fork of this process, which has all imported; returns the exit status that it gives.
+
+    A function that raises gives 70, with the traceback on standard error.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            status = function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status or 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def same(one, other):

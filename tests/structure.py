@@ -36,6 +36,20 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_PRODUCT = {"tests", "findings", "docs"}
 SCRIPTS = ("validation", "predict", "train")
 MANY = 7  # parameters; functions with more are counted
+# Imports argv[1], then each of the others in a fork of its own, and prints the files of the modules that are there.
+IMPORTS = """
+import importlib, os, sys
+importlib.import_module(sys.argv[1])
+for script in sys.argv[2:]:
+    child = os.fork()
+    if child == 0:
+        importlib.import_module(script)
+        files = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
+        print(*files, sep="\\n", end="\\0", flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+"""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 # --- adapters: all that knows where things are in the project ---
@@ -99,11 +113,15 @@ def files_run(function: Callable[[], Any], root: Path = ROOT) -> list[str]:
     return [path.as_posix() for path in files if path.parts[0] != "benchmarks"]
 
 
-def modules_imported(script: str, root: Path = ROOT) -> list[str]:
-    """Product modules that `import script` loads in a new process."""
-    program = f"import {script}, sys; print(*(getattr(m, '__file__', '') for m in sys.modules.values()), sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    return [p.relative_to(root).as_posix() for p in python_files(root) if str(p) in done.stdout.splitlines()]
+def modules_imported(scripts: Iterable[str], root: Path = ROOT, first: str = "torch") -> list[list[str]]:
+    """Product modules that `import SCRIPT` loads in a new process, for each script.
+
+    first: what is imported once for all of them, since it takes longest; nothing of the product.
+    """
+    command = [sys.executable, "-c", IMPORTS, first, *scripts]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    loaded, files = [set(part.splitlines()) for part in done.stdout.split("\0")[:-1]], python_files(root)
+    return [[path.relative_to(root).as_posix() for path in files if str(path) in names] for names in loaded]
 
 
 def folder_counts(files: Iterable[str]) -> list[tuple[str, int]]:
@@ -142,7 +160,8 @@ def figures() -> dict[str, tuple[int, list[str]]]:
     with tempfile.TemporaryDirectory() as folder:
         runs = prepared(*open_data(Path(folder)))
         counted = {f"files of {what}": files_run(function) for what, function in runs.items()}
-    counted |= {f"modules that {script} imports": modules_imported(script) for script in SCRIPTS}
+    imported = zip(SCRIPTS, modules_imported(SCRIPTS), strict=True)
+    counted |= {f"modules that {script} imports": names for script, names in imported}
     files = [python_files(), python_files(tests=True)]
     product, tests = ({p.relative_to(ROOT).as_posix(): p.read_text() for p in paths} for paths in files)
     every = [(f"{path}:{name}", *found) for path, text in product.items() for name, *found in functions(text)]
@@ -158,7 +177,8 @@ def figures() -> dict[str, tuple[int, list[str]]]:
     return result
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", action="store_true", help="with what each figure counts")
     parser.add_argument("--json", action="store_true", help="as JSON; with --files each is [figure, what it counts]")
@@ -168,3 +188,7 @@ if __name__ == "__main__":
     else:
         for what, (value, names) in found.items():
             print(f"{what:<40} {value:>6,}", *(names if args.files else []), sep="\n    ")
+
+
+if __name__ == "__main__":
+    main()

@@ -203,12 +203,15 @@ def test_images_and_splits(run, tmp_path):
     data = many(12)
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] != 3]
     data["annotations"] += [annotation(100 + i, 4, bbox=[i % 28, i % 17, 2, 3]) for i in range(60)]
-    data["images"] += [{"id": 1001, "file_name": "1001.png", "height": 20, "width": 30}]
+    for number, name in ((1001, "1001.png"), (2002, "1002.png")):
+        data["images"].append({"id": number, "file_name": name, "height": 20, "width": 30})
     data["categories"] = [{"id": 0, "name": "other"}, {"id": 1, "name": "thing"}]
     for a in data["annotations"]:
         a["category_id"] = 0
     folder = both(tmp_path / "d", data)
     (folder / "train2017" / "1001.png").write_bytes((folder / "val2017" / "1001.png").read_bytes())
+    for split, value in (("train2017", 3), ("val2017", 4)):  # of one name and one size, but not the same
+        Image.new("RGB", (30, 20), (value, 9, 9)).save(folder / split / "1002.png", "BMP")
     write_image(folder / "train2017" / "5.png")  # of one colour
     upright, exif = Image.open(folder / "train2017" / "6.png"), Image.Exif()
     exif[0x0112] = 6
@@ -216,10 +219,11 @@ def test_images_and_splits(run, tmp_path):
     (folder / "train2017" / "7.png").write_bytes(b"text")
     status, out, _, found = run(folder, "--min-size", 40, "--max-size", 60, "--box-detections-per-img", 50)
     listed = {kind["title"]: [find["image"] for find in kind["finds"]] for kind in found["finds"]}
-    assert listed["images without objects"] == [3, 1001] and listed["images of one colour"] == [5]
+    assert listed["images without objects"] == [3, 1001, 2002] and listed["images of one colour"] == [5]
     assert listed["images with suspiciously many objects"] == [4]
     assert listed["images with more objects than the model may report"] == [4]
     assert listed["images both in train and in val"] == [1001] == listed["the same image in train and in val"]
+    assert listed["file names both in train and in val"] == [1002]
     assert listed["images turned by their EXIF orientation"] == [6]
     assert listed["skipped: images that cannot be read"] == [7]
     assert counts(found)["image ids both in train and in val"] == counts(found)["category ids that begin at 0"] == 1

@@ -3,8 +3,7 @@
 import functools
 import os
 import signal
-import subprocess
-import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from backbone.errors import InputError
 from network_files.weight_files.architecture import infer_architecture
 from tests import tiny_model
-from tests.small_runs import ROOT, same
+from tests.small_runs import in_fork, same
 from train_utils.checkpoints.checkpoint import (
     FORMAT_VERSION,
     copy_checkpoint,
@@ -24,10 +23,9 @@ from train_utils.checkpoints.checkpoint import (
     model_from_checkpoint,
     save_checkpoint,
 )
+from train_utils.cli.command import run_command
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import write_text
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
 
 def content(value=1.0, **more):
@@ -101,66 +99,50 @@ def test_wrong_file_is_one_clear_line(tmp_path, write, reason):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-KILLED_WHILE_SAVING = """
-import os, signal, sys, time
-from pathlib import Path
-import torch
-from train_utils.checkpoints.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
-torch.set_num_threads(1)
-path, within = Path(sys.argv[1]), 0
-
-def save(value):
+def save_filled(path, value):
     big = torch.full((2000, 300), float(value))
     save_checkpoint(path, {"format_version": FORMAT_VERSION, "model": big, "config": {}, "label_map": {}})
-
-def save_without_end():
-    for i in range(10**6):
-        save(i)
-
-save(-1)
-for kill in range(8):
-    child = os.fork()
-    if child == 0:
-        save_without_end()
-    time.sleep(0.02 + 0.013 * kill)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    within += path.with_name(path.name + ".tmp").exists()
-    model = load_checkpoint(path)["model"]
-    assert bool((model == model[0, 0]).all()), "two saves are mixed"
-print(within)
-"""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
 def test_kill_while_saving_leaves_the_old_file_whole(tmp_path):
     """The process is killed again and again within save_checkpoint; the file is always one of those saved."""
-    path = tmp_path / "model_0.pth"
-    script = [sys.executable, "-B", "-c", KILLED_WHILE_SAVING, str(path)]
-    result = subprocess.run(script, text=True, capture_output=True, env=ENVIRONMENT)
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 0  # kills that came while a file was being written
+    path, within = tmp_path / "model_0.pth", 0
+    save_filled(path, -1)
+    for kill in range(8):
+        child = os.fork()
+        if child == 0:
+            try:
+                for value in range(10**6):
+                    save_filled(path, value)
+            finally:
+                os._exit(1)
+        time.sleep(0.02 + 0.013 * kill)
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it ended by itself"
+        within += path.with_name(path.name + ".tmp").exists()
+        model = load_checkpoint(path)["model"]
+        assert bool((model == model[0, 0]).all()), "two saves are mixed"
+    assert within > 0  # kills that came while a file was being written
 
 
-FILE_LIMIT = """
-import resource, signal, sys, torch
-from train_utils.checkpoints.checkpoint import save_checkpoint
-from train_utils.cli.command import run_command
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-sys.exit(run_command(lambda: save_checkpoint(sys.argv[1], {"w": torch.ones(100_000)})))
-"""
+def save_without_room(path):
+    """save_checkpoint as a command, in a process that may write 50 kB into a file."""
+    import resource  # POSIX has it
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    return run_command(lambda: save_checkpoint(path, {"w": torch.ones(100_000)}))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="file size limits are POSIX")
-def test_no_room_is_one_line_and_keeps_the_old_file(tmp_path):
+def test_no_room_is_one_line_and_keeps_the_old_file(tmp_path, capfd):
     path = tmp_path / "model_0.pth"
     save_checkpoint(path, content())
-    script = [sys.executable, "-B", "-c", FILE_LIMIT, str(path)]
-    result = subprocess.run(script, text=True, capture_output=True, env=ENVIRONMENT)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {path}: no room left to write it")
-    assert "--resume" in result.stderr and result.stderr.count("\n") == 1
+    assert in_fork(lambda: save_without_room(path)) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {path}: no room left to write it")
+    assert "--resume" in error and error.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["model_0.pth"]
     load_checkpoint(path)
 

@@ -3,9 +3,7 @@
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +12,9 @@ from pycocotools.coco import COCO
 
 import train_utils.data.formats.shapes
 from backbone.errors import InputError
+from tests.small_runs import in_fork
 from train_utils.data.formats.shapes import CLASSES, CROWD, EMPTY, EVERY, draw_image, make_shapes
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"train": 22, "val": 14, "size": 64}
 
 
@@ -122,16 +120,14 @@ def test_an_interrupted_draw_leaves_no_data_set(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["shapes"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
 def test_a_killed_draw_is_not_mistaken_for_a_data_set(tmp_path):
-    code = """if True:
-        import os, train_utils.data.formats.shapes as m
-        real = m._draw_split
-        m._draw_split = lambda root, split, *a: os._exit(9) if "val" in split else real(root, split, *a)
-        m.make_shapes("shapes", train=3, val=2, size=64)
-    """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    assert done.returncode == 9
+    def killed():
+        shapes, real = train_utils.data.formats.shapes, train_utils.data.formats.shapes._draw_split
+        shapes._draw_split = lambda root, split, *a: os._exit(9) if "val" in split else real(root, split, *a)
+        make_shapes(tmp_path / "shapes", train=3, val=2, size=64)
+
+    assert in_fork(killed) == 9
     assert not (tmp_path / "shapes").exists()
     make_shapes(tmp_path / "shapes", train=3, val=2, size=64)
     assert len(read(tmp_path / "shapes", "val").imgs) == 2

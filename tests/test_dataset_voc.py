@@ -17,8 +17,9 @@ from backbone.errors import InputError
 from my_dataset_voc import VocDataset
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.formats import voc
-from train_utils.data.formats.voc_files import match_objects, read_class_ids, read_xml
+from train_utils.data.formats.voc_files import Classes, match_objects, read_class_ids, read_xml, voc_colours
 from train_utils.data.images import ImageError
+from train_utils.data.opening import open_data
 
 DOG, CAT, CAR, PERSON = 12, 8, 7, 15
 SIZE = (60, 80)  # height, width
@@ -213,7 +214,7 @@ def test_void_and_background_do_not_vote_for_a_class(maker):
 
 def test_xml_coordinates_start_at_one_and_include_the_last_pixel(tmp_path):
     (tmp_path / "a.xml").write_text(f"<annotation>{object_xml('dog', (1, 2.5, 10, 20))}</annotation>")
-    xml = read_xml(tmp_path / "a.xml", {"dog": 3})
+    xml = read_xml(tmp_path / "a.xml", Classes({"dog": 3}, {}, "x"))
     assert xml.boxes.tolist() == [[0, 1.5, 10, 20]] and xml.classes.tolist() == [3] and xml.size is None
 
 
@@ -290,6 +291,73 @@ def test_classes_are_pascals_or_the_folders_own(maker):
             VocDataset(maker.root)
 
 
+LINES = "# label:color_rgb:parts:actions\n"
+
+
+def in_colours(path, colours):
+    """Saves an index mask again in RGB, by [256, 3]."""
+    Image.fromarray(colours[np.array(Image.open(path))].astype(np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("rgb", [False, True])
+@pytest.mark.parametrize("cell", ["", "10,20,30"])
+def test_a_label_map_names_and_colours_classes(maker, rgb, cell):
+    maker.add("a", [(1, 2, (0, 0, 20, 20)), (2, 1, (30, 30, 50, 50)), (255, 255, (60, 0, 70, 9))])
+    (maker.folder / "labelmap.txt").write_text(f"{LINES}background:0,0,0::\nroof:::\n\ncell:{cell}::\nignored:::\n")
+    if rgb:
+        colours = np.array(list(voc_colours()))
+        in_colours(maker.path("SegmentationObject", "a"), colours)
+        colours[2] = [int(value) for value in cell.split(",")] if cell else colours[2]
+        in_colours(maker.path("SegmentationClass", "a"), colours)
+    data = VocDataset(maker.root)
+    target = data[0][1]
+    assert [data.label_map.name(x) for x in target["labels"].tolist()] == ["cell", "roof"]
+    assert target["boxes"].tolist() == [[0, 0, 20, 20], [30, 30, 50, 50]] and len(data.label_map) == 2
+    assert target["masks"].areas().tolist() == [400, 400]
+    (maker.folder / "pascal_voc_indices.json").write_text('{"a": 1, "b": 2}')  # precedes it
+    assert rgb and cell or VocDataset(maker.root).label_map.names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("background:::\n", "labelmap.txt: names no class"),
+        ("cell:::\ncell:::\n", "labelmap.txt: line 2: 'cell' is no class of its own"),
+        ("cell:1,2::\n", "labelmap.txt: line 1: '1,2' is not a colour such as 128,0,0"),
+        ("cell:1,2,256::\n", "labelmap.txt: line 1: '1,2,256' is not a colour"),
+        ("a:1,2,3::\nb:1,2,3::\n", "labelmap.txt: line 2: the colour of 'b' is another class's"),
+        ("".join(f"{i}:::\n" for i in range(255)), "labelmap.txt: line 255: '254' is no class of its own; 1 to 254"),
+        ("one:::\n", "SegmentationClass/a.png: class number 2 is not one of labelmap.txt"),
+        ("one:::\ntwo:9,9,9::\n", None),
+    ],
+)
+def test_a_label_map_that_does_not_fit_is_named(maker, text, said):
+    maker.add("a", [(1, 2, (0, 0, 20, 20))])
+    (maker.folder / "labelmap.txt").write_text(text)
+    if said is None:  # of masks in numbers the colours do not matter, but in RGB
+        VocDataset(maker.root)
+        in_colours(maker.path("SegmentationClass", "a"), np.array(list(voc_colours())))
+        said = "SegmentationClass/a.png: the colour 0,128,0 is no class's or object's; save the mask without smoothing"
+    with pytest.raises(InputError, match=said):
+        VocDataset(maker.root)
+
+
+def test_a_label_map_is_no_link_out_of_the_data(maker, tmp_path_factory):
+    maker.add("a", [(1, 1, (0, 0, 20, 20))]).list("val", ["a"])
+    outside = tmp_path_factory.mktemp("outside") / "labelmap.txt"
+    outside.write_text("cell:::\n")
+    (maker.folder / "labelmap.txt").symlink_to(outside)
+    with pytest.raises(InputError, match="labelmap.txt leads out of the data by a link"):
+        open_data(maker.root)
+    assert open_data(maker.root, follow_links=True).label_map.names == ("cell",)
+
+
+def test_the_colour_map_is_vocs():
+    colours = list(voc_colours())  # from VOC's development kit, VOClabelcolormap
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 3: (128, 128, 0), 8: (64, 0, 0), 20: (0, 64, 128), 64: (32, 0, 0)}
+    assert {i: colours[i] for i in known} == known and colours[255] == (224, 224, 192) and len(set(colours)) == 256
+
+
 def test_pascals_twenty_classes():
     ids = read_class_ids(Path("no such folder"))
     assert list(ids.values()) == list(range(1, 21)) and list(ids) == sorted(ids)
@@ -314,7 +382,7 @@ def test_xml_fetches_and_expands_nothing(tmp_path):
         content = object_xml("&e;", (1, 2, 3, 4))
         path.write_text(f"<!DOCTYPE annotation [{entity}]><annotation>{content}</annotation>")
         with pytest.raises(InputError, match="a.xml") as caught:
-            read_xml(path, {"dog": 1})
+            read_xml(path, Classes({"dog": 1}, {}, "x"))
         assert len(str(caught.value)) < 400
 
 
@@ -349,11 +417,11 @@ def test_bad_masks_are_named(maker):
     instance, classes = maker.path("SegmentationObject", "a"), maker.path("SegmentationClass", "a")
     good = instance.read_bytes()
     rgb = io.BytesIO()
-    Image.new("RGB", SIZE[::-1]).save(rgb, "png")
+    Image.new("RGBA", SIZE[::-1]).save(rgb, "png")
     for content, message in (
         (b"", "cannot read this mask"),
         (good[: len(good) // 2], "cannot read this mask"),
-        (rgb.getvalue(), "this one is RGB"),
+        (rgb.getvalue(), "this one is RGBA"),
     ):
         instance.write_bytes(content)
         with pytest.raises(InputError, match=rf"SegmentationObject.a.png: .*{message}"):

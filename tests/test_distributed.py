@@ -1,24 +1,13 @@
 """Several ranks are one process: rank_program.py, run as both, gives the same losses, weights and numbers."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from backbone.errors import InputError
-from tests.small_runs import ROOT
+from tests import rank_program
+from tests.faults.processes import context, end_all, free_port
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
-
-
-def start(data, out, accumulate, **environment):
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, "-W", "error::FutureWarning", "-m", "tests.rank_program", data, out, str(accumulate)]
-    environment = {**clean, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +15,13 @@ def outcomes(tmp_path_factory):
     """(one process that accumulates over 2 micro-batches, 2 ranks), run at the same time."""
     folder = tmp_path_factory.mktemp("ranks")
     data = make_shapes(folder / "shapes", train=40, val=5, size=48)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [start(data, folder / "one.pt", 2)]
-    processes += [start(data, folder / "two.pt", 1, RANK=r, LOCAL_RANK=r, **place) for r in ("0", "1")]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    runs = [(data, folder / "one.pt", 2, {})]
+    runs += [(data, folder / "two.pt", 1, {"RANK": rank, "LOCAL_RANK": rank, **place}) for rank in ("0", "1")]
+    processes = [context().Process(target=rank_program.run, args=run) for run in runs]
     for process in processes:
-        _, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors
+        process.start()
+    assert end_all(processes, 400) == [0, 0, 0]  # what went wrong is on standard error
     return torch.load(folder / "one.pt", weights_only=True), torch.load(folder / "two.pt", weights_only=True)
 
 

@@ -1,12 +1,15 @@
 """File names that are no files as given: the file that is meant, and no other; never one outside the data."""
 
 import json
+import re
 import unicodedata
 
 import pytest
 
 from backbone.errors import InputError
 from tests.coco_folders import annotation, coco, write_image
+from tests.npy_folders import add, rectangles
+from tests.test_dataset_voc import DOG, Maker
 from tools import check_data
 from train_utils.data.opening import open_data
 
@@ -78,9 +81,11 @@ def test_image_dir_is_where_they_are_looked_for(tmp_path):
         (["A.png", "a.PNG", "b.png"], ["images/a.png", "images/b.png"], "file_name 'A.png' and another could both be"),
         (["a.png", "A.png"], ["images/a.png"], "1 of its 2 image files are missing"),  # it is the first one's
         (["x/a.png", "one/b.png"], ["one/a.png", "one/b.png"], "1 of its 2 image files are missing"),
-        (["train/a.png"], ["val/a.png"], "its images (as train/a.png) are not in"),
-        (["/data/train/a.png"], ["val/a.png"], "its images (as /data/train/a.png) are not in"),
+        (["train/a.png"], ["val/a.png"], "its images (as train/a.png"),
+        (["/data/train/a.png"], ["val/a.png"], "its images (as /data/train/a.png"),
         (["c.png"], ["images/a.png"], "its images (as c.png) are not in"),
+        (["img_1.png"], ["images/img_12.png"], "(as img_1.png; the nearest name there is img_12.png) are not in"),
+        (["a.png", "img_1.png"], ["images/a.png", "images/img_12.png"], "; the nearest name there is img_12.png; put"),
     ],
 )
 def test_what_is_not_clear_is_named(tmp_path, names, files, said):
@@ -109,3 +114,69 @@ def test_fix_writes_the_names_of_the_files(tmp_path, command, monkeypatch):
     images = json.loads((tmp_path / "out/instances.json").read_text())["images"]
     assert [image["file_name"] for image in images] == ["images/a.png", "images/b.png"]
     assert len(opened(tmp_path / "out", image_dir=tmp_path / "data")) == 2
+
+
+def voc(root, listed, image="a", mask="a"):
+    """VOC data of the images `image` and "b", listed as `listed`, whose masks are `mask` and "b"."""
+    maker = Maker(root).add("b", [(1, DOG, (2, 3, 12, 13))]).add("x", [(1, DOG, (2, 3, 22, 13))])
+    for kind, name in (("JPEGImages", image), ("SegmentationObject", mask), ("SegmentationClass", mask)):
+        maker.path(kind, "x").rename(maker.path(kind, name))
+    maker.list("train", listed)
+    return maker
+
+
+@pytest.mark.parametrize(
+    ("listed", "image", "mask"),
+    [
+        ("JPEGImages\\a.jpg", "a", "a"),
+        ("/data/VOC2012/JPEGImages/a.jpg", "a", "a"),
+        ("A", "a", "a"),
+        ("a", "A", "a"),
+        ("a", "a", "A"),
+        (f"{ACCENTED[:-4]}", unicodedata.normalize("NFD", ACCENTED[:-4]), ACCENTED[:-4]),
+    ],
+)
+def test_names_in_a_list_of_voc_data(tmp_path, listed, image, mask):
+    voc(tmp_path, [listed, "b"], image, mask)
+    data = open_data(tmp_path, "train").train
+    assert [data.file_name(i).rsplit("/", 1)[1] for i in range(2)] == [f"{image}.jpg", "b.jpg"]
+    assert [data[i][1]["boxes"].tolist() for i in range(2)] == [[[2, 3, 22, 13]], [[2, 3, 12, 13]]]
+    assert re.search("[12] file names differ from their files'", data.describe()) and not data.missing.any()
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        (["A", "a.jpg"], "train.txt: name 'A' and another could both be 'a'; name each file as it is"),
+        (["a", "A"], "A.png: no such mask"),
+        (["../../outside/a", "b"], "'../../outside/a' is not the plain name of an image"),
+        (["/outside/c", "b"], "'/outside/c' is not the plain name of an image"),
+    ],
+)
+def test_a_name_in_a_list_of_voc_data_that_is_not_clear(tmp_path, listed, said):
+    voc(tmp_path / "data", listed)
+    write_image(tmp_path / "outside/c.png")
+    with pytest.raises(InputError) as error:
+        open_data(tmp_path / "data", "train")
+    assert said in str(error.value)
+
+
+def test_names_of_npy_files(tmp_path):
+    for name in ("B", "a", "c"):
+        add(tmp_path, name, rectangles((1, 2, 3, 12, 13)))
+    (tmp_path / "annotations/B.npy").rename(tmp_path / "annotations/b.npy")
+    data = open_data(tmp_path, "train", val_fraction=0).train
+    assert [data.file_name(i).rsplit("/", 1)[1] for i in range(3)] == ["a.png", "B.png", "c.png"]
+    assert "1 file names differ from their files', as 'b' from 'B'" in data.describe() and not data.skipped
+    add(tmp_path, "b", rectangles((1, 2, 3, 12, 13)))  # now B has no .npy, and is not taken for another
+    data = open_data(tmp_path, "train", val_fraction=0).train
+    assert len(data) == 3 and data.skipped == {"images without annotation": 1}
+    (tmp_path / "annotations/b.npy").rename(tmp_path / "annotations/C.npy")
+    (tmp_path / "annotations/c.npy").rename(tmp_path / "annotations/B.NPY")
+    (tmp_path / "images/c.png").unlink()
+    (tmp_path / "annotations/C.npy").rename(tmp_path / "annotations/ß.npy")
+    for name in ("SS", "ss"):
+        add(tmp_path, name, rectangles((1, 2, 3, 12, 13)))
+        (tmp_path / f"annotations/{name}.npy").unlink()
+    with pytest.raises(InputError, match="annotations: the name 'ß' could be 'SS' or 'ss'; name each file as it is"):
+        open_data(tmp_path, "train", val_fraction=0)

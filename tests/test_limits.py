@@ -132,7 +132,7 @@ def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path,
 
 
 def write_dropping(folder, truth):
-    """The data, image 1 with a second page, image 2 half transparent, image 3 with an alpha that hides nothing."""
+    """The data: image 1 has a second page, 2 is half transparent, 3 has an alpha of no effect, 4 a fourth channel."""
     for name in ("instances_train.json", "instances_val.json"):
         write(folder, truth, name)
     images = folder / "images"
@@ -142,18 +142,20 @@ def write_dropping(folder, truth):
         Image.fromarray(np.dstack([np.full((80, 80, 3), 90, np.uint8), np.full((80, 80), alpha, np.uint8)])).save(
             images / name
         )
+    Image.new("RGBX", (80, 80), (90, 90, 90, 7)).save(images / "4.png", "TIFF")
     return folder
 
 
 DROPPED = (
     "1 image(s) have pages after the first, which are left out",
     "1 image(s) have transparency, which is left out",
+    "1 image(s) have channels beyond grey, colour and alpha, which are left out",
 )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_reading_leaves_out_is_said_once(tmp_path, monkeypatch, capsys, workers):
-    data = write_dropping(tmp_path / "data", dense((3, 3, 3))[0])
+    data = write_dropping(tmp_path / "data", dense((3, 3, 3, 3))[0])
     monkeypatch.chdir(tmp_path)
     weights = write_checkpoint(tmp_path / "w.pth")
     assert call(validation, "--weights-path", weights, "--data-path", data, "--workers", workers) == 0
@@ -166,13 +168,13 @@ def test_what_reading_leaves_out_is_said_once(tmp_path, monkeypatch, capsys, wor
 
 
 def test_predict_says_what_was_left_out_and_which_images_are_full(tmp_path, monkeypatch, capsys):
-    data = write_dropping(tmp_path / "data", dense((3, 3, 3))[0])
+    data = write_dropping(tmp_path / "data", dense((3, 3, 3, 3))[0])
     monkeypatch.chdir(tmp_path)
     words = ("--weights-path", write_checkpoint(tmp_path / "w.pth"), "--img-path", data / "images")
     assert call(predict, *words, "--box-detections-per-img", 2, "--score", 0) == 0
     printed = capsys.readouterr().out
     assert all(printed.count(line) == 1 for line in DROPPED)
-    assert printed.count("3 image(s) have 2 detections, all that --box-detections-per-img allows") == 1
+    assert printed.count("4 image(s) have 2 detections, all that --box-detections-per-img allows") == 1
     assert call(predict, *words, "--box-detections-per-img", 2, "--score", 1) == 0
     assert "--box-detections-per-img allows" not in capsys.readouterr().out
 

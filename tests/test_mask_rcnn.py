@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model
 from tests import tiny_model
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+# Initialisations that are left out where all weights are loaded: they take longer than the forward pass.
+DRAWN = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "trunc_normal_")
 SMALL = {
     "min_size": 96,
     "max_size": 144,
@@ -50,10 +53,11 @@ def live_states(photos):
 def model_pair(case, state, **options):
     """torchvision's model and ours, with the same weights, in float64."""
     options = SMALL | CASES[case] | options
-    theirs = oracle.build(**options)
-    theirs.load_state_dict(state)
-    ours = create_model(91, trainable_layers=5, **options)
-    ours.load_state_dict(state)
+    with patch.multiple("torch.nn.init", **dict.fromkeys(DRAWN, lambda tensor, *_, **__: tensor)):
+        theirs = oracle.build(**options)
+        ours = create_model(91, trainable_layers=5, **options)
+    for model in (theirs, ours):
+        model.load_state_dict(state)
     return theirs.double(), ours.double()
 
 

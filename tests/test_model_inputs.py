@@ -78,7 +78,7 @@ def test_an_image_has_a_gradient(model, training):
 
 def test_a_model_that_was_built_without_memory_is_the_same(model):
     with torch.device("meta"):
-        empty = tiny(4, backbone_width=64, norm="batch", rpn_post_nms_top_n_test=20, box_detections_per_img=40)
+        empty = tiny(4, backbone_width=16, norm="batch", rpn_post_nms_top_n_test=20, box_detections_per_img=40)
     empty.to_empty(device="cpu").load_state_dict(model.state_dict())
     image = torch.rand(3, *SIZE)
     with torch.no_grad():

@@ -104,6 +104,22 @@ def test_classes_of_crowds_alone_or_mostly_skipped_are_named(tmp_path):
     assert " reads as objects: 'ring' (2); classes mostly skipped: 'dot' (3 of 5)" in said
 
 
+def test_classes_of_objects_and_many_crowds_are_named(tmp_path, capsys):
+    content = many(63)
+    for entry in content["annotations"][40:]:
+        entry["category_id"] = 2 + entry["id"] // 61
+    content["categories"] = [*TWO, {"id": 3, "name": "dot"}]
+    as_rle({"annotations": content["annotations"][38:42]})  # 2 of 40 rings: as COCO has crowds; 2 of 20 bars
+    as_rle({"annotations": content["annotations"][-1:]})  # 1 of 3 dots: one is no habit
+    write(tmp_path / "data", content)
+    said = open_data(tmp_path / "data", "train", val_fraction=0).train.describe()
+    line = "which are not trained on; --crowd-as-objects reads them as objects: 'bar' (2 of 20)"
+    assert f"; classes with many crowd regions, {line}" in said and "'ring'" not in said and "'dot'" not in said
+    found = run_doctor(tmp_path, capsys, tmp_path / "data", "--quick")[2]
+    (kind,) = (kind for kind in found["finds"] if "many crowd regions" in kind["title"])
+    assert [find["text"].split(": ", 1)[1] for find in kind["finds"]] == ["class 'bar': 2 of 20"]
+
+
 def test_skipped_classes_are_counted_in_every_format(tmp_path):
     npy_folders.add(tmp_path / "npy", 7, npy_folders.rectangles((2, 2, 3, 12, 13), (1, 5, 5, 5, 9)))
     objects = [("dog", (3, 4, 12, 13), 0), ("cat", (40, 40, 50, 50), 0)]
@@ -124,6 +140,7 @@ def test_the_doctor_names_the_cause(crowds, tmp_path, capsys):
     assert status == 2 and "train.py would stop" in said
     assert "nothing to learn: no object in its 4 images: 4 annotations are crowd regions (iscrowd 1)" in found["error"]
     assert "warning: classes with crowd regions alone: 2" in said and "annotate some" not in said
+    assert found["anchors"] == [] and "% of the objects" not in said  # of none
     assert run_doctor(tmp_path, capsys, crowds, "--crowd-as-objects")[1:] != (said, found)
 
 

@@ -8,8 +8,7 @@ import time
 import pytest
 import torch
 
-from tests.faults import restarts
-from tests.faults.processes import children, end_all, finished_steps, lives, start_all, wait_for
+from tests.faults.processes import children, end_all, finished_steps, launch, lives, start_all, wait_for
 from train_utils.checkpoints.run_folder import newest_checkpoint
 from train_utils.data.formats.shapes import make_shapes
 
@@ -50,16 +49,16 @@ def test_a_stuck_rank_that_hosts_the_store_holds_no_other(data, tmp_path):
 
 def test_ranks_do_not_outlive_their_launcher(data, tmp_path):
     run = tmp_path / "run"
-    launcher = restarts.torchrun(data, run, *MANY)
+    launcher = launch(data, run, *MANY, log=tmp_path / "log")
     try:
         assert wait_for(lambda: finished_steps(run) > 1)
         ranks = children(launcher.pid)
         assert len(ranks) == 2
         launcher.kill()
-        launcher.wait()
+        launcher.join()
         assert wait_for(lambda: not any(map(lives, ranks)), 20)
     finally:
-        for rank in children(launcher.pid) if launcher.poll() is None else ():
+        for rank in children(launcher.pid) if launcher.is_alive() else ():
             os.kill(rank, signal.SIGKILL)
     saved = torch.load(newest_checkpoint(run), weights_only=True)
     assert saved["step"] == finished_steps(run)

@@ -2,8 +2,6 @@
 
 import json
 import multiprocessing
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import train
 from backbone.errors import InputError
 from backbone.settings import setting
 from tests.faults.processes import end_all, start_all, wait_for
-from tests.small_runs import ROOT, call, differences, flags, same
+from tests.small_runs import call, differences, flags, same
 from train_utils.checkpoints import checkpoint, run_lock
 from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.checkpoints.run_lock import RunLock
@@ -317,7 +315,7 @@ def test_each_rank_keeps_the_batch_of_a_loss_that_is_not_finite(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_keeps_order_and_rates(data, tmp_path):
+def test_another_number_of_processes_keeps_order_and_rates(data, tmp_path, capsys):
     """Begun with 2 ranks, stopped in the first epoch, ended by one process: steps as if that had begun it."""
     one, two = tmp_path / "one", tmp_path / "two"
     uncut = start_all(data, one, "--log-steps", "--batch-size", 1, "--accumulate-steps", 2, log=tmp_path / "1")
@@ -327,11 +325,10 @@ def test_another_number_of_processes_keeps_order_and_rates(data, tmp_path):
     ranks[0].terminate()
     assert end_all(ranks) == [143, 143] and end_all(uncut) == [0]
     # finished with the flags of the checkpoint alone
-    bare = [sys.executable, ROOT / "train.py", "--resume", "auto", "--output-dir", two]
-    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "resumed with --batch-size 1 x --accumulate-steps 2 x 1 process(es): global batch 2" in done.stdout
-    assert "last bits may differ from an uncut run: processes 2 -> 1" in done.stdout
+    assert call(train, "--resume", "auto", "--output-dir", two) == 0
+    printed = capsys.readouterr().out
+    assert "resumed with --batch-size 1 x --accumulate-steps 2 x 1 process(es): global batch 2" in printed
+    assert "last bits may differ from an uncut run: processes 2 -> 1" in printed
     steps = [[json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()] for run in (one, two)]
     for key in ("step", "lr", "image_ids"):
         assert [step[key] for step in steps[0]] == [step[key] for step in steps[1]]

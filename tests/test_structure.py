@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -125,19 +124,15 @@ def test_modules_imported_are_those_of_the_project_at_module_level(tmp_path: Pat
     one = "import json\nimport p.b\ndef f():\n    import late\nprint('noise')\n"
     names = {"one.py": one, "p/__init__.py": "", "p/b.py": "from tests import t\n", "p/c.py": "", "late.py": ""}
     root = write(tmp_path, names | {"tests/__init__.py": "", "tests/t.py": ""})
-    assert structure.modules_imported("one", root) == ["one.py", "p/__init__.py", "p/b.py"]
+    found = structure.modules_imported(["one", "late"], root, first="json")
+    assert found == [["one.py", "p/__init__.py", "p/b.py"], ["late.py"]]
 
 
 @pytest.mark.slow
-def test_the_figures_of_this_checkout() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.structure", "--json", "--files"],
-        cwd=structure.ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout)
+def test_the_figures_of_this_checkout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["structure.py", "--json", "--files"])
+    structure.main()
+    found = json.loads(capsys.readouterr().out)
     assert {"backbone/resnet.py", "transforms.py"} <= set(found["files of a training step"][1])
     assert "backbone/resnet.py" in found["files of an evaluation"][1]
     assert "validation.py" in found["modules that validation imports"][1]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import train
-from tests.small_runs import ROOT, TORCHRUN, call, differences, flags, start
+from tests.faults.processes import end_all, launch, start_all, wait_for
+from tests.small_runs import ROOT, call, differences, flags, start
 from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
@@ -105,18 +106,16 @@ def test_tensorboard_tells_what_one_looks_for(finished):
 
 @pytest.mark.slow
 def test_terminated_within_an_epoch_it_resumes_bit_for_bit(finished, shapes, tmp_path):
-    process = start([ROOT / "train.py"], flags(shapes, "run"), tmp_path)
-    for line in process.stdout:
-        if line.startswith("Epoch: [0]  [1/6]"):
-            process.send_signal(signal.SIGTERM)
-            break
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    cut = torch.load(tmp_path / "run" / "model_0.pth", weights_only=True)
+    run, log = tmp_path / "run", tmp_path / "log"
+    (process,) = start_all(shapes, run, log=log)
+    assert wait_for(lambda: log.exists() and "\nEpoch: [0]  [1/6]" in log.read_text())
+    process.terminate()
+    assert end_all([process]) == [128 + signal.SIGTERM], log.read_text()
+    cut = torch.load(run / "model_0.pth", weights_only=True)
     assert 2 <= cut["step"] < STEPS
-    process = start([ROOT / "train.py"], flags(shapes, "run", "--resume", "auto", "--workers", 1), tmp_path)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    log.unlink()
+    assert end_all(start_all(shapes, run, "--resume", "auto", "--workers", 1, log=log)) == [0], log.read_text()
+    output = log.read_text()
     assert f"[{cut['step']}/6]" in output and "[1/6]" not in output.split("Epoch: [1]")[0]
     assert differences(finished[0], tmp_path / "run") == []
     norms = board_of(tmp_path / "run").Scalars("train/gradient norm")
@@ -160,11 +159,10 @@ def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monk
 def test_torchrun_trains_as_one_process_with_accumulation(shapes, tmp_path):
     """In float32 the first losses agree to 1e-5, under frozen norm and without dropout."""
     more = ("--epochs", 1, "--norm", "frozen", "--dropout", 0, "--accumulate-steps", 1, "--batch-size", 1)
-    torchrun = [*TORCHRUN, "--nproc_per_node=2", ROOT / "train_multi_GPU.py"]
-    process = start(torchrun, flags(shapes, "two", *more), tmp_path)
+    process = launch(shapes, tmp_path / "two", *more, log=tmp_path / "log")
     assert call(train, *flags(shapes, tmp_path / "one", *more, "--accumulate-steps", 2)) == 0
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    codes, output = end_all([process], 300), (tmp_path / "log").read_text()
+    assert codes == [0], output
     assert output.count("Test: [0]") == output.count("run folder:") == 1
     saved = [torch.load(tmp_path / name / "model_0.pth", weights_only=True) for name in ("one", "two")]
     curves = [checkpoint["progress"]["curve"] for checkpoint in saved]

@@ -52,7 +52,7 @@ def older_names(state: dict, prefix: str = "") -> dict:
     return {prefix + older(key): value for key, value in state.items()}
 
 
-def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int = 64):
+def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int = 16):
     """A random model of NAMES' classes; the bias of "circle" makes its detections' scores sure or unsure."""
     torch.manual_seed(0)
     few = {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 40}
@@ -63,7 +63,7 @@ def tiny_model(score_bias: float = 2.0, classes: int = len(NAMES), width: int = 
     return model.eval()
 
 
-def write_checkpoint(path, score_bias: float = 2.0, names=NAMES, width: int = 64, **args):
+def write_checkpoint(path, score_bias: float = 2.0, names=NAMES, width: int = 16, **args):
     """A checkpoint as training writes it, as far as it is read without training; args: training flags."""
     model, labels = tiny_model(score_bias, len(names), width), LabelMap.from_categories(names).to_dict()
     content = {"format_version": 1, "model": model.state_dict(), "config": model.config.to_dict()}

@@ -240,6 +240,7 @@ class Report:
         if self.tables:
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
+        if self.reach:
             sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
             if self.masks:
                 sections.append(page.masks_section(self.masks))

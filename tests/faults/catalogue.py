@@ -28,7 +28,6 @@ from tests.faults import Outcome
 from tests.tiny_model import NAMES, train_flags, write_checkpoint, write_coco
 from train_utils.data.opening import open_data
 from train_utils.io import array_cache as annotation_cache
-from train_utils.run import epochs as trainer
 
 WHAT = "odd and wrong images, annotations and jsons: an error, a counted skip, or the right result"
 ERROR, SKIP, GO_ON = "error", "skip", "go on"
@@ -111,14 +110,9 @@ class Seen:
 
 
 def call(script, *flags) -> Done:
-    """A script's main in this process; the curves, which take most of a second, are not drawn."""
+    """A script's main in this process."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
-    with (
-        redirect_stdout(streams[0]),
-        redirect_stderr(streams[1]),
-        patch.object(trainer, "write_curves"),
-        patch.object(annotation_cache, "WORTHWHILE", 1),
-    ):
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]), patch.object(annotation_cache, "WORTHWHILE", 1):
         status = small_runs.call(script, *flags)
     for stream in streams:
         stream.flush()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import matplotlib.pyplot  # noqa: F401  (imported by a run when it needs it: here once for all)
 import torch
+import torch._dynamo  # noqa: F401  (imported by the first optimizer; likewise)
+import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401  (likewise)
 
 import train
@@ -50,6 +52,8 @@ def start(data, folder, *more, log, fault=None, rank=0, size=1, port=None):
     fault: ("kill", name, n): SIGKILL at the n-th call of os.<name>; ("pause", phase, n, marker): at the n-th
     call of that phase write the file `marker`, and take PAUSE seconds longer; ("bf16",): compute in bfloat16
     though this CPU emulates it; ("call", module, name, function): function in place of module.name.
+
+    The run draws no curves, which would take most of its time, but where the fault is in that phase.
     """
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     place = {key: str(value) for key, value in place.items()} if size > 1 else {}
@@ -66,6 +70,14 @@ def start_all(data, folder, *more, log, size=1, fault=None, faulty=0):
     return [
         start(data, folder, *more, log=log, fault=faults[rank], rank=rank, size=size, port=port) for rank in range(size)
     ]
+
+
+def launch(data, folder, *more, log, restarts=0):
+    """torchrun with 2 ranks of train_multi_GPU.py: a process, as `start` gives it, whose ranks are real ones."""
+    words = ["--standalone", f"--max-restarts={restarts}", "--nproc_per_node=2", str(ROOT / "train_multi_GPU.py")]
+    process = context().Process(target=_launch, args=(words + flags(data, folder, *more), str(log)))
+    process.start()
+    return process
 
 
 def end_all(processes, timeout=120.0):
@@ -118,14 +130,27 @@ def lives(pid):
         return False
 
 
-def _run(arguments, place, log, fault):
+def _detach(log):
+    """Makes a forked process as one that was started by itself, with its output in the file `log`."""
     os.setpgrp()  # a group of its own, to be signalled as a terminal does it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
-    os.environ.update(place)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+
+
+def _launch(arguments, log):
+    _detach(log)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.distributed.run.main(arguments)
+
+
+def _run(arguments, place, log, fault):
+    _detach(log)
+    os.environ.update(place)
+    if "report" not in (fault or ()):
+        trainer.write_curves = lambda *_: None
     if fault:
         install(*fault)
     script = train_multi_GPU if place else train

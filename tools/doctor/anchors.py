@@ -131,7 +131,7 @@ class Reach(NamedTuple):
 
     def share(self, least: float) -> float:
         """Returns the share of the objects that have an anchor of so much IoU."""
-        return float((self.ious >= least).mean()) if len(self.ious) else 1.0
+        return float((self.ious >= least).mean())
 
     def flags(self) -> str:
         """Returns the flags that train with these anchors."""
@@ -140,9 +140,14 @@ class Reach(NamedTuple):
 
 
 def reach(tables: list[Table], config: MaskRCNNConfig) -> list[Reach]:
-    """Returns how far the configured anchors reach; where that is little, also better sizes and more ratios."""
+    """Returns how far the configured anchors reach; where that is little, also better sizes and more ratios.
+
+    Empty without objects.
+    """
     scenes = [scene(table, config) for table in tables]
     objects = Scene(*(np.concatenate(parts) for parts in zip(*scenes, strict=True)))
+    if not len(objects.boxes):
+        return []
 
     def of(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Reach:
         return Reach(sizes, ratios, best_iou(objects, sizes, ratios))
@@ -150,7 +155,7 @@ def reach(tables: list[Table], config: MaskRCNNConfig) -> list[Reach]:
     found = [of(config.anchor_sizes, config.aspect_ratios)]
     for ratios in (config.aspect_ratios, MORE_RATIOS):
         best = found[-1]
-        if best.share(0.5) >= LOW or not len(best.ious):
+        if best.share(0.5) >= LOW:
             break
         other = of(suggest(objects, best.sizes, ratios), ratios)
         if other.share(0.5) >= best.share(0.5) + GAIN:

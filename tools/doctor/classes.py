@@ -1,5 +1,6 @@
 """Finds what is odd about classes and splits: names, numbers of objects, and what train and val share."""
 
+import filecmp
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind, counted
 from tools.doctor.table import Table
+from train_utils.data import dataset
 from train_utils.data.dataset import ImageDataset
 
 FEW, UNEVEN = 10, 100  # objects of a class; times the median class
@@ -19,7 +21,14 @@ ONLY_CROWDS = Kind(
     "They are never trained on. Where a tool wrote iscrowd 1 for each RLE, --crowd-as-objects reads them as objects, "
     "and with --fix writes them so.",
 )
+MANY_CROWDS = Kind(
+    WARNING,
+    "classes with many crowd regions beside their objects",
+    "Crowd regions are never trained on. Where a tool wrote iscrowd 1 for each RLE, --crowd-as-objects reads them as "
+    "objects, and with --fix writes them so.",
+)
 MOSTLY_SKIPPED = Kind(WARNING, "classes whose annotations are mostly skipped", "Correct these annotations first.")
+LACKING = {dataset.CROWDS_ALONE: ONLY_CROWDS, dataset.MANY_CROWDS: MANY_CROWDS, dataset.MOSTLY_SKIPPED: MOSTLY_SKIPPED}
 ONLY_VAL = Kind(WARNING, "classes in val, but not in train", "They can't be learnt.")
 ONLY_TRAIN = Kind(NOTE, "classes in train, but not in val", "Their AP is n/a.")
 RARE = Kind(
@@ -51,9 +60,9 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
     rare = []
     for split, table in tables.items():
         data_set = table.data_set
-        for kind, named in zip((ONLY_CROWDS, MOSTLY_SKIPPED), data_set.lacking_classes(), strict=True):
+        for what, named in data_set.lacking_classes().items():
             for name, count in named.items():
-                finds.add(kind, f"{data_set.source}: class {name!r}: {count}", split)
+                finds.add(LACKING[what], f"{data_set.source}: class {name!r}: {count}", split)
     crowds = {label for table in tables.values() for label in table.labels[table.crowd].tolist()}
     for label in labels:
         name, each = label_map.name(label), {split: int(count[label]) for split, count in counts.items()}
@@ -86,7 +95,7 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
 
 
 def look_across(tables: dict[str, Table], finds: Finds) -> None:
-    """Finds what train and val share, by the names and sizes of their files: no file is opened."""
+    """Finds what train and val share. Files are read only where two have one name and one size."""
     if not {"train", "val"} <= tables.keys():
         return
     train, val = (tables[split].data_set for split in ("train", "val"))
@@ -95,7 +104,7 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
         if name not in of_name:
             continue
         other, path = Path(train.file_name(of_name[name])), Path(val.file_name(j))
-        if path == other or _same_size(path, other):
+        if path == other or _same_content(path, other):
             finds.add(SAME_IMAGE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
         else:
             finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))
@@ -112,8 +121,8 @@ def _base_names(data_set: ImageDataset) -> list[str]:
     return [os.path.basename(names[row]) for row in data_set.rows.tolist()]
 
 
-def _same_size(one: Path, other: Path) -> bool:
+def _same_content(one: Path, other: Path) -> bool:
     try:
-        return one.stat().st_size == other.stat().st_size > 0
+        return one.stat().st_size > 0 and filecmp.cmp(one, other, shallow=False)  # which looks at the sizes first
     except OSError:  # missing: reported elsewhere
         return False

@@ -24,7 +24,7 @@ from tools.doctor.looks import SHARES, look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.data.formats import coco
-from train_utils.data.formats.coco.checks import check_is_coco
+from train_utils.data.formats.coco.checks import coco_lists
 from train_utils.data.formats.coco.file_names import image_folder
 from train_utils.data.formats.coco.layout import listed_names
 from train_utils.data.labels import read_json
@@ -55,8 +55,8 @@ def write(
     spared: list[str] = []  # splits that stay as they are
     fixed, folders = {}, {}
     for split, path in jsons.items():
-        raw = read_json(path)
-        check_is_coco(raw, path)
+        raw, notes = coco_lists(read_json(path), path)
+        remarks += [f"{path}: {note}; the copy has a list" for note in notes]
         folders[split], bounds = image_folder(places[split][1], path, options.image_dir, listed_names(raw["images"]))
         own: list[Change] = []
         with no_collection():  # of what a large json is made of

@@ -16,7 +16,11 @@ from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
 from train_utils.io.plain_text import visible
 
+# lines about classes that `lacking_classes` names
 CROWDS_ALONE = "with crowd regions alone, which --crowd-as-objects reads as objects"
+MANY_CROWDS = "with many crowd regions, which are not trained on; --crowd-as-objects reads them as objects"
+MOSTLY_SKIPPED = "mostly skipped"
+MANY = 0.1  # of a class's annotations, and more than one; of COCO's classes it is a few hundredths at most
 
 
 class ImageDataset:
@@ -128,16 +132,21 @@ class ImageDataset:
         names = [self.label_map.name(self.label_map.to_label(i)) for i in ids.tolist()]
         return dict(zip(names, counts.tolist(), strict=True))
 
-    def lacking_classes(self) -> tuple[dict[str, int], dict[str, str]]:
-        """Returns {class with crowd regions alone: how many}, {class of which the source mostly skips: "3 of 4"}."""
-        table, own = self.annotations, self.class_counts()
-        crowds = {name: n for name, n in self.class_counts(crowd=True).items() if name not in own}
+    def lacking_classes(self) -> dict[str, dict[str, int | str]]:
+        """Returns {CROWDS_ALONE: {class: crowd regions}, MANY_CROWDS: {class: "3 of 9"}, MOSTLY_SKIPPED: {...}}.
+
+        MANY_CROWDS and MOSTLY_SKIPPED: how many of the class's annotations are crowd regions, or skipped by the source.
+        """
+        table, own, crowds = self.annotations, self.class_counts(), self.class_counts(crowd=True)
+        alone = {name: count for name, count in crowds.items() if name not in own}
+        both = {name: (count, count + own[name]) for name, count in crowds.items() if name in own}
+        many = {name: f"{count} of {of}" for name, (count, of) in both.items() if count > 1 and count >= MANY * of}
         mostly = {}
         for category, left_out in table.skipped_of.items():
             kept = int((table.category_ids == category).sum())
             if left_out > kept and self.label_map.has_category(category):
                 mostly[self.label_map.name(self.label_map.to_label(category))] = f"{left_out} of {left_out + kept}"
-        return crowds, mostly
+        return {CROWDS_ALONE: alone, MANY_CROWDS: many, MOSTLY_SKIPPED: mostly}
 
     def with_given_ids(self, results: list[dict]) -> list[dict]:
         """Returns COCO results with the ids of images and categories as the data has them: "7" where that is text.
@@ -170,7 +179,7 @@ class ImageDataset:
         parts += [f"skipped {skips}"] if skips else []
         unmasked = table.skipped.get(NO_SEGMENTATION, 0) + table.skipped.get(NO_MASK, 0)
         parts += [f"{unmasked} boxes without a mask count as background"] if unmasked else []
-        for what, classes in zip((CROWDS_ALONE, "mostly skipped"), self.lacking_classes(), strict=True):
+        for what, classes in self.lacking_classes().items():
             parts += [f"classes {what}: {few_counts(classes)}"] if classes else []
         if self.missing.any():
             first = self.file_name(int(self.missing.argmax()))

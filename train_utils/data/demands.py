@@ -1,7 +1,10 @@
 """A data set -> an error where it lacks what a command needs: image files, all annotations, objects to learn."""
 
+import os
+
 from backbone.errors import InputError
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.formats.coco.file_names import nearest
 from train_utils.data.problems import STOP, StopAtFirst, describe_skips, few_counts
 
 
@@ -11,10 +14,11 @@ def report_missing(data_set: ImageDataset, problems: StopAtFirst = STOP) -> None
     if not rows:
         return
     first = rows[0]
+    folder, name = os.path.split(data_set.file_name(first))
     summary = (
         f"{data_set.source}: {len(rows)} of its {len(data_set)} image files are missing, the first "
-        f"is {data_set.file_name(first)} (image id {data_set.given_id(first)}); put them there, or take them out of "
-        "the list"
+        f"is {data_set.file_name(first)} (image id {data_set.given_id(first)}){nearest(name, [folder])}; "
+        "put them there, or take them out of the list"
     )
     ids = {i: data_set.given_id(i) for i in rows}
     files = ((f"{data_set.source}: image id {ids[i]}: {data_set.file_name(i)} is missing", ids[i]) for i in rows)

@@ -33,9 +33,12 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+BACK = {UPRIGHT[6]: UPRIGHT[8], UPRIGHT[8]: UPRIGHT[6]}  # the others undo themselves
+TURNING = {UPRIGHT[value] for value in (5, 6, 7, 8)}  # that exchange height and width
 
 
-PAGES, TRANSPARENCY = "pages", "transparency"
+PAGES, TRANSPARENCY, CHANNELS = "pages", "transparency", "channels"
+SAMPLES_PER_PIXEL = 277  # TIFF 6.0
 _dropped: Counter[str] = Counter()  # {what `read_image` left out: images}, in this process
 
 
@@ -64,8 +67,7 @@ def read_image(path: str | Path, rotate: bool = True, content: bytes | np.ndarra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
-                image.load()
-                transpose = UPRIGHT.get(_orientation(image)) if rotate else None
+                transpose = _load(image, rotate)
                 rgb = _to_rgb(image)
                 if transpose is not None:
                     rgb = rgb.transpose(transpose)
@@ -82,10 +84,11 @@ def image_size(path: str | Path, rotate: bool = True) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=formats()) as image:
-                if image.format == "TIFF":  # Pillow turns TIFFs itself, while decoding
-                    image.load()
+                if image.format == "TIFF":
+                    turned = _load(image, rotate) in TURNING
+                else:
+                    turned = rotate and UPRIGHT.get(_orientation(image)) in TURNING
                 width, height = image.size
-                turned = rotate and _orientation(image) in (5, 6, 7, 8)
     except Exception as error:  # as in read_image
         raise _named(path, error) from error
     return (width, height) if turned else (height, width)
@@ -116,6 +119,20 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in extensions if name in (*formats(), "MPO"))
 
 
+def _load(image: Image.Image, rotate: bool) -> Image.Transpose | None:
+    """Decodes an image; returns what then brings it upright, or with `rotate` False as it is stored; None: nothing.
+
+    Pillow turns TIFFs upright itself, while it decodes them.
+    """
+    stored = UPRIGHT.get(_orientation(image)) if image.format == "TIFF" else None
+    if stored in TURNING:
+        image.filename = ""  # else Pillow 13 maps it by its upright size: findings/pillow_mapped_tiff_orientation.sh
+    image.load()
+    if rotate:
+        return UPRIGHT.get(_orientation(image))
+    return BACK.get(stored, stored)
+
+
 def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1..8; 1 for damaged EXIF, which is common and says nothing about the pixels."""
     try:
@@ -126,7 +143,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def take_dropped() -> Counter[str]:
-    """Returns what `read_image` left out in this process since the last call: {PAGES or TRANSPARENCY: images}."""
+    """Returns what `read_image` left out in this process since the last call: {PAGES, ... CHANNELS: images}."""
     taken = _dropped.copy()
     _dropped.clear()
     return taken
@@ -134,12 +151,14 @@ def take_dropped() -> Counter[str]:
 
 def _left_out(image: Image.Image) -> list[str]:
     """Returns what is not used of an image whose first page is read; to be called last, as the page may change."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    further = tags.get(SAMPLES_PER_PIXEL, 0) > len(image.getbands())
     transparent = image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255
     try:
         several = getattr(image, "is_animated", False)
     except Exception:  # decoders raise nearly anything on a damaged second page
         several = False
-    return [PAGES] * bool(several) + [TRANSPARENCY] * transparent
+    return [PAGES] * bool(several) + [TRANSPARENCY] * transparent + [CHANNELS] * further
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,8 @@ from train_utils.data.annotations import Annotations
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import refuse_nothing_to_learn, refuse_skips, report_missing
 from train_utils.data.formats import FORMATS
-from train_utils.data.formats.coco.layout import LOOKED_FOR
+from train_utils.data.formats.coco.layout import LOOKED_FOR, jsons_in
+from train_utils.data.formats.coco.other_data import nothing_found
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.options import DataOptions
@@ -70,9 +71,16 @@ def open_data(
 
 
 def find_places(options: DataOptions, split: str | None = None) -> tuple[Path, ModuleType, dict[str, Any]]:
-    """Returns (path of the data, its format, {role: place} of what is to be read)."""
+    """Returns (path of the data, its format, {role: place} of what is to be read). InputError where there is none."""
     path, name = find_data(options)
-    return path, FORMATS[name], FORMATS[name].find_splits(path, options, split)
+    places = FORMATS[name].find_splits(path, options, split)
+    if not places:
+        own = format_of(path)
+        seen = f"it is {own} data, which --dataset {own} opens"
+        if own == name:
+            seen = nothing_found(path, lambda folder: format_of(folder) != "coco" or bool(jsons_in(folder)))
+        raise InputError(f"{path}: no data set found; {f'{seen}; ' if seen else ''}{LOOKED_FOR}")
+    return path, FORMATS[name], places
 
 
 def find_data(options: DataOptions) -> tuple[Path, str]:

@@ -6,10 +6,14 @@ from typing import NamedTuple
 
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
-from train_utils.data.images import PAGES, TRANSPARENCY
+from train_utils.data.images import CHANNELS, PAGES, TRANSPARENCY
 
 MAX_DETS = 100  # of a class in an image, COCO's
-DROPPED = {PAGES: "pages after the first, which are left out", TRANSPARENCY: "transparency, which is left out"}
+DROPPED = {
+    PAGES: "pages after the first, which are left out",
+    TRANSPARENCY: "transparency, which is left out",
+    CHANNELS: "channels beyond grey, colour and alpha, which are left out",
+}
 SHRUNK = 0.5  # of the smallest scale of training, below which an image is said to be shrunk
 CUT = "are scored by {most} detections of a class in an image; --max-dets N scores by N"
 

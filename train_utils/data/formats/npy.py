@@ -117,7 +117,7 @@ def _read_folder(
     image_dir: Path, annotation_dir: Path, problems: StopAtFirst
 ) -> tuple[dict, dict[str, np.ndarray], tuple[str, ...]]:
     """Returns (plain values whose categories are still to be set, DTYPES' arrays, notes)."""
-    pairs, left = npy_folder.pair_files(image_dir, annotation_dir)
+    pairs, left, names_differ = npy_folder.pair_files(image_dir, annotation_dir)
     for reason, names in left.items():
         for name in names:
             problems.skip(reason, f"{annotation_dir.parent}: {name}: skipped: {reason}")
@@ -125,7 +125,7 @@ def _read_folder(
     key, worthwhile = _stamp(paths, left)
     found = array_cache.load(key, DTYPES) if worthwhile and not problems.collects else None
     if found is not None:
-        return *found, (found[0]["note"],)
+        return *found, (found[0]["note"], *names_differ)
     scans, sound = [], []
     bar = tqdm(paths, desc=annotation_dir.name, unit="file", disable=None, leave=False)
     for pair, files in zip(pairs, bar, strict=True):
@@ -147,10 +147,10 @@ def _read_folder(
     values = {"categories": [], "given": [], "skipped": skipped, "first_skipped": first, "note": note}
     values["skipped_of"] = list(skipped_of.items())
     arrays |= image_arrays(images)
-    notes = (note,)
+    notes = (note, *names_differ)
     if worthwhile and len(sound) == len(pairs) and key == _stamp(paths, left)[0]:
         kept = array_cache.store(key, values, arrays)
-        notes = (kept, note) if kept else notes
+        notes = (kept, *notes) if kept else notes
     return values, arrays, notes
 
 

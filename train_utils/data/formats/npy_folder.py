@@ -16,6 +16,7 @@ import numpy as np
 
 from backbone.errors import InputError
 from train_utils.data.formats.coco.checks import is_text
+from train_utils.data.formats.coco.file_names import settle_stems
 from train_utils.data.formats.npy_file import read_npy
 from train_utils.data.images import image_suffixes
 from train_utils.data.labels import LabelMap
@@ -81,13 +82,20 @@ def _folder(root: Path, words: tuple[str, ...], suffix: str) -> Path | None:
     return found[0] if found else None
 
 
-def pair_files(image_dir: Path, annotation_dir: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
-    """Returns ([(image's name, its .npy's name)] in order of their numbers, {reason: names of files left over}).
+def pair_files(
+    image_dir: Path, annotation_dir: Path
+) -> tuple[list[tuple[str, str]], dict[str, list[str]], tuple[str, ...]]:
+    """Returns ([(image's name, its .npy's name)] in order of their numbers, {reason: names of files left over}, notes).
 
-    They belong together by their stems. InputError where two have the same stem, or none has a partner.
+    They belong together by their stems, in whose capitals and spelling of accented letters they may differ. InputError
+    where two have the same stem, it is not clear which belong together, or none has a partner.
     """
     images, others = _by_stem(image_dir, image_suffixes())
     annotations, more = _by_stem(annotation_dir, {".npy"})
+    settled = settle_stems(annotations, images)
+    for mistake in settled.mistakes(annotation_dir, "the name"):
+        raise InputError(mistake)
+    images |= {stem: images.pop(other) for stem, other in settled.renamed.items()}
     pairs = [(images[stem], annotations[stem]) for stem in _sorted(images.keys() & annotations.keys())]
     if not pairs:
         raise InputError(
@@ -99,7 +107,7 @@ def pair_files(image_dir: Path, annotation_dir: Path) -> tuple[list[tuple[str, s
         NO_IMAGE: [annotations[stem] for stem in _sorted(annotations.keys() - images.keys())],
         OTHER_FILES: sorted(others + more),
     }
-    return pairs, {reason: names for reason, names in left.items() if names}
+    return pairs, {reason: names for reason, names in left.items() if names}, settled.notes()
 
 
 def _by_stem(folder: Path, suffixes: Container[str]) -> tuple[dict[str, str], list[str]]:

@@ -5,6 +5,7 @@
     FOLDER/VOC2012/SegmentationObject/NAME.png        instance numbers; 0 is background, 255 void
     FOLDER/VOC2012/SegmentationClass/NAME.png         class numbers; may be missing
     FOLDER/VOC2012/Annotations/NAME.xml               objects with name, box, difficult; may be missing
+    FOLDER/VOC2012/labelmap.txt                       names and colours of classes, where they are not VOC's
 
 The instances are those of SegmentationObject, and boxes are the masks' own. The XML's objects are neither in the masks'
 order nor always the same ones: each goes to the instance that it overlaps best, and an instance that none is left for
@@ -26,13 +27,14 @@ from backbone.errors import InputError
 from train_utils.data.annotations import NO_ID, Annotations, ImageFiles
 from train_utils.data.formats import voc_files
 from train_utils.data.labels import LabelMap
-from train_utils.data.links import links_out_of
+from train_utils.data.links import links_out, links_out_of
 from train_utils.data.masks import IndexImages, Ragged
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
 
 UNUSED = {"label_json_path": "whose classes have names", "image_dir": "whose images are in JPEGImages"}
 FOLDERS = ("JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
+CLASS_FILES = (voc_files.CLASS_FILE, voc_files.LABEL_MAP)
 # skipped
 NO_CLASS = "instances without a class (neither XML object nor SegmentationClass)"
 LISTED_TWICE = "images listed twice"
@@ -62,6 +64,7 @@ def read(place: tuple[Path, str], options: DataOptions, problems: StopAtFirst) -
     folder, list_name = place
     if not options.follow_links:
         linked = list(links_out_of([folder / part for part in FOLDERS], folder))
+        linked += [error for _, error in links_out(folder, folder, folder, CLASS_FILES)]
         for error in linked:
             problems.mistake(error)
         if linked:
@@ -71,20 +74,27 @@ def read(place: tuple[Path, str], options: DataOptions, problems: StopAtFirst) -
 
 def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) -> Annotations | None:
     """Reads the images of one list of a year's folder; None where none is sound (and `problems` collects)."""
-    class_ids = voc_files.read_class_ids(folder)  # {name: number}
-    listed = voc_files.read_list(folder, list_name)
-    source = str(voc_files.list_path(folder, list_name))
+    classes = voc_files.read_classes(folder)
+    path = voc_files.list_path(folder, list_name)
+    given = voc_files.read_list(folder, list_name)
+    settled = voc_files.settle_names(folder, path, given)
+    for mistake in settled.mistakes(path, "name"):
+        problems.mistake(mistake)
+    source, listed = str(path), [settled.renamed.get(name, name) for name in given]
     names = list(dict.fromkeys(listed))
-    files, missing = voc_files.find_images(folder, names)
+    files, missing, of_images = voc_files.find_images(folder, names)
+    for mistake in of_images.mistakes(path, "name"):
+        problems.mistake(mistake)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        scans = list(pool.map(lambda name: _scan_or_error(folder, name, class_ids), names))
+        scans = list(pool.map(lambda name: _scan_or_error(folder, name, classes), names))
     said = _report(source, folder, listed, dict(zip(names, scans, strict=True)), problems)
     sound = [i for i, scan in enumerate(scans) if isinstance(scan, Scan)]
     if not sound:
         return None
+    said["notes"] += settled._replace(renamed={**settled.renamed, **of_images.renamed}).notes()
     columns = {field: np.concatenate([getattr(scans[i], field) for i in sound]) for field in COLUMNS}
     corners = columns["boxes"].astype(np.float64)
-    categories = {number: name for name, number in class_ids.items()}
+    categories = {number: name for name, number in classes.ids.items()}
     return Annotations(
         source=source,
         image_ids=np.array(sound, dtype=np.int64) + 1,
@@ -178,20 +188,20 @@ class Scan(NamedTuple):
     skipped_classes: list[int]
 
 
-def _scan_or_error(folder: Path, name: str, class_ids: dict[str, int]) -> Scan | InputError:
+def _scan_or_error(folder: Path, name: str, known: voc_files.Classes) -> Scan | InputError:
     try:
-        return _scan(folder, name, class_ids)
+        return _scan(folder, name, known)
     except InputError as error:
         return error
 
 
-def _scan(folder: Path, name: str, class_ids: dict[str, int]) -> Scan:
+def _scan(folder: Path, name: str, known: voc_files.Classes) -> Scan:
     """Reads everything about one image but its pixels."""
     objects = voc_files.read_index_image(voc_files.mask_path(folder, "Object", name))
     numbers, boxes, areas = voc_files.find_instances(objects)
     class_mask = voc_files.mask_path(folder, "Class", name)
-    by_mask = voc_files.classes_of_instances(class_mask, objects, numbers, class_ids)
-    xml = voc_files.read_xml(voc_files.xml_path(folder, name), class_ids)
+    by_mask = voc_files.classes_of_instances(class_mask, objects, numbers, known)
+    xml = voc_files.read_xml(voc_files.xml_path(folder, name), known)
     partner = voc_files.match_objects(boxes, by_mask, xml.boxes, xml.classes)  # [N], -1 where there is none
 
     matched = partner >= 0

@@ -6,6 +6,7 @@ Everything raises InputError that names the file for what cannot be used.
 """
 
 import difflib
+import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +16,16 @@ from lxml import etree
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.data.formats.coco.file_names import FileNames, nearest, settle_stems
+from train_utils.data.formats.coco.layout import files_in
 from train_utils.data.images import formats
 from train_utils.data.labels import read_json
 from train_utils.io.plain_text import brief, shown
 
-CLASS_FILE = "pascal_voc_indices.json"
+CLASS_FILE, LABEL_MAP = "pascal_voc_indices.json", "labelmap.txt"
 VOID = 255
+NO_CLASSES = {"background": 0, "ignored": VOID}  # names in a label map that are numbers of no class
+Colours = dict[tuple[int, ...], int]  # {(red, green, blue): number}
 MAX_XML = 2**21  # bytes: some 7,000 objects, and an image's mask has room for 254
 # An XML object goes to an instance whose box it overlaps with at least this IoU. Masks end some pixels inside
 # the XML's boxes (the void border), which is much for a small object: agreeing on the class asks for less.
@@ -51,6 +56,66 @@ def find_voc_folder(root: str | Path, year: str | int | None = None) -> Path:
 
 def _is_voc_folder(path: Path) -> bool:
     return (path / "ImageSets" / "Segmentation").is_dir()
+
+
+class Classes(NamedTuple):
+    """The classes of a VOC folder: numbers by name, colours in masks that are in RGB, and the file that has them."""
+
+    ids: dict[str, int]
+    colours: Colours
+    source: str
+
+
+def read_classes(folder: Path) -> Classes:
+    """Reads the classes of the folder's CLASS_FILE, else of its LABEL_MAP, else of the file that this project has."""
+    if (folder / LABEL_MAP).exists() and not (folder / CLASS_FILE).exists():
+        ids, colours = read_label_map(folder / LABEL_MAP)
+        return Classes(ids, colours, LABEL_MAP)
+    return Classes(read_class_ids(folder), voc_colours(), CLASS_FILE)
+
+
+def read_label_map(path: Path) -> tuple[dict[str, int], Colours]:
+    """Reads a label map, as CVAT and Datumaro write it: lines of `name:red,green,blue:parts:actions`.
+
+    Classes are numbered from 1 in the lines' order, "background" and "ignored" apart. A class without a colour has that
+    of VOC's colour map for its number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+    ids: dict[str, int] = {}
+    colours = {colour: number for colour, number in voc_colours().items() if number in NO_CLASSES.values()}
+    usual = {number: colour for colour, number in voc_colours().items()}
+    for place, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        name, colour = name.strip(), rest.partition(":")[0].strip()
+        is_class = name.lower() not in NO_CLASSES
+        number = len(ids) + 1 if is_class else NO_CLASSES[name.lower()]
+        values = tuple(int(part) for part in colour.split(",") if part.strip().isdecimal() and len(part) < 5)
+        if not name or name in ids or (is_class and number >= VOID):
+            raise InputError(f"{path}: line {place}: {brief(name)} is no class of its own; 1 to 254 names are needed")
+        if colour and (len(values) != 3 or max(values) > 255):
+            raise InputError(f"{path}: line {place}: {brief(colour)} is not a colour such as 128,0,0")
+        if colours.setdefault(values if colour else usual[number], number) != number:
+            raise InputError(f"{path}: line {place}: the colour of {brief(name)} is another class's; give each its own")
+        if is_class:
+            ids[name] = number
+    if not ids:
+        raise InputError(f"{path}: names no class")
+    return ids, colours
+
+
+@functools.cache
+def voc_colours() -> Colours:
+    """Returns VOC's colour map, {(red, green, blue): index}: bits 0 to 2 of the index are the highest of the three."""
+    colours: Colours = {}
+    for index in range(256):
+        channels = [sum((index >> 3 * i + c & 1) << 7 - i for i in range(8)) for c in range(3)]
+        colours[tuple(channels)] = index
+    return colours
 
 
 def read_class_ids(folder: Path) -> dict[str, int]:
@@ -95,14 +160,20 @@ def read_list(folder: Path, list_name: str) -> list[str]:
     names = [line for line in lines if line]
     if not names:
         raise InputError(f"{path}: lists no image")
-    for name in names:
-        if Path(name).name != name or name in (".", ".."):
-            raise InputError(f"{path}: {name!r} is not the plain name of an image")
     return names
 
 
-def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool]]:
-    """Returns the file name of each named image in JPEGImages, whatever its extension; and whether it is missing.
+def settle_names(folder: Path, path: Path, names: list[str]) -> FileNames:
+    """Finds the masks that the names of a list mean. InputError for one that is neither a mask's nor a plain name."""
+    files = settle_stems(names, (Path(file).stem for file in files_in(folder / "SegmentationObject")))
+    for name in files.absent:
+        if name not in files.renamed and (Path(name).name != name or name in (".", "..")):
+            raise InputError(f"{path}: {name!r} is not the plain name of an image")
+    return files
+
+
+def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], FileNames]:
+    """Returns the file name of each named image in JPEGImages, whatever its extension; whether it is missing; names.
 
     A missing one is given as NAME.jpg: reading it fails, as reading a damaged image does.
     """
@@ -111,14 +182,20 @@ def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool]]:
         by_name = {file.stem: file.name for file in sorted(folder.iterdir(), reverse=True)}
     except OSError as error:
         raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
-    missing = [name not in by_name for name in names]
-    if all(missing):
-        raise InputError(f"{folder}: holds none of the {len(names)} images of the list")
-    return [by_name.get(name, f"{name}.jpg") for name in names], missing
+    files = settle_stems(names, by_name)
+    found = [by_name.get(files.renamed.get(name, name)) for name in names]
+    missing = [name is None for name in found]
+    if all(missing) and not files.ambiguous:
+        like = nearest(names[0], [folder])
+        raise InputError(f"{folder}: holds none of the {len(names)} images of the list (as {names[0]}{like})")
+    return [file or f"{name}.jpg" for file, name in zip(found, names, strict=True)], missing, files
 
 
-def read_index_image(path: Path) -> np.ndarray:
-    """Reads the indices (not the colours) of a palette or grey PNG, uint8 [H, W]."""
+def read_index_image(path: Path, colours: Colours | None = None) -> np.ndarray:
+    """Reads the indices (not the colours) of a palette or grey PNG, uint8 [H, W].
+
+    colours: the index of each colour of one in RGB; None: VOC's colour map.
+    """
     try:
         with Image.open(path, formats=formats()) as image:
             mode, indices = image.mode, np.array(image)
@@ -126,9 +203,23 @@ def read_index_image(path: Path) -> np.ndarray:
         raise InputError(f"{path}: no such mask, though its image is in the list") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise InputError(f"{path}: cannot read this mask ({error})") from error
+    if mode == "RGB":
+        return _indices_of(path, indices, voc_colours() if colours is None else colours)
     if mode not in ("P", "L", "1"):
-        raise InputError(f"{path}: a mask must be a palette or 8-bit grey image, this one is {mode}")
+        raise InputError(f"{path}: a mask must be a palette, 8-bit grey or RGB image, this one is {mode}")
     return indices.astype(np.uint8, copy=False)
+
+
+def _indices_of(path: Path, pixels: np.ndarray, colours: Colours) -> np.ndarray:
+    """Returns the indices, uint8 [H, W], of pixels [H, W, 3] in colours that all must have one."""
+    packed = pixels.astype(np.int64) @ (65536, 256, 1)  # [H, W]
+    found, places = np.unique(packed, return_inverse=True)
+    known = {red * 65536 + green * 256 + blue: index for (red, green, blue), index in colours.items()}
+    for value in found.tolist():
+        if value not in known:
+            colour = f"{value >> 16},{value >> 8 & 255},{value & 255}"
+            raise InputError(f"{path}: the colour {colour} is no class's or object's; save the mask without smoothing")
+    return np.array([known[value] for value in found.tolist()], dtype=np.uint8)[places].reshape(packed.shape)
 
 
 def find_instances(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -143,7 +234,7 @@ def find_instances(objects: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return numbers, boxes, counts[numbers]
 
 
-def classes_of_instances(path: Path, objects: np.ndarray, numbers: np.ndarray, class_ids: dict[str, int]) -> np.ndarray:
+def classes_of_instances(path: Path, objects: np.ndarray, numbers: np.ndarray, known: Classes) -> np.ndarray:
     """Returns the class that most pixels of each instance have in SegmentationClass, int64 [N]; 0 if none has any.
 
     path: the class mask, which may be missing; objects uint8 [H, W]: the instance mask; numbers int64 [N]:
@@ -151,16 +242,16 @@ def classes_of_instances(path: Path, objects: np.ndarray, numbers: np.ndarray, c
     """
     if not path.exists():
         return np.zeros(len(numbers), dtype=np.int64)
-    classes = read_index_image(path)
+    classes = read_index_image(path, known.colours)
     if classes.shape != objects.shape:
         raise InputError(f"{path}: its size differs from that of the mask in SegmentationObject")
     pairs = objects.ravel().astype(np.int64) * 256 + classes.ravel()
     votes = np.bincount(pairs, minlength=256 * 256).reshape(256, 256)[numbers]  # [N, 256]
     votes[:, [0, VOID]] = 0
     winners = votes.argmax(axis=1)  # [N]
-    unknown = set(winners.tolist()) - {0, *class_ids.values()}
+    unknown = set(winners.tolist()) - {0, *known.ids.values()}
     if unknown:
-        raise InputError(f"{path}: class number {min(unknown)} is not one of {CLASS_FILE}")
+        raise InputError(f"{path}: class number {min(unknown)} is not one of {known.source}")
     return winners
 
 
@@ -199,7 +290,7 @@ class XmlObjects(NamedTuple):
     exists: bool = True
 
 
-def read_xml(path: Path, class_ids: dict[str, int]) -> XmlObjects:
+def read_xml(path: Path, known: Classes) -> XmlObjects:
     """Reads the objects of a VOC annotation file, none if it is missing; no entity expanded, nothing fetched."""
     if not path.exists():
         return XmlObjects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64), None, exists=False)
@@ -218,15 +309,15 @@ def read_xml(path: Path, class_ids: dict[str, int]) -> XmlObjects:
     for number, item in enumerate(root.findall("object"), 1):
         where = f"{path}: object {number}"
         name = (item.findtext("name") or "").strip()
-        if name not in class_ids:
-            close = difflib.get_close_matches(name[:80], class_ids, n=3)
+        if name not in known.ids:
+            close = difflib.get_close_matches(name[:80], known.ids, n=3)
             meant = f" (is {' or '.join(map(repr, close))} meant?)" if close else ""
             raise InputError(
-                f"{where}: class {brief(name)} is not in {CLASS_FILE}{meant}; for classes of your own "
-                f'put a file of that name, {{"name": 1, ...}}, into {path.parent.parent}'
+                f"{where}: class {brief(name)} is not in {known.source}{meant}; for classes of your own "
+                f'put {CLASS_FILE}, {{"name": 1, ...}}, into {path.parent.parent}'
             )
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        classes.append(class_ids[name])
+        classes.append(known.ids[name])
         boxes.append((x1 - 1, y1 - 1, x2, y2))  # VOC counts pixels from 1 and includes the last
         difficult.append((item.findtext("difficult") or "").strip() == "1")
     return XmlObjects(

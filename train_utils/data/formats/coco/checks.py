@@ -16,6 +16,7 @@ from typing import Any
 
 from backbone.errors import InputError
 from train_utils.data.annotations import NO_ID
+from train_utils.data.formats.coco.other_data import other_json
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
 from train_utils.data.problems import Id, StopAtFirst
 from train_utils.io.plain_text import brief, shown, visible
@@ -24,15 +25,30 @@ INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 b
 MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; images of a twelfth of it are refused as bombs
 
 
-def check_is_coco(raw: object, path: str | Path) -> None:
-    """Raises InputError unless `raw` is a dict with lists of images, annotations and categories."""
-    missing = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(raw, dict) or not isinstance(raw.get(key), list)
-    ]
-    if missing:
-        raise InputError(f"{path}: not a COCO instances json: it has no list of {', '.join(missing)}")
+LISTS = ("images", "annotations", "categories")
+
+
+def coco_lists(raw: object, path: str | Path) -> tuple[dict, tuple[str, ...]]:
+    """Returns (a json's content whose LISTS are lists, notes about it).
+
+    An object by id in a list's place becomes the list of its values, in its order. Raises InputError for a json without
+    these lists, and for an entry whose own id is not its key.
+    """
+    by_id = [key for key in LISTS if isinstance(raw, dict) and isinstance(raw.get(key), dict)]
+    by_id = [key for key in by_id if all(isinstance(entry, dict) for entry in raw[key].values())]
+    lists = [key for key in LISTS if isinstance(raw, dict) and isinstance(raw.get(key), list)]
+    if missing := [key for key in LISTS if key not in {*lists, *by_id}]:
+        raise InputError(f"{path}: not a COCO instances json: it has no list of {', '.join(missing)}{other_json(raw)}")
+    notes = tuple(f"{key} are an object by id, read in its order" for key in by_id)
+    return ({**raw, **{key: _entries(raw[key], path, key) for key in by_id}} if by_id else raw), notes
+
+
+def _entries(by_id: dict[str, dict], path: str | Path, what: str) -> list[dict]:
+    """Returns the values of an object by id, each with its id."""
+    for key, entry in by_id.items():
+        if "id" in entry and str(entry["id"]) != key:
+            raise InputError(f"{path}: {what}: the entry of key {brief(key)} has id {brief(entry['id'])}; correct one")
+    return [{"id": int(key) if INTEGER.fullmatch(key) else key, **entry} for key, entry in by_id.items()]
 
 
 def as_integer(value: object, what: str) -> int:
@@ -157,6 +173,12 @@ def number_of(entry: Any, key: str) -> int | None:
         return as_id(entry.get(key), key) if isinstance(entry, dict) else None
     except InputError:
         return None
+
+
+def named(image: Any) -> Any:
+    """Returns an image with its file_name; where LVIS has none, it is the last two parts of coco_url."""
+    url = image.get("coco_url") if isinstance(image, dict) and "file_name" not in image else None
+    return {**image, "file_name": "/".join(url.split("/")[-2:])} if isinstance(url, str) and "/" in url else image
 
 
 def check_image(

@@ -4,20 +4,23 @@ Jsons come from Windows, with backslashes, from other machines, with their whole
 A.PNG for a.png or write an accented letter as two characters.
 """
 
+import difflib
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from backbone.errors import InputError
-from train_utils.data.formats.coco.layout import FEW, ROLE, ROLES, files_in, image_path, is_inside
+from train_utils.data.formats.coco.layout import FEW, ROLE, ROLES, data_root, files_in, image_path, is_inside
+from train_utils.data.images import image_suffixes
 from train_utils.io.files import user_path
 
 MOST_FILES = 1_000_000  # that are looked through
+MOST_COMPARED = 20_000  # file names that a missing one is compared with
 PROBES = 32  # file names looked up in each candidate folder of images
 Parts = tuple[str, ...]  # of a path, each as `folded`
 
@@ -32,6 +35,16 @@ class FileNames(NamedTuple):
     renamed: dict[str, str]
     ambiguous: dict[str, list[str]]
     absent: frozenset[str]
+
+    def mistakes(self, source: str | Path, what: str) -> Iterator[str]:
+        """Yields what is wrong with each ambiguous name; source lists them, as `what`."""
+        for name, several in self.ambiguous.items():
+            could = (
+                f"{name!r} could be {' or '.join(map(repr, several[:3]))}"
+                if len(several) > 1
+                else f"{name!r} and another could both be {several[0]!r}"
+            )
+            yield f"{source}: {what} {could}; name each file as it is"
 
     def notes(self) -> tuple[str, ...]:
         """Returns what is to be said about it."""
@@ -60,8 +73,11 @@ def image_folder(root: Path, json_path: Path, image_dir: str | Path | None, name
 def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
     """Returns the folder near `json_path` in which most of the images `names` lie. InputError if none holds any."""
     suffix = re.sub(r"^instances_?", "", json_path.stem)
-    likely = [root / suffix, root / "images" / suffix, json_path.parent, root / "images", root]
-    candidates = [*likely, *_subfolders(root), *_subfolders(root / "images"), *_subfolders(json_path.parent)]
+    candidates: list[Path] = []
+    for place in (data_root(json_path), root):  # of an export for one split, of the whole; mostly the same
+        images = place / "images"
+        candidates += [place / suffix, images / suffix, json_path.parent, images, place]
+        candidates += [*_subfolders(place), *_subfolders(images), *_subfolders(json_path.parent)]
     candidates = [path for path in dict.fromkeys(candidates) if path.is_dir()]
     probes = names[:: max(1, len(names) // PROBES)]
     found = {path: sum(is_file(path, name, root) for name in probes) for path in candidates}
@@ -71,7 +87,8 @@ def find_image_dir(root: Path, json_path: Path, names: list[str]) -> Path:
         if files.renamed or files.ambiguous:
             return root
         looked = ", ".join(str(path) for path in candidates[:8])
-        raise InputError(f"{json_path}: its images (as {probes[0]}) are not in {looked}; give --image-dir")
+        like = nearest(probes[0], candidates)
+        raise InputError(f"{json_path}: its images (as {probes[0]}{like}) are not in {looked}; give --image-dir")
     return best
 
 
@@ -96,10 +113,42 @@ def settle(names: list[str], folder: str | Path, root: str | Path) -> FileNames:
     taken = {os.path.normpath(name) for name in {*names, *renamed.values()} - set(absent)}
     others = {name: parts for name in absent if name not in renamed and (parts := _parts(name))}
     found = _look_for(others, folder, taken, may_be_cut=len(absent) == len(set(names)) and not renamed)
+    clear, ambiguous = _one_to_one(found)
+    return FileNames({**renamed, **clear}, ambiguous, frozenset(absent))
+
+
+def settle_stems(names: Iterable[str], present: Iterable[str]) -> FileNames:
+    """Finds which of the stems `present` are meant by names that are none of them; as `settle`, with their words.
+
+    Folders before a name and an image's suffix behind it are left aside: all stems are of one folder.
+    """
+    listed, stems = list(dict.fromkeys(names)), set(present)
+    absent = [name for name in listed if name not in stems]
+    free: defaultdict[str, list[str]] = defaultdict(list)
+    for stem in sorted(stems - set(listed)) if absent else ():
+        free[folded(stem)].append(stem)
+    found = {}
+    for name in absent:
+        last = next(reversed(_parts(name)), "")
+        without, suffix = os.path.splitext(last)
+        if stems_of := free.get(last) or (free.get(without) if suffix in image_suffixes() else None):
+            found[name] = stems_of
+    return FileNames(*_one_to_one(found), frozenset(absent))
+
+
+def _one_to_one(found: dict[str, list[str]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Parts {name: what it could be} into those that have one that is no other's, and the ambiguous ones."""
     uses = Counter(files[0] for files in found.values() if len(files) == 1)
-    renamed |= {name: files[0] for name, files in found.items() if len(files) == 1 and uses[files[0]] == 1}
-    ambiguous = {name: files for name, files in found.items() if name not in renamed}
-    return FileNames(renamed, ambiguous, frozenset(absent))
+    clear = {name: files[0] for name, files in found.items() if len(files) == 1 and uses[files[0]] == 1}
+    return clear, {name: files for name, files in found.items() if name not in clear}
+
+
+def nearest(name: str, folders: Iterable[str | Path]) -> str:
+    """Returns "; the nearest name there is ..." of the files directly in folders; empty where none is like it."""
+    files = islice((file for folder in folders for file in sorted(files_in(folder))), MOST_COMPARED)
+    of_stem = {os.path.splitext(file)[0]: file for file in files}  # a suffix alone makes no name alike
+    like = difflib.get_close_matches(os.path.splitext(re.split(r"[\\/]", name)[-1])[0], of_stem, n=1)
+    return f"; the nearest name there is {of_stem[like[0]]}" if like else ""
 
 
 def is_file(folder: str | Path, name: str, root: str | Path) -> bool:

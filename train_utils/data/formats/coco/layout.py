@@ -1,9 +1,10 @@
 """A COCO-format folder, however it is laid out -> its jsons and its folders of images.
 
-annotations/instances_train2017.json   train2017/            COCO's own
-instances_train.json                   images/               flat
-train/_annotations.coco.json           train/                images beside their json
-anything.json                          any folder near it    one json, to be split
+annotations/instances_train2017.json      train2017/            COCO's own
+instances_train.json                      images/               flat
+train/_annotations.coco.json              train/                images beside their json
+train/annotations/instances_default.json  train/images/         an export for each split
+anything.json                             any folder near it    one json, to be split
 """
 
 import mmap
@@ -17,6 +18,7 @@ from train_utils.data.images import image_size
 
 ROLE = re.compile(r"(?<![a-z])(train|training|val|valid|validation|minival|test)(?![a-z])")
 ROLES = {"training": "train", "valid": "val", "validation": "val", "minival": "val"}
+ITSELF = {*ROLES, "train", "val"} - {"minival"}  # names of folders that are a split, and not a part of one
 # COCO's jsons for other tasks, which lie beside the instances
 OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_", "stuff_")
 FEW = 1000  # images that are looked up one by one: their folder may hold many more
@@ -30,48 +32,62 @@ LOOKED_FOR = (
 def find_jsons(root: Path, year: str | int | None = None) -> dict[str, Path]:
     """Returns {"train" | "val" | "all": json} of a folder. "all" stands alone: one json that is to be split.
 
-    The first place that holds COCO jsons counts: annotations/, the folder itself, its subfolders. Of several
-    years the newest is taken, or `year`. InputError if none is found, or the choice is not clear.
+    The first place that holds COCO jsons counts: annotations/, the folder itself, its subfolders, their annotations/.
+    Of several years the newest is taken, or `year`; of several folders the one named train, val or valid. Empty
+    where there is none; InputError if the choice is not clear.
     """
-    subfolders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    places = ([root / "annotations"], [root], subfolders)
-    for folders in places:
-        found = [path for folder in folders for path in _coco_jsons(folder)]
+    found = jsons_in(root)
+    if year is not None and found:
+        found = [path for path in found if str(year) in path.stem]
         if not found:
-            continue
-        if year is not None:
-            found = [path for path in found if str(year) in path.stem]
-            if not found:
-                raise InputError(f"{root}: no json of year {year}; leave --year out, or give a json")
-        by_role: dict[str, list[Path]] = {}
-        for path in found:
-            by_role.setdefault(role_of(path, root), []).append(path)
-        if "train" in by_role or "val" in by_role:
-            return {role: _newest(by_role[role]) for role in ("train", "val") if role in by_role}
-        if len(found) == 1:
-            return {"all": found[0]}
+            raise InputError(f"{root}: no json of year {year}; leave --year out, or give a json")
+    by_role: dict[str, list[Path]] = {}
+    for path in found:
+        by_role.setdefault(role_of(path, root), []).append(path)
+    if "train" in by_role or "val" in by_role:
+        return {role: _newest(by_role[role], root) for role in ("train", "val") if role in by_role}
+    if len(found) == 1:
+        return {"all": found[0]}
+    if found:
         listed = ", ".join(str(path.relative_to(root)) for path in found)
         raise InputError(f"{root}: several jsons, none named train or val: {listed}; give one as --data-path")
-    raise InputError(f"{root}: no data set found; {LOOKED_FOR}")
+    return {}
+
+
+def jsons_in(root: Path) -> list[Path]:
+    """Returns the COCO jsons of the first place of a folder that has any."""
+    subfolders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    places = ([root / "annotations"], [root], subfolders, [folder / "annotations" for folder in subfolders])
+    listed = ([path for folder in folders for path in _coco_jsons(folder)] for folders in places)
+    return next(filter(None, listed), [])
 
 
 def role_of(path: Path, root: Path | None = None) -> str:
-    """Returns "train", "val", "test" or "all" (says neither), from a json's name, else from its folder's."""
-    for name in (path.stem, path.parent.name if path.parent != root else ""):
+    """Returns "train", "val", "test" or "all" (says neither), from a json's name, else from its folder's.
+
+    root: the folder of the data, whose own name says nothing.
+    """
+    folder = _split_folder(path) if root else path.parent
+    for name in (path.stem, folder.name if folder != root else ""):
         match = ROLE.search(name.lower())
         if match:
             return ROLES.get(match[1], match[1])
     return "all"
 
 
-def _newest(paths: list[Path]) -> Path:
-    if len(paths) == 1:
-        return paths[0]
+def _split_folder(path: Path) -> Path:
+    """Returns the folder that may have the name of a json's split: train of train/x.json, train/annotations/x.json."""
+    return path.parent.parent if path.parent.name == "annotations" else path.parent
+
+
+def _newest(paths: list[Path], root: Path) -> Path:
     years = {path: max(re.findall(r"(?<!\d)\d{4}(?!\d)", path.stem), default="") for path in paths}
     latest = [path for path in paths if years[path] == max(years.values())]
+    whole = [path for path in latest if _split_folder(path).name.lower() in ITSELF]  # valid/ rather than valid-mini/
+    latest = whole if len(whole) == 1 else latest
     if len(latest) > 1:
         raise InputError(
-            f"{latest[0].parent}: cannot choose between {', '.join(p.name for p in latest)}; "
+            f"{root}: cannot choose between {', '.join(str(path.relative_to(root)) for path in latest)}; "
             "give one as --data-path, or remove the others"
         )
     return latest[0]

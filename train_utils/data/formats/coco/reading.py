@@ -15,7 +15,7 @@ import numpy as np
 
 from backbone.errors import InputError
 from train_utils.data.annotations import DTYPES, Annotations, ImageFiles, image_arrays, polygon_table
-from train_utils.data.formats.coco.checks import check_categories, check_image, check_images, check_is_coco
+from train_utils.data.formats.coco.checks import check_categories, check_image, check_images, coco_lists, named
 from train_utils.data.formats.coco.file_names import FileNames, settle
 from train_utils.data.formats.coco.layout import image_path, listed_names, size_reader
 from train_utils.data.formats.coco.packer import Packer
@@ -30,8 +30,8 @@ from train_utils.io.json_stream import BATCH, Unusual, no_collection, read_lists
 NO_MASKS = "no annotation has a segmentation; polygons or RLE masks are needed"
 
 FindImages = Callable[[list[str]], tuple[Path, Path]]  # file names -> (where they begin, folder that none may leave)
-# (images, categories, function that hands all annotations to another in batches)
-Lists = tuple[list, list, Callable[[Callable[[list], None]], None]]
+# (images, categories, function that hands all annotations to another in batches, notes)
+Lists = tuple[list, list, Callable[[Callable[[list], None]], None], tuple[str, ...]]
 
 
 def read_annotations(
@@ -116,7 +116,7 @@ def _read_in_batches(path: str | Path, file: BinaryIO) -> tuple[tuple[dict, dict
     packer: Packer | None = None
 
     def add_images(batch: list) -> None:
-        images.extend(check_image(image, path, None) for image in batch)
+        images.extend(check_image(named(image), path, None) for image in batch)
 
     def add_annotations(batch: list) -> None:
         nonlocal packer
@@ -157,7 +157,8 @@ def _read_item_by_item(
     path: str | Path, content: Lists, find_images: FindImages | None, follow_links: bool, problems: StopAtFirst
 ) -> tuple[Annotations | None, Path | None, Path, FileNames]:
     """Returns (table of what is sound, or None; folder of the images, None where there is none; root; file names)."""
-    listed, listed_categories, hand_over = content
+    listed, listed_categories, hand_over, notes = content
+    listed = [named(image) for image in listed]
     names, folder, root = listed_names(listed), None, Path()
     try:
         folder, root = find_images(names) if find_images else (None, root)
@@ -192,18 +193,14 @@ def _read_item_by_item(
     if problems.collects and not (images and categories):
         return None, folder, root, files
     values = _packed_values(categories, given, images, packer)
-    return _table(path, *values, notes=files.notes()), folder, root, files
+    return _table(path, *values, notes=(*notes, *files.notes())), folder, root, files
 
 
 def _settle(path: str | Path, names: list[str], folder: Path, root: Path, problems: StopAtFirst) -> FileNames:
     """Settles the file names; a name that several files could be is a mistake."""
     files = settle(names, folder, root)
-    for name, several in files.ambiguous.items():
-        problems.mistake(
-            f"{path}: file_name {name!r} could be {' or '.join(map(repr, several[:3]))}; name each file as it is"
-            if len(several) > 1
-            else f"{path}: file_name {name!r} and another could both be {several[0]!r}; name each file as it is"
-        )
+    for mistake in files.mistakes(path, "file_name"):
+        problems.mistake(mistake)
     return files
 
 
@@ -224,18 +221,18 @@ def _lists(path: str | Path) -> Lists:
             read_lists(file, {"images": images.extend, "categories": categories.extend, "annotations": len}, len)
     except (Unusual, OSError):
         return _lists_of(read_json(path), path)
-    return images, categories, hand_over
+    return images, categories, hand_over, ()
 
 
 def _lists_of(raw: object, path: str | Path) -> Lists:
     """Returns the lists of a json's content."""
-    check_is_coco(raw, path)
+    raw, notes = coco_lists(raw, path)
 
     def hand_over(take: Callable[[list], None]) -> None:
         for start in range(0, len(raw["annotations"]), BATCH):
             take(raw["annotations"][start : start + BATCH])
 
-    return raw["images"], raw["categories"], hand_over
+    return raw["images"], raw["categories"], hand_over, notes
 
 
 def _look_up(
