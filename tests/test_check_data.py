@@ -346,6 +346,8 @@ def test_what_a_perfect_mask_head_reaches_is_said(run, tmp_path):
         assert "--geometry half_pixel --mask-roi-size 12" in text and numbers in text
     assert "(--geometry torchvision --mask-roi-size 3: 6 x 6 cells): a perfect mask head reaches mean IoU" in out
     assert "on 10 objects" in out and "(16 times the mask head" in page
+    advised = [kind for kind in kinds[1:] if "<pre>--geometry {} --mask-roi-size {}</pre>".format(*kind) in page]
+    assert advised == [("half_pixel", 3), ("half_pixel", 12)]  # 6 reaches no more objects than 3
 
 
 def test_masks_of_real_photos_and_cells_come_back(shared_data, monkeypatch):
