@@ -144,7 +144,8 @@ def with_geometry(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[Ru
     if is_checkpoint(content):
         reason = f"that of {'the resumed checkpoint' if resumed else f'--weights {config.weights}'}"
     elif geometry == TORCHVISION:
-        reason = f"in which the mask head of --weights {config.weights} was trained"
+        asked = f"--weights {config.weights}"
+        reason = f"in which {asked} was trained" if config.weights == "coco" else f"as {asked} does not say its own"
     return config.replaced({"geometry": geometry}), f"geometry: {geometry}, {reason}"
 
 
