@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backbone.errors import InputError
 from network_files.anchors import AnchorGrid
 from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import box_iou
@@ -23,6 +24,7 @@ from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
 from tools.doctor import anchors, duplicates, finds, images, page, statistics
 from tools.doctor.table import outlines, table_of
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
 from train_utils.io import array_cache as annotation_cache
@@ -348,6 +350,22 @@ def test_what_a_perfect_mask_head_reaches_is_said(run, tmp_path):
     assert "on 10 objects" in out and "(16 times the mask head" in page
     advised = [kind for kind in kinds[1:] if "<pre>--geometry {} --mask-roi-size {}</pre>".format(*kind) in page]
     assert advised == [("half_pixel", 3), ("half_pixel", 12)]  # 6 reaches no more objects than 3
+
+
+def test_images_whose_masks_cannot_be_read_are_left_out_and_counted(run, tmp_path, monkeypatch):
+    target = ImageDataset.target
+    folder = write_coco(tmp_path / "d")
+
+    def first_is_broken(self, i):
+        if i == 0:
+            raise InputError("0.png: its mask is damaged")
+        return target(self, i)
+
+    monkeypatch.setattr(ImageDataset, "target", first_is_broken)
+    _, out, _, found = run(folder, "--quick")
+    assert (
+        found["masks"][0]["objects"] == 3 + 3 and "on 6 objects; 2 images left out, whose masks cannot be read" in out
+    )
 
 
 def test_masks_of_real_photos_and_cells_come_back(shared_data, monkeypatch):

@@ -209,7 +209,7 @@ def masks_section(found: Sequence[MaskReach]) -> Section:
             best = reach
     text = (
         f"What a perfect mask head would reach: the targets of {counted(len(first.ious), 'object')}, pasted back into "
-        "their exact boxes and compared with their masks. No training comes above it."
+        "their exact boxes and compared with their masks. Training aims at no more than this."
     )
     head = ["geometry", "mask", "mean IoU", "above IoU 0.5", "above IoU 0.9"]
     less = note("Neither another geometry nor finer masks reach noticeably more.") if len(advice) == 0 else ""
