@@ -19,7 +19,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,18 @@ from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.labels import LabelMap, read_json
+from train_utils.evaluation.limits import left_out_line
 from train_utils.evaluation.numbers import write_results
 from train_utils.io import files
 from train_utils.io.plain_text import visible
+from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
+from train_utils.show.captions import AUTO, MODES
+from train_utils.show.drawing import Style
 from train_utils.show.image_lists import drawn_suffix, find_images, output_names
 
 RESULT_NAME = "test_result"
@@ -69,7 +73,16 @@ class PredictOptions(ModelOptions):
     )
     mask_threshold: float = setting(0.5, "a mask's pixels are those with a probability above this", least=0, most=1)
     classes: tuple[str, ...] | None = setting(None, "only these classes (default: all)", metavar="NAME")
-    magnify: int = setting(1, "enlarge what is drawn this many times, for small images", least=1)
+    captions: str = setting(
+        AUTO,
+        "names and scores where they leave the image to be seen (auto), none, scores, or all (full)",
+        choices=MODES,
+    )
+    no_boxes: bool = setting(False, "draw no boxes around masks")
+    magnify: int | None = setting(
+        None, "enlarge what is drawn this many times (default: small images as often as fits 640 pixels)", least=1
+    )
+    verbose: bool = setting(False, "a line for each detection, too")
     every: int = setting(1, "only every N-th frame of a video", least=1, metavar="N")
     follow_links: bool = setting(False, "follow images of a folder that are links out of it (else they are an error)")
     strict: bool = setting(False, "an image that cannot be read is an error, before any is predicted")
@@ -78,6 +91,11 @@ class PredictOptions(ModelOptions):
     def folder(self) -> Path:
         """The folder that files are written into."""
         return files.user_path(self.output_dir or ".")
+
+    @property
+    def style(self) -> Style:
+        """How detections are drawn."""
+        return Style(self.captions, not self.no_boxes, self.magnify)
 
 
 def parse(words: list[str] | None = None) -> PredictOptions:
@@ -131,11 +149,10 @@ def predict_images(options: PredictOptions) -> int:
             category = predictor.label_map.given.get(result["category_id"], result["category_id"])
             results.append({**result, "category_id": category, "file_name": str(path)})
         with files.atomic_file(folder / name) as file:  # subsampled colour would blur small text
-            predictor.draw(found, image, options.magnify).save(file, "JPEG", quality=92, subsampling=0)
-        for line in predictor.describe(found):
+            predictor.draw(found, image, options.style).save(file, "JPEG", quality=92, subsampling=0)
+        for line in predictor.describe(found) if options.verbose else ():
             print(f"{visible(str(path))}: {line}")
-        count = len(found["scores"])
-        print(f"{visible(str(path))}: {count} detection(s) in {seconds:.2f} s -> {folder / name}", flush=True)
+        print(f"{visible(str(path))}: {predictor.counted(found)} in {seconds:.2f} s -> {folder / name}", flush=True)
     if not all(map(video.is_video, images)):
         write_results(options.folder / f"{RESULT_NAME}.json", results)
         print(f"{len(results)} detection(s) written to {options.folder / RESULT_NAME}.json")
@@ -159,9 +176,10 @@ def predict_video(
     SIGINT and SIGTERM end the video after a frame, so that it is whole, and then the command; a camera's SIGINT ends
     the video alone.
     """
+    style = replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:
-        return predictor.draw(predictor.detect(image), image, options.magnify)
+        return predictor.draw(predictor.detect(image), image, style)
 
     with StopSignal(World.single(predictor.device)) as stop:
         done = video.annotate_video(container, source, target, annotate, options.every, stop.requested)
@@ -210,13 +228,15 @@ def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> Image
     folder = Path(options.image_dir)
     if not folder.is_dir():
         raise InputError(f"--image-dir {options.image_dir}: no such folder")
-    if isinstance(raw, dict):  # a test set's json has none of either
+    if isinstance(raw, dict):  # a test set's json need not have either
         names = dict(zip(label_map.category_ids, label_map.names, strict=True))
-        categories = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
-        raw = {**raw, "annotations": [], "categories": categories}
+        own = [{"id": label_map.given.get(i, i), "name": name} for i, name in names.items()]
+        raw = {**raw, "annotations": [], "categories": raw.get("categories") or own}
     table = read_annotations(options.coco_json, lambda names: (folder, folder), options.follow_links, raw=raw)
     data_set = ImageDataset(table, label_map)
     report_missing(data_set)
+    for line in notes_on_classes(data_set):
+        print(line)
     return data_set
 
 
@@ -236,8 +256,11 @@ def predict_coco_json(options: PredictOptions) -> int:
             predictor.skip(error)
             continue
         results += predictor.results(predictor.detect(image), data_set.image_id(i), image)
-    write_results(options.output, data_set.with_given_ids(results))
-    print(f"{len(results)} detection(s) written to {options.output} in {time.perf_counter() - start:.1f} s")
+    written = data_set.with_given_ids(results)
+    write_results(options.output, written)
+    print(f"{len(written)} detection(s) written to {options.output} in {time.perf_counter() - start:.1f} s")
+    if len(written) < len(results):
+        print(left_out_line(options.output, len(results) - len(written)))
     return predictor.status(len(data_set))
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,11 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
-from train_utils.data.dataset import ImageDataset
 from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met, record_of, shrunk_images
+from train_utils.evaluation.limits import MAX_DETS, Limit, left_out_line, limits_met, record_of, shrunk_images
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
@@ -79,8 +77,6 @@ def parse(words: list[str] | None = None) -> dict[str, Any]:
     given = parser.given(words)
     if "report_images" in given and not given.get("report"):
         parser.error("--report-images N is about the page of --report; give both")
-    if given.get("report") and given.get("max_dets", MAX_DETS) != MAX_DETS:
-        parser.error(f"--report counts COCO's {MAX_DETS} detections of a class in an image; leave --max-dets out")
     if ("weights_path" in given) == ("detections" in given):
         parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
     if "detections" in given and "data_path" not in given:
@@ -95,33 +91,30 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     data_set = scored.data_set
     print(*scored.lines, sep="\n")
     truth = data_set.ground_truth(unmasked=True)
-    found, notes = read_detections(options.detections, data_set, {category["id"] for category in truth["categories"]})
+    found, notes, read = read_detections(
+        options.detections, data_set, {category["id"] for category in truth["categories"]}
+    )
     output_dir = make_folder(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
-    paths = write_record(output_dir, stats, scored.counts() | about(options, limits))
+    images = len({result["image_id"] for results in found.values() for result in results})
+    read |= {"boxes": len(found["bbox"]), "masks": len(found.get("segm", [])), "of_images": images}
+    paths = write_record(output_dir, stats, scored.counts() | about(options, limits) | {"results": read})
     print(format_record(stats))
     say_limits(limits)
-    images = len({result["image_id"] for results in found.values() for result in results})
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {images} of {len(data_set)} images", *notes, sep="\n")
     print("written:", *paths)
-    return write_page_of(options, stats, found[list(stats)[-1]], data_set, data.strict) if options.report else EXIT_OK
+    if not options.report:
+        return EXIT_OK
+    results = found[list(stats)[-1]]
+    evaluated = Evaluated(options.detections, stats, results, data_set, max_dets=options.max_dets, limits=limits)
+    return write_page_of(evaluated, options, data.strict)
 
 
-def write_page_of(
-    options: ValidationOptions,
-    stats: dict,
-    results: list[dict],
-    data_set: ImageDataset,
-    strict: bool,
-    image_ids: Collection[int] | None = None,
-    progress: dict | None = None,
-) -> int:
+def write_page_of(evaluated: Evaluated, options: ValidationOptions, strict: bool) -> int:
     """Writes the report and says so; the exit status."""
     start, folder = time.perf_counter(), user_path(options.output_dir)
-    source = options.weights_path if options.detections is None else options.detections
-    evaluated = Evaluated(source, stats, results, data_set, image_ids, progress)
     with explaining_lack_of_memory(f"writing {folder / 'report.html'}", "try fewer --report-images, or none: 0"):
         made = write_report(folder, evaluated, options.report_images, strict)
     for name in made.unreadable:
@@ -147,13 +140,17 @@ def say_limits(limits: list[Limit]) -> None:
 def report(folder: Path, result: EvalResult, scored: Scored, options: ValidationOptions) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     skipped = len(result.found.skipped)
-    paths = write_record(folder, result.stats, scored.counts(skipped) | about(options, result.limits))
-    paths.append(folder / "detections.json")
     results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
-    write_results(paths[-1], scored.data_set.with_given_ids(results))
+    written = scored.data_set.with_given_ids(results)
+    of_results = {"unreadable_images": result.found.skipped, "results_left_out": len(results) - len(written)}
+    paths = write_record(folder, result.stats, scored.counts(skipped) | about(options, result.limits) | of_results)
+    paths.append(folder / "detections.json")
+    write_results(paths[-1], written)
     print(format_record(result.stats))
     say_limits(result.limits)
     print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
+    if len(written) < len(results):
+        print(left_out_line(paths[-1], len(results) - len(written)))
     for name in result.found.skipped:
         print(f"not evaluated: {name}", file=sys.stderr)
     if skipped:
@@ -190,8 +187,10 @@ def main() -> int | None:
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found
-        more = found.results, data_set, loading.strict, sorted(found.image_ids), progress
-        status = max(status, write_page_of(options, result.stats, *more))
+        evaluated = Evaluated(options.weights_path, result.stats, found.results, data_set, sorted(found.image_ids))
+        limits = {"max_dets": options.max_dets, "limits": result.limits}
+        limits["per_image"] = model.config.box_detections_per_img
+        status = max(status, write_page_of(evaluated._replace(progress=progress, **limits), options, loading.strict))
     return status
 
 

@@ -128,6 +128,9 @@ def test_results_of_categories_that_the_data_lacks_are_left_out_and_counted(run,
     Path("submission.json").write_text(json.dumps(foreign + results()))
     _, out, _ = run("--detections", "submission.json", "--data-path", data)
     assert "left out: 4 result(s) of categories that the data lacks: 77 (2), 78 (1), 'x' (1)\n" in out
+    about = json.loads(Path("record_mAP.json").read_text())["about"]["results"]
+    assert about["left_out"] == {"categories": {"77": 2, "78": 1, "'x'": 1}, "images": 1}
+    assert (about["by_file_name"], about["boxes"], about["of_images"]) == (0, len(results()), 4)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,7 @@ def test_results_may_name_their_image_by_its_file(run, data, named):
     Path("submission.json").write_text(json.dumps(entries))
     _, out, _ = run("--detections", "submission.json", "--data-path", data)
     assert "2 result(s) name their image by its file name\n" in out
+    assert json.loads(Path("record_mAP.json").read_text())["about"]["results"]["by_file_name"] == 2
     Path("submission.json").write_text(json.dumps([results()[0] | named("x.png")]))  # of which there are two
     status, _, err = run("--detections", "submission.json", "--data-path", data)
     assert status == 2 and "is the name of several images; give image_id" in err

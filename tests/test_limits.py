@@ -94,17 +94,21 @@ def test_results_beyond_the_limit_are_said_and_scored_where_asked(tmp_path, monk
     (tmp_path / "R.json").write_text(json.dumps(results))
     monkeypatch.chdir(tmp_path)
     words = ("--detections", "R.json", "--data-path", tmp_path / "data")
-    assert call(validation, *words) == 0
+    assert call(validation, *words, "--report") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "are scored by 100 detections of a class in an image" in page and "limit of 100 detections" in page
+    assert "<b>limit</b> (200 of 303 objects): they were found" in page and "<b>missed</b> (" not in page
+    assert "200 object(s) that only detections beyond the limit lie on are not called missed" in page
     printed, found = capsys.readouterr().out, record(tmp_path)
     assert "1 image(s) have more than 100 objects of a class, 200 beyond: they are scored by 100" in printed
     assert found["about"]["limits"]["objects_beyond_max_dets"] == {"images": 1, "beyond": 200}
     assert found["about"]["max_dets"] == 100 and found["bbox"]["stats"]["AP"] < 0.5
-    assert call(validation, *words, "--max-dets", 300) == 0
+    assert call(validation, *words, "--max-dets", 300, "--report") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "beyond the limit lie" not in page and "limit of 300 detections" in page and "AR with 300" in page
     printed, found = capsys.readouterr().out, record(tmp_path)
     assert "more than" not in printed and "maxDets=300" in printed and found["about"]["limits"] == {}
     assert found["about"]["max_dets"] == 300 and found["bbox"]["stats"]["AP"] == 1.0
-    assert call(validation, *words, "--max-dets", 300, "--report") == 2
-    assert "--report counts COCO's 100 detections" in capsys.readouterr().err
 
 
 def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path, monkeypatch, capsys):
@@ -117,7 +121,9 @@ def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path,
         "2 image(s) have 2 detections, all that --box-detections-per-img allows",
     )
     weights = write_checkpoint(tmp_path / "w.pth")
-    assert call(validation, "--weights-path", weights, "--data-path", tmp_path / "data", *few) == 0
+    assert call(validation, "--weights-path", weights, "--data-path", tmp_path / "data", *few, "--report") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert line in page
     assert line in capsys.readouterr().out
     assert record(tmp_path)["about"]["limits"]["full_images"]["images"] == 2
     run = flags(tmp_path / "data", tmp_path / "run", *few, "--box-score-thresh", 0)

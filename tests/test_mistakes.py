@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from tests.spoilt_results import result, spoil
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
-from train_utils.evaluation.mistakes.advice import WORTH, advise, train_on
+from train_utils.evaluation.mistakes.advice import WORTH, advise, raise_limit, train_on
 from train_utils.evaluation.mistakes.average_precision import RECALLS, curves_at, mean_of_known
 from train_utils.evaluation.mistakes.confusion import confusion_matrix, most_confused
 from train_utils.evaluation.mistakes.crowding import by_crowding, mean_ap
@@ -286,7 +286,7 @@ def test_the_confusion_matrix_by_hand():
     matrix = confusion_matrix(match(truth(boxes), results, "bbox"), 0.5)
     # class 1 was taken for 2; the right detection came too late; class 2 was found once, and missed once
     assert matrix.tolist() == [[0, 1, 0], [0, 1, 1], [1, 0, 0]]
-    assert most_confused(matrix) == [(0, 1, 1)]
+    assert most_confused(matrix, 10) == [(0, 1, 1)]
 
 
 def test_crowding_groups_by_the_objects_of_an_image():
@@ -321,6 +321,14 @@ def test_more_than_100_of_a_class_in_an_image_are_left_out():
     theirs = evaluate_results(some, results, ["bbox"], evaluator="pycocotools")["bbox"].stats
     matches = match(some, results, "bbox")
     assert len(matches.score) == 101 and mean_ap(matches) == pytest.approx(theirs[:2])
+    assert matches.cut.tolist() == [True, False] and costs(matches)["missed"][0] == 0  # found, and cut
+    assert Shown(matches, kinds_of(matches), 0.0).object_state.tolist() == [ASIDE, FINE]
+    assert confusion_matrix(matches, 0.0)[:2, 2].tolist() == [0, 0]
+    assert "limit (1 of 2 objects)" in raise_limit(matches, 100)[0]
+    more = match(some, results, "bbox", max_dets=101)
+    assert not more.cut.any() and len(more.score) == 102 and raise_limit(more, 101) == []
+    other = found(*((1, 1, 0.9, 80, 0, 20, 20) for _ in range(100)), (1, 1, 0.5, 50, 50, 20, 20))
+    assert not match(some, other, "bbox").cut.any()  # of another class than the object
 
 
 def test_advice_names_what_costs_most(shapes):
@@ -346,6 +354,8 @@ def test_advice_looks_at_scores_and_sizes(score, area, said):
     cost = dict.fromkeys(KINDS, (1, 0.0)) | {"background": (1, 0.5), "missed": (2, 0.4)}
     lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.full(2, area))
     assert len(lines) == 2 and all(part in line for part, line in zip(said, lines, strict=True))
+    lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.full(2, area), per_image=1)
+    assert "100% of the objects that are missed lie in images with 1 detections, all that the model may" in lines[1]
 
 
 @pytest.mark.parametrize(("epochs", "steps", "said"), [

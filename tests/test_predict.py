@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,16 +34,16 @@ def run(weights, tmp_path, monkeypatch, command):
 
 def test_one_image_from_the_command_line(weights, tmp_path):
     (image,) = write_images(tmp_path / "in")[:1]
-    command = [sys.executable, ROOT / "predict.py", "--weights_path", weights, "--img_path", image]
+    command = [sys.executable, ROOT / "predict.py", "--weights_path", weights, "--img_path", image, "--verbose"]
     done = subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "test_result.jpg", "test_result.json"]
     results = json.loads((tmp_path / "test_result.json").read_text())
     lines = [line for line in done.stdout.splitlines() if line.startswith(f"{image}: circle 0.")]
     assert len(lines) == len(results) > 0
-    assert f"{len(results)} detection(s) in " in done.stdout
-    with Image.open(tmp_path / "test_result.jpg") as drawn:
-        assert drawn.size == SIZES[0][::-1]
+    assert f"{image}: {len(results)} circle in " in done.stdout and "nothing found" not in done.stdout
+    with Image.open(tmp_path / "test_result.jpg") as drawn:  # a small image is drawn enlarged
+        assert drawn.size == tuple(640 // max(SIZES[0]) * side for side in SIZES[0][::-1])
     for result in results:
         assert result["score"] >= 0.5 and result["category_id"] == 1 and result["file_name"] == str(image)
         assert result["segmentation"]["size"] == list(SIZES[0])
@@ -76,6 +77,13 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert {r["category_id"] for r in every} > {1}
     middle = sorted(r["score"] for r in every)[len(every) // 2]
     assert results("--score", middle) == [r for r in every if r["score"] >= middle]
+    below = sum(r["score"] < middle for r in every)
+    others = sum(r["score"] >= middle and r["category_id"] != 2 for r in every)
+    words = "--img-path", image, "--score", middle, "--classes", "Square"
+    assert f"left out: {below} below --score {middle:g}, {others} of other classes than --classes\n" in run(*words)[1]
+    out = run("--img-path", image, "--score", 0, "--mask-threshold", 1)[1]
+    assert f"{len(every)} detection(s) have a mask without a pixel above --mask-threshold 1\n" in out
+    assert "left out" not in out
     assert results("--score", 0, "--classes", "Square") == [r for r in every if r["category_id"] == 2]
     both = results("--score", 0, "--classes", "circle", "big triangle")
     assert both == [r for r in every if r["category_id"] in (1, 4)]
@@ -83,8 +91,16 @@ def test_score_and_classes_only_filter(run, tmp_path):
 
 def test_an_image_without_detections_is_written(run, tmp_path):
     (image,) = write_images(tmp_path / "in")[:1]
-    status, out, _ = run("--img-path", image, "--score", 1)
-    assert status == 0 and "0 detection(s) in " in out
+    status, out, _ = run("--img-path", image, "--score", 1, "--magnify", 1)
+    assert status == 0 and f"{image}: nothing in " in out
+    best = re.search(
+        r"nothing found: the best score is (0.\d\d) \(circle\), below --score 1; try --score 0.\d\d?\. ", out
+    )
+    assert best and "The model knows circle, square, big triangle\n" in out
+    assert "nothing found" not in run("--img-path", image, "--score", float(best[1]) - 0.01)[1]
+    _, out, _ = run("--img-path", image, "--box-score-thresh", 1)
+    assert "nothing found: no detection has any score" in out
+    run("--img-path", image, "--score", 1, "--magnify", 1)
     assert json.loads(Path("test_result.json").read_text()) == []
     drawn, given = np.asarray(Image.open("test_result.jpg"), float), np.asarray(Image.open(image), float)
     assert drawn.shape == given.shape and np.abs(drawn - given).mean() < 10
@@ -110,8 +126,10 @@ def test_a_folder_keeps_every_image_and_names_the_broken_ones(run, tmp_path):
         Image.open(paths[0]).save(tmp_path / "in" / name)
     (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "in" / "notes.txt").write_text("no image either")
+    (tmp_path / "in" / "more").mkdir()
     status, out, err = run("--img-path", tmp_path / "in", "--output-dir", "out")
     assert status == 1
+    assert "in: 1 sub-folder(s) are not searched" in out
     assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 image(s) predicted, 1 could not be read" in out
     drawn = [path.name for path in Path("out").iterdir() if path.name != "test_result.json"]
     assert sorted(drawn) == ["0_bmp.jpg", "0_png.jpg", "0_png_2.jpg", "1.jpg", "2.jpg", "3.jpg"]
@@ -198,6 +216,29 @@ def test_coco_json_without_annotations(run, tmp_path):
     assert min(r["score"] for r in results) < 0.5  # all that the model gives
     run(*flags, "--score", 0.5)
     assert json.loads(Path("out/R.json").read_text()) == [r for r in results if r["score"] >= 0.5]
+    # the json's classes under other ids: matched by name, and its ids written; what it lacks keeps the model's
+    other = {"square": 1, "big triangle": 9}
+    categories = [{"id": i, "name": name.upper()} for name, i in other.items()]
+    (tmp_path / "images.json").write_text(json.dumps({"images": content["images"], "categories": categories}))
+    _, out, _ = run(*flags)
+    own = {i: other.get(name) for i, name in NAMES.items()}
+    free = {i: i for i in NAMES if i not in other.values()}
+    expected = [
+        {**r, "category_id": own[r["category_id"]] or free[r["category_id"]]}
+        for r in results
+        if own[r["category_id"]] or r["category_id"] in free
+    ]
+    assert json.loads(Path("out/R.json").read_text()) == expected
+    assert "1 classes of the model are not there, and keep its ids: 'circle' (1)" in out
+    assert 0 < len(expected) < len(results) and {1, 9} == {r["category_id"] for r in expected}
+    assert (
+        "2 classes are matched by name" in out and f"{len(results) - len(expected)} detection(s) of classes that" in out
+    )
+    categories[1]["name"] = "square"
+    (tmp_path / "images.json").write_text(json.dumps({"images": content["images"], "categories": categories}))
+    status, _, err = run(*flags)
+    assert status == 2 and "images.json: category 1 is not to be matched by its name: 'SQUARE' has several ids" in err
+    (tmp_path / "images.json").write_text(json.dumps({"images": content["images"]}))
     shutil.copy(folder / "images" / "3.png", folder / "images" / "0.png")  # another size than the json says
     status, _, err = run(*flags)
     assert status == 2 and "0.png" in err and err.count("\n") == 1
@@ -237,7 +278,7 @@ def test_a_bare_state_dict(run, tmp_path):
     )
     status, out, err = run(*flags, weights="bare.pth")
     assert status == 0, err
-    assert ": one 0." in out
+    assert " one in " in out
 
 
 @pytest.mark.parametrize(
@@ -279,7 +320,23 @@ def test_a_folder_as_results_file_is_refused_before_predicting(run, tmp_path):
     assert status == 2 and "is a folder" in error and out == ""
 
 
-def test_more_magnified_than_a_jpeg_can_be_is_refused(run, tmp_path):
-    Image.new("RGB", (7000, 4)).save(tmp_path / "scan.png")
-    status, _, err = run("--img-path", "scan.png", "--magnify", 20)
-    assert status == 2 and "--magnify 20" in err and "give at most 9" in err
+@pytest.mark.parametrize(("width", "magnify", "drawn"), [(7000, 20, (63000, 36)), (66000, 1, (65500, 4))])
+def test_what_is_longer_than_a_jpeg_can_be_is_drawn_smaller_and_said(run, tmp_path, width, magnify, drawn):
+    Image.new("RGB", (width, 4)).save(tmp_path / "scan.png")
+    status, out, err = run("--img-path", "scan.png", "--magnify", magnify, "--score", 0)
+    assert (
+        status == 0 and err == "" and "1 image(s) are drawn smaller: a JPEG has at most 65,500 pixels a side\n" in out
+    )
+    with Image.open("test_result.jpg") as image:
+        assert image.size == drawn
+    results = json.loads(Path("test_result.json").read_text())
+    assert results and all(result["segmentation"]["size"] == [4, width] for result in results)
+
+
+def test_captions_and_boxes_are_chosen(run, tmp_path):
+    (image,) = write_images(tmp_path / "in")[:1]
+    drawn = {}
+    for words in (("--captions", "auto"), ("--captions", "none"), ("--captions", "full"), ("--no-boxes",)):
+        assert run("--img-path", image, "--score", 0.5, *words)[0] == 0
+        drawn[words[-1]] = Path("test_result.jpg").read_bytes()
+    assert len(set(drawn.values())) == 4

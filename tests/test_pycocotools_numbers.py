@@ -157,7 +157,7 @@ def test_random_files_are_scored_as_pycocotools_scores_them(start, tmp_path):
         results_path.write_text(json.dumps(results))
         data = ImageDataset(read_annotations(truth_path))
         truth = data.ground_truth(unmasked=True)
-        found, _ = read_detections(results_path, data, {category["id"] for category in truth["categories"]})
+        found, *_ = read_detections(results_path, data, {category["id"] for category in truth["categories"]})
         assert results == [] or list(found) == (["bbox"] if "segmentation" not in results[0] else ["bbox", "segm"])
         for iou_type, entries in found.items():
             stats, per_class = by_hand(content, results, iou_type, tmp_path)

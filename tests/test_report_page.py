@@ -382,11 +382,13 @@ def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):
     results = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.75, "bbox": a["bbox"]} for a in every
     ]
+    results[-1]["score"] = 1.5
     stats = {"bbox": evaluate_results(some.ground_truth(), results, ["bbox"])["bbox"]}
     text = write_report(tmp_path, Evaluated("r", stats, results, some)).path.read_text()
     assert sum(int(row[1]) for row in Tables(text).tables["bins"][1:]) == len(every) - 1
     assert text.count("1 detection inside a crowd region is left out") == 2  # of the costs and the calibration
     assert text.count("with a score of 0.750 or more") == 3  # costs, images, confusion
+    assert "1 scores outside 0 to 1 are in the first or last row" in text
     assert "All 4 images can be looked at" in text and "2 detections inside crowd regions" in sections.in_crowds(2)
     assert sections.in_crowds(0) == ""
 
@@ -403,9 +405,11 @@ def test_a_matrix_of_many_classes_shows_the_worst(made, monkeypatch, tmp_path):
     _, shapes, results = made
     monkeypatch.setattr(sections, "WHOLE_MATRIX", 2)
     monkeypatch.setattr(sections, "PART_OF_MATRIX", 2)
+    monkeypatch.setattr(sections, "PAIRS", 1)
     made_now = write_report(tmp_path, Evaluated("r", {"segm": evaluated(shapes, results)}, results, shapes))
     text = made_now.path.read_text()
     assert len(Tables(text).tables["confusion-matrix"]) == 4 and "2 of 3 classes with most mistakes" in text
+    assert "other pairs are not listed." in text
 
 
 def test_with_weights_it_is_about_the_images_that_were_evaluated(tmp_path, capsys):

@@ -193,8 +193,11 @@ def test_unreadable_images_are_skipped_and_counted(shapes, tmp_path, capsys):
     output = capsys.readouterr()
     assert "1 in training so far, 1 in validation" in output.out
     assert output.err.count("train2017/000000000001.png") == output.err.count("val2017/000000000001.png") == 1
-    assert call(train, *run, "--strict") == 2
-    assert "000000000001.png" in capsys.readouterr().err.splitlines()[-1]
+    assert "an epoch has" not in output.out
+    assert call(train, *run, "--strict", "--batch-size", 3, "--repeat", 2) == 2
+    output = capsys.readouterr()
+    assert "000000000001.png" in output.err.splitlines()[-1]
+    assert "an epoch has 6 of 8 images, others each time: the rest would not fill a batch\n" in output.out
 
 
 def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_batch(shapes, tmp_path, capsys):

@@ -19,7 +19,9 @@ from tests.plain_loops import random_boxes, slow_iou
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco
 from tools import visualise_stages
 from tools.stages.canvas import GREEN, Canvas, sheet, window_around
+from tools.stages.heads import CLOSE
 from tools.stages.lesson import LESSONS, lessons_for
+from tools.stages.masks import masks
 from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
@@ -259,6 +261,8 @@ def test_anchors_are_numbered_within_their_level_and_the_limit_on_proposals_is_r
     facts, record = dict(proposals(view)[1]), view.seen["proposals"][0]
     left = sum(plain_nms(record, level) for level in range(5))
     assert facts["left by NMS, before the limit on proposals"] == f"{left:,}" and left > len(view.proposals) == 20
+    count = len(view.detections["boxes"])  # those beyond the first few have no image of their own
+    assert dict(masks(view)[1])["looked at closely"] == f"{CLOSE} of {count}" and count > CLOSE
 
 
 def plain_nms(record, level):

@@ -17,7 +17,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
 from train_utils.io.plain_text import one_line
-from train_utils.show.drawing import draw_detections, fitting_size, resized_to_draw
+from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
 from train_utils.show.pages import Html, Section, figure, img_tag, joined, note, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves
 from transforms import build_augment
@@ -102,9 +102,8 @@ def _drawn(part: ImageDataset | list[Path], i: int, augment: Callable | None = N
     crowds = int(target["iscrowd"].sum())
     size = fitting_size(image.shape[1:], (THUMB, THUMB), enlarge=True)
     image, boxes, masks = resized_to_draw(image, target["boxes"], target["masks"], size)
-    few = len(target["labels"]) <= 25 and len(part.label_map) > 1  # captions of more would hide them all
-    name_of = part.label_map.name if few else lambda label: ""
-    drawn = draw_detections(image, boxes, target["labels"], None, masks, name_of)
+    name_of = part.label_map.name if len(part.label_map) > 1 else lambda label: ""  # else all are the one class
+    drawn = draw_detections(image, boxes, target["labels"], None, masks, name_of, Style(magnify=1))
     objects = counted(len(target["labels"]) - crowds, "object") + (f", {counted(crowds, 'crowd')}" if crowds else "")
     return drawn, objects
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from train_utils.show.drawing import instance_color
+from train_utils.show.colors import instance_color
 
 SIDE, LEAST, MOST = 720, 240, 1600  # pixels: longer side of a drawn image, shorter side of a long one, its longer
 GREEN, RED, YELLOW, BLUE = (60, 220, 90), (255, 80, 70), (255, 205, 40), (70, 150, 255)

@@ -12,7 +12,7 @@ from tools.stages.regions import SHOWN
 from tools.stages.stage import Panel, Shown, shape, size_of, spread
 from tools.stages.trace import roi_align_points
 from tools.stages.view import View, best_overlap
-from train_utils.show.drawing import draw_detections
+from train_utils.show.drawing import Style, draw_detections
 
 CLOSE = 6  # objects or detections looked at closely
 OF_LEVEL = 15  # RoIs drawn of each level
@@ -64,7 +64,8 @@ def box_targets(view: View) -> Shown:
     rois, labels, matched = record["rois"][0].float(), record["labels"][0], samples["matched"][samples["chosen"]]
     positive, background = (labels > 0).nonzero()[:, 0], rois[labels == 0]
     canvas = Canvas(view.resized, faded=True).boxes(background[:SHOWN], RED, opacity=0.5).boxes(rois[positive], GREEN)
-    panels = [Panel("the sampled RoIs: positive (green), background (red)", canvas.image)]
+    some = f", {SHOWN} of {len(background)}" if len(background) > SHOWN else ""
+    panels = [Panel(f"the sampled RoIs: positive (green), background (red{some})", canvas.image)]
     matched_objects = matched[positive].unique().tolist()
     for i in matched_objects[:CLOSE]:
         own = positive[matched[positive] == i]
@@ -77,9 +78,15 @@ def box_targets(view: View) -> Shown:
             f"{len(positive)} positive, {len(background)} background",
         ),
         ("objects matched with a sampled RoI", f"{len(matched_objects)} of {len(view.objects)}"),
+        closely(len(matched_objects)),
         ("box targets (dx dy dw dh)", shape(record["deltas"])),
     ]
     return panels, facts + view.loss_facts("loss_classifier", "loss_box_reg")
+
+
+def closely(count: int) -> tuple[str, str]:
+    """Returns the fact of how many of `count` things have an image of their own."""
+    return "looked at closely", f"{min(CLOSE, count)} of {count}"
 
 
 def _towards(view: View, rois: torch.Tensor, box: torch.Tensor, name: str) -> Panel:
@@ -120,6 +127,7 @@ def refinement(view: View) -> Shown:
             caption += f"; best overlap with an object {_steps(overlaps[d])}"
         panels.append(Panel(caption, canvas.image))
     facts = [
+        closely(len(boxes)),
         ("class scores of the RoIs", shape(record["scores"])),
         (f"(RoI, class) pairs with a score above {cfg.box_score_thresh}", f"{len(record['roi']):,}"),
     ]
@@ -149,7 +157,8 @@ def detections(view: View) -> Shown:
         found[key][found["scores"] >= least] for key in ("boxes", "labels", "scores", "mask_probs")
     )
     masks = mask_probs_to_bool(probs.float(), boxes, size, view.config.geometry)
-    image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, max(1, SIDE // max(size)))
+    style = Style(magnify=max(1, SIDE // max(size)))
+    image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, style)
     image.thumbnail((2 * SIDE, 2 * SIDE))
     caption = f"all {len(boxes)} detections: none has a score of 0.5"
     if least:

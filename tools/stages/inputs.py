@@ -9,7 +9,8 @@ from network_files.recorder import Stage
 from tools.stages.canvas import LEVEL_COLORS, SIDE, YELLOW, Canvas
 from tools.stages.stage import Facts, Panel, Shown, shape, size_of, spread
 from tools.stages.view import View, best_overlap
-from train_utils.show.drawing import draw_detections, instance_color
+from train_utils.show.colors import instance_color
+from train_utils.show.drawing import Style, draw_detections
 
 MAP_SIDE = 340  # pixels of a level's image: five fit side by side
 FEW = 40  # objects that a number is written beside
@@ -23,10 +24,8 @@ def drawn(view: View, image: torch.Tensor, target: dict | None) -> Image.Image:
     names = [
         view.name(label) + " (crowd)" * crowd for label, crowd in zip(target["labels"], crowds.tolist(), strict=True)
     ]
-    magnify = max(1, SIDE // max(image.shape[-2:]))
-    panel = draw_detections(
-        image, target["boxes"], range(len(names)), None, target["masks"], names.__getitem__, magnify
-    )
+    style = Style(magnify=max(1, SIDE // max(image.shape[-2:])))
+    panel = draw_detections(image, target["boxes"], range(len(names)), None, target["masks"], names.__getitem__, style)
     panel.thumbnail((2 * SIDE, 2 * SIDE))
     return panel
 

@@ -9,7 +9,7 @@ from network_files.operators.instance_masks import mask_targets as targets_of
 from network_files.operators.instance_masks import paste_masks
 from network_files.recorder import Stage
 from tools.stages.canvas import Canvas, heat_image, tiles, window_around
-from tools.stages.heads import CLOSE
+from tools.stages.heads import CLOSE, closely
 from tools.stages.stage import Panel, Shown, shape
 from tools.stages.view import View
 
@@ -32,6 +32,7 @@ def mask_targets(view: View) -> Shown:
         ("mean difference between the targets from both", f"{(of_full - of_mini).abs().mean():.4f}"),
     ]
     iou, panels = box_iou(view.objects.float(), rois)[matched, torch.arange(len(rois))], []
+    facts.append(closely(len(matched.unique())))
     for i in matched.unique()[:CLOSE].tolist():
         own = (matched == i).nonzero()[:, 0]
         k = int(own[(iou[own] - 0.75).abs().argmin()])  # neither the object's own box nor one that misses half of it
@@ -68,7 +69,7 @@ def masks(view: View) -> Shown:
             ("above 0.5", Canvas(cut.to(torch.uint8)).image),
         ]
         panels.append(Panel(f"{view.title(d)}: {(pasted > 0.5).sum():,} pixels are set", tiles(parts)))
-    facts = [("mask probabilities", shape(probs))]
+    facts = [("mask probabilities", shape(probs)), closely(len(probs))]
     if len(probs):
         sure = ((probs < 0.1) | (probs > 0.9)).float().mean()
         facts.append(("cells that are sure, below 0.1 or above 0.9", f"{sure:.1%}"))

@@ -20,11 +20,16 @@ def rpn_targets(view: View) -> Shown:
     positives = (label == 1).nonzero()[:, 0]
     labels = Canvas(view.resized, faded=True)
     labels.dots(centres(view.anchors[label < 0]), YELLOW, 2)
-    labels.boxes(view.anchors[positives[:: len(positives) // SHOWN + 1]], GREEN)
+    every = len(positives) // SHOWN + 1
+    labels.boxes(view.anchors[positives[::every]], GREEN)
+    some = f", one in {every}" if every > 1 else ""
     sampled = Canvas(view.resized, faded=True).boxes(view.objects, BLUE, 3).boxes(view.anchors[positive], GREEN)
     sampled.dots(centres(view.anchors[negative]), RED)
     panels = [
-        Panel("all anchors: positive (green), ignored (yellow, their centres); all others are negative", labels.image),
+        Panel(
+            f"all anchors: positive (green{some}), ignored (yellow, their centres); all others are negative",
+            labels.image,
+        ),
         Panel("the sampled ones: positive (green), negative (red, their centres); objects are blue", sampled.image),
     ]
     counts = (len(positives), int((label < 0).sum()), int((label == 0).sum()))

@@ -35,7 +35,8 @@ class Scored(NamedTuple):
         """Returns what a record says of them."""
         scored = len(self.data_set) - unreadable
         counts = {"images": scored, "of": self.of, "unreadable": unreadable}
-        return {"source": self.data_set.source, **counts, "skipped": self.data_set.skipped}
+        notes = list(self.data_set.annotations.notes)  # what was matched by name, and how files were found
+        return {"source": self.data_set.source, **counts, "skipped": self.data_set.skipped, "notes": notes}
 
 
 def open_scored(

@@ -29,6 +29,7 @@ class _Known:
         self.data_set, self.categories = data_set, categories
         self.sizes = {data_set.image_id(i): tuple(size) for i, size in enumerate(data_set.sizes.tolist())}
         self.foreign: Counter[str] = Counter()  # entries of categories that the data lacks
+        self.foreign_images: set[int] = set()  # that these are of
         self.by_name = 0  # entries whose image is known by its file name alone
 
     @cached_property
@@ -59,6 +60,11 @@ class _Known:
         what = f"image_id {brief(given)}" if given is not None else f"file_name {brief(entry.get('file_name'))}"
         raise InputError(f"{what} is none of the {len(self.sizes)} images that are scored")
 
+    def record(self) -> dict[str, Any]:
+        """Returns the same for a record: entries by category, as the file has it, and their images."""
+        left_out = {"categories": dict(self.foreign.most_common()), "images": len(self.foreign_images)}
+        return {"left_out": left_out if self.foreign else {}, "by_file_name": self.by_name}
+
     def notes(self) -> list[str]:
         """Returns what is to be said about the file."""
         notes = [f"{self.by_name} result(s) name their image by its file name"] if self.by_name else []
@@ -71,13 +77,13 @@ class _Known:
 
 def read_detections(
     path: str | Path, data_set: ImageDataset, categories: set[int]
-) -> tuple[dict[str, list[dict]], list[str]]:
+) -> tuple[dict[str, list[dict]], list[str], dict[str, Any]]:
     """Reads {"bbox": [...], "segm": [...]}: the results of each IoU type that the file has; both for an empty list.
 
     Boxes are those of the entries with a bbox; if no entry has one, "bbox" is the masks, around which boxes are made
     as in pycocotools. Polygons become RLEs. Results of categories that the data lacks are left out, also as there.
     data_set: its images may be named, by id or file name; categories: the ids that the data has. Also returns what is
-    to be said. Raises InputError with file and entry.
+    to be said, and what a record says of it. Raises InputError with file and entry.
     """
     entries = read_json(path, _kept)
     if not isinstance(entries, list):
@@ -92,7 +98,11 @@ def read_detections(
     found = {"bbox": [e for e in entries if "bbox" in e], "segm": [e for e in entries if "segmentation" in e]}
     if not found["bbox"]:
         found["bbox"] = found["segm"]
-    return {iou_type: results for iou_type, results in found.items() if results or not entries}, known.notes()
+    return (
+        {iou_type: results for iou_type, results in found.items() if results or not entries},
+        known.notes(),
+        known.record(),
+    )
 
 
 def _kept(pairs: list[tuple]) -> dict | RepeatedKey:
@@ -145,6 +155,7 @@ def _check(entry: Any, known: _Known) -> dict:
     result = {"image_id": known.image_of(entry), "category_id": as_id(entry["category_id"], "category_id")}
     if result["category_id"] not in known.categories:
         known.foreign[brief(entry["category_id"])] += 1
+        known.foreign_images.add(result["image_id"])
         return {}
     if type(entry["score"]) not in (int, float):
         raise InputError(f"score {brief(entry['score'])} is not a number")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from network_files import MaskRCNNConfig
@@ -103,6 +104,13 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
         f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink less"
     )
     return [Limit("shrunk_images", len(scales), 0, line)] if scales else []
+
+
+def left_out_line(path: str | Path, count: int) -> str:
+    """Returns what is said of so many detections that `ImageDataset.with_given_ids` left out of a file."""
+    return (
+        f"left out of {path}: {count} detection(s) of classes that the data lacks, whose ids mean other classes there"
+    )
 
 
 def record_of(limits: Sequence[Limit]) -> dict[str, dict[str, int]]:

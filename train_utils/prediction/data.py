@@ -14,6 +14,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
 from train_utils.data.options import PLACES, DataOptions
+from train_utils.data.problems import few_counts
 
 OF_DATA = (*OF_TRAINING, "follow_links", "strict")
 
@@ -72,3 +73,17 @@ def check_same_classes(weights_path: str | Path, label_map: LabelMap, data_set: 
                 f"{weights_path}: its category {category['id']} is {name!r}, the data's is "
                 f"{category['name']!r}; give the weights' own data (--label-json-path renames)"
             )
+
+
+def notes_on_classes(data_set: ImageDataset) -> list[str]:
+    """Returns what is said of the classes that results are written with, where the data has others than the model."""
+    table, label_map = data_set.annotations, data_set.label_map
+    lines, model = list(table.notes), dict(zip(label_map.category_ids, label_map.names, strict=True))
+    other = [i for i, name in table.categories.items() if name not in (model.get(i, name), str(i))]
+    if other:
+        names = f"category {other[0]} is {table.categories[other[0]]!r} there and {model[other[0]]!r} in the model"
+        lines.append(f"{len(other)} classes have the model's ids, but other names: {names}; ids are gone by")
+    lacking = {name: i for i, name in model.items() if i not in table.categories}
+    if lacking:
+        lines.append(f"{len(lacking)} classes of the model are not there, and keep its ids: {few_counts(lacking)}")
+    return [f"{table.source}: {line}" for line in lines]

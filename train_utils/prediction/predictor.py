@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
 from network_files import MaskRCNN
+from network_files.operators.boxes import scale_boxes
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
@@ -18,9 +22,10 @@ from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.memory import explaining_lack_of_memory
-from train_utils.show.drawing import draw_detections
+from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
+KNOWN = 12  # classes that are named
 
 
 @torch.inference_mode()
@@ -53,6 +58,10 @@ class Predictor:
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
         self.full = 0  # images with as many sure detections as the model may find
+        self.best: tuple[float, int] | None = None  # highest score of all images, and its label, of the classes wanted
+        self.reduced = 0  # images that are drawn smaller than asked for
+        self.left_out: Counter[str] = Counter()  # detections, by why
+        self.empty = 0  # detections whose mask has no pixel
 
     def _labels_of(self, names: Sequence[str]) -> list[int]:
         known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
@@ -67,30 +76,40 @@ class Predictor:
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
             found = detect(self.model, image, self.device)
         self.sizes[tuple(image.shape[-2:])] += 1
+        self._look_for_best(found)
         keep = found["scores"] >= self.least_score  # [D]
         self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
+        self.left_out[f"below --score {self.least_score:g}"] += int((~keep).sum())
         if self.labels is not None:
-            keep &= torch.isin(found["labels"], self.labels)
+            wanted = torch.isin(found["labels"], self.labels)
+            self.left_out["of other classes than --classes"] += int((keep & ~wanted).sum())
+            keep &= wanted
         return {key: value[keep] for key, value in found.items()}
 
     def results(self, found: dict, image_id: int, image: torch.Tensor) -> list[dict]:
         """Returns the detections as COCO results."""
         size = tuple(image.shape[-2:])
         geometry = self.model.config.geometry
-        return to_coco_results([found], [image_id], [size], self.label_map, geometry, self.mask_threshold)
+        results = to_coco_results([found], [image_id], [size], self.label_map, geometry, self.mask_threshold)
+        self.empty += sum(coco_mask.area(result["segmentation"]) == 0 for result in results)
+        return results
 
-    def draw(self, found: dict, image: torch.Tensor, magnify: int) -> Image.Image:
-        """Returns the image with its detections on it, enlarged `magnify` times."""
-        height, width = size = tuple(image.shape[-2:])
-        if magnify > 1 and magnify * max(size) > LONGEST:
-            raise InputError(
-                f"--magnify {magnify}: an image of {width}x{height} would be drawn longer than {LONGEST} pixels; "
-                f"give at most {max(LONGEST // max(size), 1)}"
-            )
-        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+    def draw(self, found: dict, image: torch.Tensor, style: Style) -> Image.Image:
+        """Returns the image with its detections on it, at most LONGEST pixels a side: larger ones are reduced."""
+        size = tuple(image.shape[-2:])
+        fits, wanted = fitting_size(size, (LONGEST, LONGEST)), magnified(size, style.magnify)
+        style = replace(style, magnify=max(min(wanted, LONGEST // max(fits)), 1))
+        self.reduced += style.magnify < wanted or fits != size
+        boxes = scale_boxes(found["boxes"], size, fits)
         geometry = self.model.config.geometry
-        masks = mask_probs_to_bool(found["mask_probs"], boxes, size, geometry, self.mask_threshold)
-        return draw_detections(image, boxes, labels, scores, masks, self.label_map.name, magnify)
+        masks = mask_probs_to_bool(found["mask_probs"], boxes, fits, geometry, self.mask_threshold)
+        instances = boxes, found["labels"], found["scores"], masks
+        return draw_detections(resized(image, fits), *instances, self.label_map.name, style)
+
+    def counted(self, found: dict) -> str:
+        """Returns how many of each class were found: "12 person, 3 chair"; "nothing" for none."""
+        counts = Counter(map(self.label_map.name, found["labels"].tolist()))
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
 
     def describe(self, found: dict) -> list[str]:
         """Returns one line per detection: name, score, box."""
@@ -100,6 +119,25 @@ class Predictor:
                 found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
             )
         ]
+
+    def _look_for_best(self, found: dict) -> None:
+        wanted = slice(None) if self.labels is None else torch.isin(found["labels"], self.labels)
+        scores, labels = found["scores"][wanted], found["labels"][wanted]
+        if len(scores) and (self.best is None or float(scores.max()) > self.best[0]):
+            self.best = float(scores.max()), int(labels[scores.argmax()])
+
+    def _nothing_found(self) -> str:
+        """Returns what the model came nearest to, what it knows, and what to try."""
+        names = [self.label_map.name(label) for label in self.label_map.labels()]
+        known = ", ".join(names[:KNOWN]) + (f" and {len(names) - KNOWN} more" if len(names) > KNOWN else "")
+        if self.best is None:
+            near = "no detection has any score; --box-score-thresh 0 keeps the lowest, a larger --min-size shows more"
+        else:
+            score, label = self.best
+            lower = math.floor(100 * score) / 100
+            near = f"the best score is {score:.2f} ({self.label_map.name(label)}), below --score {self.least_score:g}; "
+            near += f"try --score {lower:g}"
+        return f"nothing found: {near}. The model knows {known}"
 
     def skip(self, error: ImageError) -> None:
         """Names and counts an image that could not be read; raises it under --strict."""
@@ -114,6 +152,17 @@ class Predictor:
         note += f", {self.in_part} in part" if self.in_part else ""
         full = full_images(self.full, self.model.config.box_detections_per_img)
         shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
+        if self.reduced:
+            print(f"{self.reduced} image(s) are drawn smaller: a JPEG has at most {LONGEST:,} pixels a side")
+        if self.sizes and (self.best is None or self.best[0] < self.least_score):
+            print(self._nothing_found())
+        left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
+        if left_out:
+            print(f"left out: {left_out}")
+        if self.empty:
+            print(
+                f"{self.empty} detection(s) have a mask without a pixel above --mask-threshold {self.mask_threshold:g}"
+            )
         for limit in [*full, *shrunk, *dropped_limits(take_dropped())]:
             print(limit.line)
         print(f"{images - self.unreadable} of {images} image(s) predicted{note}")

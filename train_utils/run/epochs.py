@@ -157,6 +157,9 @@ class Trainer:
             f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
+        whole = len(self.loader.groups)
+        if whole > (used := steps * self.global_batch):
+            self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
         if config.amp and dtype == torch.float32:
             self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
         self.say(f"run folder: {self.folder}")

@@ -21,27 +21,27 @@ from train_utils.io.memory import LESS_IN_TRAINING, first_line
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.run.step import NonFiniteLoss, OutOfMemory
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
-from train_utils.show.drawing import draw_detections, fitting_size, resized_to_draw
+from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
 
-DRAWN = (768, 3072)  # most pixels of a drawing, height and width: TensorBoard shows a third of them
+DRAWN = (256, 1024)  # height and width that drawings fit, as the board's grid shows them: letters can be read
 SHOWN_SCORE = 0.5  # detections below it would hide the image
 
 
 def image_rows(samples: Iterable[tuple], label_map: LabelMap, geometry: str) -> list[tuple[Image.Image, Image.Image]]:
-    """Draws (ground truth, prediction) of each (image, target, detection) of an evaluation, at most DRAWN large.
+    """Draws (ground truth, prediction) of each (image, target, detection) of an evaluation, as large as fits DRAWN.
 
     geometry: the model's.
     """
-    rows = []
+    rows, style = [], Style(magnify=1)
     for image, target, detection in samples:
         shown = detection["scores"] > SHOWN_SCORE
         boxes, labels, scores = (detection[key][shown] for key in ("boxes", "labels", "scores"))
-        size, small = tuple(image.shape[-2:]), fitting_size(image.shape[-2:], DRAWN)
+        size, small = tuple(image.shape[-2:]), fitting_size(image.shape[-2:], DRAWN, enlarge=True)
         image, objects, regions = resized_to_draw(image, target["boxes"], target["masks"], small)
         boxes = scale_boxes(boxes, size, small)
         masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, small, geometry)
-        truth = draw_detections(image, objects, target["labels"], None, regions, label_map.name)
-        rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name)))
+        truth = draw_detections(image, objects, target["labels"], None, regions, label_map.name, style)
+        rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name, style)))
     return rows
 
 

@@ -1,73 +1,113 @@
-"""Draws instances on an image, for people.
+"""Draws instances on an image, for people: masks and their outlines, boxes, captions or a legend.
 
 D detections, H x W the image. Boxes are x1 y1 x2 y2 in the image's pixels. Lines and letters grow with the
-image, so that names can be read on a thumbnail and on a 50-megapixel photo.
+image, so that names can be read on a thumbnail and on a 50-megapixel photo. The work grows with D and the masks'
+pixels, not with the square of D.
 """
 
-import colorsys
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
+from train_utils.show.captions import AUTO, FEW, Lettering, arrange, draw_legend
+from train_utils.show.colors import Color, choose_colors, class_colors
 
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # hues this share of the circle apart never come close
-MASK_OPACITY = 0.5
-MIN_FONT_SIZE = 11  # below this the default font's letters run together
+MASK_OPACITY = 0.4
+SMALL, MOST_MAGNIFIED = 640, 16  # pixels: a drawing of a shorter image is magnified to at most this, at most so often
+MEAN_OF = 250  # pixels a side that the image's mean colour is taken from
 
 
-def instance_color(index: int) -> tuple[int, int, int]:
-    """Returns the colour of the index-th instance, RGB (0..255): neighbours far apart in hue, three brightnesses."""
-    hue = (0.02 + index * GOLDEN_RATIO) % 1.0
-    saturation, value = ((0.85, 1.0), (0.65, 0.95), (0.95, 0.8))[index % 3]
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+@dataclass(frozen=True)
+class Style:
+    """How instances are drawn.
+
+    captions: auto, none, scores or full, see `captions.arrange`; boxes: False leaves out those of objects with a mask;
+    magnify: enlarges the image before drawing; None: a small one by itself, see `magnified`.
+    """
+
+    captions: str = AUTO
+    boxes: bool = True
+    magnify: int | None = None
+
+
+def magnified(size: Sequence[int], magnify: int | None = None) -> int:
+    """Returns how many times an image of size (H, W) is enlarged for drawing; magnify: what was asked for."""
+    return magnify or min(max(SMALL // max(size), 1), MOST_MAGNIFIED)
 
 
 def draw_detections(
     image: torch.Tensor,
     boxes: torch.Tensor,
-    labels: torch.Tensor,
+    labels: Sequence[int] | torch.Tensor,
     scores: torch.Tensor | None,
     masks: CroppedMasks | None,
     name_of: Callable[[int], str] = str,
-    magnify: int = 1,
+    style: Style = Style(),
 ) -> Image.Image:
-    """Returns the image with each instance's mask, box, name and score in a colour of its own.
+    """Returns the image with each instance's mask, or its box, in a colour of its own, with names and scores.
 
     image uint8 [3, H, W]; boxes [D, 4]; labels int [D]; scores [D], or None for ground truth; masks D of
-    H x W, or None; name_of turns a label into its name (`label_map.name`); magnify enlarges a small image
-    before drawing. Returns an RGB image of (W * magnify, H * magnify); D may be 0; image is not changed.
+    H x W, or None; name_of turns a label into its name (`label_map.name`), "" for none. Returns an RGB image of
+    (W, H) times `magnified`; D may be 0; image is not changed. Where captions would hide the image, a legend counts
+    the classes instead, and colours tell them.
     """
-    canvas = image.cpu().permute(1, 2, 0).numpy()  # [H, W, 3]
+    canvas, magnify = image.cpu().permute(1, 2, 0).numpy(), magnified(image.shape[1:], style.magnify)  # [H, W, 3]
     if magnify > 1:
         canvas = canvas.repeat(magnify, axis=0).repeat(magnify, axis=1)
         masks = masks.resize(canvas.shape[:2]) if masks is not None else None
     else:
         canvas = canvas.copy()
-    height, width = canvas.shape[:2]
-    unit = math.sqrt(height * width)  # sizes follow the image's area: a panorama's text is not its width's
-    line = max(1, round(unit / 350))
-    corners = boxes.detach().cpu().double().numpy() * magnify  # [D, 4]
+    corners = boxes.detach().cpu().double().numpy().reshape(-1, 4) * magnify  # [D, 4]
+    names, size = [name_of(int(label)) for label in labels], (canvas.shape[1], canvas.shape[0])
+    lettering = Lettering(size)
+    captions = arrange(names, None if scores is None else scores.tolist(), corners, lettering, style.captions)
+    order_of = {name: k for k, name in enumerate(captions.legend)}
+    by_class = [order_of.get(name, 0) for name in names] if len(order_of) > 1 else None
+    steps = [max(1, side // MEAN_OF) for side in size]
+    mean = canvas[:: steps[1], :: steps[0]].reshape(-1, 3).mean(axis=0) if canvas.size else np.zeros(3)
+    colors = choose_colors(corners, size, mean, by_class)
+    drawn = _draw_shapes(canvas, corners, masks, colors, style.boxes)
+    draw_legend(drawn, captions, class_colors(len(order_of), mean) if by_class else None, lettering)
+    draw = ImageDraw.Draw(drawn)
+    for caption, color in zip(captions.written, colors, strict=True):
+        if caption is not None:
+            lettering.write(draw, *caption[1], caption[0], color)
+    return drawn
+
+
+def _draw_shapes(
+    canvas: np.ndarray, corners: np.ndarray, masks: CroppedMasks | None, colors: Sequence[Color], boxes: bool
+) -> Image.Image:
+    """Draws masks on canvas [H, W, 3] and boxes (corners [D, 4]) on the image that it becomes.
+
+    boxes: whether objects with a mask have one: a thin one, and only up to FEW.
+    """
+    line = max(1, round(math.sqrt(canvas.shape[0] * canvas.shape[1]) / 350))
+    sides = corners[:, 2:] - corners[:, :2]
     # Large instances first, so that a small one in front of a large one stays visible.
-    order = np.argsort(-(corners[:, 2:] - corners[:, :2]).prod(axis=1), kind="stable").tolist()
+    order = np.argsort(-sides.prod(axis=1), kind="stable").tolist()
+    lines = [max(1, min(line, int(side) // 10)) for side in sides.min(axis=1)]
+    is_masked = [False] * len(corners)
     if masks is not None:
         crops, places = masks.to("cpu").crops(), masks.boxes.tolist()
+        is_masked = [crop.numel() > 0 for crop in crops]
         for i in order:
-            _blend_mask(canvas, crops[i].numpy().astype(bool), places[i], instance_color(i), line)
+            _blend_mask(canvas, crops[i].numpy().astype(bool), places[i], colors[i], lines[i])
     drawn = Image.fromarray(canvas)
     draw = ImageDraw.Draw(drawn)
     for i in order:
-        x1, y1, x2, y2 = corners[i].tolist()
-        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=instance_color(i), width=line)
-    captions = [name_of(int(label)) for label in labels]
-    if scores is not None:
-        captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores.tolist(), strict=True)]
-    _write_captions(draw, captions, corners, (width, height), unit)
+        if not is_masked[i] or (boxes and len(corners) <= FEW):
+            x1, y1, x2, y2 = corners[i].tolist()
+            thin = is_masked[i] or len(corners) > FEW
+            width = max(1, lines[i] // 2) if thin else lines[i]
+            draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colors[i], width=width)
     return drawn
 
 
@@ -78,8 +118,14 @@ def resized_to_draw(
     own = tuple(image.shape[1:])
     if size == own:
         return image, boxes, masks
-    small = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    return small, scale_boxes(boxes, own, size), masks.resize(size)
+    return resized(image, size), scale_boxes(boxes, own, size), masks.resize(size)
+
+
+def resized(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Returns image uint8 [3, H, W] in another size (height, width)."""
+    if size == tuple(image.shape[1:]):
+        return image
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
 def fitting_size(size: Sequence[int], room: Sequence[int], enlarge: bool = False) -> tuple[int, int]:
@@ -89,9 +135,7 @@ def fitting_size(size: Sequence[int], room: Sequence[int], enlarge: bool = False
     return height, width
 
 
-def _blend_mask(
-    canvas: np.ndarray, mask: np.ndarray, place: Sequence[int], color: tuple[int, int, int], line: int
-) -> None:
+def _blend_mask(canvas: np.ndarray, mask: np.ndarray, place: Sequence[int], color: Color, line: int) -> None:
     """Tints the pixels of mask [h, w] at `place` x1 y1 x2 y2 of canvas [H, W, 3], and fills its outline."""
     x1, y1, x2, y2 = place
     window = canvas[y1:y2, x1:x2]  # a view
@@ -106,48 +150,3 @@ def _erode(mask: np.ndarray, steps: int) -> np.ndarray:
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask
-
-
-def _write_captions(
-    draw: ImageDraw.ImageDraw, captions: list[str], boxes: np.ndarray, size: tuple[int, int], unit: float
-) -> None:
-    """Writes each caption at its box (boxes [D, 4]) on a plate of the instance's colour."""
-    width, height = size
-    font = ImageFont.load_default(max(MIN_FONT_SIZE, min(round(unit / 45), height // 4)))
-    pad = max(2, round(font.size / 6))
-    ascent, descent = font.getmetrics()
-    plates = np.zeros((0, 4))
-    for i, caption in enumerate(captions):
-        w, h = math.ceil(font.getlength(caption)) + 2 * pad, ascent + descent + pad
-        places = _places_around(boxes[i], w, h)
-        places = places.clip(0, (max(width - w, 0), max(height - h, 0)))  # [K, 2], inside the canvas
-        candidates = np.concatenate([places, places + (w, h)], axis=1)  # [K, 4]
-        # To hide another caption is worse than to hide an object; ties go to the earlier place.
-        cost = 3 * _covered_share(candidates, plates) + _covered_share(candidates, boxes)  # [K]
-        x, y, right, bottom = candidates[cost.round(3).argmin()].tolist()
-        plates = np.vstack([plates, (x, y, right, bottom)])
-        color = instance_color(i)
-        draw.rectangle((x, y, right - 1, bottom - 1), fill=color)
-        draw.text((x + pad, y + pad // 2), caption, fill=_ink(color), font=font)
-
-
-def _places_around(box: np.ndarray, w: int, h: int) -> np.ndarray:
-    """Returns upper left corners [K, 2] of a w x h plate at `box`, best place first: above, below, beside, in it."""
-    x1, y1, x2, y2 = box.round()
-    above_below = [(x, y) for y in (y1 - h, y2) for x in (x1, x2 - w)]
-    beside = [(x, y) for x in (x2, x1 - w) for y in (y1, y2 - h)]
-    return np.array(above_below + beside + [(x1, y1), (x2 - w, y2 - h)])
-
-
-def _covered_share(covers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Returns what each of covers [K, 4] hides of boxes [N, 4]: the sum of the hidden shares (0..1 each), [K]."""
-    lower = np.maximum(covers[:, None, :2], boxes[None, :, :2])  # [K, N, 2]
-    upper = np.minimum(covers[:, None, 2:], boxes[None, :, 2:])  # [K, N, 2]
-    areas = (boxes[:, 2:] - boxes[:, :2]).clip(1).prod(axis=1)  # [N]
-    return ((upper - lower).clip(0).prod(axis=2) / areas).sum(axis=1)
-
-
-def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns black or white, whichever stands out on `color` (Rec. 601 luma)."""
-    red, green, blue = color
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)

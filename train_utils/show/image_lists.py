@@ -53,6 +53,9 @@ def _images_in(folder: Path) -> list[Path]:
             f"--img-path {folder}: no images in this folder (sub-folders are not searched; "
             f"'{folder}/**/*.jpg' in quotes finds theirs)"
         )
+    folders = sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+    if folders:
+        print(f"{folder}: {folders} sub-folder(s) are not searched; '{folder}/**/*.jpg' in quotes finds theirs")
     if others:
         shown = visible(", ".join(others[:5]) + (", ..." if len(others) > 5 else ""))
         print(f"{folder}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")

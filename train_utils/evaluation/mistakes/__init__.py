@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from train_utils.evaluation.limits import MAX_DETS, Limit
 from train_utils.evaluation.mistakes import sections
-from train_utils.evaluation.mistakes.advice import advise, train_on
+from train_utils.evaluation.mistakes.advice import advise, raise_limit, train_on
 from train_utils.evaluation.mistakes.average_precision import curves_at
 from train_utils.evaluation.mistakes.confusion import confusion_matrix
 from train_utils.evaluation.mistakes.crowding import by_crowding
@@ -33,7 +34,8 @@ class Evaluated(NamedTuple):
 
     source: what was evaluated, a checkpoint or a results file; stats: its numbers per IoU type, as in record_mAP.json;
     results: its COCO results of the last of these types; image_ids: the images that the numbers are about (default:
-    all); progress: of the run, from its checkpoint, where there is one.
+    all); progress: of the run, from its checkpoint, where there is one; max_dets: detections of a class in an image
+    that count; limits: that cut the numbers; per_image: detections that the model may find in an image.
     """
 
     source: str
@@ -42,6 +44,9 @@ class Evaluated(NamedTuple):
     data_set: Any
     image_ids: Sequence[int] | None = None
     progress: dict | None = None
+    max_dets: int = MAX_DETS
+    limits: Sequence[Limit] = ()
+    per_image: int | None = None
 
 
 class Report(NamedTuple):
@@ -59,12 +64,12 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
 
     images: how many can be looked at, at most; strict: one that can't be read raises its InputError.
     """
-    source, stats, results, data_set, image_ids, progress = evaluated
+    source, stats, results, data_set, image_ids, progress, max_dets, limits, per_image = evaluated
     iou_type = list(stats)[-1]
     truth = data_set.ground_truth(unmasked=iou_type == "bbox")
     given_names = list(category_names(truth["categories"]).values())
     names = list(map(visible, given_names))
-    matches = match(truth, results, iou_type, image_ids)
+    matches = match(truth, results, iou_type, image_ids, max_dets)
     kinds, best = kinds_of(matches), best_of_all(matches)
     least_score = best.score if best else SCORE
     each = [curves_at(matches, t) for t in range(len(IOU_THRESHOLDS))]  # [T][C, 101]
@@ -74,15 +79,17 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
     areas = np.array([truth["annotations"][i]["area"] for i in matches.annotation.tolist()])
     gallery = make_gallery(Shown(matches, kinds, least_score), truth, results, data_set, images, strict)
     known, left_out = objects > 0, int(matches.ignored[0].sum())
+    strange = int(((matches.score < 0) | (matches.score > 1)).sum())
     means = {f"IoU {IOU_THRESHOLDS[t]:.2f}": each[t][known].mean(axis=0) for t in (0, 5, 9)} if known.any() else {}
     advice = [
+        *raise_limit(matches, max_dets),
         *(train_on(progress or {}) if known.any() else ()),
-        *advise(matches, cost, matrix, least_score, names, areas),
+        *advise(matches, cost, matrix, least_score, names, areas, per_image),
     ]
     parts = [
         sections.advice_section(advice, bool(known.any())),
-        sections.numbers_section(stats),
-        sections.errors_section(cost, least_score, left_out),
+        sections.numbers_section(stats, max_dets),
+        sections.errors_section(cost, least_score, left_out, int(matches.cut.sum())),
         sections.images_section(gallery, names, least_score, best is not None),
         sections.classes_section(
             names,
@@ -95,7 +102,7 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
         sections.curves_section(means, names, each[0], int(objects.argmax())),
         sections.confusion_section(matrix, names, least_score),
         sections.groups_section(stats, iou_type, by_crowding(matches)),
-        sections.calibration_section(*calibration(matches), left_out),
+        sections.calibration_section(*calibration(matches), left_out, strange),
     ]
     shapes, (ap, ap50) = IOU_TYPES[iou_type], map(sections.value, stats[iou_type].stats[:2])
     lead = joined(
@@ -103,8 +110,10 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
         tag("p", f"AP of {shapes}: ", tag("b", ap), ", at IoU 0.5: ", tag("b", ap50)),
         note(
             f"{len(results):,} detections in {len(matches.image_ids):,} images. IoU below is that of {shapes}; "
-            "AP, crowds and the limit of 100 detections of a class in an image are as in COCO."
+            f"AP, crowds and the limit of {max_dets} detections of a class in an image are as in COCO."
+            + ("" if max_dets == MAX_DETS else f" COCO's own limit is {MAX_DETS}.")
         ),
+        *(tag("p", limit.line, class_="warn") for limit in limits),
         sections.data_block(gallery, names, each[0]),
     )
     script, style = ((Path(__file__).parent / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))

@@ -13,11 +13,18 @@ FALLING, LEAST_STEPS = 0.05, 10  # of the loss, from one stretch of steps to the
 
 
 def advise(
-    matches: Matches, costs: dict, matrix: np.ndarray, least_score: float, names: list[str], areas: np.ndarray
+    matches: Matches,
+    costs: dict,
+    matrix: np.ndarray,
+    least_score: float,
+    names: list[str],
+    areas: np.ndarray,
+    per_image: int | None = None,
 ) -> list[str]:
     """Returns at most four lines, the costliest kind first.
 
-    costs: of all detections; matrix: of those of at least `least_score`; areas: of the objects in pixels, float [G].
+    costs: of all detections; matrix: of those of at least `least_score`; areas: of the objects in pixels, float [G];
+    per_image: detections that the model may find in an image.
     """
     kinds = kinds_of(matches)
     lines = {
@@ -32,10 +39,22 @@ def advise(
             "one object is detected several times: lower --box-nms-thresh, which validation.py and predict.py take too."
         ),
         "background": lambda: _background(matches, kinds),
-        "missed": lambda: _missed(areas[missed_of(matches, kinds)], len(kinds)),
+        "missed": lambda: _missed(matches, missed_of(matches, kinds), areas, per_image),
     }
     costly = sorted((kind for kind in KINDS if costs[kind][1] >= WORTH), key=lambda kind: -costs[kind][1])
     return [f"{kind} ({costs[kind][0]:,}, {costs[kind][1]:.3f} AP): {lines[kind]()}" for kind in costly[:4]]
+
+
+def raise_limit(matches: Matches, max_dets: int) -> list[str]:
+    """Returns a line where only detections beyond max_dets of a class in an image lie on objects, else none."""
+    cut = int(matches.cut.sum())
+    if not cut:
+        return []
+    return [
+        f"limit ({cut:,} of {int((~matches.crowd).sum()):,} objects): they were found, but by detections beyond the "
+        f"{max_dets} best of a class in an image, which do not count; --max-dets N counts N. These objects are not "
+        "among the missed."
+    ]
 
 
 def train_on(progress: dict) -> list[str]:
@@ -82,13 +101,20 @@ def _background(matches: Matches, kinds: np.ndarray) -> str:
     )
 
 
-def _missed(areas: np.ndarray, detections: int) -> str:
-    if not detections:
+def _missed(matches: Matches, missed: np.ndarray, areas: np.ndarray, per_image: int | None) -> str:
+    if not len(matches.score):
         return (
             "there is no detection at all. Train longer (--epochs), and see whether a lower --box-score-thresh "
             "finds anything."
         )
-    small = float((areas < SMALL).mean())
+    full = np.bincount(matches.image, minlength=len(matches.image_ids)) >= (per_image or np.inf)  # [I]
+    in_full = float(full[matches.object_image[missed]].mean())
+    if in_full >= 0.5:
+        return (
+            f"{in_full:.0%} of the objects that are missed lie in images with {per_image} detections, all that the "
+            "model may find in one. Give a higher --box-detections-per-img, which needs no training."
+        )
+    small = float((areas[missed] < SMALL).mean())
     if small >= 0.5:
         return (
             f"{small:.0%} of the objects that are missed are smaller than 32 x 32 pixels. Give the network larger "

@@ -10,12 +10,12 @@ def confusion_matrix(matches: Matches, least_score: float) -> np.ndarray:
 
     Detections of at least `least_score` choose, best first and whatever their class, the free object that they cover
     with the highest IoU, from 0.5 on. One that gets none was detected on the background (row C), unless it lies in a
-    crowd; an object left over was detected as background (column C).
+    crowd; an object left over was detected as background (column C), but for those that the limit cut.
     """
     classes = len(matches.category_ids)
     shown = (matches.score >= least_score) & (matches.blind != IN_CROWD)
     taken = shown & (matches.blind != NONE)
-    left = ~matches.crowd
+    left = ~matches.crowd & ~matches.cut
     left[matches.blind[taken]] = False
     matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     np.add.at(matrix, (matches.object_category[matches.blind[taken]], matches.category[taken]), 1)
@@ -24,7 +24,7 @@ def confusion_matrix(matches: Matches, least_score: float) -> np.ndarray:
     return matrix
 
 
-def most_confused(matrix: np.ndarray, count: int = 10) -> list[tuple[int, int, int]]:
+def most_confused(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
     """Returns (class, detected as, times) of the commonest mix-ups between classes."""
     between = matrix[:-1, :-1].copy()
     np.fill_diagonal(between, 0)

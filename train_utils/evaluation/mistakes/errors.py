@@ -10,7 +10,8 @@ another's; overlaps are with objects that are not crowds:
     location      0.1 to 0.5 with an object of its class
     both          0.1 to 0.5 with an object of another class
     background    below 0.1 with all objects
-    missed        an object that no detection matches, and none of the kinds class and location lies on
+    missed        an object that no detection matches, and none of the kinds class and location lies on; objects that
+                  only detections beyond the limit of a class in an image lie on were found, and are not missed
 
 The cost is what AP gains if this kind alone is corrected. A detection of the kinds class and location becomes a hit
 of the object it lies on (of all detections on it the best stays, the others go); both, duplicate and background go;
@@ -44,7 +45,7 @@ def meant_of(matches: Matches, kinds: np.ndarray) -> np.ndarray:
 def missed_of(matches: Matches, kinds: np.ndarray, shown: np.ndarray | None = None) -> np.ndarray:
     """Returns the objects of the kind missed, bool [G]; shown bool [D]: the detections that count (default: all)."""
     shown = np.ones(len(kinds), dtype=bool) if shown is None else shown
-    missed = ~matches.crowd
+    missed = ~matches.crowd & ~matches.cut
     for objects in (matches.matched[0], meant_of(matches, kinds)):
         missed[objects[shown & (objects >= 0)]] = False
     return missed

@@ -33,7 +33,7 @@ from train_utils.show.pages import data_address
 UNITS = 500
 SIDES = (500, 380, 290, 220, 160, 110)  # pixels: the longest that fits an image's room is taken
 ROOM, ROWS_ROOM = 7_000_000, 1_500_000  # bytes in the page for what is drawn, and for the list
-FINE, ASIDE = len(KINDS), len(KINDS) + 1  # in place of a kind: right; in a crowd, or a crowd
+FINE, ASIDE = len(KINDS), len(KINDS) + 1  # in place of a kind: right; in a crowd, or a crowd, or cut
 NO_CLASS = -1
 
 
@@ -63,7 +63,7 @@ class Shown:
         self.iou = np.where(other, matches.other_iou, matches.own_iou)
         self.meant_class = np.append(matches.object_category, NO_CLASS)[meant]  # the last where none is meant
         missed = missed_of(matches, kinds, self.detections)
-        self.object_state = np.select([matches.crowd, missed], [ASIDE, MISSED], FINE)  # [G]
+        self.object_state = np.select([matches.crowd | matches.cut, missed], [ASIDE, MISSED], FINE)  # [G]
         covered = meant_of(matches, kinds)
         hit = matches.matched[0][self.detections & (matches.matched[0] >= 0)]
         for kind in (LOCATION, CLASS):

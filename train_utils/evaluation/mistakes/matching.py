@@ -12,9 +12,9 @@ from pycocotools import mask as coco_mask
 
 from train_utils.data.masks import rasterise
 from train_utils.evaluation.evaluators import in_order
+from train_utils.evaluation.limits import MAX_DETS
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
-MOST_DETECTIONS = 100  # of one class in one image, COCO's
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU: on an object; on nothing (TIDE's tf and tb)
 NONE, IN_CROWD = -1, -2  # in place of an object's index
 
@@ -28,7 +28,8 @@ class Matches:
     bool [T, D]: inside a crowd region, neither right nor wrong; own_iou, other_iou float64 [D]: highest IoU with an
     object of its class, and of another (crowds aside), own, other int64 [D]: which; blind int64 [D]: the object of any
     class that it takes when detections choose by score at IoU 0.5, NONE or IN_CROWD.
-    annotation int64 [G]: which annotation; object_image, object_category, crowd [G].
+    annotation int64 [G]: which annotation; object_image, object_category, crowd [G]; cut bool [G]: only detections of
+    its class beyond the limit of a class in an image lie on it (IoU 0.5): it was found, and does not count as found.
     """
 
     iou_type: str
@@ -49,14 +50,21 @@ class Matches:
     object_image: np.ndarray
     object_category: np.ndarray
     crowd: np.ndarray
+    cut: np.ndarray
 
 
-def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequence[int] | None = None) -> Matches:
+def match(
+    truth: dict,
+    results: Sequence[dict],
+    iou_type: str,
+    image_ids: Sequence[int] | None = None,
+    max_dets: int = MAX_DETS,
+) -> Matches:
     """Matches the results of all images with the objects.
 
     truth: a COCO dict; results: COCO results, each with a bbox ("bbox") or a segmentation ("segm"); image_ids: the
-    images that count (default: all). Results of a category that the truth does not list are left out, as the
-    evaluation leaves them out.
+    images that count (default: all); max_dets: detections of a class in an image that count, the best. Results of a
+    category that the truth does not list are left out, as the evaluation leaves them out.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     wanted = set(sizes if image_ids is None else image_ids)
@@ -73,31 +81,38 @@ def match(truth: dict, results: Sequence[dict], iou_type: str, image_ids: Sequen
         own = [truth["annotations"][i] for i in objects[row]]
         categories = np.array([column_of[a["category_id"]] for a in own], dtype=np.int64)
         crowd = np.array([a.get("iscrowd", 0) for a in own], dtype=bool)
-        kept = _best(found[row], results, column_of)
+        kept, beyond = _best(found[row], results, column_of, max_dets)
         shapes = [_shape(a, iou_type, sizes[image_id]) for a in own]
         iou = _overlaps([_shape(results[i], iou_type) for i in kept], shapes, crowd)  # [d, g]
         labels = np.array([column_of[results[i]["category_id"]] for i in kept], dtype=np.int64)
         scores = np.array([results[i]["score"] for i in kept], dtype=np.float64)
         of_detections = np.array(kept, dtype=np.int64), np.full(len(kept), row), labels, scores
         matched = _match_image(iou, labels[:, None] == categories, crowd, first)
-        of_objects = np.array(objects[row], dtype=np.int64), np.full(len(own), row), categories, crowd
+        cut = np.zeros(len(own), dtype=bool)
+        if beyond:
+            others = np.array([column_of[results[i]["category_id"]] for i in beyond], dtype=np.int64)
+            of_beyond = _overlaps([_shape(results[i], iou_type) for i in beyond], shapes, crowd)  # [beyond, g]
+            met = ((iou >= FOREGROUND) & (labels[:, None] == categories)).any(axis=0)  # [g]
+            cut = ((of_beyond >= FOREGROUND) & (others[:, None] == categories)).any(axis=0) & ~met & ~crowd
+        of_objects = np.array(objects[row], dtype=np.int64), np.full(len(own), row), categories, crowd, cut
         parts.append((*of_detections, *matched, *of_objects))
         first += len(own)
     columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
     return Matches(iou_type, image_ids, category_ids, *columns)
 
 
-def _best(indices: list[int], results: Sequence[dict], column_of: dict[int, int]) -> list[int]:
-    """Returns, of one image, the best MOST_DETECTIONS of each class, best first."""
+def _best(
+    indices: list[int], results: Sequence[dict], column_of: dict[int, int], max_dets: int
+) -> tuple[list[int], list[int]]:
+    """Returns, of one image, the best max_dets of each class, best first, and those beyond."""
     order = sorted(indices, key=lambda i: -results[i]["score"])  # stable, as the mergesort of pycocotools
-    if len(order) <= MOST_DETECTIONS:
-        return order
-    counts, kept = dict.fromkeys(column_of, 0), []
+    if len(order) <= max_dets:
+        return order, []
+    counts, kept, beyond = dict.fromkeys(column_of, 0), [], []
     for i in order:
         counts[results[i]["category_id"]] += 1
-        if counts[results[i]["category_id"]] <= MOST_DETECTIONS:
-            kept.append(i)
-    return kept
+        (kept if counts[results[i]["category_id"]] <= max_dets else beyond).append(i)
+    return kept, beyond
 
 
 def _shape(entry: dict, iou_type: str, size: tuple[int, int] = (0, 0)) -> list[float] | dict:

@@ -20,6 +20,7 @@ from train_utils.show.pages import Html, Section, figure, joined, json_block, no
 from train_utils.show.pages.plots import Axes, bars, curves
 
 HERE = Path(__file__).parent
+PAIRS = 10  # of classes, that are most often confused
 WHOLE_MATRIX, PART_OF_MATRIX = 100, 60  # most classes that the matrix shows all of; how many it shows of more
 STATS = {
     "AP": "AP at IoU 0.50 to 0.95",
@@ -30,7 +31,7 @@ STATS = {
     "APl": "AP, large objects (96 x 96 pixels and more)",
     "AR1": "AR with 1 detection of a class in an image",
     "AR10": "AR with 10",
-    "AR100": "AR with 100",
+    "AR100": "AR with {most}",
     "ARs": "AR, small objects",
     "ARm": "AR, medium objects",
     "ARl": "AR, large objects",
@@ -62,10 +63,11 @@ def value(number: float | None, form: str = ".4f") -> Html:
     return tag("data", "n/a" if absent else format(number, form), value=exact)
 
 
-def numbers_section(stats: dict[str, IouTypeResult]) -> Section:
-    """Shows the 12 COCO numbers of each IoU type."""
+def numbers_section(stats: dict[str, IouTypeResult], max_dets: int) -> Section:
+    """Shows the 12 COCO numbers of each IoU type; max_dets: detections of a class in an image that count."""
+    said = {name: text.format(most=max_dets) for name, text in STATS.items()}
     rows = [
-        [tag("abbr", name, title=STATS[name]), STATS[name], *(value(result.stats[i]) for result in stats.values())]
+        [tag("abbr", name, title=said[name]), said[name], *(value(result.stats[i]) for result in stats.values())]
         for i, name in enumerate(STAT_NAMES)
     ]
     head = ["", "", *(IOU_TYPES[iou_type] for iou_type in stats)]
@@ -113,10 +115,11 @@ def in_crowds(left_out: int) -> Html | str:
     return note(f"{which} left out: neither right nor wrong.") if left_out else ""
 
 
-def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int) -> Section:
+def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int, cut: int) -> Section:
     """Shows each kind of mistake and its cost.
 
-    least_score: of the detections that the sections of images and confusion count; left_out: inside crowds.
+    least_score: of the detections that the sections of images and confusion count; left_out: inside crowds; cut:
+    objects that only detections beyond the limit lie on.
     """
     rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
     shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
@@ -135,6 +138,7 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
             f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong."
         ),
         in_crowds(left_out),
+        note(f"{cut:,} object(s) that only detections beyond the limit lie on are not called missed.") if cut else "",
     )
 
 
@@ -204,7 +208,8 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
     columns = [tag("th", tag("span", label), scope="col", title=label) for label in labels]
     head = tag("thead", tag("tr", tag("th", "is, detected as", scope="col"), *columns))
     whole = tag("table", head, tag("tbody", *body), id="confusion-matrix")
-    pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix)]
+    pairs = [[names[i], names[j], f"{times:,}"] for i, j, times in most_confused(matrix, matrix.size)]
+    more = f"{len(pairs) - PAIRS:,} other pairs are not listed." if len(pairs) > PAIRS else ""
     return section(
         "confusion",
         "Confusion",
@@ -217,7 +222,8 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
             f"row.{part}",
         ),
         tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="confusion matrix"),
-        joined(tag("h3", "Most often confused"), table(["is", "detected as", "times"], pairs)) if pairs else "",
+        joined(tag("h3", "Most often confused"), table(["is", "detected as", "times"], pairs[:PAIRS])) if pairs else "",
+        note(more) if more else "",
     )
 
 
@@ -244,8 +250,11 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
     )
 
 
-def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Section:
-    """Shows the share of detections that are right, by score; left_out: detections inside crowds."""
+def calibration_section(bins: Sequence[Bin], error: float, left_out: int, strange: int) -> Section:
+    """Shows the share of detections that are right, by score.
+
+    left_out: detections inside crowds; strange: detections with scores outside 0 to 1.
+    """
     filled = [b for b in bins if b.count]
     heading = "Calibration"
     if not filled:
@@ -268,6 +277,7 @@ def calibration_section(bins: Sequence[Bin], error: float, left_out: int) -> Sec
             ),
         ),
         table(["score", "detections", "mean score", "right (IoU 0.5)"], rows, id="bins"),
+        note(f"{strange:,} scores outside 0 to 1 are in the first or last row.") if strange else "",
         in_crowds(left_out),
     )
 
@@ -311,7 +321,7 @@ def images_section(gallery: Gallery, names: list[str], least_score: float, is_be
         tag("label", "Sort ", tag("select", *(tag("option", name, value=key) for key, name in sorts.items()), id="by")),
     ]
     marks = [(i, joined(tag("b", kind), f": {PLAIN[kind]}"), EXPLAINED[kind]) for i, kind in enumerate(KINDS)]
-    marks = [(FINE, "right", None), *marks, (ASIDE, "crowd, or inside one", None)]
+    marks = [(FINE, "right", None), *marks, (ASIDE, "crowd, or inside one; found beyond the limit", None)]
     legend = [tag("li", tag("i", class_=f"k{i}"), name, title=title) for i, name, title in marks]
     count = tag("output", aria_live="polite", id="count")
     return section(
