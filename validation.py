@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from backbone.settings import setting
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.checkpoints.held_out import SHARE, Scored, open_scored
@@ -32,19 +30,18 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
-from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.evaluation.limits import MAX_DETS, Limit, left_out_line, limits_met, record_of, shrunk_images
+from train_utils.evaluation.limits import MAX_DETS, Limit, left_out_line, limits_met, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
 from train_utils.io.files import make_folder, user_path
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.data import add_data_flags, open_split_of
+from train_utils.prediction.measuring import measure
 from train_utils.prediction.model import ModelOptions, load_model
-from train_utils.processes.distributed import World
-from train_utils.run.evaluation import EvalResult, evaluate
+from train_utils.run.evaluation import EvalResult
 
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
@@ -173,16 +170,7 @@ def main() -> int | None:
     scored, _ = open_split_of(content, "val", given, label_map)
     data_set = scored.data_set
     output_dir = make_folder(user_path(options.output_dir))  # rather now than after hours
-    world = World.single(device)
-    with tqdm(total=len(data_set), unit="image", disable=None) as bar:
-        loader = EvalLoader(data_set, world, loading, model.config)
-
-        def count(batch: Batch) -> None:
-            bar.update(len(batch.images) + len(batch.skipped))
-
-        result = evaluate(model, loader, data_set, world, on_batch=count, max_dets=options.max_dets)
-    sizes = map(tuple, data_set.sizes.tolist())
-    result.limits.extend(shrunk_images(sizes, model.config, content.get("smallest_scale")))
+    result = measure(model, data_set, loading, options.max_dets, content.get("smallest_scale"))
     status = report(output_dir, result, scored, options)
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None

@@ -53,6 +53,8 @@ def check(settings: Any) -> None:
         name, value, rules = f.name, getattr(settings, f.name), f.metadata
         if value is None:
             continue
+        if isinstance(value, str) and "bool" in str(f.type):  # else "False" would be true
+            raise InputError(f"{name} {value!r} is neither True nor False")
         values = value if isinstance(value, tuple) else (value,)
         if "length" in rules and len(values) != rules["length"]:
             raise InputError(f"{name} has {len(values)} numbers: give {rules['length']}")

@@ -106,6 +106,8 @@ class MaskRCNNConfig:
 
     def __post_init__(self) -> None:
         lists_to_tuples(self)
+        for name in ("anchor_sizes", "aspect_ratios"):
+            object.__setattr__(self, name, _of_levels(name, getattr(self, name)))
         if self.norm is None:
             object.__setattr__(self, "norm", "frozen" if self.variant == "v1" else "batch")
         if self.backbone_width is None:
@@ -156,3 +158,19 @@ class MaskRCNNConfig:
         if unknown:
             raise InputError(f"config field {unknown[0]!r} does not exist")
         return cls(**values)
+
+
+def _of_levels(name: str, values: tuple) -> tuple:
+    """Returns anchor sizes or ratios that may be in torchvision's form, a tuple for each level, as the config has them.
+
+    Raises InputError for several sizes on a level, or other ratios on some than on others: this network has neither.
+    """
+    if not any(isinstance(value, tuple | list) for value in values):
+        return values
+    levels = [tuple(value) if isinstance(value, tuple | list) else (value,) for value in values]
+    if name == "aspect_ratios" and len(set(levels)) == 1:
+        return levels[0]
+    if name == "anchor_sizes" and all(len(level) == 1 for level in levels):
+        return tuple(size for (size,) in levels)
+    what = "one size for each level" if name == "anchor_sizes" else "the same ratios for every level"
+    raise InputError(f"{name} {values}: give {what}")

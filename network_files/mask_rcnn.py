@@ -1,6 +1,5 @@
 """Images -> boxes, classes and masks, or their losses: Mask R-CNN (He et al. 2017), its forward pass on one screen."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
+from network_files.shared import Shared
 from network_files.transform import ImageBatch, Transform, prepare_objects
 
 
@@ -33,7 +33,7 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
-        self.config = config
+        self.shared = Shared(config)
         self.backbone = build_backbone(
             config.backbone,
             config.norm,
@@ -43,17 +43,23 @@ class MaskRCNN(nn.Module):
             frozen_eps=config.frozen_bn_eps,
             width=config.backbone_width,
         )
-        self.rpn = RegionProposalNetwork(config, config.fpn_channels, depth=1 if config.variant == "v1" else 2)
-        self.roi_heads = RoIHeads(config, config.fpn_channels)
+        self.rpn = RegionProposalNetwork(self.shared, config.fpn_channels, depth=1 if config.variant == "v1" else 2)
+        self.roi_heads = RoIHeads(self.shared, config.fpn_channels)
         self.to(memory_format=torch.channels_last)  # as the activations: else each convolution reorders its weight
-        self.transform = Transform(
-            config.min_size,
-            config.max_size,
-            config.image_mean,
-            config.image_std,
-            config.size_divisible,
-            config.fixed_size,
-        )
+        self.transform = Transform(self.shared)
+
+    @property
+    def config(self) -> MaskRCNNConfig:
+        """The config as it is now: setting a number of a part, such as roi_heads.score_thresh, replaces it."""
+        return self.shared.config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        parts = {"rpn": RegionProposalNetwork, "roi_heads": RoIHeads, "transform": Transform}
+        places = [f"{part}.{name}" for part, kind in parts.items() if name in kind.settings()]
+        if places or name in MaskRCNNConfig.__dataclass_fields__ and name not in self._modules and name != "backbone":
+            where = f"set {' or '.join(places)}" if places else f"give {name} to create_model"
+            raise AttributeError(f"MaskRCNN.{name} would have no effect: {where}")
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -130,7 +136,7 @@ class MaskRCNN(nn.Module):
 
     def set_frozen_bn_eps(self, eps: float) -> None:
         """Changes the epsilon of every frozen batch norm, and notes it in the config."""
-        self.config = replace(self.config, frozen_bn_eps=eps)
+        self.shared.set(frozen_bn_eps=eps)
         for module in self.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.eps = eps
@@ -139,8 +145,12 @@ class MaskRCNN(nn.Module):
 def create_model(num_classes: int, backbone: str = "resnet50", variant: str = "v1", **config: Any) -> MaskRCNN:
     """Builds a Mask R-CNN with random weights.
 
-    num_classes counts background; config: fields of MaskRCNNConfig. variant "v1" is torchvision's
+    num_classes counts background; config: fields of MaskRCNNConfig, or rpn_anchor_generator: torchvision's, for its
+    sizes and aspect_ratios. variant "v1" is torchvision's
     maskrcnn_resnet50_fpn, "v2" its maskrcnn_resnet50_fpn_v2. Raises InputError for what does not fit.
     """
     values = {"num_classes": num_classes, "backbone": backbone, "variant": variant, **config}
+    generator = values.pop("rpn_anchor_generator", None)
+    if generator is not None:
+        values |= {"anchor_sizes": generator.sizes, "aspect_ratios": generator.aspect_ratios}
     return MaskRCNN(MaskRCNNConfig.from_dict(values))

@@ -6,6 +6,7 @@ background, M = 28 mask cells a side.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import batched_nms
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.recorder import SILENT, Observer, Stage
+from network_files.shared import Part, Shared, number
 from network_files.transform import ImageBatch, Objects
 
 STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from
@@ -139,12 +141,52 @@ def batch_index_of(boxes: list[Tensor]) -> Tensor:
     return torch.repeat_interleave(counts, output_size=sum(map(len, boxes)))
 
 
-class RoIHeads(nn.Module):
-    """The box and mask branches. All numbers come from the config."""
+def classes_of(predictor: nn.Module, width: int) -> int:
+    """Returns how many classes a box predictor tells apart, background included, of features [K, width].
 
-    def __init__(self, config: MaskRCNNConfig, channels: int) -> None:
+    Raises ValueError for a module of another contract.
+    """
+    layer = getattr(predictor, "cls_score", None)
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    first = next(predictor.parameters(), torch.zeros(()))
+    training = predictor.training
+    try:
+        with torch.no_grad():
+            logits, deltas = predictor.eval()(first.new_zeros(2, width))
+        classes = logits.shape[1]
+        if logits.shape != (2, classes) or deltas.shape != (2, 4 * classes):
+            raise ValueError(f"it gives {list(logits.shape)} and {list(deltas.shape)}")
+    except (ValueError, TypeError, RuntimeError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"roi_heads.box_predictor must turn [K, {width}] into [K, C] and [K, 4 C]: {what}") from error
+    finally:
+        predictor.train(training)
+    return classes
+
+
+class RoIHeads(Part, nn.Module):
+    """The box and mask branches. All numbers come from the config.
+
+    The predictors may be replaced by modules of torchvision's contract: box_predictor(x [K, width]) -> class logits
+    [K, C], deltas [K, 4 C]; mask_predictor(x [K, c, S, S]) -> logits of every class [K, C, M, M]. The box predictor's
+    C becomes the config's num_classes.
+    """
+
+    batch_statistics: bool
+    box_head: nn.Module
+    box_predictor: nn.Module
+    mask_head: nn.Module
+    mask_predictor: nn.Module
+    coder: BoxCoder
+    score_thresh = number("box_score_thresh", most=1.0)  # no score is above it
+    nms_thresh = number("box_nms_thresh")
+    detections_per_img = number("box_detections_per_img")
+
+    def __init__(self, config: MaskRCNNConfig | Shared, channels: int) -> None:
         super().__init__()
-        self.config = config
+        self.shared = Shared.of(config)
+        config = self.config
         v2 = config.variant == "v2"
         norm = norm_layer(config.norm, config.frozen_bn_eps) if v2 else None
         self.batch_statistics = v2 and config.norm in ("batch", "sync")  # the heads' norms want all RoIs at once
@@ -159,6 +201,12 @@ class RoIHeads(nn.Module):
         self.mask_head = MaskHead(channels, mask_width, config.mask_head_layers, norm, dropout)
         self.mask_predictor = MaskPredictor(mask_width, config.num_classes)
         self.coder = BoxCoder(config.bbox_reg_weights)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        replaced = name == "box_predictor" and "box_predictor" in self._modules
+        super().__setattr__(name, value)
+        if replaced:
+            self.shared.set(num_classes=classes_of(value, self.config.box_head_channels))
 
     def pool(
         self,
@@ -183,7 +231,20 @@ class RoIHeads(nn.Module):
 
     def masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Returns mask logits of each RoI's own class [K, M, M], at least float32, from RoI features [K, c, S, S]."""
-        logits = self.mask_predictor(self.mask_head(pooled), labels)
+        own, features, classes = (
+            isinstance(self.mask_predictor, MaskPredictor),
+            self.mask_head(pooled),
+            self.config.num_classes,
+        )
+        logits = self.mask_predictor(features, labels) if own else self.mask_predictor(features)
+        cells = 2 * self.config.mask_roi_size
+        has = self.mask_predictor.mask_fcn_logits.out_channels if own else logits.shape[1]
+        if has != classes or tuple(logits.shape[-2:]) != (cells, cells):
+            raise ValueError(
+                f"roi_heads.mask_predictor gives masks of {has} classes, {list(logits.shape[-2:])} cells: it must be "
+                f"{classes} classes, as box_predictor, [{cells}, {cells}] cells; replace both predictors"
+            )
+        logits = logits if own else logits[torch.arange(len(labels), device=labels.device), labels]  # [K, M, M]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(
@@ -290,7 +351,7 @@ class RoIHeads(nn.Module):
         roi, label = (scores[:, 1:] > cfg.box_score_thresh).nonzero().unbind(1)  # every (RoI, class) worth a look
         label = label + 1
         score = scores[roi, label]
-        own = deltas.view(len(rois), cfg.num_classes, 4)[roi, label]
+        own = deltas.view(len(rois), logits.shape[1], 4)[roi, label]
         boxes = clip_boxes(self.coder.decode(own, rois[roi]), size)
         good = at_least(boxes, MIN_SIDE)
         boxes, score, label = boxes[good], score[good], label[good]

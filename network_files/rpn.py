@@ -15,6 +15,7 @@ from network_files.operators.nms import batched_nms
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
 from network_files.sampled_rpn_head import predict
+from network_files.shared import Part, Shared, number
 from network_files.transform import ImageBatch, Objects
 
 MIN_SIDE = 1e-3  # pixels; smaller proposals are dropped (torchvision)
@@ -44,15 +45,51 @@ class RPNHead(nn.Module):
         return logits, deltas
 
 
-class RegionProposalNetwork(nn.Module):
+class TopN(dict):
+    """Numbers of the config under torchvision's names, "training" and "testing"; which: "pre" or "post"."""
+
+    def __init__(self, shared: Shared, which: str) -> None:
+        self._shared, self._fields = shared, {k: f"rpn_{which}_nms_top_n_{k[:-3]}" for k in ("training", "testing")}
+        super().__init__({key: getattr(shared.config, field) for key, field in self._fields.items()})
+
+    def __setitem__(self, key: str, value: int) -> None:
+        self._shared.set(**{self._fields[key]: value})
+        super().__setitem__(key, value)
+
+
+class RegionProposalNetwork(Part, nn.Module):
     """Proposals per image, and losses where objects are given. All numbers come from the config."""
 
-    def __init__(self, config: MaskRCNNConfig, channels: int, depth: int) -> None:
+    anchors: AnchorGrid
+    head: nn.Module
+    coder: BoxCoder
+    nms_thresh, score_thresh = number("rpn_nms_thresh"), number("rpn_score_thresh")
+
+    def __init__(self, config: MaskRCNNConfig | Shared, channels: int, depth: int) -> None:
         super().__init__()
-        self.config = config
+        self.shared = Shared.of(config)
+        config = self.config
         self.anchors = AnchorGrid(config.anchor_sizes, config.aspect_ratios)
         self.head = RPNHead(channels, self.anchors.per_cell, depth)
         self.coder = BoxCoder()
+
+    @property
+    def _pre_nms_top_n(self) -> TopN:
+        """How many anchors of a level are looked at, as torchvision has it: set an item of it, or the whole."""
+        return TopN(self.shared, "pre")
+
+    @_pre_nms_top_n.setter
+    def _pre_nms_top_n(self, values: dict[str, int]) -> None:
+        _set_all(TopN(self.shared, "pre"), values)
+
+    @property
+    def _post_nms_top_n(self) -> TopN:
+        """How many proposals of an image are kept, as torchvision has it: set an item of it, or the whole."""
+        return TopN(self.shared, "post")
+
+    @_post_nms_top_n.setter
+    def _post_nms_top_n(self, values: dict[str, int]) -> None:
+        _set_all(TopN(self.shared, "post"), values)
 
     def forward(
         self, batch: ImageBatch, table: FeatureTable, objects: list[Objects] | None = None, recorder: Observer = SILENT
@@ -140,3 +177,8 @@ class RegionProposalNetwork(nn.Module):
                 deltas=targets[-1],
             )
         return torch.cat(batch_index), torch.cat(samples), torch.cat(labels), torch.cat(targets)
+
+
+def _set_all(top_n: TopN, values: dict[str, int]) -> None:
+    for key, value in values.items():
+        top_n[key] = value

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
+from network_files.shared import Part, Shared, number
 
 Size = tuple[int, int]  # height, width
 WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the brightest value of integer images
+OUTSIDE = 1.0  # how far floats may lie outside of 0..1: augmentations overshoot, but not so far
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int, fixed_size: Size | None = None) -> Size:
@@ -74,16 +77,14 @@ class Objects:
     generators: tuple[torch.Generator | None, torch.Generator | None]
 
 
-@dataclass
-class Transform:
-    """Normalises, resizes, pads, as torchvision's GeneralizedRCNNTransform."""
+class Transform(Part):
+    """Normalises, resizes, pads, as torchvision's GeneralizedRCNNTransform. All numbers come from the config."""
 
-    min_sizes: tuple[int, ...]  # in training one is drawn for each image, in evaluation the last one counts
-    max_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    divisor: int  # of the batch's sides
-    fixed_size: Size | None = None  # (h, w) of every batch instead
+    min_size, max_size, fixed_size = number("min_size"), number("max_size"), number("fixed_size")
+    image_mean, image_std, size_divisible = number("image_mean"), number("image_std"), number("size_divisible")
+
+    def __init__(self, config: MaskRCNNConfig | Shared) -> None:
+        self.shared = Shared.of(config)
 
     def batch(self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype) -> ImageBatch:
         """Makes a batch of `dtype`, in channels-last memory, of images [3, H, W], uint8 0..255 or float 0..1.
@@ -92,23 +93,21 @@ class Transform:
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the model is in {dtype}: keep it in float32 and use torch.autocast")
-        resized = []
+        if isinstance(images, Tensor) and images.dim() == 3:
+            raise ValueError(f"images is one tensor {list(images.shape)}: give a list of images, [image]")
+        config, resized = self.config, []
         for i, image in enumerate(images):
-            if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-                raise ValueError(f"image {i} has shape {list(image.shape)}: it must be [3, H, W]")
-            if not image.is_floating_point() and image.dtype not in WHITE:
-                raise ValueError(f"image {i} is {image.dtype}: it must be uint8, uint16 or float in 0..1")
-            min_size = self.min_sizes[-1]
-            if training and len(self.min_sizes) > 1:
+            check_image(image, f"image {i}", in_range=any(deviation != 1 for deviation in config.image_std))
+            min_size = config.min_size[-1]
+            if training and len(config.min_size) > 1:
                 seed = targets[i].get("sample_seed") if targets else None
                 generator = None if seed is None else seeded(seed, 2)
-                min_size = self.min_sizes[int(torch.randint(len(self.min_sizes), (), generator=generator))]
-            size = resized_size(*image.shape[-2:], min_size, self.max_size, self.fixed_size)
+                min_size = config.min_size[int(torch.randint(len(config.min_size), (), generator=generator))]
+            size = resized_size(*image.shape[-2:], min_size, config.max_size, config.fixed_size)
             resized.append(F.interpolate(self._normalise(image, dtype)[None], size=size, mode="bilinear")[0])
         sizes = [tuple(image.shape[-2:]) for image in resized]
-        padded = self.fixed_size or [
-            math.ceil(max(side) / self.divisor) * self.divisor for side in zip(*sizes, strict=True)
-        ]
+        divisor = config.size_divisible
+        padded = config.fixed_size or [math.ceil(max(side) / divisor) * divisor for side in zip(*sizes, strict=True)]
         padded_images = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
         for i, image in enumerate(resized):  # by index: the views of a loop take no gradient
             padded_images[i, :, : image.shape[1], : image.shape[2]] = image
@@ -116,8 +115,27 @@ class Transform:
 
     def _normalise(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / WHITE[image.dtype]
-        mean, std = image.new_tensor(self.mean), image.new_tensor(self.std)
+        mean, std = image.new_tensor(self.image_mean), image.new_tensor(self.image_std)
         return (image - mean[:, None, None]) / std[:, None, None]
+
+
+def check_image(image: Tensor, name: str, in_range: bool = True) -> None:
+    """Raises ValueError for what is no image [3, H, W], uint8, uint16 or float in 0..1.
+
+    in_range: whether the values of floats are looked at; on a CPU alone, as on a GPU the host would wait for them. A
+    model that divides by a deviation of 1 is given images that are normalised already.
+    """
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{name} is a {type(image).__name__}: it must be a tensor [3, H, W]")
+    if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"{name} has shape {list(image.shape)}: it must be [3, H, W]")
+    if not image.is_floating_point() and image.dtype not in WHITE:
+        raise ValueError(f"{name} is {image.dtype}: it must be uint8, uint16 or float in 0..1")
+    if in_range and image.is_floating_point() and image.device.type == "cpu":
+        low, high = (float(value) for value in image.detach().aminmax())
+        if not (-OUTSIDE <= low and high <= 1 + OUTSIDE):  # also where one is nan
+            what = "divide it by 255, or give it as uint8" if high > 1 + OUTSIDE and low >= 0 else "it must be in 0..1"
+            raise ValueError(f"{name} has float values from {low:.4g} to {high:.4g}: {what}")
 
 
 def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
@@ -133,7 +151,7 @@ def prepare_objects(target: dict, batch: ImageBatch, i: int, num_classes: int) -
 
     num_classes counts background. Raises ValueError for a target that does not fit.
     """
-    check_target(target, batch.original_sizes[i], num_classes)
+    check_target(target, batch.original_sizes[i], num_classes, i)
     boxes = target["boxes"].to(batch.images.dtype)
     boxes = scale_boxes(boxes, batch.original_sizes[i], batch.sizes[i])
     masks = target["masks"]
@@ -148,12 +166,12 @@ def prepare_objects(target: dict, batch: ImageBatch, i: int, num_classes: int) -
     return Objects(boxes, labels, masks, crowds, batch.sizes[i], generators)
 
 
-def check_target(target: dict, size: Size, num_classes: int) -> None:
-    """Raises ValueError for a target that does not fit an image of `size`, or itself.
+def check_target(target: dict, size: Size, num_classes: int, i: int = 0) -> None:
+    """Raises ValueError for a target that does not fit an image of `size`, or itself; i: names one without image_id.
 
     A box without area has no logarithm: the loss would be inf or nan. One far outside of its image is of another.
     """
-    name = f"image {target.get('image_id', '?')}"
+    name = f"image {target.get('image_id', i)}"
     lacking = [key for key in ("boxes", "labels", "masks") if key not in target]
     if lacking:
         raise ValueError(f"{name}: its target has no {' and no '.join(lacking)}")

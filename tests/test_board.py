@@ -7,6 +7,7 @@ from PIL import Image
 from backbone.errors import InputError
 from train_utils.evaluation.numbers import STAT_NAMES
 from train_utils.logs.board import TensorBoard, image_grid
+from train_utils.logs.callbacks import EpochNumbers, StepNumbers
 from train_utils.run.step import HostCopy
 
 LOSSES = {"loss_classifier": 0.5, "loss_mask": 0.125}
@@ -21,9 +22,9 @@ def events(folder):
 
 def test_tensorboard_holds_losses_lr_coco_numbers_and_images(tmp_path):
     board = TensorBoard(tmp_path)
-    board.step(0, LOSSES, 0.1)
-    board.step(1, None, 0.2)
-    board.epoch(2, STATS, val_losses=LOSSES, per_class={"segm": {"a/b": 0.25, "none there": None}})
+    board.on_step(StepNumbers(0, 0, LOSSES, 0.1))
+    board.on_step(StepNumbers(0, 1, None, 0.2))
+    board.on_epoch(EpochNumbers(0, 2, STATS, LOSSES, {"segm": {"a/b": 0.25, "none there": None}}, {}))
     board.images(2, [[Image.new("RGB", (30, 20)), Image.new("L", (10, 20))]])
     board.close()
     read = events(tmp_path)
@@ -41,13 +42,13 @@ def test_tensorboard_holds_losses_lr_coco_numbers_and_images(tmp_path):
 def test_tensorboard_resumes_without_doubled_steps(tmp_path):
     first = TensorBoard(tmp_path)
     for step in range(5):
-        first.step(step, LOSSES, 1.0)
+        first.on_step(StepNumbers(0, step, LOSSES, 1.0))
         if step == 2:
-            first.epoch(3, STATS)
+            first.on_epoch(EpochNumbers(0, 3, STATS, {}, {}, {}))
     first.close()
     second = TensorBoard(tmp_path, steps_done=3)
     for step in range(3, 6):
-        second.step(step, LOSSES, 2.0)
+        second.on_step(StepNumbers(0, step, LOSSES, 2.0))
     second.close()
     points = [(e.step, e.value) for e in events(tmp_path).Scalars("train/lr")]
     assert points == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
@@ -56,8 +57,8 @@ def test_tensorboard_resumes_without_doubled_steps(tmp_path):
 
 def test_disabled_tensorboard_writes_nothing(tmp_path):
     board = TensorBoard(tmp_path, enabled=False)
-    board.step(0, LOSSES, 0.1)
-    board.epoch(1, STATS)
+    board.on_step(StepNumbers(0, 0, LOSSES, 0.1))
+    board.on_epoch(EpochNumbers(0, 1, STATS, {}, {}, {}))
     board.images(1, [[Image.new("RGB", (3, 2))]])
     board.close()
     assert list(tmp_path.iterdir()) == []
@@ -86,9 +87,9 @@ def test_a_value_on_the_way_is_read_a_step_later(tmp_path):
             return super().read()
 
     board = TensorBoard(tmp_path)
-    board.step(0, LOSSES, 0.1, {"gradient norm": Late(torch.tensor(3.0))})
+    board.on_step(StepNumbers(0, 0, LOSSES, 0.1, {"gradient norm": Late(torch.tensor(3.0))}))
     assert read == []
-    board.step(1, LOSSES, 0.1, {"gradient norm": Late(torch.tensor(5.0))})
+    board.on_step(StepNumbers(0, 1, LOSSES, 0.1, {"gradient norm": Late(torch.tensor(5.0))}))
     assert read == [3.0]
     board.close()
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/gradient norm")] == [(0, 3.0), (1, 5.0)]

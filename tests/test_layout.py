@@ -11,9 +11,10 @@ from tests.small_runs import ROOT
 
 NETWORK_LAYERS = [  # a module imports from the rows above its own
     {"operators.boxes", "operators.sparse_rows", "operators.cropped_masks", "losses", "loss_portions", "recorder"},
-    {"weight_files.plain_pickle", "weight_files.file_stamp"},
+    {"weight_files.plain_pickle", "weight_files.file_stamp", "weight_files.safetensors"},
     {"operators.nms", "operators.roi_align"},
     {"config", "operators.instance_masks", "anchors", "matching", "weight_files.architecture"},
+    {"shared"},
     {"transform", "sampled_rpn_head"},
     {"rpn", "roi_heads"},
     {"mask_rcnn", "weight_files.torch_file"},
@@ -24,7 +25,7 @@ NETWORK_LAYERS = [  # a module imports from the rows above its own
 SHARED_LAYERS = [
     "io", "processes", "data", "show", "evaluation", "logs", "checkpoints", "cli", "run", "prediction"
 ]  # fmt: skip
-SCRIPTS = {"train", "train_multi_GPU", "validation", "predict"}
+SCRIPTS = {"train", "train_multi_GPU", "validation", "predict", "maskrcnn"}  # maskrcnn: the face in Python
 DEVELOPMENT = {"tests", "benchmarks", "tools"}  # they import the rest; nothing imports them
 DATA_SETS = {"my_dataset_coco", "my_dataset_voc"}  # the two classes that people open by name: thin
 PROJECT = {"backbone", "network_files", "train_utils", "transforms"} | DATA_SETS | SCRIPTS | DEVELOPMENT

@@ -48,6 +48,11 @@ def test_other_counts_and_kinds_are_a_value_error(model):
     image = torch.rand(3, *SIZE)
     for images, targets, said in (
         ([], None, "no images"),
+        (image, None, r"images is one tensor \[3, 64, 64\]: give a list"),
+        ([image.numpy()], None, r"image 0 is a ndarray: it must be a tensor"),
+        ([image * 255], None, r"image 0 has float values from .* to .*: divide it by 255"),
+        ([image - 3], None, r"image 0 has float values from .*: it must be in 0..1"),
+        ([image * float("nan")], None, "from nan to nan"),
         ([image], [GOOD, GOOD], r"1 image\(s\), but 2 target\(s\)"),
         ([image], [{"boxes": BOX, "labels": GOOD["labels"]}], "no masks"),
         ([image > 0.5], None, "image 0 is torch.bool"),

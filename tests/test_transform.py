@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, _resize_image_and_masks
 
+from network_files.config import MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import Transform, padded_size, prepare_objects, resized_size, seeded
 
@@ -15,7 +16,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def transforms(min_size, max_size):
     theirs = GeneralizedRCNNTransform(min_size, max_size, MEAN, STD)
-    return Transform(min_size, max_size, MEAN, STD, 32), theirs
+    return Transform(MaskRCNNConfig(min_size=min_size, max_size=max_size, image_mean=MEAN, image_std=STD)), theirs
 
 
 @pytest.mark.parametrize("limits", [(800, 1333), (160, 256), (333, 500)])
@@ -63,7 +64,8 @@ def test_a_fixed_size_holds_every_image_in_its_ratio():
     assert resized_size(1, 5000, 800, 1333, (64, 96)) == (1, 96)  # a side never vanishes
     assert resized_size(5000, 1, 800, 1333, (64, 96)) == (64, 1)
     assert padded_size(480, 640, 800, 1333, fixed_size=(512, 512)) == (512, 512)
-    ours = Transform((160,), 256, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), 32, (64, 96))
+    colours = {"image_mean": (0.4, 0.5, 0.6), "image_std": (0.2, 0.2, 0.2)}
+    ours = Transform(MaskRCNNConfig(min_size=160, max_size=256, fixed_size=(64, 96), **colours))
     for shapes in ([(20, 20)], [(20, 30), (300, 30)], [(64, 96), (1, 700)]):
         for training in (False, True):
             batch = ours.batch([torch.ones(3, *shape) for shape in shapes], None, training, torch.float32)

@@ -21,6 +21,7 @@ import torch
 from backbone.errors import InputError
 from network_files.weight_files.file_stamp import NO_STAMP, damage_of
 from network_files.weight_files.plain_pickle import Built, Data, Name, PickleRefused, interpret
+from network_files.weight_files.safetensors import read_safetensors
 
 MAX_PICKLE = 2**26  # bytes of structure: names, shapes, settings; the tensors' data is apart
 MAX_DIRECTORY = 2**24  # bytes of a zip's list of entries
@@ -56,7 +57,7 @@ UNREADABLE = (
 
 
 def read_torch_file(path: str | Path) -> dict:
-    """Reads the dict in a file of torch.save: tensors on the CPU, and plain values.
+    """Reads the dict in a file of torch.save, or of safetensors: tensors on the CPU, and plain values.
 
     A file with a checksum is checked against it. An argparse.Namespace in it, in which torchvision's references save
     their flags, is loaded too. Raises InputError for a file that is damaged, is none of torch's, holds more than
@@ -64,6 +65,8 @@ def read_torch_file(path: str | Path) -> dict:
     """
     try:
         with open(path, "rb") as file:
+            if Path(path).suffix.lower() == ".safetensors":
+                return read_safetensors(file)
             damage, stamped = damage_of(file)
             content = None if damage else _load(file)
     except OSError as error:

@@ -140,16 +140,17 @@ def is_checkpoint(content: dict) -> bool:
 
 
 def model_from_checkpoint(
-    path: str | Path, device: torch.device | str = "cpu", label_map: LabelMap | None = None, **config: Any
+    source: str | Path | dict, device: torch.device | str = "cpu", label_map: LabelMap | None = None, **config: Any
 ) -> tuple[MaskRCNN, LabelMap]:
     """Builds a model in eval mode on `device` from a checkpoint or a bare state dict; returns it and the label map.
 
-    A checkpoint holds all that is needed; its averaged weights ("ema") are preferred to the raw ones. For a bare
-    state dict (this project's or torchvision's keys) the architecture follows from keys and shapes. label_map: names
-    and ids in place of the file's; config: fields of MaskRCNNConfig in place of the file's (`box_score_thresh`, ...).
+    source: a file's path, or what is in it. A checkpoint holds all that is needed; its averaged weights ("ema") are
+    preferred to the raw ones. For a bare state dict (this project's or torchvision's keys) the architecture follows
+    from keys and shapes. label_map: names and ids in place of the file's; config: fields of MaskRCNNConfig in place of
+    the file's (`box_score_thresh`, ...).
     Raises InputError for another file, and for a label_map that does not fit it.
     """
-    content = load_file(path)
+    content, path = (source, "the given weights") if isinstance(source, dict) else (load_file(source), source)
     if is_checkpoint(content):
         _check_version(content, path)
         own, state = content["config"], content.get("ema", content["model"])
@@ -161,7 +162,7 @@ def model_from_checkpoint(
     _check_classes(path, settings["num_classes"], label_map)
     model = create_model(**settings)
     if state is content:
-        load_weights(model, str(path))
+        load_weights(model, content if isinstance(source, dict) else str(path))
     else:
         model.load_state_dict(state)
     return model.to(device).eval(), label_map

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Sequence
 
 from train_utils.cli.command import EXIT_WRONG_INPUT
+from train_utils.io.version import __version__
 
 OFF = object()  # the value of a flag whose word was "none": None, where an absent flag gives nothing
 
@@ -24,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+        self.add_argument("--version", action="version", version=f"maskrcnn {__version__}")
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -45,7 +47,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def _program() -> str:
-    """Returns how this program was started: `python train.py`, `python -m tools.check_data`."""
+    """Returns how this program was started: `python train.py`, `python -m tools.check_data`, `maskrcnn train`."""
+    if sys.argv[0].startswith("maskrcnn "):
+        return sys.argv[0]
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # None of a script
     module = spec and spec.name.removesuffix(".__main__")
     return f"python -m {module}" if module else f"python {os.path.basename(sys.argv[0])}"

@@ -11,7 +11,7 @@ from backbone.errors import InputError
 from train_utils.io.json_stream import RepeatedKey, no_collection, object_of
 from train_utils.io.plain_text import visible
 
-COCO_NAMES_FILE = Path(__file__).resolve().parents[2] / "coco91_indices.json"
+COCO_NAMES_FILE = Path(__file__).with_name("coco91_indices.json")
 
 
 class LabelMap:
@@ -87,6 +87,10 @@ class LabelMap:
     def has_category(self, category_id: int) -> bool:
         """Returns whether the map has the category."""
         return category_id in self._label_of
+
+    def has_label(self, label: int) -> bool:
+        """Returns whether the map has the label."""
+        return label in self._row_of
 
     def name(self, label: int) -> str:
         """Returns the name of a label, "N/A" for background and gaps."""

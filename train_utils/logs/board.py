@@ -12,6 +12,7 @@ from backbone.errors import InputError
 from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES
 from train_utils.io.files import make_folder, writing
 from train_utils.io.plain_text import encodable
+from train_utils.logs.callbacks import EpochNumbers, StepNumbers
 
 LONG = 4  # most times that an image of the grid is as wide as the grid's rows are high
 
@@ -50,47 +51,29 @@ class TensorBoard:
                 for name, text in texts.items():
                     self.writer.add_text(f"run/{name}", text, steps_done)
 
-    def step(
-        self, step: int, losses: Mapping[str, float] | None, lr: float, on_the_way: Mapping[str, Any] | None = None
-    ) -> None:
-        """Logs the optimiser step `step` (0-based).
-
-        on_the_way: name -> an object whose read() returns the number once its device has computed it; these are logged
-        with the next step, so that nothing waits for them.
-        """
+    def on_step(self, numbers: StepNumbers) -> None:
+        """Logs an optimiser step; what is on the way is logged with the next one, so that nothing waits for it."""
         self._log_waiting()
-        self.waiting = [(step, on_the_way)] if on_the_way else []
-        scalars = {f"train/{n}": v for n, v in losses.items()} if losses else {}
-        if losses:
-            scalars["train/loss"] = sum(losses.values())
-        self._scalars({**scalars, "train/lr": lr}, step)
+        self.waiting = [(numbers.step, numbers.on_the_way)] if numbers.on_the_way else []
+        own = {name: value for name, value in numbers.row().items() if name not in ("epoch", "step")}
+        self._scalars({f"train/{name}": value for name, value in own.items()}, numbers.step)
 
-    def epoch(
-        self,
-        steps_done: int,
-        stats: Mapping[str, Sequence[float]],
-        val_losses: Mapping[str, float] | None = None,
-        per_class: Mapping[str, Mapping[str, float | None]] | None = None,
-    ) -> None:
-        """Logs the evaluation after `steps_done` steps.
-
-        stats: 12 COCO numbers per IoU type; per_class: IoU type -> class name -> AP at IoU 0.5, None without
-        ground truth (it is left out).
-        """
+    def on_epoch(self, numbers: EpochNumbers) -> None:
+        """Logs an evaluation; a class without ground truth is left out."""
         self._log_waiting()
         scalars = {
             f"{iou_type}/{name}": value
-            for iou_type, numbers in stats.items()
-            for name, value in zip(STAT_NAMES, numbers, strict=True)
+            for iou_type, stats in numbers.stats.items()
+            for name, value in zip(STAT_NAMES, stats, strict=True)
         }
-        for iou_type, values in (per_class or {}).items():
+        for iou_type, values in numbers.per_class.items():
             scalars.update(
                 {f"AP50 of {IOU_TYPES[iou_type]}/{name}": value for name, value in values.items() if value is not None}
             )
-        if val_losses:
-            scalars.update({f"val/{name}": value for name, value in val_losses.items()})
-            scalars["val/loss"] = sum(val_losses.values())
-        self._scalars(scalars, steps_done - 1)
+        if numbers.val_losses:
+            scalars.update({f"val/{name}": value for name, value in numbers.val_losses.items()})
+            scalars["val/loss"] = sum(numbers.val_losses.values())
+        self._scalars(scalars, numbers.steps_done - 1)
         if self.writer:
             with writing(self.path):
                 self.writer.flush()

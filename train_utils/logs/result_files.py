@@ -63,6 +63,10 @@ class ResultsWriter:
         """Returns the epochs so far, in order: {"epoch", STAT_NAMES' 12 numbers, "loss", "lr", ...}."""
         return [record for _, record in sorted(self.records[iou_type].items())]
 
+    def rows(self) -> list[dict]:
+        """Returns a flat row of each epoch so far: see `history`."""
+        return _rows(*(self.history(iou_type) for iou_type in RESULT_FILES))
+
     def path(self, iou_type: str, suffix: str = ".txt") -> Path:
         """Returns the path of the text file (with the run's date) or of the json (without)."""
         stamp = self.stamp if suffix == ".txt" else ""
@@ -81,19 +85,44 @@ class ResultsWriter:
         return {int(m[1]): m[0].rstrip("\n") for m in found if m}
 
     def _read_records(self, iou_type: str) -> dict[int, dict]:
-        path = self.path(iou_type, ".json")
-        if not path.exists():
-            return {}
-        try:
-            records = [{RENAMED.get(k, k): v for k, v in record.items()} for record in json.loads(read_text(path))]
-            return {int(record["epoch"]): record for record in records}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{path}: not a results file of a run; move it away, or give another --output-dir"
-            ) from error
+        return _read_records(self.path(iou_type, ".json"))
 
     def _write_files(self, iou_type: str) -> None:
         lines, records = self.lines[iou_type], self.history(iou_type)
         write_text(self.path(iou_type), "".join(lines[e] + "\n" for e in sorted(lines)))
         body = ",\n".join(map(json_text, records))
         write_text(self.path(iou_type, ".json"), f"[\n{body}\n]\n" if records else "[]\n")
+
+
+def history(folder: str | Path) -> list[dict]:
+    """Returns a row of each epoch that a run folder holds results of: flat, so that pandas takes the list as it is.
+
+    epoch, loss and lr; loss_mask, ... of training; val_loss, val_loss_mask, ...; bbox_AP, bbox_AP50, ..., segm_ARl;
+    seconds of the evaluation.
+    """
+    return _rows(*(list(_read_records(Path(folder) / f"{name}.json").values()) for name in RESULT_FILES.values()))
+
+
+def _read_records(path: Path) -> dict[int, dict]:
+    """Returns {epoch: its record} of a json of results; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        records = [{RENAMED.get(k, k): v for k, v in record.items()} for record in json.loads(read_text(path))]
+        return {int(record["epoch"]): record for record in records}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not a results file of a run; move it away, or give another --output-dir") from error
+
+
+def _rows(boxes: Sequence[Mapping], masks: Sequence[Mapping]) -> list[dict]:
+    """Returns flat rows of the records of boxes and masks of the same epochs."""
+    rows = []
+    for box, mask in zip(boxes, masks, strict=False):
+        val = box.get("val_losses") or {}
+        row = {"epoch": box["epoch"], "lr": box["lr"], "loss": box["loss"], **(box.get("train_losses") or {})}
+        row |= {"val_loss": sum(val.values())} if val else {}
+        row |= {f"val_{name}": value for name, value in val.items()}
+        for iou_type, record in zip(RESULT_FILES, (box, mask), strict=True):
+            row |= {f"{iou_type}_{name}": record[name] for name in STAT_NAMES}
+        rows.append(row | {"seconds": box.get("seconds")})
+    return rows

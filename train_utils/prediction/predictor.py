@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from backbone.errors import InputError
 from network_files import MaskRCNN
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.labels import LabelMap
-from train_utils.evaluation.limits import dropped_limits, full_images, shrunk_images
+from train_utils.evaluation.limits import Limit, dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.memory import explaining_lack_of_memory
+from train_utils.prediction.results import labels_of
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
@@ -29,10 +29,18 @@ KNOWN = 12  # classes that are named
 
 
 @torch.inference_mode()
-def detect(model: MaskRCNN, image: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-    """Returns the detections of one image (uint8 [3, H, W]), masks as cropped probabilities, on the CPU."""
-    detections = model([image.to(device)], paste_masks=False)[0]
-    return {key: value.cpu() for key, value in detections.items()}
+def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """Returns the detections of each image (uint8 [3, H, W]), masks as cropped probabilities, on the CPU."""
+    at_once, found = 1 if one_by_one(device) else len(images), []
+    for i in range(0, len(images), at_once):
+        some = [image.to(device) for image in images[i : i + at_once]]
+        found += model(some, paste_masks=False)
+    return [{key: value.cpu() for key, value in detections.items()} for detections in found]
+
+
+def one_by_one(device: torch.device) -> bool:
+    """Returns whether a device takes images one by one: a CPU's kernels round differently for several."""
+    return device.type == "cpu"
 
 
 class Predictor:
@@ -54,7 +62,7 @@ class Predictor:
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
         self.least_score, self.mask_threshold = least_score, mask_threshold
-        self.labels = None if classes is None else torch.tensor(self._labels_of(classes))
+        self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
         self.full = 0  # images with as many sure detections as the model may find
@@ -63,19 +71,19 @@ class Predictor:
         self.left_out: Counter[str] = Counter()  # detections, by why
         self.empty = 0  # detections whose mask has no pixel
 
-    def _labels_of(self, names: Sequence[str]) -> list[int]:
-        known = {self.label_map.name(label).lower(): label for label in self.label_map.labels()}
-        unknown = [name for name in names if name.lower() not in known]
-        if unknown:
-            raise InputError(f"--classes {', '.join(unknown)}: the model knows {', '.join(known)}")
-        return [known[name.lower()] for name in names]
-
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
-        what = f"prediction on an image of {image.shape[-1]}x{image.shape[-2]}"
+        return self.detect_in([image])[0]
+
+    def detect_in(self, images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """Returns `detect` of each image; on a GPU all at once, so they are to be padded to one shape."""
+        what = f"prediction on an image of {images[0].shape[-1]}x{images[0].shape[-2]}"
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
-            found = detect(self.model, image, self.device)
-        self.sizes[tuple(image.shape[-2:])] += 1
+            found = detect(self.model, images, self.device)
+        return [self._wanted(one, tuple(image.shape[-2:])) for one, image in zip(found, images, strict=True)]
+
+    def _wanted(self, found: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        self.sizes[size] += 1
         self._look_for_best(found)
         keep = found["scores"] >= self.least_score  # [D]
         self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
@@ -120,6 +128,12 @@ class Predictor:
             )
         ]
 
+    def limits(self) -> list[Limit]:
+        """Returns the limits that the images met, which may have cost detections."""
+        full = full_images(self.full, self.model.config.box_detections_per_img)
+        shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
+        return [*full, *shrunk, *dropped_limits(take_dropped())]
+
     def _look_for_best(self, found: dict) -> None:
         wanted = slice(None) if self.labels is None else torch.isin(found["labels"], self.labels)
         scores, labels = found["scores"][wanted], found["labels"][wanted]
@@ -150,8 +164,6 @@ class Predictor:
         """Says how many of the images were predicted; returns the exit status."""
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
-        full = full_images(self.full, self.model.config.box_detections_per_img)
-        shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
         if self.reduced:
             print(f"{self.reduced} image(s) are drawn smaller: a JPEG has at most {LONGEST:,} pixels a side")
         if self.sizes and (self.best is None or self.best[0] < self.least_score):
@@ -163,7 +175,7 @@ class Predictor:
             print(
                 f"{self.empty} detection(s) have a mask without a pixel above --mask-threshold {self.mask_threshold:g}"
             )
-        for limit in [*full, *shrunk, *dropped_limits(take_dropped())]:
+        for limit in self.limits():
             print(limit.line)
         print(f"{images - self.unreadable} of {images} image(s) predicted{note}")
         return EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else EXIT_OK

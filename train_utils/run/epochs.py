@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,11 +17,12 @@ from backbone.errors import InputError
 from network_files import MaskRCNN
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
-from train_utils.data.loaders import EvalLoader, TrainLoader
+from train_utils.data.loaders import Augment, EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.logs.board import TensorBoard
+from train_utils.logs.callbacks import Callback, EpochNumbers, StepNumbers
 from train_utils.logs.console import MetricLogger
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.logs.step_counts import StepCounts
@@ -48,6 +49,18 @@ from transforms import build_augment
 SAMPLES = 4  # validation images in TensorBoard's grid
 
 
+class Additions(NamedTuple):
+    """What a run is given in Python beside its options.
+
+    splits: in place of the data of a path; augment: in place of the options' augmentation; callbacks: beside
+    TensorBoard.
+    """
+
+    splits: DataSplits | None = None
+    augment: Augment | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run is about, as it begins."""
@@ -58,6 +71,7 @@ class Run:
     data: str  # held_out.fingerprint of the training images
     folder: Path | None  # None: nothing is written
     checkpoint: resume.Checkpoint | None  # that it goes on from
+    additions: Additions = Additions()
 
     def say(self, *lines: str, **options: Any) -> None:
         """Prints, on the main process."""
@@ -100,7 +114,7 @@ class Trainer:
         config, world, splits, checkpoint = run.config, run.world, run.splits, run.checkpoint
         self.run, self.config, self.world, self.splits, self.folder = run, config, world, splits, run.folder
         self.stop, self.say, self.reported = stop, run.say, set()
-        augment = build_augment(*(getattr(config, f.name) for f in fields(Augmentation)))
+        augment = run.additions.augment or build_augment(*(getattr(config, f.name) for f in fields(Augmentation)))
         self.loader = TrainLoader(splits.train, augment, world, config)
         self.val_loader = EvalLoader(splits.val, world, config, model.config)
         steps = self.loader.steps_per_epoch
@@ -117,6 +131,7 @@ class Trainer:
         self.smallest_scale = smallest_scale(map(tuple, splits.train.sizes.tolist()), model.config, *jitter)
         settle_gradient_exchange(self.state, world)
         self.board = TensorBoard(run.folder, self.progress.step, world.is_main)
+        self.callbacks: list[Callback] = [self.board, *run.additions.callbacks] if world.is_main else []
         self.writer = ResultsWriter(run.folder, self.progress.epochs_done) if world.is_main else None
         self.steps = StepLog(run.folder, self.progress.step) if config.log_steps and world.is_main else None
 
@@ -147,7 +162,10 @@ class Trainer:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
-            print_outcome(self.folder, progress.best_ap, self.splits.val)
+            if self.run.additions.splits is None:
+                print_outcome(self.folder, progress.best_ap, self.splits.val)
+            else:  # no command would find the images
+                self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
 
     def say_start(self) -> None:
         """Prints how the run goes about its steps."""
@@ -180,7 +198,7 @@ class Trainer:
                 if record.bad:
                     self.report_bad(record.bad)
                 log.step(record.own.seconds, record.own.data_seconds, record.losses, record.lr)
-                self.board.step(record.step, record.losses, record.lr, record.own.measures)
+                self.tell(StepNumbers(epoch, record.step, record.losses, record.lr, record.own.measures))
                 progress.end_step(record)
                 self.report_skipped(record.own.skipped_files)
                 dropped += record.own.dropped
@@ -258,11 +276,17 @@ class Trainer:
         more["limits"] = record_of(result.limits)
         self.writer.write(epoch, stats, loss, lr, **more)
         per_class = {iou_type: numbers.per_class for iou_type, numbers in result.stats.items()}
-        self.board.epoch(self.progress.step, stats, result.losses, per_class)
+        row = self.writer.rows()[-1]
+        self.tell(EpochNumbers(epoch, self.progress.step, stats, result.losses, per_class, row))
         with explaining_lack_of_memory("drawing for TensorBoard", "free some memory, then --resume auto"):
             rows = image_rows(result.samples, self.splits.label_map, self.state.model.config.geometry)
             self.board.images(self.progress.step, rows)
         write_curves(self.folder, self.writer, self.progress.curve, self.loader.steps_per_epoch, self.about())
+
+    def tell(self, numbers: StepNumbers | EpochNumbers) -> None:
+        """Tells the callbacks of a step or an epoch, on the main process."""
+        for callback in self.callbacks:
+            callback.on_step(numbers) if isinstance(numbers, StepNumbers) else callback.on_epoch(numbers)
 
     def say_limits(self, limits: list[Limit], of: str) -> None:
         """Prints limits that were met, each once a run; every epoch's are in the json."""

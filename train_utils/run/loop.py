@@ -32,12 +32,16 @@ from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve, with_geometry, without_effect
-from train_utils.run.epochs import Run, Trainer
+from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import evaluate
 
+NOTHING_MORE = Additions()
 
-def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights") -> None:
-    """Trains (with test_only: evaluates) as the options say.
+
+def run(
+    given: dict[str, Any], world: World, output_dir: str = "./save_weights", additions: Additions = NOTHING_MORE
+) -> Path | None:
+    """Trains (with test_only: evaluates) as the options say; returns the run folder (with test_only None).
 
     given: the options of RunConfig and fields of MaskRCNNConfig that were given; output_dir: where these have none.
     Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
@@ -58,7 +62,10 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
         notes += [about_geometry, *without_effect(config, world, checkpoint is not None)]
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
-            splits, lines = open_scored_alone(config, given, checkpoint) if config.test_only else open_splits(config)
+            if config.test_only:
+                splits, lines = open_scored_alone(config, given, checkpoint)
+            else:
+                splits, lines = open_splits(config, additions.splits)
         say = print if world.is_main else lambda *_, **__: None
         say("\n".join(lines))
         if not config.test_only:
@@ -76,7 +83,7 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
             return prepared.path
 
         folder = None if config.test_only else world.on_main(own_folder)
-        this = Run(config, world, splits, data, folder, checkpoint)
+        this = Run(config, world, splits, data, folder, checkpoint, additions)
         with world.main_first():
             model, about = build_model(config, chosen, splits.label_map, checkpoint)
         say("\n".join(about + notes))
@@ -88,14 +95,15 @@ def run(given: dict[str, Any], world: World, output_dir: str = "./save_weights")
 
         if config.test_only:
             test(this, model)
-            return
+            return None
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
+        return folder
 
 
-def open_splits(config: RunConfig) -> tuple[DataSplits, list[str]]:
-    """Returns the data of a training, and lines that describe it."""
-    splits = open_data(config)
+def open_splits(config: RunConfig, splits: DataSplits | None = None) -> tuple[DataSplits, list[str]]:
+    """Returns the data of a training, unless it is given, and lines that describe it."""
+    splits = splits or open_data(config)
     lines = [f"train: {splits.train.describe()}", f"val: {splits.val.describe()}"]
     if cause := without_objects(splits.val):
         lines.append(f"val: {cause}; AP is n/a: the lowest validation loss chooses the best, model_min_val_loss.pth")

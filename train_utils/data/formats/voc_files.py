@@ -122,7 +122,7 @@ def read_class_ids(folder: Path) -> dict[str, int]:
     """Reads {class name: number from 1} of the file in the VOC folder, else of the one this project has."""
     path = folder / CLASS_FILE
     if not path.exists():
-        path = Path(__file__).resolve().parents[3] / CLASS_FILE
+        path = Path(__file__).parents[1] / CLASS_FILE
     class_ids = read_json(path)
     if not isinstance(class_ids, dict):
         raise InputError(f"{path}: not a json object of class names and numbers")

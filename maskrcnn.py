@@ -1,0 +1,247 @@
+"""Mask R-CNN in Python: all that a notebook imports.
+
+    import maskrcnn
+
+    detector = maskrcnn.load("coco")                         or "runs/mine/model_best.pth"
+    results = detector("photo.jpg")                          a path, bytes, a PIL image, an array, a tensor, or many
+    results.names, results.scores, results.masks[0], results.polygons(max_points=40), results.draw()
+
+    run = maskrcnn.train("DATA", epochs=10)                  a path, DataOptions, or torch Datasets of (image, target)
+    maskrcnn.validate(run.best, "DATA")["segm"]["AP"]
+
+docs/python.md has ten tasks. What cannot be meant raises InputError, a ValueError of one line.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from network_files import InputError, create_model, load_weights
+from train_utils.checkpoints.checkpoint import COCO_LABELS, default_label_map, load_file, model_from_checkpoint
+from train_utils.checkpoints.run_folder import checkpoint_path, newest_checkpoint
+from train_utils.cli.device import pick_device
+from train_utils.cli.flags import given_model, given_settings
+from train_utils.cli.in_python import in_python_words, speaking_python
+from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
+from train_utils.data.labels import LabelMap
+from train_utils.data.opening import DataSplits, split_positions
+from train_utils.data.options import DataOptions, LoaderOptions
+from train_utils.evaluation.limits import MAX_DETS, record_of
+from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
+from train_utils.evaluation.numbers import STAT_NAMES, write_record
+from train_utils.io.files import make_folder, user_path
+from train_utils.io.version import __version__
+from train_utils.logs.callbacks import Functions
+from train_utils.logs.result_files import history
+from train_utils.prediction.data import OF_DATA, open_split_of
+from train_utils.prediction.detector import Detector
+from train_utils.prediction.measuring import measure
+from train_utils.prediction.results import Results
+from train_utils.processes.distributed import World
+from train_utils.run.config import Augmentation, RunConfig
+from train_utils.run.epochs import Additions
+from train_utils.run.loop import run as run_training
+
+__all__ = ["DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "train", "validate"]
+
+Weights = str | Path | dict[str, Any]
+Data = str | Path | DataOptions | Dataset
+Names = Sequence[str] | Mapping[int, str]
+Told = Callable[[dict[str, Any]], Any]
+
+
+@speaking_python()
+def load(
+    weights: Weights, device: str | torch.device | None = None, names: Names | None = None, **config: Any
+) -> Detector:
+    """Returns a detector.
+
+    weights: "coco" (torchvision's, fetched once), the path of a checkpoint, of a state dict or of safetensors, or a
+    state dict; device: None takes a GPU where there is one; names: of the classes in the order of their labels, for
+    weights that don't know them; config: fields of MaskRCNNConfig that precede the file's (box_score_thresh, ...).
+    Raises InputError for what is no such file, or does not fit.
+    """
+    if "num_classes" in config:
+        raise InputError("num_classes: the weights have their own; leave it out")
+    device = pick_device("auto" if device is None else str(device))
+    label_map = None if names is None else label_map_of(names)
+    if isinstance(weights, str) and weights == "coco":
+        model = create_model(COCO_LABELS, **config)
+        load_weights(model, "coco")
+        return Detector(model.to(device), label_map or default_label_map(COCO_LABELS), {})
+    content = weights if isinstance(weights, dict) else load_file(user_path(weights))
+    source = weights if isinstance(weights, dict) else user_path(weights)
+    model, label_map = model_from_checkpoint(source, device, label_map, **config)
+    return Detector(model, label_map, content)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, by its folder: the one that `train` returns, or any other."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest mask AP; where none has one, with the lowest validation loss."""
+        found = (checkpoint_path(self.folder, name) for name in ("best", "min_val_loss"))
+        best = next((path for path in found if path.exists()), None) or newest_checkpoint(self.folder)
+        if best is None:
+            raise InputError(f"{self.folder}: holds no checkpoint")
+        return best
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A flat row of each epoch: epoch, loss, val_loss, segm_AP and so on; pandas.DataFrame takes it."""
+        return history(self.folder)
+
+    def detector(self, device: str | torch.device | None = None, **config: Any) -> Detector:
+        """Returns a detector with the best weights; config: as in `load`."""
+        return load(self.best, device, **config)
+
+
+@speaking_python()
+def train(
+    data: Data | None = None,
+    val: Dataset | None = None,
+    *,
+    names: Names | None = None,
+    augment: Callable[..., tuple[Any, dict]] | None = None,
+    on_step: Told | None = None,
+    on_epoch: Told | None = None,
+    **options: Any,
+) -> Run:
+    """Trains, and evaluates after each epoch; returns the run.
+
+    data: a path, DataOptions, or a torch Dataset of (image, target) as torchvision's models take them; None: the
+    built-in shapes. val: the Dataset to evaluate on, without which a share of data is held out; names: of a Dataset's
+    classes in the order of their labels 1..C. augment: (image, target) or (image, target, rng) -> (image, target), in
+    place of the options' augmentation; on_step, on_epoch: are given a dict of numbers. options: those of RunConfig and
+    fields of MaskRCNNConfig, which are the flags of train.py: epochs, batch_size, output_dir, resume="auto", ...
+
+    Ctrl-C ends the step, saves, and raises KeyboardInterrupt: the same call with resume="auto" goes on from there.
+    Raises InputError for wrong input.
+    """
+    given = {**options, **options_of(data)}
+    if options.get("test_only"):
+        raise InputError("test_only: validate(weights, data) measures without training")
+    own = sorted(options.keys() & {f.name for f in fields(Augmentation)})
+    if augment is not None and own:
+        raise InputError(f"{', '.join(own)}: augment takes the place of the built-in augmentation; give one of them")
+    config = RunConfig.of(given)
+    splits = None
+    if isinstance(data, Dataset):
+        splits = splits_of(data, val, None if names is None else label_map_of(names), config)
+        given["data_path"] = f"{type(data).__name__} (a torch Dataset)"
+    elif val is not None or names is not None:
+        raise InputError("val and names go with a torch Dataset as data; a path has both of its own")
+    functions = (Functions(on_step, on_epoch),) if on_step or on_epoch else ()
+    additions = Additions(splits, OwnAugmentation(augment) if augment else None, functions)
+    try:
+        return Run(run_training(given, World.single(pick_device(config.device)), additions=additions))
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGINT:
+            raise
+        raise KeyboardInterrupt('stopped; the same call with resume="auto" goes on from what is saved') from None
+
+
+@speaking_python()
+def validate(
+    weights: Weights | Detector,
+    data: Data | None = None,
+    *,
+    names: Names | None = None,
+    output_dir: str | Path | None = None,
+    report: bool = False,
+    max_dets: int = MAX_DETS,
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns the COCO numbers: "bbox" and "segm" (12 by name each), "per_class" (for each of the two, AP50 by name).
+
+    Beside them: "loss", "images" and "limits", and with output_dir "files", what was written; -1 and None: there is no
+    such object. weights: a detector, or what `load` takes; data: as for `train`, None: what the weights were trained
+    with; names: as for `load`; report: write a page about the mistakes, whose path is "report"; max_dets: detections of
+    a class in an image that AP counts. options: of the data, of its loading (batch_size, workers, strict), device, and
+    fields of MaskRCNNConfig.
+    """
+    given, loading = {**options, **options_of(data)}, LoaderOptions(**given_settings(LoaderOptions, options))
+    model_options, device = given_model(options), options.get("device")
+    unknown = given.keys() - model_options.keys() - given_settings(LoaderOptions, options).keys() - {*OF_DATA, "device"}
+    if unknown:
+        raise InputError(f"{', '.join(sorted(unknown))}: validate has no such option")
+    if isinstance(weights, Detector):
+        if model_options or device is not None or names is not None:
+            raise InputError("a detector has its settings already; give device, names and the model's options to load")
+        detector = weights
+    else:
+        detector = load(weights, device, names, **model_options)
+    source = str(weights) if isinstance(weights, str | Path) else "the weights"
+    if isinstance(data, Dataset):
+        data_set, about = data_set_of(data, detector.label_map, steady=True), {}
+        print(data_set.describe())
+    else:
+        scored, _ = open_split_of(detector.content, "val", {**given, "weights_path": source}, detector.label_map)
+        data_set, about = scored.data_set, scored.counts()
+    smallest = detector.content.get("smallest_scale")
+    result = measure(detector.model, data_set, loading, max_dets, smallest)
+    for line in [
+        *(f"not evaluated: {name}" for name in result.found.skipped),
+        *(limit.line for limit in result.limits),
+    ]:
+        warnings.warn(in_python_words(line), stacklevel=3)
+    numbers = {t: dict(zip(STAT_NAMES, found.stats, strict=True)) for t, found in result.stats.items()}
+    numbers["per_class"] = {t: found.per_class for t, found in result.stats.items()}
+    numbers |= {"loss": sum(result.losses.values()), "images": len(result.found.image_ids)}
+    numbers["limits"] = record_of(result.limits)
+    if output_dir is None and not report:
+        return numbers
+    folder = make_folder(user_path(output_dir or "."))
+    about |= {"max_dets": max_dets, "limits": numbers["limits"]}
+    numbers["files"] = write_record(folder, result.stats, about)
+    if report:
+        evaluated = Evaluated(source, result.stats, result.found.results, data_set, sorted(result.found.image_ids))
+        limits = {"max_dets": max_dets, "limits": result.limits, "progress": detector.content.get("progress")}
+        limits["per_image"] = detector.model.config.box_detections_per_img
+        page = write_report(folder, evaluated._replace(**limits), IMAGES, loading.strict)
+        numbers["report"] = page.path
+    return numbers
+
+
+def label_map_of(names: Names) -> LabelMap:
+    """Returns the label map of names in the order of labels 1..C, or by label."""
+    if isinstance(names, str):
+        raise InputError(f"names {names!r}: give a list of names, or a dict by label")
+    return LabelMap.from_names(dict(names) if isinstance(names, Mapping) else dict(enumerate(names, start=1)))
+
+
+def options_of(data: Data | None) -> dict[str, Any]:
+    """Returns what data says as options: those of its fields that differ from their defaults."""
+    if isinstance(data, DataOptions):
+        settings = given_settings(DataOptions, vars(data))
+        return {name: value for name, value in settings.items() if value != getattr(DataOptions(), name)}
+    if data is None or isinstance(data, Dataset):
+        return {}
+    if not isinstance(data, str | Path):
+        raise InputError(f"data is a {type(data).__name__}: give a path, DataOptions, or a torch Dataset")
+    return {"data_path": str(data)}
+
+
+def splits_of(data: Dataset, val: Dataset | None, label_map: LabelMap | None, config: RunConfig) -> DataSplits:
+    """Returns the data sets of torch Datasets; without val a share of data is held out, as of a folder without one."""
+    train_set = data_set_of(data, label_map, steady=val is None)
+    label_map = train_set.label_map
+    if val is not None:
+        return DataSplits(train_set, data_set_of(val, label_map, steady=True), label_map)
+    halves = split_positions(train_set, config.val_fraction, config.seed)
+    return DataSplits(*(train_set.subset(positions) for positions in halves), label_map)

@@ -1,0 +1,151 @@
+"""A model and its classes -> Results of images, however people have them in Python."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from network_files import MaskRCNN
+from network_files.transform import padded_size
+from train_utils.checkpoints.checkpoint import is_checkpoint
+from train_utils.cli.in_python import in_python_words, speaking_python
+from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.in_python.images import image_of, is_one_image
+from train_utils.data.labels import LabelMap
+from train_utils.prediction.predictor import Predictor, one_by_one
+from train_utils.prediction.results import Results
+from train_utils.show.image_lists import find_images
+from train_utils.show.video import is_video
+
+LARGE = ("model", "ema", "optimizer", "lr_scheduler", "scaler")  # of a checkpoint, what is not kept beside the model
+BATCHES_AHEAD = 8  # that images are gathered from, to be sorted by shape
+SHOWN_AFTER = 3.0  # seconds, from which on a bar says how far a call has come
+
+
+class Wanted(NamedTuple):
+    """What a call wants of the detections, and how its images are taken."""
+
+    score: float
+    classes: str | Sequence[str] | None
+    mask_threshold: float
+    batch_size: int
+    strict: bool
+
+
+class Detector:
+    """A trained model, its classes, and what its file says beside them; call it with images.
+
+    content: of the weights' file, {} for none.
+    """
+
+    def __init__(self, model: MaskRCNN, label_map: LabelMap, content: Mapping[str, Any]) -> None:
+        self.model, self.label_map = model.eval(), label_map
+        self.content = {key: value for key, value in content.items() if key not in LARGE}
+        if is_checkpoint(dict(content)):
+            self.content["model"] = None  # a checkpoint still, whose weights are in the model
+
+    @property
+    def names(self) -> list[str]:
+        """The classes that it knows."""
+        return list(self.label_map.names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    def __call__(
+        self,
+        images: Any,
+        score: float = 0.5,
+        classes: str | Sequence[str] | None = None,
+        mask_threshold: float = 0.5,
+        batch_size: int = 4,
+        strict: bool = True,
+    ) -> Results | list[Results] | Iterator[Results]:
+        """Finds objects: Results of one image, a list of those of several, an iterator where an iterator gives them.
+
+        images: a path, bytes, a PIL image, a numpy array [H, W] or [H, W, 3] (uint8, uint16, or float in 0..1), a
+        tensor [H, W] or [3, H, W]; or several of them; a path may be a folder or a glob.
+        score: least score; classes: names, None for all; mask_threshold: a mask's pixels are those with a probability
+        above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
+        read is an error, else it is left out with a warning.
+        """
+        if is_one_image(images):
+            (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True))
+            return one
+        wanted = Wanted(score, classes, mask_threshold, batch_size, strict)
+        if isinstance(images, str | Path):
+            with speaking_python():
+                images = find_images([str(images)])
+            videos = [path for path in images if is_video(path)]
+            if videos:
+                warnings.warn(
+                    f"{len(videos)} video(s) left out, such as {videos[0]}: predict.py reads them", stacklevel=2
+                )
+            images = [path for path in images if path not in videos]
+        found = self._detect(images, wanted)
+        return found if isinstance(images, Iterator) else list(found)
+
+    def _detect(self, images: Iterable[Any], wanted: Wanted) -> Iterator[Results]:
+        """Yields the Results of each image, in order; warns at the end of the limits that were met."""
+        take_dropped()  # of images that others read
+        thresholds = wanted.score, wanted.mask_threshold, wanted.classes, wanted.strict
+        smallest = self.content.get("smallest_scale")
+        with speaking_python():
+            predictor = Predictor(self.model.eval(), self.label_map, *thresholds, smallest)
+        at_once = 1 if one_by_one(self.device) else wanted.batch_size * BATCHES_AHEAD
+        count = len(images) if hasattr(images, "__len__") else None
+        silent = None if "ipykernel" not in sys.modules else False  # a notebook is no terminal
+        with tqdm(total=count, unit="image", disable=True if count == 1 else silent, delay=SHOWN_AFTER) as bar:
+            numbered = enumerate(images)
+            while some := list(itertools.islice(numbered, at_once)):
+                with speaking_python():
+                    yield from self._of_some(some, predictor, wanted)
+                bar.update(len(some))
+        for limit in predictor.limits():
+            warnings.warn(in_python_words(limit.line), stacklevel=3)
+
+    def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
+        """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
+        config, waiting, found, values = self.model.config, {}, {}, dict(some)
+        sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
+        for number, value in some:
+            try:
+                image = image_of(value, f"image {number}")
+            except ImageError as error:
+                if wanted.strict:
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=3)
+                continue
+            waiting.setdefault(padded_size(*image.shape[-2:], *sizing), []).append((number, image))
+        for alike in waiting.values():
+            for i in range(0, len(alike), wanted.batch_size):
+                numbers, images = zip(*alike[i : i + wanted.batch_size], strict=True)
+                for number, image, one in zip(numbers, images, predictor.detect_in(images), strict=True):
+                    found[number] = self._results(values[number], number, image, one, wanted)
+        yield from (found[number] for number in sorted(found))
+
+    def _results(
+        self, value: Any, number: int, image: torch.Tensor, found: dict[str, torch.Tensor], wanted: Wanted
+    ) -> Results:
+        """Returns the Results; an image of a file is read again where it is drawn, others are kept."""
+        a_file = isinstance(value, str | Path)
+        again = partial(image_of, value if a_file else image)  # can be pickled
+        found = {key: tensor.clone() for key, tensor in found.items()}  # outside of inference mode: may be changed
+        source = str(value) if a_file else f"image {number}"
+        size, geometry = tuple(image.shape[-2:]), self.model.config.geometry
+        return Results(found, size, self.label_map, geometry, again, source, wanted.mask_threshold)
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        few = ", ".join(self.names[:4]) + (", ..." if len(self.names) > 4 else "")
+        return f"Detector({config.backbone} {config.variant}, {len(self.names)} classes: {few}; {self.device})"
