@@ -5,6 +5,7 @@ import json
 import pickle
 import struct
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,18 @@ def results(detector, pixels):
 
 def same(one, other):
     return all(torch.equal(one.found[key], other.found[key]) for key in one.found)
+
+
+def test_masks_are_pasted_in_the_models_geometry(detector, results, pixels):
+    model = tiny_model()
+    model.config = replace(model.config, geometry="half_pixel")
+    with torch.no_grad():
+        (expected,) = model([torch.from_numpy(pixels).permute(2, 0, 1)])
+    found = maskrcnn.Detector(model, detector.label_map, {})(pixels, score=0.0)
+    masks = expected["masks"][:, 0] > 0.5
+    assert torch.equal(found.masks[:], masks) and masks.any()
+    areas = [int(coco_mask.area(result["segmentation"])) for result in found.to_coco()]
+    assert areas == [int(coco_mask.area(code)) for code in found.rle()] == masks.sum((1, 2)).tolist()
 
 
 def test_results_are_the_models_detections(detector, results, pixels):
