@@ -50,7 +50,7 @@ def same(one, other):
 
 def test_masks_are_pasted_in_the_models_geometry(detector, results, pixels):
     model = tiny_model()
-    model.config = replace(model.config, geometry="half_pixel")
+    model.shared.config = replace(model.config, geometry="half_pixel")
     with torch.no_grad():
         (expected,) = model([torch.from_numpy(pixels).permute(2, 0, 1)])
     found = maskrcnn.Detector(model, detector.label_map, {})(pixels, score=0.0)
