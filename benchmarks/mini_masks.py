@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from network_files.operators.boxes import HALF_PIXEL
 from network_files.operators.instance_masks import mask_targets
 from network_files.transform import resized_size
 from train_utils.cli.command import run_command
@@ -24,7 +25,7 @@ def measure(targets: list, rois: list, resized: list, whole: list | None, limit:
     masks = [t["masks"] if limit is None else t["masks"].limited(limit) for t in targets]
     start = time.perf_counter()
     found = [
-        mask_targets([m], [r], [torch.arange(len(m))], [size], CELLS)
+        mask_targets([m], [r], [torch.arange(len(m))], [size], CELLS, HALF_PIXEL)
         for m, r, size in zip(masks, rois, resized, strict=True)
     ]
     seconds = time.perf_counter() - start

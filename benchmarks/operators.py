@@ -12,6 +12,7 @@ from torchvision.models.detection.transform import _resize_image_and_masks
 
 from benchmarks.harness import Benchmark, Settings, Sides, largest_difference
 from benchmarks.harness.inputs import clustered_boxes, photos, with_objects
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
 from network_files.operators.instance_masks import encode_masks, mask_targets
 from network_files.operators.nms import nms
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
@@ -50,7 +51,7 @@ def prepare_roi_align(settings: Settings, backward: bool = False) -> Sides:
     return run_ours, run_theirs
 
 
-def prepare_paste(settings: Settings) -> Sides:
+def prepare_paste(settings: Settings, geometry: str = TORCHVISION) -> Sides:
     """Returns both ways from 28x28 probabilities of 100 detections to COCO RLE in an image of 1333x800."""
     torch.manual_seed(0)
     boxes = clustered_boxes(100)[0].to(settings.device)
@@ -62,7 +63,7 @@ def prepare_paste(settings: Settings) -> Sides:
         masks = (paste_masks_in_image(probs[:, None], boxes, SIZE) > 0.5).cpu().numpy()  # [100, 1, H, W]
         return [coco_mask.encode(np.asfortranarray(mask[0], dtype=np.uint8)) for mask in masks]
 
-    return lambda: encode_masks(probs, boxes, SIZE), run_theirs
+    return lambda: encode_masks(probs, boxes, SIZE, geometry), run_theirs
 
 
 def differing_pixels(ours: list[dict], theirs: list[dict]) -> float:
@@ -71,7 +72,7 @@ def differing_pixels(ours: list[dict], theirs: list[dict]) -> float:
     return float(max((a != b).sum() for a, b in pairs))
 
 
-def prepare_mask_targets(settings: Settings) -> Sides:
+def prepare_mask_targets(settings: Settings, geometry: str = TORCHVISION) -> Sides:
     """Returns both targets of 128 RoIs on 50 objects of a photo resized to 1333x800 at most."""
     ((_, target),) = photos(settings.data, 1)
     target = with_objects(target, 50)
@@ -89,7 +90,7 @@ def prepare_mask_targets(settings: Settings) -> Sides:
         _, resized = _resize_image_and_masks(image, 800.0, 1333.0, {"masks": dense})
         return project_masks_on_boxes(resized["masks"], rois, matched, 28)
 
-    return lambda: mask_targets([masks], [rois], [matched], [size], 28), run_theirs
+    return lambda: mask_targets([masks], [rois], [matched], [size], 28, geometry), run_theirs
 
 
 BENCHMARKS = [
@@ -103,5 +104,11 @@ BENCHMARKS = [
         largest_difference,
     ),
     Benchmark("paste", "100 masks to RLE, 1333x800", prepare_paste, differing_pixels),
+    Benchmark("paste_half_pixel", "the same, ours in half-pixel geometry", partial(prepare_paste, geometry=HALF_PIXEL)),
     Benchmark("mask_targets", "mask targets, 50 objects, 128 RoIs, 1333x800", prepare_mask_targets, largest_difference),
+    Benchmark(
+        "mask_targets_half_pixel",
+        "the same, ours in half-pixel geometry",
+        partial(prepare_mask_targets, geometry=HALF_PIXEL),
+    ),
 ]

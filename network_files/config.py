@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields
 
 from backbone import BACKBONES, NORMS, InputError, usual_width
 from backbone.settings import check, lists_to_tuples, setting
+from network_files.operators.boxes import GEOMETRIES, TORCHVISION
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ class MaskRCNNConfig:
     mask_head_channels: int = setting(256, "channels of the mask head (Mask R-CNN)", least=1)
     mask_head_layers: int = setting(4, "convolutions in the mask head (Mask R-CNN)", least=1)
     roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)", least=1)
+    geometry: str = setting(
+        TORCHVISION,
+        "where RoIs and masks have their values: half_pixel (at the centres of cells and pixels: masks fit; training "
+        "takes it for a new mask head) or torchvision (half a pixel off, as its published weights were trained)",
+        choices=GEOMETRIES,
+    )
     crowd_ioa_thresh: float | None = setting(
         0.7, "share of a box inside a crowd region from which it is no negative example (None: off)", least=0, most=1
     )
@@ -111,6 +118,8 @@ class MaskRCNNConfig:
         """Raises InputError for values that no model can have: of the fields that need more than their own rules."""
         if self.variant not in ("v1", "v2"):
             raise InputError(f"variant {self.variant!r} is not known: v1 or v2")
+        if self.geometry is None:
+            raise InputError(f"geometry is None: {' or '.join(GEOMETRIES)}")
         if self.num_classes < 2:
             raise InputError(f"num_classes is {self.num_classes}: it counts background, so at least 2")
         if len(self.anchor_sizes) != 5:

@@ -84,7 +84,7 @@ class MaskRCNN(nn.Module):
         ]
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
         dtype = torch.promote_types(batch.images.dtype, torch.float32)
-        table = FeatureTable(self.backbone(batch.images), self.backbone.strides, dtype)
+        table = FeatureTable(self.backbone(batch.images), self.backbone.strides, dtype, self.config.geometry)
         proposals, losses = self.rpn(batch, table, objects, recorder)
         if objects is not None:
             losses = self.roi_heads.losses(table, proposals, objects, recorder) | losses
@@ -94,15 +94,14 @@ class MaskRCNN(nn.Module):
         detections = [self.to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
         return detections if objects is None else (losses, detections)
 
-    @staticmethod
-    def to_original(detection: dict[str, Tensor], batch: ImageBatch, i: int, paste: bool) -> dict[str, Tensor]:
+    def to_original(self, detection: dict[str, Tensor], batch: ImageBatch, i: int, paste: bool) -> dict[str, Tensor]:
         """Moves a detection of image i from the resized image's frame to the original's; paste: its masks too."""
         size = batch.original_sizes[i]
         boxes = scale_boxes(detection["boxes"], batch.sizes[i], size)
         if not paste:
             return detection | {"boxes": boxes}
         probs = detection.pop("mask_probs")
-        return detection | {"boxes": boxes, "masks": paste_masks(probs, boxes, size)}
+        return detection | {"boxes": boxes, "masks": paste_masks(probs, boxes, size, self.config.geometry)}
 
     def _check_device(self, images: list[Tensor]) -> None:
         if self.training and self.config.norm == "sync" and images[0].device.type == "cpu":

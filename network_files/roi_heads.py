@@ -305,8 +305,8 @@ class RoIHeads(Part, nn.Module):
     ) -> dict[str, Tensor]:
         """Returns the mask loss from the features of the positive RoIs [K, c, S, S], some RoIs at a time."""
         rois, labels, matched = positives.rois, positives.labels, positives.matched
-        cells = 2 * self.config.mask_roi_size
-        targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells)
+        cells, geometry = 2 * self.config.mask_roi_size, self.config.geometry
+        targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells, geometry)
         recorder(Stage.MASK_TARGETS, rois=rois, labels=labels, matched=matched, targets=targets)
 
         def loss(x: Tensor, labels: Tensor, targets: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torchvision
 
 from benchmarks import torchvision_model as oracle
 from network_files import CroppedMasks, create_model, matching
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
 from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import nms
 from network_files.operators.roi_align import FeatureTable, roi_align
@@ -63,9 +64,11 @@ def operators():
     corner = torch.rand(1000, 2, generator=rng) * torch.tensor([1000.0, 700.0])
     boxes = torch.cat((corner, corner + torch.rand(1000, 2, generator=rng) ** 3 * 300 + 1), 1)
     maps = torch.randn(1, 256, 200, 272, generator=rng)
-    ours = roi_align(FeatureTable([maps]), boxes, torch.zeros(1000).long(), torch.zeros(1000).long(), 7)
-    theirs = torchvision.ops.roi_align(maps, [boxes], 7, 0.25, 2)
-    print(f"RoIAlign, float32, 1000 RoIs: {largest(ours, theirs)}")
+    zeros = torch.zeros(1000).long()
+    for geometry, aligned in ((TORCHVISION, False), (HALF_PIXEL, True)):
+        ours = roi_align(FeatureTable([maps], geometry=geometry), boxes, zeros, zeros, 7)
+        theirs = torchvision.ops.roi_align(maps, [boxes], 7, 0.25, 2, aligned)
+        print(f"RoIAlign, float32, 1000 RoIs, aligned={aligned}: {largest(ours, theirs)}")
     scores = torch.rand(1000, generator=rng)
     same = all(torch.equal(nms(boxes, scores, t), torchvision.ops.nms(boxes, scores, t)) for t in (0.3, 0.5, 0.7))
     print(f"NMS, float32, 1000 boxes, indices identical: {same}")
@@ -79,7 +82,7 @@ def targets_of_masks(images):
         rois = target["boxes"] * 1.6 + torch.tensor([-3.3, 2.2, 4.1, -1.7])
         index = torch.arange(len(rois))
         theirs = torchvision.ops.roi_align(full, torch.cat((index[:, None], rois), 1), 28, 1.0)[:, 0]
-        ours = mask_targets([CroppedMasks.from_masks(target["masks"])], [rois], [index], [size], 28)
+        ours = mask_targets([CroppedMasks.from_masks(target["masks"])], [rois], [index], [size], 28, TORCHVISION)
         worst = max(worst, largest(ours, theirs))
     print(f"mask targets, float32: {worst}")
 

@@ -10,19 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
+from backbone.errors import InputError
 from network_files.anchors import AnchorGrid
 from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import box_iou
 from tests.browser import Browser, needs_browser
-from tests.coco_folders import annotation, many, write, write_image
+from tests.coco_folders import annotation, coco, many, write, write_image
 from tests.faults import catalogue, fuzz
 from tests.npy_folders import add, rectangles
 from tests.npy_folders import many as many_npy
 from tests.small_runs import call
 from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
-from tools.doctor import anchors, duplicates, finds, images, page
+from tools.doctor import anchors, duplicates, finds, images, page, statistics
 from tools.doctor.table import outlines, table_of
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
 from train_utils.io import array_cache as annotation_cache
@@ -321,6 +323,57 @@ def test_better_anchors_are_proposed_and_reach_what_is_said(run, tmp_path):
     assert f"--anchor-sizes {' '.join(sizes)}" in out
     again = run(tmp_path / "d", "--min-size", 20, "--max-size", 30, "--anchor-sizes", *sizes)[3]
     assert again["anchors"] == [better]
+
+
+def test_what_a_perfect_mask_head_reaches_is_said(run, tmp_path):
+    cracks = [[x, 4, x + 3, 4, x + 52, 44, x + 49, 44] for x in (2, 9)]  # thinner than a cell of 6 in their boxes
+    squares = [[x, 30, x + 6, 30, x + 6, 36, x, 36] for x in (4, 12)]
+    objects = []
+    for points in cracks + squares:
+        (x1, x2), (y1, y2) = ((min(side), max(side)) for side in (points[::2], points[1::2]))
+        objects.append(annotation(len(objects) + 1, bbox=[x1, y1, x2 - x1, y2 - y1], segmentation=[points]))
+    objects.append(annotation(9, iscrowd=1, segmentation=[squares[0]]))
+    both(tmp_path / "d", coco([{"id": 1, "file_name": "a.png", "height": 48, "width": 64}], objects))
+    out, found = run(tmp_path / "d", "--mask-roi-size", 3, "--min-size", 64, "--max-size", 86)[1::2]
+    kinds = [("torchvision", 3), ("half_pixel", 3), ("half_pixel", 6), ("half_pixel", 12)]
+    assert [(kind["geometry"], kind["mask_roi_size"]) for kind in found["masks"]] == kinds
+    assert {kind["objects"] for kind in found["masks"]} == {4 + 6}
+    torchvision, half, finer, finest = found["masks"]
+    assert half["share_above_0.9"] == half["share_above_0.5"] == 0.8  # all squares come back, the cracks do not
+    assert torchvision["share_above_0.9"] < 0.8 and torchvision["mean_iou"] < half["mean_iou"] < finer["mean_iou"]
+    assert finest["share_above_0.5"] == 1
+    numbers = f"mean IoU {half['mean_iou']:.3f}, 80.0% above 0.5, 80.0% above 0.9"
+    page = (tmp_path / "checked" / "check_data.html").read_text()
+    for text in (out, page):
+        assert "--geometry half_pixel --mask-roi-size 12" in text and numbers in text
+    assert "(--geometry torchvision --mask-roi-size 3: 6 x 6 cells): a perfect mask head reaches mean IoU" in out
+    assert "on 10 objects" in out and "(16 times the mask head" in page
+    advised = [kind for kind in kinds[1:] if "<pre>--geometry {} --mask-roi-size {}</pre>".format(*kind) in page]
+    assert advised == [("half_pixel", 3), ("half_pixel", 12)]  # 6 reaches no more objects than 3
+
+
+def test_images_whose_masks_cannot_be_read_are_left_out_and_counted(run, tmp_path, monkeypatch):
+    target = ImageDataset.target
+    folder = write_coco(tmp_path / "d")
+
+    def first_is_broken(self, i):
+        if i == 0:
+            raise InputError("0.png: its mask is damaged")
+        return target(self, i)
+
+    monkeypatch.setattr(ImageDataset, "target", first_is_broken)
+    _, out, _, found = run(folder, "--quick")
+    assert (
+        found["masks"][0]["objects"] == 3 + 3 and "on 6 objects; 2 images left out, whose masks cannot be read" in out
+    )
+
+
+def test_masks_of_real_photos_and_cells_come_back(shared_data, monkeypatch):
+    monkeypatch.setattr(statistics, "SAMPLE", 80)
+    config = MaskRCNNConfig(geometry="half_pixel")
+    for name, least in (("coco_mini", 0.97), ("nuclei", 0.995)):
+        (reach, *_) = statistics.mask_reach({"val": open_data(shared_data / name, split="val").val}, config, 0)
+        assert reach.roi_size == 14 and reach.ious.mean() > least and reach.share(0.9) > 0.99
 
 
 def test_the_model_is_the_checkpoints_or_the_built_in_ones(run, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbone.errors import InputError
+from network_files.operators.boxes import TORCHVISION
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.evaluators import FASTER, PYCOCOTOOLS, choose_evaluator
 from train_utils.evaluation.numbers import STAT_NAMES, evaluate_results, to_coco_results, write_record, write_results
@@ -306,7 +307,7 @@ def detection(boxes: list, labels: list[int], scores: list[float], fill: float =
 def test_results_carry_original_ids_and_every_digit():
     label_map = LabelMap.from_categories({7: "disc", 40: "ring"})
     found = [detection([[10.25, 20.5, 50.125, 60]], [2], [0.123456789]), detection([], [], [])]
-    results = to_coco_results(found, [3, 4], [(H, W), (50, 40)], label_map)
+    results = to_coco_results(found, [3, 4], [(H, W), (50, 40)], label_map, TORCHVISION)
     assert len(results) == 1
     (result,) = json.loads(json.dumps(results))
     assert result["image_id"] == 3 and result["category_id"] == 40
@@ -321,7 +322,7 @@ def test_mask_pixels_are_those_above_the_threshold():
     label_map = LabelMap.from_categories({1: "disc"})
     found = detection([[10, 10, 60, 60]], [1], [0.9], fill=0.5)
     areas = [
-        coco_mask.area(to_coco_results([found], [1], [(H, W)], label_map, threshold)[0]["segmentation"])
+        coco_mask.area(to_coco_results([found], [1], [(H, W)], label_map, TORCHVISION, threshold)[0]["segmentation"])
         for threshold in (0.4, 0.5)
     ]
     assert areas[0] > 2000 and areas[1] == 0  # 0.5 is not above 0.5
@@ -329,7 +330,9 @@ def test_mask_pixels_are_those_above_the_threshold():
 
 def test_a_label_in_a_gap_of_the_label_map_stays_as_it_is():
     label_map = LabelMap([1, 3], [1, 3], ["disc", "ring"])
-    results = to_coco_results([detection([[0, 0, 9, 9]] * 2, [2, 3], [0.5, 0.5])], [1], [(H, W)], label_map)
+    results = to_coco_results(
+        [detection([[0, 0, 9, 9]] * 2, [2, 3], [0.5, 0.5])], [1], [(H, W)], label_map, TORCHVISION
+    )
     assert [r["category_id"] for r in results] == [2, 3]
 
 

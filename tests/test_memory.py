@@ -6,6 +6,7 @@ import torch
 import predict
 import train
 import validation
+from network_files.operators.boxes import HALF_PIXEL
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.small_runs import SMALL, call
 from tests.tiny_model import write_checkpoint, write_coco
@@ -59,7 +60,7 @@ def test_what_tensorboard_shows_is_drawn_small(size):
     found = {"boxes": boxes, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
     found["mask_probs"] = torch.ones(1, 28, 28)
     image = torch.full((3, *size), 90, dtype=torch.uint8)
-    ((truth, prediction),) = image_rows([(image, target, found)], LabelMap.from_categories({1: "a"}))
+    ((truth, prediction),) = image_rows([(image, target, found)], LabelMap.from_categories({1: "a"}), HALF_PIXEL)
     assert truth.size == prediction.size
     assert truth.height == DRAWN[0] or truth.width == DRAWN[1]  # as the board's grid shows it, not larger
     assert truth.height <= DRAWN[0] and truth.width <= DRAWN[1]

@@ -5,6 +5,7 @@ import json
 import pickle
 import struct
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,18 @@ def results(detector, pixels):
 
 def same(one, other):
     return all(torch.equal(one.found[key], other.found[key]) for key in one.found)
+
+
+def test_masks_are_pasted_in_the_models_geometry(detector, results, pixels):
+    model = tiny_model()
+    model.shared.config = replace(model.config, geometry="half_pixel")
+    with torch.no_grad():
+        (expected,) = model([torch.from_numpy(pixels).permute(2, 0, 1)])
+    found = maskrcnn.Detector(model, detector.label_map, {})(pixels, score=0.0)
+    masks = expected["masks"][:, 0] > 0.5
+    assert torch.equal(found.masks[:], masks) and masks.any()
+    areas = [int(coco_mask.area(result["segmentation"])) for result in found.to_coco()]
+    assert areas == [int(coco_mask.area(code)) for code in found.rle()] == masks.sum((1, 2)).tolist()
 
 
 def test_results_are_the_models_detections(detector, results, pixels):
@@ -117,7 +130,7 @@ def test_polygons_give_their_masks_back(results):
     shapes = [far < 12, (far < 12) & (far > 6), (x < 6) | ((x > 14) & (y > 9)), far > 99]  # a disk, a ring, two parts
     found = {key: value[:4] for key, value in results.found.items()} | {"mask_probs": torch.stack(shapes).float()}
     drawn = maskrcnn.Results(
-        {**found, "boxes": torch.tensor([[5.0, 6, 40, 44]] * 4)}, SIZES[0], results.label_map, None
+        {**found, "boxes": torch.tensor([[5.0, 6, 40, 44]] * 4)}, SIZES[0], results.label_map, "torchvision", None
     )
     polygons = drawn.polygons()
     assert [len(parts) for parts in polygons] == [1, 1, 2, 0] and len(polygons[2][0]) < 12

@@ -5,16 +5,17 @@ import torch
 from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
 
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
 from network_files.operators.roi_align import FeatureTable, bilinear_taps, roi_align, roi_levels
 from tests.plain_loops import slow_bilinear, slow_roi_align
 
 STRIDES = (4, 8, 16, 32)
 
 
-def align_one(feature, rois, size, ratio=2, stride=1):
+def align_one(feature, rois, size, ratio=2, stride=1, geometry=TORCHVISION):
     """roi_align on one map of one image."""
     zeros = torch.zeros(len(rois), dtype=torch.int64)
-    return roi_align(FeatureTable([feature], (stride,)), rois, zeros, zeros, size, ratio)
+    return roi_align(FeatureTable([feature], (stride,), geometry=geometry), rois, zeros, zeros, size, ratio)
 
 
 def test_on_paper():
@@ -55,17 +56,35 @@ def random_rois(count, height, width, dtype=torch.float64):
     return rois
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 3])
-def test_equals_the_loop(ratio):
+def test_half_pixel_on_paper():
+    # pixel (x, y) of an image has the value 10 y + x at its centre, a cell of stride 2 the mean of its four
+    image = 10 * torch.arange(12.0)[:, None] + torch.arange(12.0)
+    cells = torch.nn.functional.avg_pool2d(image[None, None], 2)
+    found = align_one(cells, torch.tensor([[2.0, 2, 10, 10], [3, 5, 4, 5.5]]), 2, stride=2, geometry=HALF_PIXEL)
+    # each bin has the value at its centre: at (4, 4), ...; the second RoI is narrower than a cell
+    assert found[0, 0].tolist() == [[38.5, 42.5], [78.5, 82.5]]
+    assert found[1, 0].tolist() == [[49, 49.5], [51.5, 52]]
+
+
+@pytest.mark.parametrize(("ratio", "geometry"), [(1, TORCHVISION), (2, TORCHVISION), (3, TORCHVISION), (2, HALF_PIXEL)])
+def test_equals_the_loop(ratio, geometry):
     feature = torch.randn(1, 2, 7, 9, dtype=torch.float64)
-    rois = random_rois(12, 7, 9)
-    found = align_one(feature, rois, 3, ratio)
-    slow = [[slow_roi_align(channel.tolist(), roi, 3, ratio) for channel in feature[0]] for roi in rois.tolist()]
+    rois, half = random_rois(12, 7, 9), geometry == HALF_PIXEL
+    found = align_one(feature, rois, 3, ratio, geometry=geometry)
+    slow = [[slow_roi_align(channel.tolist(), roi, 3, ratio, half) for channel in feature[0]] for roi in rois.tolist()]
     torch.testing.assert_close(found, torch.tensor(slow, dtype=torch.float64))
 
 
 def pyramid(height, width, channels, dtype, images=2):
     return [torch.randn(images, channels, height // s, width // s, dtype=dtype) for s in STRIDES]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_geometries_are_torchvisions_two_operators(aligned):
+    feature, rois = torch.randn(1, 3, 20, 30, dtype=torch.float64), random_rois(30, 80, 120)
+    found = align_one(feature, rois, 5, stride=4, geometry=HALF_PIXEL if aligned else TORCHVISION)
+    expected = ops.roi_align(feature, [rois], 5, 1 / 4, 2, aligned=aligned)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])

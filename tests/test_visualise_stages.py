@@ -12,6 +12,7 @@ from PIL import Image
 
 from network_files import CroppedMasks, create_model
 from network_files.anchors import AnchorGrid
+from network_files.operators.boxes import GEOMETRIES, HALF_PIXEL
 from network_files.operators.roi_align import FeatureTable, roi_align
 from tests.browser import Browser, needs_browser
 from tests.plain_loops import random_boxes, slow_iou
@@ -275,14 +276,16 @@ def plain_nms(record, level):
     return len(kept)
 
 
-def test_roi_align_points_are_where_roi_align_reads():
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_roi_align_points_are_where_roi_align_reads(geometry):
     """On a ramp, a bin's value is the mean place of its points."""
+    centre = 0.5 if geometry == HALF_PIXEL else 0.0
     y, x = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
-    ramps = 8 * torch.stack((x, y))[None]  # the pixels of a map of stride 8
+    ramps = 8 * torch.stack((x, y))[None] + 8 * centre  # the pixels of a map of stride 8
     zero = torch.zeros(1, dtype=torch.int64)
     for roi in (torch.tensor([10.0, 21, 95, 64]), torch.tensor([33.0, 40, 35, 90])):  # narrower than a cell, the second
-        pooled = roi_align(FeatureTable([ramps], (8,)), roi[None], zero, zero, 7)[0]  # [2, 7, 7]
-        xs, ys = (points.view(7, 2).mean(1) for points in roi_align_points(roi, 8, 7, 2))
+        pooled = roi_align(FeatureTable([ramps], (8,), None, geometry), roi[None], zero, zero, 7)[0]  # [2, 7, 7]
+        xs, ys = (points.view(7, 2).mean(1) for points in roi_align_points(roi, 8, 7, 2, geometry))
         torch.testing.assert_close(pooled[0], xs.expand(7, 7), rtol=0, atol=1e-3)
         torch.testing.assert_close(pooled[1], ys[:, None].expand(7, 7), rtol=0, atol=1e-3)
 

@@ -40,7 +40,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import one_line, visible
-from train_utils.run.defaults import BUILT_IN_MODEL
+from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
 from train_utils.show.pages import write_page
 
 SMALL = 2000  # images up to which all are opened unless --quick says otherwise
@@ -89,6 +89,7 @@ class Report:
         self.histograms: dict = {}
         self.sizes: dict = {}
         self.reach: list = []
+        self.masks: list = []
         self.doubles: list = []
         self.opened: Opened | None = None
         self.full = False
@@ -114,6 +115,7 @@ class Report:
             self.histograms = statistics.histograms(tables, self.config)
             self.sizes = statistics.image_sizes(tables)
             self.reach = anchors.reach(tables, self.config)
+            self.masks = statistics.mask_reach(self.opened.splits, self.config, options.seed)
         count = sum(map(len, self.splits.values()))
         self.full = options.full or (count <= SMALL and not options.quick)
 
@@ -160,6 +162,19 @@ class Report:
             lines.append(f"{of}: {reach.share(0.5):.1%} of the objects at IoU 0.5, {reach.share(0.7):.1%} at 0.7")
         return lines
 
+    def mask_lines(self) -> list[str]:
+        """Returns what a perfect mask head reaches, a line a kind of mask; of the finest, where it gains."""
+        lines = []
+        for i, reach in enumerate(self.masks):
+            if i == 0:
+                left_out = f"; {counted(reach.unreadable, 'image')} left out, whose masks cannot be read"
+                of_objects = f"on {counted(len(reach.ious), 'object')}" + left_out * bool(reach.unreadable)
+                of = f"masks of {self.assumed} ({reach.flags()}: {reach.cells()}): a perfect mask head reaches"
+                lines.append(f"{of} {reach.numbers()} {of_objects}")
+            elif i + 1 < len(self.masks) or reach.gains(self.masks[i - 1]):
+                lines.append(f"{reach.flags()}: {reach.numbers()}")
+        return lines
+
     def to_dict(self) -> dict:
         """Returns the content of check_data.json."""
         return {
@@ -189,6 +204,17 @@ class Report:
                 }
                 for reach in self.reach
             ],
+            "masks": [
+                {
+                    "geometry": reach.geometry,
+                    "mask_roi_size": reach.roi_size,
+                    "objects": len(reach.ious),
+                    "mean_iou": float(reach.ious.mean()),
+                    "share_above_0.5": reach.share(0.5),
+                    "share_above_0.9": reach.share(0.9),
+                }
+                for reach in self.masks
+            ],
             "doubles": [
                 {
                     "first": duplicates.path_of(self.splits, double.first),
@@ -216,6 +242,8 @@ class Report:
             sections.append(page.histograms_section(self.histograms, self.sizes))
         if self.reach:
             sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
+            if self.masks:
+                sections.append(page.masks_section(self.masks))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
         lead = page.summary([*self.lines(), left], self.verdict, self.finds)
@@ -241,9 +269,12 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
         )
         config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
     elif user_path(options.data_path).resolve() == Path(SHAPES_FOLDER).resolve():
-        config, source = MaskRCNNConfig(**{**BUILT_IN_MODEL, **given}), "train.py's model for these shapes"
+        fields = {**BUILT_IN_MODEL, "geometry": default_geometry("none", {}), **given}
+        config, source = MaskRCNNConfig(**fields), "train.py's model for these shapes"
     else:
-        config, source = MaskRCNNConfig(**given), "train.py's usual model"
+        weights = default_weights(given.get("backbone", USUAL["backbone"]), given.get("variant"))
+        fields = {"geometry": default_geometry(weights, {}), **given}
+        config, source = MaskRCNNConfig(**fields), "train.py's usual model"
     return config, source + (", and the flags given" if given else "")
 
 
@@ -271,7 +302,7 @@ def _duration(seconds: float) -> str:
 def show(report: Report) -> None:
     """Prints the summary: errors first."""
     print(one_line(f"{report.opened.path} ({report.opened.layout})"))
-    for line in (*report.lines(), *report.anchor_lines()):
+    for line in (*report.lines(), *report.anchor_lines(), *report.mask_lines()):
         print(f"  {visible(line)}")
     verdict = page.brief_verdict(report.verdict, report.finds)
     print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")

@@ -9,6 +9,10 @@ from torch import Tensor
 # 1000 pixels is 1000 / 16 times the smallest stride-16 anchor step (value as in Detectron and torchvision)
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
+# Where pixel or cell i has its value, when RoIs are pooled and masks are cut out and pasted: at i, its corner, as in
+# torchvision, or at i + 0.5, its centre. Boxes are the same in both: pixel i reaches from i to i + 1.
+GEOMETRIES = TORCHVISION, HALF_PIXEL = "torchvision", "half_pixel"
+
 
 def box_area(boxes: Tensor) -> Tensor:
     """Returns the areas [...] of boxes [..., 4]."""

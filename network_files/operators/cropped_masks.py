@@ -132,7 +132,10 @@ class CroppedMasks:
         return self._replace([crop.flip(0) for crop in self.crops()], boxes * (x2 > x1)[:, None])
 
     def resize(self, size: tuple[int, int]) -> "CroppedMasks":
-        """Resizes to (height, width) by nearest neighbour, as F.interpolate does to full-size masks."""
+        """Resizes to (height, width): each pixel takes the one that its centre falls on, in the frame of scaled boxes.
+
+        Equals F.interpolate(mode="nearest-exact") of full-size masks.
+        """
         rows = nearest_index(self.size[0], size[0], self.boxes.device)  # [height] source row of each row
         columns = nearest_index(self.size[1], size[1], self.boxes.device)
         # the resized pixels whose source lies in a crop: a half-open range, as both maps are monotone
@@ -187,6 +190,8 @@ def nearest_source(cell: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 def nearest_index(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns `nearest_source` of each of `target` cells: int64 [target]."""
-    sides = torch.tensor([source, target], device=device)
-    return nearest_source(torch.arange(target, device=device), *sides)
+    """Returns which of `source` cells the centre of each of `target` cells falls on, int64 [target].
+
+    Between two cells it is the second. F.interpolate(mode="nearest-exact") does the same, where it need not round.
+    """
+    return (2 * torch.arange(target, device=device) + 1) * source // (2 * target)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
 from network_files.operators.sparse_rows import SparseRows
 
 
@@ -47,15 +48,19 @@ class FeatureTable(SparseRows):
 
     maps: one [N, C, H, W] per level, best channels-last (the table is then one copy); strides: pixels between the
     cells of each level. `rows` [sum N H W, C] holds level by level, image by image, the cells along map rows, as
-    `dtype` (None: that of the maps).
+    `dtype` (None: that of the maps). geometry: where a cell has its value.
     """
 
     def __init__(
-        self, maps: list[Tensor], strides: tuple[int, ...] = (4, 8, 16, 32, 64), dtype: torch.dtype | None = None
+        self,
+        maps: list[Tensor],
+        strides: tuple[int, ...] = (4, 8, 16, 32, 64),
+        dtype: torch.dtype | None = None,
+        geometry: str = TORCHVISION,
     ) -> None:
         channels = maps[0].shape[1]
         super().__init__(torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype or m.dtype) for m in maps]))
-        self.channels, self.strides = channels, strides
+        self.channels, self.strides, self.geometry = channels, strides, geometry
         self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
 
     def maps(self) -> list[Tensor]:
@@ -87,12 +92,17 @@ def roi_align(
 
     rois [K, 4]; batch_index int64 [K], the image of each; level int64 [K], the level that each reads; sparse_grad:
     makes a gradient of the rows in use alone (`SparseRows`), where the default makes one of all rows.
-    Matches torchvision.ops.roi_align(aligned=False) with spatial_scale = 1 / stride.
+    Matches torchvision.ops.roi_align with spatial_scale = 1 / stride: aligned=False where the table's geometry is
+    "torchvision" (a RoI then has sides of at least a cell), aligned=True where it is "half_pixel".
     """
     first, height, width = table.locate(level, batch_index)  # [K]
     device = rois.device
     scaled = rois / torch.tensor(table.strides, device=device, dtype=rois.dtype)[level][:, None]
-    size = (scaled[:, 2:] - scaled[:, :2]).clamp(min=1)  # [K, 2]
+    size = scaled[:, 2:] - scaled[:, :2]  # [K, 2]
+    if table.geometry == HALF_PIXEL:
+        scaled = scaled - 0.5
+    else:
+        size = size.clamp(min=1)
     bin_size = size / output_size
     bins = torch.arange(output_size, device=device, dtype=rois.dtype)[:, None]
     parts = torch.arange(sampling_ratio, device=device, dtype=rois.dtype) + 0.5

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -9,6 +10,7 @@ import torch
 
 from backbone import InputError
 from network_files.mask_rcnn import MaskRCNN
+from network_files.operators.boxes import TORCHVISION
 from network_files.weight_files.architecture import describe, state_of
 from network_files.weight_files.torch_file import read_torch_file
 
@@ -55,14 +57,24 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
             f"{path}: of the working folder; its SHA-256 does not begin with {_hash_in(url)}, so it is not "
             "torchvision's file"
         )
+    config = content.get("config")  # a checkpoint notes what it was trained with
+    own, theirs = model.config.geometry, config.get("geometry", TORCHVISION) if isinstance(config, dict) else None
+    if theirs not in (None, own) and holds_heads(content):
+        theirs = str(theirs)[:20]
+        lines.append(f"{name}: its masks are of geometry {theirs!r}, this model's of {own!r}: half a pixel apart")
     if model.config.norm == "frozen":
-        config = content.get("config")  # a checkpoint notes what it was trained with
         eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
         if path and _sha256(path).startswith(V1_COCO_HASH):
             eps = 0.0
         if isinstance(eps, int | float):
             model.set_frozen_bn_eps(eps)
     return lines
+
+
+def holds_heads(content: Mapping) -> bool:
+    """Says whether the content of a weights file, a state dict or something around one, has the heads of a detector."""
+    parts = [content, *(part for part in content.values() if isinstance(part, Mapping))]
+    return any("roi_heads." in str(key) for part in parts for key in part)
 
 
 def published(model: MaskRCNN, name: str) -> str:

@@ -12,6 +12,7 @@ from tools.doctor import images
 from tools.doctor.anchors import Reach
 from tools.doctor.duplicates import Double, path_of
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted, of_several
+from tools.doctor.statistics import MaskReach
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
@@ -191,6 +192,27 @@ def anchors_section(found: Sequence[Reach], sizing: str) -> Section:
     plot = figure(curves(lines, "IoU", "% of objects", (0.2, 1), (0, 100)), "Objects by the IoU of their best anchor")
     head = ["anchors", "sizes", "ratios (height / width)", "IoU 0.5", "IoU 0.7"]
     return section("anchors", "Anchors", *text, table(head, rows), plot)
+
+
+def masks_section(found: Sequence[MaskReach]) -> Section:
+    """Shows what a perfect mask head would reach, and flags that reach more."""
+    first, best = found[0], found[0]
+    rows, advice = [], []
+    for reach in found:
+        shares = f"{reach.share(0.5):.1%}", f"{reach.share(0.9):.1%}"
+        rows.append([reach.geometry, reach.cells(), f"{reach.ious.mean():.3f}", *shares])
+        if reach.gains(best):
+            finer = (reach.roi_size // first.roi_size) ** 2
+            cost = f" ({finer} times the mask head's work)" if finer > 1 else ""
+            advice += [tag("p", f"This would reach {reach.numbers()}{cost}:"), tag("pre", reach.flags())]
+            best = reach
+    text = (
+        f"What a perfect mask head would reach: the targets of {counted(len(first.ious), 'object')}, pasted back into "
+        "their exact boxes and compared with their masks. Training aims at no more than this."
+    )
+    head = ["geometry", "mask", "mean IoU", "above IoU 0.5", "above IoU 0.9"]
+    less = note("Neither another geometry nor finer masks reach noticeably more.") if len(advice) == 0 else ""
+    return section("masks", "Masks", tag("p", text), *advice, less, table(head, rows))
 
 
 def doubles_section(doubles: list[Double], splits: dict) -> Section:

@@ -99,14 +99,18 @@ class Canvas:
         light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         self.draw.text((left + 4, top + 1), text, fill=(0, 0, 0) if light else (255, 255, 255), font=self.font)
 
-    def heat(self, values: torch.Tensor, width: float, height: float, opacity: float = 0.75) -> "Canvas":
+    def heat(
+        self, values: torch.Tensor, width: float, height: float, opacity: float = 0.75, corners: bool = True
+    ) -> "Canvas":
         """Draws values [h, w] in 0..1 of a map's cells as colours over the first width x height pixels.
 
-        A cell is drawn around its left upper corner: there its anchors are centred, and RoIAlign reads it.
+        corners: a cell is drawn around its left upper corner: there its anchors are centred, and there RoIAlign reads
+        it in torchvision's geometry.
         """
         right, bottom = (max(1, round(length)) for length in self.at(width, height))
         (h, w), repeated = values.shape, F.pad(values[None], (0, 1, 0, 1), mode="replicate")[0]
-        box = 0.5, 0.5, w + 0.5, h + 0.5
+        moved = 0.5 if corners else 0.0
+        box = moved, moved, w + moved, h + moved
         layer = heat_image(repeated).resize((right, bottom), Image.Resampling.NEAREST, box=box)
         part = self.image.crop((0, 0, right, bottom))
         self.image.paste(Image.blend(part, layer, opacity), (0, 0))

@@ -2,7 +2,7 @@
 
 import torch
 
-from network_files.operators.boxes import box_iou
+from network_files.operators.boxes import HALF_PIXEL, box_iou
 from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.recorder import Stage
 from network_files.roi_heads import STRIDES
@@ -42,13 +42,15 @@ def _aligned(view: View, roi: torch.Tensor, level: int) -> Panel:
     """Shows the points at which RoIAlign reads a level for one RoI."""
     stride, size, ratio = STRIDES[level], view.config.box_roi_size, view.config.roi_sampling_ratio
     canvas = Canvas(view.resized, window_around(roi[None], view.size), faded=True, side=CLOSE_SIDE + 80)
-    cells = [torch.arange(length // stride + 1) * float(stride) for length in reversed(view.size)]
+    geometry = view.config.geometry
+    centre = 0.5 if geometry == HALF_PIXEL else 0.0
+    cells = [(torch.arange(length // stride + 1) + centre) * stride for length in reversed(view.size)]
     canvas.dots(torch.cartesian_prod(*cells), (230, 230, 230), 2)
-    xs, ys = roi_align_points(roi, stride, size, 1)  # the bins' centres
-    w, h = (roi[2:] - roi[:2]).clamp(min=stride) / size / 2
+    xs, ys = roi_align_points(roi, stride, size, 1, geometry)  # the bins' centres
+    w, h = xs[0] - roi[0], ys[0] - roi[1]  # half a bin's sides
     x, y = torch.cartesian_prod(xs, ys).unbind(1)
     canvas.boxes(torch.stack((x - w, y - h, x + w, y + h), 1), LEVEL_COLORS[level], 1)
-    canvas.dots(torch.cartesian_prod(*roi_align_points(roi, stride, size, ratio)), YELLOW, 2)
+    canvas.dots(torch.cartesian_prod(*roi_align_points(roi, stride, size, ratio, geometry)), YELLOW, 2)
     return Panel(
         f"RoIAlign of one RoI on P{level + 2}: {size} x {size} bins, each the mean of {ratio} x {ratio} "
         "points (yellow) between the level's cells (white)",
@@ -154,7 +156,7 @@ def detections(view: View) -> Shown:
     boxes, labels, scores, probs = (
         found[key][found["scores"] >= least] for key in ("boxes", "labels", "scores", "mask_probs")
     )
-    masks = mask_probs_to_bool(probs.float(), boxes, size)
+    masks = mask_probs_to_bool(probs.float(), boxes, size, view.config.geometry)
     style = Style(magnify=max(1, SIDE // max(size)))
     image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, style)
     image.thumbnail((2 * SIDE, 2 * SIDE))

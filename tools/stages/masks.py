@@ -24,7 +24,8 @@ def mask_targets(view: View) -> Shown:
     full = view.target["masks"][view.own(view.target)]
     mini = full.limited(view.mini)
     cells = record["targets"].shape[-1]
-    of_full, of_mini = (targets_of([masks], [rois], [matched], [view.size], cells) for masks in (full, mini))
+    geometry = view.config.geometry
+    of_full, of_mini = (targets_of([masks], [rois], [matched], [view.size], cells, geometry) for masks in (full, mini))
     what = f"pixels kept of full-size masks and of mini masks of {view.mini} x {view.mini}"
     facts += [
         (what, f"{len(full.pixels):,} and {len(mini.pixels):,}"),
@@ -60,7 +61,7 @@ def masks(view: View) -> Shown:
     boxes = view.detections["boxes"].float()
     for d in range(min(CLOSE, len(probs))):
         x1, y1, x2, y2 = window_around(boxes[d : d + 1], size, margin=0.1)
-        pasted = paste_masks(probs[d : d + 1], boxes[d : d + 1], size)[0, 0, y1:y2, x1:x2]
+        pasted = paste_masks(probs[d : d + 1], boxes[d : d + 1], size, view.config.geometry)[0, 0, y1:y2, x1:x2]
         cut = torch.where(pasted > 0.5, view.image[:, y1:y2, x1:x2], 255)
         parts = [
             (f"{probs.shape[1]} x {probs.shape[2]} probabilities", heat_image(probs[d])),

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from network_files import Recorder
+from network_files.operators.boxes import TORCHVISION
 from network_files.recorder import Stage
 
 
@@ -28,11 +29,12 @@ def proposal_of_detection(seen: Recorder, i: int) -> Tensor:
     return record["roi"][record["good"]][record["keep"]]
 
 
-def roi_align_points(roi: Tensor, stride: int, size: int, ratio: int) -> tuple[Tensor, Tensor]:
+def roi_align_points(roi: Tensor, stride: int, size: int, ratio: int, geometry: str) -> tuple[Tensor, Tensor]:
     """Returns the columns and rows, in pixels, at which RoIAlign reads a level of this stride for one RoI [4].
 
     They are float [size * ratio] each: size x size bins with ratio x ratio points in each bin.
     """
-    sides = (roi[2:] - roi[:2]).clamp(min=stride)  # a cell at least
+    sides = roi[2:] - roi[:2]
+    sides = sides.clamp(min=stride) if geometry == TORCHVISION else sides  # a cell at least
     steps = (torch.arange(size * ratio) + 0.5) / (size * ratio)
     return roi[0] + steps * sides[0], roi[1] + steps * sides[1]

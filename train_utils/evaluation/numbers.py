@@ -41,21 +41,23 @@ def to_coco_results(
     image_ids: Sequence[int],
     sizes: Sequence[tuple[int, int]],
     label_map: LabelMap,
+    geometry: str,
     mask_threshold: float = 0.5,
 ) -> list[dict]:
     """Returns COCO result dicts (image_id, category_id, bbox, segmentation as RLE, score) of some images' detections.
 
     detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m], as
-    `model(images, paste_masks=False)` returns them, on any device (masks are pasted there); sizes: the images' (H, W).
-    A mask's pixels are those with a probability above mask_threshold. Scores and boxes keep every digit; categories
-    get the data's own ids.
+    `model(images, paste_masks=False)` returns them, on any device (masks are pasted there); sizes: the images' (H, W);
+    geometry: the model's. A mask's pixels are those with a probability above mask_threshold. Scores and boxes keep
+    every digit; categories get the data's own ids.
     """
     labels = set(label_map.labels())  # a label in a gap of COCO's 1..90 stays as it is: it has no category
     results = []
     for detection, image_id, (height, width) in zip(detections, image_ids, sizes, strict=True):
         boxes = detection["boxes"].detach().double().cpu()  # [D, 4]
         corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # [D, 2] each
-        masks = encode_masks(detection["mask_probs"], detection["boxes"], (height, width), mask_threshold)
+        probs = detection["mask_probs"]
+        masks = encode_masks(probs, detection["boxes"], (height, width), geometry, mask_threshold)
         for corner, extent, label, score, mask in zip(
             corners.tolist(),
             extents.tolist(),

@@ -142,7 +142,8 @@ class Detector:
         again = partial(image_of, value if a_file else image)  # can be pickled
         found = {key: tensor.clone() for key, tensor in found.items()}  # outside of inference mode: may be changed
         source = str(value) if a_file else f"image {number}"
-        return Results(found, tuple(image.shape[-2:]), self.label_map, again, source, wanted.mask_threshold)
+        size, geometry = tuple(image.shape[-2:]), self.model.config.geometry
+        return Results(found, size, self.label_map, geometry, again, source, wanted.mask_threshold)
 
     def __repr__(self) -> str:
         config = self.model.config

@@ -106,7 +106,8 @@ class Predictor:
     def results(self, found: dict, image_id: int, image: torch.Tensor) -> list[dict]:
         """Returns the detections as COCO results."""
         size = tuple(image.shape[-2:])
-        results = to_coco_results([found], [image_id], [size], self.label_map, self.mask_threshold)
+        geometry = self.model.config.geometry
+        results = to_coco_results([found], [image_id], [size], self.label_map, geometry, self.mask_threshold)
         self.empty += sum(int(coco_mask.area(result["segmentation"])) == 0 for result in results)
         return results
 
@@ -117,7 +118,8 @@ class Predictor:
         style = replace(style, magnify=max(min(wanted, LONGEST // max(fits)), 1))
         self.reduced += style.magnify < wanted or fits != size
         boxes = scale_boxes(found["boxes"], size, fits)
-        masks = mask_probs_to_bool(found["mask_probs"], boxes, fits, self.mask_threshold)
+        geometry = self.model.config.geometry
+        masks = mask_probs_to_bool(found["mask_probs"], boxes, fits, geometry, self.mask_threshold)
         instances = boxes, found["labels"], found["scores"], masks
         return draw_detections(resized(image, fits), *instances, self.label_map.name, style)
 

@@ -62,8 +62,8 @@ class Results:
     """What a model found in one image, by falling score.
 
     found: boxes float32 [D, 4] (x1 y1 x2 y2 in the image's pixels), labels int64 [D], scores float32 [D] in 0..1,
-    mask_probs [D, 28, 28]; size: (H, W); image: gives the image [3, H, W]; source: its path, or what stands for it;
-    mask_threshold: a mask's pixels are those with a probability above it.
+    mask_probs [D, 28, 28]; size: (H, W); geometry: the model's; image: gives the image [3, H, W];
+    source: its path, or what stands for it; mask_threshold: a mask's pixels are those with a probability above it.
 
     results[i], results[a:b], results[results.scores > 0.9] are the Results of these detections alone.
     """
@@ -71,6 +71,7 @@ class Results:
     found: Mapping[str, torch.Tensor]
     size: tuple[int, int]
     label_map: LabelMap
+    geometry: str
     image: Callable[[], torch.Tensor]
     source: str = "an image"
     mask_threshold: float = 0.5
@@ -103,7 +104,7 @@ class Results:
     def cropped_masks(self, which: slice | Sequence[int] = slice(None)) -> CroppedMasks:
         """Returns masks as the pixels in their boxes."""
         probs, boxes = self.found["mask_probs"][which], self.boxes[which]
-        return mask_probs_to_bool(probs, boxes, self.size, threshold=self.mask_threshold)
+        return mask_probs_to_bool(probs, boxes, self.size, self.geometry, self.mask_threshold)
 
     def polygons(self, max_points: int | None = None) -> list[list[np.ndarray]]:
         """Returns, per detection, the outlines of its mask's parts, each [n, 2] x y in pixels, clockwise.
@@ -121,11 +122,12 @@ class Results:
 
     def rle(self) -> list[dict]:
         """Returns each mask as COCO's compressed RLE: {"size": [H, W], "counts": str}."""
-        return encode_masks(self.found["mask_probs"], self.boxes, self.size, threshold=self.mask_threshold)
+        return encode_masks(self.found["mask_probs"], self.boxes, self.size, self.geometry, self.mask_threshold)
 
     def to_coco(self, image_id: int | str = 0) -> list[dict]:
         """Returns COCO results: image_id, category_id, bbox (x y w h), segmentation (RLE), score."""
-        one = to_coco_results([self.found], [image_id], [self.size], self.label_map, mask_threshold=self.mask_threshold)
+        of_masks = self.geometry, self.mask_threshold
+        one = to_coco_results([self.found], [image_id], [self.size], self.label_map, *of_masks)
         given = self.label_map.given
         return [{**result, "category_id": given.get(result["category_id"], result["category_id"])} for result in one]
 

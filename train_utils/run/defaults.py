@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from backbone.errors import InputError
-from network_files.weight_files.weights import COCO, IMAGENET
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
+from network_files.weight_files.weights import COCO, IMAGENET, holds_heads
+from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.io.files import user_path
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, WEIGHT_DECAY, RunConfig
 
@@ -122,6 +127,33 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     if config.dist_url not in (None, "env://"):
         lines.append(f"--dist-url {config.dist_url}: left aside, torchrun decides where processes meet")
     return lines
+
+
+def with_geometry(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[RunConfig, str]:
+    """Returns a resolved config with a geometry, and a line that says which and why.
+
+    A run keeps to what its mask head was trained with; a new mask head takes the one in which masks fit. resumed: the
+    checkpoint that the run goes on from.
+    """
+    if chosen := config.value("geometry"):
+        return config, f"geometry: {chosen}"
+    weights = user_path(config.weights)
+    content = resumed or (load_file(weights) if weights.is_file() else {})
+    geometry = default_geometry(config.weights, content)
+    reason = "as the mask head is new"
+    if is_checkpoint(content):
+        reason = f"that of {'the resumed checkpoint' if resumed else f'--weights {config.weights}'}"
+    elif geometry == TORCHVISION:
+        asked = f"--weights {config.weights}"
+        reason = f"in which {asked} was trained" if config.weights == "coco" else f"as {asked} does not say its own"
+    return config.replaced({"geometry": geometry}), f"geometry: {geometry}, {reason}"
+
+
+def default_geometry(weights: str | Path, content: Mapping) -> str:
+    """Returns the geometry of a run that begins with these weights; content: of their file, or of the one resumed."""
+    if is_checkpoint(content) and isinstance(content["config"], dict):
+        return content["config"].get("geometry", TORCHVISION)  # the only one when older checkpoints were written
+    return TORCHVISION if weights == "coco" or holds_heads(content) else HALF_PIXEL
 
 
 def default_weights(backbone: str, variant: str | None) -> str:

@@ -283,7 +283,8 @@ class Trainer:
         row = self.writer.rows()[-1]
         self.tell(EpochNumbers(epoch, self.progress.step, stats, result.losses, per_class, row))
         with explaining_lack_of_memory("drawing for TensorBoard", "free some memory, then --resume auto"):
-            self.board.images(self.progress.step, image_rows(result.samples, self.splits.label_map))
+            rows = image_rows(result.samples, self.splits.label_map, self.state.model.config.geometry)
+            self.board.images(self.progress.step, rows)
         progress, steps = self.progress, self.loader.steps_per_epoch
         write_curves(self.folder, self.writer, progress.curve, progress.curve_stride, steps, self.about())
 

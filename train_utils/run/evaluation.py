@@ -103,9 +103,8 @@ def evaluate_batch(
         detections += here
     image_ids = [int(target["image_id"]) for target in batch.targets]
     sizes = [tuple(image.shape[-2:]) for image in images]
-    return Found(
-        image_ids, to_coco_results(detections, image_ids, sizes, label_map), loss_sums, batch.skipped, batch.dropped
-    ), detections
+    results = to_coco_results(detections, image_ids, sizes, label_map, model.config.geometry)
+    return Found(image_ids, results, loss_sums, batch.skipped, batch.dropped), detections
 
 
 def joined(parts: Iterable[Found]) -> Found:

@@ -34,7 +34,7 @@ from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import resolve, without_effect
+from train_utils.run.defaults import resolve, with_geometry, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import evaluate
 
@@ -60,7 +60,9 @@ def run(
             config, notes = resume.take_over(given, config, checkpoint, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
-        notes += without_effect(config, world, checkpoint is not None)
+        with world.main_first():
+            config, about_geometry = with_geometry(config, checkpoint)
+        notes += [about_geometry, *without_effect(config, world, checkpoint is not None)]
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
             if config.test_only:

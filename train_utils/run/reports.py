@@ -27,8 +27,11 @@ DRAWN = (256, 1024)  # height and width that drawings fit, as the board's grid s
 SHOWN_SCORE = 0.5  # detections below it would hide the image
 
 
-def image_rows(samples: Iterable[tuple], label_map: LabelMap) -> list[tuple[Image.Image, Image.Image]]:
-    """Draws (ground truth, prediction) of each (image, target, detection) of an evaluation, as large as fits DRAWN."""
+def image_rows(samples: Iterable[tuple], label_map: LabelMap, geometry: str) -> list[tuple[Image.Image, Image.Image]]:
+    """Draws (ground truth, prediction) of each (image, target, detection) of an evaluation, as large as fits DRAWN.
+
+    geometry: the model's.
+    """
     rows, style = [], Style(magnify=1)
     for image, target, detection in samples:
         shown = detection["scores"] > SHOWN_SCORE
@@ -36,7 +39,7 @@ def image_rows(samples: Iterable[tuple], label_map: LabelMap) -> list[tuple[Imag
         size, small = tuple(image.shape[-2:]), fitting_size(image.shape[-2:], DRAWN, enlarge=True)
         image, objects, regions = resized_to_draw(image, target["boxes"], target["masks"], small)
         boxes = scale_boxes(boxes, size, small)
-        masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, small)
+        masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, small, geometry)
         truth = draw_detections(image, objects, target["labels"], None, regions, label_map.name, style)
         rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name, style)))
     return rows
