@@ -41,7 +41,7 @@ from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.measuring import measure
-from train_utils.prediction.model import ModelOptions, load_model
+from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.run.evaluation import EvalResult
 
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
@@ -166,6 +166,7 @@ def main() -> int | None:
         return score_detections(options, given)
     content = load_file(options.weights_path)
     model, label_map = load_model(options, device)
+    print(about_weights(options.weights_path, content, label_map))
     scored, _ = open_split_of(content, "val", given, label_map)
     data_set = scored.data_set
     output_dir = folder_to_write(user_path(options.output_dir))  # rather now than after hours

@@ -41,6 +41,7 @@ def test_one_image_from_the_command_line(weights, tmp_path):
     results = json.loads((tmp_path / "test_result.json").read_text())
     lines = [line for line in done.stdout.splitlines() if line.startswith(f"{image}: circle 0.")]
     assert len(lines) == len(results) > 0
+    assert done.stdout.startswith(f"weights: {weights}: epoch ") and ", knows circle" in done.stdout
     assert f"{image}: {len(results)} circle in " in done.stdout and "nothing found" not in done.stdout
     with Image.open(tmp_path / "test_result.jpg") as drawn:  # a small image is drawn enlarged
         assert drawn.size == tuple(640 // max(SIZES[0]) * side for side in SIZES[0][::-1])

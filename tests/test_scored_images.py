@@ -1,6 +1,7 @@
 """Which images are scored: what was asked for as a whole, but the held-out share of the checkpoint's own data."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -54,6 +55,8 @@ def test_other_data_is_scored_whole(tmp_path, scored, name):
         ids, about, printed = scored(weights, "--data-path", data)
         assert (about["images"], about["of"], ids) == (10, 10, set(range(1, 11)))
         assert printed.count("scored: all 10 images\n") == 1
+        about_weights = rf"^weights: {weights}: epoch \d of a run on {tmp_path / 'export'}, 20.*, knows circle"
+        assert re.search(about_weights, printed)
 
 
 def test_of_the_checkpoints_own_data_the_held_out_share_is_scored(tmp_path, trained, scored):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import torch
 
 from backbone.settings import Settings, setting
 from network_files import MaskRCNN
-from train_utils.checkpoints.checkpoint import model_from_checkpoint
+from train_utils.checkpoints.checkpoint import is_checkpoint, model_from_checkpoint
 from train_utils.data.labels import LabelMap, check_num_classes
+from train_utils.io.files import user_path
+from train_utils.io.plain_text import visible
+
+KNOWN = 12  # classes that are named
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,24 @@ def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN, L
     model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
     check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
     return model, label_map
+
+
+def about_weights(path: str | Path, content: dict[str, Any], label_map: LabelMap) -> str:
+    """Returns a line that says which weights these are: of which epoch, when, of which data, for which classes.
+
+    content: of the file.
+    """
+    parts = []
+    if is_checkpoint(content):
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(user_path(path).stat().st_mtime))
+        args = content.get("args")
+        data = (args.get("data_path") if isinstance(args, dict) else None) or "the built-in data"
+        parts.append(f"epoch {content.get('epoch')} of a run on {data}, {written}")
+        parts += ["its averaged weights (--ema)"] if "ema" in content else []
+    return visible(f"weights: {path}: {', '.join([*parts, f'knows {known_classes(label_map)}'])}")
+
+
+def known_classes(label_map: LabelMap) -> str:
+    """Returns the names of the classes; of many, the first."""
+    names = [label_map.name(label) for label in label_map.labels()]
+    return ", ".join(names[:KNOWN]) + (f" and {len(names) - KNOWN} more" if len(names) > KNOWN else "")

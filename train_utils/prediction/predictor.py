@@ -24,11 +24,11 @@ from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import Limit, dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.memory import explaining_lack_of_memory
+from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import labels_of
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
-KNOWN = 12  # classes that are named
 
 TALLIED = ("full", "in_part", "reduced", "empty", "foreign", "dropped", "left_out")  # of a Predictor: sums of images'
 
@@ -169,8 +169,6 @@ class Predictor:
 
     def _nothing_found(self) -> str:
         """Returns what the model came nearest to, what it knows, and what to try."""
-        names = [self.label_map.name(label) for label in self.label_map.labels()]
-        known = ", ".join(names[:KNOWN]) + (f" and {len(names) - KNOWN} more" if len(names) > KNOWN else "")
         if self.best is None:
             near = "no detection has any score; --box-score-thresh 0 keeps the lowest, a larger --min-size shows more"
         else:
@@ -178,7 +176,7 @@ class Predictor:
             lower = math.floor(100 * score) / 100
             near = f"the best score is {score:.2f} ({self.label_map.name(label)}), below --score {self.least_score:g}; "
             near += f"try --score {lower:g}"
-        return f"nothing found: {near}. The model knows {known}"
+        return f"nothing found: {near}. The model knows {known_classes(self.label_map)}"
 
     def skip(self, error: ImageError) -> None:
         """Names and counts an image that could not be read; raises it under --strict."""
