@@ -6,6 +6,8 @@ gives the mask back.
 
 import numpy as np
 
+from train_utils.evaluation.mistakes.outlines import simplified
+
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # right, down, left, up: each is a turn to the right of the one before
 
 
@@ -26,7 +28,8 @@ def outlines(mask: np.ndarray, tolerance: float = 0.0) -> list[np.ndarray]:
     loops = []
     while edges:
         loops.append(_loop(edges))
-    return [simplified(loop, tolerance) if tolerance else loop for loop in loops]
+    fewer = [simplified(loop, tolerance) if tolerance else loop for loop in loops]
+    return [short if len(short) > 2 else loop for short, loop in zip(fewer, loops, strict=True)]
 
 
 def _loop(edges: dict[tuple[int, int], list[int]]) -> np.ndarray:
@@ -50,28 +53,6 @@ def _first_way(loop: list[tuple[int, int]]) -> int:
     """Returns the direction of an outline's first edge; it is no corner where the last edge has the same."""
     step = np.sign(np.subtract(loop[1], loop[0])) if len(loop) > 1 else (0, 0)
     return STEPS.index(tuple(step.tolist())) if tuple(step.tolist()) in STEPS else -1
-
-
-def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
-    """Returns a closed outline with the corners that it needs to stay within the tolerance, 3 at least.
-
-    Ramer, Douglas and Peucker's way, between the first corner and the one that is farthest from it.
-    """
-    far = int(((loop - loop[0]) ** 2).sum(1).argmax())
-    closed, keep = np.concatenate([loop, loop[:1]]), {0, far}
-    parts = [(0, far), (far, len(loop))]
-    while parts:
-        a, b = parts.pop()
-        if b - a < 2:
-            continue
-        chord, between = closed[b] - closed[a], closed[a + 1 : b] - closed[a]
-        length = np.hypot(*chord)
-        away = np.abs(between[:, 0] * chord[1] - between[:, 1] * chord[0]) / length if length else np.hypot(*between.T)
-        worst = int(away.argmax())
-        if away[worst] > tolerance:
-            keep.add(a + 1 + worst)
-            parts += [(a, a + 1 + worst), (a + 1 + worst, b)]
-    return loop[sorted(keep)] if len(keep) > 2 else loop
 
 
 def bridged(loops: list[np.ndarray]) -> np.ndarray:
