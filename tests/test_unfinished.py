@@ -10,11 +10,10 @@ import pytest
 from backbone.errors import InputError
 from tests.small_runs import call
 from tools import coco_to_npy, pack_dataset
-from tools.conversion import new_folder
 from train_utils.checkpoints.run_lock import RunLock
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.io import unfinished
-from train_utils.io.files import atomic_file, inner_folder, make_folder, open_to_append, write_text
+from train_utils.io.files import atomic_file, inner_folder, make_folder, new_folder, open_to_append, write_text
 from train_utils.logs.step_log import StepLog
 
 FILE, FOLDER = (f".maskrcnn-{digit * 16}.unfinished" for digit in "0f")

@@ -29,7 +29,7 @@ ALLOWED = {  # file -> what it may do, and why
     "train_utils/checkpoints/run_lock.py": {"truncate"},  # the lock, opened by open_to_append
     "train_utils/logs/board.py": {"SummaryWriter"},  # TensorBoard's own files, in a folder that is no link
     "train_utils/data/formats/shapes.py": {"os.rename"},  # of an unfinished folder
-    "tools/conversion.py": {"os.rename", "os.link", "symlink_to"},  # likewise, and images in it
+    "tools/conversion.py": {"os.link", "symlink_to"},  # images in it
     "train_utils/cli/command.py": {"os.open"},  # /dev/null
     "train_utils/processes/stop_signal.py": {"os.open"},  # likewise
 }

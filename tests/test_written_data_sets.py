@@ -12,7 +12,7 @@ from backbone.errors import InputError
 from tests.tiny_model import write_checkpoint, write_images
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
-from train_utils.prediction.data_sets import FORMS, write_data_set
+from train_utils.prediction.data_sets import FORMS, WRITERS, write_data_set
 from train_utils.prediction.outlines import bridged, outlines
 
 SIZE = (60, 80)
@@ -60,6 +60,18 @@ def test_the_reader_gives_them_back(tmp_path, form):
     assert image.shape == (3, *SIZE) and target["labels"].tolist() == [1, 1, 1, 2]
     masks = target["masks"].to_masks().numpy().astype(bool)
     assert [(one == other).all() for one, other in zip(masks, shapes(), strict=True)] == [True] * 4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_ends_half_way_leaves_nothing(tmp_path, monkeypatch, form):
+    def ends(self):
+        assert (self.images / "b.png").is_file()  # it had begun
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WRITERS[form], "finish", ends)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, form)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
 def test_shared_pixels_are_the_surer_ones_and_said(tmp_path):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from backbone.settings import setting
-from tools.conversion import new_folder, open_splits, place_image
+from tools.conversion import open_splits, place_image
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
@@ -33,7 +33,7 @@ from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import BELOW_SEED, DataOptions
-from train_utils.io.files import write_text
+from train_utils.io.files import new_folder, write_text
 from train_utils.io.plain_text import visible
 from train_utils.io.unfinished import new_file
 from train_utils.show.image_lists import output_names

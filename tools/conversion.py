@@ -1,18 +1,15 @@
-"""Data -> its splits, and a folder that appears only when it is complete: what the converters share."""
+"""Data -> its splits, and images where converted data wants them: what the converters share."""
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from backbone.errors import InputError
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import refuse_skips, report_missing
 from train_utils.data.opening import find_places, read_parts
 from train_utils.data.options import DataOptions
-from train_utils.io.files import make_folder, user_path, writing
-from train_utils.io.unfinished import clear_leftovers, new_file, unfinished_folder
+from train_utils.io.files import user_path
+from train_utils.io.unfinished import new_file
 
 
 def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
@@ -25,22 +22,6 @@ def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
         if options.strict:
             refuse_skips(part)
     return {"" if role == "all" else role: part for role, part in parts.items()}
-
-
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder to fill, which becomes `path` when the block ends without an error, and is removed otherwise.
-
-    Raises InputError where `path` exists, or cannot be written.
-    """
-    path = user_path(path)
-    if os.path.lexists(path):
-        raise InputError(f"{path}: exists already; give another folder, or remove it")
-    make_folder(path.parent)
-    clear_leftovers(path.parent)
-    with writing(path), unfinished_folder(path.parent) as unfinished:
-        yield unfinished
-        os.rename(unfinished, path)
 
 
 def place_image(source: str | Path, target: Path, link: bool) -> bool:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from backbone.settings import setting
-from tools.conversion import new_folder, open_splits, place_image
+from tools.conversion import open_splits, place_image
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
@@ -29,7 +29,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.options import DataOptions
-from train_utils.io.files import user_path, write_text
+from train_utils.io.files import new_folder, user_path, write_text
 from train_utils.io.plain_text import visible
 
 

@@ -26,7 +26,6 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from backbone.settings import setting
 from network_files import CroppedMasks
-from tools.conversion import new_folder
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
@@ -36,7 +35,7 @@ from train_utils.data.images import ImageError, read_image
 from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
 from train_utils.io.array_block import block_pieces, padded
-from train_utils.io.files import atomic_file
+from train_utils.io.files import atomic_file, new_folder
 from train_utils.io.plain_text import pasted, visible
 
 

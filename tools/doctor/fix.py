@@ -16,7 +16,6 @@ from typing import Any
 
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
-from tools.conversion import new_folder
 from tools.doctor.corrections import Change, Corrector
 from tools.doctor.finds import ERROR, Finds, counted
 from tools.doctor.looks import SHARES, look_at_all
@@ -28,7 +27,7 @@ from train_utils.data.formats.coco.file_names import image_folder
 from train_utils.data.formats.coco.layout import listed_names
 from train_utils.data.labels import read_json
 from train_utils.data.options import DataOptions
-from train_utils.io.files import write_text
+from train_utils.io.files import new_folder, write_text
 from train_utils.io.json_stream import no_collection
 from train_utils.io.plain_text import brief, one_line, pasted, visible
 

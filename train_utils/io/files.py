@@ -156,6 +156,22 @@ def inner_folder(folder: str | Path, name: str) -> Path:
     return make_folder(path)
 
 
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Makes a folder to fill, which becomes `path` when the block ends without an error, and is removed otherwise.
+
+    Raises InputError where `path` exists, or cannot be written.
+    """
+    path = user_path(path)
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists already; give another folder, or remove it")
+    make_folder(path.parent)
+    unfinished.clear_leftovers(path.parent)
+    with writing(path), unfinished.unfinished_folder(path.parent) as room:
+        yield room
+        os.rename(room, path)
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes the folder itself, so that a rename survives a power cut (POSIX only)."""
     if os.name != "posix":

@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.labels import LabelMap
-from train_utils.io.files import atomic_file, make_folder, write_text
+from train_utils.io.files import atomic_file, make_folder, new_folder, write_text
 from train_utils.prediction.outlines import bridged, outlines
 
 FORMS = ("coco", "labelme", "yolo", "masks", "voc")
@@ -57,7 +57,8 @@ def write_data_set(
     """Writes images and their results as a data set of one of FORMS; returns a line that says what is in it.
 
     images: paths; the results of the n-th have the image_id n, from 1. results: COCO results with RLEs, categories as
-    the data had them. Images that cannot be read are left out. Raises InputError as `check_place`.
+    the data had them. Images that cannot be read are left out. The folder appears when it is complete. Raises
+    InputError as `check_place`.
     """
     folder, paths = Path(folder), [Path(path) for path in images]
     check_place(form, folder, paths)
@@ -65,20 +66,22 @@ def write_data_set(
     of_image: dict[int, list[Mapping]] = {}
     for result in results:
         of_image.setdefault(result["image_id"], []).append(result)
-    writer, counts = WRITERS[form](folder, label_map), [0, 0]
-    for number, path in enumerate(paths, 1):
-        try:
-            size = image_size(path)
-        except ImageError:  # said when it was to be predicted
-            continue
-        found = sorted(of_image.get(number, ()), key=lambda result: -result["score"])
-        detected = [_detected(result, rows) for result in found]
-        image = Written(path.name, size, [each for each in detected if each.mask.any()])
-        with atomic_file(make_folder(writer.images) / path.name) as file, path.open("rb") as source:
-            shutil.copyfileobj(source, file)
-        writer.add(image)
-        counts = [counts[0] + 1, counts[1] + len(image.detected)]
-    writer.finish()
+    counts = [0, 0]
+    with new_folder(folder) as room:
+        writer = WRITERS[form](room, label_map)
+        for number, path in enumerate(paths, 1):
+            try:
+                size = image_size(path)
+            except ImageError:  # said when it was to be predicted
+                continue
+            found = sorted(of_image.get(number, ()), key=lambda result: -result["score"])
+            detected = [_detected(result, rows) for result in found]
+            image = Written(path.name, size, [each for each in detected if each.mask.any()])
+            with atomic_file(make_folder(writer.images) / path.name) as file, path.open("rb") as source:
+                shutil.copyfileobj(source, file)
+            writer.add(image)
+            counts = [counts[0] + 1, counts[1] + len(image.detected)]
+        writer.finish()
     notes = "".join(f"; {note}" for note in writer.notes())
     return f"{counts[0]} image(s) with {counts[1]} object(s) written as {form} data to {folder}{notes}"
 
