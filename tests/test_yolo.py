@@ -1,5 +1,8 @@
 """YOLO segmentation data as Ultralytics and Roboflow lay it out; the part of YAML that a data.yaml uses."""
 
+import os
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -220,6 +223,19 @@ def test_what_is_other_data_is_left_to_others(tmp_path):
     assert not yolo.recognises(tmp_path / "empty")
     with pytest.raises(InputError, match="no YOLO data found; looked for data.yaml"):
         open_data(tmp_path / "empty", dataset="yolo")
+
+
+def test_other_content_of_the_same_size_and_time_is_read(tmp_path, monkeypatch):
+    make(tmp_path / "data")
+    monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(array_cache, "WORTHWHILE", 1)
+    monkeypatch.setattr(found, "SETTLED", 0)
+    same = SimpleNamespace(st_size=100, st_mtime_ns=1, st_ctime_ns=1)  # of a disk that keeps no times
+    monkeypatch.setattr(found, "os", SimpleNamespace(**{**vars(os), "stat": lambda path: same}))
+    label = tmp_path / "data" / "labels" / "train" / "1.txt"
+    assert open_data(tmp_path / "data").train.object_counts().tolist() == [1]
+    label.write_text(f"{TRIANGLE}\n1{TRIANGLE[1:]}")
+    assert open_data(tmp_path / "data").train.object_counts().tolist() == [2]
 
 
 def test_large_data_is_read_once(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from train_utils.data.annotations import DTYPES, Annotations, ImageFiles, image_
 from train_utils.data.formats import npy_folder
 from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, duplicated, given_id
 from train_utils.data.formats.coco.segmentation import overlaps
+from train_utils.data.formats.found import READ, SETTLED
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.links import links_out, links_out_of
 from train_utils.data.masks import RLE
@@ -39,8 +40,6 @@ UNUSED = {
     "split_components": "which has a mask for each object",
 }
 CACHED = "npy 3"  # to be raised when arrays, or what is checked or skipped, change
-READ = 2**26  # bytes of .npy files that are compared before what they gave is taken from the cache
-SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
 EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"
 Place = tuple[Path, Path, Path]  # folder of the data, of its images, of its .npy files
 recognises = npy_folder.is_npy
