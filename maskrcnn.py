@@ -43,12 +43,12 @@ from train_utils.logs.callbacks import Functions
 from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
-from train_utils.prediction.measuring import measure
 from train_utils.prediction.results import Results
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.epochs import Additions
 from train_utils.run.loop import run as run_training
+from train_utils.run.measuring import measure, of_limits
 
 __all__ = ["DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "train", "validate"]
 
@@ -79,7 +79,7 @@ def load(
         return Detector(model.to(device), label_map or default_label_map(COCO_LABELS), {})
     content = weights if isinstance(weights, dict) else load_file(user_path(weights))
     source = weights if isinstance(weights, dict) else user_path(weights)
-    model, label_map = model_from_checkpoint(source, device, label_map, **config)
+    model, label_map = model_from_checkpoint(source, device, label_map, content, **config)
     return Detector(model, label_map, content)
 
 
@@ -194,7 +194,7 @@ def validate(
         scored, _ = open_split_of(detector.content, "val", {**given, "weights_path": source}, detector.label_map)
         data_set, about = scored.data_set, scored.counts()
     smallest = detector.content.get("smallest_scale")
-    result = measure(detector.model, data_set, loading, max_dets, smallest)
+    result = measure(detector.model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
         *(f"not evaluated: {name}" for name in result.found.skipped),
         *(limit.line for limit in result.limits),
@@ -207,7 +207,7 @@ def validate(
     if output_dir is None and not report:
         return numbers
     folder = make_folder(user_path(output_dir or "."))
-    about |= {"max_dets": max_dets, "limits": numbers["limits"]}
+    about |= of_limits(max_dets, result.limits)
     numbers["files"] = write_record(folder, result.stats, about)
     if report:
         evaluated = Evaluated(source, result.stats, result.found.results, data_set, sorted(result.found.image_ids))

@@ -129,8 +129,8 @@ def parse(words: list[str] | None = None) -> PredictOptions:
 
 def predictor_of(options: PredictOptions, least_score: float) -> Predictor:
     """Returns the model with what the options say about its detections."""
-    model, label_map = load_model(options, pick_device(options.device))
     content = load_file(options.weights_path)
+    model, label_map = load_model(options, pick_device(options.device), content)
     print(about_weights(options.weights_path, content, label_map))
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))

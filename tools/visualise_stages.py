@@ -117,7 +117,7 @@ def main() -> int:
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)
     content = load_file(options.weights_path)
-    model, label_map = load_model(options, device)
+    model, label_map = load_model(options, device, content)
     if options.img_path:
         sample = image_alone(options.img_path)
     else:

@@ -33,13 +33,16 @@ V1_COCO_HASH = "bf2d0c1e"  # trained with an epsilon of 0 in its frozen batch no
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
-def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False) -> list[str]:
+def load_weights(
+    model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False, content: dict | None = None
+) -> list[str]:
     """Loads weights into a model, in place; returns lines that say what was loaded, replaced and left out.
 
     source: "coco", "imagenet", the path of a file, or a dict (a state dict, or a checkpoint of this project,
     whose averaged weights are taken where it has them). A file of a classification network, whole or
     partial, goes into the backbone. replace_predictors: weights for another class count keep everything
     but the predictors of classes, boxes and masks, which stay random; otherwise they are an error.
+    content: of that file, where it has been read.
     Raises InputError for what cannot be fetched, read, or does not fit.
     """
     url = None
@@ -50,7 +53,7 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
         path = fetch(url) if url else Path(source)
         if not path.is_file():
             raise InputError(f"{path}: there is no such weights file (coco, imagenet, none, or a path)")
-        content, name = read_torch_file(path), str(path)
+        content, name = read_torch_file(path) if content is None else content, str(path)
     lines = _load(model, content, name, replace_predictors)
     if url and not _sha256(path).startswith(_hash_in(url)):
         lines.append(

@@ -134,7 +134,7 @@ class EvalLoader:
     """Batches of images that the network pads to the same shape, so that results do not depend on batching.
 
     Formed once, in the data set's order, then dealt whole: batch k goes to rank k % size. config: the network's, which
-    knows how images are resized and padded. Unreadable images are in `Batch.skipped`.
+    knows how images are resized and padded. Unreadable images are in `Batch.skipped`. images: of this rank.
     """
 
     def __init__(self, ds: ImageDataset, world: World, options: LoaderOptions, config: MaskRCNNConfig) -> None:
@@ -149,6 +149,7 @@ class EvalLoader:
                 same.clear()
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
+        self.images = sum(map(len, self._keys))
         self._loader = _Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:

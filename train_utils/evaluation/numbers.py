@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from backbone.errors import InputError
 from network_files.operators.instance_masks import encode_masks
 from train_utils.data.labels import LabelMap
-from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator
+from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator, versions_with
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.io import files
 
@@ -192,8 +192,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: d
     """Writes record_mAP.txt and, for programs, record_mAP.json into `folder`; returns both paths.
 
     The json holds per IoU type "stats" (STAT_NAMES -> numbers, -1 = absent) and "per_class" (category name -> AP at
-    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and `about`, plain values
-    that say what the numbers are about.
+    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and "about":
+    the versions of torch, numpy, Pillow and the evaluator, and `about`, plain values on what the numbers are about.
     """
     folder = files.make_folder(folder)
     record = {
@@ -204,8 +204,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: d
         }
         for iou_type, result in results.items()
     }
-    if about is not None:
-        record["about"] = about
+    evaluator = next(iter(results.values())).evaluator
+    record["about"] = {**(about or {}), "versions": versions_with(evaluator)}
     text_path, json_path = folder / "record_mAP.txt", folder / "record_mAP.json"
     files.write_text(text_path, format_record(results))
     files.write_text(json_path, json.dumps(record, indent=1))

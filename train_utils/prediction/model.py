@@ -33,11 +33,11 @@ class ModelOptions(Settings):
     model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig that precede the checkpoint's
 
 
-def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN, LabelMap]:
-    """Returns the model, in eval mode on the device, and its label map."""
+def load_model(options: ModelOptions, device: torch.device, content: dict[str, Any]) -> tuple[MaskRCNN, LabelMap]:
+    """Returns the model, in eval mode on the device, and its label map; content: of the weights' file."""
     path, names = options.weights_path, options.label_json_path
     label_map = None if names is None else LabelMap.from_json(names)
-    model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
+    model, label_map = model_from_checkpoint(path, device, label_map, content, **options.model)
     check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
     return model, label_map
 

@@ -129,16 +129,23 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     return lines
 
 
-def with_geometry(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[RunConfig, str]:
+def content_of(weights: str | Path) -> dict[str, Any]:
+    """Returns what is in the file that --weights names; {} where it names none."""
+    path = user_path(weights)
+    return load_file(path) if str(weights) not in ("coco", "imagenet", "none") and path.is_file() else {}
+
+
+def with_geometry(
+    config: RunConfig, resumed: dict[str, Any] | None, begun: dict[str, Any] | None = None
+) -> tuple[RunConfig, str]:
     """Returns a resolved config with a geometry, and a line that says which and why.
 
     A run keeps to what its mask head was trained with; a new mask head takes the one in which masks fit. resumed: the
-    checkpoint that the run goes on from.
+    checkpoint that the run goes on from; begun: `content_of` --weights, where it has been read.
     """
     if chosen := config.value("geometry"):
         return config, f"geometry: {chosen}"
-    weights = user_path(config.weights)
-    content = resumed or (load_file(weights) if weights.is_file() else {})
+    content = resumed or (content_of(config.weights) if begun is None else begun)
     geometry = default_geometry(config.weights, content)
     reason = "as the mask head is new"
     if is_checkpoint(content):

@@ -86,6 +86,7 @@ def evaluate(
             on_batch(batch)
     turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
     found = joined(part for turn in turns for part in turn if part is not None)
+    found.skipped.sort()  # batches of another size come in another order
     stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, model.config.box_detections_per_img)
     return EvalResult(stats, losses, found, samples, time.perf_counter() - start, limits)
 
