@@ -1,11 +1,13 @@
 """Commands in several processes: they share the images, and write what one process writes."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+import predict
 import train
 import train_multi_GPU
 import validation
@@ -47,6 +49,54 @@ def test_ranks_validate_as_one_process(place, capsys):
         if "written:" not in line and "detections, " not in line and "image/s" not in line:
             assert said.count(line) == (alone.out + alone.err).splitlines().count(line), line
     assert not any("Traceback" in line for line in said)
+
+
+def test_ranks_predict_as_one_process(place, capsys):
+    Path("data/images/9.png").write_bytes(b"no image")
+    folder = (
+        "--weights-path",
+        "model.pth",
+        "--device",
+        "cpu",
+        "--score",
+        0,
+        "--img-path",
+        "data/images",
+        "--output-dir",
+    )
+    assert call(predict, *folder, "one", "--batch-size", 3, "--workers", 2) == 1
+    alone = capsys.readouterr()
+    log = Path("log")
+    assert end_all(start_ranks(predict, *folder, "two", "--write", "coco", log=log, size=2)) == [1, 1], log.read_text()
+    assert end_all(start_ranks(predict, *folder, "four", log="log4", size=4)) == [1] * 4, Path("log4").read_text()
+    whole, two = files_of("one"), files_of("two")
+    assert len(whole) == 5 and files_of("four") == whole
+    assert {name: two[name] for name in whole} == whole and "instances.json" in two
+    said = log.read_text()
+    assert said.count("0.png: ") == said.count("1.png: ") == 1 and said.count("9.png: not an image") == 1
+    assert "4 of 5 image(s) predicted, 1 could not be read" in said and said.count("4 image(s) have 40 detections") == 1
+    assert said.count("detection(s) written to two/test_result.json") == 1 and "Traceback" not in said
+    assert alone.out.splitlines()[-1] in said.splitlines()
+
+
+def test_what_ranks_have_done_is_not_done_again(place, capsys):
+    """One of two is killed at its second image; one process, then two, go on with what both have kept."""
+    words = ("--weights-path", "model.pth", "--device", "cpu", "--coco-json", "data/instances_val.json")
+    words = (*words, "--image-dir", "data/images", "--output")
+    Path("o").mkdir()
+    assert call(predict, *words, "whole.json") == 0
+    fault = ("train_utils.prediction.predictor", "Predictor", "look_in", 2, "o/R.json.unfinished.1")
+    codes = end_all(start_ranks(predict, *words, "o/R.json", log="log", size=2, fault=fault))
+    assert codes[1] == -signal.SIGKILL and codes[0] in (1, 128 + signal.SIGTERM), Path("log").read_text()
+    assert "the same command with --resume goes on" in Path("log").read_text()
+    capsys.readouterr()
+    assert call(predict, *words, "o/R.json", "--resume", "--box-score-thresh", 0.2) == 2
+    assert not Path("o/R.json").exists() or json.loads(Path("o/R.json").read_text())
+    assert end_all(start_ranks(predict, *words, "o/R.json", "--resume", log="log2", size=2)) == [0, 0]
+    said = Path("log2").read_text()
+    assert "resuming: 3 of 4 image(s) are done" in said and "4 of 4 image(s) predicted" in said
+    assert Path("o/R.json").read_bytes() == Path("whole.json").read_bytes()
+    assert [path.name for path in Path("o").iterdir()] == ["R.json"]
 
 
 def test_a_record_says_by_which_versions(place):

@@ -114,7 +114,7 @@ class TrainLoader:
         self.global_batch = options.batch_size * world.size * options.accumulate_steps
         self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
         self.steps_per_epoch = max(1, len(self.groups) // self.global_batch)
-        self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
+        self._loader = Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yields the micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
@@ -150,7 +150,7 @@ class EvalLoader:
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
         self.images = sum(map(len, self._keys))
-        self._loader = _Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
+        self._loader = Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -186,10 +186,13 @@ class _Samples:
         return batch._replace(dropped=take_dropped())
 
 
-class _Loader:
-    """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
+class Loader:
+    """Keys -> what `samples` gives for each (Batches), in order, through processes that live until the loader does not.
 
-    def __init__(self, samples: _Samples, workers: int, world: World) -> None:
+    samples[key] may be an InputError, which is then raised.
+    """
+
+    def __init__(self, samples: Any, workers: int, world: World) -> None:
         self._keys: list = []  # what the workers are given; refilled for each pass
         self._workers = workers
         device = getattr(world, "device", None)
@@ -211,8 +214,8 @@ class _Loader:
             **options,
         )
 
-    def batches(self, keys: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        """Yields the batch of each list of keys."""
+    def batches(self, keys: list) -> Iterator[Any]:
+        """Yields the batch of each key."""
         self._keys[:] = keys
         for batch in self._through_workers() if self._workers else self._loader:
             if isinstance(batch, InputError):
@@ -220,11 +223,11 @@ class _Loader:
                     raise batch
                 finally:
                     del batch  # the traceback holds this frame: a cycle would keep the workers alive
-            if self._pin:
+            if self._pin and isinstance(batch, Batch):
                 batch = batch._replace(images=[image.pin_memory() for image in batch.images])
             yield batch
 
-    def _through_workers(self) -> Iterator[Batch]:
+    def _through_workers(self) -> Iterator[Any]:
         """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
             for batch in self._loader:
@@ -297,7 +300,7 @@ def _continue_workers_at_exit() -> None:
     atexit.register(continue_children)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -314,7 +317,7 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _to_bytes(batch: Batch) -> bytes:
+def _to_bytes(batch: Any) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
     return buffer.getvalue()

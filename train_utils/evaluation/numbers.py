@@ -15,7 +15,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from network_files.operators.instance_masks import encode_masks
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import encode_cropped, encode_masks
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator, versions_with
 from train_utils.evaluation.limits import MAX_DETS
@@ -43,21 +44,26 @@ def to_coco_results(
     label_map: LabelMap,
     geometry: str,
     mask_threshold: float = 0.5,
+    pasted: Sequence[CroppedMasks] | None = None,
 ) -> list[dict]:
     """Returns COCO result dicts (image_id, category_id, bbox, segmentation as RLE, score) of some images' detections.
 
     detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m], as
     `model(images, paste_masks=False)` returns them, on any device (masks are pasted there); sizes: the images' (H, W);
-    geometry: the model's. A mask's pixels are those with a probability above mask_threshold. Scores and boxes keep
-    every digit; categories get the data's own ids.
+    geometry: the model's. A mask's pixels are those with a probability above mask_threshold; pasted: the images' masks,
+    where they are pasted already. Scores and boxes keep every digit; categories get the data's own ids.
     """
     labels = set(label_map.labels())  # a label in a gap of COCO's 1..90 stays as it is: it has no category
     results = []
-    for detection, image_id, (height, width) in zip(detections, image_ids, sizes, strict=True):
+    masks_of = pasted or [None] * len(detections)
+    for detection, image_id, (height, width), cropped in zip(detections, image_ids, sizes, masks_of, strict=True):
         boxes = detection["boxes"].detach().double().cpu()  # [D, 4]
         corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # [D, 2] each
-        probs = detection["mask_probs"]
-        masks = encode_masks(probs, detection["boxes"], (height, width), geometry, mask_threshold)
+        if cropped is None:
+            where = detection["boxes"], (height, width), geometry, mask_threshold
+            masks = encode_masks(detection["mask_probs"], *where)
+        else:
+            masks = encode_cropped(cropped)
         for corner, extent, label, score, mask in zip(
             corners.tolist(),
             extents.tolist(),

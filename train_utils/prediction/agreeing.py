@@ -13,7 +13,8 @@ from train_utils.data.labels import LabelMap
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
 from train_utils.processes.distributed import World
 
-OWN = ("weights_path", "output_dir", "device", "workers")  # settings that a process may have otherwise: of its machine
+# settings that a process may have otherwise: of its machine
+OWN = ("weights_path", "label_json_path", "coco_json", "image_dir", "output_dir", "device", "workers")
 
 
 def refuse_other_work(

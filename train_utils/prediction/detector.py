@@ -14,13 +14,12 @@ import torch
 from tqdm import tqdm
 
 from network_files import MaskRCNN
-from network_files.transform import padded_size
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.in_python import in_python_words, speaking_python
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
-from train_utils.prediction.predictor import Predictor, one_by_one
+from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
 from train_utils.show.image_lists import find_images
 from train_utils.show.video import is_video
@@ -116,8 +115,7 @@ class Detector:
 
     def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
         """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
-        config, waiting, found, values = self.model.config, {}, {}, dict(some)
-        sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
+        images, found, values = [], {}, dict(some)
         for number, value in some:
             try:
                 image = image_of(value, f"image {number}")
@@ -126,12 +124,10 @@ class Detector:
                     raise
                 warnings.warn(f"left out: {error}", stacklevel=3)
                 continue
-            waiting.setdefault(padded_size(*image.shape[-2:], *sizing), []).append((number, image))
-        for alike in waiting.values():
-            for i in range(0, len(alike), wanted.batch_size):
-                numbers, images = zip(*alike[i : i + wanted.batch_size], strict=True)
-                for number, image, one in zip(numbers, images, predictor.detect_in(images), strict=True):
-                    found[number] = self._results(values[number], number, image, one, wanted)
+            images.append((number, image))
+        for numbers, batch in alike(images, self.model.config, wanted.batch_size):
+            for number, image, one in zip(numbers, batch, predictor.detect_in(batch), strict=True):
+                found[number] = self._results(values[number], number, image, one, wanted)
         yield from (found[number] for number in sorted(found))
 
     def _results(

@@ -127,7 +127,7 @@ class World:
         if self.is_main:
             yield
             return
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        with open(os.devnull, "w", errors="backslashreplace") as nowhere, redirect_stdout(nowhere):
             yield
 
     def wrap(self, model: nn.Module) -> nn.Module:
