@@ -256,8 +256,8 @@ class Trainer:
         # the step is saved by now
         with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
-            max_dets = self.config.max_dets
-            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, max_dets=max_dets)
+            leave, max_dets = lambda _: self.stop.leave_if_requested(), self.config.max_dets
+            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, leave, max_dets)
 
     def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
         """Prints and writes an epoch's numbers."""
