@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import predict
 import train
+import validation
 from tests.faults.processes import end_all, launch, start_all, wait_for
 from tests.small_runs import ROOT, call, differences, flags, start
 from train_utils.cli.parser import Parser
@@ -59,9 +61,27 @@ def test_a_run_prints_what_it_does(finished, shapes):
         re.M,
     )
     assert line.search(output)
-    next_command = output.splitlines()[-1]
-    assert "python predict.py --weights-path run/model_best.pth" in next_command
-    assert Path(next_command.split()[-1]).is_file()
+
+
+def test_the_commands_that_a_run_ends_with_work(finished, tmp_path, monkeypatch):
+    folder, output = finished
+    monkeypatch.chdir(folder.parent)
+    lines = [line.partition("python ")[2].split() for line in output.splitlines()[-3:]]
+    commands = {Path(line[0]).stem: line[1:] for line in lines}
+    assert commands["validation"] == ["--weights-path", "run", "--report"]
+    elsewhere = ("--output-dir", tmp_path, "--device", "cpu")
+    assert call(predict, *commands["predict"], *elsewhere) == 0
+    assert call(validation, *commands["validation"][:-1], *elsewhere) == 0
+    assert commands["train"][:4] == ["--output-dir", "run", "--resume", "auto"]
+    given = RunConfig.of(parsed(commands["train"]))
+    assert given.epochs == 4 and given.allow_changed == ("epochs",)
+
+
+def parsed(words):
+    """What the words of train.py's command give."""
+    parser = Parser()
+    add_arguments(parser)
+    return parser.given(words)
 
 
 def test_a_run_leaves_its_files(finished):

@@ -33,6 +33,7 @@ from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
+from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
@@ -58,7 +59,9 @@ class Options(DataOptions):
     full: bool = setting(False, "open every image")
     quick: bool = setting(False, "open only those of the contact sheet")
     workers: int = setting(0, "processes that open images; 0: this one", least=0, short="-j")
-    weights_path: str | None = setting(None, "a checkpoint: sizes and anchors are looked at for its model", metavar="W")
+    weights_path: str | None = setting(
+        None, "a checkpoint, a run folder, coco or coco_v2: sizes and anchors are looked at for its model", metavar="W"
+    )
     samples: int = setting(18, "images of the contact sheet", least=0)
     output_dir: str = setting("check_data", "where page and json go")
     fix: str | None = setting(None, "a new folder for corrected annotations (COCO)", metavar="OUT")
@@ -260,7 +263,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
     """
     given = options.model
     if options.weights_path:
-        path = user_path(options.weights_path)
+        path = weights_file(options.weights_path)
         content = load_file(path)
         own, state = (
             (content["config"], content["model"])

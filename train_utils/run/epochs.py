@@ -36,7 +36,14 @@ from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import EvalResult, evaluate
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
-from train_utils.run.reports import explain_lack_of_memory, explain_non_finite, image_rows, print_outcome, write_curves
+from train_utils.run.reports import (
+    explain_lack_of_memory,
+    explain_non_finite,
+    image_rows,
+    print_outcome,
+    resume_command,
+    write_curves,
+)
 from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
 from train_utils.run.step import (
     NonFiniteLoss,
@@ -159,16 +166,25 @@ class Trainer:
                 self.world.on_main(self.report, epoch, averages, result)
                 self.save(*names, epoch)
                 if self.world.sum(torch.tensor(float(self.stop.requested()))) > 0:
-                    self.say(f"stopped after epoch {epoch}, saved; --resume auto goes on from here")
+                    self.say(f"stopped after epoch {epoch}, saved; {self.goes_on()}")
                     self.stop.leave()
         if self.steps:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
             if self.run.additions.splits is None:
-                print_outcome(self.folder, progress.best_ap, self.splits.val)
+                more = f"--epochs {2 * config.epochs} --allow-changed epochs"
+                go_on = resume_command(self.folder, config, self.world)
+                print_outcome(self.folder, progress.best_ap, self.splits.val, f"{go_on} {more}")
             else:  # no command would find the images
                 self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
+
+    def goes_on(self) -> str:
+        """Returns how a run that was stopped goes on."""
+        line = "--resume auto goes on from here"
+        if self.run.additions.splits is not None:  # no command would find the images
+            return line
+        return f"{line}: {resume_command(self.folder, self.config, self.world)}"
 
     def say_start(self) -> None:
         """Prints how the run goes about its steps."""
@@ -212,7 +228,7 @@ class Trainer:
                     progress.meters = log.state_dict()
                     self.save(epoch)
                 if record.stop:
-                    self.say(f"stopped after step {progress.step}, saved; --resume auto goes on from here")
+                    self.say(f"stopped after step {progress.step}, saved; {self.goes_on()}")
                     self.stop.leave()
         except NonFiniteLoss as error:
             raise self.explained(error) from error

@@ -21,12 +21,12 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
 from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
+from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import EvalLoader
 from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory
 from train_utils.io.plain_text import visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
@@ -123,8 +123,8 @@ def open_scored_alone(
 ) -> tuple[DataSplits, list[str]]:
     """Returns the data that --test-only scores, without a training split, and lines that describe it."""
     content = checkpoint or {}
-    if not checkpoint and user_path(config.weights).is_file():
-        content = checkpoints.load_file(user_path(config.weights))
+    if not checkpoint and Path(weights := weights_to_begin_from(config.weights)).is_file():
+        content = checkpoints.load_file(weights)
     scored = open_scored(config, content, bool({*given} & {*SHARE}))
     data_set = scored.data_set
     if checkpoints.is_checkpoint(content):
@@ -156,7 +156,7 @@ def build_model(
         trained = f"norm {model.config.norm}, {model.config.trainable_layers} of 5 stages of the backbone trained"
         lines = [f"weights: none, random initialisation ({trained})"]
         if config.weights != "none":
-            lines = load_weights(model, config.weights, replace_predictors=True)
+            lines = load_weights(model, weights_to_begin_from(config.weights), replace_predictors=True)
     else:
         saved = LabelMap.from_dict(checkpoint["label_map"])
         if saved != label_map:
