@@ -12,6 +12,7 @@ import torch
 import predict
 import train
 import validation
+from network_files import MaskRCNNConfig
 from tests.faults.processes import end_all, launch, start_all, wait_for
 from tests.small_runs import ROOT, call, differences, flags, start
 from train_utils.cli.parser import Parser
@@ -20,6 +21,7 @@ from train_utils.processes.distributed import World
 from train_utils.run import epochs as trainer
 from train_utils.run.config import LR_PER_IMAGE, RunConfig, add_arguments
 from train_utils.run.defaults import BUILT_IN_MODEL, resolve
+from train_utils.run.reports import about_speed
 
 STEPS = 6  # per epoch: 12 images in batches of 2
 
@@ -51,6 +53,9 @@ def test_a_wrong_evaluator_is_told_first(tmp_path, monkeypatch, capsys):
 
 def test_a_run_prints_what_it_does(finished, shapes):
     folder, output = finished
+    first = output.splitlines()[0]
+    assert first.startswith("trains Mask R-CNN v1 on resnet18, weights none, on ") and "2 epoch(s) of 2 images" in first
+    assert "steps x 2 epochs, 6 steps of warm-up, times 0.1 at step 7 and 10 of 12, float32" in output
     assert "12 images" in output and "Mask R-CNN v1, resnet18, 3 classes" in output
     assert "learning rate 0.002" in output and "run folder: run" in output
     line = re.compile(
@@ -82,6 +87,19 @@ def parsed(words):
     parser = Parser()
     add_arguments(parser)
     return parser.given(words)
+
+
+def test_a_run_says_how_long_it_takes_and_on_a_cpu_what_is_sooner():
+    config = RunConfig.of({"data_path": "D"})
+    config = resolve(config, SimpleNamespace(size=1, device=torch.device("cpu")))
+    large, small = (SimpleNamespace(config=MaskRCNNConfig(backbone=name)) for name in ("resnet50", "resnet18"))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    about, sooner = about_speed(4.5, 24_000, config, large, cpu)
+    assert about.startswith("after 10 steps: about 30 hours for 26 epochs at this speed (4.50 s a step), ")
+    assert "--epochs, --min-size 400 --max-size 666 (a quarter of the pixels), --backbone resnet18" in sooner
+    assert "--backbone" not in about_speed(4.5, 24_000, config, small, cpu)[1]
+    assert len(about_speed(4.5, 24_000, config, large, gpu)) == len(about_speed(4.5, 400, config, large, cpu)) == 1
+    assert about_speed(0.1, 500, config, large, cpu) == []
 
 
 def test_a_run_leaves_its_files(finished):

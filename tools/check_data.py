@@ -14,7 +14,6 @@ changed. Exit status: 0 nothing to complain of; 1 warnings; 2 errors, at which t
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -41,6 +40,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import one_line, visible
+from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
 from train_utils.show.pages import write_page
 
@@ -292,14 +292,8 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
     )
     if seconds and count:
         total = sum(seconds) / len(seconds) * count / max(report.options.workers, 1)
-        left += f"; about {_duration(total)} with --workers {report.options.workers}, as the contact sheet's took"
+        left += f"; about {duration(total)} with --workers {report.options.workers}, as the contact sheet's took"
     return left + "."
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def show(report: Report) -> None:

@@ -60,6 +60,8 @@ def run(
             config, notes = resume.take_over(given, config, checkpoint, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
+        if world.is_main:  # reading data and weights may take long
+            print(visible(intention(config, world, path)), flush=True)
         with world.main_first():
             config, about_geometry = with_geometry(config, checkpoint)
         notes += [about_geometry, *without_effect(config, world, checkpoint is not None)]
@@ -107,6 +109,17 @@ def run(
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
         return folder
+
+
+def intention(config: RunConfig, world: World, path: Path | None) -> str:
+    """Returns a line that says what a resolved run is about to do; path: of the checkpoint that it goes on from."""
+    data = config.data_path or "the built-in shapes"
+    weights = f"weights {config.weights}" if path is None else f"going on from {path}"
+    network = f"Mask R-CNN {config.value('variant') or 'v1'} on {config.value('backbone') or 'resnet50'}, {weights}"
+    if config.test_only:
+        return f"evaluates {network}, on {data}, on {world.size} x {world.device.type}"
+    length = f"{config.epochs} epoch(s) of {config.global_batch(world.size)} images a step"
+    return f"trains {network}, on {data}: {length}, on {world.size} x {world.device.type}"
 
 
 def open_splits(config: RunConfig, splits: DataSplits | None = None) -> tuple[DataSplits, list[str]]:

@@ -21,6 +21,7 @@ from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file
 from train_utils.io.memory import LESS_IN_TRAINING, first_line
 from train_utils.io.plain_text import pasted, visible
+from train_utils.logs.console import duration
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
@@ -29,6 +30,9 @@ from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, pl
 from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
 
 DRAWN = (256, 1024)  # height and width that drawings fit, as the board's grid shows them: letters can be read
+PACE_STEPS = 10  # after which a run says how long it takes
+SHORT, LONG = 60, 2 * 3600  # seconds: a run that is not worth a line, and one worth advice
+SMALL_SIDE, SMALL_BACKBONES = 400, ("resnet18", "mobilenet_v2")
 SHOWN_SCORE = 0.5  # detections below it would hide the image
 
 
@@ -115,6 +119,35 @@ def explain_lack_of_memory(error: OutOfMemory, data_set: ImageDataset) -> InputE
 def plain_masks(masks: torch.Tensor | CroppedMasks) -> torch.Tensor:
     """Returns target masks as uint8 [N, H, W]."""
     return masks if isinstance(masks, torch.Tensor) else masks.to_masks()
+
+
+def about_speed(seconds: float, steps_left: int, config: RunConfig, model: MaskRCNN, device: torch.device) -> list[str]:
+    """Returns lines that say how long the rest of a run takes at so many seconds a step; none for a short one.
+
+    On a CPU that has hours ahead, also what takes less time.
+    """
+    if (whole := seconds * steps_left) < SHORT:
+        return []
+    about = f"about {duration(whole)} for {config.epochs} epochs at this speed ({seconds:.2f} s a step)"
+    lines = [f"after {PACE_STEPS} steps: {about}, evaluations not counted"]
+    if device.type == "cpu" and whole > LONG:
+        cfg, ways = model.config, ["fewer --epochs"]
+        if cfg.fixed_size is None and cfg.min_size[-1] > SMALL_SIDE:
+            size = f"--min-size {cfg.min_size[-1] // 2} --max-size {cfg.max_size // 2}"
+            ways.append(f"{size} (a quarter of the pixels)")
+        if cfg.backbone not in SMALL_BACKBONES:
+            ways.append(f"--backbone {' or '.join(SMALL_BACKBONES)}")
+        lines.append(f"to be done sooner on a CPU: {', '.join(ways)}; Ctrl-C stops this run and saves it")
+    return lines
+
+
+def about_rate(config: RunConfig, steps_per_epoch: int, milestones: Sequence[int]) -> str:
+    """Returns how the learning rate falls, in steps."""
+    total = config.epochs * steps_per_epoch
+    falls = [f"{step:,}" for step in milestones if step < total]
+    if config.lr_schedule == "cosine":
+        return f"then a cosine to 0 at step {total:,}"
+    return f"times {config.lr_gamma:g} at step {' and '.join(falls)} of {total:,}" if falls else "no fall after"
 
 
 def resume_command(folder: Path, config: RunConfig, world: World) -> str:
