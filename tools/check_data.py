@@ -44,6 +44,9 @@ from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
 from train_utils.show.pages import write_page
 
+USED_MOST = (
+    "data_path", "output_dir", "full", "workers", "weights_path", "min_size", "max_size", "anchor_sizes", "fix"
+)  # fmt: skip
 SMALL = 2000  # images up to which all are opened unless --quick says otherwise
 SHOWN = 6  # finds of a kind on the console
 
@@ -70,9 +73,9 @@ class Options(DataOptions):
 
 def parse() -> Options:
     """Returns the options that the command names."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, Options, leave_out=("val_fraction", "drop_empty", "strict"))
-    add_model_flags(parser)
+    add_model_flags(parser, training=False)
     given = parser.given()
     options = Options(**given_settings(Options, given), model=given_model(given))
     if options.full and options.quick:
