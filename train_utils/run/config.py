@@ -21,6 +21,9 @@ from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
 
+USED_MOST = (
+    "data_path", "output_dir", "epochs", "batch_size", "weights", "backbone", "min_size", "max_size", "lr", "resume"
+)  # fmt: skip
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
@@ -91,7 +94,8 @@ class Running(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:i", resume="own")
     weights: str | Path | None = setting(
         None,
-        "coco, imagenet, none or a file (default: coco for ResNet-50, imagenet for the others with a published file, "
+        "coco, coco_v2, imagenet, none, a file, or a run folder, of which the best (default: coco for ResNet-50, "
+        "imagenet for the others with a published file, "
         "none for MobileNetV1 and for the built-in data)",
     )
     num_classes: int | None = setting(
