@@ -38,7 +38,6 @@ from train_utils.run.evaluation import EvalResult, evaluate
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
 from train_utils.run.reports import (
     PACE_STEPS,
-    about_rate,
     about_speed,
     explain_lack_of_memory,
     explain_non_finite,
@@ -47,6 +46,7 @@ from train_utils.run.reports import (
     resume_command,
     write_curves,
 )
+from train_utils.run.schedule import describe, fall_steps
 from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
 from train_utils.run.step import (
     NonFiniteLoss,
@@ -92,25 +92,15 @@ class Run:
             print(*lines, **options)
 
 
-def warmup_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Returns the number of steps over which the learning rate rises."""
-    return min(1000, steps_per_epoch) if config.warmup_iters is None else config.warmup_iters
-
-
-def milestones(config: RunConfig, steps_per_epoch: int) -> list[int]:
-    """Returns the steps at which the learning rate falls."""
-    return [round(epoch * steps_per_epoch) for epoch in config.lr_steps]
-
-
 def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
     """Returns the model with what trains it: optimiser, schedule, precision, average."""
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
     schedule = build_schedule(
         optimizer,
         total_steps=config.epochs * steps_per_epoch,
-        warmup_steps=warmup_steps(config, steps_per_epoch),
+        warmup_steps=config.warmup_iters,
         schedule=config.lr_schedule,
-        milestones=milestones(config, steps_per_epoch),
+        milestones=fall_steps(config, steps_per_epoch),
         gamma=config.lr_gamma,
     )
     return TrainState(
@@ -201,8 +191,7 @@ class Trainer:
         config, dtype, steps = (self.config, self.state.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
             f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
-            f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
-            f"{about_rate(config, steps, milestones(config, steps))}, "
+            f"{steps} steps x {config.epochs} epochs, {describe(config, steps)}, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
         whole = len(self.loader.groups)
