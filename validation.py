@@ -1,10 +1,10 @@
 """Measure a trained model: the COCO numbers, each category's AP, and the detections behind them.
 
-    python validation.py --weights-path save_weights/model_best.pth --data-path DATA
-    python validation.py --weights-path save_weights/model_best.pth         the data that it was trained with
+    python validation.py --weights-path save_weights                        the data that it was trained with
+    python validation.py --weights-path save_weights --data-path DATA       its best checkpoint, on other data
     python validation.py --detections submission.json --data-path DATA      a COCO results json, without a model
-    python validation.py --weights-path save_weights/model_best.pth --report       a page about its mistakes, too
-    torchrun --nproc_per_node=8 validation.py --weights-path W --data-path DATA    on 8 GPUs: the same files
+    python validation.py --weights-path save_weights --report               a page about its mistakes, too
+    torchrun --nproc_per_node=8 validation.py --weights-path save_weights   on 8 GPUs: the same files
 
 Evaluates the val split (of data without one: all images, but of the checkpoint's own the share that
 training held out) and writes record_mAP.txt, record_mAP.json and detections.json into --output-dir.
@@ -44,9 +44,9 @@ from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.processes.distributed import World
-from train_utils.run.evaluation import EvalResult
-from train_utils.run.measuring import measure, of_limits, write_measured
+from train_utils.run.evaluation import EvalResult, measure, of_limits, write_measured
 
+USED_MOST = ("weights_path", "data_path", "output_dir", "report", "detections", "max_dets", "batch_size", "device")
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
 
@@ -55,7 +55,9 @@ class ValidationOptions(ModelOptions):
     """What is measured, and whether the mistakes are looked at."""
 
     weights_path: str | Path | None = setting(
-        None, "a checkpoint (it has classes and architecture), or a bare state dict", metavar="W"
+        None,
+        "a run folder (its best checkpoint), a checkpoint, a bare state dict, or coco or coco_v2 (published weights)",
+        metavar="W",
     )
     detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
     max_dets: int = setting(MAX_DETS, "detections of a class in an image that AP counts", least=10, metavar="N")
@@ -70,11 +72,11 @@ class ValidationOptions(ModelOptions):
 
 def parse(words: list[str] | None = None) -> dict[str, Any]:
     """Returns the settings that the command names."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, ValidationOptions)
     add_data_flags(parser)
     add_flags(parser, LoaderOptions, only=LOADING)
-    add_model_flags(parser)
+    add_model_flags(parser, training=False)
     given = parser.given(words)
     if "report_images" in given and not given.get("report"):
         parser.error("--report-images N is about the page of --report; give both")
@@ -151,10 +153,10 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     """Measures a model on images that the processes share; the first writes and prints. Returns the exit status."""
     loading = LoaderOptions(**given_settings(LoaderOptions, given))
     with world.main_first():
-        content = load_file(options.weights_path)
+        content = load_file(options.weights_file)
         model, label_map = load_model(options, world.device, content)
-        print(about_weights(options.weights_path, content, label_map))
-        scored, _ = open_split_of(content, "val", given, label_map)
+        print(about_weights(options.weights_file, content, label_map))
+        scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
     data_set = scored.data_set
     settings = {**vars(options), **vars(loading), **given}
     refuse_other_work(world, settings, model, label_map, data_set)
@@ -167,7 +169,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
             return status
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found
-        evaluated = Evaluated(options.weights_path, result.stats, found.results, data_set, sorted(found.image_ids))
+        evaluated = Evaluated(options.weights_file, result.stats, found.results, data_set, sorted(found.image_ids))
         limits = {"max_dets": options.max_dets, "limits": result.limits}
         limits["per_image"] = model.config.box_detections_per_img
         evaluated = evaluated._replace(progress=progress, **limits)

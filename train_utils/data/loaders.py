@@ -100,6 +100,11 @@ def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> lis
     return [batches[i] for i in torch.randperm(len(batches), generator=rng).tolist()]
 
 
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    """Returns how many batches `global_batches` makes of an epoch's samples."""
+    return max(1, samples // global_batch)
+
+
 class TrainLoader:
     """Micro-batches of augmented samples for one rank. `steps_per_epoch` counts optimiser steps.
 
@@ -113,7 +118,7 @@ class TrainLoader:
         self.world, self.accumulate_steps, self.seed = world, options.accumulate_steps, options.seed
         self.global_batch = options.batch_size * world.size * options.accumulate_steps
         self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
-        self.steps_per_epoch = max(1, len(self.groups) // self.global_batch)
+        self.steps_per_epoch = steps_per_epoch(len(self.groups), self.global_batch)
         self._loader = Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -134,7 +139,7 @@ class EvalLoader:
     """Batches of images that the network pads to the same shape, so that results do not depend on batching.
 
     Formed once, in the data set's order, then dealt whole: batch k goes to rank k % size. config: the network's, which
-    knows how images are resized and padded. Unreadable images are in `Batch.skipped`. images: of this rank.
+    knows how images are resized and padded. Unreadable images are in `Batch.skipped`.
     """
 
     def __init__(self, ds: ImageDataset, world: World, options: LoaderOptions, config: MaskRCNNConfig) -> None:
@@ -149,11 +154,15 @@ class EvalLoader:
                 same.clear()
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
-        self.images = sum(map(len, self._keys))
         self._loader = Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def images(self) -> int:
+        """The number of images of this rank."""
+        return sum(map(len, self._keys))
 
     def __iter__(self) -> Iterator[Batch]:
         return self._loader.batches(self._keys)

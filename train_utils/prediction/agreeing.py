@@ -14,7 +14,7 @@ from train_utils.processes.agreement import Digest, Fact, digest, refuse_differe
 from train_utils.processes.distributed import World
 
 # settings that a process may have otherwise: of its machine
-OWN = ("weights_path", "label_json_path", "coco_json", "image_dir", "output_dir", "device", "workers")
+OWN = ("weights_path", "weights_file", "label_json_path", "coco_json", "image_dir", "output_dir", "device", "workers")
 
 
 def refuse_other_work(
