@@ -60,15 +60,16 @@ def run(
             config, notes = resume.take_over(given, config, checkpoint, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
-        with world.main_first():
-            config, about_geometry = with_geometry(config, checkpoint)
-        notes += [about_geometry, *without_effect(config, world, checkpoint is not None)]
+        effects = without_effect(config, world, checkpoint is not None)
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
             if config.test_only:
                 splits, lines = open_scored_alone(config, given, checkpoint)
             else:
                 splits, lines = open_splits(config, additions.splits)
+            classes = None if config.test_only else splits.label_map.num_labels
+            config, about_geometry = with_geometry(config, checkpoint, classes)
+        notes += [about_geometry, *effects]
         say = print if world.is_main else lambda *_, **__: None
         say("\n".join(map(visible, lines)))
         states = {}
