@@ -115,6 +115,9 @@ class Report:
         options, finds = self.options, self.finds
         self.opened = open_all(options, finds)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
+        if self.tables and not options.weights_path:
+            classes = next(iter(self.opened.splits.values())).label_map.num_labels
+            self.config, self.assumed = model_config(options, classes)
         self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:
             tables = list(self.tables.values())
@@ -259,10 +262,11 @@ class Report:
         return folder / "check_data.html"
 
 
-def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
+def model_config(options: Options, classes: int | None = None) -> tuple[MaskRCNNConfig, str]:
     """Returns (the model that sizes and anchors are looked at for, where it is from).
 
-    It is that of --weights-path, else train.py's for this data; flags that are given precede it.
+    It is that of --weights-path, else train.py's for this data; flags that are given precede it. classes: of the data,
+    background counted.
     """
     given = options.model
     if options.weights_path:
@@ -279,7 +283,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
         config, source = MaskRCNNConfig(**fields), "train.py's model for these shapes"
     else:
         weights = default_weights(given.get("backbone", USUAL["backbone"]), given.get("variant"))
-        fields = {"geometry": default_geometry(weights, {}), **given}
+        fields = {"geometry": default_geometry(weights, {}, classes), **given}
         config, source = MaskRCNNConfig(**fields), "train.py's usual model"
     return config, source + (", and the flags given" if given else "")
 

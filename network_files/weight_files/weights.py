@@ -9,6 +9,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import torch
+from torch import Tensor
 
 from backbone import InputError
 from network_files.mask_rcnn import MaskRCNN
@@ -35,6 +36,8 @@ IMAGENET = {
 PATIENCE = 30  # seconds that the site has to answer
 V1_COCO_HASH = "bf2d0c1e"  # trained with an epsilon of 0 in its frozen batch norm
 
+COCO_CLASSES = 91  # that the published ones know, background counted
+SCORES = "box_predictor.cls_score.weight"  # [classes, features]
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
@@ -68,7 +71,7 @@ def load_weights(
     own, theirs = model.config.geometry, config.get("geometry", TORCHVISION) if isinstance(config, dict) else None
     if theirs not in (None, own) and holds_heads(content):
         theirs = str(theirs)[:20]
-        lines.append(f"{name}: its masks are of geometry {theirs!r}, this model's of {own!r}: half a pixel apart")
+        lines.append(f"{name}: its geometry is {theirs!r}, this model's {own!r}: half a pixel apart")
     if model.config.norm == "frozen":
         eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
         if path and _sha256(path).startswith(V1_COCO_HASH):
@@ -80,8 +83,17 @@ def load_weights(
 
 def holds_heads(content: Mapping) -> bool:
     """Says whether the content of a weights file, a state dict or something around one, has the heads of a detector."""
-    parts = [content, *(part for part in content.values() if isinstance(part, Mapping))]
-    return any("roi_heads." in str(key) for part in parts for key in part)
+    return any("roi_heads." in str(key) for part in _parts(content) for key in part)
+
+
+def classes_of(content: Mapping) -> int | None:
+    """Returns for how many classes, background counted, such a content has predictors; None where it has none."""
+    rows = (v for part in _parts(content) for key, v in part.items() if str(key).endswith(f"roi_heads.{SCORES}"))
+    return next((len(value) for value in rows if isinstance(value, Tensor) and value.ndim), None)
+
+
+def _parts(content: Mapping) -> list[Mapping]:
+    return [content, *(part for part in content.values() if isinstance(part, Mapping))]
 
 
 def published(model: MaskRCNN, name: str) -> str:
@@ -192,7 +204,7 @@ def _drop_predictors(model: MaskRCNN, state: dict, own: dict, name: str, replace
 
     Raises InputError where there are some and they are not to be replaced.
     """
-    scores = state.get("roi_heads.box_predictor.cls_score.weight")
+    scores = state.get(f"roi_heads.{SCORES}")
     if scores is None or scores.ndim and len(scores) == model.config.num_classes:
         return []
     if not replace:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from backbone.errors import InputError
-from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
-from network_files.weight_files.weights import COCO, IMAGENET, PUBLISHED, holds_heads
+from network_files.operators.boxes import HALF_PIXEL, HALF_PIXEL_MASKS, TORCHVISION
+from network_files.weight_files.weights import COCO, COCO_CLASSES, IMAGENET, PUBLISHED, classes_of, holds_heads
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import FROM_NAMES, weights_to_begin_from
 from train_utils.processes.distributed import World
@@ -131,31 +131,44 @@ def content_of(weights: str | Path) -> dict[str, Any]:
 
 
 def with_geometry(
-    config: RunConfig, resumed: dict[str, Any] | None, begun: dict[str, Any] | None = None
+    config: RunConfig,
+    resumed: dict[str, Any] | None,
+    begun: dict[str, Any] | None = None,
+    classes: int | None = None,
 ) -> tuple[RunConfig, str]:
     """Returns a resolved config with a geometry, and a line that says which and why.
 
-    A run keeps to what its mask head was trained with; a new mask head takes the one in which masks fit. resumed: the
-    checkpoint that the run goes on from; begun: `content_of` --weights, where it has been read.
+    A run keeps to what its heads were trained with; a new mask head takes the one in which masks fit, and so do masks
+    where predictors are new. resumed: the checkpoint that the run goes on from; begun: `content_of` --weights, where it
+    has been read; classes: see `default_geometry`.
     """
     if chosen := config.value("geometry"):
         return config, f"geometry: {chosen}"
     content = resumed or (content_of(config.weights) if begun is None else begun)
-    geometry = default_geometry(config.weights, content)
+    geometry = default_geometry(config.weights, content, classes)
     reason = "as the mask head is new"
     if is_checkpoint(content):
         reason = f"that of {'the resumed checkpoint' if resumed else f'--weights {config.weights}'}"
-    elif geometry == TORCHVISION:
+    elif geometry != HALF_PIXEL:
         asked = f"--weights {config.weights}"
         reason = f"in which {asked} was trained" if config.weights in PUBLISHED else f"as {asked} does not say its own"
+        if geometry == HALF_PIXEL_MASKS:
+            reason = f"as the predictors are new, and the rest of {asked} knows torchvision's RoIs"
     return config.replaced({"geometry": geometry}), f"geometry: {geometry}, {reason}"
 
 
-def default_geometry(weights: str | Path, content: Mapping) -> str:
-    """Returns the geometry of a run that begins with these weights; content: of their file, or of the one resumed."""
+def default_geometry(weights: str | Path, content: Mapping, classes: int | None = None) -> str:
+    """Returns the geometry of a run that begins with these weights.
+
+    content: of their file, or of the one resumed; classes: of the run's data, background counted, which replace the
+    predictors for another number; None: they stay.
+    """
     if is_checkpoint(content) and isinstance(content["config"], dict):
         return content["config"].get("geometry", TORCHVISION)  # the only one when older checkpoints were written
-    return TORCHVISION if weights in PUBLISHED or holds_heads(content) else HALF_PIXEL
+    if weights not in PUBLISHED and not holds_heads(content):
+        return HALF_PIXEL
+    theirs = COCO_CLASSES if weights in PUBLISHED else classes_of(content)
+    return TORCHVISION if classes in (None, theirs) else HALF_PIXEL_MASKS
 
 
 def default_weights(backbone: str, variant: str | None) -> str:

@@ -66,12 +66,13 @@ def run(
             print(visible(intention(config, world, path)), flush=True)
         with world.main_first():
             begun = {} if checkpoint else content_of(config.weights)
-            config, about_geometry = with_geometry(config, checkpoint, begun)
-        notes += [about_geometry]
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
             scored = open_scored_alone(config, given, checkpoint or begun) if config.test_only else None
             splits, lines = described(scored) if scored else open_splits(config, additions.splits)
+            classes = None if config.test_only else splits.label_map.num_labels
+            config, about_geometry = with_geometry(config, checkpoint, begun, classes)
+        notes += [about_geometry]
         say = print if world.is_main else lambda *_, **__: None
         say("\n".join(map(visible, lines)))
         states = {}
