@@ -157,6 +157,7 @@ def predict_images(options: PredictOptions) -> int:
     refuse_to_overwrite(images, [folder / name for name in names])
     make_places(options.folder, folder)
     json_path, as_json = options.folder / f"{RESULT_NAME}.json", not all(map(video.is_video, images))
+    say_replaced(options, *([json_path] if as_json else []))
     with unfinished.stopped_in_order(), GrowingResults(json_path, asked(options), len(images), as_json) as kept:
         if options.resume:
             take_up(kept, predictor, lambda at: images[at], lambda at: folder / names[at])
@@ -170,6 +171,12 @@ def predict_images(options: PredictOptions) -> int:
         results = json.loads(json_path.read_bytes())
         print(write_data_set(options.write, options.folder / DATA_SET, images, results, predictor.label_map))
     return predictor.status(len(images))
+
+
+def say_replaced(options: PredictOptions, *results: Path) -> None:
+    """Prints that results of an earlier call are replaced; those that --resume goes on with are not."""
+    for line in [] if options.resume else files.replaced_lines(*results):
+        print(visible(line), flush=True)
 
 
 def make_places(output_dir: Path, drawn: Path) -> None:
@@ -334,6 +341,7 @@ def predict_coco_json(options: PredictOptions) -> int:
     predictor = predictor_of(options, options.score or 0.0)
     data_set = open_images(options, raw, predictor.label_map)
     start, path = time.perf_counter(), Path(options.output)
+    say_replaced(options, path)
     with unfinished.stopped_in_order(), GrowingResults(path, asked(options), len(data_set)) as kept:
         if options.resume:
             take_up(kept, predictor, data_set.file_name)

@@ -36,7 +36,7 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.limits import MAX_DETS, Limit, left_out_line, limits_met, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
-from train_utils.io.files import folder_to_write, user_path
+from train_utils.io.files import folder_to_write, replaced_lines, user_path
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
@@ -100,6 +100,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
     images = len({result["image_id"] for results in found.values() for result in results})
     read |= {"boxes": len(found["bbox"]), "masks": len(found.get("segm", [])), "of_images": images}
+    say_replaced(output_dir)
     paths = write_record(output_dir, stats, scored.counts() | about(options, limits) | {"results": read})
     print(format_record(stats))
     say_limits(limits)
@@ -125,6 +126,12 @@ def write_page_of(evaluated: Evaluated, options: ValidationOptions, strict: bool
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
+def say_replaced(folder: Path) -> None:
+    """Prints which results of an earlier call are about to be replaced."""
+    for line in replaced_lines(folder / "record_mAP.txt", folder / "record_mAP.json"):
+        print(visible(line))
+
+
 def about(options: ValidationOptions, limits: list[Limit]) -> dict[str, Any]:
     """Returns what a record says of the limits."""
     return {"max_dets": options.max_dets, "limits": record_of(limits)}
@@ -142,6 +149,7 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
     written = scored.data_set.with_given_ids(results)
     of_results = {"unreadable_images": result.found.skipped, "results_left_out": len(results) - len(written)}
+    say_replaced(folder)
     paths = write_record(folder, result.stats, scored.counts(skipped) | about(options, result.limits) | of_results)
     paths.append(folder / "detections.json")
     write_results(paths[-1], written)

@@ -55,7 +55,7 @@ def test_a_run_prints_what_it_does(finished, shapes):
     folder, output = finished
     first = output.splitlines()[0]
     assert first.startswith("trains Mask R-CNN v1 on resnet18, weights none, on ")
-    assert first.endswith(": 2 epoch(s), 2 image(s) a step, on 1 x cpu")
+    assert first.endswith(": 2 epochs, 2 images a step, on 1 x cpu")
     assert "12 images" in output and "Mask R-CNN v1, resnet18, 3 classes" in output
     assert "learning rate 0.002" in output and "run folder: run" in output
     line = re.compile(

@@ -29,7 +29,7 @@ from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
@@ -42,7 +42,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
-from train_utils.io.plain_text import one_line, pasted, visible
+from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
 from train_utils.show.pages import write_page
@@ -143,11 +143,7 @@ class Report:
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
             known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
-            of_classes = (
-                f"{known} classes ({used} of them with objects)"
-                if used < known
-                else (f"{known} class{'' if known == 1 else 'es'}")
-            )
+            of_classes = f"{known} classes ({used} of them with objects)" if used < known else counted(known, "class")
             lines.append(
                 f"{split}: {counted(len(counts), 'image')} ({int((counts == 0).sum()):,} without objects), "
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
