@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,14 @@ from train_utils.cli.console import start_of
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.loaders import steps_per_epoch
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
+from train_utils.run.schedule import default_epochs
 from train_utils.show.pages import write_page
 
 USED_MOST = (
@@ -182,7 +185,7 @@ class Report:
 
     def advice(self) -> list[str]:
         """Returns lines that say how train.py fits the data best, its command last; none where it would not open it."""
-        trained = self.tables.get("train")
+        trained = self.tables.get("train", self.tables.get("all"))
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
         size = sizing(trained.sizes, self.config)
@@ -196,14 +199,21 @@ class Report:
             before, after = fitting[0].share(0.5), fitting[-1].share(0.5)
             lines.append(f"these anchors reach {after:.1%} of the objects at that size, the usual ones {before:.1%}")
         resized = resized_size(*size.size, config.min_size[-1], config.max_size, config.fixed_size)
-        batch = USUAL["batch_size"]
+        batch, count = USUAL["batch_size"], len(trained.sizes)
+        if "all" in self.tables:  # training holds a share out
+            count -= round(count * DataOptions().val_fraction)
+        epochs = default_epochs(count)
+        steps = f"{counted(epochs * steps_per_epoch(count, batch), 'step')} of {counted(batch, 'image')}"
+        lines.append(f"train.py makes {counted(epochs, 'epoch')} of so many images, {steps} (--epochs, --batch-size)")
         needed, each = (step_memory(count, resized) / 2**30 for count in (batch, batch + 1))
         lines.append(
             f"memory of a step, beside weights and program: about {needed:.2g} GiB for --batch-size {batch}, "
             f"{each - needed:.2g} GiB for each further image (ResNet-50, float32, as measured on a CPU)"
         )
         out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
-        command = pasted("--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(), *flags, *out)
+        command = pasted(
+            "--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(flags), *flags, *out
+        )
         return [*filter(None, lines), f"train with: {start_of('train')} {command}"]
 
     @property
@@ -220,12 +230,12 @@ class Report:
                 words += ["--" + name.replace("_", "-"), str(value)]
         return words
 
-    def given_flags(self) -> list[str]:
-        """Returns the flags of the model that were given."""
+    def given_flags(self, instead: Collection[str]) -> list[str]:
+        """Returns the flags of the model that were given, but those that are among others which take their place."""
         words = []
         for name, value in self.options.model.items():
-            values = value if isinstance(value, tuple) else (value,)
-            words += ["--" + name.replace("_", "-"), *("none" if v is None else str(v) for v in values)]
+            values, flag = value if isinstance(value, tuple) else (value,), "--" + name.replace("_", "-")
+            words += [] if flag in instead else [flag, *("none" if v is None else str(v) for v in values)]
         return words
 
     def to_dict(self) -> dict:

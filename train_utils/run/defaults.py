@@ -15,9 +15,8 @@ from network_files.weight_files.weights import COCO, IMAGENET, PUBLISHED, holds_
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import FROM_NAMES, weights_to_begin_from
 from train_utils.processes.distributed import World
-from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, WEIGHT_DECAY, RunConfig
-
-LR_STEPS = (16 / 26, 22 / 26)  # shares of the run, from torchvision's 26 epochs with steps at 16 and 22
+from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig
+from train_utils.run.schedule import lr_steps
 
 # Without --data-path: a model small enough for the built-in data and two CPU cores.
 BUILT_IN_MODEL = dict(
@@ -38,18 +37,21 @@ BUILT_IN_MODEL = dict(
 )
 BUILT_IN_RUN = dict(epochs=4, batch_size=4)
 BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
-USUAL = dict(epochs=26, batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
+USUAL = dict(batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
 
 
 def resolve(config: RunConfig, world: World) -> RunConfig:
-    """Returns the config with what was not given filled in. InputError for options that contradict each other."""
+    """Returns the config with what was not given filled in, as far as it does not follow from the number of images.
+
+    The rest is `schedule.with_length`'s. InputError for options that contradict each other.
+    """
     built_in = config.data_path is None
-    config = resolve_aliases(config, (BUILT_IN_RUN if built_in else USUAL)["epochs"])
+    config = resolve_aliases(config, BUILT_IN_RUN["epochs"] if built_in else None)
     if built_in:
         # The built-in optimiser goes with its learning rate: either both are its own, or neither.
         own = config.optimizer is None and config.lr is None and config.lr_steps is None
-        optimizer = BUILT_IN_OPTIMIZER if own else {}
-        config = config.filled({**built_in_model(config.weights), **BUILT_IN_RUN, **optimizer})
+        run = {**BUILT_IN_RUN, **(BUILT_IN_OPTIMIZER if own else {})} if config.recipe != REFERENCE else {}
+        config = config.filled({**built_in_model(config.weights), **run})
     if config.weights in PUBLISHED and config.weights != "coco":  # "coco" is of any variant
         backbone, variant = PUBLISHED[config.weights]
         config = config.filled({"backbone": backbone, "variant": variant})
@@ -66,7 +68,6 @@ def resolve(config: RunConfig, world: World) -> RunConfig:
         {
             "lr": LR_ADAMW if config.optimizer == "adamw" else sgd_rate,
             "weight_decay": WEIGHT_DECAY[config.optimizer],
-            "lr_steps": [share * config.epochs for share in LR_STEPS],
             "workers": default_workers(world),
         }
     )
@@ -80,13 +81,14 @@ def built_in_model(weights: str | None) -> dict[str, Any]:
     return {name: value for name, value in BUILT_IN_MODEL.items() if name != left_out}
 
 
-def resolve_aliases(config: RunConfig, usual_epochs: int) -> RunConfig:
+def resolve_aliases(config: RunConfig, usual_epochs: int | None) -> RunConfig:
     """Returns the config with --pretrain, --freeze-at, --sync-bn and --lr-step-size said by what they stand for.
 
-    usual_epochs: of a run without --epochs.
+    usual_epochs: of a run without --epochs; None: not known yet, and with it --lr-step-size.
     """
-    if config.lr_step_size is not None:
-        config = config.replaced({"lr_steps": lr_steps(config, usual_epochs)})
+    epochs = config.epochs or usual_epochs
+    if config.lr_step_size is not None and epochs is not None:
+        config = config.replaced({"lr_steps": lr_steps(config, epochs)})
     chosen = {}
     if config.pretrain is not None:
         chosen[f"--pretrain {config.pretrain}"] = ("weights", "coco" if config.pretrain else "imagenet")
@@ -102,16 +104,6 @@ def resolve_aliases(config: RunConfig, usual_epochs: int) -> RunConfig:
     return config
 
 
-def lr_steps(config: RunConfig, usual_epochs: int) -> tuple[int, ...]:
-    """Returns --lr-step-size as --lr-steps. InputError where both are given and differ."""
-    size, epochs = config.lr_step_size, config.epochs or usual_epochs
-    steps = tuple(range(size, epochs, size))
-    if config.lr_steps not in (None, steps):
-        shown = " ".join(f"{step:g}" for step in config.lr_steps)
-        raise InputError(f"--lr-step-size {size} and --lr-steps {shown}: give one of them")
-    return steps
-
-
 def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     """Returns lines that say which flags of a resolved config have no effect.
 
@@ -120,9 +112,9 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     lines = []
     if resumed and config.start_epoch:
         lines.append(f"--start-epoch {config.start_epoch}: left aside, the resumed run goes on where it was")
-    elif config.start_epoch >= config.epochs and not config.test_only:
+    elif not config.test_only and config.start_epoch >= config.epochs:
         raise InputError(f"--start-epoch {config.start_epoch}: nothing is left of {config.epochs} --epochs")
-    late = [f"{step:g}" for step in config.lr_steps if step >= config.epochs]
+    late = [f"{step:g}" for step in config.lr_steps or () if not config.test_only and step >= config.epochs]
     if late and config.lr_schedule == "steps":
         lines.append(f"--lr-steps {' '.join(late)}: without effect, the unit is epochs and the run has {config.epochs}")
     if config.world_size not in (None, world.size):

@@ -24,7 +24,7 @@ from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
 from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
-from train_utils.data.loaders import EvalLoader
+from train_utils.data.loaders import EvalLoader, steps_per_epoch
 from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.memory import returning_freed_memory
@@ -37,6 +37,7 @@ from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve, with_geometry, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import evaluate
+from train_utils.run.schedule import with_length
 
 NOTHING_MORE = Additions()
 
@@ -64,7 +65,7 @@ def run(
             print(visible(intention(config, world, path)), flush=True)
         with world.main_first():
             config, about_geometry = with_geometry(config, checkpoint)
-        notes += [about_geometry, *without_effect(config, world, checkpoint is not None)]
+        notes += [about_geometry]
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
             if config.test_only:
@@ -80,6 +81,11 @@ def run(
             refuse_differences(world, facts(config, world, splits, states))
         if not config.test_only:
             refuse_nothing_to_learn(splits.train)
+            samples = len(splits.train) * config.repeat
+            steps = steps_per_epoch(samples, config.global_batch(world.size))
+            config, about_length = with_length(config, samples, steps)
+            notes += about_length
+        notes += without_effect(config, world, checkpoint is not None)
         check_num_classes(config.num_classes, splits.label_map)
         data = "" if config.test_only else fingerprint(splits.train)
         if checkpoint and not config.test_only:
