@@ -328,7 +328,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
         own, state = (
             (content["config"], content["model"])
             if is_checkpoint(content)
-            else (infer_architecture(content, str(path)), content)
+            else (infer_architecture(content, str(path), given.get("backbone")), content)
         )
         config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
     elif user_path(options.data_path).resolve() == Path(SHAPES_FOLDER).resolve():
