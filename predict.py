@@ -183,6 +183,7 @@ def predict_images(options: PredictOptions, world: World) -> int:
     source = Source(images.__getitem__, lambda at: None if video.is_video(images[at]) else read_image(images[at]))
     work = Work(source, finished, film, lambda at: (folder / names[at]).is_file(), silent=False)
     refuse_other_work(world, asked(options), predictor.model, predictor.label_map)
+    world.on_main(say_replaced, options, *([json_path] if as_json else []))
     with stopping(world), GrowingResults(json_path, asked(options), len(images), as_json, world) as kept:
         predict_and_keep(work, predictor, kept, options.pace(world.device), options.resume)
     return world.on_main(conclude, options, predictor, kept, images)
@@ -219,6 +220,12 @@ def conclude(options: PredictOptions, predictor: Predictor, kept: GrowingResults
         results = json.loads(kept.path.read_bytes())
         print(write_data_set(options.write, options.folder / DATA_SET, images, results, predictor.label_map))
     return predictor.status(len(images))
+
+
+def say_replaced(options: PredictOptions, *results: Path) -> None:
+    """Prints that results of an earlier call are replaced; those that --resume goes on with are not."""
+    for line in [] if options.resume else files.replaced_lines(*results):
+        print(visible(line), flush=True)
 
 
 def make_places(output_dir: Path, drawn: Path) -> None:
@@ -365,6 +372,7 @@ def predict_coco_json(options: PredictOptions, world: World) -> int:
 
     work = Work(Source(data_set.file_name, lambda at: data_set[at][0]), finished)
     refuse_other_work(world, asked(options), predictor.model, predictor.label_map, data_set)
+    world.on_main(say_replaced, options, path)
     with stopping(world), GrowingResults(path, asked(options), len(data_set), world=world) as kept:
         predict_and_keep(work, predictor, kept, options.pace(world.device), options.resume)
 

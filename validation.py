@@ -37,7 +37,7 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import evaluate_results, format_record, write_record
-from train_utils.io.files import folder_to_write, user_path
+from train_utils.io.files import folder_to_write, replaced_lines, user_path
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
@@ -102,6 +102,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
     images = len({result["image_id"] for results in found.values() for result in results})
     read |= {"boxes": len(found["bbox"]), "masks": len(found.get("segm", [])), "of_images": images}
+    say_replaced(output_dir)
     paths = write_record(output_dir, stats, scored.counts() | of_limits(options.max_dets, limits) | {"results": read})
     print(format_record(stats))
     say_limits(limits)
@@ -127,6 +128,12 @@ def write_page_of(evaluated: Evaluated, options: ValidationOptions, strict: bool
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
 
+def say_replaced(folder: Path) -> None:
+    """Prints which results of an earlier call are about to be replaced."""
+    for line in replaced_lines(folder / "record_mAP.txt", folder / "record_mAP.json"):
+        print(visible(line))
+
+
 def say_limits(limits: list[Limit]) -> None:
     """Prints a line for each limit that was met."""
     for limit in limits:
@@ -136,6 +143,7 @@ def say_limits(limits: list[Limit]) -> None:
 def report(folder: Path, result: EvalResult, scored: Scored, options: ValidationOptions) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     skipped = len(result.found.skipped)
+    say_replaced(folder)
     paths, notes = write_measured(folder, result, scored, options.max_dets)
     print(format_record(result.stats))
     say_limits(result.limits)

@@ -145,7 +145,7 @@ def model_from_checkpoint(
         own, state = content["config"], content.get("ema", content["model"])
         label_map = label_map or LabelMap.from_dict(content["label_map"])
     else:
-        own, state = infer_architecture(content, str(path)), content
+        own, state = infer_architecture(content, str(path), config.get("backbone")), content
         label_map = label_map or default_label_map(own["num_classes"])
     settings = fitting_settings(path, own, config, state)
     _check_classes(path, settings["num_classes"], label_map)

@@ -20,9 +20,10 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
 from train_utils.data.loaders import Augment, Batch, EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
+from train_utils.evaluation.advice import lines_on_fit
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
 from train_utils.io.memory import explaining_lack_of_memory
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import pasted, visible
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.callbacks import Callback, EpochNumbers, StepNumbers
 from train_utils.logs.console import ImageProgress, Left, MetricLogger
@@ -197,6 +198,11 @@ class Trainer:
         whole = len(self.loader.groups)
         if whole > (used := steps * self.global_batch):
             self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
+        if config.data_path is not None and self.run.additions.splits is None:
+            lines = lines_on_fit(self.splits.train, self.state.model.config)
+            check = pasted("python", "-m", "tools.check_data", config.data_path)
+            for line in [*lines, *[f"{check} has the numbers, and the flags that fit"][: len(lines)]]:
+                self.say(visible(line))
         if config.amp and dtype == torch.float32:
             self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
         self.say(visible(f"run folder: {self.folder}"))

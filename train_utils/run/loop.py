@@ -29,7 +29,7 @@ from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import returning_freed_memory
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
@@ -126,7 +126,8 @@ def intention(config: RunConfig, world: World, path: Path | None) -> str:
     network = f"Mask R-CNN {config.value('variant') or 'v1'} on {config.value('backbone') or 'resnet50'}, {weights}"
     if config.test_only:
         return f"evaluates {network}, on {data}, on {world.size} x {world.device.type}"
-    length = f"{config.epochs} epoch(s) of {config.global_batch(world.size)} images a step"
+    length = f"{counted(config.epochs, 'epoch')}, " if config.epochs else ""
+    length += f"{counted(config.global_batch(world.size), 'image')} a step"
     return f"trains {network}, on {data}: {length}, on {world.size} x {world.device.type}"
 
 
@@ -200,7 +201,7 @@ def build_model(
         load_weights(model, checkpoint["model"])
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     about = (
-        f"model: Mask R-CNN {model.config.variant}, {model.config.backbone}, {len(label_map.names)} classes, "
+        f"model: Mask R-CNN {model.config.variant}, {model.config.backbone}, {counted(len(label_map), 'class')}, "
         f"{sum(size for size, _ in sizes):.1f} M parameters, "
         f"{sum(size for size, trained in sizes if trained):.1f} M of them trained"
     )
