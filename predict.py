@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 from backbone.settings import setting
 from network_files import InputError
-from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -51,7 +50,7 @@ from train_utils.io.plain_text import visible
 from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.data_sets import FORMS, check_place, write_data_set
 from train_utils.prediction.growing_results import GrowingResults
-from train_utils.prediction.model import ModelOptions, about_weights, load_model
+from train_utils.prediction.model import ModelOptions, about_weights, content_of, load_model
 from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
@@ -130,7 +129,7 @@ def parse(words: list[str] | None = None) -> PredictOptions:
 def predictor_of(options: PredictOptions, least_score: float) -> Predictor:
     """Returns the model with what the options say about its detections."""
     model, label_map = load_model(options, pick_device(options.device))
-    content = load_file(options.weights_path)
+    content = content_of(model, options.weights_path)
     print(about_weights(options.weights_path, content, label_map))
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))

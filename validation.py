@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone.settings import setting
-from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.checkpoints.held_out import SHARE, Scored, open_scored
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import pick_device
@@ -41,7 +41,7 @@ from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.measuring import measure
-from train_utils.prediction.model import ModelOptions, about_weights, load_model
+from train_utils.prediction.model import ModelOptions, about_weights, content_of, load_model
 from train_utils.run.evaluation import EvalResult
 
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
@@ -144,7 +144,8 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     write_results(paths[-1], written)
     print(format_record(result.stats))
     say_limits(result.limits)
-    print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
+    loss = f"loss {sum(result.losses.values()):.4f}, " if result.losses else ""  # an exported file has none
+    print(f"{loss}{len(result.found.results)} detections, {result.seconds:.1f} s")
     if len(written) < len(results):
         print(left_out_line(paths[-1], len(results) - len(written)))
     for name in result.found.skipped:
@@ -164,8 +165,8 @@ def main() -> int | None:
     choose_evaluator()  # a mistake there is reported now, not after the images
     if options.detections is not None:
         return score_detections(options, given)
-    content = load_file(options.weights_path)
     model, label_map = load_model(options, device)
+    content = content_of(model, options.weights_path)
     print(about_weights(options.weights_path, content, label_map))
     scored, _ = open_split_of(content, "val", given, label_map)
     data_set = scored.data_set

@@ -36,6 +36,7 @@ from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
+from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.run.config import Augmentation
 from transforms import build_augment
 
@@ -116,6 +117,8 @@ def main() -> int:
     given, start = parse(), time.perf_counter()
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)
+    if is_exported(user_path(options.weights_path)):
+        raise InputError(f"{options.weights_path}: an exported file shows no stages; give the checkpoint")
     content = load_file(options.weights_path)
     model, label_map = load_model(options, device)
     if options.img_path:

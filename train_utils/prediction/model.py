@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from backbone.errors import InputError
 from backbone.settings import Settings, setting
 from network_files import MaskRCNN
-from train_utils.checkpoints.checkpoint import is_checkpoint, model_from_checkpoint
+from train_utils.checkpoints.checkpoint import check_classes, is_checkpoint, load_file, model_from_checkpoint
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible
+from train_utils.prediction.runtimes.exported_model import ExportedModel
+from train_utils.prediction.runtimes.opening import is_exported, open_exported
 
 KNOWN = 12  # classes that are named
 
@@ -33,13 +36,33 @@ class ModelOptions(Settings):
     model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig that precede the checkpoint's
 
 
-def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN, LabelMap]:
-    """Returns the model, in eval mode on the device, and its label map."""
+def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN | ExportedModel, LabelMap]:
+    """Returns the model, in eval mode on the device, and its label map; an exported file's computes on the CPU."""
     path, names = options.weights_path, options.label_json_path
     label_map = None if names is None else LabelMap.from_json(names)
-    model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
+    if is_exported(user_path(path)):
+        if options.device not in ("auto", "cpu"):
+            raise InputError(f"--device {options.device}: an exported file runs on the CPU; leave it out")
+        model, label_map = exported_with_classes(path, label_map, **options.model)
+    else:
+        model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
     check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
     return model, label_map
+
+
+def exported_with_classes(
+    path: str | Path, label_map: LabelMap | None, **config: Any
+) -> tuple[ExportedModel, LabelMap]:
+    """Opens an exported file; returns it and its classes, or label_map, which is to have as many."""
+    model = open_exported(user_path(path), **config)
+    label_map = label_map or model.label_map
+    check_classes(path, model.config.num_classes, label_map)
+    return model, label_map
+
+
+def content_of(model: MaskRCNN | ExportedModel, path: str | Path) -> dict[str, Any]:
+    """Returns what the weights' file says beside the weights that are in the model."""
+    return model.content if isinstance(model, ExportedModel) else load_file(path)
 
 
 def about_weights(path: str | Path, content: dict[str, Any], label_map: LabelMap) -> str:
