@@ -59,7 +59,7 @@ def parse() -> dict[str, Any]:
     """Returns the settings that the command names."""
     parser = Parser(description=__doc__)
     add_flags(parser, ExportOptions, leave_out=("device",))
-    add_model_flags(parser)
+    add_model_flags(parser, training=False)
     return parser.given()
 
 
@@ -78,14 +78,14 @@ def main() -> int:
     options = ExportOptions(**given_settings(ExportOptions, given), model=given_model(given))
     start = time.perf_counter()
     model, label_map = load_model(options, torch.device("cpu"))
-    content = content_of(model, options.weights_path)
-    print(about_weights(options.weights_path, content, label_map))
+    content = content_of(model, options.weights_file)
+    print(about_weights(options.weights_file, content, label_map))
     folder = folder_to_write(user_path(options.output_dir))
-    path = folder / (user_path(options.weights_path).stem + SUFFIXES[options.format])
+    path = folder / (options.weights_file.stem + SUFFIXES[options.format])
     export = Export(path, options.format, batch_of(options.batch))
     data_set, images = None, []
     if options.check and len(options.check) == 1 and is_data(options.check[0]):
-        of_data = {"data_path": options.check[0], "weights_path": options.weights_path}
+        of_data = {"data_path": options.check[0], "weights_path": options.weights_file}
         data_set = open_split_of(content, "val", of_data, label_map)[0].data_set
         images = [data_set[i][0] for i in range(min(LOOKED_AT, len(data_set)))]
     elif options.check:
@@ -95,7 +95,7 @@ def main() -> int:
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
     print(visible(f"written: {path} ({size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s)"))
     if data_set is not None:
-        say_ap(options.weights_path, path, model, data_set)
+        say_ap(options.weights_file, path, model, data_set)
     return EXIT_OK
 
 
@@ -105,7 +105,7 @@ def is_data(place: str) -> bool:
     return path.is_dir() or path.suffix.lower() == ".json"
 
 
-def say_ap(weights: str | Path, path: Path, model: torch.nn.Module, data_set: Any) -> None:
+def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: Any) -> None:
     """Prints the AP of boxes and masks of the weights and of their exported file."""
     for name, of in ((weights, model), (path, open_exported(path))):
         stats = measure(of, data_set, LoaderOptions(), MAX_DETS, None).stats

@@ -117,9 +117,9 @@ def main() -> int:
     given, start = parse(), time.perf_counter()
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)
-    if is_exported(user_path(options.weights_path)):
-        raise InputError(f"{options.weights_path}: an exported file shows no stages; give the checkpoint")
-    content = load_file(options.weights_path)
+    if is_exported(options.weights_file):
+        raise InputError(f"{options.weights_file}: an exported file shows no stages; give the checkpoint")
+    content = load_file(options.weights_file)
     model, label_map = load_model(options, device)
     if options.img_path:
         sample = image_alone(options.img_path)
@@ -130,7 +130,7 @@ def main() -> int:
     cfg, seconds = model.config, time.perf_counter() - start
     lead = [
         *sample.lead,
-        f"Weights: {options.weights_path} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
+        f"Weights: {options.weights_file} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
         "The model runs as in evaluation, in one pass; what is shown is what its stages recorded in it.",
     ]
     paths = write_stages(view, folder, f"What each stage sees: {sample.title}", lead)
