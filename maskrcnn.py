@@ -45,7 +45,9 @@ from train_utils.logs.callbacks import Functions
 from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
+from train_utils.prediction.model import exported_with_classes
 from train_utils.prediction.results import Results
+from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.epochs import Additions
@@ -67,20 +69,25 @@ def load(
     """Returns a detector.
 
     weights: "coco" or "coco_v2" (torchvision's, fetched once), the path of a run folder (its best checkpoint), of a
-    checkpoint, of a state dict or of safetensors, or a state dict; device: None takes a GPU where there is one; names:
-    of the classes in the order of their labels, for weights that don't know them; config: fields of MaskRCNNConfig
-    that precede the file's (box_score_thresh, ...).
+    checkpoint, of a state dict, of safetensors or of an exported file, or a state dict; device: None takes a GPU where
+    there is one; names: of the classes in the order of their labels, for weights that don't know them; config: fields
+    of MaskRCNNConfig that precede the file's (box_score_thresh, ...).
     Raises InputError for what is no such file, or does not fit.
     """
     if "num_classes" in config:
         raise InputError("num_classes: the weights have their own; leave it out")
-    device = pick_device("auto" if device is None else str(device))
+    given_device, device = device, pick_device("auto" if device is None else str(device))
     label_map = None if names is None else label_map_of(names)
     if isinstance(weights, str) and weights in PUBLISHED:
         variant = {} if weights == "coco" else {"variant": PUBLISHED[weights][1]}
         model = create_model(COCO_LABELS, **{**variant, **config})
         load_weights(model, weights)
         return Detector(model.to(device), label_map or default_label_map(COCO_LABELS), {})
+    if isinstance(weights, str | Path) and is_exported(user_path(weights)):
+        if device.type != "cpu" and given_device is not None:
+            raise InputError(f"device {given_device}: an exported file runs on the CPU; leave it out")
+        model, label_map = exported_with_classes(user_path(weights), label_map, **config)
+        return Detector(model, label_map, model.content)
     source = weights if isinstance(weights, dict) else weights_file(weights)
     content = weights if isinstance(weights, dict) else load_file(source)
     model, label_map = model_from_checkpoint(source, device, label_map, content, **config)
@@ -202,7 +209,7 @@ def validate(
         warnings.warn(in_python_words(line), stacklevel=3)
     numbers = {t: dict(zip(STAT_NAMES, found.stats, strict=True)) for t, found in result.stats.items()}
     numbers["per_class"] = {t: found.per_class for t, found in result.stats.items()}
-    numbers |= {"loss": sum(result.losses.values()), "images": len(result.found.image_ids)}
+    numbers |= {"loss": sum(result.losses.values()) if result.losses else None, "images": len(result.found.image_ids)}
     numbers["limits"] = record_of(result.limits)
     if output_dir is None and not report:
         return numbers

@@ -33,7 +33,6 @@ from PIL import Image
 
 from backbone.settings import setting
 from network_files import InputError
-from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device, shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -151,8 +150,7 @@ def parse(words: list[str] | None = None) -> PredictOptions:
 
 def predictor_of(options: PredictOptions, least_score: float, world: World) -> Predictor:
     """Returns the model with what the options say about its detections."""
-    content = load_file(options.weights_file)
-    model, label_map = load_model(options, world.device, content)
+    model, label_map, content = load_model(options, world.device)
     with world.one_voice():
         print(about_weights(options.weights_file, content, label_map))
     wanted = options.mask_threshold, options.classes, options.strict

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone.settings import setting
-from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.checkpoints.held_out import SHARE, Scored, open_scored
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import shared_world
@@ -56,7 +56,8 @@ class ValidationOptions(ModelOptions):
 
     weights_path: str | Path | None = setting(
         None,
-        "a run folder (its best checkpoint), a checkpoint, a bare state dict, or coco or coco_v2 (published weights)",
+        "a run folder (its best checkpoint), a checkpoint, a bare state dict, an exported file, or coco or coco_v2 "
+        "(published weights)",
         metavar="W",
     )
     detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
@@ -147,7 +148,8 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     paths, notes = write_measured(folder, result, scored, options.max_dets)
     print(format_record(result.stats))
     say_limits(result.limits)
-    print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
+    loss = f"loss {sum(result.losses.values()):.4f}, " if result.losses else ""  # an exported file has none
+    print(f"{loss}{len(result.found.results)} detections, {result.seconds:.1f} s")
     print(*notes, sep="\n", end="\n" if notes else "")
     for name in result.found.skipped:
         print(visible(f"not evaluated: {name}"), file=sys.stderr)
@@ -161,8 +163,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     """Measures a model on images that the processes share; the first writes and prints. Returns the exit status."""
     loading = LoaderOptions(**given_settings(LoaderOptions, given))
     with world.main_first():
-        content = load_file(options.weights_file)
-        model, label_map = load_model(options, world.device, content)
+        model, label_map, content = load_model(options, world.device)
         print(about_weights(options.weights_file, content, label_map))
         scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
     data_set = scored.data_set

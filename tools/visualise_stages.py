@@ -24,7 +24,6 @@ from backbone.errors import InputError
 from backbone.settings import setting
 from tools.stages.view import look
 from tools.stages.writing import write_stages
-from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -36,6 +35,7 @@ from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
+from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.run.config import Augmentation
 from transforms import build_augment
 
@@ -116,8 +116,9 @@ def main() -> int:
     given, start = parse(), time.perf_counter()
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)
-    content = load_file(options.weights_file)
-    model, label_map = load_model(options, device, content)
+    if is_exported(options.weights_file):
+        raise InputError(f"{options.weights_file}: an exported file shows no stages; give the checkpoint")
+    model, label_map, content = load_model(options, device)
     if options.img_path:
         sample = image_alone(options.img_path)
     else:
