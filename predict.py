@@ -44,6 +44,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
+from train_utils.data.images.reading import AS_STORED
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
 from train_utils.io import files, unfinished
@@ -143,7 +144,7 @@ def predict_images(options: PredictOptions) -> int:
         if video.is_video(path):
             check_video(path, options.strict)
         else:
-            read_image(path) if options.strict else refuse(path)
+            read_image(path, reading=AS_STORED) if options.strict else refuse(path)
     if options.write:
         if any(map(video.is_video, images)):
             raise InputError("--write: a video has no image files to make a data set of; leave it out")
@@ -186,7 +187,7 @@ def predict_file(
             predict_video(options, predictor, video.open_video(path), path, target)
             kept.add(at, {"image": str(path), "stamp": stamp, **predictor.since(before, None)}, [])
             return
-        image = read_image(path)
+        image = read_image(path, reading=predictor.reading)
     except ImageError as error:
         predictor.skip(error)
         return
@@ -327,7 +328,7 @@ def predict_coco_json(options: PredictOptions) -> int:
     if Path(options.output).is_dir():
         raise InputError(f"--output {options.output}: is a folder; give the results file's name")
     predictor = predictor_of(options, options.score or 0.0)
-    data_set = open_images(options, raw, predictor.label_map)
+    data_set = open_images(options, raw, predictor.label_map).read_as(predictor.reading)
     start, path = time.perf_counter(), Path(options.output)
     with unfinished.stopped_in_order(), GrowingResults(path, asked(options), len(data_set)) as kept:
         if options.resume:

@@ -30,6 +30,7 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
@@ -86,7 +87,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
     data = DataOptions(**given_settings(DataOptions, given))
     scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
-    data_set = scored.data_set
+    data_set = scored.data_set.read_as(AS_STORED)  # no model says how
     print(*map(visible, scored.lines), sep="\n")
     truth = data_set.ground_truth(unmasked=True)
     found, notes, read = read_detections(
@@ -168,7 +169,7 @@ def main() -> int | None:
     model, label_map = load_model(options, device)
     print(about_weights(options.weights_path, content, label_map))
     scored, _ = open_split_of(content, "val", given, label_map)
-    data_set = scored.data_set
+    data_set = scored.data_set.read_as(Reading.of(model.config))
     output_dir = folder_to_write(user_path(options.output_dir))  # rather now than after hours
     result = measure(model, data_set, loading, options.max_dets, content.get("smallest_scale"))
     status = report(output_dir, result, scored, options)

@@ -75,6 +75,8 @@ def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict
     found["variant"] = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
     found["norm"] = _norm(state)
     found["backbone_width"] = _rows(state, stem_of(state), origin)
+    stem = state[stem_of(state)]
+    found |= {"channels": int(stem.shape[1])} if stem.dim() == 4 and stem.shape[1] != 3 else {}
     found["fpn_channels"] = _rows(state, FPN, origin)
     fc6 = "roi_heads.box_head.fc6.weight"
     if found["variant"] == "v2":  # convolutions at 0..n-1, flatten at n, the linear layer at n + 1

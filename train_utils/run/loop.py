@@ -37,6 +37,7 @@ from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve, with_geometry, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import evaluate
+from train_utils.run.images import with_images
 
 NOTHING_MORE = Additions()
 
@@ -79,6 +80,8 @@ def run(
         if not config.test_only:
             refuse_nothing_to_learn(splits.train)
         check_num_classes(config.num_classes, splits.label_map)
+        config, splits, about_images = with_images(config, splits, checkpoint, world)
+        say(*map(visible, about_images), sep="\n", end="\n" * bool(about_images))
         data = "" if config.test_only else fingerprint(splits.train)
         if checkpoint and not config.test_only:
             notes += resume.check_data(config, checkpoint, splits, data, states)
