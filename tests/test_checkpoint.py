@@ -13,6 +13,7 @@ import torch
 from backbone.errors import InputError
 from network_files.weight_files.architecture import infer_architecture
 from tests import tiny_model
+from tests.faults.processes import fill
 from tests.small_runs import in_fork, same
 from train_utils.checkpoints.checkpoint import (
     FORMAT_VERSION,
@@ -177,6 +178,9 @@ def test_copy_is_independent_of_the_original(tmp_path, hard_links, monkeypatch):
     copy_checkpoint(last, best)  # again, while both may be one file
     save_checkpoint(last, content(2.0))
     assert load_checkpoint(best)["model"]["w"][0, 0] == 1 and load_checkpoint(last)["model"]["w"][0, 0] == 2
+    monkeypatch.setattr(os, "replace", lambda *_: fill())
+    with pytest.raises(InputError, match=r"model_best.pth: no room left to write it"):
+        copy_checkpoint(last, best)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model_3.pth", "model_best.pth"]
 
 

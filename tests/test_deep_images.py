@@ -231,7 +231,11 @@ def write_data(folder, count=4):
 def test_a_run_on_12_bits(tmp_path, capsys):
     """The range is measured, said, kept, and used by all that comes after."""
     data, run = write_data(tmp_path / "data"), tmp_path / "run"
-    words = ["--data-path", data, *train_flags(backbone_width=16, min_size=32, max_size=32, epochs=1, channels=1)]
+    words = [
+        "--data-path",
+        data,
+        *train_flags(backbone_width=16, min_size=32, max_size=32, epochs=1, channels=1, lr=1e-5),
+    ]
     assert call(train, *words, "--output-dir", run) == 0
     said = capsys.readouterr().out
     assert "become 0 to 1 (0.1% and 99.9% of 4 training images)" in said and "image mean 0." in said

@@ -100,6 +100,11 @@ def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> lis
     return [batches[i] for i in torch.randperm(len(batches), generator=rng).tolist()]
 
 
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    """Returns how many batches `global_batches` makes of an epoch's samples."""
+    return max(1, samples // global_batch)
+
+
 class TrainLoader:
     """Micro-batches of augmented samples for one rank. `steps_per_epoch` counts optimiser steps.
 
@@ -113,7 +118,7 @@ class TrainLoader:
         self.world, self.accumulate_steps, self.seed = world, options.accumulate_steps, options.seed
         self.global_batch = options.batch_size * world.size * options.accumulate_steps
         self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
-        self.steps_per_epoch = max(1, len(self.groups) // self.global_batch)
+        self.steps_per_epoch = steps_per_epoch(len(self.groups), self.global_batch)
         self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -153,6 +158,11 @@ class EvalLoader:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def images(self) -> int:
+        """The number of images of this rank."""
+        return sum(map(len, self._keys))
 
     def __iter__(self) -> Iterator[Batch]:
         return self._loader.batches(self._keys)

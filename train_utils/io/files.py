@@ -113,9 +113,11 @@ def second_name(path: Path, to: Path) -> None:
             with atomic_file(to) as target:
                 shutil.copyfileobj(source, target, CHUNK)
             return
-        os.replace(temporary, to)
-        # if both names already were one file, replace leaves the temporary name behind (POSIX rename)
-        temporary.unlink(missing_ok=True)
+        try:
+            with writing(to):
+                os.replace(temporary, to)
+        finally:  # if both names already were one file, replace leaves the temporary name behind (POSIX rename)
+            temporary.unlink(missing_ok=True)
 
 
 def read_text(path: str | Path) -> str:

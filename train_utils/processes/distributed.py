@@ -27,7 +27,7 @@ HOW_TO_START = (
     "For one process: python train.py [flags]"
 )
 TIMEOUT = 1800.0  # seconds that a process waits for the others, as torch has it for gloo
-LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "timed out", "application timeout")
+LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "timed out", "timeout")
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class World:
         if self.watch:
             self.watch.listen() if on else self.watch.ignore_signals()
 
+    def pass_on_signal(self) -> None:
+        """Passes a signal to this process on to all now."""
+        if self.watch:
+            self.watch.pass_on_now()
+
     def stop_number(self) -> int | None:
         """Returns the signal that one of the processes got, if any."""
         return self.watch.stop_number() if self.watch else None
@@ -121,7 +126,8 @@ class World:
         parallel = torch.nn.parallel.DistributedDataParallel
         names = inspect.signature(parallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # older torch
-        return parallel(model, gradient_as_bucket_view=True, **{sync: False})
+        with self.together():
+            return parallel(model, gradient_as_bucket_view=True, **{sync: False})
 
     def no_sync(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Returns the context of one micro-batch: only the last one of a step exchanges gradients."""

@@ -77,11 +77,16 @@ class Watch(threading.Thread):
             signal.set_wakeup_fd(-1)
             if not mine:  # the thread may still read from the pipe
                 return
-            with suppress(RuntimeError, OSError):  # the store may be gone already
-                self.pass_on_own()
+            self.pass_on_now()
             reading, self.signals = self.signals, None
             for end in (reading, self.writing):
                 os.close(end)
+
+    def pass_on_now(self) -> None:
+        """Sends a signal to this process to the others, without waiting for the thread's next look."""
+        with self.locked() as mine, suppress(RuntimeError, OSError):  # the store may be gone already
+            if mine and self.signals is not None:
+                self.pass_on_own()
 
     def stop_number(self) -> int | None:
         """Looks up the signal that one of the processes got, if any."""

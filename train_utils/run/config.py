@@ -21,9 +21,13 @@ from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
 
+USED_MOST = (
+    "data_path", "output_dir", "epochs", "batch_size", "weights", "backbone", "min_size", "max_size", "lr", "resume"
+)  # fmt: skip
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,22 @@ class Optimisation(Settings):
     lr_schedule: str | None = setting(None, "default: steps (built-in data: cosine)", choices=("steps", "cosine"))
     lr_steps: tuple[float, ...] | None = setting(
         None,
-        "when the rate falls, in epochs, such as 6.4 (default: 16/26 and 22/26 of the run)",
+        "when the rate falls, in epochs, such as 6.4 (default: 16/26 and 22/26 of the run, 0.85 of one below 1000 "
+        "steps)",
         above=0,
         metavar="EPOCH",
     )
     lr_gamma: float = setting(0.1, "factor of each fall", above=0, most=1)
-    warmup_iters: int | None = setting(None, "steps of linear warm-up (default: 1000, at most an epoch)", least=0)
+    warmup_iters: int | None = setting(
+        None,
+        "steps of linear warm-up (default: 1000, at most an epoch and a tenth of the run, no fewer than 50 or a quarter)",
+        least=0,
+    )
+    recipe: str = setting(
+        "usual",
+        "reference: torchvision's 26 epochs, warm-up and falls, however few images there are",
+        choices=("usual", REFERENCE),
+    )
     clip_grad_norm: float | None = setting(None, "clip the gradient to this norm", above=0, metavar="NORM")
     ema: bool = setting(False, "average the weights; the average is what is evaluated")
     ema_decay: float = setting(0.999, "of --ema, per step", least=0, below=1)
@@ -91,7 +105,8 @@ class Running(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:i", resume="own")
     weights: str | Path | None = setting(
         None,
-        "coco, imagenet, none or a file (default: coco for ResNet-50, imagenet for the others with a published file, "
+        "coco, coco_v2, imagenet, none, a file, or a run folder, of which the best (default: coco for ResNet-50, "
+        "imagenet for the others with a published file, "
         "none for MobileNetV1 and for the built-in data)",
     )
     num_classes: int | None = setting(
@@ -101,7 +116,9 @@ class Running(Settings):
         None, "auto (newest checkpoint of --output-dir), a checkpoint, or a run folder", resume="own"
     )
     test_only: bool = setting(False, "evaluate the weights and stop", resume="own")
-    epochs: int | None = setting(None, "passes over the data (default: 26; built-in data: 4)", least=1)
+    epochs: int | None = setting(
+        None, "passes over the data (default: 26, up to 100 of few images; built-in data: 4)", least=1
+    )
     print_freq: int = setting(50, "steps between printed lines", least=1, resume="free")
     save_every_steps: int | None = setting(None, "also save within an epoch", least=1, metavar="N", resume="free")
     save_every_epochs: int = setting(

@@ -21,12 +21,12 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
 from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
+from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
-from train_utils.data.loaders import EvalLoader
+from train_utils.data.loaders import EvalLoader, steps_per_epoch
 from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory
 from train_utils.io.plain_text import visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
@@ -34,10 +34,10 @@ from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import resolve, with_geometry, without_effect
+from train_utils.run.defaults import resolve, with_geometry, with_images, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import evaluate
-from train_utils.run.images import with_images
+from train_utils.run.schedule import with_length
 
 NOTHING_MORE = Additions()
 
@@ -61,9 +61,11 @@ def run(
             config, notes = resume.take_over(given, config, checkpoint, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
+        if world.is_main:  # reading data and weights may take long
+            print(visible(intention(config, world, path)), flush=True)
         with world.main_first():
             config, about_geometry = with_geometry(config, checkpoint)
-        notes += [about_geometry, *without_effect(config, world, checkpoint is not None)]
+        notes += [about_geometry]
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
             if config.test_only:
@@ -79,6 +81,11 @@ def run(
             refuse_differences(world, facts(config, world, splits, states))
         if not config.test_only:
             refuse_nothing_to_learn(splits.train)
+            samples = len(splits.train) * config.repeat
+            steps = steps_per_epoch(samples, config.global_batch(world.size))
+            config, about_length = with_length(config, samples, steps)
+            notes += about_length
+        notes += without_effect(config, world, checkpoint is not None)
         check_num_classes(config.num_classes, splits.label_map)
         config, splits, about_images = with_images(config, splits, checkpoint, world)
         say(*map(visible, about_images), sep="\n", end="\n" * bool(about_images))
@@ -112,6 +119,17 @@ def run(
         return folder
 
 
+def intention(config: RunConfig, world: World, path: Path | None) -> str:
+    """Returns a line that says what a resolved run is about to do; path: of the checkpoint that it goes on from."""
+    data = config.data_path or "the built-in shapes"
+    weights = f"weights {config.weights}" if path is None else f"going on from {path}"
+    network = f"Mask R-CNN {config.value('variant') or 'v1'} on {config.value('backbone') or 'resnet50'}, {weights}"
+    if config.test_only:
+        return f"evaluates {network}, on {data}, on {world.size} x {world.device.type}"
+    length = f"{config.epochs} epoch(s) of {config.global_batch(world.size)} images a step"
+    return f"trains {network}, on {data}: {length}, on {world.size} x {world.device.type}"
+
+
 def open_splits(config: RunConfig, splits: DataSplits | None = None) -> tuple[DataSplits, list[str]]:
     """Returns the data of a training, unless it is given, and lines that describe it."""
     splits = splits or open_data(config)
@@ -126,8 +144,8 @@ def open_scored_alone(
 ) -> tuple[DataSplits, list[str]]:
     """Returns the data that --test-only scores, without a training split, and lines that describe it."""
     content = checkpoint or {}
-    if not checkpoint and user_path(config.weights).is_file():
-        content = checkpoints.load_file(user_path(config.weights))
+    if not checkpoint and Path(weights := weights_to_begin_from(config.weights)).is_file():
+        content = checkpoints.load_file(weights)
     scored = open_scored(config, content, bool({*given} & {*SHARE}))
     data_set = scored.data_set
     if checkpoints.is_checkpoint(content):
@@ -159,7 +177,7 @@ def build_model(
         trained = f"norm {model.config.norm}, {model.config.trainable_layers} of 5 stages of the backbone trained"
         lines = [f"weights: none, random initialisation ({trained})"]
         if config.weights != "none":
-            lines = load_weights(model, config.weights, replace_predictors=True)
+            lines = load_weights(model, weights_to_begin_from(config.weights), replace_predictors=True)
     else:
         saved = LabelMap.from_dict(checkpoint["label_map"])
         if saved != label_map:
