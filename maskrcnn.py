@@ -32,6 +32,7 @@ from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import given_model, given_settings
 from train_utils.cli.in_python import in_python_words, speaking_python
+from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import DataSplits, split_positions
@@ -50,6 +51,7 @@ from train_utils.prediction.results import Results
 from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
+from train_utils.run.defaults import fixed_range
 from train_utils.run.epochs import Additions
 from train_utils.run.evaluation import measure, of_limits
 from train_utils.run.loop import run as run_training
@@ -195,11 +197,12 @@ def validate(
         detector = load(weights, device, names, **model_options)
     source = str(weights) if isinstance(weights, str | Path) else "the weights"
     if isinstance(data, Dataset):
-        data_set, about = data_set_of(data, detector.label_map, steady=True), {}
+        reading = Reading.of(detector.model.config)
+        data_set, about = data_set_of(data, detector.label_map, steady=True, reading=reading), {}
         print(data_set.describe())
     else:
         scored, _ = open_split_of(detector.content, "val", {**given, "weights_path": source}, detector.label_map)
-        data_set, about = scored.data_set, scored.counts()
+        data_set, about = scored.data_set.read_as(Reading.of(detector.model.config)), scored.counts()
     smallest = detector.content.get("smallest_scale")
     result = measure(detector.model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
@@ -246,9 +249,10 @@ def options_of(data: Data | None) -> dict[str, Any]:
 
 def splits_of(data: Dataset, val: Dataset | None, label_map: LabelMap | None, config: RunConfig) -> DataSplits:
     """Returns the data sets of torch Datasets; without val a share of data is held out, as of a folder without one."""
-    train_set = data_set_of(data, label_map, steady=val is None)
+    reading = Reading(config.value("channels") or 3, value_range=fixed_range(config.value("value_range")))
+    train_set = data_set_of(data, label_map, steady=val is None, reading=reading)
     label_map = train_set.label_map
     if val is not None:
-        return DataSplits(train_set, data_set_of(val, label_map, steady=True), label_map)
+        return DataSplits(train_set, data_set_of(val, label_map, True, reading), label_map)
     halves = split_positions(train_set, config.val_fraction, config.seed)
     return DataSplits(*(train_set.subset(positions) for positions in halves), label_map)

@@ -41,6 +41,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
+from train_utils.data.images.reading import AS_STORED
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
 from train_utils.io import files, unfinished
@@ -178,7 +179,10 @@ def predict_images(options: PredictOptions, world: World) -> int:
             return
         kept.add(read.at, {"image": str(path), "stamp": read.stamp, **predictor.since(before)}, [])
 
-    source = Source(images.__getitem__, lambda at: None if video.is_video(images[at]) else read_image(images[at]))
+    def read(at: int) -> torch.Tensor | None:
+        return None if video.is_video(images[at]) else read_image(images[at], reading=predictor.reading)
+
+    source = Source(images.__getitem__, read)
     work = Work(source, finished, film, lambda at: (folder / names[at]).is_file(), silent=False)
     refuse_other_work(world, asked(options), predictor.model, predictor.label_map)
     world.on_main(say_replaced, options, *([json_path] if as_json else []))
@@ -194,7 +198,7 @@ def images_of(options: PredictOptions) -> list[Path]:
         if video.is_video(path):
             check_video(path, options.strict)
         else:
-            read_image(path) if options.strict else refuse(path)
+            read_image(path, reading=AS_STORED) if options.strict else refuse(path)
     if options.write:
         if any(map(video.is_video, images)):
             raise InputError("--write: a video has no image files to make a data set of; leave it out")
@@ -356,7 +360,7 @@ def predict_coco_json(options: PredictOptions, world: World) -> int:
         if Path(options.output).is_dir():
             raise InputError(f"--output {options.output}: is a folder; give the results file's name")
         predictor = predictor_of(options, options.score or 0.0, world)
-        data_set = open_images(options, raw, predictor.label_map)
+        data_set = open_images(options, raw, predictor.label_map).read_as(predictor.reading)
     start, path = time.perf_counter(), Path(options.output)
 
     def finished(seen: Seen) -> Finished:

@@ -31,6 +31,7 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
@@ -92,7 +93,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
     data = DataOptions(**given_settings(DataOptions, given))
     scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
-    data_set = scored.data_set
+    data_set = scored.data_set.read_as(AS_STORED)  # no model says how
     print(*map(visible, scored.lines), sep="\n")
     truth = data_set.ground_truth(unmasked=True)
     found, notes, read = read_detections(
@@ -166,7 +167,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
         model, label_map, content = load_model(options, world.device)
         print(about_weights(options.weights_file, content, label_map))
         scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
-    data_set = scored.data_set
+    data_set = scored.data_set.read_as(Reading.of(model.config))
     settings = {**vars(options), **vars(loading), **given}
     refuse_other_work(world, settings, model, label_map, data_set)
     output_dir = world.on_main(folder_to_write, user_path(options.output_dir))  # rather now than after hours

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_utils.prediction.measuring import measure
 
 from backbone.errors import InputError
 from backbone.settings import setting
@@ -37,6 +36,8 @@ from train_utils.prediction.data import open_split_of
 from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, export_model
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.runtimes.opening import open_exported
+from train_utils.processes.distributed import World
+from train_utils.run.evaluation import measure
 from train_utils.show.image_lists import find_images
 
 DYNAMIC = "dynamic"
@@ -107,7 +108,7 @@ def is_data(place: str) -> bool:
 def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: Any) -> None:
     """Prints the AP of boxes and masks of the weights and of their exported file."""
     for name, of in ((weights, model), (path, open_exported(path))):
-        stats = measure(of, data_set, LoaderOptions(), MAX_DETS, None).stats
+        stats = measure(of, data_set, LoaderOptions(), World.single(torch.device("cpu")), MAX_DETS, None).stats
         print(visible(f"{name}: " + ", ".join(f"{t} AP {found.stats[0]:.4f}" for t, found in stats.items())))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from backbone import InputError
 from network_files.mask_rcnn import MaskRCNN
 from network_files.operators.boxes import TORCHVISION
-from network_files.weight_files.architecture import describe, state_of
+from network_files.weight_files.architecture import describe, state_of, stem_of
 from network_files.weight_files.torch_file import read_torch_file
 
 SITE = "https://download.pytorch.org/models/"
@@ -48,8 +48,9 @@ def load_weights(
 
     source: "coco", "coco_v2", "imagenet", the path of a file, or a dict (a state dict, or a checkpoint of this project,
     whose averaged weights are taken where it has them). A file of a classification network, whole or
-    partial, goes into the backbone. replace_predictors: weights for another class count keep everything
-    but the predictors of classes, boxes and masks, which stay random; otherwise they are an error.
+    partial, goes into the backbone. The first convolution is brought to the model's channels, see `for_channels`.
+    replace_predictors: weights for another class count keep everything but the predictors of classes, boxes and masks,
+    which stay random; otherwise they are an error.
     content: of that file, where it has been read.
     Raises InputError for what cannot be fetched, read, or does not fit.
     """
@@ -180,9 +181,30 @@ def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -
     _check_norm(model, state, name)
     replaced = [] if backbone_only else _drop_predictors(model, state, own, name, replace_predictors)
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
+    about_stem = _fit_stem(state, own)
     _check_fit(state, own, replaced, name, backbone_only)
     model.load_state_dict(state, strict=False)
-    return _report(state, own, replaced, name, backbone_only)
+    return [*_report(state, own, replaced, name, backbone_only), *about_stem]
+
+
+def for_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Returns the weight [O, M, k, k] of a first convolution for another number of input channels, [O, channels, k, k].
+
+    Each channel gets the sum over M, divided by their number: where all channels are equal, as in a grey image, the
+    outputs are those of the M equal ones before (given the same mean and deviation for all).
+    """
+    return (weight.sum(1, keepdim=True) / channels).repeat(1, channels, 1, 1)
+
+
+def _fit_stem(state: dict, own: dict) -> list[str]:
+    """Brings the first convolution in a state to the model's channels, in place; returns a line that says so."""
+    key = stem_of(state)
+    theirs, ours = state.get(key), own.get(key)
+    if theirs is None or ours is None or theirs.dim() != 4 or theirs.shape[1] == ours.shape[1]:
+        return []
+    state[key] = for_channels(theirs, ours.shape[1])
+    how = "their sum" if ours.shape[1] == 1 else f"each their sum / {ours.shape[1]}"
+    return [f"first convolution: from {theirs.shape[1]} to {ours.shape[1]} channel(s), {how}"]
 
 
 def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:

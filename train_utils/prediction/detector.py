@@ -17,6 +17,7 @@ from network_files import MaskRCNN
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.in_python import in_python_words, speaking_python
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
@@ -133,9 +134,10 @@ class Detector:
     def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
         """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
         images, found, values = [], {}, dict(some)
+        reading = Reading.of(self.model.config)
         for number, value in some:
             try:
-                image = image_of(value, f"image {number}")
+                image = image_of(value, f"image {number}", reading)
             except ImageError as error:
                 if wanted.strict:
                     raise
@@ -152,7 +154,7 @@ class Detector:
     ) -> Results:
         """Returns the Results; an image of a file is read again where it is drawn, others are kept."""
         a_file = isinstance(value, str | Path)
-        again = partial(image_of, value if a_file else image)  # can be pickled
+        again = partial(image_of, value if a_file else image, reading=Reading.of(self.model.config))  # can be pickled
         found = {key: tensor.clone() for key, tensor in found.items()}  # outside of inference mode: may be changed
         source = str(value) if a_file else f"image {number}"
         size, geometry = tuple(image.shape[-2:]), self.model.config.geometry

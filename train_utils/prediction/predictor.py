@@ -22,6 +22,8 @@ from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.transform import padded_size
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.reading import Reading
+from train_utils.data.images.shown import shown
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import Limit, dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
@@ -37,7 +39,7 @@ TALLIED = ("full", "in_part", "reduced", "empty", "foreign", "dropped", "left_ou
 
 @torch.inference_mode()
 def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Returns the detections of each image (uint8 [3, H, W]), masks as cropped probabilities, on the CPU."""
+    """Returns the detections of each image [C, H, W], masks as cropped probabilities, on the CPU."""
     at_once, found = 1 if one_by_one(device) else len(images), []
     for i in range(0, len(images), at_once):
         some = [image.to(device) for image in images[i : i + at_once]]
@@ -82,7 +84,7 @@ class Predictor:
         smallest_scale: object = None,
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
-        self.least_score, self.mask_threshold = least_score, mask_threshold
+        self.least_score, self.mask_threshold, self.reading = least_score, mask_threshold, Reading.of(model.config)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
@@ -96,7 +98,7 @@ class Predictor:
         self.foreign = 0  # detections of classes that the data lacks
 
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
+        """Returns the detections of image (as `reading` says) with at least the least score and one of the classes."""
         return self.detect_in([image])[0]
 
     def detect_in(self, images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -150,7 +152,8 @@ class Predictor:
 
         A JPEG has at most LONGEST pixels a side. masks: `masks`, where they are at hand.
         """
-        size = tuple(image.shape[-2:])
+        size, image = tuple(image.shape[-2:]), shown(image, style.channels)
+        style = replace(style, channels=None)
         fits, wanted = fitting_size(size, (LONGEST, LONGEST)), magnified(size, style.magnify)
         style = replace(style, magnify=max(min(wanted, LONGEST // max(fits)), 1))
         boxes = scale_boxes(found["boxes"], size, fits)

@@ -221,6 +221,10 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
             raise InputError(f"{', '.join(sorted(unknown))}: a run has no such option")
         return replace(self, **own, model={**self.model, **model})
 
+    def without(self, name: str) -> RunConfig:
+        """Returns the config without a value for a model field."""
+        return replace(self, model={key: value for key, value in self.model.items() if key != name})
+
     def filled(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with those of the values that it has no value of its own for."""
         return self.replaced(

@@ -35,7 +35,7 @@ from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import content_of, resolve, with_geometry, without_effect
+from train_utils.run.defaults import content_of, resolve, with_geometry, with_images, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import measure, write_measured
 from train_utils.run.schedule import with_length
@@ -88,6 +88,8 @@ def run(
             notes += about_length
         notes += without_effect(config, world, checkpoint is not None)
         check_num_classes(config.num_classes, splits.label_map)
+        config, splits, about_images = with_images(config, splits, checkpoint, begun, world)
+        say(*map(visible, about_images), sep="\n", end="\n" * bool(about_images))
         data = "" if config.test_only else fingerprint(splits.train)
         if checkpoint and not config.test_only:
             notes += resume.check_data(config, checkpoint, splits, data, states)
