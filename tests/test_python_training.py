@@ -18,7 +18,8 @@ import network_files
 import train
 from tests.small_runs import ROOT, call, differences
 from tests.tiny_model import FEW, FIELDS, NAMES, tiny, write_coco
-from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
+from train_utils.data.augmentations.own import OwnAugmentation
+from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.evaluation.numbers import STAT_NAMES
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve
