@@ -187,12 +187,12 @@ def test_a_run_takes_the_geometry_that_its_mask_head_was_trained_in(tmp_path):
         assert config.model["geometry"] == geometry and "of the resumed checkpoint" in line
     for name in ("coco", "state.pth", "wrapped.pth"):  # for another number of classes their predictors are replaced
         config = RunConfig.of({"weights": name if name == "coco" else tmp_path / name})
-        replaced, line = with_geometry(config, None, 3)
+        replaced, line = with_geometry(config, None, classes=3)
         assert replaced.model["geometry"] == HALF_PIXEL_MASKS and "as the predictors are new" in line
-        assert with_geometry(config, None, 91 if name == "coco" else 4)[0].model["geometry"] == TORCHVISION
+        assert with_geometry(config, None, classes=91 if name == "coco" else 4)[0].model["geometry"] == TORCHVISION
     for name in ("old.pth", "half.pth", "none"):  # what a checkpoint says stays
         config = RunConfig.of({"weights": name if name == "none" else tmp_path / name})
-        assert with_geometry(config, None, 3)[0].model["geometry"] == expected[name]
+        assert with_geometry(config, None, classes=3)[0].model["geometry"] == expected[name]
     chosen = RunConfig.of({"weights": "coco", "geometry": HALF_PIXEL})
     assert with_geometry(chosen, files["old.pth"]) == (chosen, "geometry: half_pixel")
 

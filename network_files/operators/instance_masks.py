@@ -248,6 +248,12 @@ def encode_masks(
     return codes
 
 
+def encode_cropped(masks: CroppedMasks) -> list[dict]:
+    """Returns masks on the CPU as COCO RLE, as `encode_masks`."""
+    corners = masks.boxes[:, :2].tolist()
+    return [encode_crop(crop.bool(), *corner, masks.size) for crop, corner in zip(masks.crops(), corners, strict=True)]
+
+
 def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:
     """Returns the COCO RLE of a mask whose set pixels are crop [h, w] (bool) at (x, y) of a (H, W) image."""
     import numpy as np

@@ -17,8 +17,10 @@ import torch.utils.tensorboard  # noqa: F401  (likewise)
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+import predict  # noqa: F401
 import train
 import train_multi_GPU
+import validation  # noqa: F401
 from tests.small_runs import ROOT, flags
 from train_utils.cli.command import run_command
 from train_utils.data import loaders
@@ -75,6 +77,22 @@ def start_all(data, folder, *more, log, size=1, fault=None, faulty=0):
     return [
         start(data, folder, *more, log=log, fault=faults[rank], rank=rank, size=size, port=port) for rank in range(size)
     ]
+
+
+def start_ranks(script, *words, log, size, last=(), fault=None):
+    """The processes of a command in the working folder, whose output is appended to `log`.
+
+    last: words of the last process; fault: in it: (module, class, name, n, file): SIGKILL at the n-th call of that,
+    once the file has n lines.
+    """
+    port, processes = free_port(), []
+    for rank in range(size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = [*map(str, words), *map(str, last if rank == size - 1 else ())]
+        arguments = script.__name__, own, place, str(log), os.getcwd(), fault if rank == size - 1 else None
+        processes.append(context().Process(target=_run_rank, args=arguments))
+        processes[-1].start()
+    return processes
 
 
 def launch(data, folder, *more, log, restarts=0):
@@ -149,6 +167,19 @@ def _launch(arguments, log):
     _detach(log)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.distributed.run.main(arguments)
+
+
+def _run_rank(script, words, place, log, folder, fault):
+    _detach(log)
+    os.chdir(folder)
+    os.environ.update({key: str(value) for key, value in place.items()})
+    if fault:
+        module, owner, name, count, path = fault
+        kept = lambda: os.path.exists(path) and Path(path).read_bytes().count(b"\n") >= count  # noqa: E731
+        act = lambda: (wait_for(kept), os.kill(os.getpid(), signal.SIGKILL))  # noqa: E731
+        _replace(getattr(sys.modules[module], owner), name, count, act)
+    sys.argv = [f"{script}.py", *words]
+    sys.exit(run_command(sys.modules[script].main))
 
 
 def _run(arguments, place, log, fault):

@@ -17,43 +17,19 @@ from backbone.settings import Settings, setting
 from network_files import MaskRCNNConfig
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings, settings_of
 from train_utils.cli.parser import Parser
+from train_utils.data.augmentations.options import Augmentation, with_preset
+from train_utils.data.objects.fitting import AUTO, FITTED
 from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
 
+USED_MOST = (
+    "data_path", "output_dir", "epochs", "batch_size", "weights", "backbone", "min_size", "max_size", "lr", "resume"
+)  # fmt: skip
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
-
-
-@dataclass(frozen=True)
-class Augmentation(Settings):
-    """Augmentation: what makes a training sample of an image; the arguments of transforms.build_augment."""
-
-    horizontal_flip: float = setting(0.5, "probability", least=0, most=1, metavar="P")
-    vertical_flip: float = setting(0.0, "probability", least=0, most=1, metavar="P", bare=0.5)
-    photometric: bool = setting(False, "jitter brightness, contrast, saturation and hue")
-    large_scale_jitter: int | None = setting(
-        None, "scale and crop to a square of SIZE pixels", least=32, metavar="SIZE", bare=1024
-    )
-    jitter_scale: tuple[float, float] = setting(
-        (0.1, 2.0), "range of scales of --large-scale-jitter", length=2, least=0.01, most=10, metavar=("LOW", "HIGH")
-    )
-    expand: float | None = setting(
-        None, "put every other image on a canvas of 1 to MAX times its sides", least=1, most=10, metavar="MAX", bare=4.0
-    )
-    mini_mask: int | None = setting(
-        None,
-        "keep masks to train on in at most SIZE x SIZE cells of their box, such as 56: less memory, rounder edges",
-        least=1,
-        metavar="SIZE",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        low, high = self.jitter_scale
-        if low > high:
-            raise InputError(f"jitter_scale {low:g} {high:g}: the lower one comes first")
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -61,7 +37,12 @@ class Optimisation(Settings):
     """Optimisation: how gradients become steps."""
 
     optimizer: str | None = setting(None, "default: sgd (built-in data: adamw)", choices=("sgd", "adamw"))
-    lr: float | None = setting(None, f"default: {LR_PER_IMAGE} x global batch; adamw: {LR_ADAMW}", above=0)
+    lr: float | str | None = setting(
+        None,
+        f"default: {LR_PER_IMAGE} x global batch; adamw: {LR_ADAMW}; auto: by a test of 40 steps before the run",
+        above=0,
+        word=AUTO,
+    )
     momentum: float = setting(0.9, "of sgd", least=0, below=1)
     weight_decay: float | None = setting(
         None, "default: " + ", ".join(f"{k!r}: {v}" for k, v in WEIGHT_DECAY.items()), least=0, most=1, short="--wd"
@@ -69,12 +50,23 @@ class Optimisation(Settings):
     lr_schedule: str | None = setting(None, "default: steps (built-in data: cosine)", choices=("steps", "cosine"))
     lr_steps: tuple[float, ...] | None = setting(
         None,
-        "when the rate falls, in epochs, such as 6.4 (default: 16/26 and 22/26 of the run)",
+        "when the rate falls, in epochs, such as 6.4 (default: 16/26 and 22/26 of the run, 0.85 of one below 1000 "
+        "steps)",
         above=0,
         metavar="EPOCH",
     )
     lr_gamma: float = setting(0.1, "factor of each fall", above=0, most=1)
-    warmup_iters: int | None = setting(None, "steps of linear warm-up (default: 1000, at most an epoch)", least=0)
+    warmup_iters: int | None = setting(
+        None,
+        "steps of linear warm-up (default: 1000, at most an epoch and a tenth of the run, at least 50 or a "
+        "quarter of it)",
+        least=0,
+    )
+    recipe: str = setting(
+        "usual",
+        "reference: torchvision's 26 epochs, warm-up and falls, however few images there are",
+        choices=("usual", REFERENCE),
+    )
     clip_grad_norm: float | None = setting(None, "clip the gradient to this norm", above=0, metavar="NORM")
     ema: bool = setting(False, "average the weights; the average is what is evaluated")
     ema_decay: float = setting(0.999, "of --ema, per step", least=0, below=1)
@@ -91,7 +83,8 @@ class Running(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:i", resume="own")
     weights: str | Path | None = setting(
         None,
-        "coco, imagenet, none or a file (default: coco for ResNet-50, imagenet for the others with a published file, "
+        "coco, coco_v2, imagenet, none, a file, or a run folder, of which the best (default: coco for ResNet-50, "
+        "imagenet for the others with a published file, "
         "none for MobileNetV1 and for the built-in data)",
     )
     num_classes: int | None = setting(
@@ -101,7 +94,9 @@ class Running(Settings):
         None, "auto (newest checkpoint of --output-dir), a checkpoint, or a run folder", resume="own"
     )
     test_only: bool = setting(False, "evaluate the weights and stop", resume="own")
-    epochs: int | None = setting(None, "passes over the data (default: 26; built-in data: 4)", least=1)
+    epochs: int | None = setting(
+        None, "passes over the data (default: 26, up to 100 of few images; built-in data: 4)", least=1
+    )
     print_freq: int = setting(50, "steps between printed lines", least=1, resume="free")
     save_every_steps: int | None = setting(None, "also save within an epoch", least=1, metavar="N", resume="free")
     save_every_epochs: int = setting(
@@ -178,8 +173,14 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
     """
 
     seed: int = setting(0, "of weights, order, augmentation, sampling and split", least=0, below=BELOW_SEED)
-    batch_size: int | None = setting(
-        None, "images per process (default: 2; built-in data: 4)", least=1, short="-b", resume="batch"
+    batch_size: int | str | None = setting(
+        None,
+        "images per process (default: 2; built-in data: 4); auto: of 16 a step, on a CPU 4, as many at a time as the "
+        "memory holds",
+        least=1,
+        short="-b",
+        resume="batch",
+        word=AUTO,
     )
     workers: int | None = setting(
         None, "loader processes (default: few on a CPU, 8 beside a GPU)", least=0, most=1024, short="-j", resume="own"
@@ -194,7 +195,7 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
     @classmethod
     def of(cls, given: dict[str, Any]) -> RunConfig:
         """Returns the config of given options and model fields, by name. InputError for a name that there is not."""
-        return cls().replaced(given)
+        return cls().replaced(with_preset(given))
 
     def replaced(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with other values of options and model fields, by name."""
@@ -203,6 +204,10 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
         if unknown:
             raise InputError(f"{', '.join(sorted(unknown))}: a run has no such option")
         return replace(self, **own, model={**self.model, **model})
+
+    def without(self, name: str) -> RunConfig:
+        """Returns the config without a value for a model field."""
+        return replace(self, model={key: value for key, value in self.model.items() if key != name})
 
     def filled(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with those of the values that it has no value of its own for."""
@@ -241,7 +246,7 @@ def model_fields() -> set[str]:
 def add_arguments(parser: Parser, config: type[RunConfig] = RunConfig) -> None:
     """Adds every flag of training."""
     add_flags(parser, config)
-    add_model_flags(parser)
+    add_model_flags(parser, FITTED)
 
 
 def _plain(value: Any) -> Any:

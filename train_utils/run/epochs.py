@@ -7,36 +7,50 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from backbone.errors import InputError
 from network_files import MaskRCNN
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
-from train_utils.data.loaders import Augment, EvalLoader, TrainLoader
+from train_utils.data.loaders import Augment, Batch, EvalLoader, TrainLoader
+from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
+from train_utils.evaluation.advice import lines_on_fit
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
 from train_utils.io.memory import explaining_lack_of_memory
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import pasted, visible
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.callbacks import Callback, EpochNumbers, StepNumbers
-from train_utils.logs.console import MetricLogger
+from train_utils.logs.console import ImageProgress, Left, MetricLogger
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.logs.step_counts import StepCounts
 from train_utils.logs.step_log import StepLog
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
-from train_utils.run.config import Augmentation, RunConfig
+from train_utils.run.config import RunConfig
+from train_utils.run.defaults import usual_rate
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import EvalResult, evaluate
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
-from train_utils.run.reports import explain_lack_of_memory, explain_non_finite, image_rows, print_outcome, write_curves
+from train_utils.run.reports import (
+    PACE_STEPS,
+    about_speed,
+    explain_lack_of_memory,
+    explain_non_finite,
+    image_rows,
+    print_outcome,
+    resume_command,
+    write_curves,
+)
+from train_utils.run.schedule import describe, fall_steps
 from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
 from train_utils.run.step import (
     NonFiniteLoss,
@@ -46,7 +60,9 @@ from train_utils.run.step import (
     settle_gradient_exchange,
     train_one_epoch,
 )
-from transforms import build_augment
+from train_utils.run.tuning.bursts import warning
+from train_utils.run.tuning.rates import range_test, set_rate
+from transforms import augmentation_of
 
 SAMPLES = 4  # validation images in TensorBoard's grid
 
@@ -82,27 +98,26 @@ class Run:
             print(*lines, **options)
 
 
-def warmup_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Returns the number of steps over which the learning rate rises."""
-    return min(1000, steps_per_epoch) if config.warmup_iters is None else config.warmup_iters
+def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> LRScheduler:
+    """Returns the schedule of a run's rates."""
+    return build_schedule(
+        optimizer,
+        total_steps=config.epochs * steps_per_epoch,
+        warmup_steps=config.warmup_iters,
+        schedule=config.lr_schedule,
+        milestones=fall_steps(config, steps_per_epoch),
+        gamma=config.lr_gamma,
+    )
 
 
 def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
     """Returns the model with what trains it: optimiser, schedule, precision, average."""
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
-    schedule = build_schedule(
-        optimizer,
-        total_steps=config.epochs * steps_per_epoch,
-        warmup_steps=warmup_steps(config, steps_per_epoch),
-        schedule=config.lr_schedule,
-        milestones=[round(epoch * steps_per_epoch) for epoch in config.lr_steps],
-        gamma=config.lr_gamma,
-    )
     return TrainState(
         model,
         world.wrap(model),
         optimizer,
-        schedule,
+        schedule_of(config, optimizer, steps_per_epoch),
         Precision(world.device, amp_dtype(world.device) if config.amp else None),
         EMA(model, config.ema_decay) if config.ema else None,
         config.clip_grad_norm,
@@ -117,11 +132,12 @@ class Trainer:
         config, world, splits, checkpoint = run.config, run.world, run.splits, run.checkpoint
         self.run, self.config, self.world, self.splits, self.folder = run, config, world, splits, run.folder
         self.stop, self.say, self.reported = stop, run.say, set()
-        augment = run.additions.augment or build_augment(*(getattr(config, f.name) for f in fields(Augmentation)))
+        self.steps_here, self.seconds_of_evaluation = 0, 0.0  # by this process; of the last one
+        augment = run.additions.augment or augmentation_of(config, splits.train)
         self.loader = TrainLoader(splits.train, augment, world, config)
         self.val_loader = EvalLoader(splits.val, world, config, model.config)
         steps = self.loader.steps_per_epoch
-        self.state = build_state(config, world, model, steps)
+        self.state = build_state(config if config.lr != AUTO else config.replaced({"lr": 1.0}), world, model, steps)
         self.global_batch = config.global_batch(world.size)
         self.progress = Progress(steps, global_batch=self.global_batch, world_size=world.size, data=run.data)
         if checkpoint:
@@ -131,12 +147,25 @@ class Trainer:
         elif config.start_epoch:
             start_at(config.start_epoch, self.state, self.progress)
         jitter = config.large_scale_jitter, config.jitter_scale[0], config.expand
-        self.smallest_scale = smallest_scale(map(tuple, splits.train.sizes.tolist()), model.config, *jitter)
+        smallest = smallest_scale(map(tuple, splits.train.sizes.tolist()), model.config, *jitter)
+        self.smallest_scale = smallest * min(1.0, config.zoom[0])
         settle_gradient_exchange(self.state, world)
+        if config.lr == AUTO:
+            self.choose_rate()
         self.board = TensorBoard(run.folder, self.progress.step, world.is_main)
         self.callbacks: list[Callback] = [self.board, *run.additions.callbacks] if world.is_main else []
         self.writer = ResultsWriter(run.folder, self.progress.epochs_done) if world.is_main else None
         self.steps = StepLog(run.folder, self.progress.step) if config.log_steps and world.is_main else None
+
+    def choose_rate(self) -> None:
+        """Finds the rate of --lr auto, before the first step."""
+        steps = self.loader.steps_per_epoch
+        rate, line = range_test(self.state, self.loader, self.world, usual_rate(self.config, self.world))
+        self.config = self.config.replaced({"lr": rate})
+        self.run = replace(self.run, config=self.config)
+        set_rate(self.state, rate)
+        self.state.schedule = schedule_of(self.config, self.state.optimizer, steps)
+        self.say(line)
 
     def fit(self) -> None:
         """Trains and evaluates the epochs that are left."""
@@ -153,34 +182,49 @@ class Trainer:
                     self.say(f"stopping early: no {what} for {progress.epochs_since_best} epochs")
                     break
                 averages = self.train_epoch(epoch)
-                result = self.evaluate()
+                result = self.evaluate(epoch)
+                self.seconds_of_evaluation = result.seconds
                 names = progress.end_epoch(epoch, result.mask_ap, sum(result.losses.values()))
                 # Written before the checkpoint: where a kill comes between, the resumed run replaces the lines.
                 self.world.on_main(self.report, epoch, averages, result)
                 self.save(*names, epoch)
                 if self.world.sum(torch.tensor(float(self.stop.requested()))) > 0:
-                    self.say(f"stopped after epoch {epoch}, saved; --resume auto goes on from here")
+                    self.say(f"stopped after epoch {epoch}, saved; {self.goes_on()}")
                     self.stop.leave()
         if self.steps:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
             if self.run.additions.splits is None:
-                print_outcome(self.folder, progress.best_ap, self.splits.val)
+                more = f"--epochs {2 * config.epochs} --allow-changed epochs"
+                go_on = resume_command(self.folder, config, self.world)
+                print_outcome(self.folder, progress.best_ap, self.splits.val, f"{go_on} {more}")
             else:  # no command would find the images
                 self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
+
+    def goes_on(self) -> str:
+        """Returns how a run that was stopped goes on."""
+        line = "--resume auto goes on from here"
+        if self.run.additions.splits is not None:  # no command would find the images
+            return line
+        return f"{line}: {resume_command(self.folder, self.config, self.world)}"
 
     def say_start(self) -> None:
         """Prints how the run goes about its steps."""
         config, dtype, steps = (self.config, self.state.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
             f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
-            f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
+            f"{steps} steps x {config.epochs} epochs, {describe(config, steps)}, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
-        whole = len(self.loader.groups)
+        whole = self.loader.samples
         if whole > (used := steps * self.global_batch):
             self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
+        if config.data_path is not None and self.run.additions.splits is None:
+            lines = lines_on_fit(self.splits.train, self.state.model.config)
+            check = pasted("python", "-m", "tools.check_data", config.data_path)
+            for line in [*lines, *[f"{check} has the numbers, and the flags that fit"][: len(lines)]]:
+                self.say(visible(line))
         if config.amp and dtype == torch.float32:
             self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
         self.say(visible(f"run folder: {self.folder}"))
@@ -190,7 +234,9 @@ class Trainer:
         config, progress, every = self.config, self.progress, self.config.save_every_steps
         first, total = progress.step - epoch * self.loader.steps_per_epoch, self.loader.steps_per_epoch
         header = f"Epoch: [{epoch}]"
+        after = config.epochs - epoch - 1
         log = MetricLogger(header, total, first, config.print_freq, self.world.device, self.world.is_main)
+        log.left = Left(after * total, (after + 1) * self.seconds_of_evaluation)
         if progress.meters:
             log.load_state_dict(progress.meters)
         hooks = StepHooks(self.stop.requested, self.may_skip, self.counts_of)
@@ -203,7 +249,9 @@ class Trainer:
                 log.step(record.own.seconds, record.own.data_seconds, record.losses, record.lr)
                 self.tell(StepNumbers(epoch, record.step, record.losses, record.lr, record.own.measures))
                 progress.end_step(record)
+                self.say_speed(log)
                 self.report_skipped(record.own.skipped_files)
+                self.report_burst()
                 dropped += record.own.dropped
                 if config.log_steps:
                     self.log_step(record)
@@ -212,7 +260,7 @@ class Trainer:
                     progress.meters = log.state_dict()
                     self.save(epoch)
                 if record.stop:
-                    self.say(f"stopped after step {progress.step}, saved; --resume auto goes on from here")
+                    self.say(f"stopped after step {progress.step}, saved; {self.goes_on()}")
                     self.stop.leave()
         except NonFiniteLoss as error:
             raise self.explained(error) from error
@@ -226,6 +274,15 @@ class Trainer:
             raise InputError("no training image could be read, or no loss was finite; see the lines above")
         return log.averages()
 
+    def say_speed(self, log: MetricLogger) -> None:
+        """Prints, once a process, how long the run takes."""
+        self.steps_here += 1
+        if self.steps_here == PACE_STEPS:
+            left = self.config.epochs * self.loader.steps_per_epoch - self.progress.step
+            model, device = self.state.model, self.world.device
+            for line in about_speed(log.time.median, left, self.config, model, device):
+                log.say(line)
+
     def counts_of(self, step: int) -> StepCounts | None:
         """Returns the recorder of a step, every --print-freq steps: on a GPU it costs time."""
         return StepCounts() if self.world.is_main and step % self.config.print_freq == 0 else None
@@ -237,6 +294,13 @@ class Trainer:
     def explained(self, error: NonFiniteLoss) -> InputError:
         """Returns the error with what it was about, the batch being saved."""
         return explain_non_finite(error, self.folder, self.state.model, self.splits.train, self.world.rank)
+
+    def report_burst(self) -> None:
+        """Prints once that the loss rises in the first steps."""
+        line = warning(self.progress.curve) if "burst" not in self.reported else None
+        if line:
+            self.reported.add("burst")
+            self.say(line)
 
     def report_bad(self, error: NonFiniteLoss) -> None:
         """Prints that a step was skipped, and why."""
@@ -250,14 +314,20 @@ class Trainer:
         if self.steps:
             self.steps.write(record.step, lr=record.lr, losses=record.losses, image_ids=sum(ids, []))
 
-    def evaluate(self) -> EvalResult:
+    def evaluate(self, epoch: int) -> EvalResult:
         """Returns the numbers of the validation images; the weights are the averaged ones where there are any."""
         model, ema = self.state.model, self.state.ema
         # the step is saved by now
-        with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
+        shown = ImageProgress(f"Test: [{epoch}]", self.val_loader.images, self.world.is_main)
+        with closing(shown), self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
-            leave, max_dets = lambda _: self.stop.leave_if_requested(), self.config.max_dets
-            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, leave, max_dets)
+
+            def one_more(batch: Batch) -> None:
+                self.stop.leave_if_requested()
+                shown.add(len(batch.images) + len(batch.skipped))
+
+            max_dets = self.config.max_dets
+            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, one_more, max_dets)
 
     def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
         """Prints and writes an epoch's numbers."""
