@@ -137,9 +137,11 @@ class PhotometricJitter:
 
         top = 1.0 if image.is_floating_point() else 255.0
         colours = (image.float() * brightness).clamp_(0, top)
-        mean_luma = torch.einsum("c,chw->hw", RGB_TO_YIQ[0], colours).mean()
+        in_colour = len(colours) == 3
+        mean_luma = (torch.einsum("c,chw->hw", RGB_TO_YIQ[0], colours) if in_colour else colours).mean()
         colours = ((colours - mean_luma) * contrast + mean_luma).clamp_(0, top)
-        colours = torch.einsum("dc,chw->dhw", colour_matrix(saturation, hue), colours).clamp_(0, top)
+        if in_colour:  # other channels have no hue
+            colours = torch.einsum("dc,chw->dhw", colour_matrix(saturation, hue), colours).clamp_(0, top)
         if not image.is_floating_point():
             colours = colours.round_()
         return colours.to(image.dtype), dict(target)

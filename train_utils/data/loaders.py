@@ -130,7 +130,7 @@ class TrainLoader:
         self.factors = image_factors(ds, options)
         self.samples = balance.samples_per_epoch(self.factors)
         self.steps_per_epoch = steps_per_epoch(self.samples, self.global_batch)
-        self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
+        self._loader = Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yields the micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
@@ -168,10 +168,15 @@ class EvalLoader:
                 same.clear()
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
-        self._loader = _Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
+        self._loader = Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def images(self) -> int:
+        """The number of images of this rank."""
+        return sum(map(len, self._keys))
 
     def __iter__(self) -> Iterator[Batch]:
         return self._loader.batches(self._keys)
@@ -207,10 +212,13 @@ class _Samples:
         return batch._replace(dropped=+dropped)
 
 
-class _Loader:
-    """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
+class Loader:
+    """Keys -> what `samples` gives for each (Batches), in order, through processes that live until the loader does not.
 
-    def __init__(self, samples: _Samples, workers: int, world: World) -> None:
+    samples[key] may be an InputError, which is then raised.
+    """
+
+    def __init__(self, samples: Any, workers: int, world: World) -> None:
         self._keys: list = []  # what the workers are given; refilled for each pass
         self._workers = workers
         device = getattr(world, "device", None)
@@ -232,8 +240,8 @@ class _Loader:
             **options,
         )
 
-    def batches(self, keys: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        """Yields the batch of each list of keys."""
+    def batches(self, keys: list) -> Iterator[Any]:
+        """Yields the batch of each key."""
         self._keys[:] = keys
         for batch in self._through_workers() if self._workers else self._loader:
             if isinstance(batch, InputError):
@@ -241,11 +249,11 @@ class _Loader:
                     raise batch
                 finally:
                     del batch  # the traceback holds this frame: a cycle would keep the workers alive
-            if self._pin:
+            if self._pin and isinstance(batch, Batch):
                 batch = batch._replace(images=[image.pin_memory() for image in batch.images])
             yield batch
 
-    def _through_workers(self) -> Iterator[Batch]:
+    def _through_workers(self) -> Iterator[Any]:
         """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
             for batch in self._loader:
@@ -318,7 +326,7 @@ def _continue_workers_at_exit() -> None:
     atexit.register(continue_children)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -335,7 +343,7 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _to_bytes(batch: Batch) -> bytes:
+def _to_bytes(batch: Any) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
     return buffer.getvalue()

@@ -23,6 +23,9 @@ from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
 
+USED_MOST = (
+    "data_path", "output_dir", "epochs", "batch_size", "weights", "backbone", "min_size", "max_size", "lr", "resume"
+)  # fmt: skip
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
@@ -80,7 +83,8 @@ class Running(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:i", resume="own")
     weights: str | Path | None = setting(
         None,
-        "coco, imagenet, none or a file (default: coco for ResNet-50, imagenet for the others with a published file, "
+        "coco, coco_v2, imagenet, none, a file, or a run folder, of which the best (default: coco for ResNet-50, "
+        "imagenet for the others with a published file, "
         "none for MobileNetV1 and for the built-in data)",
     )
     num_classes: int | None = setting(
@@ -200,6 +204,10 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
         if unknown:
             raise InputError(f"{', '.join(sorted(unknown))}: a run has no such option")
         return replace(self, **own, model={**self.model, **model})
+
+    def without(self, name: str) -> RunConfig:
+        """Returns the config without a value for a model field."""
+        return replace(self, model={key: value for key, value in self.model.items() if key != name})
 
     def filled(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with those of the values that it has no value of its own for."""

@@ -29,7 +29,7 @@ from train_utils.io.files import user_path
 from train_utils.processes.agreement import Fact, versions
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import resolve_aliases
+from train_utils.run.defaults import is_auto, resolve_aliases
 from train_utils.run.schedule import reference_warmup
 from train_utils.run.state import reading_training_state
 
@@ -46,6 +46,8 @@ def take_over(
     given: the names of the options that were given; config: of these. Raises InputError for an option that
     differs without leave.
     """
+    if is_auto(config.value("value_range")):  # measured then, and kept
+        given, config = {*given} - {"value_range"}, config.without("value_range")
     checkpoint = with_warmup(checkpoint)
     fit = asks_for_fit(config.model)  # is done: the checkpoint has the numbers
     found = [name for name in ("lr", "batch_size") if getattr(config, name) == AUTO]

@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.augmentations.common import PER_OBJECT, REMOVED, kept
+from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.data_sets import target_of
 from train_utils.data.in_python.images import image_of
 from train_utils.io.files import user_path
@@ -64,7 +65,7 @@ class OwnAugmentation:
                 raise InputError(f"{self.name}: {where(error)}, of image {target.get('image_id')}") from error
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise InputError(f"{self.name}: must return a pair (image, target)")
-        image = image_of(pair[0], f"{self.name}'s image")
+        image = image_of(pair[0], f"{self.name}'s image", Reading(len(image)))
         size, removed = tuple(image.shape[1:]), len(target["labels"])
         changed = {**target, **target_of(pair[1], size, f"{target.get('image_id')} of {self.name}")}
         removed -= len(changed["labels"])
