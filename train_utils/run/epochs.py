@@ -142,7 +142,7 @@ class Trainer:
         self.progress = Progress(steps, global_batch=self.global_batch, world_size=world.size, data=run.data)
         if checkpoint:
             self.progress = from_checkpoint(checkpoint, self.state, self.progress)
-            for line in resume.other_environment(checkpoint, world):
+            for line in resume.other_environment(checkpoint, world, config):
                 self.say(line)
         elif config.start_epoch:
             start_at(config.start_epoch, self.state, self.progress)
@@ -409,7 +409,7 @@ class Trainer:
             names,
             self.splits.label_map,
             self.config.to_args(),
-            resume.environment(self.world),
+            resume.environment(self.world, self.config),
         )
         state["smallest_scale"] = self.smallest_scale  # for prediction
         state["data"] = self.run.states
