@@ -22,6 +22,7 @@ from network_files.weight_files.weights import for_channels
 from tests.coco_folders import annotation, coco
 from tests.small_runs import call
 from tests.tiny_model import FIELDS, train_flags
+from tools import check_data
 from train_utils.data.images import ImageError, image_size, page_count, read_image, refuse, take_dropped
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.shown import shown
@@ -208,6 +209,19 @@ def test_shown():
     five = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 2, 2)
     assert shown(five)[:, 0, 0].tolist() == [0, 1, 2] and shown(five, (4, 2, 0))[:, 0, 0].tolist() == [4, 2, 0]
     assert shown(five[:2])[:, 0, 0].tolist() == [0, 1, 0] and shown(five, (3,))[:, 0, 0].tolist() == [3, 3, 3]
+
+
+def test_the_doctor_on_values(tmp_path, capsys):
+    data = write_data(tmp_path / "data")
+    assert call(check_data, data, "--output-dir", tmp_path / "out", "--samples", 2) in (0, 1)
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "check_data.json").read_text())["values"]
+    assert "become 0 to 1" in said and "images of more than 8 bits: 8" in said
+    assert len(found["histograms"]) == 1 and sum(found["histograms"][0].values()) == 4 * 48 * 48
+    assert found["levels"] > 50 and "Values of the pixels" in (tmp_path / "out" / "check_data.html").read_text()
+    for path in data.rglob("*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) >> 6).astype(np.uint8)).save(path)  # as if scaled by 16 bits
+    assert call(check_data, data, "--output-dir", tmp_path / "few", "--samples", 0) == 1
+    assert "warning: images of few values: 1" in capsys.readouterr().out
 
 
 def write_data(folder, count=4):

@@ -93,6 +93,13 @@ class Values(NamedTuple):
         """Returns how many different values of the sample lie from low to high."""
         return len(np.unique(self.sample[(self.sample >= low) & (self.sample <= high)]))
 
+    def histogram(self, low: float, high: float, bins: int) -> list[dict[str, int]]:
+        """Returns {values of a bin: count} of each channel from low to high; the outer bins have what lies beyond."""
+        edges = np.linspace(low, high, bins + 1)
+        names = [f"{a:.4g} to {b:.4g}" for a, b in zip(edges, edges[1:], strict=False)]
+        counts = [np.histogram(np.clip(channel, low, high), edges)[0].tolist() for channel in self.sample]
+        return [dict(zip(names, count, strict=True)) for count in counts]
+
     def mean_and_std(self, low: float, high: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns of each channel the mean and the deviation that it has when low is 0 and high is 1."""
         scaled = np.clip((self.sample.astype(np.float64) - low) / (high - low), 0, 1)
@@ -126,10 +133,11 @@ def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Valu
 
 
 class Advice(NamedTuple):
-    """Fields of MaskRCNNConfig that the training images suggest, and lines that say so."""
+    """Fields of MaskRCNNConfig that the training images suggest, and lines that say so; values: where measured."""
 
     fields: dict[str, tuple[float, ...]]
     lines: list[str]
+    values: Values | None = None
 
 
 def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_mean: bool) -> Advice:
@@ -169,7 +177,7 @@ def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_me
         fields["image_mean"], fields["image_std"] = values.mean_and_std(low, high)
         shown = (" ".join(f"{v:g}" for v in fields[name]) for name in ("image_mean", "image_std"))
         lines.append("image mean {}, deviation {}: measured on {} training images".format(*shown, values.of))
-    return Advice(fields, lines)
+    return Advice(fields, lines, values)
 
 
 def _pair(value_range: tuple[float, ...] | None) -> tuple[float, ...] | None:
