@@ -180,6 +180,8 @@ def pixel_values(
         reading = replace(reading, **advice.fields)
         values = advice.values or measure(part, reading, spread(len(part), MEASURED))
     except InputError:  # the full pass, which opens each image, says why
+        values = None
+    if values is None:
         return {role: each.read_as(reading) for role, each in splits.items()}, None
     usual = (0.0, 255.0) if values.in_bytes else (0.0, float(max(1.0, min(65535.0, values.sample.max()))))
     pair = reading.value_range if reading.value_range and len(reading.value_range) == 2 else None

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from backbone.errors import InputError
 from network_files.config import FIRST_PAGE
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats
@@ -111,10 +110,10 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Values:
-    """Reads images at these places, at most MEASURED of them, as they are in their files.
+def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Values | None:
+    """Reads images at these places, at most MEASURED of them, as they are in their files; None where none can be read.
 
-    Raises InputError where none can be read, or some have 8 bits and others more.
+    Raises InputError for one that does not fit what is asked for.
     """
     part, samples, kinds = data_set.read_as(replace(reading, value_range=None, unscaled=True)), [], set()
     chosen = [places[k] for k in spread(len(places), MEASURED)]
@@ -126,9 +125,7 @@ def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Valu
         samples.append(sample_of(image, VALUES))
         kinds.add(image.dtype == np.uint8)
     if not samples:
-        raise InputError(
-            f"{data_set.source}: none of {len(chosen)} training images could be read; see tools.check_data"
-        )
+        return None
     return Values(np.concatenate(samples, 1), len(samples), kinds == {True})
 
 
@@ -159,12 +156,14 @@ def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_me
             "0 to 255"
         )
     measures_range = deep > 0 and reading.value_range is None
-    measures_mean = wants_mean and (deep > 0 or reading.channels != 3)
+    measures_mean = wants_mean and (2 * deep > headers.looked_at or reading.channels != 3)
     if wants_range and not deep:
         lines.append("value range: the training images have 8 bits and stay as they are")
     if not measures_range and not measures_mean:
         return Advice(fields, lines)
     values = measure(data_set, reading, headers.deep or spread(len(data_set), MEASURED))
+    if values is None:
+        return Advice(fields, lines)
     low, high = (0.0, 255.0) if values.in_bytes else _pair(reading.value_range) or values.value_range()
     if measures_range:
         fields["value_range"] = (low, high)
