@@ -127,7 +127,8 @@ class MaskRCNNConfig:
     geometry: str = setting(
         TORCHVISION,
         "where RoIs and masks have their values: half_pixel (at the centres of cells and pixels: masks fit; training "
-        "takes it for a new mask head) or torchvision (half a pixel off, as its published weights were trained)",
+        "takes it for a new mask head), torchvision (half a pixel off, as its published weights were trained) or "
+        "half_pixel_masks (masks half_pixel, RoIs torchvision: training takes it for new predictors on such weights)",
         choices=GEOMETRIES,
     )
     crowd_ioa_thresh: float | None = setting(

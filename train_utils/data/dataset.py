@@ -15,7 +15,7 @@ from train_utils.data.annotations import Annotations, check_labels, clip_boxes
 from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 
 # lines about classes that `lacking_classes` names
 CROWDS_ALONE = "with crowd regions alone, which --crowd-as-objects reads as objects"
@@ -138,6 +138,13 @@ class ImageDataset:
         """Returns the objects that are not crowds, or the crowd regions, per image: int64 [len]."""
         return self._counts(self.annotations.iscrowd == crowd)
 
+    def object_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (the objects' places in the table, their images' positions), int64 [A] each, image by image."""
+        first = self.annotations.first
+        counts = first[self.rows + 1] - first[self.rows]
+        places = np.arange(counts.sum()) + np.repeat(first[self.rows] - (np.cumsum(counts) - counts), counts)
+        return places, np.repeat(np.arange(len(self.rows)), counts)
+
     def class_counts(self, crowd: bool = False) -> dict[str, int]:
         """Returns {class: its objects that are not crowds, or its crowd regions}; classes without any are absent."""
         table = self.annotations
@@ -188,9 +195,10 @@ class ImageDataset:
         table, objects, crowds = self.annotations, self.object_counts(), self.object_counts(crowd=True)
         difficult = int(self._counts((table.ignored == 1) & (table.iscrowd == 0)).sum())
         parts = [
-            f"{self.source}: {len(self)} images ({int((objects == 0).sum())} without objects), {int(objects.sum())} "
-            f"objects of {len(self.label_map)} classes, {int(crowds.sum())} crowd regions"
-            + (f", {difficult} difficult objects" if difficult else "")
+            f"{self.source}: {counted(len(self), 'image')} ({int((objects == 0).sum()):,} without objects), "
+            f"{counted(int(objects.sum()), 'object')} of {counted(len(self.label_map), 'class')}, "
+            f"{counted(int(crowds.sum()), 'crowd region')}"
+            + (f", {counted(difficult, 'difficult object')}" if difficult else "")
         ]
         skips = describe_skips(table.skipped, table.first_skipped)
         parts += [f"skipped {skips}"] if skips else []
