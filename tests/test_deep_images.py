@@ -21,7 +21,7 @@ from network_files import create_model, load_weights
 from network_files.weight_files.weights import for_channels
 from tests.coco_folders import annotation, coco
 from tests.small_runs import call
-from tests.tiny_model import FIELDS, train_flags
+from tests.tiny_model import FIELDS, train_flags, write_checkpoint
 from tools import check_data
 from train_utils.data.images import ImageError, image_size, page_count, read_image, refuse, take_dropped
 from train_utils.data.images.reading import Reading
@@ -161,6 +161,19 @@ def test_what_is_not_read_is_named(tmp_path, content, name):
     path.write_bytes(b"II*\0" + b"\xff" * 20)
     with pytest.raises(ImageError, match="begins as a TIFF, but is none that can be read"):
         read_image(path)
+
+
+def test_each_page_is_an_image_in_prediction(tmp_path):
+    weights, path = write_checkpoint(tmp_path / "model.pth"), tmp_path / "stack.tif"
+    pages = [Image.fromarray(np.full((40, 48), 60 * k, np.uint8)) for k in range(3)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    words = ("--weights-path", weights, "--img-path", path, "--output-dir", tmp_path, "--score", 0, "--pages", "each")
+    assert call(predict, *words) == 0
+    results = json.loads((tmp_path / "test_result.json").read_text())
+    assert {(r["image_id"], r["page"]) for r in results} == {(1, 0), (2, 1), (3, 2)}
+    drawn = sorted((tmp_path / "test_result").glob("*.jpg"))
+    assert len(drawn) == 3 and len({path.read_bytes() for path in drawn}) == 3
+    assert call(train, "--data-path", write_data(tmp_path / "data", 2), *train_flags(pages="each")) == 2
 
 
 def test_without_tifffile(monkeypatch):
