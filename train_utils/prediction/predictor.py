@@ -72,6 +72,14 @@ def one_by_one(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def doubt_of(scores: torch.Tensor) -> float:
+    """Returns how many doubtful objects an image has, from its detections' scores [D], those below --score included.
+
+    Each counts 1 - |2 score - 1|: 1 where the model is undecided (0.5), 0 where it is sure (0 or 1).
+    """
+    return float((1 - (2 * scores.double() - 1).abs()).sum())
+
+
 class Predictor:
     """A model with what is wanted of its detections: thresholds and classes only filter.
 
@@ -103,6 +111,7 @@ class Predictor:
         self.left_out: Counter[str] = Counter()  # detections, by why
         self.empty = 0  # detections whose mask has no pixel
         self.foreign = 0  # detections of classes that the data lacks
+        self.doubts: dict[int, float] = {}  # of images by position, see `doubt_of`
 
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (as `reading` says) with at least the least score and one of the classes."""
@@ -136,6 +145,7 @@ class Predictor:
             left_out["of other classes than --classes"] = int((keep & ~wanted).sum())
             keep &= wanted
         counts = {"size": size, "best": self._best_of(found), "full": int(full), "left_out": left_out}
+        counts["doubt"] = doubt_of(found["scores"] if self.labels is None else found["scores"][wanted])
         return {key: value[keep] for key, value in found.items()}, counts
 
     def masks(self, found: dict, size: tuple[int, int]) -> CroppedMasks:
@@ -200,6 +210,8 @@ class Predictor:
     def recall(self, counted: Mapping[str, Any]) -> None:
         """Counts an image for `status`: "size" (H, W), "best" (score, label), and what it has of TALLIED."""
         self.sizes.update([tuple(counted["size"])] if counted.get("size") else [])
+        if "doubt" in counted and "image" in counted:
+            self.doubts[counted["at"]] = counted["doubt"]
         known = [tuple(best) for best in (self.best, counted.get("best")) if best]
         self.best = max(known, key=lambda best: best[0], default=None)
         for name in TALLIED:

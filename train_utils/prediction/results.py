@@ -22,7 +22,8 @@ from network_files.operators.instance_masks import encode_cropped, mask_probs_to
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.mistakes.outlines import border_loops, simplified
 from train_utils.evaluation.numbers import to_coco_results
-from train_utils.io.files import atomic_file
+from train_utils.io.files import atomic_file, user_path
+from train_utils.prediction.data_sets import write_data_set
 from train_utils.show.captions import AUTO
 from train_utils.show.drawing import Style, draw_detections
 
@@ -133,6 +134,22 @@ class Results:
         given = self.label_map.given
         return [{**result, "category_id": given.get(result["category_id"], result["category_id"])} for result in one]
 
+    def to_labelme(self, folder: str | Path) -> str:
+        """Writes the image and its detections as LabelMe data into a new folder; returns a line that says so."""
+        return save_data_set([self], "labelme", folder)
+
+    def to_yolo(self, folder: str | Path) -> str:
+        """Writes the same as YOLO data."""
+        return save_data_set([self], "yolo", folder)
+
+    def to_masks(self, folder: str | Path) -> str:
+        """Writes the same as mask images."""
+        return save_data_set([self], "masks", folder)
+
+    def to_voc(self, folder: str | Path) -> str:
+        """Writes the same as VOC data."""
+        return save_data_set([self], "voc", folder)
+
     def draw(self, captions: str = AUTO, boxes: bool = True, magnify: int | None = None) -> Image.Image:
         """Returns the image with masks, boxes, names and scores on it; arguments as of `show.drawing.Style`."""
         shown = self.labels, self.scores, self.cropped_masks(), self.label_map.name, Style(captions, boxes, magnify)
@@ -174,6 +191,22 @@ class Results:
         file = io.BytesIO()
         self.draw().save(file, "PNG")
         return file.getvalue()
+
+
+def save_data_set(results: Sequence[Results], form: str, folder: str | Path) -> str:
+    """Writes images and what was found in them as a data set that `train` opens, as predict.py --write does.
+
+    form: coco, labelme, yolo, masks or voc; folder: a new one. Returns a line that says what is in it. Raises
+    InputError for a folder that is there, and for images that are no files.
+    """
+    if not results:
+        raise InputError("there are no results to write")
+    for one in results:
+        if not user_path(one.source).is_file():
+            raise InputError(f"{one.source}: is no file; a data set needs image files, so give paths to the detector")
+    found = [result for number, one in enumerate(results, 1) for result in one.to_coco(number)]
+    paths = [user_path(one.source) for one in results]
+    return write_data_set(form, user_path(folder), paths, found, results[0].label_map)
 
 
 def labels_of(label_map: LabelMap, classes: str | Sequence[str]) -> list[int]:
