@@ -25,8 +25,10 @@ import torch
 from torch.utils.data import Dataset
 
 from network_files import InputError, create_model, load_weights
+from network_files.weight_files.weights import PUBLISHED
 from train_utils.checkpoints.checkpoint import COCO_LABELS, default_label_map, load_file, model_from_checkpoint
-from train_utils.checkpoints.run_folder import checkpoint_path, newest_checkpoint
+from train_utils.checkpoints.run_folder import best_checkpoint
+from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import given_model, given_settings
 from train_utils.cli.in_python import in_python_words, speaking_python
@@ -64,21 +66,23 @@ def load(
 ) -> Detector:
     """Returns a detector.
 
-    weights: "coco" (torchvision's, fetched once), the path of a checkpoint, of a state dict or of safetensors, or a
-    state dict; device: None takes a GPU where there is one; names: of the classes in the order of their labels, for
-    weights that don't know them; config: fields of MaskRCNNConfig that precede the file's (box_score_thresh, ...).
+    weights: "coco" or "coco_v2" (torchvision's, fetched once), the path of a run folder (its best checkpoint), of a
+    checkpoint, of a state dict or of safetensors, or a state dict; device: None takes a GPU where there is one; names:
+    of the classes in the order of their labels, for weights that don't know them; config: fields of MaskRCNNConfig
+    that precede the file's (box_score_thresh, ...).
     Raises InputError for what is no such file, or does not fit.
     """
     if "num_classes" in config:
         raise InputError("num_classes: the weights have their own; leave it out")
     device = pick_device("auto" if device is None else str(device))
     label_map = None if names is None else label_map_of(names)
-    if isinstance(weights, str) and weights == "coco":
-        model = create_model(COCO_LABELS, **config)
-        load_weights(model, "coco")
+    if isinstance(weights, str) and weights in PUBLISHED:
+        variant = {} if weights == "coco" else {"variant": PUBLISHED[weights][1]}
+        model = create_model(COCO_LABELS, **{**variant, **config})
+        load_weights(model, weights)
         return Detector(model.to(device), label_map or default_label_map(COCO_LABELS), {})
-    content = weights if isinstance(weights, dict) else load_file(user_path(weights))
-    source = weights if isinstance(weights, dict) else user_path(weights)
+    source = weights if isinstance(weights, dict) else weights_file(weights)
+    content = weights if isinstance(weights, dict) else load_file(source)
     model, label_map = model_from_checkpoint(source, device, label_map, **config)
     return Detector(model, label_map, content)
 
@@ -95,11 +99,7 @@ class Run:
     @property
     def best(self) -> Path:
         """The checkpoint with the highest mask AP; where none has one, with the lowest validation loss."""
-        found = (checkpoint_path(self.folder, name) for name in ("best", "min_val_loss"))
-        best = next((path for path in found if path.exists()), None) or newest_checkpoint(self.folder)
-        if best is None:
-            raise InputError(f"{self.folder}: holds no checkpoint")
-        return best
+        return best_checkpoint(self.folder)
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Find and outline objects in images with a trained model.
 
-    python predict.py --weights-path save_weights/model_best.pth --img-path photo.jpg
+    python predict.py --weights-path coco --img-path photo.jpg         published weights, fetched once (170 MB)
+    python predict.py --weights-path save_weights --img-path photo.jpg       the best checkpoint of a training
     python predict.py --weights-path W --img-path photos/ --score 0.7 --classes person "traffic light"
     python predict.py --weights-path W --img-path clip.mp4                         (0, 1, ...: a camera, until Ctrl-C)
     python predict.py --weights-path W --coco-json val.json --image-dir val2017 --output results.json
@@ -130,8 +131,8 @@ def parse(words: list[str] | None = None) -> PredictOptions:
 def predictor_of(options: PredictOptions, least_score: float) -> Predictor:
     """Returns the model with what the options say about its detections."""
     model, label_map = load_model(options, pick_device(options.device))
-    content = load_file(options.weights_path)
-    print(about_weights(options.weights_path, content, label_map))
+    content = load_file(options.weights_file)
+    print(about_weights(options.weights_file, content, label_map))
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))
 
@@ -209,6 +210,7 @@ def asked(options: PredictOptions) -> dict[str, Any]:
     """Returns what the results depend on, beside the images themselves."""
     places = ("img_path", "output", "output_dir", "device", "strict", "follow_links", "resume", "verbose", "write")
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in places}
+    values["weights_path"] = str(options.weights_file)
     read = ("weights_path", "label_json_path", "coco_json")
     return {**values, **{name: stamp_of(values[name]) for name in read if values[name] is not None}}
 

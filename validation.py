@@ -1,9 +1,9 @@
 """Measure a trained model: the COCO numbers, each category's AP, and the detections behind them.
 
-    python validation.py --weights-path save_weights/model_best.pth --data-path DATA
-    python validation.py --weights-path save_weights/model_best.pth         the data that it was trained with
+    python validation.py --weights-path save_weights                        the data that it was trained with
+    python validation.py --weights-path save_weights --data-path DATA       its best checkpoint, on other data
     python validation.py --detections submission.json --data-path DATA      a COCO results json, without a model
-    python validation.py --weights-path save_weights/model_best.pth --report       a page about its mistakes, too
+    python validation.py --weights-path save_weights --report               a page about its mistakes, too
 
 Evaluates the val split (of data without one: all images, but of the checkpoint's own the share that
 training held out) and writes record_mAP.txt, record_mAP.json and detections.json into --output-dir.
@@ -52,7 +52,9 @@ class ValidationOptions(ModelOptions):
     """What is measured, and whether the mistakes are looked at."""
 
     weights_path: str | Path | None = setting(
-        None, "a checkpoint (it has classes and architecture), or a bare state dict", metavar="W"
+        None,
+        "a run folder (its best checkpoint), a checkpoint, a bare state dict, or coco or coco_v2 (published weights)",
+        metavar="W",
     )
     detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
     max_dets: int = setting(MAX_DETS, "detections of a class in an image that AP counts", least=10, metavar="N")
@@ -164,10 +166,10 @@ def main() -> int | None:
     choose_evaluator()  # a mistake there is reported now, not after the images
     if options.detections is not None:
         return score_detections(options, given)
-    content = load_file(options.weights_path)
+    content = load_file(options.weights_file)
     model, label_map = load_model(options, device)
-    print(about_weights(options.weights_path, content, label_map))
-    scored, _ = open_split_of(content, "val", given, label_map)
+    print(about_weights(options.weights_file, content, label_map))
+    scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
     data_set = scored.data_set
     output_dir = folder_to_write(user_path(options.output_dir))  # rather now than after hours
     result = measure(model, data_set, loading, options.max_dets, content.get("smallest_scale"))
@@ -175,7 +177,7 @@ def main() -> int | None:
     if options.report:
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found
-        evaluated = Evaluated(options.weights_path, result.stats, found.results, data_set, sorted(found.image_ids))
+        evaluated = Evaluated(options.weights_file, result.stats, found.results, data_set, sorted(found.image_ids))
         limits = {"max_dets": options.max_dets, "limits": result.limits}
         limits["per_image"] = model.config.box_detections_per_img
         status = max(status, write_page_of(evaluated._replace(progress=progress, **limits), options, loading.strict))

@@ -10,7 +10,8 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.evaluation.numbers import STAT_NAMES
-from train_utils.logs.console import MetricLogger, SmoothedValue
+from train_utils.logs import console
+from train_utils.logs.console import ImageProgress, Left, MetricLogger, SmoothedValue, duration
 from train_utils.logs.result_files import RENAMED, ResultsWriter
 
 LOSSES = {
@@ -56,6 +57,36 @@ def test_lines_come_every_print_freq_and_at_the_end():
     assert re.findall(r"\[ *(\d+)/12\]", out.getvalue()) == ["0", "5", "10", "11"]
     assert "loss" not in out.getvalue()
     assert out.getvalue().splitlines()[-1] == "Epoch: [0]  total time: 0:00:03 (0.2500 s / it)"
+
+
+def test_the_eta_is_the_runs():
+    out = io.StringIO()
+    logger = MetricLogger("Epoch: [0]", total=10, print_freq=1, stream=out)
+    logger.left = Left(steps=20, seconds=100.0)
+    logger.step(2.0, 0.0, None, 0.1)
+    assert "[ 0/10]  eta: 0:02:38  " in out.getvalue()
+
+
+def test_a_line_comes_when_long_none_came(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    logger = MetricLogger("Epoch: [0]", total=12, print_freq=10, stream=out)
+    images = ImageProgress("Test: [0]", 100, stream=out)
+    for _ in range(8):
+        now[0] += 12
+        logger.step(12.0, 0.0, None, 0.1)
+        images.add(5)
+    assert re.findall(r"\[ *(\d+)/12\]", out.getvalue()) == ["0", "3", "6"]
+    assert re.findall(r"^Test: .*", out.getvalue(), re.M) == [
+        "Test: [0]  [ 15/100] images  eta: 0:03:24",
+        "Test: [0]  [ 30/100] images  eta: 0:02:48",
+    ]
+
+
+def test_a_duration_in_words():
+    words = [duration(seconds) for seconds in (0.2, 45, 720, 5400, 108_000, 345_600)]
+    assert words == ["1 s", "45 s", "12 minutes", "1.5 hours", "30 hours", "4 days"]
 
 
 def test_disabled_logger_averages_in_silence():

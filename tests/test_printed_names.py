@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,8 @@ from tools import check_data, pack_dataset
 from train_utils.checkpoints.run_folder import prepare_run_folder, write_args
 from train_utils.data.opening import open_data
 from train_utils.io.plain_text import CONTROL, pasted
-from train_utils.run.reports import print_outcome
+from train_utils.run.config import RunConfig
+from train_utils.run.reports import print_outcome, resume_command
 
 EVIL = "a;echo PASTED '\x1b[32m\n\u202e$(echo).png"
 
@@ -78,13 +80,16 @@ def test_the_next_commands_of_a_run_are_quoted(data, tmp_path, capsys):
         with prepare_run_folder(folder).lock:
             write_args(folder, {})
     (folder / "model_0.pth").touch()
-    print_outcome(folder, 0.5, open_data(data, split="val").val)
+    go_on = resume_command(folder, RunConfig(), SimpleNamespace(size=1))
+    print_outcome(folder, 0.5, open_data(data, split="val").val, go_on)
     printed = capsys.readouterr().out
     assert not CONTROL.search(printed.replace("\n", ""))
-    (line,) = (line for line in printed.splitlines() if line.startswith("next: python "))
+    lines = [line.partition(" python ")[2] for line in printed.splitlines() if " python " in line]
     image = open_data(data, split="val").val.file_name(0)
-    wanted = ["predict.py", "--weights-path", str(folder / "model_0.pth"), "--img-path", image]
-    assert shell(line.removeprefix("next: python ")) == wanted and Path(image).exists()
+    weights = ["--weights-path", str(folder)]
+    assert shell(lines[1]) == ["predict.py", *weights, "--img-path", image] and Path(image).exists()
+    assert shell(lines[0]) == ["validation.py", *weights, "--report"]
+    assert shell(lines[2]) == ["train.py", "--output-dir", str(folder), "--resume", "auto"]
     (line,) = (line for line in printed.splitlines() if "holds a run already" in line)
     goes_on = line.partition("of the former: ")[2][:-1]
     assert shell(goes_on) == ["--output-dir", str(folder), "--resume", "auto"]

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import predict
 import train
+import validation
+from network_files import MaskRCNNConfig
 from tests.faults.processes import end_all, launch, start_all, wait_for
 from tests.small_runs import ROOT, call, differences, flags, start
 from train_utils.cli.parser import Parser
@@ -18,6 +21,7 @@ from train_utils.processes.distributed import World
 from train_utils.run import epochs as trainer
 from train_utils.run.config import LR_PER_IMAGE, RunConfig, add_arguments
 from train_utils.run.defaults import BUILT_IN_MODEL, resolve
+from train_utils.run.reports import about_speed
 
 STEPS = 6  # per epoch: 12 images in batches of 2
 
@@ -49,6 +53,9 @@ def test_a_wrong_evaluator_is_told_first(tmp_path, monkeypatch, capsys):
 
 def test_a_run_prints_what_it_does(finished, shapes):
     folder, output = finished
+    first = output.splitlines()[0]
+    assert first.startswith("trains Mask R-CNN v1 on resnet18, weights none, on ") and "2 epoch(s) of 2 images" in first
+    assert "steps x 2 epochs, 6 steps of warm-up, times 0.1 at step 7 and 10 of 12, float32" in output
     assert "12 images" in output and "Mask R-CNN v1, resnet18, 3 classes" in output
     assert "learning rate 0.002" in output and "run folder: run" in output
     line = re.compile(
@@ -59,9 +66,40 @@ def test_a_run_prints_what_it_does(finished, shapes):
         re.M,
     )
     assert line.search(output)
-    next_command = output.splitlines()[-1]
-    assert "python predict.py --weights-path run/model_best.pth" in next_command
-    assert Path(next_command.split()[-1]).is_file()
+
+
+def test_the_commands_that_a_run_ends_with_work(finished, tmp_path, monkeypatch):
+    folder, output = finished
+    monkeypatch.chdir(folder.parent)
+    lines = [line.partition("python ")[2].split() for line in output.splitlines()[-3:]]
+    commands = {Path(line[0]).stem: line[1:] for line in lines}
+    assert commands["validation"] == ["--weights-path", "run", "--report"]
+    elsewhere = ("--output-dir", tmp_path, "--device", "cpu")
+    assert call(predict, *commands["predict"], *elsewhere) == 0
+    assert call(validation, *commands["validation"][:-1], *elsewhere) == 0
+    assert commands["train"][:4] == ["--output-dir", "run", "--resume", "auto"]
+    given = RunConfig.of(parsed(commands["train"]))
+    assert given.epochs == 4 and given.allow_changed == ("epochs",)
+
+
+def parsed(words):
+    """What the words of train.py's command give."""
+    parser = Parser()
+    add_arguments(parser)
+    return parser.given(words)
+
+
+def test_a_run_says_how_long_it_takes_and_on_a_cpu_what_is_sooner():
+    config = RunConfig.of({"data_path": "D"})
+    config = resolve(config, SimpleNamespace(size=1, device=torch.device("cpu")))
+    large, small = (SimpleNamespace(config=MaskRCNNConfig(backbone=name)) for name in ("resnet50", "resnet18"))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    about, sooner = about_speed(4.5, 24_000, config, large, cpu)
+    assert about.startswith("after 10 steps: about 30 hours for 26 epochs at this speed (4.50 s a step), ")
+    assert "--epochs, --min-size 400 --max-size 666 (a quarter of the pixels), --backbone resnet18" in sooner
+    assert "--backbone" not in about_speed(4.5, 24_000, config, small, cpu)[1]
+    assert len(about_speed(4.5, 24_000, config, large, gpu)) == len(about_speed(4.5, 400, config, large, cpu)) == 1
+    assert about_speed(0.1, 500, config, large, cpu) == []
 
 
 def test_a_run_leaves_its_files(finished):

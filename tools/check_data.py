@@ -14,7 +14,6 @@ changed. Exit status: 0 nothing to complain of; 1 warnings; 2 errors, at which t
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -33,6 +32,7 @@ from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
+from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
@@ -40,6 +40,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import one_line, visible
+from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
 from train_utils.show.pages import write_page
 
@@ -58,7 +59,9 @@ class Options(DataOptions):
     full: bool = setting(False, "open every image")
     quick: bool = setting(False, "open only those of the contact sheet")
     workers: int = setting(0, "processes that open images; 0: this one", least=0, short="-j")
-    weights_path: str | None = setting(None, "a checkpoint: sizes and anchors are looked at for its model", metavar="W")
+    weights_path: str | None = setting(
+        None, "a checkpoint, a run folder, coco or coco_v2: sizes and anchors are looked at for its model", metavar="W"
+    )
     samples: int = setting(18, "images of the contact sheet", least=0)
     output_dir: str = setting("check_data", "where page and json go")
     fix: str | None = setting(None, "a new folder for corrected annotations (COCO)", metavar="OUT")
@@ -260,7 +263,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
     """
     given = options.model
     if options.weights_path:
-        path = user_path(options.weights_path)
+        path = weights_file(options.weights_path)
         content = load_file(path)
         own, state = (
             (content["config"], content["model"])
@@ -289,14 +292,8 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
     )
     if seconds and count:
         total = sum(seconds) / len(seconds) * count / max(report.options.workers, 1)
-        left += f"; about {_duration(total)} with --workers {report.options.workers}, as the contact sheet's took"
+        left += f"; about {duration(total)} with --workers {report.options.workers}, as the contact sheet's took"
     return left + "."
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def show(report: Report) -> None:

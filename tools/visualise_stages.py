@@ -116,7 +116,7 @@ def main() -> int:
     given, start = parse(), time.perf_counter()
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)
-    content = load_file(options.weights_path)
+    content = load_file(options.weights_file)
     model, label_map = load_model(options, device)
     if options.img_path:
         sample = image_alone(options.img_path)
@@ -127,7 +127,7 @@ def main() -> int:
     cfg, seconds = model.config, time.perf_counter() - start
     lead = [
         *sample.lead,
-        f"Weights: {options.weights_path} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
+        f"Weights: {options.weights_file} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
         "The model runs as in evaluation, in one pass; what is shown is what its stages recorded in it.",
     ]
     paths = write_stages(view, folder, f"What each stage sees: {sample.title}", lead)

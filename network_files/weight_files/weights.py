@@ -2,9 +2,11 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import torch
 
@@ -20,6 +22,8 @@ COCO = {
     ("resnet50", "v1"): SITE + "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
     ("resnet50", "v2"): SITE + "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
 }
+# what a weights flag calls them
+PUBLISHED = {"coco": ("resnet50", "v1"), "coco_v2": ("resnet50", "v2")}
 IMAGENET = {
     "resnet18": SITE + "resnet18-f37072fd.pth",
     "resnet34": SITE + "resnet34-b627a593.pth",
@@ -28,6 +32,7 @@ IMAGENET = {
     "resnet152": SITE + "resnet152-394f9c45.pth",
     "mobilenet_v2": SITE + "mobilenet_v2-b0353104.pth",
 }
+PATIENCE = 30  # seconds that the site has to answer
 V1_COCO_HASH = "bf2d0c1e"  # trained with an epsilon of 0 in its frozen batch norm
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
@@ -36,7 +41,7 @@ PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_log
 def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False) -> list[str]:
     """Loads weights into a model, in place; returns lines that say what was loaded, replaced and left out.
 
-    source: "coco", "imagenet", the path of a file, or a dict (a state dict, or a checkpoint of this project,
+    source: "coco", "coco_v2", "imagenet", the path of a file, or a dict (a state dict, or a checkpoint of this project,
     whose averaged weights are taken where it has them). A file of a classification network, whole or
     partial, goes into the backbone. replace_predictors: weights for another class count keep everything
     but the predictors of classes, boxes and masks, which stay random; otherwise they are an error.
@@ -46,17 +51,16 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
     if isinstance(source, dict):
         content, name, path = source, "the given weights", None
     else:
-        url = published(model, str(source)) if source in ("coco", "imagenet") else None
-        path = fetch(url) if url else Path(source)
+        url = published(model, str(source)) if source in (*PUBLISHED, "imagenet") else None
+        try:
+            path = fetch(url) if url else Path(source)
+        except InputError as error:
+            raise InputError(f"{error}, or start from random weights (weights none)") from error
         if not path.is_file():
-            raise InputError(f"{path}: there is no such weights file (coco, imagenet, none, or a path)")
+            raise InputError(f"{path}: there is no such weights file (coco, coco_v2, imagenet, none, or a path)")
         content, name = read_torch_file(path), str(path)
     lines = _load(model, content, name, replace_predictors)
-    if url and not _sha256(path).startswith(_hash_in(url)):
-        lines.append(
-            f"{path}: of the working folder; its SHA-256 does not begin with {_hash_in(url)}, so it is not "
-            "torchvision's file"
-        )
+    lines += foreign_line(url, path) if url else []
     config = content.get("config")  # a checkpoint notes what it was trained with
     own, theirs = model.config.geometry, config.get("geometry", TORCHVISION) if isinstance(config, dict) else None
     if theirs not in (None, own) and holds_heads(content):
@@ -78,16 +82,15 @@ def holds_heads(content: Mapping) -> bool:
 
 
 def published(model: MaskRCNN, name: str) -> str:
-    """Returns the address of the published file "coco" or "imagenet" for this model.
+    """Returns the address of the published file "coco", "coco_v2" or "imagenet" for this model.
 
     Raises InputError where there is none.
     """
     config = model.config
-    url = COCO.get((config.backbone, config.variant)) if name == "coco" else IMAGENET.get(config.backbone)
+    have = {"coco": COCO, "imagenet": IMAGENET}.get(name) or {PUBLISHED[name]: COCO[PUBLISHED[name]]}
+    url = have.get(config.backbone if name == "imagenet" else (config.backbone, config.variant))
     if url is None:
-        have = ", ".join(
-            " ".join(key) if isinstance(key, tuple) else key for key in (COCO if name == "coco" else IMAGENET)
-        )
+        have = ", ".join(" ".join(key) if isinstance(key, tuple) else key for key in have)
         raise InputError(
             f"there are no {name} weights for {config.backbone} {config.variant} "
             f"(there are for: {have}): choose other weights, or none"
@@ -95,8 +98,26 @@ def published(model: MaskRCNN, name: str) -> str:
     return url
 
 
+def fetch_published(name: str) -> Path:
+    """Returns the file of a name in PUBLISHED (see `fetch`); says of one in the working folder if it is another."""
+    url = COCO[PUBLISHED[name]]
+    path = fetch(url)
+    for line in foreign_line(url, path):
+        print(line, file=sys.stderr)
+    return path
+
+
+def foreign_line(url: str, path: Path) -> list[str]:
+    """Returns a line about a file that is taken for the published one but has another hash; else nothing."""
+    prefix = _hash_in(url)
+    line = f"{path}: of the working folder; its SHA-256 does not begin with {prefix}, so it is not torchvision's file"
+    return [] if _sha256(path).startswith(prefix) else [line]
+
+
 def fetch(url: str) -> Path:
     """Returns the file at an address: from torch.hub's cache, the working folder, or fetched into the cache with a bar.
+
+    A line on stderr says its size before it is fetched.
 
     In the working folder its name may lack the hash (resnet50.pth), as some projects have their users save it, and
     it may be a file of the user's own; elsewhere the hash is checked. Raises InputError for a file that cannot be
@@ -111,12 +132,14 @@ def fetch(url: str) -> Path:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with urlopen(Request(url, method="HEAD"), timeout=PATIENCE) as answer:
+                size = int(answer.headers.get("Content-Length") or 0)
+            print(f"fetching {url} ({size / 1e6:.0f} MB), once, into {folder}", file=sys.stderr, flush=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
         except (URLError, OSError, RuntimeError) as error:
             reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"cannot fetch {url} ({reason}): put that file into {folder}, "
-                "or start from random weights (weights none)"
+                f"cannot fetch {url} ({reason}): put that file into {folder} or the working folder"
             ) from error
     elif not _sha256(path).startswith(prefix):
         raise InputError(f"{path}: the file is damaged (its SHA-256 does not begin with {prefix}): delete it")

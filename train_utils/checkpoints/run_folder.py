@@ -22,6 +22,9 @@ from train_utils.io.unfinished import clear_leftovers
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best|min_val_loss|previous)\.pth")
 
 
+MOST_RUNS = 4  # that a message names
+
+
 class RunFolder(NamedTuple):
     """Where a run writes, and the lock that it holds there."""
 
@@ -54,6 +57,20 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
         names = ", ".join(f"{path.name} ({what})" for path, what in damaged.items())
         raise InputError(f"{folder}: all checkpoints are damaged: {names}; give another --output-dir")
     return None
+
+
+def best_checkpoint(folder: str | Path) -> Path:
+    """Returns a run's checkpoint with the highest mask AP; where none has one, with the lowest validation loss.
+
+    Where there is neither, as after a cut first epoch, the newest. Raises InputError for a folder without checkpoints.
+    """
+    folder = Path(folder)
+    best = next((path for name in ("best", "min_val_loss") if (path := checkpoint_path(folder, name)).exists()), None)
+    if best := best or newest_checkpoint(folder):
+        return best
+    runs = sorted({path.parent for path in folder.glob("*/model_*.pth") if CHECKPOINT_NAME.fullmatch(path.name)})
+    instead = f"give a run in it: {pasted(*runs[-MOST_RUNS:])}" if runs else "give a run's folder, or a file"
+    raise InputError(f"{folder}: this folder holds no checkpoint (model_best.pth, model_0.pth, ...); {instead}")
 
 
 def prune(folder: str | Path, keep: int | None, every: int) -> None:

@@ -154,6 +154,11 @@ class EvalLoader:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def images(self) -> int:
+        """The number of images of this rank."""
+        return sum(map(len, self._keys))
+
     def __iter__(self) -> Iterator[Batch]:
         return self._loader.batches(self._keys)
 

@@ -4,14 +4,26 @@ import datetime
 import math
 import statistics
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import torch
 from tqdm import tqdm
 
 WINDOW = 20  # steps that the medians on the console look back
+QUIET = 30.0  # seconds after which a line comes, however few steps or images are done
+
+
+class Left(NamedTuple):
+    """What a run has to do after an epoch: steps, and evaluations as far as it is known how long one takes."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+NOTHING_LEFT = Left()
 
 
 class SmoothedValue:
@@ -55,13 +67,13 @@ class SmoothedValue:
 class MetricLogger:
     """Shows the progress of an epoch of training.
 
-    It prints a line every `print_freq` steps and after the last one; on a terminal a tqdm bar shows the same at each
-    step, and the last line stays. `state_dict` holds what it averages, so that a run resumed within an epoch ends that
-    epoch with the same line (except the times).
+    It prints a line every `print_freq` steps, after the last one, and when QUIET seconds have passed without one; on a
+    terminal a tqdm bar shows the same at each step, and the last line stays. "eta" is the whole run's. `state_dict`
+    holds what it averages, so that a run resumed within an epoch ends that epoch with the same line (except the times).
 
     header begins each line, as in "Epoch: [3]"; total: number of steps; first: steps done before, in a resumed epoch;
     device: whose memory is shown ("max mem" is left out on a CPU); enabled: False on all ranks but the main one, which
-    average and print nothing; stream: where to print, default stdout.
+    average and print nothing; stream: where to print, default stdout. Set `left` to what the run does after the epoch.
     """
 
     def __init__(
@@ -74,6 +86,7 @@ class MetricLogger:
         enabled: bool = True,
         stream: TextIO | None = None,
     ) -> None:
+        self.left, self.printed = NOTHING_LEFT, time.monotonic()
         self.header, self.total, self.done, self.print_freq = header, total, first, max(1, print_freq)
         self.device, self.stream, self.enabled = torch.device(device), stream or sys.stdout, enabled
         self.meters: dict[str, SmoothedValue] = {}
@@ -107,12 +120,19 @@ class MetricLogger:
         if self.bar is not None:
             self.bar.set_postfix_str(self.line(index), refresh=False)
             self.bar.update()
-        elif index % self.print_freq == 0 or self.done == self.total:
+        elif index % self.print_freq == 0 or self.done == self.total or time.monotonic() - self.printed >= QUIET:
             print(self.line(index), file=self.stream, flush=True)
+            self.printed = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Prints a line; on a terminal above the bar."""
+        if self.enabled:
+            tqdm.write(line, file=self.stream) if self.bar is not None else print(line, file=self.stream, flush=True)
 
     def line(self, index: int) -> str:
         """Returns the console line of step `index`; losses as `median (global average)`."""
-        eta = round(self.time.global_average * max(0, self.total - index - 1))
+        steps = max(0, self.total - index - 1) + self.left.steps
+        eta = round(self.time.global_average * steps + self.left.seconds)
         fields = [
             f"{self.header}  [{index:{len(str(self.total))}d}/{self.total}]",
             f"eta: {datetime.timedelta(seconds=eta)}",
@@ -152,3 +172,43 @@ class MetricLogger:
             self.meters.setdefault(name, SmoothedValue()).load_state_dict(values)
         if self.bar is not None:
             self.bar.n = self.bar.initial = self.done
+
+
+class ImageProgress:
+    """Shows how many images of an evaluation are done: a bar on a terminal, else a line when QUIET seconds have passed.
+
+    Its arguments are as MetricLogger's; total: number of images.
+    """
+
+    def __init__(self, header: str, total: int, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self.header, self.total, self.enabled, self.stream = header, total, enabled, stream or sys.stdout
+        self.done, self.start = 0, time.monotonic()
+        self.printed = self.start
+        self.bar = None
+        if enabled and self.stream.isatty():
+            self.bar = tqdm(total=total, desc=header, unit="image", file=self.stream, dynamic_ncols=True, leave=False)
+
+    def add(self, images: int) -> None:
+        """Counts images that are done."""
+        self.done += images
+        if self.bar is not None:
+            self.bar.update(images)
+        elif self.enabled and time.monotonic() - self.printed >= QUIET:
+            self.printed = time.monotonic()
+            eta = (self.printed - self.start) / max(self.done, 1) * (self.total - self.done)
+            count = f"[{self.done:{len(str(self.total))}d}/{self.total}]"
+            line = f"{self.header}  {count} images  eta: {datetime.timedelta(seconds=round(eta))}"
+            print(line, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Returns about how long that is, in words: "45 s", "12 minutes", "1.5 hours", "4 days"."""
+    for unit, name, upto in ((1, "s", 90), (60, "minutes", 90 * 60), (3600, "hours", 48 * 3600)):
+        if seconds < upto:
+            return f"{max(1, seconds / unit):.2g} {name}"
+    return f"{seconds / 86400:.0f} days"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from backbone.settings import Settings, setting
 from network_files import MaskRCNN
 from train_utils.checkpoints.checkpoint import is_checkpoint, model_from_checkpoint
+from train_utils.checkpoints.weights_source import newer_run, weights_file
 from train_utils.data.labels import LabelMap, check_num_classes
-from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible
 
 KNOWN = 12  # classes that are named
@@ -24,7 +25,11 @@ class ModelOptions(Settings):
     """Weights: a checkpoint, or a bare state dict with what it does not say by itself."""
 
     weights_path: str | Path | None = setting(
-        None, "a checkpoint (it has classes and architecture), or a bare state dict", metavar="W", required=True
+        None,
+        "a run folder (its best checkpoint), a checkpoint (it has classes and architecture), a bare state dict, or "
+        "coco or coco_v2: published weights, which are fetched once",
+        metavar="W",
+        required=True,
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:i")
     output_dir: str | Path = setting(".", "where files are written (.: the working folder)", metavar="O")
@@ -32,29 +37,36 @@ class ModelOptions(Settings):
     label_json_path: str | Path | None = setting(None, 'class names: a json file {"1": "person", ...}', metavar="J")
     model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig that precede the checkpoint's
 
+    @cached_property
+    def weights_file(self) -> Path:
+        """The file that --weights-path names; published weights are fetched when it is first asked for."""
+        return weights_file(self.weights_path)
+
 
 def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN, LabelMap]:
     """Returns the model, in eval mode on the device, and its label map."""
-    path, names = options.weights_path, options.label_json_path
+    path, names = options.weights_file, options.label_json_path
     label_map = None if names is None else LabelMap.from_json(names)
     model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
     check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
     return model, label_map
 
 
-def about_weights(path: str | Path, content: dict[str, Any], label_map: LabelMap) -> str:
+def about_weights(path: Path, content: dict[str, Any], label_map: LabelMap) -> str:
     """Returns a line that says which weights these are: of which epoch, when, of which data, for which classes.
 
-    content: of the file.
+    A second one names a newer run beside theirs. content: of the file.
     """
     parts = []
     if is_checkpoint(content):
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(user_path(path).stat().st_mtime))
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
         args = content.get("args")
         data = (args.get("data_path") if isinstance(args, dict) else None) or "the built-in data"
         parts.append(f"epoch {content.get('epoch')} of a run on {data}, {written}")
         parts += ["its averaged weights (--ema)"] if "ema" in content else []
-    return visible(f"weights: {path}: {', '.join([*parts, f'knows {known_classes(label_map)}'])}")
+    line = visible(f"weights: {path}: {', '.join([*parts, f'knows {known_classes(label_map)}'])}")
+    newer = newer_run(path)
+    return f"{line}\n{newer.line()}" if newer else line
 
 
 def known_classes(label_map: LabelMap) -> str:

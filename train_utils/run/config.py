@@ -91,7 +91,8 @@ class Running(Settings):
     device: str = setting("auto", "auto, cpu, cuda or cuda:i", resume="own")
     weights: str | Path | None = setting(
         None,
-        "coco, imagenet, none or a file (default: coco for ResNet-50, imagenet for the others with a published file, "
+        "coco, coco_v2, imagenet, none, a file, or a run folder, of which the best (default: coco for ResNet-50, "
+        "imagenet for the others with a published file, "
         "none for MobileNetV1 and for the built-in data)",
     )
     num_classes: int | None = setting(

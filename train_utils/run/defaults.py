@@ -11,9 +11,9 @@ import torch
 
 from backbone.errors import InputError
 from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
-from network_files.weight_files.weights import COCO, IMAGENET, holds_heads
+from network_files.weight_files.weights import COCO, IMAGENET, PUBLISHED, holds_heads
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
-from train_utils.io.files import user_path
+from train_utils.checkpoints.weights_source import FROM_NAMES, weights_to_begin_from
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, WEIGHT_DECAY, RunConfig
 
@@ -50,6 +50,9 @@ def resolve(config: RunConfig, world: World) -> RunConfig:
         own = config.optimizer is None and config.lr is None and config.lr_steps is None
         optimizer = BUILT_IN_OPTIMIZER if own else {}
         config = config.filled({**built_in_model(config.weights), **BUILT_IN_RUN, **optimizer})
+    if config.weights in PUBLISHED and config.weights != "coco":  # "coco" is of any variant
+        backbone, variant = PUBLISHED[config.weights]
+        config = config.filled({"backbone": backbone, "variant": variant})
     config = config.filled(USUAL)
     weights = "none" if built_in else default_weights(config.model["backbone"], config.value("variant"))
     config = config.filled({"weights": weights})
@@ -71,7 +74,7 @@ def resolve(config: RunConfig, world: World) -> RunConfig:
 
 def built_in_model(weights: str | None) -> dict[str, Any]:
     """Returns BUILT_IN_MODEL, as far as published weights fit into it: theirs is the width, for COCO's all of it."""
-    if weights == "coco":
+    if weights in PUBLISHED:
         return {}
     left_out = "backbone_width" if weights == "imagenet" else None
     return {name: value for name, value in BUILT_IN_MODEL.items() if name != left_out}
@@ -137,15 +140,15 @@ def with_geometry(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[Ru
     """
     if chosen := config.value("geometry"):
         return config, f"geometry: {chosen}"
-    weights = user_path(config.weights)
-    content = resumed or (load_file(weights) if weights.is_file() else {})
+    weights = weights_to_begin_from(config.weights)
+    content = resumed or (load_file(weights) if weights not in FROM_NAMES and Path(weights).is_file() else {})
     geometry = default_geometry(config.weights, content)
     reason = "as the mask head is new"
     if is_checkpoint(content):
         reason = f"that of {'the resumed checkpoint' if resumed else f'--weights {config.weights}'}"
     elif geometry == TORCHVISION:
         asked = f"--weights {config.weights}"
-        reason = f"in which {asked} was trained" if config.weights == "coco" else f"as {asked} does not say its own"
+        reason = f"in which {asked} was trained" if config.weights in PUBLISHED else f"as {asked} does not say its own"
     return config.replaced({"geometry": geometry}), f"geometry: {geometry}, {reason}"
 
 
@@ -153,7 +156,7 @@ def default_geometry(weights: str | Path, content: Mapping) -> str:
     """Returns the geometry of a run that begins with these weights; content: of their file, or of the one resumed."""
     if is_checkpoint(content) and isinstance(content["config"], dict):
         return content["config"].get("geometry", TORCHVISION)  # the only one when older checkpoints were written
-    return TORCHVISION if weights == "coco" or holds_heads(content) else HALF_PIXEL
+    return TORCHVISION if weights in PUBLISHED or holds_heads(content) else HALF_PIXEL
 
 
 def default_weights(backbone: str, variant: str | None) -> str:

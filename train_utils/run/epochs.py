@@ -25,7 +25,7 @@ from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.callbacks import Callback, EpochNumbers, StepNumbers
-from train_utils.logs.console import MetricLogger
+from train_utils.logs.console import ImageProgress, Left, MetricLogger
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.logs.step_counts import StepCounts
 from train_utils.logs.step_log import StepLog
@@ -36,7 +36,17 @@ from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import EvalResult, evaluate
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
-from train_utils.run.reports import explain_lack_of_memory, explain_non_finite, image_rows, print_outcome, write_curves
+from train_utils.run.reports import (
+    PACE_STEPS,
+    about_rate,
+    about_speed,
+    explain_lack_of_memory,
+    explain_non_finite,
+    image_rows,
+    print_outcome,
+    resume_command,
+    write_curves,
+)
 from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
 from train_utils.run.step import (
     NonFiniteLoss,
@@ -87,6 +97,11 @@ def warmup_steps(config: RunConfig, steps_per_epoch: int) -> int:
     return min(1000, steps_per_epoch) if config.warmup_iters is None else config.warmup_iters
 
 
+def milestones(config: RunConfig, steps_per_epoch: int) -> list[int]:
+    """Returns the steps at which the learning rate falls."""
+    return [round(epoch * steps_per_epoch) for epoch in config.lr_steps]
+
+
 def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
     """Returns the model with what trains it: optimiser, schedule, precision, average."""
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
@@ -95,7 +110,7 @@ def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoc
         total_steps=config.epochs * steps_per_epoch,
         warmup_steps=warmup_steps(config, steps_per_epoch),
         schedule=config.lr_schedule,
-        milestones=[round(epoch * steps_per_epoch) for epoch in config.lr_steps],
+        milestones=milestones(config, steps_per_epoch),
         gamma=config.lr_gamma,
     )
     return TrainState(
@@ -117,6 +132,7 @@ class Trainer:
         config, world, splits, checkpoint = run.config, run.world, run.splits, run.checkpoint
         self.run, self.config, self.world, self.splits, self.folder = run, config, world, splits, run.folder
         self.stop, self.say, self.reported = stop, run.say, set()
+        self.steps_here, self.seconds_of_evaluation = 0, 0.0  # by this process; of the last one
         augment = run.additions.augment or build_augment(*(getattr(config, f.name) for f in fields(Augmentation)))
         self.loader = TrainLoader(splits.train, augment, world, config)
         self.val_loader = EvalLoader(splits.val, world, config, model.config)
@@ -153,22 +169,32 @@ class Trainer:
                     self.say(f"stopping early: no {what} for {progress.epochs_since_best} epochs")
                     break
                 averages = self.train_epoch(epoch)
-                result = self.evaluate()
+                result = self.evaluate(epoch)
+                self.seconds_of_evaluation = result.seconds
                 names = progress.end_epoch(epoch, result.mask_ap, sum(result.losses.values()))
                 # Written before the checkpoint: where a kill comes between, the resumed run replaces the lines.
                 self.world.on_main(self.report, epoch, averages, result)
                 self.save(*names, epoch)
                 if self.world.sum(torch.tensor(float(self.stop.requested()))) > 0:
-                    self.say(f"stopped after epoch {epoch}, saved; --resume auto goes on from here")
+                    self.say(f"stopped after epoch {epoch}, saved; {self.goes_on()}")
                     self.stop.leave()
         if self.steps:
             self.steps.close()
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
             if self.run.additions.splits is None:
-                print_outcome(self.folder, progress.best_ap, self.splits.val)
+                more = f"--epochs {2 * config.epochs} --allow-changed epochs"
+                go_on = resume_command(self.folder, config, self.world)
+                print_outcome(self.folder, progress.best_ap, self.splits.val, f"{go_on} {more}")
             else:  # no command would find the images
                 self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
+
+    def goes_on(self) -> str:
+        """Returns how a run that was stopped goes on."""
+        line = "--resume auto goes on from here"
+        if self.run.additions.splits is not None:  # no command would find the images
+            return line
+        return f"{line}: {resume_command(self.folder, self.config, self.world)}"
 
     def say_start(self) -> None:
         """Prints how the run goes about its steps."""
@@ -176,6 +202,7 @@ class Trainer:
         self.say(
             f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
             f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
+            f"{about_rate(config, steps, milestones(config, steps))}, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
         whole = len(self.loader.groups)
@@ -190,7 +217,9 @@ class Trainer:
         config, progress, every = self.config, self.progress, self.config.save_every_steps
         first, total = progress.step - epoch * self.loader.steps_per_epoch, self.loader.steps_per_epoch
         header = f"Epoch: [{epoch}]"
+        after = config.epochs - epoch - 1
         log = MetricLogger(header, total, first, config.print_freq, self.world.device, self.world.is_main)
+        log.left = Left(after * total, (after + 1) * self.seconds_of_evaluation)
         if progress.meters:
             log.load_state_dict(progress.meters)
         hooks = StepHooks(self.stop.requested, self.may_skip, self.counts_of)
@@ -203,6 +232,7 @@ class Trainer:
                 log.step(record.own.seconds, record.own.data_seconds, record.losses, record.lr)
                 self.tell(StepNumbers(epoch, record.step, record.losses, record.lr, record.own.measures))
                 progress.end_step(record)
+                self.say_speed(log)
                 self.report_skipped(record.own.skipped_files)
                 dropped += record.own.dropped
                 if config.log_steps:
@@ -212,7 +242,7 @@ class Trainer:
                     progress.meters = log.state_dict()
                     self.save(epoch)
                 if record.stop:
-                    self.say(f"stopped after step {progress.step}, saved; --resume auto goes on from here")
+                    self.say(f"stopped after step {progress.step}, saved; {self.goes_on()}")
                     self.stop.leave()
         except NonFiniteLoss as error:
             raise self.explained(error) from error
@@ -225,6 +255,15 @@ class Trainer:
         if not log.averages():
             raise InputError("no training image could be read, or no loss was finite; see the lines above")
         return log.averages()
+
+    def say_speed(self, log: MetricLogger) -> None:
+        """Prints, once a process, how long the run takes."""
+        self.steps_here += 1
+        if self.steps_here == PACE_STEPS:
+            left = self.config.epochs * self.loader.steps_per_epoch - self.progress.step
+            model, device = self.state.model, self.world.device
+            for line in about_speed(log.time.median, left, self.config, model, device):
+                log.say(line)
 
     def counts_of(self, step: int) -> StepCounts | None:
         """Returns the recorder of a step, every --print-freq steps: on a GPU it costs time."""
@@ -250,14 +289,23 @@ class Trainer:
         if self.steps:
             self.steps.write(record.step, lr=record.lr, losses=record.losses, image_ids=sum(ids, []))
 
-    def evaluate(self) -> EvalResult:
+    def evaluate(self, epoch: int) -> EvalResult:
         """Returns the numbers of the validation images; the weights are the averaged ones where there are any."""
         model, ema = self.state.model, self.state.ema
         # the step is saved by now
-        with self.stop.at_once(), ema.applied(model) if ema else nullcontext():
+        shown = ImageProgress(f"Test: [{epoch}]", self.val_loader.images, self.world.is_main)
+        with closing(shown), self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
             max_dets = self.config.max_dets
-            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, max_dets=max_dets)
+            return evaluate(
+                model,
+                self.val_loader,
+                self.splits.val,
+                self.world,
+                SAMPLES,
+                lambda batch: shown.add(len(batch.images) + len(batch.skipped)),
+                max_dets,
+            )
 
     def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
         """Prints and writes an epoch's numbers."""

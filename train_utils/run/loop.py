@@ -21,12 +21,12 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
 from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
+from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import EvalLoader
 from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.io.files import user_path
 from train_utils.io.memory import returning_freed_memory
 from train_utils.io.plain_text import visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
@@ -60,6 +60,8 @@ def run(
             config, notes = resume.take_over(given, config, checkpoint, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
+        if world.is_main:  # reading data and weights may take long
+            print(visible(intention(config, world, path)), flush=True)
         with world.main_first():
             config, about_geometry = with_geometry(config, checkpoint)
         notes += [about_geometry, *without_effect(config, world, checkpoint is not None)]
@@ -109,6 +111,17 @@ def run(
         return folder
 
 
+def intention(config: RunConfig, world: World, path: Path | None) -> str:
+    """Returns a line that says what a resolved run is about to do; path: of the checkpoint that it goes on from."""
+    data = config.data_path or "the built-in shapes"
+    weights = f"weights {config.weights}" if path is None else f"going on from {path}"
+    network = f"Mask R-CNN {config.value('variant') or 'v1'} on {config.value('backbone') or 'resnet50'}, {weights}"
+    if config.test_only:
+        return f"evaluates {network}, on {data}, on {world.size} x {world.device.type}"
+    length = f"{config.epochs} epoch(s) of {config.global_batch(world.size)} images a step"
+    return f"trains {network}, on {data}: {length}, on {world.size} x {world.device.type}"
+
+
 def open_splits(config: RunConfig, splits: DataSplits | None = None) -> tuple[DataSplits, list[str]]:
     """Returns the data of a training, unless it is given, and lines that describe it."""
     splits = splits or open_data(config)
@@ -123,8 +136,8 @@ def open_scored_alone(
 ) -> tuple[DataSplits, list[str]]:
     """Returns the data that --test-only scores, without a training split, and lines that describe it."""
     content = checkpoint or {}
-    if not checkpoint and user_path(config.weights).is_file():
-        content = checkpoints.load_file(user_path(config.weights))
+    if not checkpoint and Path(weights := weights_to_begin_from(config.weights)).is_file():
+        content = checkpoints.load_file(weights)
     scored = open_scored(config, content, bool({*given} & {*SHARE}))
     data_set = scored.data_set
     if checkpoints.is_checkpoint(content):
@@ -156,7 +169,7 @@ def build_model(
         trained = f"norm {model.config.norm}, {model.config.trainable_layers} of 5 stages of the backbone trained"
         lines = [f"weights: none, random initialisation ({trained})"]
         if config.weights != "none":
-            lines = load_weights(model, config.weights, replace_predictors=True)
+            lines = load_weights(model, weights_to_begin_from(config.weights), replace_predictors=True)
     else:
         saved = LabelMap.from_dict(checkpoint["label_map"])
         if saved != label_map:

@@ -1,6 +1,8 @@
 """What a training run leaves for people, beside its numbers: curves, drawn detections, explained faults, last lines."""
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,17 +15,24 @@ from network_files.losses import LOSS_NAMES
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
+from train_utils.cli.console import script_path, start_of
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file
 from train_utils.io.memory import LESS_IN_TRAINING, first_line
 from train_utils.io.plain_text import pasted, visible
+from train_utils.logs.console import duration
 from train_utils.logs.result_files import ResultsWriter
+from train_utils.processes.distributed import World
+from train_utils.run.config import RunConfig
 from train_utils.run.step import NonFiniteLoss, OutOfMemory
 from train_utils.show.curves import plot_average_precision, plot_loss_and_lr, plot_losses
 from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
 
 DRAWN = (256, 1024)  # height and width that drawings fit, as the board's grid shows them: letters can be read
+PACE_STEPS = 10  # after which a run says how long it takes
+SHORT, LONG = 60, 2 * 3600  # seconds: a run that is not worth a line, and one worth advice
+SMALL_SIDE, SMALL_BACKBONES = 400, ("resnet18", "mobilenet_v2")
 SHOWN_SCORE = 0.5  # detections below it would hide the image
 
 
@@ -112,13 +121,54 @@ def plain_masks(masks: torch.Tensor | CroppedMasks) -> torch.Tensor:
     return masks if isinstance(masks, torch.Tensor) else masks.to_masks()
 
 
-def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
-    """Prints the last lines of a run: which file holds what, and what to do next."""
+def about_speed(seconds: float, steps_left: int, config: RunConfig, model: MaskRCNN, device: torch.device) -> list[str]:
+    """Returns lines that say how long the rest of a run takes at so many seconds a step; none for a short one.
+
+    On a CPU that has hours ahead, also what takes less time.
+    """
+    if (whole := seconds * steps_left) < SHORT:
+        return []
+    about = f"about {duration(whole)} for {config.epochs} epochs at this speed ({seconds:.2f} s a step)"
+    lines = [f"after {PACE_STEPS} steps: {about}, evaluations not counted"]
+    if device.type == "cpu" and whole > LONG:
+        cfg, ways = model.config, ["fewer --epochs"]
+        if cfg.fixed_size is None and cfg.min_size[-1] > SMALL_SIDE:
+            size = f"--min-size {cfg.min_size[-1] // 2} --max-size {cfg.max_size // 2}"
+            ways.append(f"{size} (a quarter of the pixels)")
+        if cfg.backbone not in SMALL_BACKBONES:
+            ways.append(f"--backbone {' or '.join(SMALL_BACKBONES)}")
+        lines.append(f"to be done sooner on a CPU: {', '.join(ways)}; Ctrl-C stops this run and saves it")
+    return lines
+
+
+def about_rate(config: RunConfig, steps_per_epoch: int, milestones: Sequence[int]) -> str:
+    """Returns how the learning rate falls, in steps."""
+    total = config.epochs * steps_per_epoch
+    falls = [f"{step:,}" for step in milestones if step < total]
+    if config.lr_schedule == "cosine":
+        return f"then a cosine to 0 at step {total:,}"
+    return f"times {config.lr_gamma:g} at step {' and '.join(falls)} of {total:,}" if falls else "no fall after"
+
+
+def resume_command(folder: Path, config: RunConfig, world: World) -> str:
+    """Returns the command that goes on with a run; options that are not in it are the checkpoint's."""
+    script = "train_multi_GPU" if Path(sys.argv[0]).stem == "train_multi_GPU" else "train"
+    start = start_of(script)
+    if world.size > 1:
+        processes = os.environ.get("LOCAL_WORLD_SIZE", world.size)
+        start = f"torchrun --nproc_per_node={processes} {script_path(script)}"
+    device = [] if config.device == "auto" else ["--device", config.device]
+    return f"{start} {pasted('--output-dir', folder, '--resume', 'auto', *device)}"
+
+
+def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset, more_epochs: str) -> None:
+    """Prints the last lines of a run: which file holds what, and what to do next.
+
+    more_epochs: the command that trains further.
+    """
     best, lowest = folder / "model_best.pth", folder / "model_min_val_loss.pth"
-    saved = next(([path] for path in (best, lowest) if path.exists()), [])
-    saved = saved or sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
     reached = "n/a, as the validation images have no object" if best_ap < 0 else f"{best_ap:.4f}"
-    if not saved:
+    if not any(folder.glob("model_*.pth")):
         print(f"\ndone: best mask AP {reached}. The resumed run had ended: nothing new is in {visible(str(folder))}")
         return
     print(f"\ndone: best mask AP {reached}. In {visible(str(folder))}:")
@@ -131,4 +181,8 @@ def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset) -> None:
         print("  model_min_val_loss.pth              weights with the lowest validation loss")
     print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
     print(f"  tensorboard/                        tensorboard --logdir {pasted(folder / 'tensorboard')}")
-    print(f"next: python predict.py --weights-path {pasted(saved[-1])} --img-path {pasted(val_set.file_name(0))}")
+    weights, image = pasted("--weights-path", folder), pasted("--img-path", val_set.file_name(0))
+    print("next, with the best checkpoint of that folder:")
+    print(f"  numbers, a page of mistakes    {start_of('validation')} {weights} --report")
+    print(f"  objects in images              {start_of('predict')} {weights} {image}")
+    print(f"  more epochs                    {more_epochs}")
