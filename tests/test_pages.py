@@ -21,8 +21,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TOOLS = ("tools.check_data", "tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset", "tools.visualise_stages")
 # flags of other projects, and of SLURM, that the pages translate or explain
 THEIRS = {"--eval-only", "--num-gpus", "--pretrained-model", "--diameter", "--n-epochs", "--learning-rate", "--signal"}
-THEIRS |= {"--cellprob-threshold", "--flow-threshold"}
-TRANSLATED = ("README", "docs/coming_from_other_projects")  # pages with a Chinese twin
+THEIRS |= {"--cellprob-threshold", "--flow-threshold", "--inplace"}  # and jupyter's
+TRANSLATED = ("README", "docs/coming_from_other_projects", "docs/fine_tuning")  # pages with a Chinese twin
 
 
 def commands_of(text):
