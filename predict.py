@@ -62,6 +62,9 @@ from train_utils.show.drawing import Style
 from train_utils.show.image_lists import drawn_suffix, find_images, output_names
 
 RESULT_NAME, DATA_SET = "test_result", "data_set"
+USED_MOST = (
+    "weights_path", "img_path", "output_dir", "score", "classes", "captions", "write", "verbose", "device", "resume"
+)  # fmt: skip
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
 
 
@@ -114,9 +117,9 @@ class PredictOptions(ModelOptions):
 
 def parse(words: list[str] | None = None) -> PredictOptions:
     """Returns the options that the command names."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, PredictOptions)
-    add_model_flags(parser)
+    add_model_flags(parser, training=False)
     given = parser.given(words)
     options = PredictOptions(**given_settings(PredictOptions, given), model=given_model(given))
     if (options.img_path is None) == (options.coco_json is None):

@@ -2,8 +2,8 @@
 
     python train.py                                    the built-in shapes: 4 minutes on two CPU cores
     python train.py --data-path DATA                   COCO or VOC data; ResNet-50 with COCO weights
-    python train.py --data-path DATA --amp             the same in mixed precision
-    python train.py --data-path DATA --resume auto     go on where the run in ./save_weights was cut
+    python train.py --data-path DATA --output-dir runs/mine --amp      into a folder of its own, in mixed precision
+    python train.py --output-dir runs/mine --resume auto               go on where that run was cut
     python train.py --data-path DATA --test-only       evaluate the COCO weights, do not train
 
 Writes checkpoints, results, curves and TensorBoard files to ./save_weights (--output-dir) and ends by naming
@@ -16,13 +16,13 @@ from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.parser import Parser
 from train_utils.processes.distributed import World
-from train_utils.run.config import RunConfig, add_arguments
+from train_utils.run.config import USED_MOST, RunConfig, add_arguments
 from train_utils.run.loop import run
 
 
 def main() -> None:
     """Runs the command."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, first=USED_MOST)
     add_arguments(parser)
     given = parser.given()
     run(given, World.single(pick_device(RunConfig.of(given).device)))

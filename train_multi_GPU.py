@@ -14,13 +14,13 @@ import sys
 from train_utils.cli.command import run_command
 from train_utils.cli.parser import Parser
 from train_utils.processes.distributed import World
-from train_utils.run.config import RunConfig, add_arguments
+from train_utils.run.config import USED_MOST, RunConfig, add_arguments
 from train_utils.run.loop import run
 
 
 def main() -> None:
     """Runs the command."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, first=USED_MOST)
     add_arguments(parser)
     given = parser.given()
     config = RunConfig.of(given)

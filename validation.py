@@ -44,6 +44,7 @@ from train_utils.prediction.measuring import measure
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.run.evaluation import EvalResult
 
+USED_MOST = ("weights_path", "data_path", "output_dir", "report", "detections", "max_dets", "batch_size", "device")
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
 
@@ -69,11 +70,11 @@ class ValidationOptions(ModelOptions):
 
 def parse(words: list[str] | None = None) -> dict[str, Any]:
     """Returns the settings that the command names."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, ValidationOptions)
     add_data_flags(parser)
     add_flags(parser, LoaderOptions, only=LOADING)
-    add_model_flags(parser)
+    add_model_flags(parser, training=False)
     given = parser.given(words)
     if "report_images" in given and not given.get("report"):
         parser.error("--report-images N is about the page of --report; give both")

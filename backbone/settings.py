@@ -23,6 +23,7 @@ class Rules(TypedDict, total=False):
     bare: Any  # what the flag means without a value
     metavar: str | tuple[str, ...]  # how --help names the flag's value
     resume: str  # what a resumed run may change; see train_utils/run/resume.py
+    training: bool  # a trained model has no use for it: it acts in training, and on the losses of an evaluation
     stands_for: str  # the setting that this one is another spelling of
 
 

@@ -24,7 +24,7 @@ class MaskRCNNConfig:
     )
     norm: str | None = setting(None, f"normalisation: {', '.join(NORMS)} (default: v1 frozen, v2 batch)")
     trainable_layers: int = setting(
-        3, "backbone stages that train, 0..5, counted from the top (torchvision)", least=0, most=5
+        3, "backbone stages that train, 0..5, counted from the top (torchvision)", least=0, most=5, training=True
     )
     frozen_bn_eps: float = setting(
         1e-5, "epsilon of frozen batch norm (0 for the published v1 COCO weights)", least=0, most=1
@@ -54,17 +54,25 @@ class MaskRCNNConfig:
     aspect_ratios: tuple[float, ...] = setting(
         (0.5, 1.0, 2.0), "anchor height / width, on every level (FPN paper)", above=0
     )
-    rpn_pre_nms_top_n_train: int = setting(2000, "best anchors per level before NMS, in training", least=1)
+    rpn_pre_nms_top_n_train: int = setting(
+        2000, "best anchors per level before NMS, in training", least=1, training=True
+    )
     rpn_pre_nms_top_n_test: int = setting(1000, "the same in evaluation", least=1)
-    rpn_post_nms_top_n_train: int = setting(2000, "proposals per image after NMS, in training", least=1)
+    rpn_post_nms_top_n_train: int = setting(2000, "proposals per image after NMS, in training", least=1, training=True)
     rpn_post_nms_top_n_test: int = setting(1000, "the same in evaluation", least=1)
     rpn_nms_thresh: float = setting(
         0.7, "IoU above which the worse proposal is dropped (Faster R-CNN)", least=0, most=1
     )
-    rpn_fg_iou_thresh: float = setting(0.7, "IoU from which an anchor is positive (Faster R-CNN)", least=0, most=1)
-    rpn_bg_iou_thresh: float = setting(0.3, "IoU below which an anchor is negative (Faster R-CNN)", least=0, most=1)
-    rpn_batch_size_per_image: int = setting(256, "anchors sampled per image (Faster R-CNN)", least=1)
-    rpn_positive_fraction: float = setting(0.5, "largest share of positives among them (Faster R-CNN)", least=0, most=1)
+    rpn_fg_iou_thresh: float = setting(
+        0.7, "IoU from which an anchor is positive (Faster R-CNN)", least=0, most=1, training=True
+    )
+    rpn_bg_iou_thresh: float = setting(
+        0.3, "IoU below which an anchor is negative (Faster R-CNN)", least=0, most=1, training=True
+    )
+    rpn_batch_size_per_image: int = setting(256, "anchors sampled per image (Faster R-CNN)", least=1, training=True)
+    rpn_positive_fraction: float = setting(
+        0.5, "largest share of positives among them (Faster R-CNN)", least=0, most=1, training=True
+    )
     rpn_score_thresh: float = setting(0.0, "least objectness (0..1) of a proposal", least=0, most=1)
 
     box_score_thresh: float = setting(0.05, "least score (0..1) of a detection (Fast R-CNN)", least=0, most=1)
@@ -72,10 +80,18 @@ class MaskRCNNConfig:
         0.5, "IoU above which the worse detection of a class is dropped (Mask R-CNN)", least=0, most=1
     )
     box_detections_per_img: int = setting(100, "most detections per image (Mask R-CNN)", least=1)
-    box_fg_iou_thresh: float = setting(0.5, "IoU from which a proposal is positive (Fast R-CNN)", least=0, most=1)
-    box_bg_iou_thresh: float = setting(0.5, "IoU below which a proposal is background (Mask R-CNN)", least=0, most=1)
-    box_batch_size_per_image: int = setting(512, "proposals sampled per image (Mask R-CNN with FPN)", least=1)
-    box_positive_fraction: float = setting(0.25, "largest share of positives among them (Fast R-CNN)", least=0, most=1)
+    box_fg_iou_thresh: float = setting(
+        0.5, "IoU from which a proposal is positive (Fast R-CNN)", least=0, most=1, training=True
+    )
+    box_bg_iou_thresh: float = setting(
+        0.5, "IoU below which a proposal is background (Mask R-CNN)", least=0, most=1, training=True
+    )
+    box_batch_size_per_image: int = setting(
+        512, "proposals sampled per image (Mask R-CNN with FPN)", least=1, training=True
+    )
+    box_positive_fraction: float = setting(
+        0.25, "largest share of positives among them (Fast R-CNN)", least=0, most=1, training=True
+    )
     bbox_reg_weights: tuple[float, ...] = setting(
         (10.0, 10.0, 5.0, 5.0), "scale of box deltas dx dy dw dh (Fast R-CNN)", length=4, above=0
     )
@@ -95,13 +111,18 @@ class MaskRCNNConfig:
         choices=GEOMETRIES,
     )
     crowd_ioa_thresh: float | None = setting(
-        0.7, "share of a box inside a crowd region from which it is no negative example (None: off)", least=0, most=1
+        0.7,
+        "share of a box inside a crowd region from which it is no negative example (None: off)",
+        least=0,
+        most=1,
+        training=True,
     )
     dropout: float = setting(
         0.0,
         "share dropped in training after fc6 and fc7 (v2: its one linear layer) and each mask convolution",
         least=0,
         below=1,
+        training=True,
     )
 
     def __post_init__(self) -> None:

@@ -16,11 +16,12 @@ import torch
 from backbone.errors import InputError
 from backbone.settings import Settings, setting
 from network_files import MaskRCNNConfig
-from tests.small_runs import ROOT
+from tests.small_runs import ROOT, call
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, number, parse_bool
 from train_utils.cli.parser import Parser
+from train_utils.cli.suggestions import OTHER_WORDS
 from train_utils.run.config import RunConfig, add_arguments
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
@@ -108,6 +109,53 @@ def test_abbreviated_flag_is_refused_in_one_line(capsys):
     message = capsys.readouterr().err
     assert stop.value.code == 2
     assert message.startswith("error: unrecognized arguments: --min-siz") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "script, words, said",
+    [
+        ("predict", "--model m --source a", "--model: did you mean --weights-path?; --source: did you mean --img-"),
+        ("predict", "--weights m.pth --img-path a.jpg", "did you mean --weights-path?"),
+        ("predict", "--weights-path m.pth --conf=0.3", "did you mean --score or --box-score-thresh?"),
+        ("predict", "--weights-path m.pth --dropout 0.1", "--dropout acts in training alone"),
+        ("train", "--imgsz 640 --epoch 3", "did you mean --min-size or --max-size?; --epoch: did you mean --epochs?"),
+        ("train", "--batch 3", "did you mean --batch-size?"),
+        ("train", "--weights-path a.pth", "did you mean --weights"),
+        ("train", "--ouput-dir a", "did you mean --output-dir?"),
+        ("train", "epochs=3", "flags begin with two dashes: --epochs"),
+        ("train", "--nothing-like-it 3", "--nothing-like-it (python"),
+    ],
+)
+def test_a_flag_that_there_is_not_is_answered_with_what_is_meant(script, words, said, command):
+    status, _, told = command(importlib.import_module(script), *words.split())
+    assert status == 2 and told.startswith("error: unrecognized arguments: ") and said in told and told.count("\n") == 1
+
+
+def test_each_word_of_other_projects_leads_to_a_flag_that_there_is(capsys):
+    known = set()
+    for script in ("train", "predict", "validation"):
+        call(importlib.import_module(script), "--help")
+        known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    wanted = {f"--{flag}" for flags in OTHER_WORDS.values() for flag in flags}
+    assert wanted <= known
+    words = [word for key in OTHER_WORDS for word in key.split()]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("script", ["train", "train_multi_GPU", "predict", "validation", "tools.check_data"])
+def test_help_begins_with_what_is_used_most(script, command):
+    module = importlib.import_module(script)
+    _, text, _ = command(module, "--help")
+    usage, *_ = text.splitlines()
+    assert usage.startswith("usage: ") and usage.endswith(" [flags]") and len(usage) < 80
+    used = text.partition("Used most:")[2].partition("\n\n")[0]
+    names = re.findall(r"^  (?:--)?([a-z][a-z-]*)", used, re.M)
+    assert [name.replace("-", "_").removeprefix("data") for name in names] == [
+        name.removeprefix("data" if name != "data_path" or script != "tools.check_data" else "data_path")
+        for name in module.USED_MOST
+    ]
+    assert text.index("Used most:") < text.index("options:")
+    assert ("--dropout" in text) == ("--rpn-fg-iou-thresh" in text) == script.startswith("train")
 
 
 @pytest.mark.parametrize(

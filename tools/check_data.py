@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from backbone.errors import InputError
 from backbone.settings import setting
 from network_files import MaskRCNNConfig
+from network_files.transform import resized_size
 from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
@@ -34,16 +35,21 @@ from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
+from train_utils.cli.console import start_of
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
+from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
+from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
-from train_utils.io.plain_text import one_line, visible
+from train_utils.io.plain_text import one_line, pasted, visible
 from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
 from train_utils.show.pages import write_page
 
+USED_MOST = (
+    "data_path", "output_dir", "full", "workers", "weights_path", "min_size", "max_size", "anchor_sizes", "fix"
+)  # fmt: skip
 SMALL = 2000  # images up to which all are opened unless --quick says otherwise
 SHOWN = 6  # finds of a kind on the console
 
@@ -70,9 +76,9 @@ class Options(DataOptions):
 
 def parse() -> Options:
     """Returns the options that the command names."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, Options, leave_out=("val_fraction", "drop_empty", "strict"))
-    add_model_flags(parser)
+    add_model_flags(parser, training=False)
     given = parser.given()
     options = Options(**given_settings(Options, given), model=given_model(given))
     if options.full and options.quick:
@@ -177,6 +183,54 @@ class Report:
             elif i + 1 < len(self.masks) or reach.gains(self.masks[i - 1]):
                 lines.append(f"{reach.flags()}: {reach.numbers()}")
         return lines
+
+    def advice(self) -> list[str]:
+        """Returns lines that say how train.py fits the data best, its command last; none where it would not open it."""
+        trained = self.tables.get("train")
+        if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
+            return []
+        size = sizing(trained.sizes, self.config)
+        lines, flags, config, reach = [size.line()], size.flags.split(), self.config, self.reach
+        if flags:
+            config = replace(config, min_size=int(flags[1]), max_size=int(flags[3]))
+            reach = anchors.reach(list(self.tables.values()), config)
+        fitting = [each for each in reach if each.ratios == config.aspect_ratios]  # others do not fit published weights
+        if fitting and fitting[-1].sizes != config.anchor_sizes:
+            flags += ["--anchor-sizes", *map(str, fitting[-1].sizes)]
+            before, after = fitting[0].share(0.5), fitting[-1].share(0.5)
+            lines.append(f"these anchors reach {after:.1%} of the objects at that size, the usual ones {before:.1%}")
+        resized = resized_size(*size.size, config.min_size[-1], config.max_size, config.fixed_size)
+        batch = USUAL["batch_size"]
+        needed, each = (step_memory(count, resized) / 2**30 for count in (batch, batch + 1))
+        lines.append(
+            f"memory of a step, beside weights and program: about {needed:.2g} GiB for --batch-size {batch}, "
+            f"{each - needed:.2g} GiB for each further image (ResNet-50, float32, as measured on a CPU)"
+        )
+        out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
+        command = pasted("--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(), *flags, *out)
+        return [*filter(None, lines), f"train with: {start_of('train')} {command}"]
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the data are the built-in shapes, which have a model of their own."""
+        return user_path(self.options.data_path).resolve() == Path(SHAPES_FOLDER).resolve()
+
+    def data_flags(self) -> list[str]:
+        """Returns the flags that say how the data is read, as train.py has them, too."""
+        words = []
+        for name in ("dataset", *OF_PLACE[2:], "label_json_path", "crowd_as_objects", "follow_links"):
+            value = getattr(self.options, name)
+            if value != getattr(DataOptions(), name):
+                words += ["--" + name.replace("_", "-"), str(value)]
+        return words
+
+    def given_flags(self) -> list[str]:
+        """Returns the flags of the model that were given."""
+        words = []
+        for name, value in self.options.model.items():
+            values = value if isinstance(value, tuple) else (value,)
+            words += ["--" + name.replace("_", "-"), *("none" if v is None else str(v) for v in values)]
+        return words
 
     def to_dict(self) -> dict:
         """Returns the content of check_data.json."""
@@ -335,6 +389,8 @@ def main() -> int:
         report.open_images()
     path = report.write(folder)
     show(report)
+    for line in report.advice():
+        print(visible(line))
     print(visible(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)"))
     if options.fix:
         fix.write(report.opened, options, user_path(options.fix), report.config, report.finds, report.of_images)

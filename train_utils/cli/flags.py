@@ -42,22 +42,25 @@ def add_flags(
     only, leave_out: names of settings. defaults: whether --help shows the fields' defaults.
     """
     owners = {name: owner for owner in config.__mro__ for name in inspect.get_annotations(owner)}
-    hints, groups = typing.get_type_hints(config), {}
+    hints = typing.get_type_hints(config)
     for name, field in settings_of(config).items():
         if (only is not None and name not in only) or name in leave_out:
             continue
         title = owners[name].__doc__.splitlines()[0].rstrip(".")
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
-        groups[title] = group
-        _add_flag(group, field, hints[name], defaults)
+        _add_flag(parser.group_of(name, title), field, hints[name], defaults)
 
 
-def add_model_flags(parser: Parser) -> None:
-    """Adds a flag for each field of MaskRCNNConfig but `num_classes`; `none` gives None where a field may be None."""
-    group = parser.add_argument_group("Model: fields of MaskRCNNConfig")
+def add_model_flags(parser: Parser, training: bool = True) -> None:
+    """Adds a flag for each field of MaskRCNNConfig but `num_classes`; `none` gives None where a field may be None.
+
+    training: whether those are among them that act in training alone.
+    """
     hints = typing.get_type_hints(MaskRCNNConfig)
     for name, field in settings_of(MaskRCNNConfig).items():
-        if name != "num_classes":
+        if field.metadata.get("training") and not training:
+            parser.training.add("--" + name.replace("_", "-"))
+        elif name != "num_classes":
+            group = parser.group_of(name, "Model: fields of MaskRCNNConfig")
             _add_flag(group, field, hints[name], word_for_none=True)
 
 

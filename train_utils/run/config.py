@@ -21,6 +21,9 @@ from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
 
+USED_MOST = (
+    "data_path", "output_dir", "epochs", "batch_size", "weights", "backbone", "min_size", "max_size", "lr", "resume"
+)  # fmt: skip
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}

@@ -20,9 +20,10 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
 from train_utils.data.loaders import Augment, EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
+from train_utils.evaluation.advice import lines_on_fit
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
 from train_utils.io.memory import explaining_lack_of_memory
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import pasted, visible
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.callbacks import Callback, EpochNumbers, StepNumbers
 from train_utils.logs.console import ImageProgress, Left, MetricLogger
@@ -38,7 +39,6 @@ from train_utils.run.evaluation import EvalResult, evaluate
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
 from train_utils.run.reports import (
     PACE_STEPS,
-    about_rate,
     about_speed,
     explain_lack_of_memory,
     explain_non_finite,
@@ -97,11 +97,6 @@ def warmup_steps(config: RunConfig, steps_per_epoch: int) -> int:
     return min(1000, steps_per_epoch) if config.warmup_iters is None else config.warmup_iters
 
 
-def milestones(config: RunConfig, steps_per_epoch: int) -> list[int]:
-    """Returns the steps at which the learning rate falls."""
-    return [round(epoch * steps_per_epoch) for epoch in config.lr_steps]
-
-
 def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
     """Returns the model with what trains it: optimiser, schedule, precision, average."""
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
@@ -110,7 +105,7 @@ def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoc
         total_steps=config.epochs * steps_per_epoch,
         warmup_steps=warmup_steps(config, steps_per_epoch),
         schedule=config.lr_schedule,
-        milestones=milestones(config, steps_per_epoch),
+        milestones=[round(epoch * steps_per_epoch) for epoch in config.lr_steps],
         gamma=config.lr_gamma,
     )
     return TrainState(
@@ -202,12 +197,16 @@ class Trainer:
         self.say(
             f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
             f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
-            f"{about_rate(config, steps, milestones(config, steps))}, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
         whole = len(self.loader.groups)
         if whole > (used := steps * self.global_batch):
             self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
+        if config.data_path is not None and self.run.additions.splits is None:
+            lines = lines_on_fit(self.splits.train, self.state.model.config)
+            check = pasted("python", "-m", "tools.check_data", config.data_path)
+            for line in [*lines, *[f"{check} has the numbers, and the flags that fit"][: len(lines)]]:
+                self.say(visible(line))
         if config.amp and dtype == torch.float32:
             self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
         self.say(visible(f"run folder: {self.folder}"))

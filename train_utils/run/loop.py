@@ -118,7 +118,8 @@ def intention(config: RunConfig, world: World, path: Path | None) -> str:
     network = f"Mask R-CNN {config.value('variant') or 'v1'} on {config.value('backbone') or 'resnet50'}, {weights}"
     if config.test_only:
         return f"evaluates {network}, on {data}, on {world.size} x {world.device.type}"
-    length = f"{config.epochs} epoch(s) of {config.global_batch(world.size)} images a step"
+    length = f"{config.epochs} epoch(s), " if config.epochs else ""
+    length += f"{config.global_batch(world.size)} image(s) a step"
     return f"trains {network}, on {data}: {length}, on {world.size} x {world.device.type}"
 
 

@@ -141,15 +141,6 @@ def about_speed(seconds: float, steps_left: int, config: RunConfig, model: MaskR
     return lines
 
 
-def about_rate(config: RunConfig, steps_per_epoch: int, milestones: Sequence[int]) -> str:
-    """Returns how the learning rate falls, in steps."""
-    total = config.epochs * steps_per_epoch
-    falls = [f"{step:,}" for step in milestones if step < total]
-    if config.lr_schedule == "cosine":
-        return f"then a cosine to 0 at step {total:,}"
-    return f"times {config.lr_gamma:g} at step {' and '.join(falls)} of {total:,}" if falls else "no fall after"
-
-
 def resume_command(folder: Path, config: RunConfig, world: World) -> str:
     """Returns the command that goes on with a run; options that are not in it are the checkpoint's."""
     script = "train_multi_GPU" if Path(sys.argv[0]).stem == "train_multi_GPU" else "train"
