@@ -138,9 +138,11 @@ class PhotometricJitter:
 
         top = 1.0 if image.is_floating_point() else 255.0
         colours = (image.float() * brightness).clamp_(0, top)
-        mean_luma = torch.einsum("c,chw->hw", RGB_TO_YIQ[0], colours).mean()
+        in_colour = len(colours) == 3
+        mean_luma = (torch.einsum("c,chw->hw", RGB_TO_YIQ[0], colours) if in_colour else colours).mean()
         colours = ((colours - mean_luma) * contrast + mean_luma).clamp_(0, top)
-        colours = torch.einsum("dc,chw->dhw", colour_matrix(saturation, hue), colours).clamp_(0, top)
+        if in_colour:  # other channels have no hue
+            colours = torch.einsum("dc,chw->dhw", colour_matrix(saturation, hue), colours).clamp_(0, top)
         if not image.is_floating_point():
             colours = colours.round_()
         return colours.to(image.dtype), dict(target)
@@ -247,8 +249,13 @@ class Expand:
 
 
 def on_canvas(image: Tensor, fill: tuple[int, ...], size: tuple[int, int], top: int = 0, left: int = 0) -> Tensor:
-    """Puts an image [3, h, w] on a canvas [3, *size] of colour fill (bytes), its left upper corner at (left, top)."""
+    """Puts an image [C, h, w] on a canvas [C, *size] of colour fill (bytes), its left upper corner at (left, top).
+
+    Where C is not 3, each channel is filled with the colour's mean.
+    """
     colour = torch.tensor(fill, dtype=torch.float32)
+    if len(colour) != len(image):
+        colour = colour.mean().expand(len(image))
     if image.is_floating_point():
         colour = colour / 255
     canvas = colour.to(image.dtype)[:, None, None].repeat(1, *size)

@@ -8,7 +8,7 @@ import pytest
 import train
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
-from tests.coco_folders import many
+from tests.coco_folders import many, write
 from tests.test_check_data import both, run  # noqa: F401  (a fixture)
 from train_utils.cli.parser import Parser
 from train_utils.data.opening import open_data
@@ -70,9 +70,19 @@ def test_the_doctor_ends_with_a_command_that_training_takes(run, tmp_path):  # n
     assert words[0] == f"{train.__name__}.py" and given["data_path"] == str(tmp_path / "my data")
     assert given["output_dir"] == "runs/my data" and "min_size" in given
     assert "keeps their size" in out
+    assert "train.py makes 100 epochs of so many images, 600 steps of 2 images" in out
     assert "memory of a step" in out
 
 
 def test_data_that_training_refuses_is_not_advised_on(run, tmp_path):  # noqa: F811
     (tmp_path / "images").mkdir()
     assert "train with" not in run(tmp_path / "images")[1]
+
+
+def test_data_without_a_split_is_advised_on_as_training_divides_it(run, tmp_path):  # noqa: F811
+    json = write(tmp_path / "some", many(10), image_dir="pictures")
+    flags = ("--image-dir", json.parent / "pictures", "--anchor-sizes", 4, 8, 16, 32, 64, "--min-size", 20)
+    out = run(json, *flags)[1]
+    assert "train.py makes 100 epochs of so many images, 400 steps of 2 images" in out
+    line = next(line for line in out.splitlines() if line.startswith("train with: "))
+    assert f"--image-dir {json.parent / 'pictures'} " in line and "8 16 32 64 --min-size 20 --output-dir" in line

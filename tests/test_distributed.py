@@ -10,6 +10,7 @@ from tests import rank_program
 from tests.faults.processes import context, end_all, free_port
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
+from train_utils.processes.watch import Watch
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,26 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         World.from_environment("cuda")
     with pytest.raises(InputError, match="auto, cpu or cuda"):
         World.from_environment("cuda:1")
+
+
+def test_a_rank_that_is_lost_while_the_model_is_wrapped_is_told(monkeypatch, capsys):
+    def lose(*_, **__):
+        raise RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lose)
+    world = World(0, 2, 0, torch.device("cpu"), Watch(0, 2, torch.distributed.HashStore(), 60.0))
+    with pytest.raises(SystemExit, match="1"):
+        world.wrap(torch.nn.Linear(1, 1))
+    assert capsys.readouterr().err.startswith("error: process 0 lost another process in start: ")
+
+
+def test_a_rank_that_never_comes_is_told(monkeypatch, capsys):
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="1"):
+        World.from_environment("cpu", timeout=0.2)
+    assert "error: process 0 lost another process in start: " in capsys.readouterr().err
 
 
 def test_a_port_that_is_in_use_is_named(monkeypatch):

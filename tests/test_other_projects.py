@@ -19,6 +19,7 @@ from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig, add_arguments
 from train_utils.run.defaults import resolve, without_effect
+from train_utils.run.schedule import with_length
 
 ONE = World(0, 1, 0, torch.device("cpu"))
 TRAIN = [  # words of a command -> the flag's name here and its value
@@ -76,7 +77,7 @@ def spellings(words):
 @pytest.mark.parametrize(("words", "name", "value"), TRAIN, ids=lambda value: str(value))
 def test_flags_of_training(words, name, value):
     for spelled in spellings(words):
-        config = resolve(parsed_for_training(spelled), ONE)
+        config, _ = with_length(resolve(parsed_for_training(spelled), ONE), 8, 2)
         assert config.to_args()[name] == value
         late = "--lr-steps 7 12: without effect, the unit is epochs and the run has 4"
         assert without_effect(config, ONE, False) == ([late] if words == "--lr-steps 7 12" else [])
@@ -110,7 +111,8 @@ def test_flags_of_validation(monkeypatch, words, name, value):
     ],
 )
 def test_what_contradicts_is_told(words, resumed, said):
-    (line,) = without_effect(resolve(parsed_for_training(words.split()), ONE), ONE, resumed)
+    config, _ = with_length(resolve(parsed_for_training(words.split()), ONE), 8, 2)
+    (line,) = without_effect(config, ONE, resumed)
     assert line.startswith(said)
 
 

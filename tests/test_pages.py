@@ -18,7 +18,10 @@ from train_utils.logs.console import MetricLogger
 from train_utils.run.config import add_arguments
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-TOOLS = ("tools.check_data", "tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset", "tools.visualise_stages")
+TOOLS = (
+    "tools.check_data", "tools.coco_to_npy", "tools.export", "tools.npy_to_coco", "tools.pack_dataset",
+    "tools.visualise_stages",
+)  # fmt: skip
 # flags of other projects, and of SLURM, that the pages translate or explain
 THEIRS = {"--eval-only", "--num-gpus", "--pretrained-model", "--diameter", "--n-epochs", "--learning-rate", "--signal"}
 THEIRS |= {"--cellprob-threshold", "--flow-threshold", "--inplace"}  # and jupyter's
@@ -47,7 +50,7 @@ def parse(script, words, monkeypatch):
         importlib.import_module(script).parse()
     else:
         path = ROOT / script.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), script
+        assert (ROOT / script).is_file() or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), script
 
 
 def script_of(words):

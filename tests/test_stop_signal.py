@@ -8,17 +8,26 @@ import sys
 import time
 
 import pytest
+import torch.distributed as dist
 
 import train
 from tests.small_runs import call, differences, flags
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
-from train_utils.run import step
+from train_utils.processes.watch import Watch
+from train_utils.run import evaluation, step
 
 
 def send(number):
     os.kill(os.getpid(), number)
+
+
+class Finalised:
+    """Sends a signal as it goes: Python drops what is raised in `__del__`."""
+
+    def __del__(self):
+        send(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
@@ -30,6 +39,23 @@ def test_each_signal_is_noted_and_the_handlers_come_back(number):
         with pytest.raises(SystemExit) as left:
             stop.leave()
     assert left.value.code == 128 + number and signal.getsignal(number) == before
+
+
+def test_an_exit_that_python_drops_is_made_up_for_and_no_traceback(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with StopSignal(World.single("cpu")) as stop, pytest.raises(SystemExit) as left, stop.at_once():
+        Finalised()
+        stop.leave_if_requested()
+    assert left.value.code == 128 + signal.SIGTERM and dropped == [] and sys.unraisablehook == dropped.append
+
+
+def test_the_others_know_a_signals_number_before_they_hear_of_it():
+    store = dist.HashStore()
+    with StopSignal(World(0, 2, 0, "cpu", Watch(0, 2, store, 60.0))) as stop:
+        assert not stop.requested() and not store.check(["stop"])
+        send(signal.SIGHUP)
+        assert stop.requested() and store.check(["stop"]) and store.get("stop") == b"1"  # signal.SIGHUP
 
 
 def test_nohup_is_respected():
@@ -92,5 +118,10 @@ def test_a_run_that_a_closed_terminal_ends_is_saved_and_goes_on(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(step, "forward_backward", hang_up)
         assert call(train, *flags(data, tmp_path / "cut", *more)) == 128 + signal.SIGHUP
+    with monkeypatch.context() as patch:  # now in the evaluation, where it needn't wait
+        found = evaluation.evaluate_batch
+        patch.setattr(evaluation, "evaluate_batch", lambda *values: (Finalised() and None) or found(*values))
+        patch.setattr(evaluation, "summarize", None)  # not reached
+        assert call(train, *flags(data, tmp_path / "cut", *more, "--resume", "auto")) == 128 + signal.SIGTERM
     assert call(train, *flags(data, tmp_path / "cut", *more, "--resume", "auto")) == 0
     assert differences(tmp_path / "uncut", tmp_path / "cut", epoch=0) == []

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
@@ -39,12 +40,14 @@ from train_utils.cli.console import start_of
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.loaders import steps_per_epoch
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
-from train_utils.io.plain_text import one_line, pasted, visible
+from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
+from train_utils.run.schedule import default_epochs
 from train_utils.show.pages import write_page
 
 USED_MOST = (
@@ -118,6 +121,9 @@ class Report:
         options, finds = self.options, self.finds
         self.opened = open_all(options, finds)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
+        if self.tables and not options.weights_path:
+            classes = next(iter(self.opened.splits.values())).label_map.num_labels
+            self.config, self.assumed = model_config(options, classes)
         self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:
             tables = list(self.tables.values())
@@ -143,11 +149,7 @@ class Report:
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
             known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
-            of_classes = (
-                f"{known} classes ({used} of them with objects)"
-                if used < known
-                else (f"{known} class{'' if known == 1 else 'es'}")
-            )
+            of_classes = f"{known} classes ({used} of them with objects)" if used < known else counted(known, "class")
             lines.append(
                 f"{split}: {counted(len(counts), 'image')} ({int((counts == 0).sum()):,} without objects), "
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
@@ -186,7 +188,7 @@ class Report:
 
     def advice(self) -> list[str]:
         """Returns lines that say how train.py fits the data best, its command last; none where it would not open it."""
-        trained = self.tables.get("train")
+        trained = self.tables.get("train", self.tables.get("all"))
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
         size = sizing(trained.sizes, self.config)
@@ -200,14 +202,21 @@ class Report:
             before, after = fitting[0].share(0.5), fitting[-1].share(0.5)
             lines.append(f"these anchors reach {after:.1%} of the objects at that size, the usual ones {before:.1%}")
         resized = resized_size(*size.size, config.min_size[-1], config.max_size, config.fixed_size)
-        batch = USUAL["batch_size"]
+        batch, count = USUAL["batch_size"], len(trained.sizes)
+        if "all" in self.tables:  # training holds a share out
+            count -= round(count * DataOptions().val_fraction)
+        epochs = default_epochs(count)
+        steps = f"{counted(epochs * steps_per_epoch(count, batch), 'step')} of {counted(batch, 'image')}"
+        lines.append(f"train.py makes {counted(epochs, 'epoch')} of so many images, {steps} (--epochs, --batch-size)")
         needed, each = (step_memory(count, resized) / 2**30 for count in (batch, batch + 1))
         lines.append(
             f"memory of a step, beside weights and program: about {needed:.2g} GiB for --batch-size {batch}, "
             f"{each - needed:.2g} GiB for each further image (ResNet-50, float32, as measured on a CPU)"
         )
         out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
-        command = pasted("--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(), *flags, *out)
+        command = pasted(
+            "--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(flags), *flags, *out
+        )
         return [*filter(None, lines), f"train with: {start_of('train')} {command}"]
 
     @property
@@ -224,12 +233,12 @@ class Report:
                 words += ["--" + name.replace("_", "-"), str(value)]
         return words
 
-    def given_flags(self) -> list[str]:
-        """Returns the flags of the model that were given."""
+    def given_flags(self, instead: Collection[str]) -> list[str]:
+        """Returns the flags of the model that were given, but those that are among others which take their place."""
         words = []
         for name, value in self.options.model.items():
-            values = value if isinstance(value, tuple) else (value,)
-            words += ["--" + name.replace("_", "-"), *("none" if v is None else str(v) for v in values)]
+            values, flag = value if isinstance(value, tuple) else (value,), "--" + name.replace("_", "-")
+            words += [] if flag in instead else [flag, *("none" if v is None else str(v) for v in values)]
         return words
 
     def to_dict(self) -> dict:
@@ -310,10 +319,11 @@ class Report:
         return folder / "check_data.html"
 
 
-def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
+def model_config(options: Options, classes: int | None = None) -> tuple[MaskRCNNConfig, str]:
     """Returns (the model that sizes and anchors are looked at for, where it is from).
 
-    It is that of --weights-path, else train.py's for this data; flags that are given precede it.
+    It is that of --weights-path, else train.py's for this data; flags that are given precede it. classes: of the data,
+    background counted.
     """
     given = options.model
     if options.weights_path:
@@ -322,7 +332,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
         own, state = (
             (content["config"], content["model"])
             if is_checkpoint(content)
-            else (infer_architecture(content, str(path)), content)
+            else (infer_architecture(content, str(path), given.get("backbone")), content)
         )
         config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
     elif user_path(options.data_path).resolve() == Path(SHAPES_FOLDER).resolve():
@@ -330,7 +340,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
         config, source = MaskRCNNConfig(**fields), "train.py's model for these shapes"
     else:
         weights = default_weights(given.get("backbone", USUAL["backbone"]), given.get("variant"))
-        fields = {"geometry": default_geometry(weights, {}), **given}
+        fields = {"geometry": default_geometry(weights, {}, classes), **given}
         config, source = MaskRCNNConfig(**fields), "train.py's usual model"
     return config, source + (", and the flags given" if given else "")
 

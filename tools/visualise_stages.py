@@ -24,18 +24,19 @@ from backbone.errors import InputError
 from backbone.settings import setting
 from tools.stages.view import look
 from tools.stages.writing import write_stages
-from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.images import read_image
+from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import AUGMENTATION, sample_rng, sample_seed
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
+from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.run.config import Augmentation
 from transforms import build_augment
 
@@ -77,18 +78,20 @@ class Sample(NamedTuple):
     lead: list[str]
 
 
-def image_alone(path: str) -> Sample:
-    """Reads an image without a target."""
+def image_alone(path: str, reading: Reading) -> Sample:
+    """Reads an image without a target, as the model takes it."""
     if user_path(path).is_dir():
         raise InputError(f"--img-path {path}: a folder; give one image of it")
-    sample = read_image(user_path(path)), None
+    sample = read_image(user_path(path), reading=reading), None
     return Sample(sample, sample, None, Path(path).name, [])
 
 
-def sample_of_data(options: StageOptions, given: dict[str, Any], content: dict, label_map: LabelMap) -> Sample:
+def sample_of_data(
+    options: StageOptions, given: dict[str, Any], content: dict, label_map: LabelMap, reading: Reading = USUAL
+) -> Sample:
     """Returns what training has of an image. given: the settings of the command; content: the checkpoint's."""
     scored, trained = open_split_of(content, options.split, given, label_map)
-    data_set = scored.data_set
+    data_set = scored.data_set.read_as(reading)
     i, count = options.index, len(data_set)
     if i >= count:
         raise InputError(
@@ -116,12 +119,13 @@ def main() -> int:
     given, start = parse(), time.perf_counter()
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)
-    content = load_file(options.weights_file)
-    model, label_map = load_model(options, device)
+    if is_exported(options.weights_file):
+        raise InputError(f"{options.weights_file}: an exported file shows no stages; give the checkpoint")
+    model, label_map, content = load_model(options, device)
     if options.img_path:
-        sample = image_alone(options.img_path)
+        sample = image_alone(options.img_path, Reading.of(model.config))
     else:
-        sample = sample_of_data(options, given, content, label_map)
+        sample = sample_of_data(options, given, content, label_map, Reading.of(model.config))
     folder = folder_to_write(user_path(options.output_dir))
     view = look(model, *sample.after, label_map.name, sample.before, sample.mini)
     cfg, seconds = model.config, time.perf_counter() - start

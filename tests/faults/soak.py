@@ -29,7 +29,8 @@ from train_utils.data.formats.shapes import make_shapes
 WHAT = "hours of runs with a random fault in each start: nothing lost, and the end bit for bit as uncut"
 # name -> (ranks, flags)
 RUNS = {"one process": (1, ()), "2 workers": (1, ("--workers", 2)), "2 ranks": (2, ("--batch-size", 1))}
-FLAGS = ("--log-steps", "--resume", "auto", "--save-every-steps", 1)
+# --dist-timeout: a rank that was killed before it met the others is waited for twice as long
+FLAGS = ("--log-steps", "--resume", "auto", "--save-every-steps", 1, "--dist-timeout", 60)
 PATIENCE = 900.0  # seconds that a start may take before it counts as stuck
 MOST = 8  # faults of one run, after which it is let end
 IN_A_SAVE = ("replace", "fsync")  # calls of os, of which a run has more than CALLS
@@ -42,6 +43,7 @@ class Cut:
     def __init__(self, data: Path, folder: Path, name: str, seconds: float, rng: random.Random) -> None:
         self.data, self.folder, self.seconds, self.rng = data, folder, seconds, rng
         self.size, self.flags = RUNS[name]
+        self.spoilt: set[int] = set()  # inodes of the checkpoints that a fault has damaged: they may stay so
 
     def start(self, fault: tuple | None = None, other: Path | None = None, more: tuple = ()) -> list:
         """Starts all ranks; fault: in one of them; other, more: data and flags of the last rank alone."""
@@ -99,6 +101,14 @@ def full_disk(cut: Cut) -> Trial:
     return Trial(codes, {0, 1, 2} if not any(codes) or "no room left" in cut.said(since) else set(), any(codes))
 
 
+def full_board(cut: Cut) -> Trial:
+    """The disk is full for TensorBoard's thread."""
+    since = log_length(cut)
+    codes = ended(cut.start(("board", "write", cut.rng.randint(2, 3 * CALLS))))
+    said = "tensorboard: no room left" in cut.said(since)
+    return Trial(codes, {0, 1, 2} if not any(codes) or said else set(), any(codes))
+
+
 def stopped_and_continued(cut: Cut) -> Trial:
     """A rank, or one of its loader's processes, for up to 3 seconds: nothing ends."""
     processes = cut.start()
@@ -110,6 +120,19 @@ def stopped_and_continued(cut: Cut) -> Trial:
         time.sleep(cut.rng.uniform(0.1, 3))
         os.kill(pid, signal.SIGCONT)
     return Trial(ended(processes), {0}, lives)
+
+
+def stopped_worker(cut: Cut) -> Trial | None:
+    """A process that reads images is stopped for good as SIGTERM comes: the run ends."""
+    if "--workers" not in cut.flags:
+        return None
+    (process,) = cut.start()
+    cut.wait()
+    pids = children(process.pid) if process.is_alive() else []
+    for pid in pids[:1]:
+        os.kill(pid, signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGTERM)
+    return Trial(ended([process]), {0, 128 + signal.SIGTERM, -signal.SIGTERM}, bool(pids))
 
 
 def killed_worker(cut: Cut) -> Trial | None:
@@ -132,6 +155,7 @@ def damaged_checkpoint(cut: Cut) -> Trial | None:
     content[cut.rng.randrange(len(content) // 4, len(content) // 2)] ^= 1 << cut.rng.randrange(8)
     path.unlink()  # it may have several names
     path.write_bytes(content)
+    cut.spoilt.add(path.stat().st_ino)
     return Trial(ended(cut.start()), {0})
 
 
@@ -218,7 +242,9 @@ FAULTS: dict[str, Fault] = {
     "SIGINT to the group": signalled(signal.SIGINT, group=True),
     "SIGHUP": signalled(signal.SIGHUP),
     "full disk": full_disk,
+    "TensorBoard's full disk": full_board,
     "stopped and continued": stopped_and_continued,
+    "stopped loader process, SIGTERM": stopped_worker,
     "killed loader process": killed_worker,
     "damaged checkpoint": damaged_checkpoint,
     "changed labels": changed_labels,
@@ -283,7 +309,11 @@ def cut_and_resume(cut: Cut, until: float) -> tuple[list[str], list[str]]:
 
 def lost(cut: Cut, fault: str, codes: list, before: int, since: int) -> list[str]:
     """Returns what a fault should not have done: damage, tracebacks, steps that were made and are not saved."""
-    problems = [f"damaged: {path.name}" for path in cut.folder.glob("model_*.pth") if find_damage(path)]
+    problems = [
+        f"damaged: {path.name}"
+        for path in cut.folder.glob("model_*.pth")
+        if find_damage(path) and path.stat().st_ino not in cut.spoilt
+    ]
     if "Traceback" in cut.said(since) and -signal.SIGINT not in codes:
         problems.append("a traceback")
     path = begun(cut)

@@ -11,12 +11,12 @@ from backbone.errors import InputError
 from tools.doctor import images
 from tools.doctor.anchors import Reach
 from tools.doctor.duplicates import Double, path_of
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted, of_several
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, of_several
 from tools.doctor.statistics import MaskReach
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
 from train_utils.data.loaders import AUGMENTATION, sample_rng
-from train_utils.io.plain_text import one_line
+from train_utils.io.plain_text import counted, one_line
 from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
 from train_utils.show.pages import Html, Section, figure, img_tag, joined, note, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves

@@ -100,6 +100,11 @@ def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> lis
     return [batches[i] for i in torch.randperm(len(batches), generator=rng).tolist()]
 
 
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    """Returns how many batches `global_batches` makes of an epoch's samples."""
+    return max(1, samples // global_batch)
+
+
 class TrainLoader:
     """Micro-batches of augmented samples for one rank. `steps_per_epoch` counts optimiser steps.
 
@@ -113,8 +118,8 @@ class TrainLoader:
         self.world, self.accumulate_steps, self.seed = world, options.accumulate_steps, options.seed
         self.global_batch = options.batch_size * world.size * options.accumulate_steps
         self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
-        self.steps_per_epoch = max(1, len(self.groups) // self.global_batch)
-        self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
+        self.steps_per_epoch = steps_per_epoch(len(self.groups), self.global_batch)
+        self._loader = Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yields the micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
@@ -149,7 +154,7 @@ class EvalLoader:
                 same.clear()
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
-        self._loader = _Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
+        self._loader = Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -190,10 +195,13 @@ class _Samples:
         return batch._replace(dropped=take_dropped())
 
 
-class _Loader:
-    """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
+class Loader:
+    """Keys -> what `samples` gives for each (Batches), in order, through processes that live until the loader does not.
 
-    def __init__(self, samples: _Samples, workers: int, world: World) -> None:
+    samples[key] may be an InputError, which is then raised.
+    """
+
+    def __init__(self, samples: Any, workers: int, world: World) -> None:
         self._keys: list = []  # what the workers are given; refilled for each pass
         self._workers = workers
         device = getattr(world, "device", None)
@@ -215,8 +223,8 @@ class _Loader:
             **options,
         )
 
-    def batches(self, keys: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        """Yields the batch of each list of keys."""
+    def batches(self, keys: list) -> Iterator[Any]:
+        """Yields the batch of each key."""
         self._keys[:] = keys
         for batch in self._through_workers() if self._workers else self._loader:
             if isinstance(batch, InputError):
@@ -224,11 +232,11 @@ class _Loader:
                     raise batch
                 finally:
                     del batch  # the traceback holds this frame: a cycle would keep the workers alive
-            if self._pin:
+            if self._pin and isinstance(batch, Batch):
                 batch = batch._replace(images=[image.pin_memory() for image in batch.images])
             yield batch
 
-    def _through_workers(self) -> Iterator[Batch]:
+    def _through_workers(self) -> Iterator[Any]:
         """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
             for batch in self._loader:
@@ -301,7 +309,7 @@ def _continue_workers_at_exit() -> None:
     atexit.register(continue_children)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -318,7 +326,7 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _to_bytes(batch: Batch) -> bytes:
+def _to_bytes(batch: Any) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
     return buffer.getvalue()

@@ -24,6 +24,8 @@ class StopSignal:
 
     A SIGHUP that is ignored stays so: nohup was asked for. After one that is not, the terminal is gone: what is printed
     is lost, and no error. Processes that were stopped (SIGSTOP) and read images are continued, so that the step ends.
+    Python drops an exit that is raised in a finaliser or in what follows a fork: no traceback shows it, and
+    `leave_if_requested` makes up for it.
     Where several processes train, the world passes a signal to one on to all. In a thread, where Python allows no
     handlers, signals are left to the main thread.
     """
@@ -32,6 +34,7 @@ class StopSignal:
         self.world, self.number, self.previous = world, None, {}
         self.since, self.may_leave = 0.0, False
         self.streams: tuple[TextIO, TextIO] | None = None  # stdout and stderr as they were
+        self.unraisable = sys.unraisablehook
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -39,6 +42,7 @@ class StopSignal:
             self.previous = {s: signal.signal(s, self._note) for s in SIGNALS if s != HANGUP or not nohup}
             self.streams = sys.stdout, sys.stderr
             sys.stdout, sys.stderr = (_OutlivingStream(stream, self) for stream in self.streams)
+            self.unraisable, sys.unraisablehook = sys.unraisablehook, self._hide_dropped_exit
             self.world.watch_signals()
         return self
 
@@ -48,7 +52,7 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not of Python's
         if self.streams:
             sys.stdout, sys.stderr = self.streams
-            self.streams = None
+            sys.unraisablehook, self.streams = self.unraisable, None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.number is None:
@@ -60,20 +64,30 @@ class StopSignal:
             self.__exit__()
             os.kill(os.getpid(), number)
 
+    def _hide_dropped_exit(self, dropped: Any) -> None:
+        if not (self.requested() and isinstance(dropped.exc_value, SystemExit)):
+            self.unraisable(dropped)
+
     def requested(self) -> bool:
-        """Returns whether this process got such a signal."""
+        """Returns whether this process got such a signal, and lets the others know which before they hear of it."""
+        if self.number is not None:
+            self.world.pass_on_signal()
         return self.number is not None
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Lets a signal end the process without waiting: in the block nothing can be lost."""
         self.may_leave = True
-        if self.requested():
-            self.leave()
+        self.leave_if_requested()
         try:
             yield
         finally:
             self.may_leave = False
+
+    def leave_if_requested(self) -> None:
+        """Exits if a signal came."""
+        if self.requested():
+            self.leave()
 
     def leave(self) -> NoReturn:
         """Exits with status 143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP, to this process or another."""

@@ -27,6 +27,7 @@ USED_MOST = (
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,22 @@ class Optimisation(Settings):
     lr_schedule: str | None = setting(None, "default: steps (built-in data: cosine)", choices=("steps", "cosine"))
     lr_steps: tuple[float, ...] | None = setting(
         None,
-        "when the rate falls, in epochs, such as 6.4 (default: 16/26 and 22/26 of the run)",
+        "when the rate falls, in epochs, such as 6.4 (default: 16/26 and 22/26 of the run, 0.85 of one below 1000 "
+        "steps)",
         above=0,
         metavar="EPOCH",
     )
     lr_gamma: float = setting(0.1, "factor of each fall", above=0, most=1)
-    warmup_iters: int | None = setting(None, "steps of linear warm-up (default: 1000, at most an epoch)", least=0)
+    warmup_iters: int | None = setting(
+        None,
+        "steps of linear warm-up (default: 1000, at most an epoch and a tenth of the run, no fewer than 50 or a quarter)",
+        least=0,
+    )
+    recipe: str = setting(
+        "usual",
+        "reference: torchvision's 26 epochs, warm-up and falls, however few images there are",
+        choices=("usual", REFERENCE),
+    )
     clip_grad_norm: float | None = setting(None, "clip the gradient to this norm", above=0, metavar="NORM")
     ema: bool = setting(False, "average the weights; the average is what is evaluated")
     ema_decay: float = setting(0.999, "of --ema, per step", least=0, below=1)
@@ -105,7 +116,9 @@ class Running(Settings):
         None, "auto (newest checkpoint of --output-dir), a checkpoint, or a run folder", resume="own"
     )
     test_only: bool = setting(False, "evaluate the weights and stop", resume="own")
-    epochs: int | None = setting(None, "passes over the data (default: 26; built-in data: 4)", least=1)
+    epochs: int | None = setting(
+        None, "passes over the data (default: 26, up to 100 of few images; built-in data: 4)", least=1
+    )
     print_freq: int = setting(50, "steps between printed lines", least=1, resume="free")
     save_every_steps: int | None = setting(None, "also save within an epoch", least=1, metavar="N", resume="free")
     save_every_epochs: int = setting(
@@ -207,6 +220,10 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
         if unknown:
             raise InputError(f"{', '.join(sorted(unknown))}: a run has no such option")
         return replace(self, **own, model={**self.model, **model})
+
+    def without(self, name: str) -> RunConfig:
+        """Returns the config without a value for a model field."""
+        return replace(self, model={key: value for key, value in self.model.items() if key != name})
 
     def filled(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with those of the values that it has no value of its own for."""

@@ -18,7 +18,7 @@ from network_files import MaskRCNN
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
-from train_utils.data.loaders import Augment, EvalLoader, TrainLoader
+from train_utils.data.loaders import Augment, Batch, EvalLoader, TrainLoader
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.advice import lines_on_fit
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
@@ -47,6 +47,7 @@ from train_utils.run.reports import (
     resume_command,
     write_curves,
 )
+from train_utils.run.schedule import describe, fall_steps
 from train_utils.run.state import Progress, from_checkpoint, start_at, to_checkpoint
 from train_utils.run.step import (
     NonFiniteLoss,
@@ -92,20 +93,15 @@ class Run:
             print(*lines, **options)
 
 
-def warmup_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Returns the number of steps over which the learning rate rises."""
-    return min(1000, steps_per_epoch) if config.warmup_iters is None else config.warmup_iters
-
-
 def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
     """Returns the model with what trains it: optimiser, schedule, precision, average."""
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
     schedule = build_schedule(
         optimizer,
         total_steps=config.epochs * steps_per_epoch,
-        warmup_steps=warmup_steps(config, steps_per_epoch),
+        warmup_steps=config.warmup_iters,
         schedule=config.lr_schedule,
-        milestones=[round(epoch * steps_per_epoch) for epoch in config.lr_steps],
+        milestones=fall_steps(config, steps_per_epoch),
         gamma=config.lr_gamma,
     )
     return TrainState(
@@ -196,7 +192,7 @@ class Trainer:
         config, dtype, steps = (self.config, self.state.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
             f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
-            f"{steps} steps x {config.epochs} epochs, {warmup_steps(config, steps)} steps of warm-up, "
+            f"{steps} steps x {config.epochs} epochs, {describe(config, steps)}, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
         whole = len(self.loader.groups)
@@ -295,16 +291,13 @@ class Trainer:
         shown = ImageProgress(f"Test: [{epoch}]", self.val_loader.images, self.world.is_main)
         with closing(shown), self.stop.at_once(), ema.applied(model) if ema else nullcontext():
             self.world.broadcast_buffers(model)
+
+            def one_more(batch: Batch) -> None:
+                self.stop.leave_if_requested()
+                shown.add(len(batch.images) + len(batch.skipped))
+
             max_dets = self.config.max_dets
-            return evaluate(
-                model,
-                self.val_loader,
-                self.splits.val,
-                self.world,
-                SAMPLES,
-                lambda batch: shown.add(len(batch.images) + len(batch.skipped)),
-                max_dets,
-            )
+            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, one_more, max_dets)
 
     def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
         """Prints and writes an epoch's numbers."""

@@ -25,7 +25,8 @@ from train_utils.io.files import user_path
 from train_utils.processes.agreement import Fact, versions
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import resolve_aliases
+from train_utils.run.defaults import is_auto, resolve_aliases
+from train_utils.run.schedule import reference_warmup
 from train_utils.run.state import reading_training_state
 
 DATA = "data"  # what --allow-changed calls the images
@@ -41,6 +42,9 @@ def take_over(
     given: the names of the options that were given; config: of these. Raises InputError for an option that
     differs without leave.
     """
+    if is_auto(config.value("value_range")):  # measured then, and kept
+        given, config = {*given} - {"value_range"}, config.without("value_range")
+    checkpoint = with_warmup(checkpoint)
     config = resolve_aliases(config, checkpoint["args"]["epochs"])
     aliases = _aliases(config)
     names = {*given, *(aliases[name] for name in given if name in aliases)}
@@ -64,6 +68,14 @@ def take_over(
     lines = [f"changed: --{n.replace('_', '-')} {_text(old)} -> {_text(new)}" for n, (old, new) in changed.items()]
     config, shared = _share_batch(config, checkpoint, names, allowed, world)
     return config, lines + shared
+
+
+def with_warmup(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the checkpoint with its run's steps of warm-up, which earlier versions computed anew each time."""
+    args = checkpoint["args"]
+    if args["warmup_iters"] is not None:
+        return checkpoint
+    return {**checkpoint, "args": {**args, "warmup_iters": reference_warmup(checkpoint["progress"]["steps_per_epoch"])}}
 
 
 def allowed_names(config: RunConfig) -> set[str]:
