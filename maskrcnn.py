@@ -32,8 +32,9 @@ from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import given_model, given_settings
 from train_utils.cli.in_python import in_python_words, speaking_python
+from train_utils.data.augmentations.own import OwnAugmentation
 from train_utils.data.images.reading import Reading
-from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
+from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import DataSplits, split_positions
 from train_utils.data.options import DataOptions, LoaderOptions
@@ -126,7 +127,7 @@ def train(
     val: Dataset | None = None,
     *,
     names: Names | None = None,
-    augment: Callable[..., tuple[Any, dict]] | None = None,
+    augment: Callable[..., tuple[Any, dict]] | str | None = None,
     on_step: Told | None = None,
     on_epoch: Told | None = None,
     **options: Any,
@@ -136,17 +137,18 @@ def train(
     data: a path, DataOptions, or a torch Dataset of (image, target) as torchvision's models take them; None: the
     built-in shapes. val: the Dataset to evaluate on, without which a share of data is held out; names: of a Dataset's
     classes in the order of their labels 1..C. augment: (image, target) or (image, target, rng) -> (image, target), in
-    place of the options' augmentation; on_step, on_epoch: are given a dict of numbers. options: those of RunConfig and
-    fields of MaskRCNNConfig, which are the flags of train.py: epochs, batch_size, output_dir, resume="auto", ...
+    place of the options' augmentation, or a word as --augment takes it; on_step, on_epoch: are given a dict of numbers.
+    options: those of RunConfig and fields of MaskRCNNConfig, which are the flags of train.py: epochs, batch_size,
+    output_dir, resume="auto", ...
 
     Ctrl-C ends the step, saves, and raises KeyboardInterrupt: the same call with resume="auto" goes on from there.
     Raises InputError for wrong input.
     """
-    given = {**options, **options_of(data)}
+    given = {**options, **options_of(data), **({"augment": augment} if isinstance(augment, str) else {})}
     if options.get("test_only"):
         raise InputError("test_only: validate(weights, data) measures without training")
     own = sorted(options.keys() & {f.name for f in fields(Augmentation)})
-    if augment is not None and own:
+    if callable(augment) and own:
         raise InputError(f"{', '.join(own)}: augment takes the place of the built-in augmentation; give one of them")
     config = RunConfig.of(given)
     splits = None
@@ -156,7 +158,7 @@ def train(
     elif val is not None or names is not None:
         raise InputError("val and names go with a torch Dataset as data; a path has both of its own")
     functions = (Functions(on_step, on_epoch),) if on_step or on_epoch else ()
-    additions = Additions(splits, OwnAugmentation(augment) if augment else None, functions)
+    additions = Additions(splits, OwnAugmentation(augment) if callable(augment) else None, functions)
     try:
         return Run(run_training(given, World.single(pick_device(config.device)), additions=additions))
     except SystemExit as stop:

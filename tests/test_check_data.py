@@ -22,10 +22,11 @@ from tests.npy_folders import many as many_npy
 from tests.small_runs import call
 from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
-from tools.doctor import anchors, duplicates, finds, images, page, statistics
+from tools.doctor import duplicates, finds, images, page, statistics
 from tools.doctor.table import outlines, table_of
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
+from train_utils.data.objects import anchors
 from train_utils.data.opening import open_data
 from train_utils.io import array_cache as annotation_cache
 
@@ -539,7 +540,7 @@ def test_the_contact_sheet_augments_training_images_only(run, tmp_path):
         seen.append(int(target["image_id"]))
         return image.flip(2), target
 
-    with patch.object(page, "build_augment", lambda: record):
+    with patch.object(page, "augmentation_of", lambda *_: record):
         run(both(tmp_path / "d", data), samples=20)
     told = (tmp_path / "checked" / "check_data.html").read_text()
     assert sorted(seen) == [1, 2, 3, 4, 5, 6] and "mirrored by chance" in told

@@ -24,7 +24,7 @@ TOOLS = (
 )  # fmt: skip
 # flags of other projects, and of SLURM, that the pages translate or explain
 THEIRS = {"--eval-only", "--num-gpus", "--pretrained-model", "--diameter", "--n-epochs", "--learning-rate", "--signal"}
-THEIRS |= {"--cellprob-threshold", "--flow-threshold", "--inplace"}  # and jupyter's
+THEIRS |= {"--cellprob-threshold", "--flow-threshold", "--inplace", "--chan", "--chan2"}  # and jupyter's
 TRANSLATED = ("README", "docs/coming_from_other_projects", "docs/fine_tuning")  # pages with a Chinese twin
 
 

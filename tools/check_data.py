@@ -29,7 +29,7 @@ from backbone.settings import setting
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from network_files.weight_files.architecture import infer_architecture
-from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
+from tools.doctor import duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
@@ -39,8 +39,10 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPU
 from train_utils.cli.console import start_of
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.loaders import steps_per_epoch
+from train_utils.data.objects import anchors
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
@@ -75,15 +77,18 @@ class Options(DataOptions):
     output_dir: str = setting("check_data", "where page and json go")
     fix: str | None = setting(None, "a new folder for corrected annotations (COCO)", metavar="OUT")
     model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig
+    augmentation: Augmentation = Augmentation()  # of the training images on the contact sheet
 
 
 def parse() -> Options:
     """Returns the options that the command names."""
     parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, Options, leave_out=("val_fraction", "drop_empty", "strict"))
+    add_flags(parser, Augmentation, leave_out=("mini_mask",))
     add_model_flags(parser, training=False)
     given = parser.given()
-    options = Options(**given_settings(Options, given), model=given_model(given))
+    augmentation = Augmentation(**given_settings(Augmentation, with_preset(given)))
+    options = Options(**given_settings(Options, given), model=given_model(given), augmentation=augmentation)
     if options.full and options.quick:
         parser.error("argument --quick: not allowed with argument --full")
     return options
@@ -296,7 +301,9 @@ class Report:
     def write(self, folder: Path) -> Path:
         """Writes the json and the page; returns the page's path."""
         folder_to_write(folder)
-        sheet, seconds = page.contact_sheet(self.splits, self.options.samples, self.options.seed, self.of_images)
+        options = self.options
+        shown = options.samples, options.seed, self.of_images, options.augmentation
+        sheet, seconds = page.contact_sheet(self.splits, *shown)
         left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.options.samples:

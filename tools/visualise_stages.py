@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.images import read_image
 from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap
@@ -37,8 +38,7 @@ from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.runtimes.opening import is_exported
-from train_utils.run.config import Augmentation
-from transforms import build_augment
+from transforms import augmentation_of
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,16 @@ def sample_of_data(
         )
     image, target = data_set[i]
     seed = {**trained, **given}.get("seed", 0)
-    augmentation = asdict(Augmentation(**given_settings(Augmentation, {**trained, **given})))
-    mini = augmentation.pop("mini_mask")  # comes last and draws nothing: whole masks are shown beside the mini ones
-    augment = build_augment(**augmentation)
+    settings = Augmentation(**given_settings(Augmentation, {**trained, **with_preset(given)}))
+    mini = settings.mini_mask  # comes last and draws nothing: whole masks are shown beside the mini ones
+    augment = augmentation_of(replace(settings, mini_mask=None), data_set)
     after = image, target
     lead = [f"Image {i} of the {options.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
     if options.split == "train":
-        drawn = str(augment)[len("Compose(") : -1] or "nothing is switched on"
+        drawn = str(augment).removeprefix("Compose(").removesuffix(")") or "nothing is switched on"
         after = augment(image, target, sample_rng(seed, options.epoch, i, AUGMENTATION))
         lead.append(f"Augmented as in epoch {options.epoch} with seed {seed}: {drawn}.")
-        if augment.transforms and torch.equal(after[0], image):
+        if str(augment) != "Compose()" and torch.equal(after[0], image):
             lead.append(f"By this draw it changed nothing; --epoch {options.epoch + 1} draws again.")
     after = after[0], {**after[1], "sample_seed": sample_seed(seed, options.epoch, i)}
     return Sample((image, target), after, mini, Path(data_set.file_name(i)).name, lead)

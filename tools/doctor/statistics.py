@@ -13,9 +13,9 @@ from network_files.operators.boxes import HALF_PIXEL, TORCHVISION, scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool, mask_targets
 from network_files.transform import resized_size
-from tools.doctor.anchors import resized
 from tools.doctor.table import Table
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.objects.anchors import resized
 
 SAMPLE = 500  # objects that masks are tried on
 MASK_GAIN = 0.02  # share of objects above IoU 0.9 that a larger mask must gain, to be recommended

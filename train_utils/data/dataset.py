@@ -138,6 +138,13 @@ class ImageDataset:
         """Returns the objects that are not crowds, or the crowd regions, per image: int64 [len]."""
         return self._counts(self.annotations.iscrowd == crowd)
 
+    def object_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (the objects' places in the table, their images' positions), int64 [A] each, image by image."""
+        first = self.annotations.first
+        counts = first[self.rows + 1] - first[self.rows]
+        places = np.arange(counts.sum()) + np.repeat(first[self.rows] - (np.cumsum(counts) - counts), counts)
+        return places, np.repeat(np.arange(len(self.rows)), counts)
+
     def class_counts(self, crowd: bool = False) -> dict[str, int]:
         """Returns {class: its objects that are not crowds, or its crowd regions}; classes without any are absent."""
         table = self.annotations

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
+from train_utils.data.augmentations.common import REMOVED
 from train_utils.data.images import BYTES, CHANNELS, DEPTH, PAGES, TRANSPARENCY
 
 MAX_DETS = 100  # of a class in an image, COCO's
@@ -66,8 +67,13 @@ def full_images(count: int, per_image: int | None) -> list[Limit]:
 
 
 def dropped_limits(dropped: Counter[str]) -> list[Limit]:
-    """Returns what reading images left out, of `images.take_dropped`."""
-    return [Limit(what, count, 0, f"{count} image(s) have {DROPPED[what]}") for what, count in sorted(dropped.items())]
+    """Returns what reading images left out, of `images.take_dropped`, and the objects that augmentation did."""
+    removed = dropped[REMOVED]
+    line = f"augmentation left out {removed} object(s) of an epoch, which it had moved out of sight or covered"
+    return [
+        *(Limit(k, n, 0, f"{n} image(s) have {DROPPED[k]}") for k, n in sorted(dropped.items()) if k != REMOVED),
+        *([Limit(REMOVED, 0, removed, line)] if removed else []),
+    ]
 
 
 def scale_of(size: tuple[int, int], config: MaskRCNNConfig, min_size: int | None = None) -> float:

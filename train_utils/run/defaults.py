@@ -73,14 +73,18 @@ def resolve(config: RunConfig, world: World) -> RunConfig:
         config = config.filled({"norm": "batch", "trainable_layers": 5})
     if config.value("norm") == "sync" and world.device.type == "cpu":
         raise InputError("--norm sync works on GPUs only: give --norm batch, frozen or group on a CPU")
-    sgd_rate = LR_PER_IMAGE * config.global_batch(world.size)
     return config.filled(
         {
-            "lr": LR_ADAMW if config.optimizer == "adamw" else sgd_rate,
+            "lr": usual_rate(config, world),
             "weight_decay": WEIGHT_DECAY[config.optimizer],
             "workers": default_workers(world),
         }
     )
+
+
+def usual_rate(config: RunConfig, world: World) -> float:
+    """Returns the learning rate of a run without --lr."""
+    return LR_ADAMW if config.optimizer == "adamw" else LR_PER_IMAGE * config.global_batch(world.size)
 
 
 def built_in_model(weights: str | None) -> dict[str, Any]:
@@ -141,10 +145,7 @@ def content_of(weights: str | Path) -> dict[str, Any]:
 
 
 def with_geometry(
-    config: RunConfig,
-    resumed: dict[str, Any] | None,
-    begun: dict[str, Any] | None = None,
-    classes: int | None = None,
+    config: RunConfig, resumed: dict[str, Any] | None, begun: dict[str, Any] | None = None, classes: int | None = None
 ) -> tuple[RunConfig, str]:
     """Returns a resolved config with a geometry, and a line that says which and why.
 

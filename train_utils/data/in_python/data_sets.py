@@ -7,14 +7,13 @@ ground truth of evaluation, are known before the first step.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm import tqdm
 
 from backbone.errors import InputError
@@ -194,36 +193,3 @@ def _plain(value: Any) -> Tensor | CroppedMasks:
     if isinstance(value, CroppedMasks):
         return value
     return torch.as_tensor(value).as_subclass(Tensor).detach().cpu()
-
-
-class OwnAugmentation:
-    """A function of a user's, (image, target, rng) -> (image, target), in the place of transforms.build_augment.
-
-    Its target has masks uint8 [N, H, W]. It may leave rng out: torch's own generator is then seeded by it. So every
-    draw is a function of seed, epoch and image in any number of worker processes, and a resumed run repeats it.
-    """
-
-    def __init__(self, function: Callable[..., tuple[Any, dict]]) -> None:
-        self.function = function
-        try:
-            inspect.signature(function).bind(None, None, None)
-            self.takes_rng = True
-        except TypeError:
-            self.takes_rng = False
-        except ValueError:  # a builtin without a signature
-            self.takes_rng = True
-
-    def __call__(self, image: Tensor, target: dict, rng: Generator) -> tuple[Tensor, dict]:
-        """Calls the function, and checks what it gives."""
-        masks = target["masks"]
-        plain = {**target, "masks": masks.to_masks() if isinstance(masks, CroppedMasks) else masks}
-        if self.takes_rng:
-            pair = self.function(image, plain, rng)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
-                pair = self.function(image, plain)
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise InputError("augment: must return a pair (image, target)")
-        image = image_of(pair[0], "augment's image", Reading(len(image)))
-        return image, {**target, **target_of(pair[1], tuple(image.shape[1:]), f"{target.get('image_id')} of augment")}
