@@ -18,7 +18,8 @@ import network_files
 import train
 from tests.small_runs import ROOT, call, differences
 from tests.tiny_model import FEW, FIELDS, NAMES, tiny, write_coco
-from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
+from train_utils.data.augmentations.own import OwnAugmentation
+from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.evaluation.numbers import STAT_NAMES
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve
@@ -260,7 +261,7 @@ def place(run, folder, tmp_path, monkeypatch):
 def test_the_lines_of_the_pages_run(place):
     names = {"torch": torch, "MyDataset": Squares, "MyOtherDataset": Squares, "MyBody": Body}
     pages = [blocks_of(page) for page in ("README.md", "docs/python.md")]
-    assert [len(blocks) for blocks in pages] == [1, 12]
+    assert [len(blocks) for blocks in pages] == [1, 13]
     assert all(sum(map(bool, block.splitlines())) <= LIMIT for block in pages[1][:10])  # the ten tasks
     for block in sum(pages, []):
         run_lines(block, names)

@@ -33,6 +33,7 @@ from train_utils.cli.flags import add_flags, add_model_flags, given_model, given
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
+from train_utils.data.images.reading import Reading
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
@@ -41,9 +42,10 @@ from train_utils.io.plain_text import visible
 from train_utils.prediction.data import open_split_of
 from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, export_model
 from train_utils.prediction.exporting.int8 import Int8
-from train_utils.prediction.measuring import measure
-from train_utils.prediction.model import ModelOptions, about_weights, content_of, load_model
+from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.runtimes.opening import open_exported
+from train_utils.processes.distributed import World
+from train_utils.run.evaluation import measure
 from train_utils.show.image_lists import find_images
 
 DYNAMIC = "dynamic"
@@ -91,20 +93,20 @@ def main() -> int:
     given = parse()
     options = ExportOptions(**given_settings(ExportOptions, given), model=given_model(given))
     start = time.perf_counter()
-    model, label_map = load_model(options, torch.device("cpu"))
-    content = content_of(model, options.weights_file)
+    model, label_map, content = load_model(options, torch.device("cpu"))
     print(about_weights(options.weights_file, content, label_map))
     folder = folder_to_write(user_path(options.output_dir))
     name = options.weights_file.stem + "_int8" * options.int8 + SUFFIXES[options.format]
-    int8 = eight_bits(options, content, label_map) if options.int8 else None
+    reading = Reading.of(model.config)
+    int8 = eight_bits(options, content, label_map, reading) if options.int8 else None
     export = Export(folder / name, options.format, batch_of(options.batch), int8)
     data_set, images = None, []
     if options.check and len(options.check) == 1 and is_data(options.check[0]):
         of_data = {"data_path": options.check[0], "weights_path": options.weights_file}
-        data_set = open_split_of(content, "val", of_data, label_map)[0].data_set
+        data_set = open_split_of(content, "val", of_data, label_map)[0].data_set.read_as(reading)
         images = [data_set[i][0] for i in range(min(LOOKED_AT, len(data_set)))]
     elif options.check:
-        images = [read_image(file) for file in find_images(options.check)]
+        images = [read_image(file, reading=reading) for file in find_images(options.check)]
     proof, path = export_model(model, label_map, content, export, images), export.path
     print(proof.line)
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
@@ -114,11 +116,12 @@ def main() -> int:
     return EXIT_OK
 
 
-def eight_bits(options: ExportOptions, content: dict[str, Any], label_map: LabelMap) -> Int8:
+def eight_bits(options: ExportOptions, content: dict[str, Any], label_map: LabelMap, reading: Reading) -> Int8:
     """Returns what 8 bits need: images of the train split, chosen by a seed, and the AP on the val split."""
     given = {"weights_path": options.weights_file}
     given |= {} if options.calibration is None else {"data_path": options.calibration}
-    train, val = (open_split_of(content, split, given, label_map)[0].data_set for split in ("train", "val"))
+    splits = (open_split_of(content, split, given, label_map)[0] for split in ("train", "val"))
+    train, val = (split.data_set.read_as(reading) for split in splits)
     chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATED].tolist()
     return Int8([train[i][0] for i in chosen], lambda model: ap_of(model, val))
 
@@ -137,7 +140,8 @@ def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: ImageDat
 
 def ap_of(model: torch.nn.Module, data_set: ImageDataset) -> dict[str, float]:
     """Returns a model's AP on a data set, by IoU type."""
-    stats = measure(model, data_set, LoaderOptions(workers=0), MAX_DETS, None).stats
+    cpu = World.single(torch.device("cpu"))
+    stats = measure(model, data_set, LoaderOptions(workers=0), cpu, MAX_DETS, None).stats
     return {iou_type: found.stats[0] for iou_type, found in stats.items()}
 
 

@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from backbone.errors import InputError
 from train_utils.evaluation.limits import MAX_DETS
+from train_utils.processes.agreement import versions
 
 VARIABLE = "MASKRCNN_EVALUATOR"
 PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"
@@ -51,6 +52,15 @@ def choose_evaluator(wanted: str | None = None) -> str:
             f"pip install '{FASTER}>={needed}', or give {PYCOCOTOOLS}"
         )
     return PYCOCOTOOLS
+
+
+def versions_with(evaluator: str) -> dict[str, str]:
+    """Returns the versions of the packages that an evaluation's numbers depend on."""
+    try:
+        version = importlib.metadata.version(evaluator)
+    except importlib.metadata.PackageNotFoundError:  # imported from a folder of its own
+        version = "unknown"
+    return {**versions(), evaluator: version}
 
 
 def _faster_version() -> tuple[int, ...]:

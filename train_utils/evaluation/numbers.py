@@ -15,9 +15,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from network_files.operators.instance_masks import encode_masks
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import encode_cropped, encode_masks
 from train_utils.data.labels import LabelMap
-from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator
+from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator, versions_with
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.io import files
 
@@ -43,21 +44,26 @@ def to_coco_results(
     label_map: LabelMap,
     geometry: str,
     mask_threshold: float = 0.5,
+    pasted: Sequence[CroppedMasks] | None = None,
 ) -> list[dict]:
     """Returns COCO result dicts (image_id, category_id, bbox, segmentation as RLE, score) of some images' detections.
 
     detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m], as
     `model(images, paste_masks=False)` returns them, on any device (masks are pasted there); sizes: the images' (H, W);
-    geometry: the model's. A mask's pixels are those with a probability above mask_threshold. Scores and boxes keep
-    every digit; categories get the data's own ids.
+    geometry: the model's. A mask's pixels are those with a probability above mask_threshold; pasted: the images' masks,
+    where they are pasted already. Scores and boxes keep every digit; categories get the data's own ids.
     """
     labels = set(label_map.labels())  # a label in a gap of COCO's 1..90 stays as it is: it has no category
     results = []
-    for detection, image_id, (height, width) in zip(detections, image_ids, sizes, strict=True):
+    masks_of = pasted or [None] * len(detections)
+    for detection, image_id, (height, width), cropped in zip(detections, image_ids, sizes, masks_of, strict=True):
         boxes = detection["boxes"].detach().double().cpu()  # [D, 4]
         corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # [D, 2] each
-        probs = detection["mask_probs"]
-        masks = encode_masks(probs, detection["boxes"], (height, width), geometry, mask_threshold)
+        if cropped is None:
+            where = detection["boxes"], (height, width), geometry, mask_threshold
+            masks = encode_masks(detection["mask_probs"], *where)
+        else:
+            masks = encode_cropped(cropped)
         for corner, extent, label, score, mask in zip(
             corners.tolist(),
             extents.tolist(),
@@ -192,8 +198,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: d
     """Writes record_mAP.txt and, for programs, record_mAP.json into `folder`; returns both paths.
 
     The json holds per IoU type "stats" (STAT_NAMES -> numbers, -1 = absent) and "per_class" (category name -> AP at
-    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and `about`, plain values
-    that say what the numbers are about.
+    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and "about":
+    the versions of torch, numpy, Pillow and the evaluator, and `about`, plain values on what the numbers are about.
     """
     folder = files.make_folder(folder)
     record = {
@@ -204,8 +210,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: d
         }
         for iou_type, result in results.items()
     }
-    if about is not None:
-        record["about"] = about
+    evaluator = next(iter(results.values())).evaluator
+    record["about"] = {**(about or {}), "versions": versions_with(evaluator)}
     text_path, json_path = folder / "record_mAP.txt", folder / "record_mAP.json"
     files.write_text(text_path, format_record(results))
     files.write_text(json_path, json.dumps(record, indent=1))

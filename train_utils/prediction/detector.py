@@ -14,15 +14,15 @@ import torch
 from tqdm import tqdm
 
 from network_files import MaskRCNN
-from network_files.transform import padded_size
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.in_python import in_python_words, speaking_python
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
 from train_utils.prediction.exporting.export import Export, export_model, format_of
-from train_utils.prediction.predictor import Predictor, one_by_one
+from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
 from train_utils.show.image_lists import find_images
 from train_utils.show.video import is_video
@@ -65,7 +65,8 @@ class Detector:
         0.0001 in scores or 0.001 in masks; `load` opens the file.
         """
         with speaking_python():
-            images = [image_of(value, f"image {i}") for i, value in enumerate(check)]
+            reading = Reading.of(self.model.config)
+            images = [image_of(value, f"image {i}", reading) for i, value in enumerate(check)]
             export = Export(user_path(path), format or format_of(path), batch)
             return export_model(self.model, self.label_map, self.content, export, images).record()
 
@@ -133,22 +134,20 @@ class Detector:
 
     def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
         """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
-        config, waiting, found, values = self.model.config, {}, {}, dict(some)
-        sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
+        images, found, values = [], {}, dict(some)
+        reading = Reading.of(self.model.config)
         for number, value in some:
             try:
-                image = image_of(value, f"image {number}")
+                image = image_of(value, f"image {number}", reading)
             except ImageError as error:
                 if wanted.strict:
                     raise
                 warnings.warn(f"left out: {error}", stacklevel=3)
                 continue
-            waiting.setdefault(padded_size(*image.shape[-2:], *sizing), []).append((number, image))
-        for alike in waiting.values():
-            for i in range(0, len(alike), wanted.batch_size):
-                numbers, images = zip(*alike[i : i + wanted.batch_size], strict=True)
-                for number, image, one in zip(numbers, images, predictor.detect_in(images), strict=True):
-                    found[number] = self._results(values[number], number, image, one, wanted)
+            images.append((number, image))
+        for numbers, batch in alike(images, self.model.config, wanted.batch_size):
+            for number, image, one in zip(numbers, batch, predictor.detect_in(batch), strict=True):
+                found[number] = self._results(values[number], number, image, one, wanted)
         yield from (found[number] for number in sorted(found))
 
     def _results(
@@ -156,7 +155,7 @@ class Detector:
     ) -> Results:
         """Returns the Results; an image of a file is read again where it is drawn, others are kept."""
         a_file = isinstance(value, str | Path)
-        again = partial(image_of, value if a_file else image)  # can be pickled
+        again = partial(image_of, value if a_file else image, reading=Reading.of(self.model.config))  # can be pickled
         found = {key: tensor.clone() for key, tensor in found.items()}  # outside of inference mode: may be changed
         source = str(value) if a_file else f"image {number}"
         size, geometry = tuple(image.shape[-2:]), self.model.config.geometry

@@ -49,18 +49,25 @@ class ModelOptions(Settings):
         return path if is_exported(path) else weights_file(self.weights_path)
 
 
-def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN | ExportedModel, LabelMap]:
-    """Returns the model, in eval mode on the device, and its label map; an exported file's computes on the CPU."""
+def load_model(
+    options: ModelOptions, device: torch.device
+) -> tuple[MaskRCNN | ExportedModel, LabelMap, dict[str, Any]]:
+    """Returns the model, in eval mode on the device, its label map, and what its file says, which is read once.
+
+    An exported file's model computes on the CPU.
+    """
     path, names = options.weights_file, options.label_json_path
     label_map = None if names is None else LabelMap.from_json(names)
     if is_exported(path):
         if options.device not in ("auto", "cpu"):
             raise InputError(f"--device {options.device}: an exported file runs on the CPU; leave it out")
         model, label_map = exported_with_classes(path, label_map, **options.model)
+        content = model.content
     else:
-        model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
+        content = load_file(path)
+        model, label_map = model_from_checkpoint(path, device, label_map, content, **options.model)
     check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
-    return model, label_map
+    return model, label_map, content
 
 
 def exported_with_classes(path: Path, label_map: LabelMap | None, **config: Any) -> tuple[ExportedModel, LabelMap]:
@@ -69,11 +76,6 @@ def exported_with_classes(path: Path, label_map: LabelMap | None, **config: Any)
     label_map = label_map or model.label_map
     check_classes(path, model.config.num_classes, label_map)
     return model, label_map
-
-
-def content_of(model: MaskRCNN | ExportedModel, path: Path) -> dict[str, Any]:
-    """Returns what the weights' file says beside the weights that are in the model."""
-    return model.content if isinstance(model, ExportedModel) else load_file(path)
 
 
 def about_weights(path: Path, content: dict[str, Any], label_map: LabelMap) -> str:

@@ -19,7 +19,6 @@ from PIL import Image
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import encode_masks, mask_probs_to_bool
-from train_utils.data.in_python.images import as_uint8
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.mistakes.outlines import border_loops, simplified
 from train_utils.evaluation.numbers import to_coco_results
@@ -134,7 +133,7 @@ class Results:
     def draw(self, captions: str = AUTO, boxes: bool = True, magnify: int | None = None) -> Image.Image:
         """Returns the image with masks, boxes, names and scores on it; arguments as of `show.drawing.Style`."""
         shown = self.labels, self.scores, self.cropped_masks(), self.label_map.name, Style(captions, boxes, magnify)
-        return draw_detections(as_uint8(self.image()), self.boxes, *shown)
+        return draw_detections(self.image(), self.boxes, *shown)
 
     def save(self, path: str | Path) -> None:
         """Writes the drawn image; the suffix of the path says as what."""

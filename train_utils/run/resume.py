@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from network_files import MaskRCNNConfig
 from train_utils.checkpoints import data_state
 from train_utils.checkpoints.data_state import State
 from train_utils.cli.flags import given_model, settings_of
+from train_utils.data.objects.fitting import AUTO, asks_for_fit
 from train_utils.data.opening import DataSplits
 from train_utils.io.files import user_path
 from train_utils.processes.agreement import Fact, versions
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import resolve_aliases
+from train_utils.run.defaults import is_auto, resolve_aliases
 from train_utils.run.schedule import reference_warmup
 from train_utils.run.state import reading_training_state
 
@@ -42,7 +44,15 @@ def take_over(
     given: the names of the options that were given; config: of these. Raises InputError for an option that
     differs without leave.
     """
+    if is_auto(config.value("value_range")):  # measured then, and kept
+        given, config = {*given} - {"value_range"}, config.without("value_range")
     checkpoint = with_warmup(checkpoint)
+    fit = asks_for_fit(config.model)  # is done: the checkpoint has the numbers
+    found = [name for name in ("lr", "batch_size") if getattr(config, name) == AUTO]
+    config = replace(
+        config, model={name: value for name, value in config.model.items() if name not in fit}, **dict.fromkeys(found)
+    )
+    given = [name for name in given if name not in (*fit, *found)]
     config = resolve_aliases(config, checkpoint["args"]["epochs"])
     aliases = _aliases(config)
     names = {*given, *(aliases[name] for name in given if name in aliases)}
