@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 import torch
 
+from backbone.errors import InputError
 from network_files import create_model
 from train_utils.cli.busy import BUSY_VARIABLES
 from train_utils.cli.command import run_command
@@ -42,6 +43,7 @@ SPIN = "while True: pass"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(description=__doc__)
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help="some of the settings (default: all)")
     parser.add_argument("--turns", type=number(int, least=1), default=5, help="measured turns (default: 5)")
     parser.add_argument("--beside", type=number(int, least=0), default=2, help="busy processes (default: 2)")
     parser.add_argument("--train", action="store_true", help="training steps in place of predictions")
@@ -77,12 +79,13 @@ def work(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def processes(argv: list[str]) -> Iterator[dict[str, subprocess.Popen]]:
+def processes(argv: list[str], settings: list[str]) -> Iterator[dict[str, subprocess.Popen]]:
     """Starts a process for each setting; they end with the block."""
     clean = {name: value for name, value in os.environ.items() if name not in (*BUSY_VARIABLES, "OMP_NUM_THREADS")}
     command = [sys.executable, "-m", "benchmarks.machine.busy", "--work", *argv]
+    chosen = {name: more for name, more in SETTINGS.items() if name == "none" or name in settings or not settings}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    started = {name: subprocess.Popen(command, env=clean | more, **pipes) for name, more in SETTINGS.items()}
+    started = {name: subprocess.Popen(command, env=clean | more, **pipes) for name, more in chosen.items()}
     try:
         yield started
     finally:
@@ -126,7 +129,10 @@ def main(argv: list[str] | None = None) -> None:
         work(args)
         return
     what = "training step" if args.train else "prediction"
-    with processes(argv) as started:
+    unknown = [name for name in args.settings if name not in SETTINGS]
+    if unknown:
+        raise InputError(f"no setting is called {unknown[0]}; there are {', '.join(SETTINGS)}")
+    with processes(argv, args.settings) as started:
         report(f"{what}, 2 images of 128x128, the machine as it is", measured(started, args.turns))
         if args.beside:
             beside = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(args.beside)]

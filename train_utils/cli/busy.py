@@ -1,8 +1,11 @@
 """How busy the machine is, and what torch's threads were told -> a line on what helps, where something does."""
 
 import os
+import sys
 
 import torch
+
+from train_utils.processes.distributed import World
 
 # of OpenMP's runtimes: how long a thread that waits keeps its core
 BUSY_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -28,3 +31,10 @@ def busy_line(device: torch.device) -> str | None:
         f"this machine is busy (load average {load:.1f}, {cores} cores): the {threads} threads here wait long for each "
         f"other; {SPIN} or OMP_NUM_THREADS=1 before the command helps"
     )
+
+
+def say_if_busy(world: World) -> None:
+    """Prints `busy_line` to stderr, on the main process."""
+    line = busy_line(world.device) if world.is_main else None
+    if line:
+        print(line, file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
 from train_utils.checkpoints.held_out import SHARE, Scored, fingerprint, open_scored
 from train_utils.checkpoints.weights_source import weights_to_begin_from
+from train_utils.cli.busy import say_if_busy
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import steps_per_epoch
@@ -62,6 +63,7 @@ def run(
             config, notes = resume.take_over(given, config, checkpoint, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
+        say_if_busy(world)
         if world.is_main:  # reading data and weights may take long
             print(visible(intention(config, world, path)), flush=True)
         with world.main_first():
