@@ -14,9 +14,11 @@ import torch
 import torch._dynamo  # noqa: F401  (imported by the first optimizer; likewise)
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401  (likewise)
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from tqdm import tqdm
 
 import predict  # noqa: F401
 import train
@@ -41,6 +43,7 @@ PHASES = {
     "report": (trainer, "write_curves"),
 }
 PAUSE = 0.5  # seconds that a phase is held open
+tqdm.get_lock()  # made here, once for all: of a killed process, which could not remove it, the semaphore would be left
 
 
 def context():
@@ -56,7 +59,7 @@ def start(data, folder, *more, log, fault=None, rank=0, size=1, port=None):
     """A process (of multiprocessing) that trains on `data` into `folder`; its output is appended to `log`.
 
     fault: ("kill", name, n): SIGKILL at the n-th call of os.<name>; ("full", name, n): that call finds the disk full;
-    ("pause", phase, n, marker): at the n-th
+    ("board", "write", n): the n-th write of TensorBoard's thread does; ("pause", phase, n, marker): at the n-th
     call of that phase write the file `marker`, and take PAUSE seconds longer; ("bf16",): compute in bfloat16
     though this CPU emulates it; ("call", module, name, function): function in place of module.name.
 
@@ -226,9 +229,9 @@ def install(kind, *values):
     if kind == "kill":
         name, count = values
         _replace(os, name, count, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    elif kind == "full":
+    elif kind in ("full", "board"):
         name, count = values
-        _replace(os, name, count, fill)
+        _replace(os if kind == "full" else RecordWriter, name, count, fill)
     elif kind == "pause":
         phase, count, marker = values
 

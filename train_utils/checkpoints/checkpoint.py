@@ -145,10 +145,10 @@ def model_from_checkpoint(
         own, state = content["config"], content.get("ema", content["model"])
         label_map = label_map or LabelMap.from_dict(content["label_map"])
     else:
-        own, state = infer_architecture(content, str(path)), content
+        own, state = infer_architecture(content, str(path), config.get("backbone")), content
         label_map = label_map or default_label_map(own["num_classes"])
     settings = fitting_settings(path, own, config, state)
-    _check_classes(path, settings["num_classes"], label_map)
+    check_classes(path, settings["num_classes"], label_map)
     model = create_model(**settings)
     if state is content:
         load_weights(model, source if isinstance(source, dict) else str(path), content=content)
@@ -189,7 +189,8 @@ def fitting_settings(path: str | Path, own: Mapping, flags: Mapping, state: Mapp
     return settings
 
 
-def _check_classes(path: str | Path, of_file: int, label_map: LabelMap) -> None:
+def check_classes(path: str | Path, of_file: int, label_map: LabelMap) -> None:
+    """Raises InputError unless a label map has as many labels, background included, as the weights' file."""
     if label_map.num_labels != of_file:
         raise InputError(
             f"{path}: made for {of_file - 1} classes (without background), the list of names "

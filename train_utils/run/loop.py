@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,26 @@ from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.cli.busy import say_if_busy
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
-from train_utils.data.loaders import steps_per_epoch
+from train_utils.data.loaders import image_factors, steps_per_epoch
+from train_utils.data.objects import balance
+from train_utils.data.objects.fitting import AUTO, asks_for_fit, fitted
 from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import returning_freed_memory
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import content_of, resolve, with_geometry, without_effect
+from train_utils.run.defaults import content_of, resolve, with_geometry, with_images, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import measure, write_measured
+from train_utils.run.optimization import Precision, amp_dtype
 from train_utils.run.schedule import with_length
+from train_utils.run.tuning.batches import first_try, fitting_batch
+from transforms import augmentation_of
 
 NOTHING_MORE = Additions()
 
@@ -61,19 +67,28 @@ def run(
         checkpoint = checkpoints.load_checkpoint(path) if path else None
         if checkpoint:
             config, notes = resume.take_over(given, config, checkpoint, world)
+        if config.test_only and asks_for_fit(config.model):
+            raise InputError(f"{asks_for_fit(config.model)[0]} auto follows from training data: leave it out here")
+        fit_batch = config.batch_size == AUTO
+        if fit_batch:
+            config = first_try(config, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
         say_if_busy(world)
         if world.is_main:  # reading data and weights may take long
             print(visible(intention(config, world, path)), flush=True)
+        if config.own and not config.test_only:
+            with world.main_first():
+                augmentation_of(config)  # a mistake there is reported now, not after the data is read
         with world.main_first():
             begun = {} if checkpoint else content_of(config.weights)
-            config, about_geometry = with_geometry(config, checkpoint, begun)
-        notes += [about_geometry]
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
             scored = open_scored_alone(config, given, checkpoint or begun) if config.test_only else None
             splits, lines = described(scored) if scored else open_splits(config, additions.splits)
+            classes = None if config.test_only else splits.label_map.num_labels
+            config, about_geometry = with_geometry(config, checkpoint, begun, classes)
+        notes += [about_geometry]
         say = print if world.is_main else lambda *_, **__: None
         say("\n".join(map(visible, lines)))
         states = {}
@@ -83,12 +98,18 @@ def run(
             refuse_differences(world, facts(config, world, splits, states))
         if not config.test_only:
             refuse_nothing_to_learn(splits.train)
-            samples = len(splits.train) * config.repeat
+            model, about_sizes = fitted(config.model, splits.train)
+            config = replace(config, model=model)
+            samples = balance.samples_per_epoch(image_factors(splits.train, config))
             steps = steps_per_epoch(samples, config.global_batch(world.size))
             config, about_length = with_length(config, samples, steps)
-            notes += about_length
+            notes += [*about_sizes, *about_length]
+            if config.balance is not None:
+                notes.append(balance.describe(splits.train, config.balance, samples))
         notes += without_effect(config, world, checkpoint is not None)
         check_num_classes(config.num_classes, splits.label_map)
+        config, splits, about_images = with_images(config, splits, checkpoint, begun, world)
+        say(*map(visible, about_images), sep="\n", end="\n" * bool(about_images))
         data = "" if config.test_only else fingerprint(splits.train)
         if checkpoint and not config.test_only:
             notes += resume.check_data(config, checkpoint, splits, data, states)
@@ -115,6 +136,11 @@ def run(
         if scored:
             test(this, model, scored, user_path(config.output_dir or output_dir))
             return None
+        if fit_batch:
+            precision = Precision(world.device, amp_dtype(world.device) if config.amp else None)
+            config, about_batch = fitting_batch(model, splits.train, config, precision, world)
+            this = replace(this, config=config)
+            say(about_batch)
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
         return folder
@@ -127,7 +153,8 @@ def intention(config: RunConfig, world: World, path: Path | None) -> str:
     network = f"Mask R-CNN {config.value('variant') or 'v1'} on {config.value('backbone') or 'resnet50'}, {weights}"
     if config.test_only:
         return f"evaluates {network}, on {data}, on {world.size} x {world.device.type}"
-    length = f"{config.epochs} epoch(s) of {config.global_batch(world.size)} images a step"
+    length = f"{counted(config.epochs, 'epoch')}, " if config.epochs else ""
+    length += f"{counted(config.global_batch(world.size), 'image')} a step"
     return f"trains {network}, on {data}: {length}, on {world.size} x {world.device.type}"
 
 
@@ -201,7 +228,7 @@ def build_model(
         load_weights(model, checkpoint["model"])
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     about = (
-        f"model: Mask R-CNN {model.config.variant}, {model.config.backbone}, {len(label_map.names)} classes, "
+        f"model: Mask R-CNN {model.config.variant}, {model.config.backbone}, {counted(len(label_map), 'class')}, "
         f"{sum(size for size, _ in sizes):.1f} M parameters, "
         f"{sum(size for size, trained in sizes if trained):.1f} M of them trained"
     )
