@@ -9,7 +9,7 @@ from train_utils.processes.distributed import World
 
 # of OpenMP's runtimes: how long a thread that waits keeps its core
 BUSY_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-SPIN = "GOMP_SPINCOUNT=10000"
+HELPS = "OMP_WAIT_POLICY=PASSIVE"  # measured by benchmarks/machine/busy.py
 MARGIN = 1.0  # processes that wait for each core, from which on the machine is called busy
 
 
@@ -28,8 +28,8 @@ def busy_line(device: torch.device) -> str | None:
     if load <= (1 + MARGIN) * cores:
         return None
     return (
-        f"this machine is busy (load average {load:.1f}, {cores} cores): the {threads} threads here wait long for each "
-        f"other; {SPIN} or OMP_NUM_THREADS=1 before the command helps"
+        f"this machine is busy (load average {load:.1f}, {cores} cores): the {threads} threads of this process wait for "
+        f"each other; {HELPS} before the command helps, a quiet machine is faster without"
     )
 
 
