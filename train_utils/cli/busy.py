@@ -28,8 +28,8 @@ def busy_line(device: torch.device) -> str | None:
     if load <= (1 + MARGIN) * cores:
         return None
     return (
-        f"this machine is busy (load average {load:.1f}, {cores} cores): the {threads} threads of this process wait for "
-        f"each other; {HELPS} before the command helps, a quiet machine is faster without"
+        f"this machine is busy (load average {load:.1f}, {cores} cores): {threads} threads here wait for each other "
+        f"for long; {HELPS} before the command helps, a quiet machine is faster without"
     )
 
 
