@@ -66,6 +66,7 @@ from train_utils.prediction.pipeline import (
     stopping,
 )
 from train_utils.prediction.predictor import Predictor
+from train_utils.prediction.tiles import TiledModel, TileOptions
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
@@ -82,7 +83,7 @@ DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wron
 
 
 @dataclass(frozen=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(ModelOptions, TileOptions):
     """Prediction: of which images, and what becomes of the detections."""
 
     img_path: tuple[str, ...] | None = setting(
@@ -173,6 +174,8 @@ def predictor_of(options: PredictOptions, least_score: float, world: World) -> P
     model, label_map, content = load_model(options, world.device)
     with world.one_voice():
         print(about_weights(options.weights_file, content, label_map))
+    if tiling := options.tiling(model.config, content):
+        model = TiledModel(model, tiling, options.mask_threshold)
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))
 

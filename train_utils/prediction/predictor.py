@@ -30,6 +30,7 @@ from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import labels_of
+from train_utils.prediction.tiles import TiledModel
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
@@ -44,7 +45,12 @@ def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device
     for i in range(0, len(images), at_once):
         some = [image.to(device) for image in images[i : i + at_once]]
         found += model(some, paste_masks=False)
-    return [{key: value.cpu() for key, value in detections.items()} for detections in found]
+    return [{key: value.to("cpu") for key, value in detections.items()} for detections in found]
+
+
+def without(values: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
+    """Returns a number that is among values, and the others."""
+    return int(values[name]), {key: value for key, value in values.items() if key != name}
 
 
 def alike(
@@ -92,6 +98,7 @@ class Predictor:
         smallest_scale: object = None,
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
+        self.tiling = model.tiling if isinstance(model, TiledModel) else None
         self.least_score, self.mask_threshold, self.reading = least_score, mask_threshold, Reading.of(model.config)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
@@ -130,6 +137,8 @@ class Predictor:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         keep = found["scores"] >= self.least_score  # [D]
         full = int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
+        if self.tiling is not None:
+            size, full, found = self.tiling.tile_size(size), *without(found, "full_tiles")
         left_out = Counter({f"below --score {self.least_score:g}": int((~keep).sum())})
         if self.labels is not None:
             wanted = torch.isin(found["labels"], self.labels)
@@ -140,7 +149,9 @@ class Predictor:
         return {key: value[keep] for key, value in found.items()}, counts
 
     def masks(self, found: dict, size: tuple[int, int]) -> CroppedMasks:
-        """Returns the masks of an image of size (H, W)."""
+        """Returns the masks of an image, as it is or resized to size (H, W), where boxes lie."""
+        if "masks" in found:
+            return found["masks"] if found["masks"].size == tuple(size) else found["masks"].resize(size)
         where = found["boxes"], size, self.model.config.geometry, self.mask_threshold
         return mask_probs_to_bool(found["mask_probs"], *where)
 
@@ -210,7 +221,8 @@ class Predictor:
 
     def limits(self) -> list[Limit]:
         """Returns the limits that the images met, which may have cost detections."""
-        full = full_images(self.full, self.model.config.box_detections_per_img)
+        what = "image" if self.tiling is None else "tile"
+        full = full_images(self.full, self.model.config.box_detections_per_img, what)
         shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
         return [*full, *shrunk, *dropped_limits(self.dropped + take_dropped())]
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
-from network_files.operators.instance_masks import encode_masks, mask_probs_to_bool
+from network_files.operators.instance_masks import encode_cropped, mask_probs_to_bool
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.mistakes.outlines import border_loops, simplified
 from train_utils.evaluation.numbers import to_coco_results
@@ -62,8 +62,9 @@ class Results:
     """What a model found in one image, by falling score.
 
     found: boxes float32 [D, 4] (x1 y1 x2 y2 in the image's pixels), labels int64 [D], scores float32 [D] in 0..1,
-    mask_probs [D, 28, 28]; size: (H, W); geometry: the model's; image: gives the image [3, H, W];
-    source: its path, or what stands for it; mask_threshold: a mask's pixels are those with a probability above it.
+    mask_probs [D, 28, 28], or of tiles masks (CroppedMasks); size: (H, W); geometry: the model's; image: gives the
+    image [3, H, W]; source: its path, or what stands for it; mask_threshold: a mask's pixels are those with a
+    probability above it.
 
     results[i], results[a:b], results[results.scores > 0.9] are the Results of these detections alone.
     """
@@ -103,6 +104,8 @@ class Results:
 
     def cropped_masks(self, which: slice | Sequence[int] = slice(None)) -> CroppedMasks:
         """Returns masks as the pixels in their boxes."""
+        if "masks" in self.found:  # of tiles
+            return self.found["masks"][which]
         probs, boxes = self.found["mask_probs"][which], self.boxes[which]
         return mask_probs_to_bool(probs, boxes, self.size, self.geometry, self.mask_threshold)
 
@@ -122,7 +125,7 @@ class Results:
 
     def rle(self) -> list[dict]:
         """Returns each mask as COCO's compressed RLE: {"size": [H, W], "counts": str}."""
-        return encode_masks(self.found["mask_probs"], self.boxes, self.size, self.geometry, self.mask_threshold)
+        return encode_cropped(self.cropped_masks())
 
     def to_coco(self, image_id: int | str = 0) -> list[dict]:
         """Returns COCO results: image_id, category_id, bbox (x y w h), segmentation (RLE), score."""
