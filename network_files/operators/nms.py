@@ -82,12 +82,12 @@ def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor
     """Returns the result of `nms_of_rows` by comparing all with all; rounds as in `_by_pairs`, many for each look."""
     over = box_iou(boxes, boxes) > threshold  # [B, K, K]
     if groups is not None:
-        over &= groups[:, :, None] == groups[:, None]
+        over &= groups.unsqueeze(2) == groups.unsqueeze(1)
     over = over.triu_(1)
     keep = valid
     while True:
         for _ in range(ROUNDS):
-            previous, keep = keep, (over & keep[:, :, None]).any(1).logical_not_().logical_and_(valid)
+            previous, keep = keep, (over & keep.unsqueeze(2)).any(1).logical_not_().logical_and_(valid)
         changed, *counts = torch.cat(((keep != previous).any()[None], keep.sum(1))).tolist()
         if not changed:
             return keep, counts
