@@ -26,10 +26,10 @@ class MaskRCNN(nn.Module):
     falling score, and masks [D, 1, H, W] in 0..1, or with paste_masks=False the cropped form, mask_probs
     [D, 28, 28]; model(images, targets) there returns (losses, detections) from one pass.
 
-    images: uint8 0..255, uint16 0..65535 or float 0..1, [3, H, W] each. targets, one dict per image: boxes [G, 4]
-    (x1 y1 x2 y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or CroppedMasks), and maybe iscrowd
-    [G], and sample_seed (int) to fix the image's draws. recorder: is called with what each stage sees. Raises
-    ValueError for shapes that do not fit.
+    images: uint8 0..255, uint16 0..65535 or float 0..1, [config.channels, H, W] each. targets, one dict per
+    image: boxes [G, 4] (x1 y1 x2 y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or
+    CroppedMasks), and maybe iscrowd [G], and sample_seed (int) to fix the image's draws. recorder: is called with what
+    each stage sees. Raises ValueError for shapes that do not fit.
     """
 
     def __init__(self, config: MaskRCNNConfig) -> None:
@@ -44,6 +44,8 @@ class MaskRCNN(nn.Module):
             frozen_eps=config.frozen_bn_eps,
             width=config.backbone_width,
         )
+        if config.channels != 3:
+            self.backbone.set_channels(config.channels)
         self.rpn = RegionProposalNetwork(self.shared, config.fpn_channels, depth=1 if config.variant == "v1" else 2)
         self.roi_heads = RoIHeads(self.shared, config.fpn_channels)
         self.to(memory_format=torch.channels_last)  # as the activations: else each convolution reorders its weight

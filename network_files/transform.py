@@ -50,7 +50,7 @@ def padded_size(
 
 @dataclass
 class ImageBatch:
-    """images [N, 3, ph, pw]; sizes: (h, w) of each; original_sizes: (H, W) of each."""
+    """images [N, C, ph, pw]; sizes: (h, w) of each; original_sizes: (H, W) of each."""
 
     images: Tensor
     sizes: list[Size]
@@ -93,7 +93,7 @@ class Transform(Part):
         self.shared = Shared.of(config)
 
     def batch(self, images: list[Tensor], targets: list[dict] | None, training: bool, dtype: torch.dtype) -> ImageBatch:
-        """Makes a batch of `dtype`, in channels-last memory, of images [3, H, W], uint8 0..255 or float 0..1.
+        """Makes a batch of `dtype`, in channels-last memory, of images [C, H, W], uint8 0..255 or float 0..1.
 
         targets: for their sample_seed alone. Raises ValueError for another shape.
         """
@@ -103,7 +103,8 @@ class Transform(Part):
             raise ValueError(f"images is one tensor {list(images.shape)}: give a list of images, [image]")
         config, resized = self.config, []
         for i, image in enumerate(images):
-            check_image(image, f"image {i}", in_range=any(deviation != 1 for deviation in config.image_std))
+            in_range = any(deviation != 1 for deviation in config.image_std)
+            check_image(image, f"image {i}", in_range, config.channels)
             min_size = config.min_size[-1]
             if training and len(config.min_size) > 1:
                 seed = targets[i].get("sample_seed") if targets else None
@@ -114,7 +115,9 @@ class Transform(Part):
         sizes = [tuple(image.shape[-2:]) for image in resized]
         divisor = config.size_divisible
         padded = config.fixed_size or [math.ceil(max(side) / divisor) * divisor for side in zip(*sizes, strict=True)]
-        padded_images = resized[0].new_zeros(len(images), *padded, 3).permute(0, 3, 1, 2)  # [N, 3, ph, pw]
+        padded_images = (
+            resized[0].new_zeros(len(images), *padded, config.channels).permute(0, 3, 1, 2)
+        )  # [N, C, ph, pw]
         for i, image in enumerate(resized):  # by index: the views of a loop take no gradient
             padded_images[i, :, : image.shape[1], : image.shape[2]] = image
         return ImageBatch(padded_images, sizes, [tuple(image.shape[-2:]) for image in images])
@@ -125,16 +128,16 @@ class Transform(Part):
         return (image - mean[:, None, None]) / std[:, None, None]
 
 
-def check_image(image: Tensor, name: str, in_range: bool = True) -> None:
-    """Raises ValueError for what is no image [3, H, W], uint8, uint16 or float in 0..1.
+def check_image(image: Tensor, name: str, in_range: bool = True, channels: int = 3) -> None:
+    """Raises ValueError for what is no image [channels, H, W], uint8, uint16 or float in 0..1.
 
     in_range: whether the values of floats are looked at; on a CPU alone, as on a GPU the host would wait for them. A
     model that divides by a deviation of 1 is given images that are normalised already.
     """
     if not isinstance(image, Tensor):
-        raise ValueError(f"{name} is a {type(image).__name__}: it must be a tensor [3, H, W]")
-    if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"{name} has shape {list(image.shape)}: it must be [3, H, W]")
+        raise ValueError(f"{name} is a {type(image).__name__}: it must be a tensor [{channels}, H, W]")
+    if image.dim() != 3 or image.shape[0] != channels or 0 in image.shape:
+        raise ValueError(f"{name} has shape {list(image.shape)}: it must be [{channels}, H, W]")
     if not image.is_floating_point() and image.dtype not in WHITE:
         raise ValueError(f"{name} is {image.dtype}: it must be uint8, uint16 or float in 0..1")
     if in_range and image.is_floating_point() and image.device.type == "cpu":

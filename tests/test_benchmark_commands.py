@@ -17,7 +17,7 @@ def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
     options = ["--width", "96", "--height", "64", "--objects", "4", "--detections", "3", *SMALL]
     assert huge_image.main([*options, "--keep", str(tmp_path)]) == 0
     out = capfd.readouterr().out
-    assert "1 images (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
+    assert "1 image (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
     seconds, peak = re.search(r"exit status 0, ([\d.]+) s, peak (\d+) MiB", out).groups()
     assert float(seconds) > 0 and 100 < int(peak) < 4000
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from backbone import BACKBONES
 from backbone.errors import InputError
 from network_files.weight_files.architecture import infer_architecture
 from tests import tiny_model
@@ -311,3 +313,31 @@ def test_default_names():
     coco = default_label_map(91)
     assert (coco.num_labels, len(coco), coco.name(90), coco.name(12)) == (91, 80, "toothbrush", "N/A")
     assert default_label_map(3).names == ("class 1", "class 2")
+
+
+class Body(nn.Module):
+    """A body of one's own: its keys are those of no published one."""
+
+    def __init__(self, norm, width):
+        super().__init__()
+        self.out_channels = (width, 2 * width, 4 * width, 8 * width)
+        pairs = zip((3, *self.out_channels[:3]), self.out_channels, strict=True)
+        self.parts = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 3, 4 if a == 3 else 2, 1), norm(b)) for a, b in pairs)
+
+    def freeze(self, trainable_layers):
+        pass
+
+    def forward(self, x):
+        return [x := part(x) for part in self.parts]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+def test_a_bare_state_dict_of_a_backbone_of_ones_own(norm, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "mine", Body)
+    state = tiny_model.tiny(3, backbone="mine", norm=norm, backbone_width=None).state_dict()
+    torch.save(state, path := tmp_path / "mine.pth")
+    with pytest.raises(InputError, match="no known ResNet or MobileNet .* of another one give the name: backbone$"):
+        model_from_checkpoint(path)
+    model, label_map = model_from_checkpoint(path, backbone="mine")
+    assert same(dict(model.state_dict()), dict(state)) and label_map.num_labels == 3
+    assert (model.config.backbone, model.config.norm, model.config.backbone_width) == ("mine", norm, 64)

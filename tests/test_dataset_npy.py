@@ -56,7 +56,7 @@ def test_the_target(tmp_path):
     assert target["image_id"] == 7 and target["area"].tolist() == [119, 159] and target["iscrowd"].tolist() == [0, 0]
     assert data.object_counts().tolist() == [2] and not data.missing.any() and data.skipped == {}
     assert data.sizes.tolist() == [[20, 30]] and data.label_map.names == ("class_1", "class_2")
-    assert "\n" not in data.describe() and "1 images (0 without objects), 2 objects of 2 classes" in data.describe()
+    assert "\n" not in data.describe() and "1 image (0 without objects), 2 objects of 2 classes" in data.describe()
 
 
 def test_the_ground_truth_is_what_pycocotools_reads(tmp_path):

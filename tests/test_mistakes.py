@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -20,7 +21,7 @@ from train_utils.evaluation.mistakes.errors import KINDS, costs, kinds_of, misse
 from train_utils.evaluation.mistakes.gallery import ASIDE, FINE, Shown
 from train_utils.evaluation.mistakes.matching import match
 from train_utils.evaluation.mistakes.outlines import border_loops, mask_loops, path_of
-from train_utils.evaluation.mistakes.scores import best_f1, best_of_all, calibration
+from train_utils.evaluation.mistakes.scores import best_f1, best_of_all, calibration, score_to_show
 from train_utils.evaluation.numbers import evaluate_results
 
 SIZE = 100
@@ -264,6 +265,21 @@ def test_the_best_f1_takes_equal_scores_together():
     assert best == (0.5, pytest.approx(2 / 3), 1.0, pytest.approx(0.8))
     assert best_f1(np.zeros(0), np.zeros(0, dtype=bool), 2) is None
     assert best_f1(np.array([0.5]), np.array([False]), 0) is None
+
+
+def test_where_nothing_is_right_as_many_are_shown_as_there_are_objects():
+    matches = SimpleNamespace(
+        score=np.array([0.9, 0.3, 0.8, 0.2]),
+        ignored=np.zeros((1, 4), bool),
+        crowd=np.array([False, False, False, True]),
+    )
+    wrong = best_f1(matches.score, np.zeros(4, bool), 3)
+    assert wrong.score == 0.9 and wrong.f1 == 0
+    score, why = score_to_show(matches, wrong, 0.5)
+    assert score == 0.3 and "no detection is right" in why
+    right = best_f1(matches.score, np.array([False, True, False, False]), 3)
+    assert score_to_show(matches, right, 0.5) == (0.3, "there F1 over all classes is highest")
+    assert score_to_show(matches, None, 0.5) == (0.5, "")
 
 
 def test_calibration_by_hand():

@@ -9,7 +9,7 @@ from tests.coco_folders import annotation, coco, write_image
 from tests.npy_folders import many
 from tests.small_runs import call
 from tools import check_data
-from train_utils.data.opening import open_data
+from train_utils.data.opening import KNOWN, open_data
 from train_utils.data.options import DataOptions
 
 VIA = {"a.png0": {"filename": "a.png", "size": 0, "regions": [], "file_attributes": {}}}
@@ -127,14 +127,14 @@ def test_what_is_no_data_set_is_named(tmp_path, files, said):
 def test_a_data_set_that_lies_deeper_is_named(tmp_path):
     for split in ("train", "valid"):
         write(tmp_path / "some/data" / split, "_annotations.coco.json", 2)
-    with pytest.raises(InputError, match=f"a data set lies deeper: give {tmp_path / 'some/data'}; looked for"):
+    with pytest.raises(InputError, match=f"a data set lies deeper: give {tmp_path / 'some/data'}$"):
         open_data(tmp_path)
     assert len(open_data(tmp_path / "some/data").train) == 2
 
 
 def test_data_of_another_format_is_named(tmp_path):
     many(tmp_path, 2)
-    with pytest.raises(InputError, match="no data set found; it is npy data, which --dataset npy opens; looked for"):
+    with pytest.raises(InputError, match="no data set found; it is npy data, which --dataset npy opens$"):
         open_data(tmp_path, dataset="coco")
 
 
@@ -155,3 +155,16 @@ def test_a_file_that_is_no_data_is_named(tmp_path, name, text, said):
     with pytest.raises(InputError) as error:
         open_data(tmp_path / name)
     assert said in str(error.value) and "download" not in str(error.value)
+
+
+def test_a_folder_that_says_nothing_is_answered_in_a_short_line(tmp_path):
+    with pytest.raises(InputError) as error:
+        open_data(tmp_path)
+    assert str(error.value) == f"{tmp_path}: the folder is empty; {KNOWN}" and len(KNOWN) < 130
+    (tmp_path / "read.me").touch()
+    with pytest.raises(InputError, match="no data set found; looked for data of coco, .*; --dataset with one of these"):
+        open_data(tmp_path)
+    with pytest.raises(InputError, match="looked for annotations/instances_train2017.json .* single COCO json$"):
+        open_data(tmp_path, dataset="coco")
+    with pytest.raises(InputError, match="^--dataset nosuch: auto, coco, .* can be opened$"):
+        open_data(tmp_path / "nowhere", dataset="nosuch")  # a slip in the command comes before what lies there

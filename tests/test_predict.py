@@ -78,6 +78,7 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert {r["category_id"] for r in every} > {1}
     middle = sorted(r["score"] for r in every)[len(every) // 2]
     assert results("--score", middle) == [r for r in every if r["score"] >= middle]
+    assert "replaces results of an earlier call, of 20" in run("--img-path", image, "--score", middle)[1]
     below = sum(r["score"] < middle for r in every)
     others = sum(r["score"] >= middle and r["category_id"] != 2 for r in every)
     words = "--img-path", image, "--score", middle, "--classes", "Square"

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
 import validation
 from tests.browser import Browser, needs_browser
@@ -363,6 +364,14 @@ def test_without_detections_or_objects_nothing_is_said_of_them(made, tmp_path):
     _, shapes, results = made
     none = write_report(tmp_path, Evaluated("r", {"segm": evaluated(shapes, [])}, [], shapes)).path.read_text()
     assert "no detection at all" in none and "F1 over all classes is highest" not in none
+    size = shapes.sizes[0].tolist()
+    mask = {"size": size, "counts": coco_mask.encode(np.zeros(size, np.uint8, order="F"))["counts"].decode()}
+    blank = [
+        {"image_id": shapes.image_id(0), "category_id": 1, "score": 0.9, "bbox": [1, 1, 5, 5], "segmentation": mask}
+    ]
+    wrong = write_report(tmp_path, Evaluated("r", {"segm": evaluated(shapes, blank)}, blank, shapes)).path.read_text()
+    assert "1 detection of the kind background: an empty mask" in wrong and "empty mask" not in none
+    assert "with a score of 0.900 or more: no detection is right at any score" in wrong
     data = write_coco(tmp_path / "data")
     content = json.loads((data / "instances_val.json").read_text())
     (data / "instances_val.json").write_text(json.dumps({**content, "annotations": []}))

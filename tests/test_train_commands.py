@@ -22,6 +22,7 @@ from train_utils.run import epochs as trainer
 from train_utils.run.config import LR_PER_IMAGE, RunConfig, add_arguments
 from train_utils.run.defaults import BUILT_IN_MODEL, resolve
 from train_utils.run.reports import about_speed
+from train_utils.run.schedule import with_length
 
 STEPS = 6  # per epoch: 12 images in batches of 2
 
@@ -54,8 +55,8 @@ def test_a_wrong_evaluator_is_told_first(tmp_path, monkeypatch, capsys):
 def test_a_run_prints_what_it_does(finished, shapes):
     folder, output = finished
     first = output.splitlines()[0]
-    assert first.startswith("trains Mask R-CNN v1 on resnet18, weights none, on ") and "2 epoch(s) of 2 images" in first
-    assert "steps x 2 epochs, 6 steps of warm-up, times 0.1 at step 7 and 10 of 12, float32" in output
+    assert first.startswith("trains Mask R-CNN v1 on resnet18, weights none, on ")
+    assert first.endswith(": 2 epochs, 2 images a step, on 1 x cpu")
     assert "12 images" in output and "Mask R-CNN v1, resnet18, 3 classes" in output
     assert "learning rate 0.002" in output and "run folder: run" in output
     line = re.compile(
@@ -92,6 +93,7 @@ def parsed(words):
 def test_a_run_says_how_long_it_takes_and_on_a_cpu_what_is_sooner():
     config = RunConfig.of({"data_path": "D"})
     config = resolve(config, SimpleNamespace(size=1, device=torch.device("cpu")))
+    config, _ = with_length(config, 1848, 924)
     large, small = (SimpleNamespace(config=MaskRCNNConfig(backbone=name)) for name in ("resnet50", "resnet18"))
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     about, sooner = about_speed(4.5, 24_000, config, large, cpu)
@@ -181,13 +183,14 @@ def test_other_steps_per_epoch_or_classes_do_not_resume(finished, shapes, tmp_pa
 
 def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = flags(shapes, finished[0], "--test-only", "--resume", finished[0] / "model_1.pth")
+    arguments = flags(shapes, tmp_path / "tested", "--test-only", "--resume", finished[0] / "model_1.pth")
     assert call(train, *arguments) == 0
     output = capsys.readouterr().out
     recorded = json.loads((finished[0] / "seg_results.json").read_text())[1]
     recalls = re.findall(r"Average Recall .* all \| maxDets=100 \] = (-?[\d.]+)", output)
     assert len(recalls) == 2 and float(recalls[1]) == pytest.approx(recorded["AR100"], abs=6e-4)
-    assert list(tmp_path.iterdir()) == []
+    record = json.loads((tmp_path / "tested" / "record_mAP.json").read_text())
+    assert record["segm"]["stats"]["AR100"] == recorded["AR100"] and [*tmp_path.iterdir()] == [tmp_path / "tested"]
 
 
 # --- several processes ---

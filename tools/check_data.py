@@ -17,7 +17,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,29 @@ import numpy as np
 from backbone.errors import InputError
 from backbone.settings import setting
 from network_files import MaskRCNNConfig
+from network_files.transform import resized_size
 from network_files.weight_files.architecture import infer_architecture
-from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, counted
+from tools.doctor import duplicates, fix, images, looks, page, statistics
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
+from train_utils.cli.console import start_of
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.options import BELOW_SEED, SHAPES_FOLDER, DataOptions
+from train_utils.data.loaders import steps_per_epoch
+from train_utils.data.objects import anchors
+from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
+from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
-from train_utils.io.plain_text import one_line, visible
+from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
-from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
+from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights, is_auto
+from train_utils.run.schedule import default_epochs
 from train_utils.show.pages import write_page
 
 USED_MOST = (
@@ -69,15 +77,18 @@ class Options(DataOptions):
     output_dir: str = setting("check_data", "where page and json go")
     fix: str | None = setting(None, "a new folder for corrected annotations (COCO)", metavar="OUT")
     model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig
+    augmentation: Augmentation = Augmentation()  # of the training images on the contact sheet
 
 
 def parse() -> Options:
     """Returns the options that the command names."""
     parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, Options, leave_out=("val_fraction", "drop_empty", "strict"))
+    add_flags(parser, Augmentation, leave_out=("mini_mask",))
     add_model_flags(parser, training=False)
     given = parser.given()
-    options = Options(**given_settings(Options, given), model=given_model(given))
+    augmentation = Augmentation(**given_settings(Augmentation, with_preset(given)))
+    options = Options(**given_settings(Options, given), model=given_model(given), augmentation=augmentation)
     if options.full and options.quick:
         parser.error("argument --quick: not allowed with argument --full")
     return options
@@ -93,6 +104,7 @@ class Report:
         self.tables: dict = {}
         self.classes: dict = {}
         self.histograms: dict = {}
+        self.values: images.PixelValues | None = None
         self.sizes: dict = {}
         self.reach: list = []
         self.masks: list = []
@@ -114,7 +126,13 @@ class Report:
         """Looks at everything but the images."""
         options, finds = self.options, self.finds
         self.opened = open_all(options, finds)
+        if self.opened.splits:
+            splits, self.values = images.pixel_values(self.opened.splits, self.config, finds)
+            self.opened = self.opened._replace(splits=splits)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
+        if self.tables and not options.weights_path:
+            classes = next(iter(self.opened.splits.values())).label_map.num_labels
+            self.config, self.assumed = model_config(options, classes)
         self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:
             tables = list(self.tables.values())
@@ -140,11 +158,7 @@ class Report:
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
             known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
-            of_classes = (
-                f"{known} classes ({used} of them with objects)"
-                if used < known
-                else (f"{known} class{'' if known == 1 else 'es'}")
-            )
+            of_classes = f"{known} classes ({used} of them with objects)" if used < known else counted(known, "class")
             lines.append(
                 f"{split}: {counted(len(counts), 'image')} ({int((counts == 0).sum()):,} without objects), "
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
@@ -181,6 +195,61 @@ class Report:
                 lines.append(f"{reach.flags()}: {reach.numbers()}")
         return lines
 
+    def advice(self) -> list[str]:
+        """Returns lines that say how train.py fits the data best, its command last; none where it would not open it."""
+        trained = self.tables.get("train", self.tables.get("all"))
+        if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
+            return []
+        size = sizing(trained.sizes, self.config)
+        lines, flags, config, reach = [size.line()], size.flags.split(), self.config, self.reach
+        if flags:
+            config = replace(config, min_size=int(flags[1]), max_size=int(flags[3]))
+            reach = anchors.reach(list(self.tables.values()), config)
+        fitting = [each for each in reach if each.ratios == config.aspect_ratios]  # others do not fit published weights
+        if fitting and fitting[-1].sizes != config.anchor_sizes:
+            flags += ["--anchor-sizes", *map(str, fitting[-1].sizes)]
+            before, after = fitting[0].share(0.5), fitting[-1].share(0.5)
+            lines.append(f"these anchors reach {after:.1%} of the objects at that size, the usual ones {before:.1%}")
+        resized = resized_size(*size.size, config.min_size[-1], config.max_size, config.fixed_size)
+        batch, count = USUAL["batch_size"], len(trained.sizes)
+        if "all" in self.tables:  # training holds a share out
+            count -= round(count * DataOptions().val_fraction)
+        epochs = default_epochs(count)
+        steps = f"{counted(epochs * steps_per_epoch(count, batch), 'step')} of {counted(batch, 'image')}"
+        lines.append(f"train.py makes {counted(epochs, 'epoch')} of so many images, {steps} (--epochs, --batch-size)")
+        needed, each = (step_memory(count, resized) / 2**30 for count in (batch, batch + 1))
+        lines.append(
+            f"memory of a step, beside weights and program: about {needed:.2g} GiB for --batch-size {batch}, "
+            f"{each - needed:.2g} GiB for each further image (ResNet-50, float32, as measured on a CPU)"
+        )
+        out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
+        command = pasted(
+            "--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(flags), *flags, *out
+        )
+        return [*filter(None, lines), f"train with: {start_of('train')} {command}"]
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the data are the built-in shapes, which have a model of their own."""
+        return user_path(self.options.data_path).resolve() == Path(SHAPES_FOLDER).resolve()
+
+    def data_flags(self) -> list[str]:
+        """Returns the flags that say how the data is read, as train.py has them, too."""
+        words = []
+        for name in ("dataset", *OF_PLACE[2:], "label_json_path", "crowd_as_objects", "follow_links"):
+            value = getattr(self.options, name)
+            if value != getattr(DataOptions(), name):
+                words += ["--" + name.replace("_", "-"), str(value)]
+        return words
+
+    def given_flags(self, instead: Collection[str]) -> list[str]:
+        """Returns the flags of the model that were given, but those that are among others which take their place."""
+        words = []
+        for name, value in self.options.model.items():
+            values, flag = value if isinstance(value, tuple) else (value,), "--" + name.replace("_", "-")
+            words += [] if flag in instead else [flag, *("none" if v is None else str(v) for v in values)]
+        return words
+
     def to_dict(self) -> dict:
         """Returns the content of check_data.json."""
         return {
@@ -201,6 +270,7 @@ class Report:
             "classes": self.classes,
             "histograms": self.histograms,
             "image_sizes": self.sizes,
+            "values": self.values._asdict() if self.values else None,
             "anchors": [
                 {
                     "anchor_sizes": list(reach.sizes),
@@ -236,7 +306,9 @@ class Report:
     def write(self, folder: Path) -> Path:
         """Writes the json and the page; returns the page's path."""
         folder_to_write(folder)
-        sheet, seconds = page.contact_sheet(self.splits, self.options.samples, self.options.seed, self.of_images)
+        options = self.options
+        shown = options.samples, options.seed, self.of_images, options.augmentation
+        sheet, seconds = page.contact_sheet(self.splits, *shown)
         left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.options.samples:
@@ -246,6 +318,8 @@ class Report:
         if self.tables:
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
+        if self.values:
+            sections.append(page.values_section(*self.values[:3]))
         if self.reach:
             sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
             if self.masks:
@@ -259,19 +333,20 @@ class Report:
         return folder / "check_data.html"
 
 
-def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
+def model_config(options: Options, classes: int | None = None) -> tuple[MaskRCNNConfig, str]:
     """Returns (the model that sizes and anchors are looked at for, where it is from).
 
-    It is that of --weights-path, else train.py's for this data; flags that are given precede it.
+    It is that of --weights-path, else train.py's for this data; flags that are given precede it. classes: of the data,
+    background counted.
     """
-    given = options.model
+    given = {name: value for name, value in options.model.items() if name != "value_range" or not is_auto(value)}
     if options.weights_path:
         path = weights_file(options.weights_path)
         content = load_file(path)
         own, state = (
             (content["config"], content["model"])
             if is_checkpoint(content)
-            else (infer_architecture(content, str(path)), content)
+            else (infer_architecture(content, str(path), given.get("backbone")), content)
         )
         config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
     elif user_path(options.data_path).resolve() == Path(SHAPES_FOLDER).resolve():
@@ -279,7 +354,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
         config, source = MaskRCNNConfig(**fields), "train.py's model for these shapes"
     else:
         weights = default_weights(given.get("backbone", USUAL["backbone"]), given.get("variant"))
-        fields = {"geometry": default_geometry(weights, {}), **given}
+        fields = {"geometry": default_geometry(weights, {}, classes), **given}
         config, source = MaskRCNNConfig(**fields), "train.py's usual model"
     return config, source + (", and the flags given" if given else "")
 
@@ -302,7 +377,12 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
 def show(report: Report) -> None:
     """Prints the summary: errors first."""
     print(one_line(f"{report.opened.path} ({report.opened.layout})"))
-    for line in (*report.lines(), *report.anchor_lines(), *report.mask_lines()):
+    for line in (
+        *report.lines(),
+        *(report.values.lines if report.values else ()),
+        *report.anchor_lines(),
+        *report.mask_lines(),
+    ):
         print(f"  {visible(line)}")
     verdict = page.brief_verdict(report.verdict, report.finds)
     print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")
@@ -338,6 +418,8 @@ def main() -> int:
         report.open_images()
     path = report.write(folder)
     show(report)
+    for line in report.advice():
+        print(visible(line))
     print(visible(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)"))
     if options.fix:
         fix.write(report.opened, options, user_path(options.fix), report.config, report.finds, report.of_images)

@@ -13,8 +13,8 @@ from network_files.operators.padded import from_host
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 # Where pixel or cell i has its value, when RoIs are pooled and masks are cut out and pasted: at i, its corner, as in
-# torchvision, or at i + 0.5, its centre. Boxes are the same in both: pixel i reaches from i to i + 1.
-GEOMETRIES = TORCHVISION, HALF_PIXEL = "torchvision", "half_pixel"
+# torchvision; at i + 0.5, its centre; RoIs as the first, masks as the second. In all boxes pixel i reaches to i + 1.
+GEOMETRIES = TORCHVISION, HALF_PIXEL, HALF_PIXEL_MASKS = "torchvision", "half_pixel", "half_pixel_masks"
 
 
 def box_area(boxes: Tensor) -> Tensor:

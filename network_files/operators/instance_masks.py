@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
+from network_files.operators.boxes import TORCHVISION
 from network_files.operators.cropped_masks import CroppedMasks, nearest_source
 from network_files.operators.padded import from_host, image_of_each, waits_are_cheap
 from network_files.operators.roi_align import bilinear_taps
@@ -34,9 +34,9 @@ def mask_targets(
     Per image: masks; rois [P_i, 4] in the image resized to (height, width) `resized`; matched int64
     [P_i], the mask of each RoI. Returns [P, cells, cells] in 0..1, of the rois' type, P over all images.
 
-    The share is separable: rows @ crop @ columns^T, with two small matrices per RoI. "half_pixel" takes the pixels of
-    the original mask by the area that a cell covers of each. "torchvision" matches torchvision, which resizes the
-    full-size masks (nearest) and RoIAligns them with adaptive sampling.
+    The share is separable: rows @ crop @ columns^T, with two small matrices per RoI. Where masks are
+    half-pixel, the pixels of the original mask count by the area that a cell covers of each. "torchvision" matches
+    torchvision, which resizes the full-size masks (nearest) and RoIAligns them with adaptive sampling.
     """
     counts, of_batch = [len(r) for r in rois], joined(masks)
     starts = itertools.accumulate(map(len, masks), initial=0)
@@ -49,7 +49,7 @@ def mask_targets(
     kept = sizes if of_batch.limit is not None else sizes[:0]
     samples = torch.ceil((rois[:, 2:] - rois[:, :2]).clamp(min=1) / cells).long()  # per cell: as in _sampled_weights
     known = torch.cat((sizes, samples), 1).tolist()  # the host waits for these alone
-    axis_weights = {TORCHVISION: _sampled_weights, HALF_PIXEL: _covered_weights}[geometry]
+    axis_weights = _sampled_weights if geometry == TORCHVISION else _covered_weights
     rows = axis_weights(rois[:, 1::2], boxes[:, 1::2], kept[:, 1], sides[:, 0::2], cells)
     columns = axis_weights(rois[:, 0::2], boxes[:, 0::2], kept[:, 0], sides[:, 1::2], cells)
     targets = rois.new_zeros(len(rois), cells, cells)
@@ -137,9 +137,9 @@ def _sampled_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, c
     """Returns one axis of `mask_targets` for "torchvision".
 
     That is a function (which RoIs, crop length, most samples) -> weights [p, cells, length]. rois, crops [P, 2]: start
-    and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are limited); sides int64
-    [P, 2]: the image's original and resized length. Each cell averages ceil(RoI length / cells) bilinear samples; each
-    sample reads two resized pixels; each of these is one source pixel, which counts if it lies in the crop.
+    and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are limited); sides int64 [P, 2]:
+    the image's original and resized length. Each cell averages ceil(RoI length / cells) bilinear samples; each sample
+    reads two resized pixels; each of these is one source pixel, which counts if it lies in the crop.
     """
 
     def weights(some: Tensor, length: int, most: int) -> Tensor:
@@ -198,12 +198,12 @@ def _pasted_crops(
 ) -> Iterator[tuple[int, int, int, Tensor]]:
     """Yields each detection's mask at the image's resolution: its index, x, y, and probabilities [h, w] from there on.
 
-    probs [D, m, m], boxes [D, 4]. A pixel has the value at its centre, bilinear between the centres of cells. For
-    "half_pixel" the outermost cells reach to the box's border, and nothing is set outside. For "torchvision" the mask
-    is padded by a cell, its box grown with it and truncated to whole pixels, as in its `paste_masks_in_image`. With a
-    threshold the crops are bool, on the CPU. They come in no particular order.
+    probs [D, m, m], boxes [D, 4]. A pixel has the value at its centre, bilinear between the centres of cells. The
+    outermost cells reach to the box's border, and nothing is set outside. For "torchvision" the mask is padded by a
+    cell, its box grown with it and truncated to whole pixels, as in its `paste_masks_in_image`. With a threshold the
+    crops are bool, on the CPU. They come in no particular order.
     """
-    place_of, padding = {TORCHVISION: (_place_of_padded, 1), HALF_PIXEL: (_place_of_exact, 0)}[geometry]
+    place_of, padding = (_place_of_padded, 1) if geometry == TORCHVISION else (_place_of_exact, 0)
     probs = F.pad(probs, [padding] * 4)
     cells = probs.shape[-1]
     place = place_of(boxes, cells)
@@ -267,6 +267,12 @@ def encode_masks(
     for i, x, y, crop in _pasted_crops(probs, boxes, size, geometry, threshold):
         codes[i] = encode_crop(crop, x, y, size)
     return codes
+
+
+def encode_cropped(masks: CroppedMasks) -> list[dict]:
+    """Returns masks on the CPU as COCO RLE, as `encode_masks`."""
+    corners = masks.boxes[:, :2].tolist()
+    return [encode_crop(crop.bool(), *corner, masks.size) for crop, corner in zip(masks.crops(), corners, strict=True)]
 
 
 def encode_crop(crop: Tensor, x: int, y: int, size: tuple[int, int]) -> dict:

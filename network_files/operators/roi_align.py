@@ -95,7 +95,7 @@ def roi_align(
     rois [K, 4]; batch_index int64 [K], the image of each; level int64 [K], the level that each reads; sparse_grad:
     makes a gradient of the rows in use alone (`SparseRows`), where the default makes one of all rows.
     Matches torchvision.ops.roi_align with spatial_scale = 1 / stride: aligned=False where the table's geometry is
-    "torchvision" (a RoI then has sides of at least a cell), aligned=True where it is "half_pixel".
+    not "half_pixel" (a RoI then has sides of at least a cell), aligned=True where it is.
     """
     first, height, width = table.locate(level, batch_index)  # [K]
     device = rois.device

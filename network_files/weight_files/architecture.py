@@ -18,11 +18,7 @@ RESNETS = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
-# the stem's convolution and the name of its norm, of a ResNet and of a MobileNet
-STEMS = {
-    "backbone.body.conv1.weight": "backbone.body.bn1",
-    "backbone.body.features.0.0.weight": "backbone.body.features.0.1",
-}
+STEMS = ("backbone.body.conv1.weight", "backbone.body.features.0.0.weight")  # of a ResNet and of a MobileNet
 # a key that one MobileNet has and the other has not
 MOBILENETS = {
     "backbone.body.features.1.depthwise.0.weight": "mobilenet_v1",
@@ -59,22 +55,26 @@ def newer_key(key: str) -> str:
     return OLD_MASK_HEAD.sub(lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}", key)
 
 
-def infer_architecture(content: Mapping, origin: str = "the state dict") -> dict:
+def infer_architecture(content: Mapping, origin: str = "the state dict", backbone: str | None = None) -> dict:
     """Returns the arguments for `create_model` that make a model into which the state dict fits.
 
     Found: num_classes (counts background), backbone, variant, norm, and the widths and depth of FPN and
     heads. Read as `load_weights` reads it: older spellings of keys, DDP's "module." in front, and a state
-    dict under "model" will do. Raises InputError where these are not the weights of a Mask R-CNN with FPN on one of
-    the known bodies.
+    dict under "model" will do. backbone: the name of its body, where it is said; where its keys are not
+    known here, the width of the stem is not found. Raises InputError where these are not the weights of a
+    Mask R-CNN with FPN, or of an unknown body that has no name.
     """
     try:
         state = state_of(dict(content))
     except InputError as error:
         raise InputError(f"{origin}: {error}") from error
-    found = {"num_classes": _rows(state, CLASSES, origin), "backbone": _backbone(state, origin)}
+    found = {"num_classes": _rows(state, CLASSES, origin), "backbone": backbone or _backbone(state, origin)}
     found["variant"] = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
     found["norm"] = _norm(state)
-    found["backbone_width"] = _rows(state, stem_of(state), origin)
+    stem = state.get(stem_of(state))
+    if backbone is None or stem is not None:
+        found["backbone_width"] = _rows(state, stem_of(state), origin)
+        found |= {"channels": int(stem.shape[1])} if stem.dim() == 4 and stem.shape[1] != 3 else {}
     found["fpn_channels"] = _rows(state, FPN, origin)
     fc6 = "roi_heads.box_head.fc6.weight"
     if found["variant"] == "v2":  # convolutions at 0..n-1, flatten at n, the linear layer at n + 1
@@ -110,7 +110,8 @@ def _backbone(state: Mapping, origin: str) -> str:
     name = _name(state)
     if name is None:
         raise InputError(
-            f"{origin}: its backbone is no known ResNet or MobileNet (ResNet blocks per layer: {_blocks(state)[0]})"
+            f"{origin}: its backbone is no known ResNet or MobileNet (ResNet blocks per layer: {_blocks(state)[0]}); "
+            "of another one give the name: backbone"
         )
     return name
 
@@ -121,7 +122,7 @@ def _name(state: Mapping) -> str | None:
 
 def stem_of(state: Mapping) -> str:
     """Returns the key of the stem's convolution; a ResNet's where there is none."""
-    return next((key for key in STEMS if key in state), next(iter(STEMS)))
+    return next((key for key in STEMS if key in state), STEMS[0])
 
 
 def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
@@ -134,7 +135,7 @@ def _blocks(state: Mapping) -> tuple[tuple[int, ...], bool]:
 
 def _norm(state: Mapping) -> str:
     """Returns the kind of norm: batch counts its batches, frozen does not, group has no running statistics."""
-    norm = STEMS[stem_of(state)]
-    if f"{norm}.running_mean" not in state:
+    ends = {key.rpartition(".")[2] for key in state if key.startswith("backbone.body.")}
+    if "running_mean" not in ends:
         return "group"
-    return "batch" if f"{norm}.num_batches_tracked" in state else "frozen"
+    return "batch" if "num_batches_tracked" in ends else "frozen"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.doctor.finds import NOTE, WARNING, Finds, Kind, counted
+from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from tools.doctor.table import Table
 from train_utils.data import dataset
 from train_utils.data.dataset import ImageDataset
+from train_utils.io.plain_text import counted
 
 FEW, UNEVEN = 10, 100  # objects of a class; times the median class
 

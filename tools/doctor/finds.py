@@ -111,11 +111,6 @@ class Finds:
         ]
 
 
-def counted(count: int, what: str) -> str:
-    """Returns "1 object", "1,000 objects"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def of_several(count: int, what: str) -> str:
     """Returns a plural that goes on, for so many: (1, "instances without a box") -> "instance without a box"."""
     first, *rest = what.split(" ")

@@ -17,7 +17,7 @@ from typing import Any
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from tools.doctor.corrections import Change, Corrector
-from tools.doctor.finds import ERROR, Finds, counted
+from tools.doctor.finds import ERROR, Finds
 from tools.doctor.looks import SHARES, look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import table_of
@@ -29,7 +29,7 @@ from train_utils.data.labels import read_json
 from train_utils.data.options import DataOptions
 from train_utils.io.files import new_folder, write_text
 from train_utils.io.json_stream import no_collection
-from train_utils.io.plain_text import brief, one_line, pasted, visible
+from train_utils.io.plain_text import brief, counted, one_line, pasted, visible
 
 
 def write(

@@ -22,6 +22,7 @@ from train_utils.data.problems import STOP, StopAtFirst
 from train_utils.io.files import user_path
 
 LAYOUTS = ("auto", *FORMATS)
+KNOWN = f"looked for data of {', '.join(FORMATS)}; --dataset with one of these says which files"
 
 
 class DataSplits(NamedTuple):
@@ -51,7 +52,7 @@ def open_data(
     wanted = data if isinstance(data, DataOptions) else DataOptions(data, **options)
     path, module, places = find_places(wanted, split)
     if split != "val" and not {"train", "all"} & places.keys():
-        raise InputError(f"{path}: no training data beside the validation data; {LOOKED_FOR}")
+        raise InputError(f"{path}: no training data beside the validation data; a part named train is needed")
     if "val" not in places:  # training data alone is divided, as a whole without a name is
         places = dict(zip(["all"], places.values(), strict=True))
     if split is not None:
@@ -87,22 +88,22 @@ def find_places(options: DataOptions, split: str | None = None) -> tuple[Path, M
         seen = f"it is {own} data, which --dataset {own} opens"
         if own == name:
             seen = nothing_found(path, lambda folder: format_of(folder) != "coco" or bool(jsons_in(folder)))
-        raise InputError(f"{path}: no data set found; {f'{seen}; ' if seen else ''}{LOOKED_FOR}")
+        raise InputError(f"{path}: no data set found; {seen or (KNOWN if options.dataset == 'auto' else LOOKED_FOR)}")
     return path, FORMATS[name], places
 
 
 def find_data(options: DataOptions) -> tuple[Path, str]:
     """Returns (path of the data, name of its format). InputError where there is none, or a flag has no use for it."""
     path, name = options.data_path, options.dataset
+    if name not in LAYOUTS:
+        raise InputError(f"--dataset {name}: {', '.join(LAYOUTS)} can be opened")
     if path is None:
         path, name = make_shapes(options.shapes_dir), "coco"
     path = user_path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check --data-path")
     if path.is_dir() and not any(path.iterdir()):
-        raise InputError(f"{path}: the folder is empty; {LOOKED_FOR}")
-    if name not in LAYOUTS:
-        raise InputError(f"--dataset {name}: {', '.join(LAYOUTS)} can be opened")
+        raise InputError(f"{path}: the folder is empty; {KNOWN}")
     if name == "auto":
         name = format_of(path)
     refuse_unused(path, name, options)

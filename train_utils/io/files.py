@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,15 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 PLACES = ("--output-dir", "--output", "OUT")  # how commands call the place that they write to
 CHUNK = 2**20  # bytes copied at once
 _flags: frozenset[object] = frozenset()  # of the command that runs: messages name no other
+
+
+def replaced_lines(*paths: Path) -> list[str]:
+    """Returns a line that names those of the files that are there, of an earlier call; empty where there are none."""
+    there = [path for path in paths if path.is_file()]
+    if not there:
+        return []
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(path.stat().st_mtime for path in there)))
+    return [f"replaces results of an earlier call, of {when}: {', '.join(map(str, there))}"]
 
 
 def name_flags(flags: Collection[object]) -> None:

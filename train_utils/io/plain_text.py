@@ -56,6 +56,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
+def counted(count: int, what: str) -> str:
+    """Returns "1 object", "1,000 objects", "2 classes"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}{'es' if what.endswith('s') else 's'}"
+
+
 def json_text(value: Any) -> str:
     """Returns a plain value as one line of json; null stands for NaN and infinity, which json does not have."""
     return json.dumps(_finite(value), allow_nan=False)

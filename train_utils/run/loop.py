@@ -7,9 +7,9 @@ step in step.py, one evaluation in evaluation.py, the options in config.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,30 @@ from network_files import MaskRCNN, create_model, load_weights
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
-from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
+from train_utils.checkpoints.held_out import SHARE, Scored, fingerprint, open_scored
 from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
-from train_utils.data.loaders import EvalLoader, steps_per_epoch
+from train_utils.data.loaders import image_factors, steps_per_epoch
+from train_utils.data.objects import balance
+from train_utils.data.objects.fitting import AUTO, asks_for_fit, fitted
 from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
+from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import returning_freed_memory
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import resolve, with_geometry, without_effect
+from train_utils.run.defaults import content_of, resolve, with_geometry, with_images, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
-from train_utils.run.evaluation import evaluate
+from train_utils.run.evaluation import measure, write_measured
+from train_utils.run.optimization import Precision, amp_dtype
 from train_utils.run.schedule import with_length
+from train_utils.run.tuning.batches import first_try, fitting_batch
+from transforms import augmentation_of
 
 NOTHING_MORE = Additions()
 
@@ -50,71 +56,133 @@ def run(
     given: the options of RunConfig and fields of MaskRCNNConfig that were given; output_dir: where these have none.
     Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
     """
-    config, notes = RunConfig.of(given), []
     with ExitStack() as at_end:
         if world.device.type == "cpu":
             at_end.enter_context(returning_freed_memory())
-        find = partial(run_folders.find_checkpoint, config.output_dir, config.resume, output_dir)
-        path = world.on_main(find)
-        checkpoint = checkpoints.load_checkpoint(path) if path else None
-        if checkpoint:
-            config, notes = resume.take_over(given, config, checkpoint, world)
-        chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
-        config = resolve(config, world)
-        if world.is_main:  # reading data and weights may take long
-            print(visible(intention(config, world, path)), flush=True)
-        with world.main_first():
-            config, about_geometry = with_geometry(config, checkpoint)
-        notes += [about_geometry]
-        choose_evaluator()  # a mistake there is reported now, not after an epoch
-        with world.main_first():
-            if config.test_only:
-                splits, lines = open_scored_alone(config, given, checkpoint)
-            else:
-                splits, lines = open_splits(config, additions.splits)
+        start = read_options(given, output_dir, world)
         say = print if world.is_main else lambda *_, **__: None
-        say("\n".join(map(visible, lines)))
-        states = {}
-        if world.size > 1 or not config.test_only:
-            states = {role: data_state(part) for role, part in splits.by_role().items()}
-        if world.size > 1:
-            refuse_differences(world, facts(config, world, splits, states))
-        if not config.test_only:
-            refuse_nothing_to_learn(splits.train)
-            samples = len(splits.train) * config.repeat
-            steps = steps_per_epoch(samples, config.global_batch(world.size))
-            config, about_length = with_length(config, samples, steps)
-            notes += about_length
-        notes += without_effect(config, world, checkpoint is not None)
-        check_num_classes(config.num_classes, splits.label_map)
-        data = "" if config.test_only else fingerprint(splits.train)
-        if checkpoint and not config.test_only:
-            notes += resume.check_data(config, checkpoint, splits, data, states)
-
-        def own_folder() -> Path:
-            prepared = run_folders.prepare_run_folder(config.output_dir, config.resume, path, output_dir)
-            at_end.enter_context(prepared.lock)
-            if path and path.parent.resolve() == prepared.path.resolve():
-                run_folders.complete_names(prepared.path, path, checkpoint.get("names", ()))
-            return prepared.path
-
-        folder = None if config.test_only else world.on_main(own_folder)
+        scored, splits, states = open_alike(start, given, additions, world, say)
+        splits = follow_data(start, splits, world, say)
+        config, checkpoint = start.config, start.checkpoint
+        data = "" if scored else fingerprint(splits.train)
+        if checkpoint and not scored:
+            start.notes += resume.check_data(config, checkpoint, splits, data, states)
+        folder = None if scored else world.on_main(own_folder, start, output_dir, at_end)
         this = Run(config, world, splits, data, states, folder, checkpoint, additions)
         with world.main_first():
-            model, about = build_model(config, chosen, splits.label_map, checkpoint)
-        say("\n".join(map(visible, about + notes)))
+            model, about = build_model(start, splits.label_map)
+        start.begun = {}  # its memory is free
+        say("\n".join(map(visible, about + start.notes)))
         model.to(world.device)
         if config.recompute:
             model.recompute_activations()
         if config.compile:
             model.compile_parts()
-
-        if config.test_only:
-            test(this, model)
+        if scored:
+            test(this, model, scored, user_path(config.output_dir or output_dir))
             return None
+        if start.fit_batch:
+            precision = Precision(world.device, amp_dtype(world.device) if config.amp else None)
+            config, about_batch = fitting_batch(model, splits.train, config, precision, world)
+            this = replace(this, config=config)
+            say(about_batch)
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
         return folder
+
+
+@dataclass
+class Start:
+    """What a run begins with; what is not given is filled in on the way."""
+
+    config: RunConfig
+    notes: list[str]  # lines to print
+    path: Path | None  # of the checkpoint that the run goes on from
+    checkpoint: resume.Checkpoint | None
+    chosen: dict[str, Any]  # fields of the model's config that precede the checkpoint's
+    begun: dict[str, Any]  # `content_of` --weights
+    fit_batch: bool  # --batch-size auto
+
+
+def read_options(given: dict[str, Any], output_dir: str, world: World) -> Start:
+    """Returns the resolved options of a run, with the checkpoint that it goes on from; says what it will do.
+
+    A mistake in them is an error here, before the data are read, which may take long.
+    """
+    config, notes = RunConfig.of(given), []
+    path = world.on_main(run_folders.find_checkpoint, config.output_dir, config.resume, output_dir)
+    checkpoint = checkpoints.load_checkpoint(path) if path else None
+    if checkpoint:
+        config, notes = resume.take_over(given, config, checkpoint, world)
+    if config.test_only and asks_for_fit(config.model):
+        raise InputError(f"{asks_for_fit(config.model)[0]} auto follows from training data: leave it out here")
+    fit_batch = config.batch_size == AUTO
+    if fit_batch:
+        config = first_try(config, world)
+    chosen = config.model
+    config = resolve(config, world)
+    if world.is_main:
+        print(visible(intention(config, world, path)), flush=True)
+    with world.main_first():
+        if config.own and not config.test_only:
+            augmentation_of(config)
+        begun = {} if checkpoint else content_of(config.weights)
+    choose_evaluator()
+    return Start(config, notes, path, checkpoint, chosen, begun, fit_batch)
+
+
+def open_alike(
+    start: Start, given: Collection[str], additions: Additions, world: World, say: Callable[..., None]
+) -> tuple[Scored | None, DataSplits, dict[str, State]]:
+    """Returns what --test-only scores, the data, and their states, which are alike on all processes.
+
+    Says what the data are. The geometry follows from weights and classes.
+    """
+    scored = None
+    with world.main_first():
+        if start.config.test_only:
+            scored = open_scored_alone(start.config, given, start.checkpoint or start.begun)
+        splits, lines = described(scored) if scored else open_splits(start.config, additions.splits)
+        classes = None if scored else splits.label_map.num_labels
+        start.config, about_geometry = with_geometry(start.config, start.checkpoint, start.begun, classes)
+    start.notes.append(about_geometry)
+    say("\n".join(map(visible, lines)))
+    states = {}
+    if world.size > 1 or not scored:
+        states = {role: data_state(part) for role, part in splits.by_role().items()}
+    if world.size > 1:
+        refuse_differences(world, facts(start.config, world, splits, states))
+    return scored, splits, states
+
+
+def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..., None]) -> DataSplits:
+    """Returns the data as the model takes their images; what the options left to the data is filled in."""
+    config = start.config
+    if not config.test_only:
+        refuse_nothing_to_learn(splits.train)
+        model, about_sizes = fitted(config.model, splits.train)
+        config = replace(config, model=model)
+        samples = balance.samples_per_epoch(image_factors(splits.train, config))
+        steps = steps_per_epoch(samples, config.global_batch(world.size))
+        config, about_length = with_length(config, samples, steps)
+        start.notes += [*about_sizes, *about_length]
+        if config.balance is not None:
+            start.notes.append(balance.describe(splits.train, config.balance, samples))
+    start.notes += without_effect(config, world, start.checkpoint is not None)
+    check_num_classes(config.num_classes, splits.label_map)
+    start.config, splits, lines = with_images(config, splits, start.checkpoint, start.begun, world)
+    say(*map(visible, lines), sep="\n", end="\n" * bool(lines))
+    return splits
+
+
+def own_folder(start: Start, output_dir: str, at_end: ExitStack) -> Path:
+    """Returns the folder that the run writes into, locked until the end."""
+    config, path = start.config, start.path
+    prepared = run_folders.prepare_run_folder(config.output_dir, config.resume, path, output_dir)
+    at_end.enter_context(prepared.lock)
+    if path and path.parent.resolve() == prepared.path.resolve():
+        run_folders.complete_names(prepared.path, path, start.checkpoint.get("names", ()))
+    return prepared.path
 
 
 def intention(config: RunConfig, world: World, path: Path | None) -> str:
@@ -124,7 +192,8 @@ def intention(config: RunConfig, world: World, path: Path | None) -> str:
     network = f"Mask R-CNN {config.value('variant') or 'v1'} on {config.value('backbone') or 'resnet50'}, {weights}"
     if config.test_only:
         return f"evaluates {network}, on {data}, on {world.size} x {world.device.type}"
-    length = f"{config.epochs} epoch(s) of {config.global_batch(world.size)} images a step"
+    length = f"{counted(config.epochs, 'epoch')}, " if config.epochs else ""
+    length += f"{counted(config.global_batch(world.size), 'image')} a step"
     return f"trains {network}, on {data}: {length}, on {world.size} x {world.device.type}"
 
 
@@ -137,19 +206,20 @@ def open_splits(config: RunConfig, splits: DataSplits | None = None) -> tuple[Da
     return splits, lines
 
 
-def open_scored_alone(
-    config: RunConfig, given: Collection[str], checkpoint: resume.Checkpoint | None
-) -> tuple[DataSplits, list[str]]:
-    """Returns the data that --test-only scores, without a training split, and lines that describe it."""
-    content = checkpoint or {}
-    if not checkpoint and Path(weights := weights_to_begin_from(config.weights)).is_file():
-        content = checkpoints.load_file(weights)
+def open_scored_alone(config: RunConfig, given: Collection[str], content: dict[str, Any]) -> Scored:
+    """Returns the data that --test-only scores; content: of the weights' file."""
     scored = open_scored(config, content, bool({*given} & {*SHARE}))
     data_set = scored.data_set
     if checkpoints.is_checkpoint(content):
         saved = LabelMap.from_dict(content["label_map"])
         if data_set.label_map.rows() <= saved.rows():  # of training data with more classes than the validation data
             data_set = data_set.labelled(saved)
+    return scored._replace(data_set=data_set)
+
+
+def described(scored: Scored) -> tuple[DataSplits, list[str]]:
+    """Returns images to score as data without a training split, and lines that describe it."""
+    data_set = scored.data_set
     return DataSplits(None, data_set, data_set.label_map), [f"val: {line}" for line in scored.lines]
 
 
@@ -165,17 +235,17 @@ def facts(config: RunConfig, world: World, splits: DataSplits, states: dict[str,
     return groups
 
 
-def build_model(
-    config: RunConfig, chosen: dict[str, Any], label_map: LabelMap, checkpoint: resume.Checkpoint | None
-) -> tuple[MaskRCNN, list[str]]:
-    """Returns the model and lines to print. chosen: fields of its config that precede the checkpoint's."""
+def build_model(start: Start, label_map: LabelMap) -> tuple[MaskRCNN, list[str]]:
+    """Returns the model and lines to print."""
+    config, checkpoint, begun = start.config, start.checkpoint, start.begun
     torch.manual_seed(config.seed)
     if checkpoint is None:
         model = create_model(label_map.num_labels, **config.model)
         trained = f"norm {model.config.norm}, {model.config.trainable_layers} of 5 stages of the backbone trained"
         lines = [f"weights: none, random initialisation ({trained})"]
         if config.weights != "none":
-            lines = load_weights(model, weights_to_begin_from(config.weights), replace_predictors=True)
+            weights = weights_to_begin_from(config.weights)
+            lines = load_weights(model, weights, replace_predictors=True, content=begun or None)
     else:
         saved = LabelMap.from_dict(checkpoint["label_map"])
         if saved != label_map:
@@ -183,29 +253,31 @@ def build_model(
                 f"--resume: the checkpoint has other classes ({len(saved)}, such as {saved.names[0]!r}) than the data "
                 f"({len(label_map)}, such as {label_map.names[0]!r}); start from it with --weights instead"
             )
-        settings = checkpoints.fitting_settings("--resume", checkpoint["config"], chosen, checkpoint["model"])
+        settings = checkpoints.fitting_settings("--resume", checkpoint["config"], start.chosen, checkpoint["model"])
         model = create_model(**settings)
         lines = []
         load_weights(model, checkpoint["model"])
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in model.parameters()]
     about = (
-        f"model: Mask R-CNN {model.config.variant}, {model.config.backbone}, {len(label_map.names)} classes, "
+        f"model: Mask R-CNN {model.config.variant}, {model.config.backbone}, {counted(len(label_map), 'class')}, "
         f"{sum(size for size, _ in sizes):.1f} M parameters, "
         f"{sum(size for size, trained in sizes if trained):.1f} M of them trained"
     )
     return model, [about, *lines]
 
 
-def test(run: Run, model: MaskRCNN) -> None:
-    """Prints the COCO numbers (--test-only), of the averaged weights where the checkpoint has them."""
+def test(run: Run, model: MaskRCNN, scored: Scored, folder: Path) -> None:
+    """Prints the COCO numbers (--test-only), of the averaged weights where the checkpoint has them, and writes them."""
     if run.checkpoint and "ema" in run.checkpoint:
         model.load_state_dict(run.checkpoint["ema"])
-    data_set = run.splits.val
-    loader = EvalLoader(data_set, run.world, run.config, model.config)
-    result = evaluate(model, loader, data_set, run.world, max_dets=run.config.max_dets)
+    run.world.on_main(folder_to_write, folder)  # rather now than after hours
+    smallest, max_dets = (run.checkpoint or {}).get("smallest_scale"), run.config.max_dets
+    result = measure(model, scored.data_set, run.config, run.world, max_dets, smallest)
     for name in result.found.skipped:
         run.say(visible(f"skipped: {name}"), file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         run.say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
     for limit in result.limits:
         run.say(limit.line)
+    paths, notes = run.world.on_main(write_measured, folder, result, scored, max_dets)
+    run.say(*notes, f"written: {' '.join(visible(str(path)) for path in paths)}", sep="\n")

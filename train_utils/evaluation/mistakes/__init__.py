@@ -19,8 +19,8 @@ from train_utils.evaluation.mistakes.confusion import confusion_matrix
 from train_utils.evaluation.mistakes.crowding import by_crowding
 from train_utils.evaluation.mistakes.errors import costs, kinds_of
 from train_utils.evaluation.mistakes.gallery import Shown, make_gallery
-from train_utils.evaluation.mistakes.matching import IOU_THRESHOLDS, match
-from train_utils.evaluation.mistakes.scores import best_of_all, best_of_classes, calibration
+from train_utils.evaluation.mistakes.matching import IOU_THRESHOLDS, empty_masks, match
+from train_utils.evaluation.mistakes.scores import best_of_all, best_of_classes, calibration, score_to_show
 from train_utils.evaluation.numbers import IOU_TYPES, IouTypeResult, category_names
 from train_utils.io.plain_text import visible
 from train_utils.show.pages import joined, note, page, tag, write_page
@@ -71,7 +71,7 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
     names = list(map(visible, given_names))
     matches = match(truth, results, iou_type, image_ids, max_dets)
     kinds, best = kinds_of(matches), best_of_all(matches)
-    least_score = best.score if best else SCORE
+    least_score, why = score_to_show(matches, best, SCORE)
     each = [curves_at(matches, t) for t in range(len(IOU_THRESHOLDS))]  # [T][C, 101]
     objects = np.bincount(matches.object_category[~matches.crowd], minlength=len(names))
     found = np.bincount(matches.category, minlength=len(names))
@@ -89,8 +89,8 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
     parts = [
         sections.advice_section(advice, bool(known.any())),
         sections.numbers_section(stats, max_dets),
-        sections.errors_section(cost, least_score, left_out, int(matches.cut.sum())),
-        sections.images_section(gallery, names, least_score, best is not None),
+        sections.errors_section(cost, least_score, left_out, int(matches.cut.sum()), empty_masks(matches, results)),
+        sections.images_section(gallery, names, least_score, why),
         sections.classes_section(
             names,
             objects.tolist(),

@@ -122,6 +122,13 @@ def _shape(entry: dict, iou_type: str, size: tuple[int, int] = (0, 0)) -> list[f
     return to_rle(entry["segmentation"], size)
 
 
+def empty_masks(matches: Matches, results: Sequence[dict]) -> int:
+    """Returns how many of the detections have a mask without a pixel; 0 where boxes are matched."""
+    if matches.iou_type == "bbox":
+        return 0
+    return sum(int(coco_mask.area(_shape(results[i], "segm"))) == 0 for i in matches.result.tolist())
+
+
 def to_rle(segmentation: list | dict, size: tuple[int, int]) -> dict:
     """Turns polygons, runs or compressed RLE of an image of `size` (H, W) into compressed RLE."""
     if isinstance(segmentation, list):

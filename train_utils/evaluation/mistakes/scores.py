@@ -52,6 +52,20 @@ def best_of_all(matches: Matches) -> Best | None:
     return best_f1(matches.score[used], matches.matched[0, used] >= 0, int((~matches.crowd).sum()))
 
 
+def score_to_show(matches: Matches, best: Best | None, usual: float) -> tuple[float, str]:
+    """Returns the least score of the detections that are shown, and why it is that one ("" for the usual one).
+
+    Where F1 is highest; where it is 0 at every score as many as there are objects, so that one sees what is wrong.
+    """
+    if best is None:
+        return usual, ""
+    if best.f1 > 0:
+        return best.score, "there F1 over all classes is highest"
+    scores = np.sort(matches.score[~matches.ignored[0]])[::-1]
+    last = min(len(scores), int((~matches.crowd).sum())) - 1
+    return float(scores[last]), "no detection is right at any score, so as many are shown as there are objects"
+
+
 def best_of_classes(matches: Matches) -> list[Best | None]:
     """Returns a score for each class [C]."""
     order = np.argsort(matches.category, kind="stable")

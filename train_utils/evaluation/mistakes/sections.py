@@ -16,6 +16,7 @@ from train_utils.evaluation.mistakes.gallery import ASIDE, FINE, UNITS, Gallery
 from train_utils.evaluation.mistakes.matching import BACKGROUND, FOREGROUND
 from train_utils.evaluation.mistakes.scores import Best, Bin
 from train_utils.evaluation.numbers import IOU_TYPES, STAT_NAMES, IouTypeResult
+from train_utils.io.plain_text import counted
 from train_utils.show.pages import Html, Section, figure, joined, json_block, note, section, table, tag
 from train_utils.show.pages.plots import Axes, bars, curves
 
@@ -115,11 +116,13 @@ def in_crowds(left_out: int) -> Html | str:
     return note(f"{which} left out: neither right nor wrong.") if left_out else ""
 
 
-def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left_out: int, cut: int) -> Section:
+def errors_section(
+    costs: dict[str, tuple[int, float]], least_score: float, left_out: int, cut: int, empty: int
+) -> Section:
     """Shows each kind of mistake and its cost.
 
     least_score: of the detections that the sections of images and confusion count; left_out: inside crowds; cut:
-    objects that only detections beyond the limit lie on.
+    objects that only detections beyond the limit lie on; empty: detections whose mask has no pixel.
     """
     rows = [[name, EXPLAINED[name], f"{count:,}", value(cost)] for name, (count, cost) in costs.items()]
     shown = [0.0 if math.isnan(costs[kind][1]) else round(costs[kind][1], 4) for kind in KINDS]
@@ -138,6 +141,12 @@ def errors_section(costs: dict[str, tuple[int, float]], least_score: float, left
             f"{least_score:.3f} or more: there more objects may be missed, and fewer detections wrong."
         ),
         in_crowds(left_out),
+        note(
+            f"{counted(empty, 'detection')} of the kind background: an empty mask, without a pixel above the "
+            "threshold. The model found a box there, but no shape in it."
+        )
+        if empty
+        else "",
         note(f"{cut:,} object(s) that only detections beyond the limit lie on are not called missed.") if cut else "",
     )
 
@@ -282,13 +291,13 @@ def calibration_section(bins: Sequence[Bin], error: float, left_out: int, strang
     )
 
 
-def images_section(gallery: Gallery, names: list[str], least_score: float, is_best: bool) -> Section:
+def images_section(gallery: Gallery, names: list[str], least_score: float, reason: str) -> Section:
     """Shows the frame that the script fills with images.
 
-    is_best: F1 is highest at this score (else there is no detection, or no object).
+    reason: why it is this score; "" where there is no detection, or no object.
     """
     drawn = sum(drawing is not None for drawing in gallery.drawings)
-    why = ": there F1 over all classes is highest" if is_best else ""
+    why = f": {reason}" if reason else ""
     text = [
         f"Shown and counted are detections with a score of {least_score:.3f} or more{why}. On the left of each "
         "pair is what is annotated, on the right what is detected. "

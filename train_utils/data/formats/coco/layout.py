@@ -24,9 +24,7 @@ OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_", "st
 FEW = 1000  # images that are looked up one by one: their folder may hold many more
 LOOKED_FOR = (
     "looked for annotations/instances_train2017.json with train2017/, instances_train.json with images/, "
-    "train/_annotations.coco.json, or a single COCO json; for VOC: VOC2012/ImageSets/Segmentation; "
-    "for .npy: images_train/ with annotations_train/, or images/ with annotations/; "
-    "for mask images: images/ with masks/; for YOLO: data.yaml; for LabelMe: a json beside each image"
+    "train/_annotations.coco.json, or a single COCO json"
 )
 
 
