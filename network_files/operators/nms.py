@@ -17,7 +17,7 @@ from network_files.operators.padded import waits_are_cheap
 BLOCK = 256  # boxes decided at once
 PAIRS = 4_000_000  # candidates that are worth being looked at one by one, and fit into memory
 BOXES = 10_000  # of a CPU's rows looked at together: an image's
-OVERLAPS = 200_000_000  # compared at once where all are compared with all
+OVERLAPS = 100_000_000  # compared at once where all are compared with all: 1.3 GB
 ROUNDS = 12  # of greedy choice between two looks of the host
 
 
