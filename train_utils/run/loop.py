@@ -100,7 +100,7 @@ def run(
             config = replace(config, model=model)
             samples = balance.samples_per_epoch(image_factors(splits.train, config))
             steps = steps_per_epoch(samples, config.global_batch(world.size))
-            config, about_length = with_length(config, samples, steps)
+            config, about_length = with_length(config, samples, steps, checkpoint is not None)
             notes += [*about_sizes, *about_length]
             if config.balance is not None:
                 notes.append(balance.describe(splits.train, config.balance, samples))
