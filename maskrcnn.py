@@ -48,7 +48,7 @@ from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
 from train_utils.prediction.model import exported_with_classes
-from train_utils.prediction.results import Results
+from train_utils.prediction.results import Results, save_data_set
 from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
@@ -57,7 +57,10 @@ from train_utils.run.epochs import Additions
 from train_utils.run.evaluation import measure, of_limits
 from train_utils.run.loop import run as run_training
 
-__all__ = ["DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "train", "validate"]
+__all__ = [
+    "DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "save_data_set", "train",
+    "validate",
+]  # fmt: skip
 
 Weights = str | Path | dict[str, Any]
 Data = str | Path | DataOptions | Dataset
@@ -180,11 +183,11 @@ def validate(
 ) -> dict[str, Any]:
     """Returns the COCO numbers: "bbox" and "segm" (12 by name each), "per_class" (for each of the two, AP50 by name).
 
-    Beside them: "loss", "images" and "limits", and with output_dir "files", what was written; -1 and None: there is no
-    such object. weights: a detector, or what `load` takes; data: as for `train`, None: what the weights were trained
-    with; names: as for `load`; report: write a page about the mistakes, whose path is "report"; max_dets: detections of
-    a class in an image that AP counts. options: of the data, of its loading (batch_size, workers, strict), device, and
-    fields of MaskRCNNConfig.
+    Beside them: "loss" (None: of an exported file), "images" and "limits", and with output_dir "files", what was
+    written; -1 and None: there is no such object. weights: a detector, or what `load` takes; data: as for `train`,
+    None: what the weights were trained with; names: as for `load`; report: write a page about the mistakes, whose path
+    is "report"; max_dets: detections of a class in an image that AP counts. options: of the data, of its loading
+    (batch_size, workers, strict), device, and fields of MaskRCNNConfig.
     """
     given, loading = {**options, **options_of(data)}, LoaderOptions(**given_settings(LoaderOptions, options))
     model_options, device = given_model(options), options.get("device")
