@@ -166,7 +166,7 @@ def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..
         config = replace(config, model=model)
         samples = balance.samples_per_epoch(image_factors(splits.train, config))
         steps = steps_per_epoch(samples, config.global_batch(world.size))
-        config, about_length = with_length(config, samples, steps)
+        config, about_length = with_length(config, samples, steps, start.checkpoint is not None)
         start.notes += [*about_sizes, *about_length]
         if config.balance is not None:
             start.notes.append(balance.describe(splits.train, config.balance, samples))
