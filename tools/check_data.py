@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,9 @@ class Report:
                 lines.append(f"{reach.flags()}: {reach.numbers()}")
         return lines
 
+    @cached_property
     def advice(self) -> list[str]:
-        """Returns lines that say how train.py fits the data best, its command last; none where it would not open it."""
+        """Lines that say how train.py fits the data best, its command last; none where it would not open it."""
         trained = self.tables.get("train", self.tables.get("all"))
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
@@ -287,6 +289,7 @@ class Report:
                 }
                 for double in self.doubles
             ],
+            "advice": self.advice,
             "finds": self.finds.to_list(),
         }
 
@@ -309,7 +312,7 @@ class Report:
                 sections.append(page.masks_section(self.masks))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
-        lead = page.summary([*self.lines(), left], self.verdict, self.finds)
+        lead = page.summary([*self.lines(), left, *self.advice], self.verdict, self.finds)
         title = f"{self.opened.path.resolve().name}: the data, checked"
         write_page(folder / "check_data.html", page.whole_page(title, lead, sections))
         write_text(folder / "check_data.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
@@ -395,7 +398,7 @@ def main() -> int:
         report.open_images()
     path = report.write(folder)
     show(report)
-    for line in report.advice():
+    for line in report.advice:
         print(visible(line))
     print(visible(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)"))
     if options.fix:
