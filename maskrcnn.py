@@ -32,7 +32,9 @@ from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import given_model, given_settings
 from train_utils.cli.in_python import in_python_words, speaking_python
-from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
+from train_utils.data.augmentations.own import OwnAugmentation
+from train_utils.data.images.reading import Reading
+from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import DataSplits, split_positions
 from train_utils.data.options import DataOptions, LoaderOptions
@@ -45,14 +47,20 @@ from train_utils.logs.callbacks import Functions
 from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
-from train_utils.prediction.measuring import measure
-from train_utils.prediction.results import Results
+from train_utils.prediction.model import exported_with_classes
+from train_utils.prediction.results import Results, save_data_set
+from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
+from train_utils.run.defaults import fixed_range
 from train_utils.run.epochs import Additions
+from train_utils.run.evaluation import measure, of_limits
 from train_utils.run.loop import run as run_training
 
-__all__ = ["DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "train", "validate"]
+__all__ = [
+    "DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "save_data_set", "train",
+    "validate",
+]  # fmt: skip
 
 Weights = str | Path | dict[str, Any]
 Data = str | Path | DataOptions | Dataset
@@ -67,23 +75,28 @@ def load(
     """Returns a detector.
 
     weights: "coco" or "coco_v2" (torchvision's, fetched once), the path of a run folder (its best checkpoint), of a
-    checkpoint, of a state dict or of safetensors, or a state dict; device: None takes a GPU where there is one; names:
-    of the classes in the order of their labels, for weights that don't know them; config: fields of MaskRCNNConfig
-    that precede the file's (box_score_thresh, ...).
+    checkpoint, of a state dict, of safetensors or of an exported file, or a state dict; device: None takes a GPU where
+    there is one; names: of the classes in the order of their labels, for weights that don't know them; config: fields
+    of MaskRCNNConfig that precede the file's (box_score_thresh, ...).
     Raises InputError for what is no such file, or does not fit.
     """
     if "num_classes" in config:
         raise InputError("num_classes: the weights have their own; leave it out")
-    device = pick_device("auto" if device is None else str(device))
+    given_device, device = device, pick_device("auto" if device is None else str(device))
     label_map = None if names is None else label_map_of(names)
     if isinstance(weights, str) and weights in PUBLISHED:
         variant = {} if weights == "coco" else {"variant": PUBLISHED[weights][1]}
         model = create_model(COCO_LABELS, **{**variant, **config})
         load_weights(model, weights)
         return Detector(model.to(device), label_map or default_label_map(COCO_LABELS), {})
+    if isinstance(weights, str | Path) and is_exported(user_path(weights)):
+        if device.type != "cpu" and given_device is not None:
+            raise InputError(f"device {given_device}: an exported file runs on the CPU; leave it out")
+        model, label_map = exported_with_classes(user_path(weights), label_map, **config)
+        return Detector(model, label_map, model.content)
     source = weights if isinstance(weights, dict) else weights_file(weights)
     content = weights if isinstance(weights, dict) else load_file(source)
-    model, label_map = model_from_checkpoint(source, device, label_map, **config)
+    model, label_map = model_from_checkpoint(source, device, label_map, content, **config)
     return Detector(model, label_map, content)
 
 
@@ -117,7 +130,7 @@ def train(
     val: Dataset | None = None,
     *,
     names: Names | None = None,
-    augment: Callable[..., tuple[Any, dict]] | None = None,
+    augment: Callable[..., tuple[Any, dict]] | str | None = None,
     on_step: Told | None = None,
     on_epoch: Told | None = None,
     **options: Any,
@@ -127,17 +140,18 @@ def train(
     data: a path, DataOptions, or a torch Dataset of (image, target) as torchvision's models take them; None: the
     built-in shapes. val: the Dataset to evaluate on, without which a share of data is held out; names: of a Dataset's
     classes in the order of their labels 1..C. augment: (image, target) or (image, target, rng) -> (image, target), in
-    place of the options' augmentation; on_step, on_epoch: are given a dict of numbers. options: those of RunConfig and
-    fields of MaskRCNNConfig, which are the flags of train.py: epochs, batch_size, output_dir, resume="auto", ...
+    place of the options' augmentation, or a word as --augment takes it; on_step, on_epoch: are given a dict of numbers.
+    options: those of RunConfig and fields of MaskRCNNConfig, which are the flags of train.py: epochs, batch_size,
+    output_dir, resume="auto", ...
 
     Ctrl-C ends the step, saves, and raises KeyboardInterrupt: the same call with resume="auto" goes on from there.
     Raises InputError for wrong input.
     """
-    given = {**options, **options_of(data)}
+    given = {**options, **options_of(data), **({"augment": augment} if isinstance(augment, str) else {})}
     if options.get("test_only"):
         raise InputError("test_only: validate(weights, data) measures without training")
     own = sorted(options.keys() & {f.name for f in fields(Augmentation)})
-    if augment is not None and own:
+    if callable(augment) and own:
         raise InputError(f"{', '.join(own)}: augment takes the place of the built-in augmentation; give one of them")
     config = RunConfig.of(given)
     splits = None
@@ -147,7 +161,7 @@ def train(
     elif val is not None or names is not None:
         raise InputError("val and names go with a torch Dataset as data; a path has both of its own")
     functions = (Functions(on_step, on_epoch),) if on_step or on_epoch else ()
-    additions = Additions(splits, OwnAugmentation(augment) if augment else None, functions)
+    additions = Additions(splits, OwnAugmentation(augment) if callable(augment) else None, functions)
     try:
         return Run(run_training(given, World.single(pick_device(config.device)), additions=additions))
     except SystemExit as stop:
@@ -169,11 +183,11 @@ def validate(
 ) -> dict[str, Any]:
     """Returns the COCO numbers: "bbox" and "segm" (12 by name each), "per_class" (for each of the two, AP50 by name).
 
-    Beside them: "loss", "images" and "limits", and with output_dir "files", what was written; -1 and None: there is no
-    such object. weights: a detector, or what `load` takes; data: as for `train`, None: what the weights were trained
-    with; names: as for `load`; report: write a page about the mistakes, whose path is "report"; max_dets: detections of
-    a class in an image that AP counts. options: of the data, of its loading (batch_size, workers, strict), device, and
-    fields of MaskRCNNConfig.
+    Beside them: "loss" (None: of an exported file), "images" and "limits", and with output_dir "files", what was
+    written; -1 and None: there is no such object. weights: a detector, or what `load` takes; data: as for `train`,
+    None: what the weights were trained with; names: as for `load`; report: write a page about the mistakes, whose path
+    is "report"; max_dets: detections of a class in an image that AP counts. options: of the data, of its loading
+    (batch_size, workers, strict), device, and fields of MaskRCNNConfig.
     """
     given, loading = {**options, **options_of(data)}, LoaderOptions(**given_settings(LoaderOptions, options))
     model_options, device = given_model(options), options.get("device")
@@ -188,13 +202,14 @@ def validate(
         detector = load(weights, device, names, **model_options)
     source = str(weights) if isinstance(weights, str | Path) else "the weights"
     if isinstance(data, Dataset):
-        data_set, about = data_set_of(data, detector.label_map, steady=True), {}
+        reading = Reading.of(detector.model.config)
+        data_set, about = data_set_of(data, detector.label_map, steady=True, reading=reading), {}
         print(data_set.describe())
     else:
         scored, _ = open_split_of(detector.content, "val", {**given, "weights_path": source}, detector.label_map)
-        data_set, about = scored.data_set, scored.counts()
+        data_set, about = scored.data_set.read_as(Reading.of(detector.model.config)), scored.counts()
     smallest = detector.content.get("smallest_scale")
-    result = measure(detector.model, data_set, loading, max_dets, smallest)
+    result = measure(detector.model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
         *(f"not evaluated: {name}" for name in result.found.skipped),
         *(limit.line for limit in result.limits),
@@ -202,12 +217,12 @@ def validate(
         warnings.warn(in_python_words(line), stacklevel=3)
     numbers = {t: dict(zip(STAT_NAMES, found.stats, strict=True)) for t, found in result.stats.items()}
     numbers["per_class"] = {t: found.per_class for t, found in result.stats.items()}
-    numbers |= {"loss": sum(result.losses.values()), "images": len(result.found.image_ids)}
+    numbers |= {"loss": sum(result.losses.values()) if result.losses else None, "images": len(result.found.image_ids)}
     numbers["limits"] = record_of(result.limits)
     if output_dir is None and not report:
         return numbers
     folder = make_folder(user_path(output_dir or "."))
-    about |= {"max_dets": max_dets, "limits": numbers["limits"]}
+    about |= of_limits(max_dets, result.limits)
     numbers["files"] = write_record(folder, result.stats, about)
     if report:
         evaluated = Evaluated(source, result.stats, result.found.results, data_set, sorted(result.found.image_ids))
@@ -239,9 +254,10 @@ def options_of(data: Data | None) -> dict[str, Any]:
 
 def splits_of(data: Dataset, val: Dataset | None, label_map: LabelMap | None, config: RunConfig) -> DataSplits:
     """Returns the data sets of torch Datasets; without val a share of data is held out, as of a folder without one."""
-    train_set = data_set_of(data, label_map, steady=val is None)
+    reading = Reading(config.value("channels") or 3, value_range=fixed_range(config.value("value_range")))
+    train_set = data_set_of(data, label_map, steady=val is None, reading=reading)
     label_map = train_set.label_map
     if val is not None:
-        return DataSplits(train_set, data_set_of(val, label_map, steady=True), label_map)
+        return DataSplits(train_set, data_set_of(val, label_map, True, reading), label_map)
     halves = split_positions(train_set, config.val_fraction, config.seed)
     return DataSplits(*(train_set.subset(positions) for positions in halves), label_map)

@@ -13,7 +13,7 @@ test_result.json beside them; a folder without --output-dir, and a glob, give a 
 Ctrl-C leaves what is done, whole, a kill leaves it in test_result.json.unfinished, and --resume goes on from there.
 --write coco, labelme, yolo, masks or voc makes a data set of images and detections, to be corrected and trained on.
 The last line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a
-ResNet-50 some 3 s on a CPU with 2 cores.
+ResNet-50 some 3 s on a CPU with 2 cores. `torchrun --nproc_per_node=8 predict.py ...` shares the images among 8 GPUs.
 Exit status 1: finished, but some images could not be read (they are named); --strict makes that an error.
 """
 
@@ -21,39 +21,52 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from backbone.settings import setting
 from network_files import InputError
-from train_utils.checkpoints.checkpoint import load_file
+from network_files.config import EACH_PAGE
 from train_utils.cli.command import run_command
-from train_utils.cli.device import pick_device
+from train_utils.cli.device import pick_device, shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
-from train_utils.data.images import ImageError, read_image, refuse
+from train_utils.data.images import ImageError, page_count, read_image, refuse
+from train_utils.data.images.reading import AS_STORED
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
 from train_utils.io import files, unfinished
 from train_utils.io.plain_text import visible
+from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.data_sets import FORMS, check_place, write_data_set
 from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
+from train_utils.prediction.pipeline import (
+    Finished,
+    Pace,
+    Read,
+    Seen,
+    Source,
+    Work,
+    pace_of,
+    predict_and_keep,
+    stamp_of,
+    stopping,
+)
 from train_utils.prediction.predictor import Predictor
+from train_utils.prediction.tiles import TiledModel, TileOptions
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
@@ -65,11 +78,12 @@ RESULT_NAME, DATA_SET = "test_result", "data_set"
 USED_MOST = (
     "weights_path", "img_path", "output_dir", "score", "classes", "captions", "write", "verbose", "device", "resume"
 )  # fmt: skip
+LISTED = 10  # images that --order prints
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
 
 
 @dataclass(frozen=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(ModelOptions, TileOptions):
     """Prediction: of which images, and what becomes of the detections."""
 
     img_path: tuple[str, ...] | None = setting(
@@ -97,22 +111,44 @@ class PredictOptions(ModelOptions):
     every: int = setting(1, "only every N-th frame of a video", least=1, metavar="N")
     follow_links: bool = setting(False, "follow images of a folder that are links out of it (else they are an error)")
     strict: bool = setting(False, "an image that cannot be read is an error, before any is predicted")
+    order: str | None = setting(
+        None,
+        "uncertain: list the images most worth annotating next, with the most doubtful objects: each detection counts "
+        "1 - |2 score - 1|",
+        choices=("uncertain",),
+    )
+    show_channels: tuple[int, ...] | None = setting(
+        None, "channels, from 0, that are drawn as red, green and blue, or one as grey (default: the first)", least=0
+    )
     write: str | None = setting(
         None,
         "also write images and detections as a data set that train.py opens, into data_set/ of the output folder",
         choices=FORMS,
     )
+    batch_size: int | None = setting(None, "images at a time on a GPU (default: 8)", least=1, short="-b")
+    workers: int | None = setting(
+        None, "processes that read images (default: on a CPU none, else up to 8)", least=0, most=1024, short="-j"
+    )
     resume: bool = setting(False, "go on with the same command that was cut: what is done is not done again")
+
+    @property
+    def each_page(self) -> bool:
+        """Whether each page of a file is an image."""
+        return self.model.get("pages") == EACH_PAGE
 
     @property
     def folder(self) -> Path:
         """The folder that files are written into."""
         return files.user_path(self.output_dir or ".")
 
+    def pace(self, device: torch.device) -> Pace:
+        """Returns how many images are in work at once."""
+        return pace_of(device, self.batch_size, self.workers)
+
     @property
     def style(self) -> Style:
         """How detections are drawn."""
-        return Style(self.captions, not self.no_boxes, self.magnify)
+        return Style(self.captions, not self.no_boxes, self.magnify, self.show_channels)
 
 
 def parse(words: list[str] | None = None) -> PredictOptions:
@@ -126,51 +162,121 @@ def parse(words: list[str] | None = None) -> PredictOptions:
         parser.error("give either --img-path, or --coco-json with --image-dir and --output")
     if options.coco_json is not None and (options.image_dir is None or options.output is None):
         parser.error("--coco-json needs --image-dir and --output")
+    if options.order is not None and options.coco_json is not None:
+        parser.error("--order goes with --img-path")
     if options.write is not None and options.coco_json is not None:
         parser.error("--write goes with --img-path: --coco-json has a data set already")
     return options
 
 
-def predictor_of(options: PredictOptions, least_score: float) -> Predictor:
+def predictor_of(options: PredictOptions, least_score: float, world: World) -> Predictor:
     """Returns the model with what the options say about its detections."""
-    model, label_map = load_model(options, pick_device(options.device))
-    content = load_file(options.weights_file)
-    print(about_weights(options.weights_file, content, label_map))
+    model, label_map, content = load_model(options, world.device)
+    with world.one_voice():
+        print(about_weights(options.weights_file, content, label_map))
+    if tiling := options.tiling(model.config, content):
+        model = TiledModel(model, tiling, options.mask_threshold)
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))
 
 
-def predict_images(options: PredictOptions) -> int:
+def predict_images(options: PredictOptions, world: World) -> int:
     """Draws and prints each image's detections, writes all of them as json; returns the exit status."""
+    images = world.on_main(images_of, options)
+    with world.main_first():
+        predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score, world)
+    folder, names = world.on_main(places_of, options, images)
+    json_path, as_json = options.folder / f"{RESULT_NAME}.json", not all(map(video.is_video, images))
+
+    def finished(seen: Seen) -> Finished:
+        at = seen.read.at
+        done = drawn_image(options, predictor, seen, images[at], folder / names[at])
+        if not options.each_page:
+            return done
+        return done._replace(results=[{**result, "page": pages[at]} for result in done.results])
+
+    def film(read: Read) -> None:
+        before = predictor.tally()
+        path = images[read.at]
+        try:
+            predict_video(options, predictor, video.open_video(path), path, folder / names[read.at])
+        except ImageError as error:
+            predictor.skip(error)
+            return
+        kept.add(read.at, {"image": str(path), "stamp": read.stamp, **predictor.since(before)}, [])
+
+    pages = numbered(images)
+
+    def read(at: int) -> torch.Tensor | None:
+        reading = dataclasses.replace(predictor.reading, page=pages[at])
+        return None if video.is_video(images[at]) else read_image(images[at], reading=reading)
+
+    source = Source(images.__getitem__, read)
+    work = Work(source, finished, film, lambda at: (folder / names[at]).is_file(), silent=False)
+    refuse_other_work(world, asked(options), predictor.model, predictor.label_map)
+    world.on_main(say_replaced, options, *([json_path] if as_json else []))
+    with stopping(world), GrowingResults(json_path, asked(options), len(images), as_json, world) as kept:
+        predict_and_keep(work, predictor, kept, options.pace(world.device), options.resume)
+    return world.on_main(conclude, options, predictor, kept, images)
+
+
+def images_of(options: PredictOptions) -> list[Path]:
+    """Returns the images and videos; what ends the command does so before anything is drawn."""
     images = find_images(options.img_path, options.follow_links)
-    for path in images:  # what ends the command does so before it has drawn anything
+    if options.each_page and options.write:
+        raise InputError("--write: pages have no image files of their own; leave it out, or --pages each")
+    for path in images:
         if video.is_video(path):
             check_video(path, options.strict)
         else:
-            read_image(path) if options.strict else refuse(path)
+            read_image(path, reading=AS_STORED) if options.strict else refuse(path)
     if options.write:
         if any(map(video.is_video, images)):
             raise InputError("--write: a video has no image files to make a data set of; leave it out")
         check_place(options.write, options.folder / DATA_SET, images)
-    predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score)
+    if options.each_page:
+        images = [path for path in images for _ in range(1 if video.is_video(path) else page_count(path))]
+    return images
+
+
+def numbered(images: list[Path]) -> list[int]:
+    """Returns for each path how many equal ones come before it: its page, where each page is an image."""
+    counts, pages = Counter(), []
+    for path in images:
+        pages.append(counts[path])
+        counts[path] += 1
+    return pages
+
+
+def places_of(options: PredictOptions, images: list[Path]) -> tuple[Path, list[str]]:
+    """Returns folder and file names of the drawn images; the folders are there then."""
     folder, names = drawn_places(options, images)
     refuse_to_overwrite(images, [folder / name for name in names])
     make_places(options.folder, folder)
-    json_path, as_json = options.folder / f"{RESULT_NAME}.json", not all(map(video.is_video, images))
-    say_replaced(options, *([json_path] if as_json else []))
-    with unfinished.stopped_in_order(), GrowingResults(json_path, asked(options), len(images), as_json) as kept:
-        if options.resume:
-            take_up(kept, predictor, lambda at: images[at], lambda at: folder / names[at])
-        for at, (path, name) in enumerate(zip(images, names, strict=True)):
-            if at not in kept:
-                predict_file(options, predictor, at, path, folder / name, kept)
-        kept.finish()
-    if as_json:
-        print(f"{kept.count} detection(s) written to {visible(str(json_path))}")
+    return folder, names
+
+
+def conclude(options: PredictOptions, predictor: Predictor, kept: GrowingResults, images: list[Path]) -> int:
+    """Says what was written, and writes a data set where that is asked for; returns the exit status."""
+    if kept.as_json:
+        print(f"{kept.count} detection(s) written to {visible(str(kept.path))}")
+    if options.order:
+        print(*ordered(options.folder, images, predictor.doubts), sep="\n")
     if options.write:
-        results = json.loads(json_path.read_bytes())
+        results = json.loads(kept.path.read_bytes())
         print(write_data_set(options.write, options.folder / DATA_SET, images, results, predictor.label_map))
     return predictor.status(len(images))
+
+
+def ordered(folder: Path, images: list[Path], doubts: dict[int, float]) -> list[str]:
+    """Writes the images, the most doubtful first; returns lines that name the first of them."""
+    pages = numbered(images)
+    most = sorted(doubts, key=lambda at: (-doubts[at], at))
+    rows = [f"{doubts[at]:.3f}\t{images[at]}" + f"\tpage {pages[at]}" * bool(pages[at]) for at in most]
+    path = folder / f"{RESULT_NAME}_order.txt"
+    files.write_text(path, "".join(f"{row}\n" for row in rows))
+    first = [visible(f"  {row}") for row in rows[:LISTED]]
+    return [f"annotate next, by doubtful objects (all {len(rows)} are in {visible(str(path))}):", *first]
 
 
 def say_replaced(options: PredictOptions, *results: Path) -> None:
@@ -186,69 +292,35 @@ def make_places(output_dir: Path, drawn: Path) -> None:
         unfinished.clear_leftovers(files.inner_folder(output_dir, drawn.name))
 
 
-def predict_file(
-    options: PredictOptions, predictor: Predictor, at: int, path: Path, target: Path, kept: GrowingResults
-) -> None:
-    """Draws the image or video at a position into `target`, keeps its results and prints them."""
-    start, stamp = time.perf_counter(), stamp_of(path)
-    before = predictor.tally()
-    try:
-        if video.is_video(path):
-            predict_video(options, predictor, video.open_video(path), path, target)
-            kept.add(at, {"image": str(path), "stamp": stamp, **predictor.since(before, None)}, [])
-            return
-        image = read_image(path)
-    except ImageError as error:
-        predictor.skip(error)
-        return
-    found = predictor.detect(image)
-    seconds = time.perf_counter() - start
-    results = []
-    for result in predictor.results(found, at + 1, image):
+def drawn_image(options: PredictOptions, predictor: Predictor, seen: Seen, path: Path, target: Path) -> Finished:
+    """Draws an image's detections into `target`."""
+    read, image, found = seen.read, seen.read.image, seen.found
+    if image is None:
+        return Finished(error=read.error)
+    size = tuple(image.shape[-2:])
+    masks, results = predictor.masks(found, size), []
+    of_image, empty = predictor.results(found, read.at + 1, size, masks)
+    for result in of_image:
         category = predictor.label_map.given.get(result["category_id"], result["category_id"])
         results.append({**result, "category_id": category, "file_name": str(path)})
+    drawn, reduced = predictor.draw(found, image, options.style, masks)
     with files.atomic_file(target) as file:  # subsampled colour would blur small text
-        predictor.draw(found, image, options.style).save(file, "JPEG", quality=92, subsampling=0)
-    kept.add(at, {"image": str(path), "stamp": stamp, **predictor.since(before, image.shape[-2:])}, results)
-    for line in predictor.describe(found) if options.verbose else ():
-        print(f"{visible(str(path))}: {line}")
+        drawn.save(file, "JPEG", quality=92, subsampling=0)
+    about = {"at": read.at, "image": str(path), "stamp": read.stamp, "empty": empty, "reduced": int(reduced)}
+    said = [f"{visible(str(path))}: {line}" for line in (predictor.describe(found) if options.verbose else ())]
     counts = predictor.counted(found)
-    print(f"{visible(str(path))}: {counts} in {seconds:.2f} s -> {visible(str(target))}", flush=True)
+    said.append(f"{visible(str(path))}: {counts} in {seen.seconds:.2f} s -> {visible(str(target))}")
+    return Finished({**about, **seen.counts}, results, "\n".join(said))
 
 
 def asked(options: PredictOptions) -> dict[str, Any]:
     """Returns what the results depend on, beside the images themselves."""
     places = ("img_path", "output", "output_dir", "device", "strict", "follow_links", "resume", "verbose", "write")
+    places = (*places, "batch_size", "workers", "order")
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in places}
     values["weights_path"] = str(options.weights_file)
     read = ("weights_path", "label_json_path", "coco_json")
     return {**values, **{name: stamp_of(values[name]) for name in read if values[name] is not None}}
-
-
-def stamp_of(path: str | Path) -> list[int] | None:
-    """Returns a file's size in bytes and time of change; None where there is no such file."""
-    try:
-        status = os.stat(files.user_path(path))
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
-def take_up(
-    kept: GrowingResults,
-    predictor: Predictor,
-    path_of: Callable[[int], str | Path],
-    drawn: Callable[[int], Path] | None = None,
-) -> None:
-    """Takes up what an earlier call has kept of images that are as they were, and whose drawings are there."""
-
-    def is_current(at: int, about: dict[str, Any]) -> bool:
-        if at >= kept.of or about["image"] != str(path_of(at)) or about["stamp"] != stamp_of(path_of(at)):
-            return False
-        return drawn is None or drawn(at).is_file()
-
-    for about in kept.resume(is_current):
-        predictor.recall(about)
 
 
 def check_video(path: Path, strict: bool) -> None:
@@ -271,7 +343,9 @@ def predict_video(
     style = replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:
-        return predictor.draw(predictor.detect(image), image, style)
+        drawn, reduced = predictor.draw(predictor.detect(image), image, style)
+        predictor.reduced += reduced
+        return drawn
 
     with StopSignal(World.single(predictor.device)) as stop:
         done = video.annotate_video(container, source, target, annotate, options.every, stop.requested)
@@ -288,7 +362,8 @@ def predict_video(
 def predict_camera(options: PredictOptions, number: int) -> int:
     """Draws what a camera sees until Ctrl-C; returns the exit status."""
     container = video.open_camera(number)
-    predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score)
+    world = World.single(pick_device(options.device))
+    predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score, world)
     folder = files.folder_to_write(options.folder)
     predict_video(options, predictor, container, f"camera {number}", folder / f"{RESULT_NAME}.mp4")
     return predictor.status(1)
@@ -332,50 +407,54 @@ def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> Image
     return data_set
 
 
-def predict_coco_json(options: PredictOptions) -> int:
+def predict_coco_json(options: PredictOptions, world: World) -> int:
     """Writes the results file for every image that a COCO json names; returns the exit status."""
-    raw = read_json(options.coco_json)
-    files.folder_to_write(Path(options.output).parent)  # rather now than after hours
-    if Path(options.output).is_dir():
-        raise InputError(f"--output {options.output}: is a folder; give the results file's name")
-    predictor = predictor_of(options, options.score or 0.0)
-    data_set = open_images(options, raw, predictor.label_map)
+    with world.main_first(), world.one_voice():
+        raw = read_json(options.coco_json)
+        files.folder_to_write(Path(options.output).parent)  # rather now than after hours
+        if Path(options.output).is_dir():
+            raise InputError(f"--output {options.output}: is a folder; give the results file's name")
+        predictor = predictor_of(options, options.score or 0.0, world)
+        data_set = open_images(options, raw, predictor.label_map).read_as(predictor.reading)
     start, path = time.perf_counter(), Path(options.output)
-    say_replaced(options, path)
-    with unfinished.stopped_in_order(), GrowingResults(path, asked(options), len(data_set)) as kept:
-        if options.resume:
-            take_up(kept, predictor, data_set.file_name)
-        for i in tqdm(range(len(data_set)), unit="image", disable=None):
-            if i in kept:
-                continue
-            name, before = data_set.file_name(i), predictor.tally()
-            stamp = stamp_of(name)
-            try:
-                image, _ = data_set[i]
-            except ImageError as error:
-                predictor.skip(error)
-                continue
-            results = predictor.results(predictor.detect(image), data_set.image_id(i), image)
-            written = data_set.with_given_ids(results, of=i)
-            predictor.foreign += len(results) - len(written)
-            kept.add(i, {"image": name, "stamp": stamp, **predictor.since(before, image.shape[-2:])}, written)
-        kept.finish()
-    print(f"{kept.count} detection(s) written to {visible(str(path))} in {time.perf_counter() - start:.1f} s")
-    if predictor.foreign:
-        print(left_out_line(options.output, predictor.foreign))
-    return predictor.status(len(data_set))
+
+    def finished(seen: Seen) -> Finished:
+        at, image = seen.read.at, seen.read.image
+        if image is None:
+            return Finished(error=seen.read.error)
+        results, empty = predictor.results(seen.found, data_set.image_id(at), tuple(image.shape[-2:]))
+        written = data_set.with_given_ids(results, of=at)
+        about = {"at": at, "image": data_set.file_name(at), "stamp": seen.read.stamp, "empty": empty}
+        return Finished({**about, "foreign": len(results) - len(written), **seen.counts}, written)
+
+    work = Work(Source(data_set.file_name, lambda at: data_set[at][0]), finished)
+    refuse_other_work(world, asked(options), predictor.model, predictor.label_map, data_set)
+    world.on_main(say_replaced, options, path)
+    with stopping(world), GrowingResults(path, asked(options), len(data_set), world=world) as kept:
+        predict_and_keep(work, predictor, kept, options.pace(world.device), options.resume)
+
+    def concluded() -> int:
+        print(f"{kept.count} detection(s) written to {visible(str(path))} in {time.perf_counter() - start:.1f} s")
+        if predictor.foreign:
+            print(left_out_line(options.output, predictor.foreign))
+        return predictor.status(len(data_set))
+
+    return world.on_main(concluded)
 
 
 def main() -> int:
     """Runs the command; returns its exit status."""
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     options = parse()
-    if options.coco_json is not None:
-        return predict_coco_json(options)
-    camera = video.camera_number(options.img_path)
-    if camera is not None and options.write:
-        raise InputError("--write: a camera has no image files to make a data set of; leave it out")
-    return predict_images(options) if camera is None else predict_camera(options, camera)
+    with shared_world(options.device, "the same command with --resume goes on") as world:
+        if options.coco_json is not None:
+            return predict_coco_json(options, world)
+        camera = video.camera_number(options.img_path)
+        if camera is None:
+            return predict_images(options, world)
+        if options.write:
+            raise InputError("--write: a camera has no image files to make a data set of; leave it out")
+        return world.on_main(predict_camera, options, camera)
 
 
 if __name__ == "__main__":

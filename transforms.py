@@ -1,59 +1,58 @@
 """Augmentations: functions of (image, target, rng) that return a new image and a new target.
 
-    image   uint8 [3, H, W] (0..255) or float [3, H, W] (0..1), RGB
+    image   uint8 [C, H, W] (0..255) or float [C, H, W] (0..1), RGB where C is 3
     target  the dict of one image: boxes float32 [N, 4] (x1 y1 x2 y2, pixels), labels int64 [N],
             masks (CroppedMasks of N masks, or uint8 [N, H, W]), area float32 [N], iscrowd uint8 [N]; other
-            entries, such as image_id, stay as they are
+            entries, such as image_id, stay as they are; "removed" counts objects that were left out
     rng     a torch.Generator: every random choice comes from it, so that the same generator state gives the
             same result in any process
 
 Laws: nothing is changed in place; the i-th box, label, mask, area and crowd flag always belong to one object;
-a flip applied twice is the identity.
+a flip applied twice is the identity, and so is every augmentation without strength. Where masks change other than by
+flips and turns, boxes and areas are those of their pixels.
+
+Here are flips, large-scale jitter and photometric jitter; other families are in train_utils/data/augmentations.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from network_files.operators.cropped_masks import CroppedMasks
+from train_utils.data.augmentations.colours import Blur, ChannelJitter, Contrast, Gamma, Noise, StainJitter
+from train_utils.data.augmentations.common import (
+    MEAN_COLOUR,
+    PER_OBJECT,
+    Sample,
+    Transform,
+    chance,
+    cropped,
+    kept,
+    on_canvas,
+    on_masks,
+    uniform,
+)
+from train_utils.data.augmentations.occlusion import CopyPaste, Cutout
+from train_utils.data.augmentations.options import Augmentation, with_preset
+from train_utils.data.augmentations.own import OwnAugmentation, from_albumentations, from_torchvision, own_augmentation
+from train_utils.data.augmentations.warps import Affine, QuarterTurns
 
-Sample = tuple[Tensor, dict]  # an image and its target
-Transform = Callable[[Tensor, dict, Generator], Sample]
-
-PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
-
-# ImageNet's mean colour as bytes: after normalisation it is about 0, which is what batching pads with.
-MEAN_COLOUR = (124, 116, 104)
+__all__ = [
+    "MEAN_COLOUR", "PER_OBJECT", "Affine", "Augmentation", "Blur", "ChannelJitter", "Compose", "Contrast", "CopyPaste",
+    "Cutout", "Expand", "Gamma", "HorizontalFlip", "LargeScaleJitter", "MiniMasks", "Noise", "OwnAugmentation",
+    "PhotometricJitter", "QuarterTurns", "Sample", "StainJitter", "Transform", "VerticalFlip", "augmentation_of",
+    "build_augment",     "colour_matrix", "from_albumentations", "from_torchvision", "uniform",
+]  # fmt: skip
 
 # Luma, and two colour-difference axes (NTSC's YIQ, as in Python's colorsys): a hue shift is a rotation of the
 # latter two, and a saturation change scales them, both at constant luma.
 RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 YIQ_TO_RGB = torch.linalg.inv(RGB_TO_YIQ.double()).float()
-
-
-def uniform(low: float, high: float, rng: Generator) -> float:
-    """Draws one number evenly from [low, high)."""
-    return low + (high - low) * torch.rand((), generator=rng).item()
-
-
-def chance(p: float, rng: Generator) -> bool:
-    """Returns True with probability p; always takes exactly one number from the generator."""
-    return torch.rand((), generator=rng).item() < p
-
-
-def cropped(masks: CroppedMasks | Tensor) -> CroppedMasks:
-    """Returns masks of either form (see above) as CroppedMasks."""
-    return masks if isinstance(masks, CroppedMasks) else CroppedMasks.from_masks(masks)
-
-
-def on_masks(masks: CroppedMasks | Tensor, function: Callable[[CroppedMasks], CroppedMasks]) -> CroppedMasks | Tensor:
-    """Applies a function of CroppedMasks to masks of either form, and keeps the form."""
-    changed = function(cropped(masks))
-    return changed if isinstance(masks, CroppedMasks) else changed.to_masks()  # [N, H', W']
 
 
 class Compose:
@@ -138,9 +137,11 @@ class PhotometricJitter:
 
         top = 1.0 if image.is_floating_point() else 255.0
         colours = (image.float() * brightness).clamp_(0, top)
-        mean_luma = torch.einsum("c,chw->hw", RGB_TO_YIQ[0], colours).mean()
+        in_colour = len(colours) == 3
+        mean_luma = (torch.einsum("c,chw->hw", RGB_TO_YIQ[0], colours) if in_colour else colours).mean()
         colours = ((colours - mean_luma) * contrast + mean_luma).clamp_(0, top)
-        colours = torch.einsum("dc,chw->dhw", colour_matrix(saturation, hue), colours).clamp_(0, top)
+        if in_colour:  # other channels have no hue
+            colours = torch.einsum("dc,chw->dhw", colour_matrix(saturation, hue), colours).clamp_(0, top)
         if not image.is_floating_point():
             colours = colours.round_()
         return colours.to(image.dtype), dict(target)
@@ -213,7 +214,7 @@ class LargeScaleJitter:
         area = cropped(masks).areas()  # [N]
         keep = (sides >= self.min_side).all(dim=1) & (area > 0)
         changed = {**target, "boxes": boxes, "masks": masks, "area": area.float()}
-        return changed | {key: changed[key][keep] for key in PER_OBJECT if key in changed}
+        return kept(changed, keep)
 
     def __repr__(self) -> str:
         return f"LargeScaleJitter(size={self.size}, scale={self.scale})"
@@ -246,16 +247,6 @@ class Expand:
         return f"Expand(most={self.most}, p={self.p})"
 
 
-def on_canvas(image: Tensor, fill: tuple[int, ...], size: tuple[int, int], top: int = 0, left: int = 0) -> Tensor:
-    """Puts an image [3, h, w] on a canvas [3, *size] of colour fill (bytes), its left upper corner at (left, top)."""
-    colour = torch.tensor(fill, dtype=torch.float32)
-    if image.is_floating_point():
-        colour = colour / 255
-    canvas = colour.to(image.dtype)[:, None, None].repeat(1, *size)
-    canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
-    return canvas
-
-
 class MiniMasks:
     """Keeps each mask in at most size x size cells of its box. Comes last: others would enlarge it again."""
 
@@ -270,32 +261,38 @@ class MiniMasks:
         return f"MiniMasks({self.size})"
 
 
-def build_augment(
-    horizontal_flip: float = 0.5,
-    vertical_flip: float = 0.0,
-    photometric: bool = False,
-    large_scale_jitter: int | None = None,
-    jitter_scale: tuple[float, float] = (0.1, 2.0),
-    expand: float | None = None,
-    mini_mask: int | None = None,
-) -> Compose:
-    """Builds the training augmentation from plain options; with all of them off it is a Compose of nothing.
+def build_augment(others: Sequence[Sample] = (), **options: Any) -> Compose:
+    """Builds the training augmentation from the options of `Augmentation`; with all off it is a Compose of nothing.
 
-    horizontal_flip, vertical_flip: probabilities; photometric: PhotometricJitter with its own ranges;
-    large_scale_jitter: side in pixels of its square, None or 0 for none; jitter_scale: its range of factors;
-    expand: largest factor of Expand; mini_mask: cells a side of MiniMasks (None for none of either).
+    others: the training samples, from which `copy_paste` takes objects. Raises InputError for a value out of bounds.
     """
-    transforms: list[Transform] = []
-    if photometric:
-        transforms.append(PhotometricJitter())  # before padding, so that padding keeps the mean colour
-    if expand:
-        transforms.append(Expand(expand))  # before what gives the image its final size
-    if large_scale_jitter:
-        transforms.append(LargeScaleJitter(large_scale_jitter, jitter_scale))
-    if horizontal_flip > 0:
-        transforms.append(HorizontalFlip(horizontal_flip))
-    if vertical_flip > 0:
-        transforms.append(VerticalFlip(vertical_flip))
-    if mini_mask:
-        transforms.append(MiniMasks(mini_mask))
-    return Compose(transforms)
+    chosen = Augmentation(**with_preset(options))
+    affine = chosen.rotate, chosen.zoom, chosen.shift
+    # Objects first, then their colours, before padding, so that padding keeps the mean colour; then what moves them;
+    # what gives the image its final size comes before what covers parts of it, and mini masks last.
+    transforms = [
+        CopyPaste(others, chosen.copy_paste) if chosen.copy_paste and len(others) else None,
+        PhotometricJitter() if chosen.photometric else None,
+        StainJitter(chosen.stain_jitter) if chosen.stain_jitter else None,
+        ChannelJitter(chosen.channel_jitter) if chosen.channel_jitter else None,
+        Contrast(chosen.contrast) if chosen.contrast != 1 else None,
+        Gamma(chosen.gamma) if chosen.gamma != 1 else None,
+        Affine(*affine) if affine != (0, (1, 1), 0) else None,
+        Expand(chosen.expand) if chosen.expand else None,
+        LargeScaleJitter(chosen.large_scale_jitter, chosen.jitter_scale) if chosen.large_scale_jitter else None,
+        QuarterTurns(chosen.quarter_turns) if chosen.quarter_turns else None,
+        HorizontalFlip(chosen.horizontal_flip) if chosen.horizontal_flip else None,
+        VerticalFlip(chosen.vertical_flip) if chosen.vertical_flip else None,
+        Blur(chosen.blur) if chosen.blur else None,
+        Noise(chosen.noise) if chosen.noise else None,
+        Cutout(chosen.cutout) if chosen.cutout else None,
+        MiniMasks(chosen.mini_mask) if chosen.mini_mask else None,
+    ]
+    return Compose(transform for transform in transforms if transform is not None)
+
+
+def augmentation_of(settings: Augmentation, others: Sequence[Sample] = ()) -> Compose | OwnAugmentation:
+    """Returns what a run with these settings does to its training samples, which are `others` to `copy_paste`."""
+    if settings.own:
+        return own_augmentation(settings.augment)
+    return build_augment(others, **{f.name: getattr(settings, f.name) for f in fields(Augmentation)})

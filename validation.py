@@ -4,6 +4,7 @@
     python validation.py --weights-path save_weights --data-path DATA       its best checkpoint, on other data
     python validation.py --detections submission.json --data-path DATA      a COCO results json, without a model
     python validation.py --weights-path save_weights --report               a page about its mistakes, too
+    torchrun --nproc_per_node=8 validation.py --weights-path save_weights   on 8 GPUs: the same files
 
 Evaluates the val split (of data without one: all images, but of the checkpoint's own the share that
 training held out) and writes record_mAP.txt, record_mAP.json and detections.json into --output-dir.
@@ -19,45 +20,51 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backbone.settings import setting
-from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.checkpoints.held_out import SHARE, Scored, open_scored
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
-from train_utils.cli.device import pick_device
+from train_utils.cli.device import shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.options import DataOptions, LoaderOptions
+from train_utils.evaluation.boundary import BOUNDARY
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
-from train_utils.evaluation.limits import MAX_DETS, Limit, left_out_line, limits_met, record_of
+from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
-from train_utils.evaluation.numbers import evaluate_results, format_record, write_record, write_results
+from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, format_record, write_record
 from train_utils.io.files import folder_to_write, replaced_lines, user_path
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
+from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
-from train_utils.prediction.measuring import measure
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
-from train_utils.run.evaluation import EvalResult
+from train_utils.prediction.tiles import TiledModel, TileOptions
+from train_utils.processes.distributed import World
+from train_utils.run.evaluation import EvalResult, measure, of_limits, write_measured
 
 USED_MOST = ("weights_path", "data_path", "output_dir", "report", "detections", "max_dets", "batch_size", "device")
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
 
 @dataclass(frozen=True)
-class ValidationOptions(ModelOptions):
+class ValidationOptions(ModelOptions, TileOptions):
     """What is measured, and whether the mistakes are looked at."""
 
     weights_path: str | Path | None = setting(
         None,
-        "a run folder (its best checkpoint), a checkpoint, a bare state dict, or coco or coco_v2 (published weights)",
+        "a run folder (its best checkpoint), a checkpoint, a bare state dict, an exported file, or coco or coco_v2 "
+        "(published weights)",
         metavar="W",
     )
     detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
+    boundary: bool = setting(False, "also the AP of the masks' borders, which shows ragged outlines")
     max_dets: int = setting(MAX_DETS, "detections of a class in an image that AP counts", least=10, metavar="N")
     report: bool = setting(False, "write report.html too, a page about the mistakes")
     report_images: int = setting(
@@ -89,7 +96,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     """Writes and prints the numbers of a results file, of its boxes, of its masks, or of both; the exit status."""
     data = DataOptions(**given_settings(DataOptions, given))
     scored = open_scored(data, {}, not given.keys().isdisjoint(SHARE))
-    data_set = scored.data_set
+    data_set = scored.data_set.read_as(AS_STORED)  # no model says how
     print(*map(visible, scored.lines), sep="\n")
     truth = data_set.ground_truth(unmasked=True)
     found, notes, read = read_detections(
@@ -98,11 +105,16 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     output_dir = folder_to_write(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
+    of_masks = stats
+    if options.boundary and "segm" in found:
+        of_masks = with_borders(stats, truth, found["segm"], options)
     images = len({result["image_id"] for results in found.values() for result in results})
     read |= {"boxes": len(found["bbox"]), "masks": len(found.get("segm", [])), "of_images": images}
     say_replaced(output_dir)
-    paths = write_record(output_dir, stats, scored.counts() | about(options, limits) | {"results": read})
-    print(format_record(stats))
+    paths = write_record(
+        output_dir, of_masks, scored.counts() | of_limits(options.max_dets, limits) | {"results": read}
+    )
+    print(format_record(of_masks))
     say_limits(limits)
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {images} of {len(data_set)} images", *map(visible, notes), sep="\n")
@@ -112,6 +124,17 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     results = found[list(stats)[-1]]
     evaluated = Evaluated(options.detections, stats, results, data_set, max_dets=options.max_dets, limits=limits)
     return write_page_of(evaluated, options, data.strict)
+
+
+def with_borders(
+    stats: dict[str, IouTypeResult],
+    truth: dict,
+    results: list[dict],
+    options: ValidationOptions,
+    image_ids: list[int] | None = None,
+) -> dict[str, IouTypeResult]:
+    """Returns the numbers with those of the masks' borders beside them."""
+    return {**stats, **evaluate_results(truth, results, [BOUNDARY], image_ids, max_dets=options.max_dets)}
 
 
 def write_page_of(evaluated: Evaluated, options: ValidationOptions, strict: bool) -> int:
@@ -132,11 +155,6 @@ def say_replaced(folder: Path) -> None:
         print(visible(line))
 
 
-def about(options: ValidationOptions, limits: list[Limit]) -> dict[str, Any]:
-    """Returns what a record says of the limits."""
-    return {"max_dets": options.max_dets, "limits": record_of(limits)}
-
-
 def say_limits(limits: list[Limit]) -> None:
     """Prints a line for each limit that was met."""
     for limit in limits:
@@ -146,18 +164,13 @@ def say_limits(limits: list[Limit]) -> None:
 def report(folder: Path, result: EvalResult, scored: Scored, options: ValidationOptions) -> int:
     """Writes the files, prints the numbers; returns the exit status."""
     skipped = len(result.found.skipped)
-    results = sorted(result.found.results, key=lambda r: r["image_id"])  # batches come in any order
-    written = scored.data_set.with_given_ids(results)
-    of_results = {"unreadable_images": result.found.skipped, "results_left_out": len(results) - len(written)}
     say_replaced(folder)
-    paths = write_record(folder, result.stats, scored.counts(skipped) | about(options, result.limits) | of_results)
-    paths.append(folder / "detections.json")
-    write_results(paths[-1], written)
+    paths, notes = write_measured(folder, result, scored, options.max_dets)
     print(format_record(result.stats))
     say_limits(result.limits)
-    print(f"loss {sum(result.losses.values()):.4f}, {len(result.found.results)} detections, {result.seconds:.1f} s")
-    if len(written) < len(results):
-        print(left_out_line(paths[-1], len(results) - len(written)))
+    loss = f"loss {sum(result.losses.values()):.4f}, " if result.losses else ""  # an exported file has none
+    print(f"{loss}{len(result.found.results)} detections, {result.seconds:.1f} s")
+    print(*notes, sep="\n", end="\n" if notes else "")
     for name in result.found.skipped:
         print(visible(f"not evaluated: {name}"), file=sys.stderr)
     if skipped:
@@ -166,31 +179,49 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     return EXIT_SOME_UNUSABLE if skipped else EXIT_OK
 
 
-def main() -> int | None:
-    """Runs the command; returns its exit status, None for 0."""
-    given = parse()
-    options = ValidationOptions(**given_settings(ValidationOptions, given), model=given_model(given))
+def score_model(options: ValidationOptions, given: dict[str, Any], world: World) -> int:
+    """Measures a model on images that the processes share; the first writes and prints. Returns the exit status."""
     loading = LoaderOptions(**given_settings(LoaderOptions, given))
-    device = pick_device(options.device)
-    choose_evaluator()  # a mistake there is reported now, not after the images
-    if options.detections is not None:
-        return score_detections(options, given)
-    content = load_file(options.weights_file)
-    model, label_map = load_model(options, device)
-    print(about_weights(options.weights_file, content, label_map))
-    scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
-    data_set = scored.data_set
-    output_dir = folder_to_write(user_path(options.output_dir))  # rather now than after hours
-    result = measure(model, data_set, loading, options.max_dets, content.get("smallest_scale"))
-    status = report(output_dir, result, scored, options)
-    if options.report:
+    with world.main_first():
+        model, label_map, content = load_model(options, world.device)
+        print(about_weights(options.weights_file, content, label_map))
+        scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
+    data_set = scored.data_set.read_as(Reading.of(model.config))
+    settings = {**vars(options), **vars(loading), **given}
+    refuse_other_work(world, settings, model, label_map, data_set)
+    output_dir = world.on_main(folder_to_write, user_path(options.output_dir))  # rather now than after hours
+    if tiling := options.tiling(model.config, content):
+        model = TiledModel(model, tiling)
+    result = measure(model, data_set, loading, world, options.max_dets, content.get("smallest_scale"))
+
+    def written() -> int:
+        shown = result
+        if options.boundary:
+            truth, own = data_set.ground_truth(unmasked=True), sorted(result.found.image_ids)
+            shown = replace(result, stats=with_borders(result.stats, truth, result.found.results, options, own))
+        status = report(output_dir, shown, scored, options)
+        if not options.report:
+            return status
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found
         evaluated = Evaluated(options.weights_file, result.stats, found.results, data_set, sorted(found.image_ids))
         limits = {"max_dets": options.max_dets, "limits": result.limits}
-        limits["per_image"] = model.config.box_detections_per_img
-        status = max(status, write_page_of(evaluated._replace(progress=progress, **limits), options, loading.strict))
-    return status
+        limits["per_image"] = getattr(model, "detections_per_image", model.config.box_detections_per_img)
+        evaluated = evaluated._replace(progress=progress, **limits)
+        return max(status, write_page_of(evaluated, options, loading.strict))
+
+    return world.on_main(written)
+
+
+def main() -> int | None:
+    """Runs the command; returns its exit status, None for 0."""
+    given = parse()
+    options = ValidationOptions(**given_settings(ValidationOptions, given), model=given_model(given))
+    with shared_world(options.device, "start again") as world, world.one_voice():
+        world.on_main(choose_evaluator)  # a mistake there is reported now, not after the images
+        if options.detections is not None:
+            return world.on_main(score_detections, options, given)
+        return score_model(options, given, world)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def usual_width(name: str) -> int:
 
 
 class Backbone(nn.Module):
-    """A body and its FPN: images [N, 3, H, W] -> [P2 .. P6], each [N, out_channels, H / stride, W / stride].
+    """A body and its FPN: images [N, C, H, W] -> [P2 .. P6], each [N, out_channels, H / stride, W / stride].
 
-    H and W are multiples of 32. Maps are channels-last in memory, which is what the convolutions are
-    fastest with and what RoIAlign reads without a copy.
+    C is 3 unless `set_channels` changes it. H and W are multiples of 32. Maps are channels-last in memory, which is
+    what the convolutions are fastest with and what RoIAlign reads without a copy.
     """
 
     strides = (4, 8, 16, 32, 64)
@@ -53,6 +53,14 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the pyramid of an image batch."""
         return self.fpn(self.body(images.contiguous(memory_format=torch.channels_last)))
+
+    def set_channels(self, channels: int) -> None:
+        """Gives the body's first convolution another number of input channels, and random weights."""
+        stem = next(module for module in self.body.modules() if isinstance(module, nn.Conv2d))
+        weight = stem.weight.new_empty(len(stem.weight), channels, *stem.kernel_size)
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")  # as the bodies do
+        stem.weight = nn.Parameter(weight, requires_grad=stem.weight.requires_grad)
+        stem.in_channels = channels
 
 
 def build_backbone(

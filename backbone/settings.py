@@ -20,6 +20,7 @@ class Rules(TypedDict, total=False):
     positional: bool  # the flag is a place in the command, without a name
     required: bool  # a command without the flag is wrong
     short: str  # another spelling of the flag, such as -b
+    word: str  # a word that stands beside numbers, such as auto
     bare: Any  # what the flag means without a value
     metavar: str | tuple[str, ...]  # how --help names the flag's value
     resume: str  # what a resumed run may change; see train_utils/run/resume.py
@@ -52,7 +53,7 @@ def check(settings: Any) -> None:
     """Raises InputError for the first field of a dataclass instance that breaks its own rules; None breaks none."""
     for f in fields(settings):
         name, value, rules = f.name, getattr(settings, f.name), f.metadata
-        if value is None:
+        if value is None or value == rules.get("word"):
             continue
         if isinstance(value, str) and "bool" in str(f.type):  # else "False" would be true
             raise InputError(f"{name} {value!r} is neither True nor False")

@@ -1,10 +1,14 @@
 """Names and values -> a checked MaskRCNNConfig: every number of the network, in one place."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 
 from backbone import BACKBONES, NORMS, InputError, usual_width
 from backbone.settings import check, lists_to_tuples, setting
 from network_files.operators.boxes import GEOMETRIES, TORCHVISION
+
+FIRST_PAGE, ALL_PAGES, EACH_PAGE = "first", "channels", "each"  # values of `pages`
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in 0..1
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,27 @@ class MaskRCNNConfig:
     fixed_size: tuple[int, int] | None = setting(
         None, "height and width that every image is scaled to fit and padded to, in place of min_size and max_size"
     )
+    channels: int = setting(3, "channels of an image; RGB where there are 3", least=1, most=1024)
+    pages: str = setting(
+        FIRST_PAGE,
+        "which pages of an image file (TIFF, ...) are read: the first; all, as channels; each, as an image of its own, "
+        "in prediction",
+        choices=(FIRST_PAGE, ALL_PAGES, EACH_PAGE),
+    )
+    value_range: tuple[str | float, ...] | None = setting(
+        None,
+        "LOW HIGH: the values in files of more than 8 bits that become 0 and 1; 99%: the middle 99% of each image's "
+        "own; auto: measured in training, which does so by itself where it meets such files",
+        metavar=("LOW|P%|auto", "HIGH"),
+    )
     image_mean: tuple[float, ...] = setting(
-        (0.485, 0.456, 0.406), "ImageNet's mean, RGB in 0..1", length=3, least=0, most=1
+        IMAGENET_MEAN,
+        "mean of each channel in 0..1; ImageNet's, but measured in training for other channels or more than 8 bits",
+        least=0,
+        most=1,
     )
     image_std: tuple[float, ...] = setting(
-        (0.229, 0.224, 0.225), "ImageNet's standard deviation, RGB in 0..1", length=3, above=0, most=1
+        IMAGENET_STD, "standard deviation of each channel, the same way", above=0, most=1
     )
     size_divisible: int = setting(32, "padded sides are multiples of this (the coarsest body stride)")
 
@@ -107,7 +127,8 @@ class MaskRCNNConfig:
     geometry: str = setting(
         TORCHVISION,
         "where RoIs and masks have their values: half_pixel (at the centres of cells and pixels: masks fit; training "
-        "takes it for a new mask head) or torchvision (half a pixel off, as its published weights were trained)",
+        "takes it for a new mask head), torchvision (half a pixel off, as its published weights were trained) or "
+        "half_pixel_masks (masks half_pixel, RoIs torchvision: training takes it for new predictors on such weights)",
         choices=GEOMETRIES,
     )
     crowd_ioa_thresh: float | None = setting(
@@ -127,6 +148,11 @@ class MaskRCNNConfig:
 
     def __post_init__(self) -> None:
         lists_to_tuples(self)
+        if isinstance(self.channels, int) and self.channels != 3:  # ImageNet's grey, where they are not given
+            for name, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+                if getattr(self, name) == usual:
+                    object.__setattr__(self, name, (sum(usual) / len(usual),) * self.channels)
+        object.__setattr__(self, "value_range", as_value_range(self.value_range))
         for name in ("anchor_sizes", "aspect_ratios"):
             object.__setattr__(self, name, _of_levels(name, getattr(self, name)))
         if self.norm is None:
@@ -145,6 +171,9 @@ class MaskRCNNConfig:
             raise InputError(f"num_classes is {self.num_classes}: it counts background, so at least 2")
         if len(self.anchor_sizes) != 5:
             raise InputError(f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != self.channels:
+                raise InputError(f"{name} has {len(getattr(self, name))} numbers: give {self.channels}")
         check(self)
         for part in ("rpn", "box"):
             low, high = (getattr(self, f"{part}_{which}_iou_thresh") for which in ("bg", "fg"))
@@ -179,6 +208,28 @@ class MaskRCNNConfig:
         if unknown:
             raise InputError(f"config field {unknown[0]!r} does not exist")
         return cls(**values)
+
+
+def as_value_range(given: object) -> tuple[float, ...] | None:
+    """Returns a value range as (low, high), (percent,) or None, of numbers, of "99%", or of such words of a command.
+
+    Raises InputError for another one, and for "auto", which only training can measure.
+    """
+    if given is None:
+        return None
+    words = given if isinstance(given, tuple | list) else (given,)
+    text = " ".join(map(str, words))
+    if text == "auto":
+        raise InputError("value_range auto: is measured in training; give LOW HIGH, or a share such as 99%")
+    try:
+        numbers = tuple(float(str(word).removesuffix("%")) for word in words)
+    except ValueError:
+        numbers = ()
+    share = len(numbers) == 1 and 0 < numbers[0] <= 100
+    pair = len(numbers) == 2 and -math.inf < numbers[0] < numbers[1] < math.inf and "%" not in text
+    if not share and not pair:
+        raise InputError(f"value_range {text}: give two numbers, the lower one first, or a share such as 99%")
+    return numbers
 
 
 def _of_levels(name: str, values: tuple) -> tuple:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = train_flags(
     backbone_width=16, min_size=48, max_size=48, anchor_sizes=(4, 8, 16, 32, 64),
     epochs=2, print_freq=1, dropout=0.1, ema=True, photometric=True,
+    copy_paste=0.7, rotate=20,
 )  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
 

@@ -22,10 +22,11 @@ from tests.npy_folders import many as many_npy
 from tests.small_runs import call
 from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
-from tools.doctor import anchors, duplicates, finds, images, page, statistics
+from tools.doctor import duplicates, finds, images, page, statistics
 from tools.doctor.table import outlines, table_of
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
+from train_utils.data.objects import anchors
 from train_utils.data.opening import open_data
 from train_utils.io import array_cache as annotation_cache
 
@@ -334,7 +335,8 @@ def test_what_a_perfect_mask_head_reaches_is_said(run, tmp_path):
         objects.append(annotation(len(objects) + 1, bbox=[x1, y1, x2 - x1, y2 - y1], segmentation=[points]))
     objects.append(annotation(9, iscrowd=1, segmentation=[squares[0]]))
     both(tmp_path / "d", coco([{"id": 1, "file_name": "a.png", "height": 48, "width": 64}], objects))
-    out, found = run(tmp_path / "d", "--mask-roi-size", 3, "--min-size", 64, "--max-size", 86)[1::2]
+    flags = ("--geometry", "torchvision", "--mask-roi-size", 3, "--min-size", 64, "--max-size", 86)
+    out, found = run(tmp_path / "d", *flags)[1::2]
     kinds = [("torchvision", 3), ("half_pixel", 3), ("half_pixel", 6), ("half_pixel", 12)]
     assert [(kind["geometry"], kind["mask_roi_size"]) for kind in found["masks"]] == kinds
     assert {kind["objects"] for kind in found["masks"]} == {4 + 6}
@@ -363,6 +365,8 @@ def test_images_whose_masks_cannot_be_read_are_left_out_and_counted(run, tmp_pat
 
     monkeypatch.setattr(ImageDataset, "target", first_is_broken)
     _, out, _, found = run(folder, "--quick")
+    # train.py's default on COCO weights, whose predictors are replaced for these classes
+    assert {kind["geometry"] for kind in found["masks"]} == {"half_pixel_masks"}
     assert (
         found["masks"][0]["objects"] == 3 + 3 and "on 6 objects; 2 images left out, whose masks cannot be read" in out
     )
@@ -536,7 +540,7 @@ def test_the_contact_sheet_augments_training_images_only(run, tmp_path):
         seen.append(int(target["image_id"]))
         return image.flip(2), target
 
-    with patch.object(page, "build_augment", lambda: record):
+    with patch.object(page, "augmentation_of", lambda *_: record):
         run(both(tmp_path / "d", data), samples=20)
     told = (tmp_path / "checked" / "check_data.html").read_text()
     assert sorted(seen) == [1, 2, 3, 4, 5, 6] and "mirrored by chance" in told

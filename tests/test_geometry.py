@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from network_files import Recorder, create_model, load_weights
-from network_files.operators.boxes import GEOMETRIES, HALF_PIXEL, TORCHVISION
+from network_files.operators.boxes import GEOMETRIES, HALF_PIXEL, HALF_PIXEL_MASKS, TORCHVISION
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool, mask_targets, paste_masks
 from network_files.recorder import Stage
@@ -15,6 +15,7 @@ from train_utils.checkpoints.checkpoint import save_checkpoint
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import with_geometry
 
+FITTING = HALF_PIXEL, HALF_PIXEL_MASKS  # geometries in which masks fit
 TINY_BOXES = [[20.4, 20.4, 20.9, 20.9], [20.6, 20.6, 21.4, 21.4], [20.1, 5.3, 20.8, 33.9], [7, 9, 8, 10]]
 
 
@@ -78,16 +79,17 @@ def test_paste_equals_the_loop():
     assert torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize("geometry", FITTING)
 @pytest.mark.parametrize("cells", [7, 28])
-def test_a_full_box_stays_a_full_box(cells):
+def test_a_full_box_stays_a_full_box(cells, geometry):
     boxes = torch.tensor([[0, 0, 53, 37], [7, 9, 8, 10], [5, 3, 50, 4], [11, 2, 39, 30], [40, 30, 53, 37.0]])
     masks = CroppedMasks(torch.ones(sum((int((x2 - x1) * (y2 - y1)) for x1, y1, x2, y2 in boxes.tolist())),
                                     dtype=torch.uint8), boxes.long(), (37, 53))  # fmt: skip
     for resized in ((37, 53), (101, 144), (20, 29)):
         rois = boxes * torch.tensor([resized[1] / 53, resized[0] / 37] * 2)
-        found = targets(masks, rois, resized, cells)
+        found = targets(masks, rois, resized, cells, geometry=geometry)
         torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-4)
-        back = mask_probs_to_bool(found, boxes, masks.size, HALF_PIXEL)
+        back = mask_probs_to_bool(found, boxes, masks.size, geometry)
         assert torch.equal(back.to_masks(), masks.to_masks())
 
 
@@ -99,7 +101,8 @@ def test_what_is_cut_out_comes_back():
     for geometry in GEOMETRIES:
         cut = targets(masks, boxes * 1.7, (272, 272), geometry=geometry)
         reached[geometry] = ious(masks, mask_probs_to_bool(cut, boxes, masks.size, geometry))
-    assert reached[HALF_PIXEL][small].mean() > 0.995 and reached[HALF_PIXEL].mean() > 0.97
+    for geometry in FITTING:
+        assert reached[geometry][small].mean() > 0.995 and reached[geometry].mean() > 0.97
     assert reached[TORCHVISION].mean() < 0.9
 
 
@@ -107,44 +110,49 @@ def mirrored(boxes, size):
     return torch.stack((size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]), 1)
 
 
+@pytest.mark.parametrize("geometry", FITTING)
 @pytest.mark.parametrize("limit", [None, 6])
-def test_a_flip_commutes_with_cutting_out_and_pasting(limit):
+def test_a_flip_commutes_with_cutting_out_and_pasting(limit, geometry):
     masks = CroppedMasks.from_masks(some_masks())[[0, 1, 2, 3, 5, 0, 1]]
     kept, flipped = (m if limit is None else m.limited(limit) for m in (masks, masks.hflip()))
     rois = random_rois(7, 60, 90, torch.float64)
-    cut = targets(kept, rois, (60, 90))
+    cut = targets(kept, rois, (60, 90), geometry=geometry)
     assert cut.amax() > 0.5
-    torch.testing.assert_close(targets(flipped, mirrored(rois, (60, 90)), (60, 90)), cut.flip(2), rtol=0, atol=1e-6)
+    again = targets(flipped, mirrored(rois, (60, 90)), (60, 90), geometry=geometry)
+    torch.testing.assert_close(again, cut.flip(2), rtol=0, atol=1e-6)
     boxes = torch.tensor([*PASTE_BOXES[:5], *TINY_BOXES, [10.5, 8.5, 20.5, 12.5]], dtype=torch.float64)
     probs = torch.rand(len(boxes), 28, 28, dtype=torch.float64)
-    pasted = paste_masks(probs, boxes, (37, 53), HALF_PIXEL)
-    again = paste_masks(probs.flip(2), mirrored(boxes, (37, 53)), (37, 53), HALF_PIXEL)
+    pasted = paste_masks(probs, boxes, (37, 53), geometry)
+    again = paste_masks(probs.flip(2), mirrored(boxes, (37, 53)), (37, 53), geometry)
     torch.testing.assert_close(again, pasted.flip(3), rtol=0, atol=1e-6)
 
 
-def test_a_pixels_shift_shifts_targets_and_masks_by_a_pixel():
+@pytest.mark.parametrize("geometry", FITTING)
+def test_a_pixels_shift_shifts_targets_and_masks_by_a_pixel(geometry):
     masks = CroppedMasks.from_masks(some_masks()[:3])
     moved = masks.window(-1, 0, 53, 37)
     rois = random_rois(3, 37, 50, torch.float64)
     right = torch.tensor([1.0, 0, 1, 0], dtype=torch.float64)
-    cut = targets(masks, rois)
-    torch.testing.assert_close(targets(moved, rois + right), cut, rtol=0, atol=1e-10)
-    whole, again = (paste_masks(cut, boxes, (37, 53), HALF_PIXEL) for boxes in (rois, rois + right))
+    cut = targets(masks, rois, geometry=geometry)
+    torch.testing.assert_close(targets(moved, rois + right, geometry=geometry), cut, rtol=0, atol=1e-10)
+    whole, again = (paste_masks(cut, boxes, (37, 53), geometry) for boxes in (rois, rois + right))
     torch.testing.assert_close(again[..., 1:], whole[..., :-1], rtol=0, atol=1e-10)
     # a RoI of a pixel for each cell: the target is the mask itself, and its shift the target's
     roi = torch.tensor([[8.0, 5, 36, 33]], dtype=torch.float64)
-    still, along = targets(masks[[1]], roi)[0], targets(moved[[1]], roi)[0]
+    still, along = (targets(m[[1]], roi, geometry=geometry)[0] for m in (masks, moved))
     assert torch.equal(still, masks.to_masks()[1, 5:33, 8:36].double())
     assert torch.equal(along[:, 1:], still[:, :-1])
 
 
-def test_an_object_of_a_pixel_is_a_pixel_wherever_its_box_is_seen_from():
+@pytest.mark.parametrize("geometry", FITTING)
+def test_an_object_of_a_pixel_is_a_pixel_wherever_its_box_is_seen_from(geometry):
     mask = torch.zeros(1, 37, 53, dtype=torch.uint8)
     mask[0, 9, 7] = 1
     masks = CroppedMasks.from_masks(mask)
     for box in ([7.0, 9, 8, 10], [6.7, 8.8, 8.2, 10.4], [4.0, 4, 18, 18]):
         boxes = torch.tensor([box])
-        assert torch.equal(mask_probs_to_bool(targets(masks, boxes), boxes, (37, 53), HALF_PIXEL).to_masks(), mask)
+        cut = targets(masks, boxes, geometry=geometry)
+        assert torch.equal(mask_probs_to_bool(cut, boxes, (37, 53), geometry).to_masks(), mask)
 
 
 def checkpoint_of(model, geometry):
@@ -177,6 +185,14 @@ def test_a_run_takes_the_geometry_that_its_mask_head_was_trained_in(tmp_path):
     for resumed, geometry in (("old.pth", TORCHVISION), ("half.pth", HALF_PIXEL)):
         config, line = with_geometry(RunConfig.of({"weights": "none"}), files[resumed])
         assert config.model["geometry"] == geometry and "of the resumed checkpoint" in line
+    for name in ("coco", "state.pth", "wrapped.pth"):  # for another number of classes their predictors are replaced
+        config = RunConfig.of({"weights": name if name == "coco" else tmp_path / name})
+        replaced, line = with_geometry(config, None, classes=3)
+        assert replaced.model["geometry"] == HALF_PIXEL_MASKS and "as the predictors are new" in line
+        assert with_geometry(config, None, classes=91 if name == "coco" else 4)[0].model["geometry"] == TORCHVISION
+    for name in ("old.pth", "half.pth", "none"):  # what a checkpoint says stays
+        config = RunConfig.of({"weights": name if name == "none" else tmp_path / name})
+        assert with_geometry(config, None, classes=3)[0].model["geometry"] == expected[name]
     chosen = RunConfig.of({"weights": "coco", "geometry": HALF_PIXEL})
     assert with_geometry(chosen, files["old.pth"]) == (chosen, "geometry: half_pixel")
 
@@ -211,5 +227,7 @@ def test_a_models_geometry_reaches_its_features_its_targets_and_its_masks():
         (record,) = recorder[Stage.MASK_TARGETS]
         again = mask_targets([masks], record["rois"], record["matched"], [(64, 85)], 28, geometry)
         torch.testing.assert_close(record["targets"], again)
-    one, other = ([record["pooled"] for record in recorder[Stage.ROIS]] for recorder in seen.values())
-    assert one[0].shape == other[0].shape and not torch.allclose(one[0], other[0])
+    theirs, half, masks_alone = (seen[g][Stage.ROIS][0]["pooled"] for g in (TORCHVISION, HALF_PIXEL, HALF_PIXEL_MASKS))
+    assert theirs.shape == half.shape and not torch.allclose(theirs, half) and torch.equal(theirs, masks_alone)
+    one, other = (seen[g][Stage.MASK_TARGETS][0]["targets"] for g in (TORCHVISION, HALF_PIXEL_MASKS))
+    assert not torch.allclose(one, other)

@@ -9,6 +9,7 @@ import pytest
 
 import predict
 from backbone.errors import InputError
+from tests.faults.processes import wait_for
 from tests.small_runs import call
 from tests.tiny_model import write_checkpoint, write_coco, write_images
 from train_utils.prediction.growing_results import GrowingResults
@@ -32,7 +33,7 @@ class Runs:
         if kind != "folder":
             source = ("--coco-json", "data/instances_val.json", "--image-dir", "data/images", "--output", self.result)
         self.flags = ("--weights-path", weights, "--device", "cpu", "--score", 0, *source)
-        detect = Predictor.detect
+        detect = Predictor.look_in
 
         def counted(predictor, image):
             self.seen.append(image)
@@ -40,7 +41,7 @@ class Runs:
                 self.act()
             return detect(predictor, image)
 
-        monkeypatch.setattr(Predictor, "detect", counted)
+        monkeypatch.setattr(Predictor, "look_in", counted)
 
     def __call__(self, *more, cut=None, act=None):
         self.seen.clear()
@@ -60,6 +61,12 @@ def runs(request, weights, tmp_path, monkeypatch):
 
 def stop():
     raise KeyboardInterrupt
+
+
+def kill_once_kept(unfinished):
+    """Kills this process when an image is kept: that is done beside the next one."""
+    wait_for(lambda: unfinished.exists() and unfinished.read_bytes().count(b"\n") == 2)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def images_of(path):
@@ -82,13 +89,13 @@ def test_a_signal_loses_no_complete_image(runs, number, capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_kill_loses_the_image_in_progress_alone(runs, capsys):
+def test_a_kill_loses_the_images_in_progress_alone(runs, capsys):
     assert runs() == 0
     whole = runs.result.read_bytes()
     runs.result.write_text('"of another call"')
     child = os.fork()
     if child == 0:
-        runs(cut=2, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        runs(cut=2, act=lambda: kill_once_kept(runs.unfinished))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert not runs.result.exists()  # it would look current

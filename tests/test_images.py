@@ -39,9 +39,8 @@ def save(image, path, **options):
         (Image.fromarray(np.stack([GREY, 255 - GREY], 2), "LA"), GREY),
         (Image.fromarray(np.stack([GREY] * 3 + [255 - GREY], 2), "RGBA"), GREY),
         (Image.fromarray(GREY > 120), np.where(GREY > 120, 255, 0)),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), GREY),
     ],
-    ids=["grey", "palette", "grey with alpha", "RGBA", "1 bit", "16 bit"],
+    ids=["grey", "palette", "grey with alpha", "RGBA", "1 bit"],
 )
 def test_modes(tmp_path, image, expected):
     found = read_image(save(image, tmp_path / "a.png"))
@@ -51,14 +50,14 @@ def test_modes(tmp_path, image, expected):
 
 def test_floats_and_cmyk(tmp_path):
     found = read_image(save(Image.fromarray(GREY.astype(np.float32) / 255), tmp_path / "a.tif"))
-    assert (found.numpy() == GREY).all()
+    assert found.shape == (3, 2, 3) and (found.numpy() == GREY.astype(np.float32) / 255).all()
     cmyk = Image.new("CMYK", (3, 2), (0, 255, 255, 0))
     assert read_image(save(cmyk, tmp_path / "b.tif"))[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_values_without_a_known_scale(tmp_path):
     path = save(Image.fromarray(GREY.astype(np.int32) * 1000), tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="exceed 0..65535"):
+    with pytest.raises(ImageError, match=r"exceed 0\.\.65535.*value_range"):
         read_image(path)
 
 
@@ -145,7 +144,7 @@ def test_odd_images(shared_data):
             assert "\n" not in str(error) and str(path) in str(error)
             unreadable.add(path.name)
             continue
-        assert image.dtype == torch.uint8 and image.shape[0] == 3
+        assert image.dtype in (torch.uint8, torch.float32) and image.shape[0] == 3
         assert image_size(path) == tuple(image.shape[1:]), path.name
     assert unreadable - {"rot1mir1.avif"} == UNREADABLE
     assert "rot1mir1.avif" not in unreadable or not features.check("avif")

@@ -25,7 +25,9 @@ def requirements(name):
     return [line.partition("#")[0].strip() for line in lines if not line.startswith("-r")]
 
 
-@pytest.mark.parametrize(("entry", "file"), [("dependencies", ""), ("fast", "-fast"), ("video", "-video")])
+@pytest.mark.parametrize(
+    ("entry", "file"), [("dependencies", ""), ("fast", "-fast"), ("video", "-video"), ("export", "-export")]
+)
 def test_requirements_are_said_once_for_both(entry, file):
     assert names_in(entry) == requirements(f"requirements{file}.txt")
 

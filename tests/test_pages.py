@@ -1,7 +1,8 @@
-"""Commands and flags that the README and the pages in docs/ name are known; the Chinese README keeps in step."""
+"""Commands and flags that the README and the pages in docs/ name are known; the Chinese pages keep in step."""
 
 import importlib
 import itertools
+import json
 import re
 import sys
 
@@ -9,12 +10,22 @@ import pytest
 
 import predict
 import validation
+from network_files.losses import LOSS_NAMES
 from tests.small_runs import ROOT
 from train_utils.cli.parser import Parser
+from train_utils.evaluation.numbers import STAT_NAMES
+from train_utils.logs.console import MetricLogger
 from train_utils.run.config import add_arguments
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-TOOLS = ("tools.check_data", "tools.coco_to_npy", "tools.npy_to_coco", "tools.pack_dataset", "tools.visualise_stages")
+TOOLS = (
+    "tools.check_data", "tools.coco_to_npy", "tools.export", "tools.npy_to_coco", "tools.pack_dataset",
+    "tools.visualise_stages",
+)  # fmt: skip
+# flags of other projects, and of SLURM, that the pages translate or explain
+THEIRS = {"--eval-only", "--num-gpus", "--pretrained-model", "--diameter", "--n-epochs", "--learning-rate", "--signal"}
+THEIRS |= {"--cellprob-threshold", "--flow-threshold", "--inplace", "--chan", "--chan2"}  # and jupyter's
+TRANSLATED = ("README", "docs/coming_from_other_projects", "docs/fine_tuning")  # pages with a Chinese twin
 
 
 def commands_of(text):
@@ -39,7 +50,7 @@ def parse(script, words, monkeypatch):
         importlib.import_module(script).parse()
     else:
         path = ROOT / script.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), script
+        assert (ROOT / script).is_file() or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), script
 
 
 def script_of(words):
@@ -60,14 +71,16 @@ def known_flags(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             parse(script, ["--help"], monkeypatch)
     own = set(re.findall(r"-{1,2}[a-z][a-z0-9-]*", capsys.readouterr().out))
-    others = {"--nproc-per-node", "--max-restarts", "--full", "--train", "--val"}  # torchrun's and such
-    return own | others
+    others = {"--nproc-per-node", "--max-restarts", "--standalone", "--full", "--train", "--val"}  # torchrun's and such
+    return own | others | THEIRS
 
 
 def test_commands_and_flags_are_known(monkeypatch, capsys):
     known, unknown = known_flags(monkeypatch, capsys), []
     for page in PAGES:
-        commands = [words for words in commands_of(page.read_text(encoding="utf-8")) if "--help" not in words]
+        commands = [
+            words for words in commands_of(page.read_text(encoding="utf-8")) if not {"--help", "--version"} & {*words}
+        ]
         for script, words in filter(None, map(script_of, commands)):
             try:
                 parse(script, words, monkeypatch)
@@ -79,11 +92,11 @@ def test_commands_and_flags_are_known(monkeypatch, capsys):
 
 
 def test_pages_have_commands():
-    found = {page.name: commands_of(page.read_text(encoding="utf-8")) for page in PAGES}
+    found = {page.relative_to(ROOT).as_posix(): commands_of(page.read_text(encoding="utf-8")) for page in PAGES}
     counts = {name: sum(map(bool, map(script_of, commands))) for name, commands in found.items()}
     least = {
-        "README.md": 12, "coming_from_other_projects.md": 20, "data.md": 9, "figures.md": 9, "fine_tuning.md": 3,
-        "looking.md": 6, "runs.md": 12,
+        "README.md": 9, "docs/cluster.md": 6, "docs/coming_from_other_projects.md": 30, "docs/correcting.md": 6,
+        "docs/data.md": 9, "docs/figures.md": 9, "docs/fine_tuning.md": 3, "docs/looking.md": 6, "docs/runs.md": 12,
     }  # fmt: skip
     assert {name: count for name, count in least.items() if counts[name] < count} == {}
     assert script_of(["CUDA_VISIBLE_DEVICES=0", "torchrun", "--nproc_per_node=2", "train_multi_GPU.py", "-b", "2"]) == (
@@ -102,7 +115,7 @@ def outline(page):
         "code": {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)},
         "flags": set(re.findall(r"--[a-z][\w-]*", text, re.A)),
         "tables": [table.count("\n") for table in re.findall(r"(?:^\|.*\n)+", text, re.M)],
-        "links": sorted(re.findall(r"\]\((docs/[^)]+)\)", text)),
+        "links": sorted(link.replace(".zh-CN", "") for link in re.findall(r"\]\(([\w./-]+\.\w+)[^)]*\)", text)),
         "figures": sorted(re.findall(r"\d+(?:[.,]\d+)*(?:e-\d+)?", text)),
     }
 
@@ -132,6 +145,37 @@ def test_readme_is_short_enough_to_be_read():
         assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 160, name
 
 
-def test_chinese_readme_is_in_step():
-    english, chinese = (outline((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "README.zh-CN.md"))
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_chinese_pages_are_in_step(name):
+    english, chinese = (outline((ROOT / f"{name}{end}").read_text(encoding="utf-8")) for end in (".md", ".zh-CN.md"))
     assert chinese == english
+
+
+def test_every_page_is_in_the_list_of_what_to_read():
+    listed = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for pattern in ("*.md", "*.ipynb") for path in (ROOT / "docs").glob(pattern)} - {"README.md"}
+    assert {name for name in pages if f"]({name})" not in listed} == set()
+
+
+def test_the_glossary_names_sections_of_the_tour_that_have_the_word():
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = "\n".join("".join(cell["source"]) for cell in cells)
+    sections = dict(zip(*[iter(re.split(r"^## (\d+)\. ", texts, flags=re.M)[1:])] * 2, strict=True))
+    glossary = (ROOT / "docs" / "README.md").read_text(encoding="utf-8").split("| section |\n")[1].split("\n\n")[0]
+    rows = [row.strip("| ").split(" | ") for row in glossary.splitlines()[1:]]
+    assert len(rows) == 15
+    for words, _, numbers in rows:
+        there = "".join(sections[number] for number in numbers.split(", ")).lower()
+        known = [re.sub(r"s$|y$", "", word) for word in re.split(r",? and |[,()] ?", words.lower()) if word]
+        assert any(word.strip() in there for word in known), (words, numbers)
+
+
+def test_each_field_of_the_console_and_each_number_is_explained():
+    page = (ROOT / "docs" / "output.md").read_text(encoding="utf-8")
+    log = MetricLogger("Epoch: [0]", 10)
+    log.step(1.0, 0.5, dict.fromkeys(LOSS_NAMES, 1.0), 0.01)
+    fields = re.findall(r"(\w+): ", log.line(0).partition("]  [")[2])
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`(\w+)", row)}
+    assert fields[0] == "eta" and {*fields, "max"} <= explained
+    assert {*STAT_NAMES} <= explained

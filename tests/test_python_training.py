@@ -1,11 +1,14 @@
 """maskrcnn.train and validate: the runs and numbers of the commands, on paths and on torch Datasets; and the pages.
 
-Every line of Python in README.md and docs/python.md runs, on small data and small models.
+Every line of Python in README.md, docs/python.md and docs/output.md runs, on small data and small models.
 """
 
+import json
 import os
 import re
 import signal
+from fnmatch import fnmatch
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +21,8 @@ import network_files
 import train
 from tests.small_runs import ROOT, call, differences
 from tests.tiny_model import FEW, FIELDS, NAMES, tiny, write_coco
-from train_utils.data.in_python.data_sets import OwnAugmentation, data_set_of
+from train_utils.data.augmentations.own import OwnAugmentation
+from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.evaluation.numbers import STAT_NAMES
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import resolve
@@ -259,13 +263,33 @@ def place(run, folder, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*box_detections_per_img allows")
 def test_the_lines_of_the_pages_run(place):
     names = {"torch": torch, "MyDataset": Squares, "MyOtherDataset": Squares, "MyBody": Body}
-    pages = [blocks_of(page) for page in ("README.md", "docs/python.md")]
-    assert [len(blocks) for blocks in pages] == [1, 12]
+    entry = {"segmentation": {"size": [48, 64], "counts": "0PP3"}}  # a mask of all pixels
+    Path("test_result.json").write_text(json.dumps([entry]))
+    pages = [blocks_of(page) for page in ("README.md", "docs/python.md", "docs/output.md")]
+    assert [len(blocks) for blocks in pages] == [1, 13, 1]
     assert all(sum(map(bool, block.splitlines())) <= LIMIT for block in pages[1][:10])  # the ten tasks
     for block in sum(pages, []):
         run_lines(block, names)
     assert names["numbers"]["images"] == 4 and len(names["many"][0]) > 0
     assert names["model"].config.box_detections_per_img == 20
+    assert np.unique(Image.open("mask_0.png")).tolist() == [255]
+
+
+def test_every_file_of_a_run_is_on_the_page_about_output(run):
+    table = (ROOT / "docs" / "output.md").read_text(encoding="utf-8").split("| file | what |")[1].split("\n\n")[0]
+    names = [name for row in table.splitlines() for name in re.findall(r"`([\w*./]+)`", row.split(" | ")[0])]
+    left = {path.name + "/" * path.is_dir() for path in run.folder.iterdir()}
+    assert {name for name in left if not any(fnmatch(name, pattern) for pattern in names)} == set()
+    absent = {name for name in names if not any(fnmatch(file, name) for file in left)}
+    # of the second epoch, curves (not drawn here), while a run lasts, only of a bad loss
+    assert absent == {
+        "model_1.pth",
+        "loss_and_lr*.png",
+        "losses*.png",
+        "mAP*.png",
+        "model_previous.pth",
+        "non_finite_step*.pth",
+    }
 
 
 def run_lines(block, names):

@@ -5,7 +5,7 @@ import torch
 from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
 
-from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
+from network_files.operators.boxes import GEOMETRIES, HALF_PIXEL, TORCHVISION
 from network_files.operators.roi_align import FeatureTable, bilinear_taps, roi_align, roi_levels
 from tests.plain_loops import slow_bilinear, slow_roi_align
 
@@ -66,7 +66,7 @@ def test_half_pixel_on_paper():
     assert found[1, 0].tolist() == [[49, 49.5], [51.5, 52]]
 
 
-@pytest.mark.parametrize(("ratio", "geometry"), [(1, TORCHVISION), (2, TORCHVISION), (3, TORCHVISION), (2, HALF_PIXEL)])
+@pytest.mark.parametrize(("ratio", "geometry"), [(1, TORCHVISION), (3, TORCHVISION), *((2, g) for g in GEOMETRIES)])
 def test_equals_the_loop(ratio, geometry):
     feature = torch.randn(1, 2, 7, 9, dtype=torch.float64)
     rois, half = random_rois(12, 7, 9), geometry == HALF_PIXEL

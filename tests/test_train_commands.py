@@ -181,13 +181,14 @@ def test_other_steps_per_epoch_or_classes_do_not_resume(finished, shapes, tmp_pa
 
 def test_test_only_gives_the_numbers_of_the_run(finished, shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = flags(shapes, finished[0], "--test-only", "--resume", finished[0] / "model_1.pth")
+    arguments = flags(shapes, tmp_path / "tested", "--test-only", "--resume", finished[0] / "model_1.pth")
     assert call(train, *arguments) == 0
     output = capsys.readouterr().out
     recorded = json.loads((finished[0] / "seg_results.json").read_text())[1]
     recalls = re.findall(r"Average Recall .* all \| maxDets=100 \] = (-?[\d.]+)", output)
     assert len(recalls) == 2 and float(recalls[1]) == pytest.approx(recorded["AR100"], abs=6e-4)
-    assert list(tmp_path.iterdir()) == []
+    record = json.loads((tmp_path / "tested" / "record_mAP.json").read_text())
+    assert record["segm"]["stats"]["AR100"] == recorded["AR100"] and [*tmp_path.iterdir()] == [tmp_path / "tested"]
 
 
 # --- several processes ---

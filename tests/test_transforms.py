@@ -319,7 +319,8 @@ def test_build_augment():
     assert build_augment(horizontal_flip=0).transforms == []
     kinds = [type(t) for t in build_augment().transforms]
     assert kinds == [HorizontalFlip]
-    every = build_augment(0.3, 0.4, True, large_scale_jitter=64, jitter_scale=(0.5, 1.5), expand=2.0, mini_mask=28)
+    flips = {"horizontal_flip": 0.3, "vertical_flip": 0.4, "photometric": True}
+    every = build_augment(**flips, large_scale_jitter=64, jitter_scale=(0.5, 1.5), expand=2.0, mini_mask=28)
     kinds = [PhotometricJitter, Expand, LargeScaleJitter, HorizontalFlip, VerticalFlip, MiniMasks]
     assert [type(t) for t in every.transforms] == kinds
     by_kind = {type(t): t for t in every.transforms}

@@ -84,6 +84,17 @@ def test_what_killed_processes_left_is_removed_and_said(tmp_path, capsys):
     assert names(tmp_path) == sorted(kept)
     said = capsys.readouterr().out
     assert said == f"removed from {tmp_path}: 3 unfinished file(s) or folder(s) of killed processes\n"
+    kept += [".out-unfinished-a1_b2c3d", "model_best.pth.tmp", "thesis.tmp"]
+    for name in kept[-3:]:
+        (tmp_path / name).write_text("x")
+    unfinished.clear_leftovers(tmp_path)
+    said = capsys.readouterr().out
+    assert names(tmp_path) == sorted(kept) and said.count("\n") == 1
+    assert said.startswith(
+        f"{tmp_path}: 2 file(s) or folder(s) such as .out-unfinished-a1_b2c3d are called as an older"
+    )
+    for name in kept[-3:]:
+        (tmp_path / name).unlink()
     unfinished.clear_leftovers(tmp_path)
     unfinished.clear_leftovers(tmp_path / "absent")
     assert capsys.readouterr().out == ""

@@ -147,7 +147,9 @@ def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     """Of the epoch and the index, as TrainLoader gives it."""
     splits = open_data(data)
     world, options = World.single(torch.device("cpu")), LoaderOptions(1, seed=3)
-    loader = TrainLoader(splits.train, build_augment(0.5, 0.5, True), world, options)
+    loader = TrainLoader(
+        splits.train, build_augment(horizontal_flip=0.5, vertical_flip=0.5, photometric=True), world, options
+    )
     flags = {"vertical_flip": 0.5, "photometric": True, "seed": 3, "mini_mask": 8}
     weights = write_checkpoint(tmp_path / "model.pth", width=WIDTH, **flags)
     monkeypatch.setattr(

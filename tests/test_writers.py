@@ -15,12 +15,15 @@ OPEN_FILES = {"file", "content", "writer"}
 CALLS = {  # the last part of a dotted call -> the modules that it is forbidden of (none: of any)
     **dict.fromkeys(("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to"), set()),
     **dict.fromkeys(("mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "SummaryWriter"), set()),
-    **dict.fromkeys(("unlink", "rmtree", "copyfile", "copytree", "copy2", "tofile", "truncate"), set()),
+    **dict.fromkeys(("unlink", "rmtree", "copyfile", "copytree", "copy2", "tofile", "truncate", "save_model"), set()),
     **dict.fromkeys(("rename", "remove", "link", "symlink", "renames"), {"os"}),
     "replace": {"os"},
     **dict.fromkeys(("copy", "move"), {"shutil"}),
 }
-TARGETS = {"save": 0, "savefig": 0, "savez": 0, "savez_compressed": 0, "savetxt": 0, "torch.save": 1}  # which argument
+TARGETS = {  # which argument
+    **dict.fromkeys(("save", "savefig", "savez", "savez_compressed", "savetxt"), 0),
+    "torch.save": 1, "torch.export.save": 1,
+}  # fmt: skip
 ALLOWED = {  # file -> what it may do, and why
     "train_utils/checkpoints/run_folder.py": {"unlink"},  # checkpoints that are not kept, by their exact names
     "train_utils/run/epochs.py": {"unlink"},  # model_previous.pth
@@ -30,8 +33,10 @@ ALLOWED = {  # file -> what it may do, and why
     "train_utils/logs/board.py": {"SummaryWriter"},  # TensorBoard's own files, in a folder that is no link
     "train_utils/data/formats/shapes.py": {"os.rename"},  # of an unfinished folder
     "tools/conversion.py": {"os.link", "symlink_to"},  # images in it
+    "train_utils/prediction/exporting/export.py": {"save_model"},  # OpenVINO's two files, in an unfinished folder
     "train_utils/cli/command.py": {"os.open"},  # /dev/null
     "train_utils/processes/stop_signal.py": {"os.open"},  # likewise
+    "train_utils/processes/distributed.py": {"open"},  # likewise
 }
 WRITERS = {"train_utils/io/files.py", "train_utils/io/unfinished.py"}
 OTHERS = ("tests", "benchmarks", "findings", "docs")  # write for themselves, into folders of their own

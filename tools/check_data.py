@@ -30,7 +30,7 @@ from backbone.settings import setting
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from network_files.weight_files.architecture import infer_architecture
-from tools.doctor import anchors, duplicates, fix, images, looks, page, statistics
+from tools.doctor import duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
@@ -40,14 +40,16 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPU
 from train_utils.cli.console import start_of
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.loaders import steps_per_epoch
+from train_utils.data.objects import anchors
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
-from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
+from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights, is_auto
 from train_utils.run.schedule import default_epochs
 from train_utils.show.pages import write_page
 
@@ -76,15 +78,18 @@ class Options(DataOptions):
     output_dir: str = setting("check_data", "where page and json go")
     fix: str | None = setting(None, "a new folder for corrected annotations (COCO)", metavar="OUT")
     model: dict[str, Any] = field(default_factory=dict)  # fields of MaskRCNNConfig
+    augmentation: Augmentation = Augmentation()  # of the training images on the contact sheet
 
 
 def parse() -> Options:
     """Returns the options that the command names."""
     parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, Options, leave_out=("val_fraction", "drop_empty", "strict"))
+    add_flags(parser, Augmentation, leave_out=("mini_mask",))
     add_model_flags(parser, training=False)
     given = parser.given()
-    options = Options(**given_settings(Options, given), model=given_model(given))
+    augmentation = Augmentation(**given_settings(Augmentation, with_preset(given)))
+    options = Options(**given_settings(Options, given), model=given_model(given), augmentation=augmentation)
     if options.full and options.quick:
         parser.error("argument --quick: not allowed with argument --full")
     return options
@@ -100,6 +105,7 @@ class Report:
         self.tables: dict = {}
         self.classes: dict = {}
         self.histograms: dict = {}
+        self.values: images.PixelValues | None = None
         self.sizes: dict = {}
         self.reach: list = []
         self.masks: list = []
@@ -121,7 +127,13 @@ class Report:
         """Looks at everything but the images."""
         options, finds = self.options, self.finds
         self.opened = open_all(options, finds)
+        if self.opened.splits:
+            splits, self.values = images.pixel_values(self.opened.splits, self.config, finds)
+            self.opened = self.opened._replace(splits=splits)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
+        if self.tables and not options.weights_path:
+            classes = next(iter(self.opened.splits.values())).label_map.num_labels
+            self.config, self.assumed = model_config(options, classes)
         self.classes = looks.look_at_all(self.tables, self.config, finds)
         if self.tables:
             tables = list(self.tables.values())
@@ -260,6 +272,7 @@ class Report:
             "classes": self.classes,
             "histograms": self.histograms,
             "image_sizes": self.sizes,
+            "values": self.values._asdict() if self.values else None,
             "anchors": [
                 {
                     "anchor_sizes": list(reach.sizes),
@@ -296,7 +309,9 @@ class Report:
     def write(self, folder: Path) -> Path:
         """Writes the json and the page; returns the page's path."""
         folder_to_write(folder)
-        sheet, seconds = page.contact_sheet(self.splits, self.options.samples, self.options.seed, self.of_images)
+        options = self.options
+        shown = options.samples, options.seed, self.of_images, options.augmentation
+        sheet, seconds = page.contact_sheet(self.splits, *shown)
         left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.options.samples:
@@ -306,6 +321,8 @@ class Report:
         if self.tables:
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
+        if self.values:
+            sections.append(page.values_section(*self.values[:3]))
         if self.reach:
             sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
             if self.masks:
@@ -319,12 +336,13 @@ class Report:
         return folder / "check_data.html"
 
 
-def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
+def model_config(options: Options, classes: int | None = None) -> tuple[MaskRCNNConfig, str]:
     """Returns (the model that sizes and anchors are looked at for, where it is from).
 
-    It is that of --weights-path, else train.py's for this data; flags that are given precede it.
+    It is that of --weights-path, else train.py's for this data; flags that are given precede it. classes: of the data,
+    background counted.
     """
-    given = options.model
+    given = {name: value for name, value in options.model.items() if name != "value_range" or not is_auto(value)}
     if options.weights_path:
         path = weights_file(options.weights_path)
         content = load_file(path)
@@ -339,7 +357,7 @@ def model_config(options: Options) -> tuple[MaskRCNNConfig, str]:
         config, source = MaskRCNNConfig(**fields), "train.py's model for these shapes"
     else:
         weights = default_weights(given.get("backbone", USUAL["backbone"]), given.get("variant"))
-        fields = {"geometry": default_geometry(weights, {}), **given}
+        fields = {"geometry": default_geometry(weights, {}, classes), **given}
         config, source = MaskRCNNConfig(**fields), "train.py's usual model"
     return config, source + (", and the flags given" if given else "")
 
@@ -362,7 +380,12 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
 def show(report: Report) -> None:
     """Prints the summary: errors first."""
     print(one_line(f"{report.opened.path} ({report.opened.layout})"))
-    for line in (*report.lines(), *report.anchor_lines(), *report.mask_lines()):
+    for line in (
+        *report.lines(),
+        *(report.values.lines if report.values else ()),
+        *report.anchor_lines(),
+        *report.mask_lines(),
+    ):
         print(f"  {visible(line)}")
     verdict = page.brief_verdict(report.verdict, report.finds)
     print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,20 +24,21 @@ from backbone.errors import InputError
 from backbone.settings import setting
 from tools.stages.view import look
 from tools.stages.writing import write_stages
-from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.images import read_image
+from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import AUGMENTATION, sample_rng, sample_seed
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
-from train_utils.run.config import Augmentation
-from transforms import build_augment
+from train_utils.prediction.runtimes.opening import is_exported
+from transforms import augmentation_of
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,20 @@ class Sample(NamedTuple):
     lead: list[str]
 
 
-def image_alone(path: str) -> Sample:
-    """Reads an image without a target."""
+def image_alone(path: str, reading: Reading) -> Sample:
+    """Reads an image without a target, as the model takes it."""
     if user_path(path).is_dir():
         raise InputError(f"--img-path {path}: a folder; give one image of it")
-    sample = read_image(user_path(path)), None
+    sample = read_image(user_path(path), reading=reading), None
     return Sample(sample, sample, None, Path(path).name, [])
 
 
-def sample_of_data(options: StageOptions, given: dict[str, Any], content: dict, label_map: LabelMap) -> Sample:
+def sample_of_data(
+    options: StageOptions, given: dict[str, Any], content: dict, label_map: LabelMap, reading: Reading = USUAL
+) -> Sample:
     """Returns what training has of an image. given: the settings of the command; content: the checkpoint's."""
     scored, trained = open_split_of(content, options.split, given, label_map)
-    data_set = scored.data_set
+    data_set = scored.data_set.read_as(reading)
     i, count = options.index, len(data_set)
     if i >= count:
         raise InputError(
@@ -96,16 +99,16 @@ def sample_of_data(options: StageOptions, given: dict[str, Any], content: dict, 
         )
     image, target = data_set[i]
     seed = {**trained, **given}.get("seed", 0)
-    augmentation = asdict(Augmentation(**given_settings(Augmentation, {**trained, **given})))
-    mini = augmentation.pop("mini_mask")  # comes last and draws nothing: whole masks are shown beside the mini ones
-    augment = build_augment(**augmentation)
+    settings = Augmentation(**given_settings(Augmentation, {**trained, **with_preset(given)}))
+    mini = settings.mini_mask  # comes last and draws nothing: whole masks are shown beside the mini ones
+    augment = augmentation_of(replace(settings, mini_mask=None), data_set)
     after = image, target
     lead = [f"Image {i} of the {options.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
     if options.split == "train":
-        drawn = str(augment)[len("Compose(") : -1] or "nothing is switched on"
+        drawn = str(augment).removeprefix("Compose(").removesuffix(")") or "nothing is switched on"
         after = augment(image, target, sample_rng(seed, options.epoch, i, AUGMENTATION))
         lead.append(f"Augmented as in epoch {options.epoch} with seed {seed}: {drawn}.")
-        if augment.transforms and torch.equal(after[0], image):
+        if str(augment) != "Compose()" and torch.equal(after[0], image):
             lead.append(f"By this draw it changed nothing; --epoch {options.epoch + 1} draws again.")
     after = after[0], {**after[1], "sample_seed": sample_seed(seed, options.epoch, i)}
     return Sample((image, target), after, mini, Path(data_set.file_name(i)).name, lead)
@@ -116,12 +119,13 @@ def main() -> int:
     given, start = parse(), time.perf_counter()
     options = StageOptions(**given_settings(StageOptions, given), model=given_model(given))
     device = pick_device(options.device)
-    content = load_file(options.weights_file)
-    model, label_map = load_model(options, device)
+    if is_exported(options.weights_file):
+        raise InputError(f"{options.weights_file}: an exported file shows no stages; give the checkpoint")
+    model, label_map, content = load_model(options, device)
     if options.img_path:
-        sample = image_alone(options.img_path)
+        sample = image_alone(options.img_path, Reading.of(model.config))
     else:
-        sample = sample_of_data(options, given, content, label_map)
+        sample = sample_of_data(options, given, content, label_map, Reading.of(model.config))
     folder = folder_to_write(user_path(options.output_dir))
     view = look(model, *sample.after, label_map.name, sample.before, sample.mini)
     cfg, seconds = model.config, time.perf_counter() - start

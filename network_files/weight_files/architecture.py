@@ -71,8 +71,10 @@ def infer_architecture(content: Mapping, origin: str = "the state dict", backbon
     found = {"num_classes": _rows(state, CLASSES, origin), "backbone": backbone or _backbone(state, origin)}
     found["variant"] = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
     found["norm"] = _norm(state)
-    if backbone is None or stem_of(state) in state:
+    stem = state.get(stem_of(state))
+    if backbone is None or stem is not None:
         found["backbone_width"] = _rows(state, stem_of(state), origin)
+        found |= {"channels": int(stem.shape[1])} if stem.dim() == 4 and stem.shape[1] != 3 else {}
     found["fpn_channels"] = _rows(state, FPN, origin)
     fc6 = "roi_heads.box_head.fc6.weight"
     if found["variant"] == "v2":  # convolutions at 0..n-1, flatten at n, the linear layer at n + 1

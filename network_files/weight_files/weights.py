@@ -9,11 +9,12 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import torch
+from torch import Tensor
 
 from backbone import InputError
 from network_files.mask_rcnn import MaskRCNN
 from network_files.operators.boxes import TORCHVISION
-from network_files.weight_files.architecture import describe, state_of
+from network_files.weight_files.architecture import describe, state_of, stem_of
 from network_files.weight_files.torch_file import read_torch_file
 
 SITE = "https://download.pytorch.org/models/"
@@ -35,16 +36,22 @@ IMAGENET = {
 PATIENCE = 30  # seconds that the site has to answer
 V1_COCO_HASH = "bf2d0c1e"  # trained with an epsilon of 0 in its frozen batch norm
 
+COCO_CLASSES = 91  # that the published ones know, background counted
+SCORES = "box_predictor.cls_score.weight"  # [classes, features]
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
-def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False) -> list[str]:
+def load_weights(
+    model: MaskRCNN, source: str | Path | dict, replace_predictors: bool = False, content: dict | None = None
+) -> list[str]:
     """Loads weights into a model, in place; returns lines that say what was loaded, replaced and left out.
 
     source: "coco", "coco_v2", "imagenet", the path of a file, or a dict (a state dict, or a checkpoint of this project,
     whose averaged weights are taken where it has them). A file of a classification network, whole or
-    partial, goes into the backbone. replace_predictors: weights for another class count keep everything
-    but the predictors of classes, boxes and masks, which stay random; otherwise they are an error.
+    partial, goes into the backbone. The first convolution is brought to the model's channels, see `for_channels`.
+    replace_predictors: weights for another class count keep everything but the predictors of classes, boxes and masks,
+    which stay random; otherwise they are an error.
+    content: of that file, where it has been read.
     Raises InputError for what cannot be fetched, read, or does not fit.
     """
     url = None
@@ -58,14 +65,14 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
             raise InputError(f"{error}, or start from random weights (weights none)") from error
         if not path.is_file():
             raise InputError(f"{path}: there is no such weights file (coco, coco_v2, imagenet, none, or a path)")
-        content, name = read_torch_file(path), str(path)
+        content, name = read_torch_file(path) if content is None else content, str(path)
     lines = _load(model, content, name, replace_predictors)
     lines += foreign_line(url, path) if url else []
     config = content.get("config")  # a checkpoint notes what it was trained with
     own, theirs = model.config.geometry, config.get("geometry", TORCHVISION) if isinstance(config, dict) else None
     if theirs not in (None, own) and holds_heads(content):
         theirs = str(theirs)[:20]
-        lines.append(f"{name}: its masks are of geometry {theirs!r}, this model's of {own!r}: half a pixel apart")
+        lines.append(f"{name}: its geometry is {theirs!r}, this model's {own!r}: half a pixel apart")
     if model.config.norm == "frozen":
         eps = config.get("frozen_bn_eps") if isinstance(config, dict) else None
         if path and _sha256(path).startswith(V1_COCO_HASH):
@@ -77,8 +84,17 @@ def load_weights(model: MaskRCNN, source: str | Path | dict, replace_predictors:
 
 def holds_heads(content: Mapping) -> bool:
     """Says whether the content of a weights file, a state dict or something around one, has the heads of a detector."""
-    parts = [content, *(part for part in content.values() if isinstance(part, Mapping))]
-    return any("roi_heads." in str(key) for part in parts for key in part)
+    return any("roi_heads." in str(key) for part in _parts(content) for key in part)
+
+
+def classes_of(content: Mapping) -> int | None:
+    """Returns for how many classes, background counted, such a content has predictors; None where it has none."""
+    rows = (v for part in _parts(content) for key, v in part.items() if str(key).endswith(f"roi_heads.{SCORES}"))
+    return next((len(value) for value in rows if isinstance(value, Tensor) and value.ndim), None)
+
+
+def _parts(content: Mapping) -> list[Mapping]:
+    return [content, *(part for part in content.values() if isinstance(part, Mapping))]
 
 
 def published(model: MaskRCNN, name: str) -> str:
@@ -165,9 +181,30 @@ def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -
     _check_norm(model, state, name)
     replaced = [] if backbone_only else _drop_predictors(model, state, own, name, replace_predictors)
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
+    about_stem = _fit_stem(state, own)
     _check_fit(state, own, replaced, name, backbone_only)
     model.load_state_dict(state, strict=False)
-    return _report(state, own, replaced, name, backbone_only)
+    return [*_report(state, own, replaced, name, backbone_only), *about_stem]
+
+
+def for_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Returns the weight [O, M, k, k] of a first convolution for another number of input channels, [O, channels, k, k].
+
+    Each channel gets the sum over M, divided by their number: where all channels are equal, as in a grey image, the
+    outputs are those of the M equal ones before (given the same mean and deviation for all).
+    """
+    return (weight.sum(1, keepdim=True) / channels).repeat(1, channels, 1, 1)
+
+
+def _fit_stem(state: dict, own: dict) -> list[str]:
+    """Brings the first convolution in a state to the model's channels, in place; returns a line that says so."""
+    key = stem_of(state)
+    theirs, ours = state.get(key), own.get(key)
+    if theirs is None or ours is None or theirs.dim() != 4 or theirs.shape[1] == ours.shape[1]:
+        return []
+    state[key] = for_channels(theirs, ours.shape[1])
+    how = "their sum" if ours.shape[1] == 1 else f"each their sum / {ours.shape[1]}"
+    return [f"first convolution: from {theirs.shape[1]} to {ours.shape[1]} channel(s), {how}"]
 
 
 def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:
@@ -189,7 +226,7 @@ def _drop_predictors(model: MaskRCNN, state: dict, own: dict, name: str, replace
 
     Raises InputError where there are some and they are not to be replaced.
     """
-    scores = state.get("roi_heads.box_predictor.cls_score.weight")
+    scores = state.get(f"roi_heads.{SCORES}")
     if scores is None or scores.ndim and len(scores) == model.config.num_classes:
         return []
     if not replace:

@@ -92,6 +92,10 @@ class Done(NamedTuple):
     out: str
     err: str
 
+    def told(self) -> str:
+        """All of it; what is most likely to be looked for comes first: a long message may be cut."""
+        return f"status {self.status}; on stderr: {self.err!r}; on stdout: {self.out!r}"
+
 
 @dataclass
 class Seen:
@@ -182,7 +186,7 @@ def outcome_of(case: Case, name: str) -> str:
 
 
 def check_end(case: Case, name: str, ended: Done, folder: Path) -> None:
-    wanted, told = outcome_of(case, name), f"{case.name}, {name}: {ended}"
+    wanted, told = outcome_of(case, name), f"{case.name}, {name}: {ended.told()}"
     if wanted == ERROR:
         assert ended.status == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1, told
         assert all(word in ended.err for word in case.says), told
@@ -227,7 +231,7 @@ def run(full: bool, folder: Path) -> Outcome:
             try:
                 trial(case, Path(own))
             except Exception as error:  # an assertion, or a fault of the program: a trial that failed
-                failures.append(f"{case.name}: {' '.join(f'{type(error).__name__}: {error}'.split())[:600]}")
+                failures.append(f"{case.name}: {' '.join(f'{type(error).__name__}: {error}'.split())}")
     counts = ", ".join(f"{sum(case.outcome == kind for case in table)} {kind}" for kind in (ERROR, SKIP, GO_ON))
     runs = sum(6 if case.outcome == SKIP else 3 for case in table)
     return Outcome(len(table) - len(failures), len(table), failures, f"{counts}; {runs} commands")

@@ -9,9 +9,12 @@ import json
 import os
 import pty
 import random
+import re
 import select
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,22 +23,26 @@ from pathlib import Path
 
 import torch
 
-from tests.faults import Outcome, progress
-from tests.faults.processes import context, end_all, finished_steps
+from tests.faults import Outcome, processes, progress
+from tests.faults.processes import children, context, end_all, fill, finished_steps, wait_for
 from tests.small_runs import SMALL, differences
 from tests.tiny_model import write_checkpoint
 from train_utils.cli.command import run_command
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.io import unfinished
+from train_utils.io.plain_text import CONTROL
 
-WHAT = "results, tools, packs, links, leftovers, closed terminals: nothing lost, half-written or followed"
+WHAT = "results, tools, packs, links, names, ports, full disks, closed terminals: nothing lost or half-written"
 CLASSES = {1: "rectangle", 2: "ellipse", 3: "triangle"}
 WAIT = 120.0  # seconds for a command to end
+ODD = (  # in names
+    " ", "(3)", "'", '"', "\n", "\x1b[32m", "$(echo)", ";", "`", "\\", "\u202e", "é", "*", "\t", "&", "|", "!",
+)  # fmt: skip
 TIMES = 5  # faults of each kind in the long version
 
 
 def start(script: str, fault: tuple, *words: object, log: Path, terminal: str | None = None, nohup: bool = False):
-    """A command; fault: (module or module:class, name, which call, a signal's number or "truncate PATH").
+    """A command; fault: (module or module:class, name, which call, a signal's number, "full" or "truncate PATH").
 
     terminal: a pseudo-terminal's name, which it controls; nohup: as that starts it.
     """
@@ -71,7 +78,12 @@ def inject(module: str, name: str, count: int, act: int | str) -> None:
     def faulty(*args, **keywords):
         calls.append(1)
         if len(calls) == count:
-            os.kill(os.getpid(), act) if isinstance(act, int) else os.truncate(act.removeprefix("truncate "), 4096)
+            if isinstance(act, int):
+                os.kill(os.getpid(), act)
+            elif act == "full":
+                fill()
+            else:
+                os.truncate(act.removeprefix("truncate "), 4096)
         return whole(*args, **keywords)
 
     setattr(place, name, faulty)
@@ -113,6 +125,14 @@ class Place:
             self.whole[kind] = path.read_bytes()
         return self.whole[kind]
 
+    def uncut_run(self, epochs: int = 1) -> Path:
+        """The folder of a run that nothing cut."""
+        folder = self.folder / f"uncut of {epochs}"
+        if not folder.exists():
+            status, out = run_one("train", NONE, *train_flags(self.data, folder, "--epochs", epochs))
+            assert status == 0, out
+        return folder
+
 
 def cut_prediction(kind: str, number: int) -> Callable[[Place, Path, random.Random], None]:
     """A prediction that a signal ends at any image goes on to the bytes of an uncut one."""
@@ -122,13 +142,15 @@ def cut_prediction(kind: str, number: int) -> Callable[[Place, Path, random.Rand
         whole, done = place.uncut(kind), rng.randint(1, 11)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('"of another call"')
-        fault = ("train_utils.prediction.predictor:Predictor", "detect", done + 1, int(number))
+        fault = ("train_utils.prediction.predictor:Predictor", "look_in", done + 1, int(number))
         status, out = run_one("predict", fault, *flags)
         assert status in (-number, 128 + number), (status, out)
-        assert not path.exists() if number == signal.SIGKILL else json.loads(path.read_text()) != "of another call"
-        assert number == signal.SIGKILL or f"stopped: {done} of 12 image(s) predicted" in out, out
+        killed = number == signal.SIGKILL  # it loses what threads were about to keep, two images at most
+        assert killed or json.loads(path.read_text()) != "of another call"
+        assert killed or f"stopped: {done} of 12 image(s) predicted" in out, out
         status, out = run_one("predict", NONE, *flags, "--resume")
-        assert status == 0 and f"resuming: {done} of 12 image(s) are done" in out, out
+        taken = re.search(r"resuming: (\d+) of 12 image\(s\) are done", out)
+        assert status == 0 and done - 2 * killed <= (int(taken[1]) if taken else 0) <= done, out
         assert path.read_bytes() == whole and not list(own.glob("*.unfinished"))
 
     return inject
@@ -197,14 +219,79 @@ def the_users_own_files(place: Place, own: Path, rng: random.Random) -> None:
     assert all((own / name).read_text() == "mine" for name in mine)
 
 
+def full_board(place: Place, own: Path, rng: random.Random) -> None:
+    """A disk that is full when TensorBoard's thread writes ends a run in one line, and it goes on."""
+    fault = ("tensorboard.summary.writer.record_writer:RecordWriter", "write", rng.randint(2, 12), "full")
+    flags = train_flags(place.data, own)
+    status, out = run_one("train", fault, *flags)
+    assert status == 2 and "tensorboard: no room left to write it" in out and "Traceback" not in out, out
+    assert out.count("error: ") == 1 and "--resume goes on" in out, out
+    status, out = run_one("train", NONE, *flags, "--resume", "auto")
+    assert status == 0 and differences(place.uncut_run(), own, epoch=0) == [], out
+
+
+def taken_port(place: Place, own: Path, rng: random.Random) -> None:
+    """Ranks whose port another program holds say so; with a port of their own they train."""
+    flags, log = ("--epochs", 1, "--batch-size", 1), own.with_suffix(".log")
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as other:
+        port = other.getsockname()[1]
+        rank = processes.start(place.data, own, *flags, log=log, size=2, port=port)
+        assert end_all([rank], WAIT) == [2], log.read_text()
+    out = log.read_text()
+    assert f"error: port {port} of this machine is in use" in out and "--master-port" in out, out
+    assert "Traceback" not in out and out.count("error: ") == 1, out
+    assert end_all(processes.start_all(place.data, own, *flags, log=log, size=2), WAIT) == [0, 0], log.read_text()
+
+
+def stopped_worker(place: Place, own: Path, rng: random.Random) -> None:
+    """A process that reads images and was stopped (SIGSTOP) does not hold a SIGTERM: the run is saved and ends."""
+    flags = train_flags(place.data, own, "--workers", 2)
+    process = start("train", NONE, *flags, log=own.with_suffix(".log"))
+    wanted = rng.randint(1, 4)
+    assert wait_for(lambda: finished_steps(own) >= wanted or not process.is_alive(), WAIT)
+    for child in rng.sample(children(process.pid), rng.randint(1, 2)):
+        os.kill(child, signal.SIGSTOP)
+    time.sleep(rng.uniform(0, 0.3))  # the run may wait for it by now
+    os.kill(process.pid, signal.SIGTERM)
+    out = own.with_suffix(".log")
+    assert end_all([process], WAIT) == [128 + signal.SIGTERM], out.read_text()
+    assert torch.load(own / "model_0.pth", weights_only=True)["step"] == finished_steps(own), out.read_text()
+    status, out = run_one("train", NONE, *flags, "--resume", "auto")
+    assert status == 0 and differences(place.uncut_run(), own, epoch=0) == [], out
+
+
+def printed_names(place: Place, own: Path, rng: random.Random) -> None:
+    """A printed command with odd names, pasted into bash, opens what it names; nothing steers the terminal."""
+    name = "".join(rng.sample(ODD, 8)) + ".png"
+    data = shutil.copytree(place.data, own / name / "data")
+    image = sorted((data / "val2017").iterdir())[0]
+    (source,) = data.rglob("instances_val*.json")
+    source.write_text(source.read_text().replace(json.dumps(image.name), json.dumps(name)))
+    image.rename(image.with_name(name))
+    status, out = run_one("train", NONE, *train_flags(data, own / name / "run"))
+    assert status == 0 and not CONTROL.search(out.replace("\n", "")), repr(out)
+    (line,) = (line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: "))
+    script, *words = typed(line)
+    status, out = run_one(script.removesuffix(".py"), NONE, *words, "--score", 0, "--output-dir", own / "out")
+    assert status == 0 and not CONTROL.search(out.replace("\n", "")), repr(out)
+    found = json.loads((own / "out" / "test_result.json").read_text())
+    assert found and {one["file_name"] for one in found} == {str(image.with_name(name))}, found
+
+
+def typed(line: str) -> list[str]:
+    """What a python gets that bash starts with this line."""
+    python = "python() { printf '%s\\0' \"$@\"; }; "
+    done = subprocess.run(["bash", "-c", python + line], capture_output=True, check=True)
+    assert not done.stderr, done.stderr
+    return [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]]
+
+
 def closed_terminal(nohup: bool) -> Callable[[Place, Path, random.Random], None]:
     """A terminal that is closed ends a run, which is saved; under nohup it goes on to its end."""
 
     def inject(place: Place, own: Path, rng: random.Random) -> None:
         own.mkdir()
-        uncut = place.folder / "uncut"
-        if not uncut.exists():
-            assert run_one("train", NONE, *train_flags(place.data, uncut, "--epochs", 2))[0] == 0
+        uncut = place.uncut_run(epochs=2)
         flags = train_flags(place.data, own / "run", "--epochs", 2)
         ours, theirs = pty.openpty()
         run, log = own / "run", own / "log"
@@ -235,10 +322,14 @@ KINDS = {
     "truncated pack": truncated_pack,
     "links in a run folder": links_in_a_run_folder,
     "the user's own files": the_users_own_files,
+    "TensorBoard's full disk": full_board,
+    "port in use": taken_port,
+    "stopped loader process, SIGTERM": stopped_worker,
+    "printed names": printed_names,
     "closed terminal": closed_terminal(False),
     "closed terminal under nohup": closed_terminal(True),
 }  # fmt: skip
-SHORT = ("tools.pack_dataset, SIGKILL", "links in a run folder")
+SHORT = ("tools.pack_dataset, SIGKILL", "links in a run folder", "printed names")
 
 
 def run(full: bool, folder: Path) -> Outcome:

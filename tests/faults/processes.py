@@ -14,9 +14,13 @@ import torch
 import torch._dynamo  # noqa: F401  (imported by the first optimizer; likewise)
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401  (likewise)
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tqdm import tqdm
 
+import predict  # noqa: F401
 import train
 import train_multi_GPU
+import validation  # noqa: F401
 from tests.small_runs import ROOT, flags
 from train_utils.cli.command import run_command
 from train_utils.data import loaders
@@ -36,6 +40,7 @@ PHASES = {
     "report": (trainer, "write_curves"),
 }
 PAUSE = 0.5  # seconds that a phase is held open
+tqdm.get_lock()  # made here, once for all: of a killed process, which could not remove it, the semaphore would be left
 
 
 def context():
@@ -51,7 +56,7 @@ def start(data, folder, *more, log, fault=None, rank=0, size=1, port=None):
     """A process (of multiprocessing) that trains on `data` into `folder`; its output is appended to `log`.
 
     fault: ("kill", name, n): SIGKILL at the n-th call of os.<name>; ("full", name, n): that call finds the disk full;
-    ("pause", phase, n, marker): at the n-th
+    ("board", "write", n): the n-th write of TensorBoard's thread does; ("pause", phase, n, marker): at the n-th
     call of that phase write the file `marker`, and take PAUSE seconds longer; ("bf16",): compute in bfloat16
     though this CPU emulates it; ("call", module, name, function): function in place of module.name.
 
@@ -72,6 +77,22 @@ def start_all(data, folder, *more, log, size=1, fault=None, faulty=0):
     return [
         start(data, folder, *more, log=log, fault=faults[rank], rank=rank, size=size, port=port) for rank in range(size)
     ]
+
+
+def start_ranks(script, *words, log, size, last=(), fault=None):
+    """The processes of a command in the working folder, whose output is appended to `log`.
+
+    last: words of the last process; fault: in it: (module, class, name, n, file): SIGKILL at the n-th call of that,
+    once the file has n lines.
+    """
+    port, processes = free_port(), []
+    for rank in range(size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = [*map(str, words), *map(str, last if rank == size - 1 else ())]
+        arguments = script.__name__, own, place, str(log), os.getcwd(), fault if rank == size - 1 else None
+        processes.append(context().Process(target=_run_rank, args=arguments))
+        processes[-1].start()
+    return processes
 
 
 def launch(data, folder, *more, log, restarts=0):
@@ -148,6 +169,19 @@ def _launch(arguments, log):
     torch.distributed.run.main(arguments)
 
 
+def _run_rank(script, words, place, log, folder, fault):
+    _detach(log)
+    os.chdir(folder)
+    os.environ.update({key: str(value) for key, value in place.items()})
+    if fault:
+        module, owner, name, count, path = fault
+        kept = lambda: os.path.exists(path) and Path(path).read_bytes().count(b"\n") >= count  # noqa: E731
+        act = lambda: (wait_for(kept), os.kill(os.getpid(), signal.SIGKILL))  # noqa: E731
+        _replace(getattr(sys.modules[module], owner), name, count, act)
+    sys.argv = [f"{script}.py", *words]
+    sys.exit(run_command(sys.modules[script].main))
+
+
 def _run(arguments, place, log, fault):
     _detach(log)
     os.environ.update(place)
@@ -165,9 +199,9 @@ def install(kind, *values):
     if kind == "kill":
         name, count = values
         _replace(os, name, count, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    elif kind == "full":
+    elif kind in ("full", "board"):
         name, count = values
-        _replace(os, name, count, fill)
+        _replace(os if kind == "full" else RecordWriter, name, count, fill)
     elif kind == "pause":
         phase, count, marker = values
 

@@ -101,6 +101,14 @@ def full_disk(cut: Cut) -> Trial:
     return Trial(codes, {0, 1, 2} if not any(codes) or "no room left" in cut.said(since) else set(), any(codes))
 
 
+def full_board(cut: Cut) -> Trial:
+    """The disk is full for TensorBoard's thread."""
+    since = log_length(cut)
+    codes = ended(cut.start(("board", "write", cut.rng.randint(2, 3 * CALLS))))
+    said = "tensorboard: no room left" in cut.said(since)
+    return Trial(codes, {0, 1, 2} if not any(codes) or said else set(), any(codes))
+
+
 def stopped_and_continued(cut: Cut) -> Trial:
     """A rank, or one of its loader's processes, for up to 3 seconds: nothing ends."""
     processes = cut.start()
@@ -112,6 +120,19 @@ def stopped_and_continued(cut: Cut) -> Trial:
         time.sleep(cut.rng.uniform(0.1, 3))
         os.kill(pid, signal.SIGCONT)
     return Trial(ended(processes), {0}, lives)
+
+
+def stopped_worker(cut: Cut) -> Trial | None:
+    """A process that reads images is stopped for good as SIGTERM comes: the run ends."""
+    if "--workers" not in cut.flags:
+        return None
+    (process,) = cut.start()
+    cut.wait()
+    pids = children(process.pid) if process.is_alive() else []
+    for pid in pids[:1]:
+        os.kill(pid, signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGTERM)
+    return Trial(ended([process]), {0, 128 + signal.SIGTERM, -signal.SIGTERM}, bool(pids))
 
 
 def killed_worker(cut: Cut) -> Trial | None:
@@ -221,7 +242,9 @@ FAULTS: dict[str, Fault] = {
     "SIGINT to the group": signalled(signal.SIGINT, group=True),
     "SIGHUP": signalled(signal.SIGHUP),
     "full disk": full_disk,
+    "TensorBoard's full disk": full_board,
     "stopped and continued": stopped_and_continued,
+    "stopped loader process, SIGTERM": stopped_worker,
     "killed loader process": killed_worker,
     "damaged checkpoint": damaged_checkpoint,
     "changed labels": changed_labels,

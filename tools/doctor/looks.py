@@ -9,12 +9,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from network_files.config import MaskRCNNConfig
-from tools.doctor.anchors import resized
 from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from tools.doctor.table import Outlines, Table, outlines
 from train_utils.data.demands import without_objects
 from train_utils.data.formats.coco.checks import given_id
+from train_utils.data.objects.anchors import resized
 
 SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
 WHOLE, TINY, THIN = 0.95, 4, 20  # share of the image; pixels after resizing; ratio of sides

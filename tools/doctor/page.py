@@ -9,18 +9,20 @@ from torch import Tensor
 
 from backbone.errors import InputError
 from tools.doctor import images
-from tools.doctor.anchors import Reach
 from tools.doctor.duplicates import Double, path_of
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, of_several
 from tools.doctor.statistics import MaskReach
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
+from train_utils.data.images.reading import AS_STORED
+from train_utils.data.images.shown import shown
 from train_utils.data.loaders import AUGMENTATION, sample_rng
+from train_utils.data.objects.anchors import Reach
 from train_utils.io.plain_text import counted, one_line
 from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
 from train_utils.show.pages import Html, Section, figure, img_tag, joined, note, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves
-from transforms import build_augment
+from transforms import Augmentation, augmentation_of
 
 LISTED = 50  # finds of a kind on the page; check_data.json has all
 BARS = 25  # classes that are shown at once
@@ -42,15 +44,17 @@ details li { font-size: .9rem; overflow-wrap: anywhere; } details ul { padding-l
 """
 
 
-def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Html, list[float]]:
+def contact_sheet(
+    splits: dict, count: int, seed: int, finds: Finds, settings: Augmentation
+) -> tuple[Html, list[float]]:
     """Returns images chosen by chance with their objects as training gets them, and the seconds that each took to read.
 
-    Those of training are augmented as train.py does it by default, in epoch 0.
+    Those of training are augmented as train.py does it with these settings, in epoch 0.
     """
-    default = build_augment()
+    chosen = augmentation_of(settings, splits.get("train", splits.get("all", ())))
 
     def augment(image: Tensor, target: dict, i: int) -> tuple[Tensor, dict]:
-        return default(image, target, sample_rng(seed, 0, i, AUGMENTATION))
+        return chosen(image, target, sample_rng(seed, 0, i, AUGMENTATION))
 
     places = [
         (split, i)
@@ -75,18 +79,21 @@ def contact_sheet(splits: dict, count: int, seed: int, finds: Finds) -> tuple[Ht
         name = path_of(splits, (split, i))
         caption = f"{name.rsplit('/', 1)[-1]} ({objects}{', ' + split if split else ''})"
         cards.append(figure(img_tag(drawn, f"{name}, {objects}", THUMB, loading="lazy"), caption))
-    text = tag("p", _sheet_text(splits, len(cards), len(places)))
+    text = tag("p", _sheet_text(splits, len(cards), len(places), settings))
     return joined(text, tag("div", *cards, class_="sheet")), seconds
 
 
-def _sheet_text(splits: dict, shown: int, count: int) -> str:
+def _sheet_text(splits: dict, shown: int, count: int, settings: Augmentation) -> str:
     """Returns how the images of the contact sheet were chosen and read."""
     chosen = "All images" if shown == count else f"{shown:,} of {count:,} images, chosen by chance"
     if "" in splits:
         return f"{chosen}."
     chosen += ", as they are loaded and before they are resized"
     if {"train", "all"} & splits.keys():
-        chosen += ". Those for training are mirrored by chance, as train.py does it without further flags"
+        how = "mirrored by chance, as train.py does it without further flags"
+        if settings != Augmentation():
+            how = "augmented as train.py does it with the same flags"
+        chosen += f". Those for training are {how}"
         chosen += "; those of val never are" if "val" in splits else ""
     return f"{chosen}."
 
@@ -94,7 +101,7 @@ def _sheet_text(splits: dict, shown: int, count: int) -> str:
 def _drawn(part: ImageDataset | list[Path], i: int, augment: Callable | None = None) -> tuple[Image.Image, str]:
     """Returns an image with its objects, and how many; augment: (image, target, i) -> (image, target)."""
     if isinstance(part, list):
-        image = read_image(part[i])
+        image = shown(read_image(part[i], reading=AS_STORED))
         return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
     image, target = part[i]
     if augment is not None:
@@ -165,6 +172,16 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
     rows = [[size, f"{count:,}"] for size, count in sizes.items()]
     of_sizes = tag("h3", "Commonest image sizes (width x height)"), table(["pixels", "images"], rows)
     return section("shapes", "Sizes and shapes", tag("div", *plots, class_="two"), *of_sizes)
+
+
+def values_section(histograms: Sequence[dict[str, int]], levels: int, images: int) -> Section:
+    """Shows how often the values of each channel are."""
+    plots = [
+        figure(bars(list(found.values()), list(found), "value in the files", "pixels of the sample"), f"Channel {k}")
+        for k, found in enumerate(histograms, 1)
+    ]
+    said = tag("p", f"{levels:,} different values in {counted(images, 'image')}; the outer bars hold what lies beyond.")
+    return section("values", "Values of the pixels", said, tag("div", *plots, class_="two"))
 
 
 def anchors_section(found: Sequence[Reach], sizing: str) -> Section:

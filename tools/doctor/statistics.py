@@ -9,13 +9,13 @@ import torch
 
 from backbone.errors import InputError
 from network_files.config import MaskRCNNConfig
-from network_files.operators.boxes import HALF_PIXEL, scale_boxes
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION, scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool, mask_targets
 from network_files.transform import resized_size
-from tools.doctor.anchors import resized
 from tools.doctor.table import Table
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.objects.anchors import resized
 
 SAMPLE = 500  # objects that masks are tried on
 MASK_GAIN = 0.02  # share of objects above IoU 0.9 that a larger mask must gain, to be recommended
@@ -100,13 +100,14 @@ class MaskReach(NamedTuple):
 
 
 def mask_reach(splits: dict[str, ImageDataset], config: MaskRCNNConfig, seed: int) -> list[MaskReach]:
-    """Returns what masks reach as configured, then in half-pixel geometry, then twice and four times as fine.
+    """Returns what masks reach as configured, then in half-pixel geometry, then there twice and four times as fine.
 
     Measured on SAMPLE objects at most, of images chosen by the seed, crowds apart; empty where there are none.
     """
+    fitting = HALF_PIXEL if config.geometry == TORCHVISION else config.geometry
     kinds = {
         (geometry, config.mask_roi_size * finer): []
-        for geometry, finer in ((config.geometry, 1), *itertools.product((HALF_PIXEL,), (1, 2, 4)))
+        for geometry, finer in ((config.geometry, 1), *itertools.product((fitting,), (1, 2, 4)))
     }
     places = [(part, i) for part in splits.values() for i in np.flatnonzero(part.object_counts()).tolist()]
     rng, left, unreadable = np.random.default_rng(seed), SAMPLE, 0

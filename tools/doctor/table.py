@@ -62,7 +62,7 @@ class Table(NamedTuple):
 def table_of(data_set: ImageDataset) -> Table:
     """Returns the objects of a data set's images."""
     packed = data_set.annotations
-    rows, image = _rows(packed.first, data_set.rows)
+    rows, image = data_set.object_rows()
     boxes = packed.boxes[rows]
     boxes[:, 2:] += boxes[:, :2]
     used, inverse = np.unique(packed.category_ids[rows], return_inverse=True)
@@ -78,13 +78,6 @@ def table_of(data_set: ImageDataset) -> Table:
         packed.annotation_ids[rows],
         rows,
     )
-
-
-def _rows(first: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (rows of the objects of these images, their images' positions), int64 [A] each; first as a data set's."""
-    counts = first[images + 1] - first[images]
-    rows = np.arange(counts.sum()) + np.repeat(first[images] - (np.cumsum(counts) - counts), counts)
-    return rows, np.repeat(np.arange(len(images)), counts)
 
 
 class Outlines(NamedTuple):

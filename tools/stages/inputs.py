@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from network_files.anchors import cell_anchors
-from network_files.operators.boxes import TORCHVISION, box_area
+from network_files.operators.boxes import HALF_PIXEL, box_area
 from network_files.recorder import Stage
 from tools.stages.canvas import LEVEL_COLORS, SIDE, YELLOW, Canvas
 from tools.stages.stage import Facts, Panel, Shown, shape, size_of, spread
@@ -80,7 +80,7 @@ def feature_maps(view: View) -> Shown:
         length = maps[0].float().norm(dim=0)  # [H, W]
         low, high = length.min(), length.max()
         heat = (length - low) / (high - low).clamp(min=1e-9)
-        corners = view.config.geometry == TORCHVISION
+        corners = view.config.geometry != HALF_PIXEL
         image = Canvas(view.padded, side=MAP_SIDE).heat(heat, pw, ph, opacity=1, corners=corners).image
         panels.append(Panel(f"P{level}: a cell for {ph // maps.shape[2]} x {pw // maps.shape[3]} pixels", image))
         facts.append((f"P{level}", f"{shape(maps)}, vectors of length {low:.1f} to {high:.1f}"))

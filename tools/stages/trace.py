@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from network_files import Recorder
-from network_files.operators.boxes import TORCHVISION
+from network_files.operators.boxes import HALF_PIXEL
 from network_files.recorder import Stage
 
 
@@ -35,6 +35,6 @@ def roi_align_points(roi: Tensor, stride: int, size: int, ratio: int, geometry: 
     They are float [size * ratio] each: size x size bins with ratio x ratio points in each bin.
     """
     sides = roi[2:] - roi[:2]
-    sides = sides.clamp(min=stride) if geometry == TORCHVISION else sides  # a cell at least
+    sides = sides.clamp(min=stride) if geometry != HALF_PIXEL else sides  # a cell at least
     steps = (torch.arange(size * ratio) + 0.5) / (size * ratio)
     return roi[0] + steps * sides[0], roi[1] + steps * sides[1]

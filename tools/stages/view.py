@@ -15,6 +15,7 @@ from network_files import MaskRCNN, MaskRCNNConfig, Recorder
 from network_files.operators.boxes import box_iou
 from network_files.recorder import Stage
 from tools.stages.trace import anchor_of_proposal, proposal_of_detection
+from train_utils.data.images.shown import shown
 
 
 @dataclass
@@ -45,6 +46,8 @@ class View:
         """The batch's image, its normalisation undone: uint8 [3, ph, pw]."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std))
         image = self.seen[Stage.BATCH][0]["images"][0].float()
+        if self.config.channels != 3 or self.config.value_range is not None:
+            return shown(image * std + mean)
         return ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     @property

@@ -124,17 +124,22 @@ def is_checkpoint(content: dict) -> bool:
 
 
 def model_from_checkpoint(
-    source: str | Path | dict, device: torch.device | str = "cpu", label_map: LabelMap | None = None, **config: Any
+    source: str | Path | dict,
+    device: torch.device | str = "cpu",
+    label_map: LabelMap | None = None,
+    content: dict | None = None,
+    **config: Any,
 ) -> tuple[MaskRCNN, LabelMap]:
     """Builds a model in eval mode on `device` from a checkpoint or a bare state dict; returns it and the label map.
 
     source: a file's path, or what is in it. A checkpoint holds all that is needed; its averaged weights ("ema") are
     preferred to the raw ones. For a bare state dict (this project's or torchvision's keys) the architecture follows
-    from keys and shapes. label_map: names and ids in place of the file's; config: fields of MaskRCNNConfig in place of
-    the file's (`box_score_thresh`, ...).
+    from keys and shapes. label_map: names and ids in place of the file's; content: of the file, where it has been read;
+    config: fields of MaskRCNNConfig in place of the file's (`box_score_thresh`, ...).
     Raises InputError for another file, and for a label_map that does not fit it.
     """
-    content, path = (source, "the given weights") if isinstance(source, dict) else (load_file(source), source)
+    path = "the given weights" if isinstance(source, dict) else source
+    content = source if isinstance(source, dict) else load_file(source) if content is None else content
     if is_checkpoint(content):
         _check_version(content, path)
         own, state = content["config"], content.get("ema", content["model"])
@@ -143,10 +148,10 @@ def model_from_checkpoint(
         own, state = infer_architecture(content, str(path), config.get("backbone")), content
         label_map = label_map or default_label_map(own["num_classes"])
     settings = fitting_settings(path, own, config, state)
-    _check_classes(path, settings["num_classes"], label_map)
+    check_classes(path, settings["num_classes"], label_map)
     model = create_model(**settings)
     if state is content:
-        load_weights(model, content if isinstance(source, dict) else str(path))
+        load_weights(model, source if isinstance(source, dict) else str(path), content=content)
     else:
         model.load_state_dict(state)
     return model.to(device).eval(), label_map
@@ -184,7 +189,8 @@ def fitting_settings(path: str | Path, own: Mapping, flags: Mapping, state: Mapp
     return settings
 
 
-def _check_classes(path: str | Path, of_file: int, label_map: LabelMap) -> None:
+def check_classes(path: str | Path, of_file: int, label_map: LabelMap) -> None:
+    """Raises InputError unless a label map has as many labels, background included, as the weights' file."""
     if label_map.num_labels != of_file:
         raise InputError(
             f"{path}: made for {of_file - 1} classes (without background), the list of names "

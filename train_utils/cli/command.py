@@ -30,10 +30,12 @@ def run_command(main: Callable[[], int | None]) -> int:
         print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        if _is_main():
+            print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
     except Stopped as stop:
-        print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr, flush=True)
+        if _is_main():
+            print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr, flush=True)
         return stop.code
     except BrokenPipeError:
         # the reader of a pipe (`| head`) has gone; what is still buffered has nowhere to go
@@ -53,3 +55,8 @@ def run_command(main: Callable[[], int | None]) -> int:
             raise
         print(f"error: {said}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
+
+
+def _is_main() -> bool:
+    """Returns whether this is the first process of a command, which speaks for those that got the same signal."""
+    return os.environ.get("RANK", "0") == "0"

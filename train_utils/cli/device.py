@@ -1,8 +1,15 @@
-"""--device -> the device that a command computes on."""
+"""--device, and what torchrun says -> the device that a command computes on, and the processes that share its work."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from backbone.errors import InputError
+from train_utils.processes.distributed import TIMEOUT, World
+
+PATIENCE = 7 * 24 * 3600.0  # seconds that a process waits for another's share, which may be a long video
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -19,3 +26,19 @@ def pick_device(name: str = "auto") -> torch.device:
         if index and int(index) >= count:
             raise InputError(f"--device {name}: torch sees {count} GPU(s), cuda:0 to cuda:{count - 1}")
     return torch.device(name)
+
+
+@contextmanager
+def shared_world(device: str, advice: str) -> Iterator[World]:
+    """Joins the processes that torchrun started for a command; without it the world is of one process.
+
+    advice: what helps when a process is lost. Raises InputError as `pick_device`.
+    """
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        world = World.from_environment(device, PATIENCE, advice, TIMEOUT)
+    else:
+        world = World.single(pick_device(device))
+    try:
+        yield world
+    finally:
+        world.close()

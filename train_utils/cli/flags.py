@@ -50,10 +50,11 @@ def add_flags(
         _add_flag(parser.group_of(name, title), field, hints[name], defaults)
 
 
-def add_model_flags(parser: Parser, training: bool = True) -> None:
+def add_model_flags(parser: Parser, training: bool = True, may_be_auto: Collection[str] = ()) -> None:
     """Adds a flag for each field of MaskRCNNConfig but `num_classes`; `none` gives None where a field may be None.
 
-    training: whether those are among them that act in training alone.
+    training: whether those are among them that act in training alone; may_be_auto: names of the fields that may also
+    be the word `auto`.
     """
     hints = typing.get_type_hints(MaskRCNNConfig)
     for name, field in settings_of(MaskRCNNConfig).items():
@@ -62,6 +63,18 @@ def add_model_flags(parser: Parser, training: bool = True) -> None:
         elif name != "num_classes":
             group = parser.group_of(name, "Model: fields of MaskRCNNConfig")
             _add_flag(group, field, hints[name], word_for_none=True)
+            if name in may_be_auto:
+                action = group._group_actions[-1]
+                action.type = _or_word(action.type, "auto")
+                action.help += "; auto: as fits the training objects"
+
+
+def _or_word(convert: FlagType, word: str) -> FlagType:
+    def or_word(text: str) -> typing.Any:
+        return word if text.lower() == word else convert(text)
+
+    or_word.__name__ = convert.__name__  # argparse names it in "invalid float value"
+    return or_word
 
 
 def given_model(given: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -102,6 +115,8 @@ def _add_flag(
     options["nargs"] = "+" if count and optional and word_for_none else count  # "none" is one word
     names = ["--" + field.name.replace("_", "-"), *([rules["short"]] if "short" in rules else [])]
     options["type"] = _flag_type(kind, rules, optional and word_for_none)
+    if "word" in rules:
+        options["type"] = _or_word(options["type"], rules["word"])
     options["metavar"] = rules.get("metavar", kind.__name__.upper() if kind in KINDS else None)
     options["choices"] = rules.get("choices")
     options["help"] = _help_text(field, defaults, optional and word_for_none)

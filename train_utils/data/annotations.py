@@ -17,6 +17,7 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.data.images import read_image
+from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap
 from train_utils.data.masks import MaskSource, PolygonsAndRle, Ragged
 
@@ -41,8 +42,8 @@ class ImageSource(Protocol):
         """Returns the path of an image's file."""
         ...
 
-    def read(self, row: int, name: str, size: tuple[int, int]) -> torch.Tensor:
-        """Returns an image in the frame of its annotations, uint8 [3, H, W], where that can be.
+    def read(self, row: int, name: str, size: tuple[int, int], reading: Reading = USUAL) -> torch.Tensor:
+        """Returns an image in the frame of its annotations, [C, H, W] as `reading` says, where that can be.
 
         Raises ImageError where its file is broken.
         """
@@ -63,12 +64,12 @@ class ImageFiles:
         """Returns the path below the folder."""
         return str(self.image_dir / name)
 
-    def read(self, row: int, name: str, size: tuple[int, int]) -> torch.Tensor:
+    def read(self, row: int, name: str, size: tuple[int, int], reading: Reading = USUAL) -> torch.Tensor:
         """Reads the file upright, or as stored where only that has the annotated size."""
         path = self.path(name)
-        image = read_image(path)
+        image = read_image(path, reading=reading)
         if tuple(image.shape[1:]) != size and tuple(image.shape[:0:-1]) == size:
-            return read_image(path, rotate=False)
+            return read_image(path, rotate=False, reading=reading)
         return image
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, check_labels, clip_boxes
+from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
 from train_utils.io.plain_text import counted, visible
@@ -26,14 +27,17 @@ MANY = 0.1  # of a class's annotations, and more than one; of COCO's classes it 
 class ImageDataset:
     """The images and objects of a table; `ds[i]` is (image, target) as they are, not augmented.
 
-    image uint8 [3, H, W]; target: boxes float32 [N, 4] (x1 y1 x2 y2, clipped to the image), labels int64 [N],
-    masks CroppedMasks of N, image_id int, area float32 [N], iscrowd uint8 [N]. N may be 0.
+    image [C, H, W] as `reading` says, by default uint8 RGB; target: boxes float32 [N, 4] (x1 y1 x2 y2, clipped to
+    the image), labels int64 [N], masks CroppedMasks of N, image_id int, area float32 [N], iscrowd uint8 [N]. N may
+    be 0.
 
     label_map: default the data's own. rows: which images of the table belong to it (default: the usable ones).
 
     `ds[i]` raises ImageError for an unreadable image, InputError for one of another size than annotated. An image
     stored sideways with an EXIF orientation may be annotated upright or as stored.
     """
+
+    reading: Reading = USUAL  # of the model that the images are for
 
     def __init__(
         self,
@@ -51,12 +55,18 @@ class ImageDataset:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, dict]:
-        return self._image(i), self.target(i)
+        return self.image(i), self.target(i)
 
     def subset(self, positions: Sequence[int] | np.ndarray) -> "ImageDataset":
         """Returns the images at these positions, in this order, sharing the table."""
         part = copy.copy(self)
         part.rows = self.rows[np.asarray(positions, dtype=np.int64)]
+        return part
+
+    def read_as(self, reading: Reading) -> "ImageDataset":
+        """Returns the same images as a model takes them."""
+        part = copy.copy(self)
+        part.reading = reading
         return part
 
     def labelled(self, label_map: LabelMap) -> "ImageDataset":
@@ -127,6 +137,13 @@ class ImageDataset:
     def object_counts(self, crowd: bool = False) -> np.ndarray:
         """Returns the objects that are not crowds, or the crowd regions, per image: int64 [len]."""
         return self._counts(self.annotations.iscrowd == crowd)
+
+    def object_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (the objects' places in the table, their images' positions), int64 [A] each, image by image."""
+        first = self.annotations.first
+        counts = first[self.rows + 1] - first[self.rows]
+        places = np.arange(counts.sum()) + np.repeat(first[self.rows] - (np.cumsum(counts) - counts), counts)
+        return places, np.repeat(np.arange(len(self.rows)), counts)
 
     def class_counts(self, crowd: bool = False) -> dict[str, int]:
         """Returns {class: its objects that are not crowds, or its crowd regions}; classes without any are absent."""
@@ -239,11 +256,11 @@ class ImageDataset:
         running = np.concatenate([[0], np.cumsum(chosen)])  # [A + 1]
         return np.diff(running[self.annotations.first])[self.rows]
 
-    def _image(self, i: int) -> torch.Tensor:
-        """Reads image i in the frame of its annotations, uint8 [3, H, W]."""
+    def image(self, i: int) -> torch.Tensor:
+        """Reads image i in the frame of its annotations, [C, H, W]."""
         table, row, size = self.annotations, int(self.rows[i]), self._size(i)
         name = table.file_name(row)
-        image = table.images.read(row, name, size)
+        image = table.images.read(row, name, size, self.reading)
         if tuple(image.shape[1:]) != size:
             raise InputError(
                 f"{table.images.path(name)}: the image is {image.shape[2]}x{image.shape[1]} (width x height), but "

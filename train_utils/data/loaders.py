@@ -29,14 +29,16 @@ from torch.utils.data import DataLoader
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.transform import padded_size
+from train_utils.data.augmentations.common import REMOVED
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.objects import balance
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import continue_children
 
 # What a stream of random numbers is for; each draws from a generator of its own.
-MODEL, AUGMENTATION, ORDER = 0, 1, 2
+MODEL, AUGMENTATION, ORDER, BALANCE = 0, 1, 2, 4  # 3: run/step.py's
 Augment = Callable[[torch.Tensor, dict, torch.Generator], tuple[torch.Tensor, dict]]
 
 
@@ -44,7 +46,7 @@ class Batch(NamedTuple):
     """Images of one forward pass; the lists may be empty.
 
     `indices` are positions in the data set; `skipped` names unreadable images, which have no image and no target here.
-    `dropped` is `images.take_dropped`'s.
+    `dropped` is `images.take_dropped`'s, and REMOVED: objects that augmentation left out.
     """
 
     images: list[torch.Tensor]
@@ -100,6 +102,12 @@ def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> lis
     return [batches[i] for i in torch.randperm(len(batches), generator=rng).tolist()]
 
 
+def image_factors(ds: ImageDataset, options: LoaderOptions) -> np.ndarray:
+    """Returns how often an epoch has each image, float64 [len]."""
+    once = np.ones(len(ds)) if options.balance is None else balance.class_factors(ds, options.balance)[1]
+    return once * options.repeat
+
+
 def steps_per_epoch(samples: int, global_batch: int) -> int:
     """Returns how many batches `global_batches` makes of an epoch's samples."""
     return max(1, samples // global_batch)
@@ -111,19 +119,25 @@ class TrainLoader:
     ds: a data set; augment: (image, target, torch.Generator) -> (image, target), or None; world: has rank and size;
     options.batch_size: images per micro-batch of a rank; accumulate_steps: micro-batches per optimiser step;
     aspect_ratio_group_factor: see `aspect_groups`; repeat: how often an epoch has each image, each time with other
-    random numbers: its k-th time counts as the sample of index k * len(ds) + i. Each target gets a "sample_seed" (int).
+    random numbers: its k-th time counts as the sample of index k * len(ds) + i; balance: see `balance`, whose factors
+    `repeat` multiplies. `samples` counts those of an epoch. Each target gets a "sample_seed" (int).
     """
 
     def __init__(self, ds: ImageDataset, augment: Augment | None, world: World, options: LoaderOptions) -> None:
         self.world, self.accumulate_steps, self.seed = world, options.accumulate_steps, options.seed
         self.global_batch = options.batch_size * world.size * options.accumulate_steps
-        self.groups = np.tile(aspect_groups(ds.sizes, options.aspect_ratio_group_factor), options.repeat)
-        self.steps_per_epoch = steps_per_epoch(len(self.groups), self.global_batch)
-        self._loader = _Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
+        self.groups = aspect_groups(ds.sizes, options.aspect_ratio_group_factor)
+        self.factors = image_factors(ds, options)
+        self.samples = balance.samples_per_epoch(self.factors)
+        self.steps_per_epoch = steps_per_epoch(self.samples, self.global_batch)
+        self._loader = Loader(_Samples(ds, augment, options.seed, options.strict), options.workers, world)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yields the micro-batches of an epoch from an optimiser step on: `accumulate_steps` for each step."""
-        steps = global_batches(self.groups, self.global_batch, self.seed, epoch)[first_step:]
+        indices = balance.indices(self.factors, sample_rng(self.seed, epoch, 0, BALANCE))
+        groups = self.groups[indices % len(self.groups)]
+        steps = global_batches(groups, self.global_batch, self.seed, epoch)[first_step:]
+        steps = [indices[step].tolist() for step in steps]
         return self._loader.batches([micro for step in steps for micro in self._share(step, epoch)])
 
     def _share(self, step: list[int], epoch: int) -> list[list[tuple[int, int]]]:
@@ -154,7 +168,7 @@ class EvalLoader:
                 same.clear()
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
-        self._loader = _Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
+        self._loader = Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -175,30 +189,36 @@ class _Samples:
         self.ds, self.augment, self.seed, self.strict = ds, augment, seed, strict
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | InputError:
-        batch = Batch([], [], [], [])
+        batch, dropped = Batch([], [], [], []), Counter()
         take_dropped()  # of images that others read
         for epoch, index in keys:
             position = index % len(self.ds)
             try:
                 image, target = self.ds[position]
+                dropped += take_dropped()
+                if self.augment is not None:
+                    rng = sample_rng(self.seed, epoch, index, AUGMENTATION)
+                    image, target = self.augment(image, target, rng)
+                    take_dropped()  # of images whose objects are pasted: they count when their turn comes
             except InputError as error:
                 if self.strict or not isinstance(error, ImageError):
                     return error  # raised in the main process: a worker would add its traceback
                 batch.skipped.append(str(error))
                 continue
-            if self.augment is not None:
-                rng = sample_rng(self.seed, epoch, index, AUGMENTATION)
-                image, target = self.augment(image, target, rng)
+            dropped[REMOVED] += target.pop(REMOVED, 0)
             batch.images.append(image)
             batch.targets.append({**target, "sample_seed": sample_seed(self.seed, epoch, index, MODEL)})
             batch.indices.append(position)
-        return batch._replace(dropped=take_dropped())
+        return batch._replace(dropped=+dropped)
 
 
-class _Loader:
-    """Lists of keys -> Batches, in order, through worker processes that live until the loader does not."""
+class Loader:
+    """Keys -> what `samples` gives for each (Batches), in order, through processes that live until the loader does not.
 
-    def __init__(self, samples: _Samples, workers: int, world: World) -> None:
+    samples[key] may be an InputError, which is then raised.
+    """
+
+    def __init__(self, samples: Any, workers: int, world: World) -> None:
         self._keys: list = []  # what the workers are given; refilled for each pass
         self._workers = workers
         device = getattr(world, "device", None)
@@ -220,8 +240,8 @@ class _Loader:
             **options,
         )
 
-    def batches(self, keys: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        """Yields the batch of each list of keys."""
+    def batches(self, keys: list) -> Iterator[Any]:
+        """Yields the batch of each key."""
         self._keys[:] = keys
         for batch in self._through_workers() if self._workers else self._loader:
             if isinstance(batch, InputError):
@@ -229,11 +249,11 @@ class _Loader:
                     raise batch
                 finally:
                     del batch  # the traceback holds this frame: a cycle would keep the workers alive
-            if self._pin:
+            if self._pin and isinstance(batch, Batch):
                 batch = batch._replace(images=[image.pin_memory() for image in batch.images])
             yield batch
 
-    def _through_workers(self) -> Iterator[Batch]:
+    def _through_workers(self) -> Iterator[Any]:
         """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
             for batch in self._loader:
@@ -306,7 +326,7 @@ def _continue_workers_at_exit() -> None:
     atexit.register(continue_children)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -323,7 +343,7 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _to_bytes(batch: Batch) -> bytes:
+def _to_bytes(batch: Any) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
     return buffer.getvalue()

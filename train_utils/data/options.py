@@ -62,5 +62,12 @@ class LoaderOptions(Settings):
         3, "groups of image shapes that batches are formed within; 0: none", least=0
     )
     repeat: int = setting(1, "times that an epoch has each image", least=1, metavar="N")
+    balance: float | None = setting(
+        None,
+        "show images of classes that less than this share of the images have more often, by LVIS's rule",
+        above=0,
+        most=1,
+        metavar="SHARE",
+    )
     seed: int = setting(0, "of order and augmentation", least=0, below=BELOW_SEED)
     strict: bool = setting(False, STRICT, resume="free")

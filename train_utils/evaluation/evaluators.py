@@ -16,15 +16,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbone.errors import InputError
+from train_utils.evaluation.boundary import BOUNDARY, BoundaryEval
 from train_utils.evaluation.limits import MAX_DETS
+from train_utils.processes.agreement import versions
 
 VARIABLE = "MASKRCNN_EVALUATOR"
 PYCOCOTOOLS, FASTER = "pycocotools", "faster-coco-eval"
 FASTER_SINCE = (1, 8)  # the first version whose numbers were compared
 
 
-def choose_evaluator(wanted: str | None = None) -> str:
-    """Returns the name of the evaluator.
+def choose_evaluator(wanted: str | None = None, iou_type: str | None = None) -> str:
+    """Returns the name of the evaluator; of the borders' IoU always pycocotools.
 
     It is the one wanted, else that of the environment variable MASKRCNN_EVALUATOR, else faster-coco-eval if it is
     installed in a version that is known to agree, else pycocotools. Raises InputError for any other name, for one that
@@ -33,7 +35,7 @@ def choose_evaluator(wanted: str | None = None) -> str:
     wanted = wanted or os.environ.get(VARIABLE) or None
     if wanted not in (None, PYCOCOTOOLS, FASTER):
         raise InputError(f"{VARIABLE} is {wanted!r}: give {PYCOCOTOOLS} or {FASTER}")
-    if wanted == PYCOCOTOOLS:
+    if wanted == PYCOCOTOOLS or iou_type == BOUNDARY:
         return PYCOCOTOOLS
     version = _faster_version()
     if version >= FASTER_SINCE:
@@ -51,6 +53,15 @@ def choose_evaluator(wanted: str | None = None) -> str:
             f"pip install '{FASTER}>={needed}', or give {PYCOCOTOOLS}"
         )
     return PYCOCOTOOLS
+
+
+def versions_with(evaluator: str) -> dict[str, str]:
+    """Returns the versions of the packages that an evaluation's numbers depend on."""
+    try:
+        version = importlib.metadata.version(evaluator)
+    except importlib.metadata.PackageNotFoundError:  # imported from a folder of its own
+        version = "unknown"
+    return {**versions(), evaluator: version}
 
 
 def _faster_version() -> tuple[int, ...]:
@@ -75,7 +86,7 @@ def accumulate(
     truth: a COCO dict; results: its detections as annotations. Both are changed. Prints nothing.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        coco, evaluation = _classes(evaluator)
+        coco, evaluation = (COCO, BoundaryEval) if iou_type == BOUNDARY else _classes(evaluator)
         truth, results, image_ids = _renumbered(truth, results, image_ids)
         evaluation = evaluation(_index(coco, truth), _index(coco, {**truth, "annotations": results}), iou_type)
         if image_ids is not None:

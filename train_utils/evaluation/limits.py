@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
-from train_utils.data.images import CHANNELS, PAGES, TRANSPARENCY
+from train_utils.data.augmentations.common import REMOVED
+from train_utils.data.images import BYTES, CHANNELS, DEPTH, PAGES, TRANSPARENCY
 
 MAX_DETS = 100  # of a class in an image, COCO's
 DROPPED = {
-    PAGES: "pages after the first, which are left out",
+    PAGES: "pages after the first, which are left out (--pages channels reads all)",
     TRANSPARENCY: "transparency, which is left out",
-    CHANNELS: "channels beyond grey, colour and alpha, which are left out",
+    CHANNELS: "channels beyond grey, colour and alpha, which are left out (--channels N reads all)",
+    DEPTH: "more than 8 bits, read as 0 to 65535, as there is no --value-range: small values come out dark",
+    BYTES: "8 bits, read as 0 to 255: --value-range is of those with more",
 }
 SHRUNK = 0.5  # of the smallest scale of training, below which an image is said to be shrunk
 CUT = "are scored by {most} detections of a class in an image; --max-dets N scores by N"
@@ -57,15 +60,20 @@ def limits_met(
     return limits + full_images(full, per_image)
 
 
-def full_images(count: int, per_image: int | None) -> list[Limit]:
-    """Returns the limit of per_image detections in an image, where so many images met it; empty for none."""
-    line = f"{count} image(s) have {per_image} detections, all that --box-detections-per-img allows"
+def full_images(count: int, per_image: int | None, what: str = "image") -> list[Limit]:
+    """Returns the limit of per_image detections in an image (or tile), where so many met it; empty for none."""
+    line = f"{count} {what}(s) have {per_image} detections, all that --box-detections-per-img allows"
     return [Limit("full_images", count, 0, line)] if count else []
 
 
 def dropped_limits(dropped: Counter[str]) -> list[Limit]:
-    """Returns what reading images left out, of `images.take_dropped`."""
-    return [Limit(what, count, 0, f"{count} image(s) have {DROPPED[what]}") for what, count in sorted(dropped.items())]
+    """Returns what reading images left out, of `images.take_dropped`, and the objects that augmentation did."""
+    removed = dropped[REMOVED]
+    line = f"augmentation left out {removed} object(s) of an epoch, which it had moved out of sight or covered"
+    return [
+        *(Limit(k, n, 0, f"{n} image(s) have {DROPPED[k]}") for k, n in sorted(dropped.items()) if k != REMOVED),
+        *([Limit(REMOVED, 0, removed, line)] if removed else []),
+    ]
 
 
 def scale_of(size: tuple[int, int], config: MaskRCNNConfig, min_size: int | None = None) -> float:
@@ -101,7 +109,8 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
     scales = [scale for scale in (scale_of(size, config) for size in sizes) if scale < least]
     line = (
         f"{len(scales)} image(s) are shrunk to as little as {min(scales, default=1):.2g} of their size, in training to "
-        f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink less"
+        f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink "
+        "less, --tile auto looks at them in parts"
     )
     return [Limit("shrunk_images", len(scales), 0, line)] if scales else []
 

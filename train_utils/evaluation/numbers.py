@@ -15,13 +15,15 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbone.errors import InputError
-from network_files.operators.instance_masks import encode_masks
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import encode_cropped, encode_masks
 from train_utils.data.labels import LabelMap
-from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator
+from train_utils.evaluation.boundary import BOUNDARY
+from train_utils.evaluation.evaluators import PYCOCOTOOLS, accumulate, choose_evaluator, versions_with
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.io import files
 
-IOU_TYPES = {"bbox": "boxes", "segm": "masks"}  # IoU type -> the word for it
+IOU_TYPES = {"bbox": "boxes", "segm": "masks", BOUNDARY: "borders of masks"}  # IoU type -> the word for it
 # In the order of COCOeval.summarize: AP at IoU 0.50:0.95, 0.50, 0.75, by area; recall by detections, by area.
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -43,21 +45,27 @@ def to_coco_results(
     label_map: LabelMap,
     geometry: str,
     mask_threshold: float = 0.5,
+    pasted: Sequence[CroppedMasks] | None = None,
 ) -> list[dict]:
     """Returns COCO result dicts (image_id, category_id, bbox, segmentation as RLE, score) of some images' detections.
 
-    detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m], as
+    detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m] (or masks: CroppedMasks), as
     `model(images, paste_masks=False)` returns them, on any device (masks are pasted there); sizes: the images' (H, W);
-    geometry: the model's. A mask's pixels are those with a probability above mask_threshold. Scores and boxes keep
-    every digit; categories get the data's own ids.
+    geometry: the model's. A mask's pixels are those with a probability above mask_threshold; pasted: the images' masks,
+    where they are pasted already. Scores and boxes keep every digit; categories get the data's own ids.
     """
     labels = set(label_map.labels())  # a label in a gap of COCO's 1..90 stays as it is: it has no category
     results = []
-    for detection, image_id, (height, width) in zip(detections, image_ids, sizes, strict=True):
+    masks_of = pasted or [None] * len(detections)
+    for detection, image_id, (height, width), cropped in zip(detections, image_ids, sizes, masks_of, strict=True):
         boxes = detection["boxes"].detach().double().cpu()  # [D, 4]
         corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # [D, 2] each
-        probs = detection["mask_probs"]
-        masks = encode_masks(probs, detection["boxes"], (height, width), geometry, mask_threshold)
+        cropped = detection.get("masks") if cropped is None else cropped  # of tiles
+        if cropped is None:
+            where = detection["boxes"], (height, width), geometry, mask_threshold
+            masks = encode_masks(detection["mask_probs"], *where)
+        else:
+            masks = encode_cropped(cropped)
         for corner, extent, label, score, mask in zip(
             corners.tolist(),
             extents.tolist(),
@@ -99,8 +107,8 @@ def evaluate_results(
     strange = next((r["image_id"] for r in results if r["image_id"] not in known), None)
     if strange is not None:
         raise InputError(f"results: image_id {strange} is not in the ground truth; give results of the same images")
-    evaluator = choose_evaluator(evaluator)
-    return {t: _evaluate(ground_truth, results, t, image_ids, evaluator, max_dets) for t in iou_types}
+    of_type = {t: choose_evaluator(evaluator, t) for t in iou_types}
+    return {t: _evaluate(ground_truth, results, t, image_ids, of_type[t], max_dets) for t in iou_types}
 
 
 def _evaluate(
@@ -136,7 +144,7 @@ def _as_annotations(results: Sequence[dict], iou_type: str) -> list[dict]:
     Half a million results are common, so nothing else is made. The area is the mask's for masks, and for boxes where
     there is only a mask; else the box's.
     """
-    key = "segmentation" if iou_type == "segm" else "bbox"
+    key = "bbox" if iou_type == "bbox" else "segmentation"
     annotations = []
     for i, result in enumerate(results, start=1):
         shape = result[key] if key in result else coco_mask.toBbox(result["segmentation"]).tolist()
@@ -192,8 +200,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: d
     """Writes record_mAP.txt and, for programs, record_mAP.json into `folder`; returns both paths.
 
     The json holds per IoU type "stats" (STAT_NAMES -> numbers, -1 = absent) and "per_class" (category name -> AP at
-    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and `about`, plain values
-    that say what the numbers are about.
+    IoU 0.5, null without ground truth), both unrounded, and "evaluator", whose code matched; and "about":
+    the versions of torch, numpy, Pillow and the evaluator, and `about`, plain values on what the numbers are about.
     """
     folder = files.make_folder(folder)
     record = {
@@ -204,8 +212,8 @@ def write_record(folder: str | Path, results: dict[str, IouTypeResult], about: d
         }
         for iou_type, result in results.items()
     }
-    if about is not None:
-        record["about"] = about
+    evaluator = next(iter(results.values())).evaluator
+    record["about"] = {**(about or {}), "versions": versions_with(evaluator)}
     text_path, json_path = folder / "record_mAP.txt", folder / "record_mAP.json"
     files.write_text(text_path, format_record(results))
     files.write_text(json_path, json.dumps(record, indent=1))

@@ -26,6 +26,12 @@ except ImportError:  # Windows, where an open file can be neither removed nor re
     fcntl = None
 
 NAME = re.compile(r"\.maskrcnn-[0-9a-f]{16}\.unfinished")  # of files, and of folders that hold a LOCK
+# What older versions called them: nothing tells whether their process lives, or whether they are the user's.
+OLDER = re.compile(
+    r"\..+-unfinished-[a-z0-9_]{8}|"
+    r"(model_(\d+|best|min_val_loss|previous)\.pth|args\.json|(det|seg)_results\d{8}-\d{6}\.(txt|json)|"
+    r"record_mAP\.(txt|json)|test_result\.(jpg|json))\.tmp"
+)
 LOCK = "lock"
 PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # flags of os.open
 STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -127,12 +133,18 @@ def _create_folder(place: Path) -> tuple[Path, BinaryIO]:
 
 
 def clear_leftovers(folder: str | Path) -> None:
-    """Removes what killed processes left unfinished in a folder, and says so; what a living one writes stays."""
+    """Removes what killed processes left unfinished in a folder, and says so; what a living one writes stays.
+
+    What has a name that older versions used stays, too, and is named.
+    """
     try:
-        found = [Path(entry.path) for entry in os.scandir(folder) if NAME.fullmatch(entry.name)]
+        names = os.listdir(folder)
     except OSError:  # no such folder yet
         return
-    count = sum(map(_remove_abandoned, found))
+    if older := sorted(filter(OLDER.fullmatch, names)):
+        such = visible(f"{folder}: {len(older)} file(s) or folder(s) such as {older[0]}")
+        print(f"{such} are called as an older version's unfinished ones: they stay; remove them if they are not yours")
+    count = sum(_remove_abandoned(Path(folder) / name) for name in names if NAME.fullmatch(name))
     if count:
         print(f"removed from {visible(str(folder))}: {count} unfinished file(s) or folder(s) of killed processes")
 

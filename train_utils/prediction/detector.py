@@ -14,14 +14,17 @@ import torch
 from tqdm import tqdm
 
 from network_files import MaskRCNN
-from network_files.transform import padded_size
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.in_python import in_python_words, speaking_python
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
-from train_utils.prediction.predictor import Predictor, one_by_one
+from train_utils.io.files import user_path
+from train_utils.prediction.exporting.export import Export, export_model, format_of
+from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
+from train_utils.prediction.tiles import TiledModel, Tiling, tiling_of
 from train_utils.show.image_lists import find_images
 from train_utils.show.video import is_video
 
@@ -38,6 +41,7 @@ class Wanted(NamedTuple):
     mask_threshold: float
     batch_size: int
     strict: bool
+    tiling: Tiling | None
 
 
 class Detector:
@@ -51,6 +55,22 @@ class Detector:
         self.content = {key: value for key, value in content.items() if key not in LARGE}
         if is_checkpoint(dict(content)):
             self.content["model"] = None  # a checkpoint still, whose weights are in the model
+
+    def export(
+        self, path: str | Path, format: str | None = None, batch: int | None = 1, check: Iterable[Any] = ()
+    ) -> dict[str, Any]:
+        """Writes the model as a file of a runtime, proven on drawn images and on those of check.
+
+        path: .onnx, .pt2, or a new folder for OpenVINO; format: onnx, openvino, torch_export or aoti, None: by the
+        path; batch: images at a time, None for any number (not aoti); check: images as for a call. Returns the
+        largest differences between the detections of both. Raises InputError, and leaves no file, above 0.01 pixels,
+        0.0001 in scores or 0.001 in masks; `load` opens the file.
+        """
+        with speaking_python():
+            reading = Reading.of(self.model.config)
+            images = [image_of(value, f"image {i}", reading) for i, value in enumerate(check)]
+            export = Export(user_path(path), format or format_of(path), batch)
+            return export_model(self.model, self.label_map, self.content, export, images).record()
 
     @property
     def names(self) -> list[str]:
@@ -70,6 +90,8 @@ class Detector:
         mask_threshold: float = 0.5,
         batch_size: int = 4,
         strict: bool = True,
+        tile: int | str | None = None,
+        overlap: float = 0.2,
     ) -> Results | list[Results] | Iterator[Results]:
         """Finds objects: Results of one image, a list of those of several, an iterator where an iterator gives them.
 
@@ -77,12 +99,18 @@ class Detector:
         tensor [H, W] or [3, H, W]; or several of them; a path may be a folder or a glob.
         score: least score; classes: names, None for all; mask_threshold: a mask's pixels are those with a probability
         above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
-        read is an error, else it is left out with a warning.
+        read is an error, else it is left out with a warning; tile: images are looked at in tiles of so many pixels a
+        side ("auto": as large as the largest image of training), of which neighbours share `overlap` of a side, and
+        what they show is joined.
         """
+        tiling = None
+        if tile is not None:
+            with speaking_python():
+                tiling = tiling_of(tile, overlap, 0.0, self.model.config, self.content)
         if is_one_image(images):
-            (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True))
+            (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True, tiling=tiling))
             return one
-        wanted = Wanted(score, classes, mask_threshold, batch_size, strict)
+        wanted = Wanted(score, classes, mask_threshold, batch_size, strict, tiling)
         if isinstance(images, str | Path):
             with speaking_python():
                 images = find_images([str(images)])
@@ -101,7 +129,9 @@ class Detector:
         thresholds = wanted.score, wanted.mask_threshold, wanted.classes, wanted.strict
         smallest = self.content.get("smallest_scale")
         with speaking_python():
-            predictor = Predictor(self.model.eval(), self.label_map, *thresholds, smallest)
+            model = self.model.eval()
+            tiled = model if wanted.tiling is None else TiledModel(model, wanted.tiling, wanted.mask_threshold)
+            predictor = Predictor(tiled, self.label_map, *thresholds, smallest)
         at_once = 1 if one_by_one(self.device) else wanted.batch_size * BATCHES_AHEAD
         count = len(images) if hasattr(images, "__len__") else None
         silent = None if "ipykernel" not in sys.modules else False  # a notebook is no terminal
@@ -116,22 +146,20 @@ class Detector:
 
     def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
         """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
-        config, waiting, found, values = self.model.config, {}, {}, dict(some)
-        sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
+        images, found, values = [], {}, dict(some)
+        reading = Reading.of(self.model.config)
         for number, value in some:
             try:
-                image = image_of(value, f"image {number}")
+                image = image_of(value, f"image {number}", reading)
             except ImageError as error:
                 if wanted.strict:
                     raise
                 warnings.warn(f"left out: {error}", stacklevel=3)
                 continue
-            waiting.setdefault(padded_size(*image.shape[-2:], *sizing), []).append((number, image))
-        for alike in waiting.values():
-            for i in range(0, len(alike), wanted.batch_size):
-                numbers, images = zip(*alike[i : i + wanted.batch_size], strict=True)
-                for number, image, one in zip(numbers, images, predictor.detect_in(images), strict=True):
-                    found[number] = self._results(values[number], number, image, one, wanted)
+            images.append((number, image))
+        for numbers, batch in alike(images, self.model.config, wanted.batch_size):
+            for number, image, one in zip(numbers, batch, predictor.detect_in(batch), strict=True):
+                found[number] = self._results(values[number], number, image, one, wanted)
         yield from (found[number] for number in sorted(found))
 
     def _results(
@@ -139,8 +167,9 @@ class Detector:
     ) -> Results:
         """Returns the Results; an image of a file is read again where it is drawn, others are kept."""
         a_file = isinstance(value, str | Path)
-        again = partial(image_of, value if a_file else image)  # can be pickled
-        found = {key: tensor.clone() for key, tensor in found.items()}  # outside of inference mode: may be changed
+        again = partial(image_of, value if a_file else image, reading=Reading.of(self.model.config))  # can be pickled
+        # cloned outside of inference mode, tensors may be changed
+        found = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
         source = str(value) if a_file else f"image {number}"
         size, geometry = tuple(image.shape[-2:]), self.model.config.geometry
         return Results(found, size, self.label_map, geometry, again, source, wanted.mask_threshold)

@@ -2,14 +2,18 @@
 
 Until the json is whole they lie beside it in NAME.unfinished: a line of json that says what was asked for, then for
 each complete image one that says which it is and what it counts for, a tab, and its results. So memory stays flat, and
-a kill at any moment loses no more than the image in progress. Of several processes that write the same json each keeps
-a file of its own, NAME.unfinished-2 and so on: the last to end wins.
+a kill at any moment loses no more than the images in progress. The processes of one call keep a file each, the first
+NAME.unfinished, the others NAME.unfinished.1 and so on, in a folder that all of them see. Of several calls that write
+the same json each keeps files of its own, NAME.unfinished-2 and so on: the last to end wins.
 """
 
 import itertools
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,33 +21,46 @@ from backbone.errors import InputError
 from train_utils.io import unfinished
 from train_utils.io.files import atomic_file, open_to_append, writing
 from train_utils.io.plain_text import visible
+from train_utils.processes.distributed import World
+
+GRACE = 10.0  # seconds that the first process waits for the others' last images where all are stopped
 
 
 class GrowingResults:
     """The results of a call on `of` images, by position; `with` writes what is complete where the call is cut.
 
     path: of the json; asked: plain values that results depend on, the same for a call that goes on; as_json: whether
-    there will be a json at all (videos have none).
+    there will be a json at all (videos have none); world: the processes that share the images.
     """
 
-    def __init__(self, path: Path, asked: dict[str, Any], of: int, as_json: bool = True) -> None:
+    def __init__(
+        self, path: Path, asked: dict[str, Any], of: int, as_json: bool = True, world: World | None = None
+    ) -> None:
         self.path, self.asked, self.of, self.as_json = path, json.loads(json.dumps(asked, default=str)), of, as_json
+        self.world = world or World.single("cpu")
         self.file: BinaryIO | None = None
         self.kept = path
-        self.places: dict[int, tuple[int, int]] = {}  # position of an image -> where its results lie in the file, bytes
+        # position of an image -> the file that its results lie in, and where, in bytes
+        self.places: dict[int, tuple[Path, int, int]] = {}
+        self.done: frozenset[int] = frozenset()  # what the first process has taken up
         self.count = 0  # results
 
     def __contains__(self, at: int) -> bool:
-        return at in self.places
+        return at in self.places or at in self.done
 
     def __enter__(self) -> "GrowingResults":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None:
+        if not self.world.is_main and self.file is not None:
+            self.file.close()
+        if kind is None or not self.world.is_main:
             return
+        cut = issubclass(kind, (KeyboardInterrupt, SystemExit))
+        for _ in self._of_others(GRACE if cut else 0.0):
+            pass
         done, goes_on = f"{len(self.places)} of {self.of} image(s)", "the same command with --resume goes on"
-        if issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        if cut:
             where = f", their {self.count} detection(s) are in {visible(str(self.path))}" if self.as_json else ""
             if self.as_json:
                 self.write()
@@ -54,26 +71,83 @@ class GrowingResults:
     def resume(self, is_current: Callable[[int, dict], bool]) -> Iterator[dict[str, Any]]:
         """Takes up what a call that was cut has kept; yields what was said about each image that is done.
 
-        is_current: whether that still holds of the image at a position. Raises InputError for a call that asked for
-        something else.
+        is_current: whether that still holds of the image at a position. To be called by the first process alone. Raises
+        InputError for a call that asked for something else.
         """
         if not self._open(existing=True):
             print(f"--resume: nothing unfinished beside {visible(str(self.path))}, starting fresh", flush=True)
             return
         with open(self.kept, "rb") as file:
             self._check(file.readline())
-            end = file.tell()
+        for part in [self.kept, *self._parts()]:
+            yield from self._take(part, is_current, cut=True)
+        print(f"resuming: {len(self.places)} of {self.of} image(s) are done, in {visible(str(self.kept))}", flush=True)
+
+    def _take(
+        self, part: Path, is_current: Callable[[int, dict], bool] | None = None, cut: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Notes where results lie in a file of this call; yields what it says of each image that was not known.
+
+        cut: whether to cut off a line that a kill has left incomplete.
+        """
+        with open(part, "rb") as file:
+            head = file.readline()
+            end = len(head) if head.endswith(b"\n") else 0
             for line in file:
                 about, count = _read(line)
                 if about is None:
                     break
                 start, end = end + line.index(b"\t") + 1, end + len(line)
-                if is_current(about["at"], about):
-                    self.places[about["at"]] = (start, end - start - 1)
+                if about["at"] not in self.places and (is_current is None or is_current(about["at"], about)):
+                    self.places[about["at"]] = (part, start, end - start - 1)
                     self.count += count
                     yield about
-        self.file.truncate(end)  # of a line that a kill has cut
-        print(f"resuming: {len(self.places)} of {self.of} image(s) are done, in {visible(str(self.kept))}", flush=True)
+        if cut:
+            with open_to_append(part) as file:
+                file.truncate(end)
+
+    def share(self) -> None:
+        """Lets each of several processes keep a file of its own; all call it, once the first has resumed or not."""
+        if self.world.size == 1:
+            return
+        self.kept = self.world.on_main(self._begun)
+        seen = self.world.gather(self.kept.exists())
+        if not all(seen):
+            if not self.world.is_main:
+                raise SystemExit(2)
+            ranks = ", ".join(str(rank) for rank, there in enumerate(seen) if not there)
+            raise InputError(
+                f"{self.kept.parent}: process {ranks} does not see what process 0 writes; give a folder that all see"
+            )
+        self.done = frozenset(self.world.broadcast(list(self.places)))
+        if not self.world.is_main:
+            self.kept = self.kept.with_name(f"{self.kept.name}.{self.world.rank}")
+            self.file = open_to_append(self.kept)
+            if unfinished.locked(self.file.fileno()) is False:
+                raise InputError(f"{self.kept}: a process still writes it; wait until it has ended")
+            if not self.file.seek(0, os.SEEK_END):
+                self._append(json.dumps(self.asked).encode() + b"\n")
+
+    def _begun(self) -> Path:
+        if self.file is None:
+            self._begin()
+        return self.kept
+
+    def _parts(self) -> list[Path]:
+        """Returns the files of the other processes of this call, or of one that it goes on with."""
+        parts = re.compile(re.escape(self.kept.name) + r"\.\d+")
+        return sorted(path for path in self.kept.parent.iterdir() if parts.fullmatch(path.name))
+
+    def _of_others(self, grace: float = 0.0) -> Iterator[dict[str, Any]]:
+        """Yields what the other processes say of their images; grace: seconds to wait for one that still writes."""
+        if self.world.size == 1 or self.file is None:
+            return
+        until = time.monotonic() + grace
+        for part in self._parts():
+            with open(part, "rb") as file:
+                while unfinished.locked(file.fileno(), shared=True) is False and time.monotonic() < until:
+                    time.sleep(0.05)
+            yield from self._take(part)
 
     def add(self, at: int, about: dict[str, Any], results: list[dict]) -> None:
         """Keeps the results of the image at a position; about: plain values, for `resume`."""
@@ -83,16 +157,32 @@ class GrowingResults:
             head, body = json.dumps({"at": at, **about}).encode() + b"\t", json.dumps(results).encode()
             start = self.file.seek(0, os.SEEK_END) + len(head)
             self._append(head + body + b"\n")
-        self.places[at] = (start, len(body))
+        self.places[at] = (self.kept, start, len(body))
         self.count += len(results)
 
-    def finish(self) -> None:
-        """Writes the json, and removes what it was made of."""
+    def finish(self, tell: Callable[[dict[str, Any]], None] = lambda about: None) -> None:
+        """Writes the json once all processes are done, and removes what it was made of.
+
+        tell: is told what is known of each image of the other processes.
+        """
+        if not self.world.is_main and self.file is not None:
+            self.file.close()
+        self.world.gather(None)  # all are complete
+        if not self.world.is_main:
+            return
+        for about in self._of_others():
+            tell(about)
         if self.as_json:
             self.write()
         if self.file is not None:
+            self._remove_parts()
             self.kept.unlink()
             self.file.close()
+
+    def _remove_parts(self) -> None:
+        for part in self._parts():
+            with suppress(FileNotFoundError):
+                part.unlink()
 
     def write(self) -> None:
         """Writes the json of the images that are complete: the same bytes as json.dumps gives for all results."""
@@ -104,13 +194,12 @@ class GrowingResults:
 
     def _results_of_images(self) -> Iterator[bytes]:
         """Yields the results of each image that has some, in order, without the brackets."""
-        if not self.places:
-            return
-        with open(self.kept, "rb") as file:
-            for _, (start, size) in sorted(self.places.items()):
-                file.seek(start + 1)
+        with ExitStack() as at_end:
+            parts = {path: at_end.enter_context(open(path, "rb")) for path in {p for p, _, _ in self.places.values()}}
+            for _, (part, start, size) in sorted(self.places.items()):
+                parts[part].seek(start + 1)
                 if size > 2:
-                    yield file.read(size - 2)
+                    yield parts[part].read(size - 2)
 
     def _open(self, existing: bool) -> bool:
         """Opens and locks the first file that no other process writes; returns False where none is there."""
@@ -129,6 +218,7 @@ class GrowingResults:
         if self.file.seek(0, os.SEEK_END):
             print(f"{visible(str(self.kept))}: of an earlier call that was cut; not used, as --resume is not given")
         self.file.truncate(0)
+        self._remove_parts()
         self._append(json.dumps(self.asked).encode() + b"\n")
         if self.as_json:
             self.path.unlink(missing_ok=True)

@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 
+from backbone.errors import InputError
 from backbone.settings import Settings, setting
 from network_files import MaskRCNN
-from train_utils.checkpoints.checkpoint import is_checkpoint, model_from_checkpoint
+from train_utils.checkpoints.checkpoint import check_classes, is_checkpoint, load_file, model_from_checkpoint
 from train_utils.checkpoints.weights_source import newer_run, weights_file
 from train_utils.data.labels import LabelMap, check_num_classes
+from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible
+from train_utils.prediction.runtimes.exported_model import ExportedModel
+from train_utils.prediction.runtimes.opening import is_exported, open_exported
 
 KNOWN = 12  # classes that are named
 
@@ -26,7 +30,8 @@ class ModelOptions(Settings):
 
     weights_path: str | Path | None = setting(
         None,
-        "a run folder (its best checkpoint), a checkpoint (it has classes and architecture), a bare state dict, or "
+        "a run folder (its best checkpoint), a checkpoint (it has classes and architecture), a bare state dict, an "
+        "exported file (.onnx, .pt2, OpenVINO's folder), or "
         "coco or coco_v2: published weights, which are fetched once",
         metavar="W",
         required=True,
@@ -40,15 +45,36 @@ class ModelOptions(Settings):
     @cached_property
     def weights_file(self) -> Path:
         """The file that --weights-path names; published weights are fetched when it is first asked for."""
-        return weights_file(self.weights_path)
+        path = user_path(self.weights_path)
+        return path if is_exported(path) else weights_file(self.weights_path)
 
 
-def load_model(options: ModelOptions, device: torch.device) -> tuple[MaskRCNN, LabelMap]:
-    """Returns the model, in eval mode on the device, and its label map."""
+def load_model(
+    options: ModelOptions, device: torch.device
+) -> tuple[MaskRCNN | ExportedModel, LabelMap, dict[str, Any]]:
+    """Returns the model, in eval mode on the device, its label map, and what its file says, which is read once.
+
+    An exported file's model computes on the CPU.
+    """
     path, names = options.weights_file, options.label_json_path
     label_map = None if names is None else LabelMap.from_json(names)
-    model, label_map = model_from_checkpoint(path, device, label_map=label_map, **options.model)
+    if is_exported(path):
+        if options.device not in ("auto", "cpu"):
+            raise InputError(f"--device {options.device}: an exported file runs on the CPU; leave it out")
+        model, label_map = exported_with_classes(path, label_map, **options.model)
+        content = model.content
+    else:
+        content = load_file(path)
+        model, label_map = model_from_checkpoint(path, device, label_map, content, **options.model)
     check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
+    return model, label_map, content
+
+
+def exported_with_classes(path: Path, label_map: LabelMap | None, **config: Any) -> tuple[ExportedModel, LabelMap]:
+    """Opens an exported file; returns it and its classes, or label_map, which is to have as many."""
+    model = open_exported(path, **config)
+    label_map = label_map or model.label_map
+    check_classes(path, model.config.num_classes, label_map)
     return model, label_map
 
 

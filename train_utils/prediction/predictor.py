@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -15,17 +15,22 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from network_files import MaskRCNN
+from network_files import MaskRCNN, MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
+from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
+from network_files.transform import padded_size
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.reading import Reading
+from train_utils.data.images.shown import shown
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import Limit, dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import labels_of
+from train_utils.prediction.tiles import TiledModel
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
@@ -35,17 +40,44 @@ TALLIED = ("full", "in_part", "reduced", "empty", "foreign", "dropped", "left_ou
 
 @torch.inference_mode()
 def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Returns the detections of each image (uint8 [3, H, W]), masks as cropped probabilities, on the CPU."""
+    """Returns the detections of each image [C, H, W], masks as cropped probabilities, on the CPU."""
     at_once, found = 1 if one_by_one(device) else len(images), []
     for i in range(0, len(images), at_once):
         some = [image.to(device) for image in images[i : i + at_once]]
         found += model(some, paste_masks=False)
-    return [{key: value.cpu() for key, value in detections.items()} for detections in found]
+    return [{key: value.to("cpu") for key, value in detections.items()} for detections in found]
+
+
+def without(values: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
+    """Returns a number that is among values, and the others."""
+    return int(values[name]), {key: value for key, value in values.items() if key != name}
+
+
+def alike(
+    images: Iterable[tuple[int, torch.Tensor]], config: MaskRCNNConfig, batch_size: int
+) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+    """Yields numbered images in batches of those that the network pads to one shape: (their numbers, they)."""
+    sizing = config.min_size[-1], config.max_size, config.size_divisible, config.fixed_size
+    waiting: dict[tuple[int, int], list[tuple[int, torch.Tensor]]] = {}
+    for number, image in images:
+        waiting.setdefault(padded_size(*image.shape[-2:], *sizing), []).append((number, image))
+    for same in waiting.values():
+        for i in range(0, len(same), batch_size):
+            numbers, batch = zip(*same[i : i + batch_size], strict=True)
+            yield list(numbers), list(batch)
 
 
 def one_by_one(device: torch.device) -> bool:
     """Returns whether a device takes images one by one: a CPU's kernels round differently for several."""
     return device.type == "cpu"
+
+
+def doubt_of(scores: torch.Tensor) -> float:
+    """Returns how many doubtful objects an image has, from its detections' scores [D], those below --score included.
+
+    Each counts 1 - |2 score - 1|: 1 where the model is undecided (0.5), 0 where it is sure (0 or 1).
+    """
+    return float((1 - (2 * scores.double() - 1).abs()).sum())
 
 
 class Predictor:
@@ -66,7 +98,8 @@ class Predictor:
         smallest_scale: object = None,
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
-        self.least_score, self.mask_threshold = least_score, mask_threshold
+        self.tiling = model.tiling if isinstance(model, TiledModel) else None
+        self.least_score, self.mask_threshold, self.reading = least_score, mask_threshold, Reading.of(model.config)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
@@ -78,50 +111,78 @@ class Predictor:
         self.left_out: Counter[str] = Counter()  # detections, by why
         self.empty = 0  # detections whose mask has no pixel
         self.foreign = 0  # detections of classes that the data lacks
+        self.doubts: dict[int, float] = {}  # of images by position, see `doubt_of`
 
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the detections of image (uint8 [3, H, W]) with at least the least score and one of the classes."""
+        """Returns the detections of image (as `reading` says) with at least the least score and one of the classes."""
         return self.detect_in([image])[0]
 
     def detect_in(self, images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """Returns `detect` of each image; on a GPU all at once, so they are to be padded to one shape."""
+        seen = self.look_in(images)
+        with self.counting:
+            for _, counts in seen:
+                self.recall(counts)
+        return [found for found, _ in seen]
+
+    def look_in(self, images: Sequence[torch.Tensor]) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        """Returns for each image its detections, as `detect_in`, and what it counts for, which is not counted yet."""
         what = f"prediction on an image of {images[0].shape[-1]}x{images[0].shape[-2]}"
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
             found = detect(self.model, images, self.device)
-        with self.counting:
-            return [self._wanted(one, tuple(image.shape[-2:])) for one, image in zip(found, images, strict=True)]
+        return [self._wanted(one, tuple(image.shape[-2:])) for one, image in zip(found, images, strict=True)]
 
-    def _wanted(self, found: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
-        self.sizes[size] += 1
-        self._look_for_best(found)
+    def _wanted(
+        self, found: dict[str, torch.Tensor], size: tuple[int, int]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         keep = found["scores"] >= self.least_score  # [D]
-        self.full += int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
-        self.left_out[f"below --score {self.least_score:g}"] += int((~keep).sum())
+        full = int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
+        if self.tiling is not None:
+            size, full, found = self.tiling.tile_size(size), *without(found, "full_tiles")
+        left_out = Counter({f"below --score {self.least_score:g}": int((~keep).sum())})
         if self.labels is not None:
             wanted = torch.isin(found["labels"], self.labels)
-            self.left_out["of other classes than --classes"] += int((keep & ~wanted).sum())
+            left_out["of other classes than --classes"] = int((keep & ~wanted).sum())
             keep &= wanted
-        return {key: value[keep] for key, value in found.items()}
+        counts = {"size": size, "best": self._best_of(found), "full": int(full), "left_out": left_out}
+        counts["doubt"] = doubt_of(found["scores"] if self.labels is None else found["scores"][wanted])
+        return {key: value[keep] for key, value in found.items()}, counts
 
-    def results(self, found: dict, image_id: int, image: torch.Tensor) -> list[dict]:
-        """Returns the detections as COCO results."""
-        size = tuple(image.shape[-2:])
-        geometry = self.model.config.geometry
-        results = to_coco_results([found], [image_id], [size], self.label_map, geometry, self.mask_threshold)
-        self.empty += sum(int(coco_mask.area(result["segmentation"])) == 0 for result in results)
-        return results
+    def masks(self, found: dict, size: tuple[int, int]) -> CroppedMasks:
+        """Returns the masks of an image, as it is or resized to size (H, W), where boxes lie."""
+        if "masks" in found:
+            return found["masks"] if found["masks"].size == tuple(size) else found["masks"].resize(size)
+        where = found["boxes"], size, self.model.config.geometry, self.mask_threshold
+        return mask_probs_to_bool(found["mask_probs"], *where)
 
-    def draw(self, found: dict, image: torch.Tensor, style: Style) -> Image.Image:
-        """Returns the image with its detections on it, at most LONGEST pixels a side: larger ones are reduced."""
-        size = tuple(image.shape[-2:])
+    def results(
+        self, found: dict, image_id: int, size: tuple[int, int], masks: CroppedMasks | None = None
+    ) -> tuple[list[dict], int]:
+        """Returns the detections in an image of size (H, W) as COCO results, and how many have a mask without a pixel.
+
+        masks: `masks`, where they are at hand.
+        """
+        pasted, geometry = None if masks is None else [masks], self.model.config.geometry
+        results = to_coco_results([found], [image_id], [size], self.label_map, geometry, self.mask_threshold, pasted)
+        return results, sum(int(coco_mask.area(result["segmentation"])) == 0 for result in results)
+
+    def draw(
+        self, found: dict, image: torch.Tensor, style: Style, masks: CroppedMasks | None = None
+    ) -> tuple[Image.Image, bool]:
+        """Returns the image with its detections on it, and whether it is smaller than asked for.
+
+        A JPEG has at most LONGEST pixels a side. masks: `masks`, where they are at hand.
+        """
+        size, image = tuple(image.shape[-2:]), shown(image, style.channels)
+        style = replace(style, channels=None)
         fits, wanted = fitting_size(size, (LONGEST, LONGEST)), magnified(size, style.magnify)
         style = replace(style, magnify=max(min(wanted, LONGEST // max(fits)), 1))
-        self.reduced += style.magnify < wanted or fits != size
         boxes = scale_boxes(found["boxes"], size, fits)
-        geometry = self.model.config.geometry
-        masks = mask_probs_to_bool(found["mask_probs"], boxes, fits, geometry, self.mask_threshold)
+        if masks is None or fits != size:
+            masks = self.masks({**found, "boxes": boxes}, fits)
         instances = boxes, found["labels"], found["scores"], masks
-        return draw_detections(resized(image, fits), *instances, self.label_map.name, style)
+        drawn = draw_detections(resized(image, fits), *instances, self.label_map.name, style)
+        return drawn, style.magnify < wanted or fits != size
 
     def counted(self, found: dict) -> str:
         """Returns how many of each class were found: "12 person, 3 chair"; "nothing" for none."""
@@ -142,30 +203,34 @@ class Predictor:
         self.dropped += take_dropped()
         return {name: copy(getattr(self, name)) for name in TALLIED}
 
-    def since(self, before: dict[str, Any], size: Sequence[int] | None) -> dict[str, Any]:
-        """Returns what an image (H, W) counts for, as plain values for `recall`; before: the tally before it."""
-        return {"size": size, "best": self.best, **{name: value - before[name] for name, value in self.tally().items()}}
+    def since(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Returns what a video counts for, as plain values for `recall`; before: the tally before it."""
+        return {"best": self.best, **{name: value - before[name] for name, value in self.tally().items()}}
 
-    def recall(self, counted: dict[str, Any]) -> None:
-        """Counts an image that an earlier call predicted."""
-        self.sizes.update([tuple(counted["size"])] if counted["size"] else [])
-        known = [tuple(best) for best in (self.best, counted["best"]) if best]
+    def recall(self, counted: Mapping[str, Any]) -> None:
+        """Counts an image for `status`: "size" (H, W), "best" (score, label), and what it has of TALLIED."""
+        self.sizes.update([tuple(counted["size"])] if counted.get("size") else [])
+        if "doubt" in counted and "image" in counted:
+            self.doubts[counted["at"]] = counted["doubt"]
+        known = [tuple(best) for best in (self.best, counted.get("best")) if best]
         self.best = max(known, key=lambda best: best[0], default=None)
         for name in TALLIED:
             own = getattr(self, name)
-            setattr(self, name, own + (Counter(counted[name]) if isinstance(own, Counter) else counted[name]))
+            count = counted.get(name, 0)
+            setattr(self, name, own + (Counter(count or {}) if isinstance(own, Counter) else count))
 
     def limits(self) -> list[Limit]:
         """Returns the limits that the images met, which may have cost detections."""
-        full = full_images(self.full, self.model.config.box_detections_per_img)
+        what = "image" if self.tiling is None else "tile"
+        full = full_images(self.full, self.model.config.box_detections_per_img, what)
         shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
         return [*full, *shrunk, *dropped_limits(self.dropped + take_dropped())]
 
-    def _look_for_best(self, found: dict) -> None:
+    def _best_of(self, found: dict) -> tuple[float, int] | None:
+        """Returns the highest score of the classes wanted, and its label."""
         wanted = slice(None) if self.labels is None else torch.isin(found["labels"], self.labels)
         scores, labels = found["scores"][wanted], found["labels"][wanted]
-        if len(scores) and (self.best is None or float(scores.max()) > self.best[0]):
-            self.best = float(scores.max()), int(labels[scores.argmax()])
+        return (float(scores.max()), int(labels[scores.argmax()])) if len(scores) else None
 
     def _nothing_found(self) -> str:
         """Returns what the model came nearest to, what it knows, and what to try."""

@@ -50,7 +50,7 @@ def refuse_differences(world: World, groups: list[list[Fact]]) -> None:
         raise SystemExit(2)
     lines = [f"process {', '.join(ranks)} on {other}: {found}" for (other, found), ranks in told.items()]
     raise InputError(
-        f"the processes would not train the same model on the same data. Unlike process 0 on {host}, "
+        f"the processes would not take the same model to the same data. Unlike process 0 on {host}, "
         f"{'. '.join(lines)}. Give all of them the same flags, data and version"
     )
 

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,7 @@ HOW_TO_START = (
     "For one process: python train.py [flags]"
 )
 TIMEOUT = 1800.0  # seconds that a process waits for the others, as torch has it for gloo
+RESUME = "--resume auto goes on from the last checkpoint"  # what helps a training whose process is lost
 LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "timed out", "timeout")
 
 
@@ -50,10 +51,14 @@ class World:
         return cls(0, 1, 0, torch.device(device))
 
     @classmethod
-    def from_environment(cls, device: str = "auto", timeout: float = TIMEOUT) -> "World":
+    def from_environment(
+        cls, device: str = "auto", timeout: float = TIMEOUT, advice: str = RESUME, joining: float | None = None
+    ) -> "World":
         """Joins the processes that torchrun started.
 
-        device: "auto", "cpu" or "cuda"; timeout: seconds. Raises InputError without torchrun, or without such a device.
+        device: "auto", "cpu" or "cuda"; timeout: seconds that a process waits for the others, joining: that it
+        looks for them (None: as many); advice: what helps when one is lost. Raises InputError without torchrun, or
+        without such a device.
         """
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             raise InputError(HOW_TO_START)
@@ -73,12 +78,12 @@ class World:
             raise InputError(f"--device {device} does not fit several processes; give auto, cpu or cuda")
         if size == 1:
             return cls(rank, size, local_rank, torch.device(device))
-        with reporting_lost_processes(None, rank):
+        with reporting_lost_processes(None, rank, advice):
             backend = "cpu:gloo,cuda:nccl" if device != "cpu" else "gloo"
-            limit = timedelta(seconds=timeout)
+            limit, whole = timedelta(seconds=timeout if joining is None else joining), timedelta(seconds=2 * timeout)
             store = open_store(rank, limit)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=2 * limit)
-            watch = Watch(rank, size, open_store(rank, limit, host=False), timeout, launcher())
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=whole)
+            watch = Watch(rank, size, open_store(rank, limit, host=False), timeout, launcher(), advice)
         watch.start()
         return cls(rank, size, local_rank, torch.device(device), watch)
 
@@ -115,7 +120,19 @@ class World:
 
     @contextmanager
     def _together(self, waits: bool) -> Iterator[None]:
-        with reporting_lost_processes(self.watch, self.rank), self.watch.waiting() if waits else nullcontext():
+        with (
+            reporting_lost_processes(self.watch, self.rank, self.watch.advice),
+            self.watch.waiting() if waits else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """Lets only rank 0 print in the block; errors are printed by each."""
+        if self.is_main:
+            yield
+            return
+        with open(os.devnull, "w", errors="backslashreplace") as nowhere, redirect_stdout(nowhere):
             yield
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -244,10 +261,11 @@ def launcher() -> int | None:
 
 
 @contextmanager
-def reporting_lost_processes(watch: Watch | None, rank: int) -> Iterator[None]:
+def reporting_lost_processes(watch: Watch | None, rank: int, advice: str) -> Iterator[None]:
     """Turns the error of a collective whose other end is gone into one line and exit status 1.
 
     After a signal to one of the processes, which ends the others too, it exits silently with the signal's status.
+    advice: what helps then.
     """
     try:
         yield
@@ -259,7 +277,7 @@ def reporting_lost_processes(watch: Watch | None, rank: int) -> Iterator[None]:
             cause = " ".join(str(error).split())[:150]
             print(
                 f"error: process {rank} lost another process in {watch.what if watch else 'start'}: see that "
-                f"one's message; --resume auto goes on from the last checkpoint ({cause})",
+                f"one's message; {advice} ({cause})",
                 file=sys.stderr,
                 flush=True,
             )

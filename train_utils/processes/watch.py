@@ -30,13 +30,17 @@ class Watch(threading.Thread):
     """Watches over one process; a daemon thread, started by `start`.
 
     store: used only under `lock`; timeout: seconds that the process may wait for the others; launcher: pid of the
-    parent that must live, or None. If the store's host neither answers nor closes the connection (a machine that lost
-    its power), this thread hangs for good; the process therefore waits for `lock` only `silent` seconds.
+    parent that must live, or None; advice: what helps when the others are waited for in vain. If the store's host
+    neither answers nor closes the connection (a machine that lost its power), this thread hangs for good; the process
+    therefore waits for `lock` only `silent` seconds.
     """
 
-    def __init__(self, rank: int, size: int, store: dist.Store, timeout: float, launcher: int | None = None) -> None:
+    def __init__(
+        self, rank: int, size: int, store: dist.Store, timeout: float, launcher: int | None = None, advice: str = ""
+    ) -> None:
         super().__init__(name="watch", daemon=True)
         self.rank, self.size, self.store, self.timeout, self.launcher = rank, size, store, timeout, launcher
+        self.advice = advice
         self.silent = min(SILENT, timeout / 2)
         self.what, self.waits, self.since = "start", False, time.monotonic()
         self.stop, self.passed_on = None, False  # the signal to one of the processes
@@ -193,7 +197,7 @@ class Watch(threading.Thread):
             with suppress(OSError):
                 print(
                     f"error: process {self.rank} waited {waited:.0f} s (--dist-timeout {self.timeout:g}) in "
-                    f"{self.what} for {'; '.join(lines)}. --resume auto goes on from the last checkpoint",
+                    f"{self.what} for {'; '.join(lines)}. {self.advice}",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -17,6 +17,8 @@ from backbone.settings import Settings, setting
 from network_files import MaskRCNNConfig
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings, settings_of
 from train_utils.cli.parser import Parser
+from train_utils.data.augmentations.options import Augmentation, with_preset
+from train_utils.data.objects.fitting import AUTO, FITTED
 from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
@@ -31,41 +33,16 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Augmentation(Settings):
-    """Augmentation: what makes a training sample of an image; the arguments of transforms.build_augment."""
-
-    horizontal_flip: float = setting(0.5, "probability", least=0, most=1, metavar="P")
-    vertical_flip: float = setting(0.0, "probability", least=0, most=1, metavar="P", bare=0.5)
-    photometric: bool = setting(False, "jitter brightness, contrast, saturation and hue")
-    large_scale_jitter: int | None = setting(
-        None, "scale and crop to a square of SIZE pixels", least=32, metavar="SIZE", bare=1024
-    )
-    jitter_scale: tuple[float, float] = setting(
-        (0.1, 2.0), "range of scales of --large-scale-jitter", length=2, least=0.01, most=10, metavar=("LOW", "HIGH")
-    )
-    expand: float | None = setting(
-        None, "put every other image on a canvas of 1 to MAX times its sides", least=1, most=10, metavar="MAX", bare=4.0
-    )
-    mini_mask: int | None = setting(
-        None,
-        "keep masks to train on in at most SIZE x SIZE cells of their box, such as 56: less memory, rounder edges",
-        least=1,
-        metavar="SIZE",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        low, high = self.jitter_scale
-        if low > high:
-            raise InputError(f"jitter_scale {low:g} {high:g}: the lower one comes first")
-
-
-@dataclass(frozen=True)
 class Optimisation(Settings):
     """Optimisation: how gradients become steps."""
 
     optimizer: str | None = setting(None, "default: sgd (built-in data: adamw)", choices=("sgd", "adamw"))
-    lr: float | None = setting(None, f"default: {LR_PER_IMAGE} x global batch; adamw: {LR_ADAMW}", above=0)
+    lr: float | str | None = setting(
+        None,
+        f"default: {LR_PER_IMAGE} x global batch; adamw: {LR_ADAMW}; auto: by a test of 40 steps before the run",
+        above=0,
+        word=AUTO,
+    )
     momentum: float = setting(0.9, "of sgd", least=0, below=1)
     weight_decay: float | None = setting(
         None, "default: " + ", ".join(f"{k!r}: {v}" for k, v in WEIGHT_DECAY.items()), least=0, most=1, short="--wd"
@@ -81,7 +58,8 @@ class Optimisation(Settings):
     lr_gamma: float = setting(0.1, "factor of each fall", above=0, most=1)
     warmup_iters: int | None = setting(
         None,
-        "steps of linear warm-up (default: 1000, at most an epoch and a tenth of the run, no fewer than 50 or a quarter)",
+        "steps of linear warm-up (default: 1000, at most an epoch and a tenth of the run, at least 50 or a "
+        "quarter of it)",
         least=0,
     )
     recipe: str = setting(
@@ -195,8 +173,14 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
     """
 
     seed: int = setting(0, "of weights, order, augmentation, sampling and split", least=0, below=BELOW_SEED)
-    batch_size: int | None = setting(
-        None, "images per process (default: 2; built-in data: 4)", least=1, short="-b", resume="batch"
+    batch_size: int | str | None = setting(
+        None,
+        "images per process (default: 2; built-in data: 4); auto: of 16 a step, on a CPU 4, as many at a time as the "
+        "memory holds",
+        least=1,
+        short="-b",
+        resume="batch",
+        word=AUTO,
     )
     workers: int | None = setting(
         None, "loader processes (default: few on a CPU, 8 beside a GPU)", least=0, most=1024, short="-j", resume="own"
@@ -211,7 +195,7 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
     @classmethod
     def of(cls, given: dict[str, Any]) -> RunConfig:
         """Returns the config of given options and model fields, by name. InputError for a name that there is not."""
-        return cls().replaced(given)
+        return cls().replaced(with_preset(given))
 
     def replaced(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with other values of options and model fields, by name."""
@@ -220,6 +204,10 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOption
         if unknown:
             raise InputError(f"{', '.join(sorted(unknown))}: a run has no such option")
         return replace(self, **own, model={**self.model, **model})
+
+    def without(self, name: str) -> RunConfig:
+        """Returns the config without a value for a model field."""
+        return replace(self, model={key: value for key, value in self.model.items() if key != name})
 
     def filled(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with those of the values that it has no value of its own for."""
@@ -258,7 +246,7 @@ def model_fields() -> set[str]:
 def add_arguments(parser: Parser, config: type[RunConfig] = RunConfig) -> None:
     """Adds every flag of training."""
     add_flags(parser, config)
-    add_model_flags(parser)
+    add_model_flags(parser, FITTED)
 
 
 def _plain(value: Any) -> Any:

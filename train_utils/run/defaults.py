@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from backbone.errors import InputError
-from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
-from network_files.weight_files.weights import COCO, IMAGENET, PUBLISHED, holds_heads
+from network_files.config import EACH_PAGE, MaskRCNNConfig, as_value_range
+from network_files.operators.boxes import HALF_PIXEL, HALF_PIXEL_MASKS, TORCHVISION
+from network_files.weight_files.weights import COCO, COCO_CLASSES, IMAGENET, PUBLISHED, classes_of, holds_heads
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import FROM_NAMES, weights_to_begin_from
+from train_utils.data.images.reading import Reading
+from train_utils.data.images.survey import advise
+from train_utils.data.opening import DataSplits
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig
 from train_utils.run.schedule import lr_steps
+
+# What a model takes of image files: how they are read, and how their values become 0..1.
+OF_FILES = ("channels", "pages")
+OF_VALUES = ("value_range", "image_mean", "image_std")
+AUTO = "auto"
 
 # Without --data-path: a model small enough for the built-in data and two CPU cores.
 BUILT_IN_MODEL = dict(
@@ -63,14 +73,18 @@ def resolve(config: RunConfig, world: World) -> RunConfig:
         config = config.filled({"norm": "batch", "trainable_layers": 5})
     if config.value("norm") == "sync" and world.device.type == "cpu":
         raise InputError("--norm sync works on GPUs only: give --norm batch, frozen or group on a CPU")
-    sgd_rate = LR_PER_IMAGE * config.global_batch(world.size)
     return config.filled(
         {
-            "lr": LR_ADAMW if config.optimizer == "adamw" else sgd_rate,
+            "lr": usual_rate(config, world),
             "weight_decay": WEIGHT_DECAY[config.optimizer],
             "workers": default_workers(world),
         }
     )
+
+
+def usual_rate(config: RunConfig, world: World) -> float:
+    """Returns the learning rate of a run without --lr."""
+    return LR_ADAMW if config.optimizer == "adamw" else LR_PER_IMAGE * config.global_batch(world.size)
 
 
 def built_in_model(weights: str | None) -> dict[str, Any]:
@@ -124,31 +138,106 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     return lines
 
 
-def with_geometry(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[RunConfig, str]:
+def content_of(weights: str | Path) -> dict[str, Any]:
+    """Returns what is in the file that --weights names; {} where it names none."""
+    path = weights_to_begin_from(weights)
+    return load_file(path) if path not in FROM_NAMES and Path(path).is_file() else {}
+
+
+def with_geometry(
+    config: RunConfig, resumed: dict[str, Any] | None, begun: dict[str, Any] | None = None, classes: int | None = None
+) -> tuple[RunConfig, str]:
     """Returns a resolved config with a geometry, and a line that says which and why.
 
-    A run keeps to what its mask head was trained with; a new mask head takes the one in which masks fit. resumed: the
-    checkpoint that the run goes on from.
+    A run keeps to what its heads were trained with; a new mask head takes the one in which masks fit, and so do masks
+    where predictors are new. resumed: the checkpoint that the run goes on from; begun: `content_of` --weights, where it
+    has been read; classes: see `default_geometry`.
     """
     if chosen := config.value("geometry"):
         return config, f"geometry: {chosen}"
-    weights = weights_to_begin_from(config.weights)
-    content = resumed or (load_file(weights) if weights not in FROM_NAMES and Path(weights).is_file() else {})
-    geometry = default_geometry(config.weights, content)
+    content = resumed or (content_of(config.weights) if begun is None else begun)
+    geometry = default_geometry(config.weights, content, classes)
     reason = "as the mask head is new"
     if is_checkpoint(content):
         reason = f"that of {'the resumed checkpoint' if resumed else f'--weights {config.weights}'}"
-    elif geometry == TORCHVISION:
+    elif geometry != HALF_PIXEL:
         asked = f"--weights {config.weights}"
         reason = f"in which {asked} was trained" if config.weights in PUBLISHED else f"as {asked} does not say its own"
+        if geometry == HALF_PIXEL_MASKS:
+            reason = f"as the predictors are new, and the rest of {asked} knows torchvision's RoIs"
     return config.replaced({"geometry": geometry}), f"geometry: {geometry}, {reason}"
 
 
-def default_geometry(weights: str | Path, content: Mapping) -> str:
-    """Returns the geometry of a run that begins with these weights; content: of their file, or of the one resumed."""
+def default_geometry(weights: str | Path, content: Mapping, classes: int | None = None) -> str:
+    """Returns the geometry of a run that begins with these weights.
+
+    content: of their file, or of the one resumed; classes: of the run's data, background counted, which replace the
+    predictors for another number; None: they stay.
+    """
     if is_checkpoint(content) and isinstance(content["config"], dict):
         return content["config"].get("geometry", TORCHVISION)  # the only one when older checkpoints were written
-    return TORCHVISION if weights in PUBLISHED or holds_heads(content) else HALF_PIXEL
+    if weights not in PUBLISHED and not holds_heads(content):
+        return HALF_PIXEL
+    theirs = COCO_CLASSES if weights in PUBLISHED else classes_of(content)
+    return TORCHVISION if classes in (None, theirs) else HALF_PIXEL_MASKS
+
+
+def with_images(
+    config: RunConfig, splits: DataSplits, resumed: dict[str, Any] | None, begun: dict[str, Any], world: World
+) -> tuple[RunConfig, DataSplits, list[str]]:
+    """Returns a resolved config with what its model takes of images, the data read so, and lines that say what is new.
+
+    A resumed run keeps its checkpoint's, --test-only those of the weights that it scores, and a run that begins with a
+    checkpoint's weights its channels and pages. All else that is not given follows from the training images. resumed:
+    the checkpoint that the run goes on from; begun: `content_of` --weights.
+    """
+    kept = OF_FILES + OF_VALUES if resumed or config.test_only else OF_FILES
+    config = config.filled(_of_weights(resumed or begun, kept))
+    asked, lines = is_auto(config.value("value_range")), []
+    if asked:
+        config = config.without("value_range")
+    if config.value("pages") == EACH_PAGE:
+        raise InputError(
+            "--pages each: is for prediction; in training give --pages channels, or save the pages as files"
+        )
+    reading = Reading(
+        config.value("channels") or 3,
+        config.value("pages") or Reading.pages,
+        as_value_range(config.value("value_range")),
+    )
+    if not resumed and not config.test_only:
+        wants_mean = all(config.value(name) is None for name in ("image_mean", "image_std"))
+        advice = world.on_main(advise, splits.train, reading, asked, wants_mean)
+        config, lines = config.filled(advice.fields), advice.lines
+        reading = replace(reading, value_range=as_value_range(config.value("value_range")))
+        if reading.channels not in (1, 3) and config.weights != "none":
+            config = config.filled({"trainable_layers": 5})  # no published stem knows such channels
+    read = {role: part.read_as(reading) for role, part in splits.by_role().items()}
+    return config, splits._replace(**read), lines
+
+
+def is_auto(value_range: Any) -> bool:
+    """Says whether a value range is to be measured."""
+    return value_range == AUTO or (isinstance(value_range, tuple | list) and list(value_range) == [AUTO])
+
+
+def fixed_range(value_range: Any) -> tuple[float, ...] | None:
+    """Returns a value range as numbers; None for one that is to be measured."""
+    return None if is_auto(value_range) else as_value_range(value_range)
+
+
+def _of_weights(content: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns these fields of a checkpoint's config, as far as they are not usual; none of other content."""
+    own = content.get("config") if is_checkpoint(content) else None
+    if not isinstance(own, dict):
+        return {}
+    usual = MaskRCNNConfig()
+    return {name: own[name] for name in names if name in own and _tuple_of(own[name]) != getattr(usual, name)}
+
+
+def _tuple_of(value: Any) -> Any:
+    """Returns a list of a checkpoint as the tuple that a config has."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def default_weights(backbone: str, variant: str | None) -> str:

@@ -7,11 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from backbone.errors import InputError
 from network_files import MaskRCNN
@@ -20,6 +21,7 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
 from train_utils.cli.console import start_of
 from train_utils.data.loaders import Augment, Batch, EvalLoader, TrainLoader
+from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.advice import lines_on_fit
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
@@ -34,7 +36,8 @@ from train_utils.logs.step_log import StepLog
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
-from train_utils.run.config import Augmentation, RunConfig
+from train_utils.run.config import RunConfig
+from train_utils.run.defaults import usual_rate
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import EvalResult, evaluate
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
@@ -58,7 +61,9 @@ from train_utils.run.step import (
     settle_gradient_exchange,
     train_one_epoch,
 )
-from transforms import build_augment
+from train_utils.run.tuning.bursts import warning
+from train_utils.run.tuning.rates import range_test, set_rate
+from transforms import augmentation_of
 
 SAMPLES = 4  # validation images in TensorBoard's grid
 
@@ -94,10 +99,9 @@ class Run:
             print(*lines, **options)
 
 
-def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
-    """Returns the model with what trains it: optimiser, schedule, precision, average."""
-    optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
-    schedule = build_schedule(
+def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> LRScheduler:
+    """Returns the schedule of a run's rates."""
+    return build_schedule(
         optimizer,
         total_steps=config.epochs * steps_per_epoch,
         warmup_steps=config.warmup_iters,
@@ -105,11 +109,16 @@ def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoc
         milestones=fall_steps(config, steps_per_epoch),
         gamma=config.lr_gamma,
     )
+
+
+def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoch: int) -> TrainState:
+    """Returns the model with what trains it: optimiser, schedule, precision, average."""
+    optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
     return TrainState(
         model,
         world.wrap(model),
         optimizer,
-        schedule,
+        schedule_of(config, optimizer, steps_per_epoch),
         Precision(world.device, amp_dtype(world.device) if config.amp else None),
         EMA(model, config.ema_decay) if config.ema else None,
         config.clip_grad_norm,
@@ -125,26 +134,39 @@ class Trainer:
         self.run, self.config, self.world, self.splits, self.folder = run, config, world, splits, run.folder
         self.stop, self.say, self.reported = stop, run.say, set()
         self.steps_here, self.seconds_of_evaluation = 0, 0.0  # by this process; of the last one
-        augment = run.additions.augment or build_augment(*(getattr(config, f.name) for f in fields(Augmentation)))
+        augment = run.additions.augment or augmentation_of(config, splits.train)
         self.loader = TrainLoader(splits.train, augment, world, config)
         self.val_loader = EvalLoader(splits.val, world, config, model.config)
         steps = self.loader.steps_per_epoch
-        self.state = build_state(config, world, model, steps)
+        self.state = build_state(config if config.lr != AUTO else config.replaced({"lr": 1.0}), world, model, steps)
         self.global_batch = config.global_batch(world.size)
         self.progress = Progress(steps, global_batch=self.global_batch, world_size=world.size, data=run.data)
         if checkpoint:
             self.progress = from_checkpoint(checkpoint, self.state, self.progress)
-            for line in resume.other_environment(checkpoint, world):
+            for line in resume.other_environment(checkpoint, world, config):
                 self.say(line)
         elif config.start_epoch:
             start_at(config.start_epoch, self.state, self.progress)
         jitter = config.large_scale_jitter, config.jitter_scale[0], config.expand
-        self.smallest_scale = smallest_scale(map(tuple, splits.train.sizes.tolist()), model.config, *jitter)
+        smallest = smallest_scale(map(tuple, splits.train.sizes.tolist()), model.config, *jitter)
+        self.smallest_scale = smallest * min(1.0, config.zoom[0])
         settle_gradient_exchange(self.state, world)
+        if config.lr == AUTO:
+            self.choose_rate()
         self.board = TensorBoard(run.folder, self.progress.step, world.is_main)
         self.callbacks: list[Callback] = [self.board, *run.additions.callbacks] if world.is_main else []
         self.writer = ResultsWriter(run.folder, self.progress.epochs_done) if world.is_main else None
         self.steps = StepLog(run.folder, self.progress.step) if config.log_steps and world.is_main else None
+
+    def choose_rate(self) -> None:
+        """Finds the rate of --lr auto, before the first step."""
+        steps = self.loader.steps_per_epoch
+        rate, line = range_test(self.state, self.loader, self.world, usual_rate(self.config, self.world))
+        self.config = self.config.replaced({"lr": rate})
+        self.run = replace(self.run, config=self.config)
+        set_rate(self.state, rate)
+        self.state.schedule = schedule_of(self.config, self.state.optimizer, steps)
+        self.say(line)
 
     def fit(self) -> None:
         """Trains and evaluates the epochs that are left."""
@@ -196,7 +218,7 @@ class Trainer:
             f"{counted(steps, 'step')} x {counted(config.epochs, 'epoch')}, {describe(config, steps)}, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
-        whole = len(self.loader.groups)
+        whole = self.loader.samples
         if whole > (used := steps * self.global_batch):
             self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
         if config.data_path is not None and self.run.additions.splits is None:
@@ -230,6 +252,7 @@ class Trainer:
                 progress.end_step(record)
                 self.say_speed(log)
                 self.report_skipped(record.own.skipped_files)
+                self.report_burst()
                 dropped += record.own.dropped
                 if config.log_steps:
                     self.log_step(record)
@@ -272,6 +295,13 @@ class Trainer:
     def explained(self, error: NonFiniteLoss) -> InputError:
         """Returns the error with what it was about, the batch being saved."""
         return explain_non_finite(error, self.folder, self.state.model, self.splits.train, self.world.rank)
+
+    def report_burst(self) -> None:
+        """Prints once that the loss rises in the first steps."""
+        line = warning(self.progress.curve) if "burst" not in self.reported else None
+        if line:
+            self.reported.add("burst")
+            self.say(line)
 
     def report_bad(self, error: NonFiniteLoss) -> None:
         """Prints that a step was skipped, and why."""
@@ -380,7 +410,7 @@ class Trainer:
             names,
             self.splits.label_map,
             self.config.to_args(),
-            resume.environment(self.world),
+            resume.environment(self.world, self.config),
         )
         state["smallest_scale"] = self.smallest_scale  # for prediction
         state["data"] = self.run.states

@@ -1,25 +1,38 @@
-"""The one evaluation pass: a model and a data set -> losses, detections and COCO numbers.
+"""The one evaluation pass: a model and a data set -> losses, detections and COCO numbers, and files of them.
 
 Batch k of the loader is dealt to rank k % size. Rank 0 gathers what all have found and computes the numbers.
 """
 
 import itertools
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from backbone.errors import InputError
 from network_files import MaskRCNN
 from network_files.losses import LOSS_NAMES
+from train_utils.checkpoints.held_out import Scored
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch, EvalLoader
-from train_utils.evaluation.limits import MAX_DETS, Limit, dropped_limits, limits_met
-from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results
+from train_utils.data.options import LoaderOptions
+from train_utils.evaluation.limits import (
+    MAX_DETS,
+    Limit,
+    dropped_limits,
+    left_out_line,
+    limits_met,
+    record_of,
+    shrunk_images,
+)
+from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results, write_record, write_results
 from train_utils.io.memory import LESS_IN_EVALUATION, explaining_lack_of_memory
 from train_utils.processes.distributed import World
 
@@ -86,7 +99,9 @@ def evaluate(
             on_batch(batch)
     turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
     found = joined(part for turn in turns for part in turn if part is not None)
-    stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, model.config.box_detections_per_img)
+    found.skipped.sort()  # batches of another size come in another order
+    per_image = getattr(model, "detections_per_image", model.config.box_detections_per_img)  # tiles have no limit
+    stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, per_image)
     return EvalResult(stats, losses, found, samples, time.perf_counter() - start, limits)
 
 
@@ -99,7 +114,8 @@ def evaluate_batch(
     at_once, loss_sums, detections = 1 if device.type == "cpu" else max(len(images), 1), {}, []
     for i in range(0, len(images), at_once):
         losses, here = model(images[i : i + at_once], targets[i : i + at_once], paste_masks=False)
-        loss_sums = {name: loss_sums.get(name, 0.0) + float(losses[name]) * len(here) for name in LOSS_NAMES}
+        names = [name for name in LOSS_NAMES if name in losses]  # an exported file has none
+        loss_sums = {name: loss_sums.get(name, 0.0) + float(losses[name]) * len(here) for name in names}
         detections += here
     image_ids = [int(target["image_id"]) for target in batch.targets]
     sizes = [tuple(image.shape[-2:]) for image in images]
@@ -122,7 +138,7 @@ def joined(parts: Iterable[Found]) -> Found:
 
 @explaining_lack_of_memory("computing the COCO numbers", "try a higher --box-score-thresh: it leaves fewer detections")
 def summarize(
-    found: Found, data_set: ImageDataset, max_dets: int, per_image: int
+    found: Found, data_set: ImageDataset, max_dets: int, per_image: int | None
 ) -> tuple[dict[str, IouTypeResult], dict[str, float], list[Limit]]:
     """Returns the numbers per IoU type, the mean losses and the limits that were met.
 
@@ -136,3 +152,40 @@ def summarize(
     losses = {name: value / len(image_ids) for name, value in found.loss_sums.items()}
     limits = limits_met(truth, found.results, set(image_ids), max_dets, per_image)
     return stats, losses, limits + dropped_limits(found.dropped)
+
+
+def measure(
+    model: MaskRCNN, data_set: ImageDataset, loading: LoaderOptions, world: World, max_dets: int, smallest_scale: object
+) -> EvalResult:
+    """Returns the evaluation, images that are shrunk among its limits; smallest_scale: of the checkpoint."""
+    silent = None if "ipykernel" not in sys.modules else False  # a notebook is no terminal
+    loader = EvalLoader(data_set, world, loading, model.config)
+    of = f"process 0 of {world.size}" if world.size > 1 else None
+    with tqdm(total=loader.images, desc=of, unit="image", disable=silent if world.is_main else True) as bar:
+
+        def count(batch: Batch) -> None:
+            bar.update(len(batch.images) + len(batch.skipped))
+
+        result = evaluate(model, loader, data_set, world, on_batch=count, max_dets=max_dets)
+    tiling = getattr(model, "tiling", None)
+    sizes = map(tuple if tiling is None else tiling.tile_size, data_set.sizes.tolist())
+    result.limits.extend(shrunk_images(sizes, model.config, smallest_scale))
+    return result
+
+
+def of_limits(max_dets: int, limits: list[Limit]) -> dict[str, Any]:
+    """Returns what a record says of the limits."""
+    return {"max_dets": max_dets, "limits": record_of(limits)}
+
+
+def write_measured(folder: Path, result: EvalResult, scored: Scored, max_dets: int) -> tuple[list[Path], list[str]]:
+    """Writes record_mAP.txt and .json and detections.json; returns their paths, and lines on what they leave out."""
+    found = result.found
+    results = sorted(found.results, key=lambda r: r["image_id"])  # batches come in any order
+    written = scored.data_set.with_given_ids(results)
+    left_out = len(results) - len(written)
+    about: Mapping[str, Any] = scored.counts(len(found.skipped)) | of_limits(max_dets, result.limits)
+    of_results = {"unreadable_images": found.skipped, "results_left_out": left_out}
+    paths = [*write_record(folder, result.stats, {**about, **of_results}), folder / "detections.json"]
+    write_results(paths[-1], written)
+    return paths, [left_out_line(paths[-1], left_out)] if left_out else []

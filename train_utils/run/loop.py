@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from network_files import MaskRCNN, create_model, load_weights
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
-from train_utils.checkpoints.held_out import SHARE, fingerprint, open_scored
+from train_utils.checkpoints.held_out import SHARE, Scored, fingerprint, open_scored
 from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
-from train_utils.data.loaders import EvalLoader, steps_per_epoch
+from train_utils.data.loaders import image_factors, steps_per_epoch
+from train_utils.data.objects import balance
+from train_utils.data.objects.fitting import AUTO, asks_for_fit, fitted
 from train_utils.data.opening import DataSplits, open_data
 from train_utils.evaluation.evaluators import choose_evaluator
+from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import returning_freed_memory
 from train_utils.io.plain_text import counted, visible
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
@@ -34,10 +38,13 @@ from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import resolve, with_geometry, without_effect
+from train_utils.run.defaults import content_of, resolve, with_geometry, with_images, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
-from train_utils.run.evaluation import evaluate
+from train_utils.run.evaluation import measure, write_measured
+from train_utils.run.optimization import Precision, amp_dtype
 from train_utils.run.schedule import with_length
+from train_utils.run.tuning.batches import first_try, fitting_batch
+from transforms import augmentation_of
 
 NOTHING_MORE = Additions()
 
@@ -59,19 +66,27 @@ def run(
         checkpoint = checkpoints.load_checkpoint(path) if path else None
         if checkpoint:
             config, notes = resume.take_over(given, config, checkpoint, world)
+        if config.test_only and asks_for_fit(config.model):
+            raise InputError(f"{asks_for_fit(config.model)[0]} auto follows from training data: leave it out here")
+        fit_batch = config.batch_size == AUTO
+        if fit_batch:
+            config = first_try(config, world)
         chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
         config = resolve(config, world)
         if world.is_main:  # reading data and weights may take long
             print(visible(intention(config, world, path)), flush=True)
+        if config.own and not config.test_only:
+            with world.main_first():
+                augmentation_of(config)  # a mistake there is reported now, not after the data is read
         with world.main_first():
-            config, about_geometry = with_geometry(config, checkpoint)
-        notes += [about_geometry]
+            begun = {} if checkpoint else content_of(config.weights)
         choose_evaluator()  # a mistake there is reported now, not after an epoch
         with world.main_first():
-            if config.test_only:
-                splits, lines = open_scored_alone(config, given, checkpoint)
-            else:
-                splits, lines = open_splits(config, additions.splits)
+            scored = open_scored_alone(config, given, checkpoint or begun) if config.test_only else None
+            splits, lines = described(scored) if scored else open_splits(config, additions.splits)
+            classes = None if config.test_only else splits.label_map.num_labels
+            config, about_geometry = with_geometry(config, checkpoint, begun, classes)
+        notes += [about_geometry]
         say = print if world.is_main else lambda *_, **__: None
         say("\n".join(map(visible, lines)))
         states = {}
@@ -81,12 +96,18 @@ def run(
             refuse_differences(world, facts(config, world, splits, states))
         if not config.test_only:
             refuse_nothing_to_learn(splits.train)
-            samples = len(splits.train) * config.repeat
+            model, about_sizes = fitted(config.model, splits.train)
+            config = replace(config, model=model)
+            samples = balance.samples_per_epoch(image_factors(splits.train, config))
             steps = steps_per_epoch(samples, config.global_batch(world.size))
             config, about_length = with_length(config, samples, steps)
-            notes += about_length
+            notes += [*about_sizes, *about_length]
+            if config.balance is not None:
+                notes.append(balance.describe(splits.train, config.balance, samples))
         notes += without_effect(config, world, checkpoint is not None)
         check_num_classes(config.num_classes, splits.label_map)
+        config, splits, about_images = with_images(config, splits, checkpoint, begun, world)
+        say(*map(visible, about_images), sep="\n", end="\n" * bool(about_images))
         data = "" if config.test_only else fingerprint(splits.train)
         if checkpoint and not config.test_only:
             notes += resume.check_data(config, checkpoint, splits, data, states)
@@ -101,7 +122,8 @@ def run(
         folder = None if config.test_only else world.on_main(own_folder)
         this = Run(config, world, splits, data, states, folder, checkpoint, additions)
         with world.main_first():
-            model, about = build_model(config, chosen, splits.label_map, checkpoint)
+            model, about = build_model(config, chosen, splits.label_map, checkpoint, begun)
+        del begun
         say("\n".join(map(visible, about + notes)))
         model.to(world.device)
         if config.recompute:
@@ -109,9 +131,14 @@ def run(
         if config.compile:
             model.compile_parts()
 
-        if config.test_only:
-            test(this, model)
+        if scored:
+            test(this, model, scored, user_path(config.output_dir or output_dir))
             return None
+        if fit_batch:
+            precision = Precision(world.device, amp_dtype(world.device) if config.amp else None)
+            config, about_batch = fitting_batch(model, splits.train, config, precision, world)
+            this = replace(this, config=config)
+            say(about_batch)
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
         return folder
@@ -138,19 +165,20 @@ def open_splits(config: RunConfig, splits: DataSplits | None = None) -> tuple[Da
     return splits, lines
 
 
-def open_scored_alone(
-    config: RunConfig, given: Collection[str], checkpoint: resume.Checkpoint | None
-) -> tuple[DataSplits, list[str]]:
-    """Returns the data that --test-only scores, without a training split, and lines that describe it."""
-    content = checkpoint or {}
-    if not checkpoint and Path(weights := weights_to_begin_from(config.weights)).is_file():
-        content = checkpoints.load_file(weights)
+def open_scored_alone(config: RunConfig, given: Collection[str], content: dict[str, Any]) -> Scored:
+    """Returns the data that --test-only scores; content: of the weights' file."""
     scored = open_scored(config, content, bool({*given} & {*SHARE}))
     data_set = scored.data_set
     if checkpoints.is_checkpoint(content):
         saved = LabelMap.from_dict(content["label_map"])
         if data_set.label_map.rows() <= saved.rows():  # of training data with more classes than the validation data
             data_set = data_set.labelled(saved)
+    return scored._replace(data_set=data_set)
+
+
+def described(scored: Scored) -> tuple[DataSplits, list[str]]:
+    """Returns images to score as data without a training split, and lines that describe it."""
+    data_set = scored.data_set
     return DataSplits(None, data_set, data_set.label_map), [f"val: {line}" for line in scored.lines]
 
 
@@ -167,16 +195,24 @@ def facts(config: RunConfig, world: World, splits: DataSplits, states: dict[str,
 
 
 def build_model(
-    config: RunConfig, chosen: dict[str, Any], label_map: LabelMap, checkpoint: resume.Checkpoint | None
+    config: RunConfig,
+    chosen: dict[str, Any],
+    label_map: LabelMap,
+    checkpoint: resume.Checkpoint | None,
+    begun: dict[str, Any],
 ) -> tuple[MaskRCNN, list[str]]:
-    """Returns the model and lines to print. chosen: fields of its config that precede the checkpoint's."""
+    """Returns the model and lines to print.
+
+    chosen: fields of its config that precede the checkpoint's; begun: `content_of` --weights.
+    """
     torch.manual_seed(config.seed)
     if checkpoint is None:
         model = create_model(label_map.num_labels, **config.model)
         trained = f"norm {model.config.norm}, {model.config.trainable_layers} of 5 stages of the backbone trained"
         lines = [f"weights: none, random initialisation ({trained})"]
         if config.weights != "none":
-            lines = load_weights(model, weights_to_begin_from(config.weights), replace_predictors=True)
+            weights = weights_to_begin_from(config.weights)
+            lines = load_weights(model, weights, replace_predictors=True, content=begun or None)
     else:
         saved = LabelMap.from_dict(checkpoint["label_map"])
         if saved != label_map:
@@ -197,16 +233,18 @@ def build_model(
     return model, [about, *lines]
 
 
-def test(run: Run, model: MaskRCNN) -> None:
-    """Prints the COCO numbers (--test-only), of the averaged weights where the checkpoint has them."""
+def test(run: Run, model: MaskRCNN, scored: Scored, folder: Path) -> None:
+    """Prints the COCO numbers (--test-only), of the averaged weights where the checkpoint has them, and writes them."""
     if run.checkpoint and "ema" in run.checkpoint:
         model.load_state_dict(run.checkpoint["ema"])
-    data_set = run.splits.val
-    loader = EvalLoader(data_set, run.world, run.config, model.config)
-    result = evaluate(model, loader, data_set, run.world, max_dets=run.config.max_dets)
+    run.world.on_main(folder_to_write, folder)  # rather now than after hours
+    smallest, max_dets = (run.checkpoint or {}).get("smallest_scale"), run.config.max_dets
+    result = measure(model, scored.data_set, run.config, run.world, max_dets, smallest)
     for name in result.found.skipped:
         run.say(visible(f"skipped: {name}"), file=sys.stderr)
     for iou_type, numbers in result.stats.items():
         run.say(f"IoU type: {iou_type}", *numbers.lines, sep="\n")
     for limit in result.limits:
         run.say(limit.line)
+    paths, notes = run.world.on_main(write_measured, folder, result, scored, max_dets)
+    run.say(*notes, f"written: {' '.join(visible(str(path)) for path in paths)}", sep="\n")

@@ -1,6 +1,6 @@
 """How long a run is and how its learning rate rises and falls, from the number of its images.
 
-The schedule of torchvision's references (26 epochs, a warm-up of 1000 steps but at most an epoch, falls at 16 and 22) is
+The schedule of torchvision's references (26 epochs, 1000 steps of warm-up but at most an epoch, falls at 16 and 22) is
 made for 118,000 images. A short run that follows it is at its full rate for few of its steps.
 """
 

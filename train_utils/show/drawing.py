@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
+from train_utils.data.images.shown import shown
 from train_utils.show.captions import AUTO, FEW, Lettering, arrange, draw_legend
 from train_utils.show.colors import Color, choose_colors, class_colors
 
@@ -29,12 +30,14 @@ class Style:
     """How instances are drawn.
 
     captions: auto, none, scores or full, see `captions.arrange`; boxes: False leaves out those of objects with a mask;
-    magnify: enlarges the image before drawing; None: a small one by itself, see `magnified`.
+    channels: which are drawn as red, green and blue, see `shown`; magnify: enlarges the image before drawing; None: a
+    small one by itself, see `magnified`.
     """
 
     captions: str = AUTO
     boxes: bool = True
     magnify: int | None = None
+    channels: tuple[int, ...] | None = None
 
 
 def magnified(size: Sequence[int], magnify: int | None = None) -> int:
@@ -53,11 +56,12 @@ def draw_detections(
 ) -> Image.Image:
     """Returns the image with each instance's mask, or its box, in a colour of its own, with names and scores.
 
-    image uint8 [3, H, W]; boxes [D, 4]; labels int [D]; scores [D], or None for ground truth; masks D of
-    H x W, or None; name_of turns a label into its name (`label_map.name`), "" for none. Returns an RGB image of
+    image [C, H, W], drawn as `shown` has it; boxes [D, 4]; labels int [D]; scores [D], or None for ground truth; masks
+    D of H x W, or None; name_of turns a label into its name (`label_map.name`), "" for none. Returns an RGB image of
     (W, H) times `magnified`; D may be 0; image is not changed. Where captions would hide the image, a legend counts
     the classes instead, and colours tell them.
     """
+    image = shown(image, style.channels)
     canvas, magnify = image.cpu().permute(1, 2, 0).numpy(), magnified(image.shape[1:], style.magnify)  # [H, W, 3]
     if magnify > 1:
         canvas = canvas.repeat(magnify, axis=0).repeat(magnify, axis=1)
@@ -114,15 +118,16 @@ def _draw_shapes(
 def resized_to_draw(
     image: torch.Tensor, boxes: torch.Tensor, masks: CroppedMasks, size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor, CroppedMasks]:
-    """Returns image uint8 [3, H, W], boxes [N, 4] and masks in another size (height, width), for `draw_detections`."""
+    """Returns image [C, H, W] as uint8 RGB, boxes [N, 4] and masks in another size (height, width), to be drawn."""
     own = tuple(image.shape[1:])
     if size == own:
-        return image, boxes, masks
+        return shown(image), boxes, masks
     return resized(image, size), scale_boxes(boxes, own, size), masks.resize(size)
 
 
 def resized(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Returns image uint8 [3, H, W] in another size (height, width)."""
+    """Returns image [C, H, W] as uint8 RGB in another size (height, width)."""
+    image = shown(image)
     if size == tuple(image.shape[1:]):
         return image
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

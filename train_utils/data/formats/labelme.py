@@ -39,6 +39,7 @@ from train_utils.data.formats.found import (
 )
 from train_utils.data.formats.npy_folder import NO_ANNOTATION
 from train_utils.data.images import ImageError, read_image
+from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import read_json
 from train_utils.data.masks import RLE, rasterise, unpack_polygon
 from train_utils.data.options import DataOptions
@@ -136,12 +137,12 @@ class LabelmeImages(ImageFiles):
         super().__init__(root, source)
         self.jsons, self.embedded = jsons, embedded
 
-    def read(self, row: int, name: str, size: tuple[int, int]) -> torch.Tensor:
+    def read(self, row: int, name: str, size: tuple[int, int], reading: Reading = USUAL) -> torch.Tensor:
         """Reads the file, or what the json has in its place."""
         if name not in self.embedded:
-            return super().read(row, name, size)
+            return super().read(row, name, size, reading)
         path = self.image_dir / self.jsons[name]
-        return read_image(path, content=_embedded(path, read_json(path)))
+        return read_image(path, content=_embedded(path, read_json(path)), reading=reading)
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
         """Returns the size that the json says."""

@@ -7,14 +7,13 @@ ground truth of evaluation, are known before the first step.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm import tqdm
 
 from backbone.errors import InputError
@@ -22,6 +21,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import check_target
 from train_utils.data.annotations import Annotations
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.in_python.images import image_of
 from train_utils.data.labels import LabelMap
 from train_utils.data.masks import RLE, PolygonsAndRle, Ragged, encoded
@@ -36,7 +36,7 @@ class Pairs(ImageDataset):
     pairs: Any  # the torch Dataset
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        image, target = pair_of(self.pairs, int(self.rows[i]))
+        image, target = pair_of(self.pairs, int(self.rows[i]), reading=self.reading)
         return image, {**target, "image_id": self.image_id(i)}
 
 
@@ -65,16 +65,18 @@ class _Read:
         """Returns what stands for an image's path."""
         return name
 
-    def read(self, row: int, name: str, size: tuple[int, int]) -> Tensor:
+    def read(self, row: int, name: str, size: tuple[int, int], reading: Reading = USUAL) -> Tensor:
         """Asks for the pair again."""
-        return pair_of(self.pairs, row)[0]
+        return pair_of(self.pairs, row, reading=reading)[0]
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
         """Returns what said the size."""
         return f"it was {size[1]}x{size[0]} before; give the same images each time"
 
 
-def data_set_of(pairs: Any, label_map: LabelMap | None = None, steady: bool = False) -> ImageDataset:
+def data_set_of(
+    pairs: Any, label_map: LabelMap | None = None, steady: bool = False, reading: Reading = USUAL
+) -> ImageDataset:
     """Reads each pair of a torch Dataset once; returns its data set. steady: for evaluation.
 
     label_map: by default "class 1", ... up to the highest label. Raises InputError for a pair that can't be used.
@@ -89,14 +91,14 @@ def data_set_of(pairs: Any, label_map: LabelMap | None = None, steady: bool = Fa
     with torch.random.fork_rng(devices=[]):  # so that a run that is resumed reads the same
         torch.manual_seed(0)
         for i in tqdm(range(len(pairs)), desc=f"reading {name}", unit="image", disable=silent, delay=SHOWN_AFTER):
-            image, target = pair_of(pairs, i, classes)
+            image, target = pair_of(pairs, i, classes, reading)
             masks = encoded(target.pop("masks"))
             rows.append((tuple(image.shape[1:]), target, [mask["counts"].encode() for mask in masks]))
     if label_map is None:
         highest = max((int(target["labels"].max(initial=0)) for target in _arrays(rows)), default=0)
         label_map = LabelMap.from_names({label: f"class {label}" for label in range(1, max(highest, 1) + 1)})
     data_set = (SteadyPairs if steady else Pairs)(_table(name, rows, label_map, _Read(pairs, name, not steady)))
-    data_set.pairs = pairs
+    data_set.pairs, data_set.reading = pairs, reading
     return data_set
 
 
@@ -141,13 +143,13 @@ def _table(name: str, rows: list[tuple], label_map: LabelMap, images: _Read) -> 
     )
 
 
-def pair_of(pairs: Any, i: int, classes: int = ANY_LABEL) -> tuple[Tensor, dict]:
+def pair_of(pairs: Any, i: int, classes: int = ANY_LABEL, reading: Reading = USUAL) -> tuple[Tensor, dict]:
     """Returns pair i of a torch Dataset in the form of `ImageDataset`. InputError where it has another one."""
     name = f"{type(pairs).__name__}[{i}]"
     pair = pairs[i]
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         raise InputError(f"{name}: must be a pair (image, target), as torchvision's detection models take it")
-    image = image_of(pair[0], name)
+    image = image_of(pair[0], name, reading)
     return image, target_of(pair[1], tuple(image.shape[1:]), name, classes)
 
 
@@ -191,36 +193,3 @@ def _plain(value: Any) -> Tensor | CroppedMasks:
     if isinstance(value, CroppedMasks):
         return value
     return torch.as_tensor(value).as_subclass(Tensor).detach().cpu()
-
-
-class OwnAugmentation:
-    """A function of a user's, (image, target, rng) -> (image, target), in the place of transforms.build_augment.
-
-    Its target has masks uint8 [N, H, W]. It may leave rng out: torch's own generator is then seeded by it. So every
-    draw is a function of seed, epoch and image in any number of worker processes, and a resumed run repeats it.
-    """
-
-    def __init__(self, function: Callable[..., tuple[Any, dict]]) -> None:
-        self.function = function
-        try:
-            inspect.signature(function).bind(None, None, None)
-            self.takes_rng = True
-        except TypeError:
-            self.takes_rng = False
-        except ValueError:  # a builtin without a signature
-            self.takes_rng = True
-
-    def __call__(self, image: Tensor, target: dict, rng: Generator) -> tuple[Tensor, dict]:
-        """Calls the function, and checks what it gives."""
-        masks = target["masks"]
-        plain = {**target, "masks": masks.to_masks() if isinstance(masks, CroppedMasks) else masks}
-        if self.takes_rng:
-            pair = self.function(image, plain, rng)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
-                pair = self.function(image, plain)
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise InputError("augment: must return a pair (image, target)")
-        image = image_of(pair[0], "augment's image")
-        return image, {**target, **target_of(pair[1], tuple(image.shape[1:]), f"{target.get('image_id')} of augment")}

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
+from train_utils.data.images.shown import shown
 from train_utils.evaluation.mistakes.errors import (
     BOTH,
     CLASS,
@@ -171,8 +172,8 @@ def _outlines(
 
 
 def _small(image: torch.Tensor, room: int) -> str:
-    """Returns a data: address of image (uint8 [3, H, W]) of at most `room` characters, or the smallest there is."""
-    small = Image.fromarray(image.permute(1, 2, 0).numpy())
+    """Returns a data: address of image [C, H, W] of at most `room` characters, or the smallest there is."""
+    small = Image.fromarray(shown(image).permute(1, 2, 0).numpy())
     for side in SIDES:
         small.thumbnail((side, side))
         address = data_address(small, quality=70)

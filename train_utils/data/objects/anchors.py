@@ -6,19 +6,49 @@ A objects, L levels, R aspect ratios.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from network_files.anchors import cell_anchors
 from network_files.config import MaskRCNNConfig
 from network_files.transform import padded_size, resized_size
-from tools.doctor.table import Table
+from train_utils.data.dataset import ImageDataset
 
 STRIDES = (4, 8, 16, 32)  # of the body's levels; the last level has every other cell of the one below it
 LOW, GAIN = 0.9, 0.02  # share of objects at IoU 0.5 below which other sizes are tried; what these must gain
 MORE_RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SAMPLE = 5000  # objects that sizes are tried on
+
+
+class Placed(Protocol):
+    """Objects of I images: sizes int64 [I, 2] (height, width); image int64 [A], clipped float64 [A, 4], crowd bool [A].
+
+    clipped: boxes x1 y1 x2 y2 within their images.
+    """
+
+    sizes: np.ndarray
+    image: np.ndarray
+    clipped: np.ndarray
+    crowd: np.ndarray
+
+
+class Objects(NamedTuple):
+    """The same as plain arrays."""
+
+    sizes: np.ndarray
+    image: np.ndarray
+    clipped: np.ndarray
+    crowd: np.ndarray
+
+
+def objects_of(data_set: ImageDataset) -> Objects:
+    """Returns the objects of a data set's images."""
+    rows, image = data_set.object_rows()
+    table = data_set.annotations
+    sizes, boxes = table.sizes[data_set.rows], table.boxes[rows]
+    boxes[:, 2:] += boxes[:, :2]
+    return Objects(sizes, image, np.clip(boxes, 0, sizes[image][:, [1, 0, 1, 0]]), table.iscrowd[rows].astype(bool))
 
 
 class Scene(NamedTuple):
@@ -37,7 +67,7 @@ class Scene(NamedTuple):
         return Scene(self.boxes[chosen], self.steps[chosen], self.grids[chosen])
 
 
-def resized(table: Table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
+def resized(table: Placed, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarray]:
     """Returns height and width of each image after resizing, and of what it alone is padded to: int64 [I, 2] each."""
     found, inverse = np.unique(table.sizes, axis=0, return_inverse=True)
     sizing = config.min_size[-1], config.max_size
@@ -47,7 +77,7 @@ def resized(table: Table, config: MaskRCNNConfig) -> tuple[np.ndarray, np.ndarra
     return tuple(np.array(sizes, dtype=np.int64).reshape(-1, 2)[inverse] for sizes in (small, padded))
 
 
-def scene(table: Table, config: MaskRCNNConfig) -> Scene:
+def scene(table: Placed, config: MaskRCNNConfig) -> Scene:
     """Returns all objects that are not crowds and have a side in the image."""
     small, padded = resized(table, config)
     boxes = table.clipped
@@ -139,7 +169,7 @@ class Reach(NamedTuple):
         return f"--anchor-sizes {sizes} --aspect-ratios {ratios}"
 
 
-def reach(tables: list[Table], config: MaskRCNNConfig) -> list[Reach]:
+def reach(tables: Sequence[Placed], config: MaskRCNNConfig) -> list[Reach]:
     """Returns how far the configured anchors reach; where that is little, also better sizes and more ratios.
 
     Empty without objects.

@@ -1,0 +1,217 @@
+"""Exported files: each finds in its runtime what the model finds, in Python, in both commands and without torch."""
+
+import copy
+import json
+import subprocess
+import sys
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import maskrcnn
+import predict
+import validation
+from network_files import InputError
+from tests.small_runs import ROOT, call
+from tests.tiny_model import tiny, tiny_model, write_checkpoint, write_coco
+from tools import export as tool
+from tools import visualise_stages
+from train_utils.prediction.exporting import export, proof
+from train_utils.prediction.exporting.graph import CoreGraph
+from train_utils.prediction.predictor import detect
+
+FILES = {"torch_export": "model.pt2", "onnx": "model.onnx", "openvino": "model_openvino"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint, and its file in each format, for any batch: all of one trace, which takes most of the time."""
+    place = tmp_path_factory.mktemp("exported")
+    weights = write_checkpoint(place / "model.pth")
+    detector = maskrcnn.load(weights, "cpu")
+    program = export.trace(detector.model, None)
+    with patch.object(export, "trace", return_value=program):
+        assert detector.export(place / "model.pt2", batch=None)["boxes"] == 0
+    made = export.to_onnx(program)
+    with patch.object(export, "trace"), patch.object(export, "to_onnx", lambda program: copy.deepcopy(made)):
+        found = detector.export(place / "model_openvino", batch=None)
+        assert 0 < found["boxes"] < 1e-3 and found["detections"] > 100 and found["images"] == 4
+        words = "--weights-path", weights, "--output-dir", place, "--batch", "dynamic"
+        assert call(tool, *words, "--check", write_coco(place / "data")) == 0
+    assert sorted(path.name for path in place.iterdir()) == sorted(["data", "model.pth", *FILES.values()])
+    return place
+
+
+@pytest.fixture(scope="module", params=FILES)
+def exported(request, folder):
+    """(the detector of the checkpoint, that of a file)."""
+    return maskrcnn.load(folder / "model.pth", "cpu"), maskrcnn.load(folder / FILES[request.param])
+
+
+@pytest.mark.filterwarnings("ignore:.*that box_detections_per_img allows")
+def test_a_file_finds_what_the_model_finds(exported):
+    images = [torch.rand(3, *size) for size in ((30, 30), (64, 200), (97, 50))]
+    for one, other in zip(*(detector(images, score=0.0) for detector in exported), strict=True):
+        assert len(one) == len(other) > 5 and one.names == other.names
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-3) and torch.allclose(one.scores, other.scores, atol=1e-5)
+        assert one.rle() == other.rle()
+
+
+def test_a_file_knows_what_its_checkpoint_knows(exported):
+    model, file = exported
+    assert file.names == model.names and file.model.config == model.model.config
+    assert file.content.keys() == model.content.keys() and file.content["epoch"] == 0
+    assert file.model.about["names"] == ["background", "circle", "square", "big triangle"]
+    assert file.model.about["proof"]["images"] >= 4 and torch.__version__.startswith(
+        file.model.about["versions"]["torch"]
+    )
+
+
+def test_a_batch_of_any_size_is_taken_at_once(folder):
+    images = [torch.rand(3, 64, 80) for _ in range(3)]
+    for name in FILES.values():
+        model = maskrcnn.load(folder / name).model
+        together, alone = model(images), [model([image])[0] for image in images]
+        for one, other in zip(together, alone, strict=True):
+            assert len(one["boxes"]) and all(torch.allclose(one[key], other[key], atol=1e-4) for key in one)
+
+
+def test_predict_and_validation_take_a_file(folder, tmp_path, command):
+    found = {}
+    for name in ("model.pth", "model.onnx"):
+        of_weights, place = ("--weights-path", folder / name, "--device", "cpu"), tmp_path / name
+        status, out, _ = command(
+            predict, *of_weights, "--img-path", folder / "data/images/0.png", "--output-dir", place
+        )
+        assert status == 0 and f"weights: {folder / name}: epoch 0 of a run" in out
+        status, out, _ = command(validation, *of_weights, "--data-path", folder / "data", "--output-dir", place)
+        assert status == 0 and ("\nloss " in out) == (name == "model.pth")
+        results, stats = (json.loads((place / name).read_text()) for name in ("test_result.json", "record_mAP.json"))
+        found[name] = [[r["file_name"], r["segmentation"]] for r in results], stats["segm"]["stats"]
+    assert found["model.pth"] == found["model.onnx"] and found["model.pth"][0]
+
+
+def test_forty_lines_run_it_without_torch(folder):
+    image, block = folder / "data/images/1.png", "import sys; sys.modules['torch'] = None; import runpy; "
+    code = f"{block}sys.argv[:] = ['', *sys.argv[1:]]; runpy.run_path({str(ROOT / 'docs/run_onnx.py')!r})"
+    command = [sys.executable, "-c", code, folder / "model.onnx", image, "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = maskrcnn.load(folder / "model.pth", "cpu")(image, score=0.05)
+    areas = results.masks[:].sum((1, 2)).tolist()
+    boxes = [" ".join(f"{value:.1f}" for value in box) for box in results.boxes.tolist()]
+    rows = zip(results.names, results.scores.tolist(), boxes, areas, strict=True)
+    expected = [f"{name} {score:.3f} at {box}, {area} pixels" for name, score, box, area in rows]
+    assert done.stdout.splitlines() == expected and expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"geometry": "half_pixel", "norm": "frozen", "box_nms_thresh": 0.3, "channels": 5},
+        {"geometry": "half_pixel_masks", "mask_head_layers": 2},
+        {"variant": "v2", "box_head_convs": 1, "rpn_score_thresh": 0.5},
+        {"backbone": "mobilenet_v2", "backbone_width": 8, "roi_sampling_ratio": 1, "mask_roi_size": 7},
+        {"norm": "group", "fixed_size": (64, 96), "box_detections_per_img": 3, "rpn_post_nms_top_n_test": 7},
+    ],
+    ids=str,
+)
+@torch.inference_mode()
+def test_the_graph_is_the_model(fields):
+    model = tiny(**{"backbone_width": 16, "box_score_thresh": 0.2} | fields).eval()
+    images = [torch.rand(fields.get("channels", 3), *size) for size in ((50, 60), (64, 40))]
+    batch = model.transform.batch(images, None, False, torch.float32)
+    outputs = CoreGraph(model)(batch.images, torch.tensor(batch.sizes, dtype=torch.float32))
+    expected = model(images, paste_masks=False)
+    boxes, labels, scores, masks, image = outputs
+    for i, one in enumerate(expected):
+        moved = model.to_original({"boxes": boxes[image == i]}, batch, i, paste=False)["boxes"]
+        assert len(moved) > 2 and torch.allclose(moved, one["boxes"], atol=1e-4)
+        assert labels[image == i].equal(one["labels"]) and torch.allclose(scores[image == i], one["scores"], atol=1e-6)
+        assert torch.allclose(masks[image == i], one["mask_probs"], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_nothing_found_is_empty():
+    model = tiny_model(score_bias=-50.0)
+    model.roi_heads.score_thresh = 0.9
+    found = CoreGraph(model)(torch.zeros(1, 3, 64, 64), torch.tensor([[60.0, 50.0]]))
+    assert [tuple(output.shape) for output in found] == [(0, 4), (0,), (0,), (0, 28, 28), (0,)]
+
+
+def test_a_file_that_finds_other_things_is_not_written(folder, tmp_path):
+    detector, made = maskrcnn.load(folder / "model.pth", "cpu"), onnx.load(folder / "model.onnx")  # of other weights
+    del made.metadata_props[:]
+    with torch.no_grad():
+        detector.model.roi_heads.box_predictor.bbox_pred.bias += 0.1
+    with patch.object(export, "trace"), patch.object(export, "to_onnx", return_value=made):
+        for name in ("model.onnx", "model_openvino"):
+            with pytest.raises(InputError, match=f"{name}: not written, as it finds other things .*: boxes differ by"):
+                detector.export(tmp_path / name, batch=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def compared(change):
+    """The proof of a model's detections and of the same, changed."""
+    model = tiny_model()
+    image = torch.rand(3, 64, 64)
+    one = detect(model, [image], torch.device("cpu"))[0]
+    return proof._compared(one, change({key: value.clone() for key, value in one.items()}), model)
+
+
+def test_the_proof_sees_each_difference():
+    assert compared(lambda found: found).faults() == []
+    first = torch.arange(40) == 0
+    moved = compared(lambda found: found | {"boxes": found["boxes"] + 0.02 * first[:, None]})
+    assert moved.faults() == [f"boxes differ by {moved.boxes:.2g}"] and 0.019 < moved.boxes < 0.021
+    assert (
+        "scores differ" in compared(lambda found: found | {"scores": found["scores"] * (1 - 0.01 * first)}).faults()[0]
+    )
+    assert compared(lambda found: found | {"labels": found["labels"] % 3 + 1}).alone > 40
+    assert compared(lambda found: {key: value[1:] for key, value in found.items()}).alone == 1
+    assert compared(lambda found: {key: value[:-1] for key, value in found.items()}).alone == 0  # the least of 40
+    assert compared(lambda found: found | {"mask_probs": found["mask_probs"] * float("nan")}).faults()
+    nothing = compared(lambda found: {key: value[:0] for key, value in found.items()})
+    assert nothing.alone == 39
+
+
+def test_a_mistake_is_one_line(folder, tmp_path, command):
+    def line(script, *words):
+        status, _, err = command(script, *words)
+        assert status == 2 and err.count("\n") == 1
+        return err
+
+    of_file, image = ("--weights-path", folder / "model.onnx"), ("--img-path", folder / "data/images/0.png")
+    assert "box_score_thresh: is built into an exported file" in line(
+        predict, *of_file, *image, "--box-score-thresh", 0.3
+    )
+    assert "an exported file shows no stages" in line(visualise_stages, *of_file, "--index", 0)
+    assert "is of an exported file" in line(tool, *of_file, "--output-dir", tmp_path)
+    assert "--batch 0: give a number" in line(tool, "--weights-path", folder / "model.pth", "--batch", 0)
+    words = "--weights-path", folder / "model.pth", "--format", "aoti", "--batch", "dynamic"
+    assert "aoti takes a fixed number of images" in line(tool, *words)
+    (tmp_path / "other.onnx").write_bytes(b"nothing")
+    assert "its runtime cannot open it" in line(predict, "--weights-path", tmp_path / "other.onnx", *image)
+    assert "no such file" in line(predict, "--weights-path", tmp_path / "none.onnx", *image)
+    with patch.dict(sys.modules, {"onnxruntime": None}):
+        assert "pip install -r requirements-export.txt" in line(predict, *of_file, *image)
+    with pytest.raises(InputError, match="give .onnx"):
+        maskrcnn.load(folder / "model.pth", "cpu").export(tmp_path / "model.tflite")
+
+
+def test_boxes_that_overlap_by_just_the_threshold_stay(folder):
+    """In OpenVINO, too, whose NMS drops them: its threshold is the next number."""
+    boxes, scores = np.float32([[[0, 0, 4, 4], [0, 0, 4, 2]]]), np.float32([[0.9, 0.8]])
+    kept = torch.ops.maskrcnn.kept_scores(torch.from_numpy(boxes), torch.from_numpy(scores), 0.5)
+    assert kept.tolist() == scores.tolist()
+    model = onnx.load(folder / "model.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "NonMaxSuppression")
+    own = next(t for t in model.graph.initializer if t.name == node.input[3])
+    assert onnx.numpy_helper.to_array(own) == np.float32(0.7) and float(np.float32(0.7)) < 0.7
+    nudged = export.nudge_thresholds(copy.deepcopy(model))
+    node = next(node for node in nudged.graph.node if node.op_type == "NonMaxSuppression")
+    own = next(t for t in nudged.graph.initializer if t.name == node.input[3])
+    assert onnx.numpy_helper.to_array(own) == np.nextafter(np.float32(0.7), np.float32(1))

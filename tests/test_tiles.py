@@ -1,0 +1,177 @@
+"""Tiles of a large image: a detector that sees in each tile what is true gives, joined, what is true."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import maskrcnn
+import predict
+import validation
+from backbone.errors import InputError
+from network_files.operators.cropped_masks import CroppedMasks
+from tests.tiny_model import NAMES, write_checkpoint, write_coco, write_images
+from train_utils.prediction.tiles import Tiling, joined
+
+SIZE = (150, 190)
+
+
+def ellipses(count: int, seed: int, size: tuple[int, int] = SIZE) -> torch.Tensor:
+    """Returns masks of ellipses that overlap, uint8 [N, H, W]; some reach over the image's border."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    centres = torch.rand(count, 2, generator=generator) * torch.tensor([size[1], size[0]])
+    radii = torch.rand(count, 2, generator=generator) * 17 + 3
+    masks = [((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 < 1 for c, r in zip(centres, radii, strict=True)]
+    return torch.stack(masks).to(torch.uint8)
+
+
+def seen_in_tiles(masks: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor, tiles: torch.Tensor) -> list[dict]:
+    """Returns per tile what a perfect detector finds there: each object that has a pixel in it."""
+    found = []
+    for x1, y1, x2, y2 in tiles.tolist():
+        seen = masks[:, y1:y2, x1:x2]
+        own = seen.flatten(1).bool().any(1)
+        cropped = CroppedMasks.from_masks(seen[own])
+        found.append({"boxes": cropped.boxes.float(), "labels": labels[own], "scores": scores[own], "masks": cropped})
+    return found
+
+
+def by_object(found: dict) -> set[tuple]:
+    """Returns box, label and pixels of each detection."""
+    masks = found["masks"].to_masks()
+    return {
+        (tuple(box), label, mask.numpy().tobytes())
+        for box, label, mask in zip(found["boxes"].tolist(), found["labels"].tolist(), masks, strict=True)
+    }
+
+
+@pytest.mark.parametrize(("side", "overlap"), [(64, 0.25), (80, 0.5), (400, 0.2)])
+def test_what_is_seen_in_parts_is_joined_exactly(side, overlap):
+    masks = ellipses(40, seed=side)
+    masks = masks[masks.flatten(1).bool().any(1)]
+    labels, scores = torch.arange(len(masks)) % 3 + 1, torch.linspace(0.9, 0.5, len(masks))
+    tiles = Tiling(side, overlap).boxes(SIZE)
+
+    result = joined(seen_in_tiles(masks, labels, scores, tiles), tiles, SIZE)
+
+    truth = CroppedMasks.from_masks(masks)
+    whole = by_object({"boxes": truth.boxes.float(), "labels": labels, "masks": truth})
+    assert by_object(result) == whole
+    assert result["scores"].tolist() == scores.tolist()
+
+
+def test_tiles_cover_the_image_evenly_and_share_what_was_asked_for():
+    for size in ((100, 333), (64, 64), (65, 64), (31, 500), (1000, 90)):
+        for side, overlap in ((64, 0.2), (64, 0.0), (64, 0.5)):
+            tiles, seen = Tiling(side, overlap).boxes(size), torch.zeros(size, dtype=torch.int64)
+            for x1, y1, x2, y2 in tiles.tolist():
+                assert (x2 - x1, y2 - y1) == (min(side, size[1]), min(side, size[0]))
+                seen[y1:y2, x1:x2] += 1
+            assert int(seen.min()) >= 1
+            for axis in (0, 1):
+                starts = sorted(set(tiles[:, axis].tolist()))
+                steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+                assert all(step <= math.ceil(side * (1 - overlap)) for step in steps)
+
+
+def found_in(boxes: list[list[int]], labels: list[int], scores: list[float], size: tuple[int, int]) -> dict:
+    """Returns detections whose masks fill their boxes."""
+    crops = [torch.ones(y2 - y1, x2 - x1) for x1, y1, x2, y2 in boxes]
+    corners = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+    masks = CroppedMasks.from_crops(crops, corners, size)
+    return {"boxes": corners.float(), "labels": torch.tensor(labels), "scores": torch.tensor(scores), "masks": masks}
+
+
+def test_parts_of_two_classes_become_the_surer_one_and_whole_objects_of_two_classes_stay():
+    tiles = torch.tensor([[0, 0, 60, 50], [40, 0, 100, 50]])
+    left = found_in([[20, 10, 60, 20], [44, 30, 54, 40]], [1, 1], [0.6, 0.9], (50, 60))
+    right = found_in([[0, 10, 40, 20], [4, 30, 14, 40]], [2, 2], [0.8, 0.7], (50, 60))
+    result = joined([left, right], tiles, (50, 100))
+    assert list(zip(result["labels"].tolist(), result["boxes"].tolist(), strict=True)) == [
+        (1, [44, 30, 54, 40]),
+        (2, [20, 10, 80, 20]),
+        (2, [44, 30, 54, 40]),
+    ]
+
+
+def test_two_objects_of_a_tile_are_never_joined():
+    tiles = torch.tensor([[0, 0, 60, 50], [40, 0, 100, 50]])
+    left = found_in([[30, 10, 60, 20], [30, 12, 60, 22]], [1, 1], [0.9, 0.8], (50, 60))
+    right = found_in([[0, 11, 30, 21]], [1], [0.7], (50, 60))
+    result = joined([left, right], tiles, (50, 100))
+    assert result["boxes"].tolist() == [[30, 10, 70, 21], [30, 12, 60, 22]]
+
+
+def test_no_detection_in_any_tile():
+    tiles = Tiling(64).boxes((100, 100))
+    nothing = found_in([], [], [], (64, 64))
+    result = joined([nothing] * len(tiles), tiles, (100, 100))
+    assert len(result["scores"]) == len(result["masks"]) == 0
+    assert result["boxes"].shape == (0, 4)
+
+
+def test_an_empty_tile_has_one_value_in_each_channel():
+    flat = torch.full((3, 40, 40), 200, dtype=torch.uint8)
+    speck = flat.clone()
+    speck[1, 5, 5] = 190
+    assert Tiling(64).is_empty(flat)
+    assert not Tiling(64).is_empty(speck)
+    assert Tiling(64, empty=10).is_empty(speck)
+    assert Tiling(64, empty=10).is_empty(speck / 255)
+    assert not Tiling(64, empty=-1).is_empty(flat)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [({"side": 8}, "--tile 8"), ({"side": 64, "overlap": 0.7}, "--overlap 0.7")]
+)
+def test_a_tiling_that_cannot_be_is_named(words, said):
+    with pytest.raises(InputError, match=said):
+        Tiling(**words)
+
+
+def mosaic(folder):
+    """Writes an image of four of the tiny model's, and returns its path."""
+    parts = [np.array(Image.open(path).resize((96, 96))) for path in write_images(folder / "parts")[:2]]
+    path = folder / "large.png"
+    Image.fromarray(np.concatenate([np.concatenate(parts, 1), np.concatenate(parts[::-1], 1)])).save(path)
+    return path
+
+
+def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, command):
+    weights, path = write_checkpoint(tmp_path / "model.pth"), mosaic(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shared = ("--weights-path", weights, "--device", "cpu", "--score", 0.3)
+    status, out, err = command(predict, *shared, "--img-path", path, "--tile", 96, "--overlap", 0.25)
+    assert status == 0, err
+    results = json.loads((tmp_path / "test_result.json").read_text())
+    found = maskrcnn.load(weights)(path, score=0.3, tile=96, overlap=0.25)
+    assert results and [result["score"] for result in results] == found.scores.tolist()
+    assert [result["segmentation"] for result in results] == found.rle()
+    assert found.masks[0].shape == (192, 192) and len(found.polygons()) == len(found)
+
+    one = write_images(tmp_path / "one")[0]
+    detector = maskrcnn.load(weights)
+    assert torch.equal(detector(one, tile=500).scores, detector(one).scores)  # one tile is the image
+
+    assert command(predict, *shared, "--img-path", path, "--tile", "large")[0] == 2
+    bare = tmp_path / "bare.pth"
+    torch.save(detector.model.state_dict(), bare)
+    words = ("--weights-path", bare, "--num-classes", len(NAMES), "--img-path", path)
+    status, _, err = command(predict, *words, "--device", "cpu", "--tile", "auto")
+    assert status == 2 and "--tile auto: these weights do not say" in err
+
+
+def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monkeypatch, command):
+    data, weights = write_coco(tmp_path / "data"), write_checkpoint(tmp_path / "model.pth")
+    monkeypatch.chdir(tmp_path)
+    words = ("--weights-path", weights, "--data-path", data, "--device", "cpu", "--boundary")
+    status, out, err = command(validation, *words, "--tile", 48)
+    assert status == 0, err
+    record = json.loads((tmp_path / "record_mAP.json").read_text())
+    assert set(record) == {"bbox", "segm", "boundary", "about"}
+    assert record["boundary"]["stats"]["AP"] <= record["segm"]["stats"]["AP"]
+    assert "loss" not in out.splitlines()[-2] and "IoU type: boundary" in out

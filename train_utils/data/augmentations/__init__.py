@@ -1,0 +1,1 @@
+"""Families of augmentations, which transforms.py puts together."""

@@ -1,0 +1,91 @@
+"""A Pillow image of more than 8 bits -> its values as they are in the file, [C, H, W].
+
+Pillow has no mode for several channels of 16 bits: it keeps the upper byte of each value. Decoded a second time, with
+the bytes exchanged, the image gives the lower ones. Of TIFFs Pillow also takes the wrong byte order (big-endian and
+compressed, 11.3 to 13.0) and the wrong unpacker (planar and not compressed): here each tile is given the right one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+BITS, PHOTOMETRIC, SAMPLES, PLANAR, SAMPLE_FORMAT = 258, 262, 277, 284, 339  # tags of TIFF 6.0
+WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANAR
+ONE_BAND = {(16, 1): "I;16", (16, 2): "I;16S", (32, 1): "I;32", (32, 2): "I;32S", (32, 3): "F;32F"}  # bits, format
+NATIVE = "L" if sys.byteorder == "little" else "B"
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Says whether the file of an image, which is not decoded yet, has more than 8 bits a channel."""
+    return image.mode[0] in "IF" or _bits(image) > 8 or (bool(image.tile) and ";16" in _raw_mode(image.tile[0]))
+
+
+def deep_values(image: Image.Image, again: Callable[[], Image.Image]) -> tuple[np.ndarray, bool]:
+    """Decodes such an image; returns (its values [C, H, W], whether the last channel is transparency).
+
+    uint16, int32 or float32, in the file's units; where white is zero, black becomes it. again: opens it once more.
+    Raises ValueError for what has no such values.
+    """
+    tags = getattr(image, "tag_v2", {})
+    inverted, top = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO, (1 << min(_bits(image), 16)) - 1
+    if inverted and not image.mode.startswith("I;16"):
+        raise ValueError("a TIFF in which white is zero, signed or of more than 16 bits: save it anew")
+    image.tile = [_mended(image, tile) for tile in image.tile]
+    if image.mode[0] in "IF":
+        raw = _values(image)  # [1, H, W]
+        return (top - raw if inverted else raw), False
+    if _raw_mode(image.tile[0]) == "LA;16B":  # of PNG; Pillow knows no other order, but four bytes a pixel
+        image.tile = [tile._replace(args="RGBA") for tile in image.tile]
+        upper, lower = np.split(_values(image).astype(np.uint16).reshape(2, 2, *image.size[::-1]), 2, axis=1)
+        return (upper << 8 | lower)[:, 0], True
+    raw = _values(image).astype(np.uint16) << 8  # [C, H, W]
+    with again() as other:
+        other.tile = [_exchanged(_mended(other, tile)) for tile in other.tile]
+        raw |= _values(other)
+    return raw, image.mode in ("RGBA", "RGBa")
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """Decodes an image; returns its values [C, H, W] in the machine's byte order."""
+    image.load()
+    values = np.asarray(image)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+
+
+def _mended(image: Image.Image, tile: Any) -> Any:
+    """Returns a tile of an image with the raw mode that its file has."""
+    mode, tags = _raw_mode(tile), getattr(image, "tag_v2", {})
+    if tile.codec_name == "libtiff" and mode.startswith(("I;", "F;")):
+        return _with_raw_mode(tile, mode.replace("B", "N"))  # libtiff gives the machine's byte order
+    if tags.get(PLANAR) != SEPARATE or tile.codec_name == "libtiff" or _bits(image) <= 8:
+        return tile
+    order = "B" if tags.prefix == b"MM" else ""
+    if image.mode[0] not in "IF":
+        return _with_raw_mode(tile, f"{mode};16{order or 'L'}")
+    kind, width = ONE_BAND[_bits(image), tags.get(SAMPLE_FORMAT, (1,))[0]].split(";")
+    return _with_raw_mode(tile, f"{kind};{width[:2]}{order}{width[2:]}")
+
+
+def _exchanged(tile: Any) -> Any:
+    """Returns a tile of 16-bit values from which Pillow, which keeps the upper bytes, takes the lower ones."""
+    channels, order = _raw_mode(tile).split(";16")
+    return _with_raw_mode(tile, f"{channels};16{'L' if order.replace('N', NATIVE) == 'B' else 'B'}")
+
+
+def _raw_mode(tile: Any) -> str:
+    return tile.args if isinstance(tile.args, str) else str(tile.args[0]) if tile.args else ""
+
+
+def _with_raw_mode(tile: Any, mode: str) -> Any:
+    return tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+
+
+def _bits(image: Image.Image) -> int:
+    """Returns the bits a channel that a TIFF says; 8 for other files."""
+    return max(getattr(image, "tag_v2", {}).get(BITS, (8,)))

@@ -1,0 +1,1 @@
+"""What the objects of training data say about a run: how often images come, anchors, the size of images."""

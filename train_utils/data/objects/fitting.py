@@ -1,0 +1,70 @@
+"""`--min-size auto` and `--anchor-sizes auto`: sizes that fit the training objects, as numbers for the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from network_files import MaskRCNNConfig
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.objects.anchors import Objects, best_iou, objects_of, scene, suggest
+
+AUTO = "auto"
+FITTED = ("min_size", "anchor_sizes")  # the fields of MaskRCNNConfig that may be AUTO, in this order
+SMALL_SIDE = 16  # pixels that nine of ten objects have after resizing: four cells of the finest level
+LARGEST, SMALLEST, ENLARGED = 800, 128, 2.0  # bounds of the shorter side, and the most that images are enlarged
+LONGEST = 1333 / 800  # sides, the most that max_size allows, as in torchvision
+
+
+def asks_for_fit(model: dict[str, Any]) -> list[str]:
+    """Returns which of a model's fields are AUTO."""
+    return [name for name in FITTED if model.get(name) in (AUTO, (AUTO,), [AUTO])]
+
+
+def fitted(model: dict[str, Any], data_set: ImageDataset) -> tuple[dict[str, Any], list[str]]:
+    """Returns a model's fields with numbers in place of AUTO, and a line about each."""
+    model, lines, objects = dict(model), [], objects_of(data_set)
+    for name in asks_for_fit(model):
+        given = {k: v for k, v in model.items() if k not in asks_for_fit(model)}
+        found, line = (fitted_size if name == "min_size" else fitted_anchors)(given, objects)
+        model |= found
+        lines.append(line)
+    return model, lines
+
+
+def fitted_size(model: dict[str, Any], objects: Objects) -> tuple[dict[str, Any], str]:
+    """Returns min_size, and max_size where it is not given, and a line about them.
+
+    Nine of ten objects get SMALL_SIDE pixels or more, but images are not enlarged more than ENLARGED times; none is
+    reduced for it, but to LARGEST.
+    """
+    sides = objects.clipped[:, 2:] - objects.clipped[:, :2]
+    small = float(np.quantile(np.sqrt(sides.prod(1))[~objects.crowd], 0.1)) if (~objects.crowd).any() else SMALL_SIDE
+    shorter = float(np.median(objects.sizes.min(1)))
+    factor = min(max(SMALL_SIDE / max(small, 1.0), 1.0), ENLARGED)
+    size = int(min(max(round(shorter * factor / 32) * 32, SMALLEST), LARGEST))
+    found = {"min_size": (size,), "max_size": model.get("max_size") or round(size * LONGEST)}
+    return found, (
+        f"min_size: {size} (auto), max_size: {found['max_size']}: images have a shorter side of {shorter:g} pixels in "
+        f"the middle, and nine of ten objects are larger than {small:.3g} pixels, {small * size / shorter:.3g} then"
+    )
+
+
+def fitted_anchors(model: dict[str, Any], objects: Objects) -> tuple[dict[str, Any], str]:
+    """Returns anchor_sizes that reach most of the objects, and a line that says how many."""
+    config = MaskRCNNConfig.from_dict({"num_classes": 2, **model})
+    seen = scene(objects, config)
+    if not len(seen.boxes):
+        return {"anchor_sizes": config.anchor_sizes}, "anchor_sizes: auto keeps the default, as there is no object"
+    sizes = suggest(seen, config.anchor_sizes, config.aspect_ratios)
+
+    def shares(sizes: tuple[int, ...]) -> str:
+        found = best_iou(seen, sizes, config.aspect_ratios)
+        return " and ".join(f"{(found >= iou).mean():.1%} by IoU {iou}" for iou in (0.5, 0.7))
+
+    chosen, default = (" ".join(f"{size:g}" for size in each) for each in (sizes, config.anchor_sizes))
+    return {"anchor_sizes": sizes}, (
+        f"anchor_sizes: {chosen} (auto): they overlap {shares(sizes)} of {len(seen.boxes)} training objects; "
+        f"{default} {shares(config.anchor_sizes)}"
+    )

@@ -1,0 +1,102 @@
+"""An exported file, opened -> what is called like the model that it was made of, with the same detections."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbone.errors import InputError
+from network_files import MaskRCNN
+from network_files.config import MaskRCNNConfig
+from network_files.shared import Shared
+from network_files.transform import Transform
+from train_utils.checkpoints.checkpoint import is_checkpoint
+from train_utils.data.labels import LabelMap
+
+OUTSIDE = ("min_size", "max_size", "fixed_size")  # fields of the config that the file does not have built in
+# (images [N, C, h, w], sizes float [N, 2]) -> boxes, labels, scores, masks, image, as of `exporting.graph.CoreGraph`
+Run = Callable[[Tensor, Tensor], list[Tensor]]
+
+
+class ExportedModel(nn.Module):
+    """A model of a file: images are prepared and detections moved back as MaskRCNN does, a runtime does the rest.
+
+    run: the file's; about: its description, `describe`'s; config: fields of OUTSIDE that precede the file's.
+    """
+
+    to_original = MaskRCNN.to_original
+
+    def __init__(self, run: Run, about: Mapping[str, Any], **config: Any) -> None:
+        super().__init__()
+        built_in = sorted(config.keys() - set(OUTSIDE))
+        if built_in:
+            raise InputError(f"{', '.join(built_in)}: is built into an exported file; give it to the export")
+        self.shared = Shared(MaskRCNNConfig.from_dict({**about["config"], **config}))
+        self.transform = Transform(self.shared)
+        self.run, self.about = run, about
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # asked for as any model's, for its device
+
+    @property
+    def config(self) -> MaskRCNNConfig:
+        """The config that the file was made with."""
+        return self.shared.config
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the checkpoint said beside its weights."""
+        return dict(self.about["content"])
+
+    @property
+    def label_map(self) -> LabelMap:
+        """The classes."""
+        return LabelMap.from_dict(self.about["label_map"])
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True
+    ) -> list[dict[str, Tensor]] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Returns the detections, with targets ({}, detections): a file has no losses."""
+        at_once = self.about["batch"] or len(images)
+        found = []
+        for i in range(0, len(images), at_once):
+            found += self._detect(images[i : i + at_once], at_once, paste_masks)
+        return found if targets is None else ({}, found)
+
+    def _detect(self, images: list[Tensor], at_once: int, paste: bool) -> list[dict[str, Tensor]]:
+        """Returns the detections of a batch, which is filled up to as many images as the file takes."""
+        batch = self.transform.batch([*images, *itertools.repeat(images[-1], at_once - len(images))], None, False,
+                                     torch.float32)  # fmt: skip
+        boxes, labels, scores, masks, image = self.run(batch.images, torch.tensor(batch.sizes, dtype=torch.float32))
+        found = []
+        for i in range(len(images)):
+            own = image == i
+            one = {"boxes": boxes[own], "labels": labels[own], "scores": scores[own], "mask_probs": masks[own]}
+            found.append(self.to_original(one, batch, i, paste))
+        return found
+
+
+def describe(
+    config: MaskRCNNConfig, label_map: LabelMap, content: Mapping[str, Any], batch: int | None
+) -> dict[str, Any]:
+    """Returns what an exported file says of itself, as plain values; batch: images at a time, None for any number.
+
+    content: of the weights' file; of that what JSON has no form for is left out, as are the weights.
+    """
+    names = ["background", *(label_map.name(i) if label_map.has_label(i) else "" for i in range(1, config.num_classes))]
+    about = {"format_version": 1, "names": names, "batch": batch, "config": config.to_dict()}
+    kept = {key: value for key, value in content.items() if _is_plain(value)}
+    if is_checkpoint(dict(content)):
+        kept |= {"config": about["config"], "model": None}  # a checkpoint still, whose weights are elsewhere
+    return {**about, "label_map": label_map.to_dict(), "content": kept}
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether JSON has a form for a value: of None, numbers, text, lists and dicts by text."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

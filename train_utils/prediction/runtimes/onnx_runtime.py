@@ -1,0 +1,32 @@
+"""An ONNX file -> a function that onnxruntime runs on the CPU, and what the file says of itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train_utils.prediction.runtimes.exported_model import Run
+from train_utils.prediction.runtimes.packages import optional_package
+
+KEY = "maskrcnn"  # of the description, in the file's metadata
+
+
+def open_onnx(source: Path | bytes) -> tuple[Run, dict[str, Any]]:
+    """Opens a file, or its content, with as many threads as torch has. Raises RuntimeError for what is no such file."""
+    onnxruntime = optional_package("onnxruntime", "an ONNX file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone
+    content = source if isinstance(source, bytes) else str(source)
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common class
+        raise RuntimeError(str(error)) from error
+
+    def run(images: Tensor, sizes: Tensor) -> list[Tensor]:
+        found = session.run(None, {"images": images.contiguous().numpy(), "sizes": sizes.numpy()})
+        return [torch.from_numpy(array) for array in found]
+
+    return run, json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))

@@ -1,0 +1,44 @@
+"""A path -> the exported model that lies there, whatever runtime it is for."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backbone.errors import InputError
+from train_utils.io.plain_text import one_line
+from train_utils.prediction.runtimes.exported_model import ExportedModel, Run
+from train_utils.prediction.runtimes.onnx_runtime import open_onnx
+from train_utils.prediction.runtimes.openvino_runtime import MODEL, open_openvino
+from train_utils.prediction.runtimes.torch_programs import open_program
+
+OPENERS: dict[str, Callable[[Path], tuple[Run, dict[str, Any]]]] = {".onnx": open_onnx, ".pt2": open_program}
+VERSION = 1
+
+
+def is_exported(path: str | Path) -> bool:
+    """Returns whether a path names an exported file: .onnx, .pt2, or a folder that holds OpenVINO's model.xml."""
+    path = Path(path)
+    return path.suffix.lower() in OPENERS or (path / MODEL).is_file()
+
+
+def open_exported(path: str | Path, **config: Any) -> ExportedModel:
+    """Opens an exported file; config: fields of the model that precede the file's, as far as they are not built in.
+
+    Raises InputError where there is no such file, its runtime is not installed, or it is not of this project.
+    """
+    path = Path(path)
+    opener = open_openvino if path.is_dir() else OPENERS[path.suffix.lower()]
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    try:
+        run, about = opener(path)
+    except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: its runtime cannot open it ({one_line(str(error))[:200]}); export it again"
+        ) from error
+    if about.get("format_version") != VERSION:
+        raise InputError(f"{path}: is not of tools.export, or of another version of it; export it again")
+    return ExportedModel(run, about, **config)
