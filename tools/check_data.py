@@ -44,6 +44,7 @@ from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.loaders import steps_per_epoch
 from train_utils.data.objects import anchors
+from train_utils.data.objects.fitting import fitted_size
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
@@ -159,7 +160,7 @@ class Report:
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
             known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
-            of_classes = f"{known} classes ({used} of them with objects)" if used < known else counted(known, "class")
+            of_classes = counted(known, "class") + (f" ({used} of them with objects)" if used < known else "")
             lines.append(
                 f"{split}: {counted(len(counts), 'image')} ({int((counts == 0).sum()):,} without objects), "
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
@@ -207,6 +208,7 @@ class Report:
         if flags:
             config = replace(config, min_size=int(flags[1]), max_size=int(flags[3]))
             reach = anchors.reach(list(self.tables.values()), config)
+            lines.append(f"by the size of objects instead, {fitted_size({}, trained)[1]}")
         fitting = [each for each in reach if each.ratios == config.aspect_ratios]  # others do not fit published weights
         if fitting and fitting[-1].sizes != config.anchor_sizes:
             flags += ["--anchor-sizes", *map(str, fitting[-1].sizes)]
