@@ -48,7 +48,7 @@ from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
 from train_utils.prediction.model import exported_with_classes
-from train_utils.prediction.results import Results
+from train_utils.prediction.results import Results, save_data_set
 from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
@@ -57,7 +57,10 @@ from train_utils.run.epochs import Additions
 from train_utils.run.evaluation import measure, of_limits
 from train_utils.run.loop import run as run_training
 
-__all__ = ["DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "train", "validate"]
+__all__ = [
+    "DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "save_data_set", "train",
+    "validate",
+]  # fmt: skip
 
 Weights = str | Path | dict[str, Any]
 Data = str | Path | DataOptions | Dataset

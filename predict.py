@@ -24,6 +24,7 @@ import json
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from PIL import Image
 
 from backbone.settings import setting
 from network_files import InputError
+from network_files.config import EACH_PAGE
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device, shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -40,7 +42,7 @@ from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
-from train_utils.data.images import ImageError, read_image, refuse
+from train_utils.data.images import ImageError, page_count, read_image, refuse
 from train_utils.data.images.reading import AS_STORED
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
@@ -64,6 +66,7 @@ from train_utils.prediction.pipeline import (
     stopping,
 )
 from train_utils.prediction.predictor import Predictor
+from train_utils.prediction.tiles import TiledModel, TileOptions
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
@@ -75,11 +78,12 @@ RESULT_NAME, DATA_SET = "test_result", "data_set"
 USED_MOST = (
     "weights_path", "img_path", "output_dir", "score", "classes", "captions", "write", "verbose", "device", "resume"
 )  # fmt: skip
+LISTED = 10  # images that --order prints
 DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wrong than right
 
 
 @dataclass(frozen=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(ModelOptions, TileOptions):
     """Prediction: of which images, and what becomes of the detections."""
 
     img_path: tuple[str, ...] | None = setting(
@@ -107,6 +111,15 @@ class PredictOptions(ModelOptions):
     every: int = setting(1, "only every N-th frame of a video", least=1, metavar="N")
     follow_links: bool = setting(False, "follow images of a folder that are links out of it (else they are an error)")
     strict: bool = setting(False, "an image that cannot be read is an error, before any is predicted")
+    order: str | None = setting(
+        None,
+        "uncertain: list the images most worth annotating next, with the most doubtful objects: each detection counts "
+        "1 - |2 score - 1|",
+        choices=("uncertain",),
+    )
+    show_channels: tuple[int, ...] | None = setting(
+        None, "channels, from 0, that are drawn as red, green and blue, or one as grey (default: the first)", least=0
+    )
     write: str | None = setting(
         None,
         "also write images and detections as a data set that train.py opens, into data_set/ of the output folder",
@@ -117,6 +130,11 @@ class PredictOptions(ModelOptions):
         None, "processes that read images (default: on a CPU none, else up to 8)", least=0, most=1024, short="-j"
     )
     resume: bool = setting(False, "go on with the same command that was cut: what is done is not done again")
+
+    @property
+    def each_page(self) -> bool:
+        """Whether each page of a file is an image."""
+        return self.model.get("pages") == EACH_PAGE
 
     @property
     def folder(self) -> Path:
@@ -130,7 +148,7 @@ class PredictOptions(ModelOptions):
     @property
     def style(self) -> Style:
         """How detections are drawn."""
-        return Style(self.captions, not self.no_boxes, self.magnify)
+        return Style(self.captions, not self.no_boxes, self.magnify, self.show_channels)
 
 
 def parse(words: list[str] | None = None) -> PredictOptions:
@@ -144,6 +162,8 @@ def parse(words: list[str] | None = None) -> PredictOptions:
         parser.error("give either --img-path, or --coco-json with --image-dir and --output")
     if options.coco_json is not None and (options.image_dir is None or options.output is None):
         parser.error("--coco-json needs --image-dir and --output")
+    if options.order is not None and options.coco_json is not None:
+        parser.error("--order goes with --img-path")
     if options.write is not None and options.coco_json is not None:
         parser.error("--write goes with --img-path: --coco-json has a data set already")
     return options
@@ -154,6 +174,8 @@ def predictor_of(options: PredictOptions, least_score: float, world: World) -> P
     model, label_map, content = load_model(options, world.device)
     with world.one_voice():
         print(about_weights(options.weights_file, content, label_map))
+    if tiling := options.tiling(model.config, content):
+        model = TiledModel(model, tiling, options.mask_threshold)
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))
 
@@ -167,7 +189,11 @@ def predict_images(options: PredictOptions, world: World) -> int:
     json_path, as_json = options.folder / f"{RESULT_NAME}.json", not all(map(video.is_video, images))
 
     def finished(seen: Seen) -> Finished:
-        return drawn_image(options, predictor, seen, images[seen.read.at], folder / names[seen.read.at])
+        at = seen.read.at
+        done = drawn_image(options, predictor, seen, images[at], folder / names[at])
+        if not options.each_page:
+            return done
+        return done._replace(results=[{**result, "page": pages[at]} for result in done.results])
 
     def film(read: Read) -> None:
         before = predictor.tally()
@@ -179,8 +205,11 @@ def predict_images(options: PredictOptions, world: World) -> int:
             return
         kept.add(read.at, {"image": str(path), "stamp": read.stamp, **predictor.since(before)}, [])
 
+    pages = numbered(images)
+
     def read(at: int) -> torch.Tensor | None:
-        return None if video.is_video(images[at]) else read_image(images[at], reading=predictor.reading)
+        reading = dataclasses.replace(predictor.reading, page=pages[at])
+        return None if video.is_video(images[at]) else read_image(images[at], reading=reading)
 
     source = Source(images.__getitem__, read)
     work = Work(source, finished, film, lambda at: (folder / names[at]).is_file(), silent=False)
@@ -194,6 +223,8 @@ def predict_images(options: PredictOptions, world: World) -> int:
 def images_of(options: PredictOptions) -> list[Path]:
     """Returns the images and videos; what ends the command does so before anything is drawn."""
     images = find_images(options.img_path, options.follow_links)
+    if options.each_page and options.write:
+        raise InputError("--write: pages have no image files of their own; leave it out, or --pages each")
     for path in images:
         if video.is_video(path):
             check_video(path, options.strict)
@@ -203,7 +234,18 @@ def images_of(options: PredictOptions) -> list[Path]:
         if any(map(video.is_video, images)):
             raise InputError("--write: a video has no image files to make a data set of; leave it out")
         check_place(options.write, options.folder / DATA_SET, images)
+    if options.each_page:
+        images = [path for path in images for _ in range(1 if video.is_video(path) else page_count(path))]
     return images
+
+
+def numbered(images: list[Path]) -> list[int]:
+    """Returns for each path how many equal ones come before it: its page, where each page is an image."""
+    counts, pages = Counter(), []
+    for path in images:
+        pages.append(counts[path])
+        counts[path] += 1
+    return pages
 
 
 def places_of(options: PredictOptions, images: list[Path]) -> tuple[Path, list[str]]:
@@ -218,10 +260,23 @@ def conclude(options: PredictOptions, predictor: Predictor, kept: GrowingResults
     """Says what was written, and writes a data set where that is asked for; returns the exit status."""
     if kept.as_json:
         print(f"{kept.count} detection(s) written to {visible(str(kept.path))}")
+    if options.order:
+        print(*ordered(options.folder, images, predictor.doubts), sep="\n")
     if options.write:
         results = json.loads(kept.path.read_bytes())
         print(write_data_set(options.write, options.folder / DATA_SET, images, results, predictor.label_map))
     return predictor.status(len(images))
+
+
+def ordered(folder: Path, images: list[Path], doubts: dict[int, float]) -> list[str]:
+    """Writes the images, the most doubtful first; returns lines that name the first of them."""
+    pages = numbered(images)
+    most = sorted(doubts, key=lambda at: (-doubts[at], at))
+    rows = [f"{doubts[at]:.3f}\t{images[at]}" + f"\tpage {pages[at]}" * bool(pages[at]) for at in most]
+    path = folder / f"{RESULT_NAME}_order.txt"
+    files.write_text(path, "".join(f"{row}\n" for row in rows))
+    first = [visible(f"  {row}") for row in rows[:LISTED]]
+    return [f"annotate next, by doubtful objects (all {len(rows)} are in {visible(str(path))}):", *first]
 
 
 def say_replaced(options: PredictOptions, *results: Path) -> None:
@@ -261,7 +316,7 @@ def drawn_image(options: PredictOptions, predictor: Predictor, seen: Seen, path:
 def asked(options: PredictOptions) -> dict[str, Any]:
     """Returns what the results depend on, beside the images themselves."""
     places = ("img_path", "output", "output_dir", "device", "strict", "follow_links", "resume", "verbose", "write")
-    places = (*places, "batch_size", "workers")
+    places = (*places, "batch_size", "workers", "order")
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in places}
     values["weights_path"] = str(options.weights_file)
     read = ("weights_path", "label_json_path", "coco_json")

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,19 @@ from train_utils.cli.flags import add_flags, add_model_flags, given_model, given
 from train_utils.cli.parser import Parser
 from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.options import DataOptions, LoaderOptions
+from train_utils.evaluation.boundary import BOUNDARY
 from train_utils.evaluation.detections_file import read_detections
 from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
-from train_utils.evaluation.numbers import evaluate_results, format_record, write_record
+from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, format_record, write_record
 from train_utils.io.files import folder_to_write, replaced_lines, user_path
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
+from train_utils.prediction.tiles import TiledModel, TileOptions
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, measure, of_limits, write_measured
 
@@ -52,7 +54,7 @@ LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
 
 @dataclass(frozen=True)
-class ValidationOptions(ModelOptions):
+class ValidationOptions(ModelOptions, TileOptions):
     """What is measured, and whether the mistakes are looked at."""
 
     weights_path: str | Path | None = setting(
@@ -62,6 +64,7 @@ class ValidationOptions(ModelOptions):
         metavar="W",
     )
     detections: str | Path | None = setting(None, "in place of --weights-path: the results to score", metavar="R.json")
+    boundary: bool = setting(False, "also the AP of the masks' borders, which shows ragged outlines")
     max_dets: int = setting(MAX_DETS, "detections of a class in an image that AP counts", least=10, metavar="N")
     report: bool = setting(False, "write report.html too, a page about the mistakes")
     report_images: int = setting(
@@ -102,11 +105,16 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     output_dir = folder_to_write(user_path(options.output_dir))
     stats = {t: evaluate_results(truth, results, [t], max_dets=options.max_dets)[t] for t, results in found.items()}
     limits = limits_met(truth, list(found.values())[-1], max_dets=options.max_dets)
+    of_masks = stats
+    if options.boundary and "segm" in found:
+        of_masks = with_borders(stats, truth, found["segm"], options)
     images = len({result["image_id"] for results in found.values() for result in results})
     read |= {"boxes": len(found["bbox"]), "masks": len(found.get("segm", [])), "of_images": images}
     say_replaced(output_dir)
-    paths = write_record(output_dir, stats, scored.counts() | of_limits(options.max_dets, limits) | {"results": read})
-    print(format_record(stats))
+    paths = write_record(
+        output_dir, of_masks, scored.counts() | of_limits(options.max_dets, limits) | {"results": read}
+    )
+    print(format_record(of_masks))
     say_limits(limits)
     counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
     print(f"{counts} in {images} of {len(data_set)} images", *map(visible, notes), sep="\n")
@@ -116,6 +124,17 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     results = found[list(stats)[-1]]
     evaluated = Evaluated(options.detections, stats, results, data_set, max_dets=options.max_dets, limits=limits)
     return write_page_of(evaluated, options, data.strict)
+
+
+def with_borders(
+    stats: dict[str, IouTypeResult],
+    truth: dict,
+    results: list[dict],
+    options: ValidationOptions,
+    image_ids: list[int] | None = None,
+) -> dict[str, IouTypeResult]:
+    """Returns the numbers with those of the masks' borders beside them."""
+    return {**stats, **evaluate_results(truth, results, [BOUNDARY], image_ids, max_dets=options.max_dets)}
 
 
 def write_page_of(evaluated: Evaluated, options: ValidationOptions, strict: bool) -> int:
@@ -171,17 +190,23 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     settings = {**vars(options), **vars(loading), **given}
     refuse_other_work(world, settings, model, label_map, data_set)
     output_dir = world.on_main(folder_to_write, user_path(options.output_dir))  # rather now than after hours
+    if tiling := options.tiling(model.config, content):
+        model = TiledModel(model, tiling)
     result = measure(model, data_set, loading, world, options.max_dets, content.get("smallest_scale"))
 
     def written() -> int:
-        status = report(output_dir, result, scored, options)
+        shown = result
+        if options.boundary:
+            truth, own = data_set.ground_truth(unmasked=True), sorted(result.found.image_ids)
+            shown = replace(result, stats=with_borders(result.stats, truth, result.found.results, options, own))
+        status = report(output_dir, shown, scored, options)
         if not options.report:
             return status
         progress = content.get("progress") if is_checkpoint(content) else None
         found = result.found
         evaluated = Evaluated(options.weights_file, result.stats, found.results, data_set, sorted(found.image_ids))
         limits = {"max_dets": options.max_dets, "limits": result.limits}
-        limits["per_image"] = model.config.box_detections_per_img
+        limits["per_image"] = getattr(model, "detections_per_image", model.config.box_detections_per_img)
         evaluated = evaluated._replace(progress=progress, **limits)
         return max(status, write_page_of(evaluated, options, loading.strict))
 

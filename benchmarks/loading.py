@@ -116,7 +116,7 @@ def prepare_packed(settings: Settings, keep_encoded: bool = False) -> Sides:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.pack"
         pack(data, path, keep_encoded)
-        packed = open_data(path, split="train").train  # mapped: the file's name may go
+        packed = open_data(path, split="train").train  # open: the file's name may go
     world = World.single("cpu")
     options = LoaderOptions(BATCH, workers=WORKERS)
     loaders = [TrainLoader(part, build_augment(), world, options) for part in (packed, data)]

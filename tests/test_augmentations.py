@@ -223,6 +223,7 @@ def test_an_own_file_draws_by_the_generator_whatever_it_draws_from(tmp_path):
     place = str(tmp_path / "mine.py")
     darker, (image, target) = own_augmentation(f"{place}:darker"), sample(4)
     first = darker(image, target, generator(1))
+    random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002: which play no part
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert_same(darker(image, target, generator(1)), first)
     assert (before[0], before[1]) == (random.getstate(), np.random.get_state()[1].tolist())
@@ -305,3 +306,10 @@ def test_a_transform_like_those_of_albumentations():
         turns.add(turn := not torch.equal(changed, image))
         assert_same((changed, its), HorizontalFlip(float(turn))(image, target, generator()))
     assert turns == {True, False}
+
+    def wipe(image, masks=None):
+        return {"image": image, "masks": [mask * (k > 0) for k, mask in enumerate(masks)]}
+
+    image, target = sample(4)
+    its = OwnAugmentation(from_albumentations(wipe))(image, target, generator())[1]
+    assert its["labels"].tolist() == target["labels"].tolist()[1:] and its[REMOVED] == 1

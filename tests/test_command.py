@@ -122,6 +122,8 @@ def test_abbreviated_flag_is_refused_in_one_line(capsys):
         ("train", "--batch 3", "did you mean --batch-size?"),
         ("train", "--weights-path a.pth", "did you mean --weights"),
         ("train", "--ouput-dir a", "did you mean --output-dir?"),
+        ("predict", "a.jpg", "a.jpg; values follow a flag: --img-path a.jpg (python"),
+        ("train", "my_data", "my_data; values follow a flag: --data-path my_data (python"),
         ("train", "epochs=3", "flags begin with two dashes: --epochs"),
         ("train", "--nothing-like-it 3", "--nothing-like-it (python"),
     ],

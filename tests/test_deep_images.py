@@ -21,7 +21,8 @@ from network_files import create_model, load_weights
 from network_files.weight_files.weights import for_channels
 from tests.coco_folders import annotation, coco
 from tests.small_runs import call
-from tests.tiny_model import FIELDS, train_flags
+from tests.tiny_model import FIELDS, train_flags, write_checkpoint
+from tools import check_data
 from train_utils.data.images import ImageError, image_size, page_count, read_image, refuse, take_dropped
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.shown import shown
@@ -162,6 +163,19 @@ def test_what_is_not_read_is_named(tmp_path, content, name):
         read_image(path)
 
 
+def test_each_page_is_an_image_in_prediction(tmp_path):
+    weights, path = write_checkpoint(tmp_path / "model.pth"), tmp_path / "stack.tif"
+    pages = [Image.fromarray(np.full((40, 48), 60 * k, np.uint8)) for k in range(3)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    words = ("--weights-path", weights, "--img-path", path, "--output-dir", tmp_path, "--score", 0, "--pages", "each")
+    assert call(predict, *words) == 0
+    results = json.loads((tmp_path / "test_result.json").read_text())
+    assert {(r["image_id"], r["page"]) for r in results} == {(1, 0), (2, 1), (3, 2)}
+    drawn = sorted((tmp_path / "test_result").glob("*.jpg"))
+    assert len(drawn) == 3 and len({path.read_bytes() for path in drawn}) == 3
+    assert call(train, "--data-path", write_data(tmp_path / "data", 2), *train_flags(pages="each")) == 2
+
+
 def test_without_tifffile(monkeypatch):
     def absent(name):
         raise ImportError(name)
@@ -208,6 +222,19 @@ def test_shown():
     five = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 2, 2)
     assert shown(five)[:, 0, 0].tolist() == [0, 1, 2] and shown(five, (4, 2, 0))[:, 0, 0].tolist() == [4, 2, 0]
     assert shown(five[:2])[:, 0, 0].tolist() == [0, 1, 0] and shown(five, (3,))[:, 0, 0].tolist() == [3, 3, 3]
+
+
+def test_the_doctor_on_values(tmp_path, capsys):
+    data = write_data(tmp_path / "data")
+    assert call(check_data, data, "--output-dir", tmp_path / "out", "--samples", 2) in (0, 1)
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "check_data.json").read_text())["values"]
+    assert "become 0 to 1" in said and "images of more than 8 bits: 8" in said
+    assert len(found["histograms"]) == 1 and sum(found["histograms"][0].values()) == 4 * 48 * 48
+    assert found["levels"] > 50 and "Values of the pixels" in (tmp_path / "out" / "check_data.html").read_text()
+    for path in data.rglob("*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) >> 6).astype(np.uint8)).save(path)  # as if scaled by 16 bits
+    assert call(check_data, data, "--output-dir", tmp_path / "few", "--samples", 0) == 1
+    assert "warning: images of few values: 1" in capsys.readouterr().out
 
 
 def write_data(folder, count=4):

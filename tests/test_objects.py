@@ -65,9 +65,9 @@ def test_the_rests_of_factors_are_chances():
 
 def test_sizes_follow_from_small_objects():
     def size(side, shorter, **model):
-        boxes = np.array([[0, 0, side, side]] * 10 + [[0, 0, 1, 1]], dtype=float)
-        crowd = np.array([False] * 10 + [True])  # does not count
-        objects = Objects(np.array([[shorter, 2 * shorter]]), np.zeros(11, int), boxes, crowd)
+        boxes = np.array([[0, 0, side, side]] * 10 + [[0, 0, 1, 1]] * 5, dtype=float)
+        crowd = np.array([False] * 10 + [True] * 5)  # do not count
+        objects = Objects(np.array([[shorter, 2 * shorter]]), np.zeros(15, int), boxes, crowd)
         return fitted_size(model, objects)[0]
 
     assert size(32, 256) == {"min_size": (256,), "max_size": 427}  # large enough as they are

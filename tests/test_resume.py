@@ -24,6 +24,7 @@ from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.run import evaluation, resume, step
 from train_utils.run.config import RunConfig, add_arguments
+from train_utils.run.defaults import resolve
 from train_utils.run.resume import _share_batch
 
 
@@ -202,15 +203,37 @@ def test_what_an_older_checkpoint_says_of_the_data_is_compared(resumed, cut, dat
         path.write_text(content)
 
 
-def test_another_machine_or_version_is_said():
-    world = World.single("cpu")
-    now = resume.environment(world)
-    assert resume.other_environment({"environment": now}, world) == []
+def test_another_machine_version_or_augmentation_is_said(tmp_path):
+    world, own = World.single("cpu"), tmp_path / "mine.py"
+    own.write_text("def f(image, target):\n    return image, target\n")
+    config = RunConfig(augment=f"{own}:f")
+    now = resume.environment(world, config)
+    assert resume.other_environment({"environment": now}, world, config) == []
     assert torch.backends.cpu.get_cpu_capability() in now["processor"]
     before = {"environment": {**now, "torch": "2.9.0", "processor": "Zen 2 with AVX2"}}
-    (line,) = resume.other_environment(before, world)
+    (line,) = resume.other_environment(before, world, config)
     differs = [f"torch 2.9.0 -> {torch.__version__}", f"processor Zen 2 with AVX2 -> {now['processor']}"]
     assert line == f"last bits may differ from an uncut run: {', '.join(differs)}"
+    own.write_text("def f(image, target):\n    return image.flip(2), target\n")
+    (line,) = resume.other_environment({"environment": now}, world, config)
+    assert line.startswith("last bits may differ from an uncut run: file of --augment ")
+
+
+def test_another_preset_is_taken_whole():
+    """With leave: what the old one stood for goes, single flags stay."""
+    world = World.single("cpu")
+    args = resolve(RunConfig.of({"data_path": "d", "augment": "heavy", "epochs": 2, "lr_steps": (1,)}), world).to_args()
+    before = {
+        "args": {**args, "warmup_iters": 1},
+        "progress": {"steps_per_epoch": 9, "global_batch": 2, "world_size": 1},
+    }
+    before["config"] = {"num_classes": 2, "norm": "frozen"}
+    given = {"augment": "light", "blur": 2.0, "resume": "auto", "allow_changed": ("augment", "blur")}
+    config, lines = resume.take_over(given, RunConfig.of(given), before, world)
+    assert (config.noise, config.zoom, config.blur, config.epochs) == (0, (0.8, 1.25), 2.0, 2)
+    assert lines == ["changed: --augment heavy -> light", "changed: --blur 1.5 -> 2.0"]
+    with pytest.raises(InputError, match="--augment light was heavy before"):
+        resume.take_over({"augment"}, RunConfig.of({"augment": "light"}), before, world)
 
 
 def test_the_same_images_may_lie_elsewhere(resumed, data, tmp_path):

@@ -1,12 +1,19 @@
 """Tiles of a large image: a detector that sees in each tile what is true gives, joined, what is true."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import maskrcnn
+import predict
+import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
+from tests.tiny_model import NAMES, write_checkpoint, write_coco, write_images
 from train_utils.prediction.tiles import Tiling, joined
 
 SIZE = (150, 190)
@@ -124,3 +131,47 @@ def test_an_empty_tile_has_one_value_in_each_channel():
 def test_a_tiling_that_cannot_be_is_named(words, said):
     with pytest.raises(InputError, match=said):
         Tiling(**words)
+
+
+def mosaic(folder):
+    """Writes an image of four of the tiny model's, and returns its path."""
+    parts = [np.array(Image.open(path).resize((96, 96))) for path in write_images(folder / "parts")[:2]]
+    path = folder / "large.png"
+    Image.fromarray(np.concatenate([np.concatenate(parts, 1), np.concatenate(parts[::-1], 1)])).save(path)
+    return path
+
+
+def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, command):
+    weights, path = write_checkpoint(tmp_path / "model.pth"), mosaic(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shared = ("--weights-path", weights, "--device", "cpu", "--score", 0.3)
+    status, out, err = command(predict, *shared, "--img-path", path, "--tile", 96, "--overlap", 0.25)
+    assert status == 0, err
+    results = json.loads((tmp_path / "test_result.json").read_text())
+    found = maskrcnn.load(weights)(path, score=0.3, tile=96, overlap=0.25)
+    assert results and [result["score"] for result in results] == found.scores.tolist()
+    assert [result["segmentation"] for result in results] == found.rle()
+    assert found.masks[0].shape == (192, 192) and len(found.polygons()) == len(found)
+
+    one = write_images(tmp_path / "one")[0]
+    detector = maskrcnn.load(weights)
+    assert torch.equal(detector(one, tile=500).scores, detector(one).scores)  # one tile is the image
+
+    assert command(predict, *shared, "--img-path", path, "--tile", "large")[0] == 2
+    bare = tmp_path / "bare.pth"
+    torch.save(detector.model.state_dict(), bare)
+    words = ("--weights-path", bare, "--num-classes", len(NAMES), "--img-path", path)
+    status, _, err = command(predict, *words, "--device", "cpu", "--tile", "auto")
+    assert status == 2 and "--tile auto: these weights do not say" in err
+
+
+def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monkeypatch, command):
+    data, weights = write_coco(tmp_path / "data"), write_checkpoint(tmp_path / "model.pth")
+    monkeypatch.chdir(tmp_path)
+    words = ("--weights-path", weights, "--data-path", data, "--device", "cpu", "--boundary")
+    status, out, err = command(validation, *words, "--tile", 48)
+    assert status == 0, err
+    record = json.loads((tmp_path / "record_mAP.json").read_text())
+    assert set(record) == {"bbox", "segm", "boundary", "about"}
+    assert record["boundary"]["stats"]["AP"] <= record["segm"]["stats"]["AP"]
+    assert "loss" not in out.splitlines()[-2] and "IoU type: boundary" in out

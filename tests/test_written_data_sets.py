@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import maskrcnn
 import predict
 from backbone.errors import InputError
 from tests.tiny_model import write_checkpoint, write_images
@@ -119,6 +120,7 @@ def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     weights, images = write_checkpoint(tmp_path / "model.pth"), write_images(tmp_path / "in")[:2]
     flags = ("--weights-path", weights, "--device", "cpu", "--img-path", *images, "--score", 0, "--write", "coco")
+    flags = (*flags[:-2], "--order", "uncertain", *flags[-2:])
     status, out, _ = command(predict, *flags)
     results = json.loads((tmp_path / "test_result.json").read_text())
     content = json.loads((tmp_path / "data_set" / "instances.json").read_text())
@@ -126,7 +128,23 @@ def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
     kept = {(r["segmentation"]["counts"], r["category_id"]) for r in results}
     assert {(a["segmentation"]["counts"], a["category_id"]) for a in content["annotations"]} <= kept
     assert sum(open_data(tmp_path / "data_set", "train").train.object_counts()) > 0
+    rows = [line.split("\t") for line in (tmp_path / "test_result_order.txt").read_text().splitlines()]
+    doubts = {
+        str(path): sum(1 - abs(2 * r["score"] - 1) for r in results if r["file_name"] == str(path)) for path in images
+    }
+    assert [name for _, name in rows] == sorted(doubts, key=lambda name: -doubts[name])
+    assert all(float(doubt) == pytest.approx(doubts[name], abs=0.6) for doubt, name in rows)  # more are below 0.05
+    assert f"annotate next, by doubtful objects (all 2 are in test_result_order.txt):\n  {rows[0][0]}" in out
     status, _, said = command(predict, *flags)
     assert status == 2 and "data_set: exists already" in said
+    detector = maskrcnn.load(weights)
+    found = detector(list(images), score=0)
+    for form in ("labelme", "yolo", "masks", "voc"):
+        line = getattr(found[0], f"to_{form}")(tmp_path / form)
+        assert line.startswith("1 image(s) with ") and f"written as {form} data" in line
+        assert open_data(tmp_path / form, "train", val_fraction=0).train.object_counts().sum() > 0
+    assert maskrcnn.save_data_set(found, "coco", tmp_path / "coco").startswith("2 image(s)")
+    with pytest.raises(InputError, match="is no file; a data set needs image files"):
+        detector(np.zeros((40, 40), np.uint8)).to_yolo(tmp_path / "other")
     status, _, said = command(predict, *flags[:2], "--coco-json", "x", "--image-dir", "y", "--output", "z", *flags[-2:])
     assert status == 2 and "--write goes with --img-path" in said

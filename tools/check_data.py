@@ -48,7 +48,7 @@ from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
-from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights
+from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights, is_auto
 from train_utils.run.schedule import default_epochs
 from train_utils.show.pages import write_page
 
@@ -104,6 +104,7 @@ class Report:
         self.tables: dict = {}
         self.classes: dict = {}
         self.histograms: dict = {}
+        self.values: images.PixelValues | None = None
         self.sizes: dict = {}
         self.reach: list = []
         self.masks: list = []
@@ -125,6 +126,9 @@ class Report:
         """Looks at everything but the images."""
         options, finds = self.options, self.finds
         self.opened = open_all(options, finds)
+        if self.opened.splits:
+            splits, self.values = images.pixel_values(self.opened.splits, self.config, finds)
+            self.opened = self.opened._replace(splits=splits)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
         if self.tables and not options.weights_path:
             classes = next(iter(self.opened.splits.values())).label_map.num_labels
@@ -266,6 +270,7 @@ class Report:
             "classes": self.classes,
             "histograms": self.histograms,
             "image_sizes": self.sizes,
+            "values": self.values._asdict() if self.values else None,
             "anchors": [
                 {
                     "anchor_sizes": list(reach.sizes),
@@ -313,6 +318,8 @@ class Report:
         if self.tables:
             sections.append(page.classes_section(self.classes))
             sections.append(page.histograms_section(self.histograms, self.sizes))
+        if self.values:
+            sections.append(page.values_section(*self.values[:3]))
         if self.reach:
             sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
             if self.masks:
@@ -332,7 +339,7 @@ def model_config(options: Options, classes: int | None = None) -> tuple[MaskRCNN
     It is that of --weights-path, else train.py's for this data; flags that are given precede it. classes: of the data,
     background counted.
     """
-    given = options.model
+    given = {name: value for name, value in options.model.items() if name != "value_range" or not is_auto(value)}
     if options.weights_path:
         path = weights_file(options.weights_path)
         content = load_file(path)
@@ -370,7 +377,12 @@ def what_is_left(report: Report, seconds: list[float]) -> str:
 def show(report: Report) -> None:
     """Prints the summary: errors first."""
     print(one_line(f"{report.opened.path} ({report.opened.layout})"))
-    for line in (*report.lines(), *report.anchor_lines(), *report.mask_lines()):
+    for line in (
+        *report.lines(),
+        *(report.values.lines if report.values else ()),
+        *report.anchor_lines(),
+        *report.mask_lines(),
+    ):
         print(f"  {visible(line)}")
     verdict = page.brief_verdict(report.verdict, report.finds)
     print(one_line(f"train.py would stop: {verdict}") if verdict else "train.py would open this data")

@@ -55,7 +55,8 @@ def other_size(data):
 
 def image_of(seen, i=1) -> np.ndarray:
     """Image i of the data set, uint8 [H, W, 3]."""
-    return seen.data[i][0].permute(1, 2, 0).numpy()
+    image = seen.data[i][0].permute(1, 2, 0)
+    return (image * 255).round().byte().numpy() if image.is_floating_point() else image.numpy()
 
 
 def turned(stored_size: bool) -> Case:
@@ -178,9 +179,9 @@ CASES = [
     broken("empty file", b"", "the file is empty"),
     broken("text in place of an image", b"no image", "not an image in a known format"),
     broken(
-        "grey values beyond 16 bits",
-        encoded("TIFF", Image.fromarray(RAMP.astype(np.int32) * 1000)),
-        "convert to 8 bits",
+        "grey values that are no numbers",
+        encoded("TIFF", Image.fromarray(np.full(RAMP.shape, np.nan, dtype=np.float32))),
+        "its values are not finite",
         "1.tif",
     ),
     Case("image: missing", ERROR, missing, ("instances_", "1.png", "1 of its 4 image files", "id 11"), of="json"),

@@ -7,6 +7,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from backbone.errors import InputError
+from network_files.config import MaskRCNNConfig
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import EXIF_ORIENTATION, ImageError, formats, image_suffixes, read_image
+from train_utils.data.images.depth import is_deep
+from train_utils.data.images.reading import AS_STORED, Reading
+from train_utils.data.images.shown import shown
+from train_utils.data.images.survey import FEW, MEASURED, advise, measure, spread
 
 THUMB = 32  # pixels a side of the copies that doubles are compared by
 HASH = 8  # rows, and differences in each, of the difference hash
@@ -29,12 +35,20 @@ UNREADABLE = Kind(
     "skipped: images that cannot be read",
     "Training leaves them out and counts them; under --strict they are an error. Save them anew.",
 )
-BLANKS = Kind(WARNING, "images of one colour", "Were they exported right? 16 bits of small values come out black.")
+BLANKS = Kind(WARNING, "images of one colour", "Were they exported right?")
 ODD = "Read as training reads them; no need to act where they look right on the contact sheet."
 TURNED = Kind(NOTE, "images turned by their EXIF orientation", ODD)
-DEEP = Kind(NOTE, "images of more than 8 bits", "Scaled to 8 bits by their type's range, not by their content.")
+DEEP = Kind(
+    NOTE, "images of more than 8 bits", "Training measures which values become 0 and 1, or takes --value-range."
+)
 COLOURS = Kind(NOTE, "images in other colours than RGB or grey", ODD)
 FRAMES = Kind(NOTE, "animations, of which the first frame is read", ODD)
+FEW_LEVELS = Kind(
+    WARNING, "images of few values", "Were they made of images of more bits by a scale that is too large?"
+)
+NARROW = Kind(WARNING, "images that use little of their range", "--value-range auto measures the range.")
+BINS = 24  # of a histogram of values
+LEAST_SHARE = 0.1  # of the range, that values should lie in
 
 
 class Seen(NamedTuple):
@@ -68,12 +82,13 @@ class Reader:
         path = self.data[i] if self.paths else self.data.file_name(i)
         notes = tuple(header_notes(path))
         try:
-            image = read_image(path) if self.paths else self.data[i][0]
+            image = read_image(path, reading=AS_STORED) if self.paths else self.data[i][0]
         except InputError as error:
             return Seen(i, (str(error), isinstance(error, ImageError)), False, notes, b"", 0, b"", 0.0)
         digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=str(tuple(image.shape)).encode()).digest()
         thumb = thumbnail(image)
-        blank = int(image.max()) - int(image.min()) <= BLANK
+        unit = 1 if image.dtype == torch.uint8 else 1 / 255
+        blank = float(image.max()) - float(image.min()) <= BLANK * unit
         return Seen(i, None, blank, notes, digest, difference_hash(thumb), thumb.tobytes(), time.perf_counter() - start)
 
 
@@ -83,7 +98,7 @@ def header_notes(path: str | Path) -> Iterator[tuple[Kind, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=formats()) as image:
-                mode, frames = image.mode, getattr(image, "n_frames", 1)
+                mode, deep, frames = image.mode, is_deep(image), getattr(image, "n_frames", 1)
                 try:
                     turn = image.getexif().get(EXIF_ORIENTATION, 1)
                 except Exception:  # as in train_utils/data/images.py: damaged tags say nothing about the pixels
@@ -92,7 +107,7 @@ def header_notes(path: str | Path) -> Iterator[tuple[Kind, str]]:
         return
     if turn in range(2, 9):
         yield TURNED, f"{path}: EXIF orientation {turn}"
-    if mode.startswith("I") or mode == "F":
+    if deep:
         yield DEEP, f"{path}: mode {mode}"
     elif mode not in ("RGB", "L", "1"):
         yield COLOURS, f"{path}: mode {mode}"
@@ -101,8 +116,8 @@ def header_notes(path: str | Path) -> Iterator[tuple[Kind, str]]:
 
 
 def thumbnail(image: torch.Tensor) -> np.ndarray:
-    """Turns an image uint8 [3, H, W] into a grey uint8 [THUMB, THUMB], each pixel the mean of its part."""
-    grey = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
+    """Turns an image [C, H, W] into a grey uint8 [THUMB, THUMB], each pixel the mean of its part."""
+    grey = Image.fromarray(shown(image).permute(1, 2, 0).numpy()).convert("L")
     return np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX, reducing_gap=2))
 
 
@@ -143,6 +158,45 @@ def report(seen: Seen, data: ImageDataset | list[Path], split: str, finds: Finds
             finds.mistake(message, split=split, image=image)
     elif seen.blank:
         finds.add(BLANKS, f"{path}: all its pixels are alike", split, image)
+
+
+class PixelValues(NamedTuple):
+    """Values of the training images: histograms of each channel, how many different ones, and lines that say so."""
+
+    histograms: list[dict[str, int]]
+    levels: int
+    images: int
+    lines: list[str]
+
+
+def pixel_values(
+    splits: dict[str, ImageDataset], config: MaskRCNNConfig, finds: Finds
+) -> tuple[dict[str, ImageDataset], PixelValues | None]:
+    """Returns the splits as training reads their images, and the values of a sample; None where none can be read."""
+    split, part = next(iter({role: splits[role] for role in ("train", "all", "val") if role in splits}.items()))
+    reading = Reading.of(config)
+    try:
+        advice = advise(part, reading, False, False)
+        reading = replace(reading, **advice.fields)
+        values = advice.values or measure(part, reading, spread(len(part), MEASURED))
+    except InputError:  # the full pass, which opens each image, says why
+        values = None
+    if values is None:
+        return {role: each.read_as(reading) for role, each in splits.items()}, None
+    usual = (0.0, 255.0) if values.in_bytes else (0.0, float(max(1.0, min(65535.0, values.sample.max()))))
+    pair = reading.value_range if reading.value_range and len(reading.value_range) == 2 else None
+    low, high = usual if values.in_bytes or pair is None else pair
+    levels, (least, most) = values.levels(low, high), values.value_range()
+    lines, where = list(advice.lines), f"{part.source}: {levels} different values from {low:g} to {high:g}"
+    if levels < FEW:
+        finds.add(FEW_LEVELS, f"{where} in {values.of} images", split)
+        lines.append(f"{levels} different values in {values.of} images, which is few")
+    elif not values.in_bytes and (most - least) < LEAST_SHARE * (high - low):
+        finds.add(NARROW, f"{where}, nearly all of them within {least:g} to {most:g}", split)
+    histograms = values.histogram(low, high, BINS)
+    histograms = histograms[:1] if all(each == histograms[0] for each in histograms) else histograms  # of grey
+    found = PixelValues(histograms, levels, values.of, lines)
+    return {role: each.read_as(reading) for role, each in splits.items()}, found
 
 
 def images_below(folder: Path) -> list[Path]:

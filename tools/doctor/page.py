@@ -14,6 +14,8 @@ from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, of_sever
 from tools.doctor.statistics import MaskReach
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
+from train_utils.data.images.reading import AS_STORED
+from train_utils.data.images.shown import shown
 from train_utils.data.loaders import AUGMENTATION, sample_rng
 from train_utils.data.objects.anchors import Reach
 from train_utils.io.plain_text import counted, one_line
@@ -99,7 +101,7 @@ def _sheet_text(splits: dict, shown: int, count: int, settings: Augmentation) ->
 def _drawn(part: ImageDataset | list[Path], i: int, augment: Callable | None = None) -> tuple[Image.Image, str]:
     """Returns an image with its objects, and how many; augment: (image, target, i) -> (image, target)."""
     if isinstance(part, list):
-        image = read_image(part[i])
+        image = shown(read_image(part[i], reading=AS_STORED))
         return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
     image, target = part[i]
     if augment is not None:
@@ -170,6 +172,16 @@ def histograms_section(histograms: dict, sizes: dict[str, int]) -> Section:
     rows = [[size, f"{count:,}"] for size, count in sizes.items()]
     of_sizes = tag("h3", "Commonest image sizes (width x height)"), table(["pixels", "images"], rows)
     return section("shapes", "Sizes and shapes", tag("div", *plots, class_="two"), *of_sizes)
+
+
+def values_section(histograms: Sequence[dict[str, int]], levels: int, images: int) -> Section:
+    """Shows how often the values of each channel are."""
+    plots = [
+        figure(bars(list(found.values()), list(found), "value in the files", "pixels of the sample"), f"Channel {k}")
+        for k, found in enumerate(histograms, 1)
+    ]
+    said = tag("p", f"{levels:,} different values in {counted(images, 'image')}; the outer bars hold what lies beyond.")
+    return section("values", "Values of the pixels", said, tag("div", *plots, class_="two"))
 
 
 def anchors_section(found: Sequence[Reach], sizing: str) -> Section:

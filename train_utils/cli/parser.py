@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import typing
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from train_utils.cli.command import EXIT_WRONG_INPUT
 from train_utils.cli.suggestions import suggestions
 from train_utils.io import files
+from train_utils.io.plain_text import pasted
 from train_utils.io.version import __version__
 
 FIRST = "Used most"  # the title of the flags that --help begins with
@@ -68,13 +70,19 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
-        """Ends the command for a flag that there is not, before it complains of one that is missing."""
+        """Ends the command for words that it has no use for, before it complains of a flag that is missing."""
         known = self._option_string_actions
         words = words[: words.index("--")] if "--" in words else words
         names = [word.partition("=")[0] for word in words if word.startswith("--") and " " not in word]
         unknown = [name for name in names if name not in known]
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
+        places = [action for action in self._actions if not action.option_strings]
+        stray = [] if places else list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+        if stray:
+            flag = next(name for name in ("--img-path", "--data-path", *known) if name in known)
+            also = self._advice(stray) or f"; values follow a flag: {pasted(flag, stray[0])}"
+            self.error(f"unrecognized arguments: {' '.join(stray)}{also}")
 
     def _advice(self, unknown: Sequence[str]) -> str:
         several, said = len(unknown) > 1, []

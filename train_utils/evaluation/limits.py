@@ -60,9 +60,9 @@ def limits_met(
     return limits + full_images(full, per_image)
 
 
-def full_images(count: int, per_image: int | None) -> list[Limit]:
-    """Returns the limit of per_image detections in an image, where so many images met it; empty for none."""
-    line = f"{count} image(s) have {per_image} detections, all that --box-detections-per-img allows"
+def full_images(count: int, per_image: int | None, what: str = "image") -> list[Limit]:
+    """Returns the limit of per_image detections in an image (or tile), where so many met it; empty for none."""
+    line = f"{count} {what}(s) have {per_image} detections, all that --box-detections-per-img allows"
     return [Limit("full_images", count, 0, line)] if count else []
 
 
@@ -109,7 +109,8 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
     scales = [scale for scale in (scale_of(size, config) for size in sizes) if scale < least]
     line = (
         f"{len(scales)} image(s) are shrunk to as little as {min(scales, default=1):.2g} of their size, in training to "
-        f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink less"
+        f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink "
+        "less, --tile auto looks at them in parts"
     )
     return [Limit("shrunk_images", len(scales), 0, line)] if scales else []
 

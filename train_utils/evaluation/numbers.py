@@ -49,7 +49,7 @@ def to_coco_results(
 ) -> list[dict]:
     """Returns COCO result dicts (image_id, category_id, bbox, segmentation as RLE, score) of some images' detections.
 
-    detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m], as
+    detections: per image boxes [D, 4], labels [D], scores [D], mask_probs [D, m, m] (or masks: CroppedMasks), as
     `model(images, paste_masks=False)` returns them, on any device (masks are pasted there); sizes: the images' (H, W);
     geometry: the model's. A mask's pixels are those with a probability above mask_threshold; pasted: the images' masks,
     where they are pasted already. Scores and boxes keep every digit; categories get the data's own ids.
@@ -60,6 +60,7 @@ def to_coco_results(
     for detection, image_id, (height, width), cropped in zip(detections, image_ids, sizes, masks_of, strict=True):
         boxes = detection["boxes"].detach().double().cpu()  # [D, 4]
         corners, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # [D, 2] each
+        cropped = detection.get("masks") if cropped is None else cropped  # of tiles
         if cropped is None:
             where = detection["boxes"], (height, width), geometry, mask_threshold
             masks = encode_masks(detection["mask_probs"], *where)

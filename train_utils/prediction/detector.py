@@ -24,6 +24,7 @@ from train_utils.io.files import user_path
 from train_utils.prediction.exporting.export import Export, export_model, format_of
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
+from train_utils.prediction.tiles import TiledModel, Tiling, tiling_of
 from train_utils.show.image_lists import find_images
 from train_utils.show.video import is_video
 
@@ -40,6 +41,7 @@ class Wanted(NamedTuple):
     mask_threshold: float
     batch_size: int
     strict: bool
+    tiling: Tiling | None
 
 
 class Detector:
@@ -87,6 +89,8 @@ class Detector:
         mask_threshold: float = 0.5,
         batch_size: int = 4,
         strict: bool = True,
+        tile: int | str | None = None,
+        overlap: float = 0.2,
     ) -> Results | list[Results] | Iterator[Results]:
         """Finds objects: Results of one image, a list of those of several, an iterator where an iterator gives them.
 
@@ -94,12 +98,18 @@ class Detector:
         tensor [H, W] or [3, H, W]; or several of them; a path may be a folder or a glob.
         score: least score; classes: names, None for all; mask_threshold: a mask's pixels are those with a probability
         above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
-        read is an error, else it is left out with a warning.
+        read is an error, else it is left out with a warning; tile: images are looked at in tiles of so many pixels a
+        side ("auto": as large as the largest image of training), of which neighbours share `overlap` of a side, and
+        what they show is joined.
         """
+        tiling = None
+        if tile is not None:
+            with speaking_python():
+                tiling = tiling_of(tile, overlap, 0.0, self.model.config, self.content)
         if is_one_image(images):
-            (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True))
+            (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True, tiling=tiling))
             return one
-        wanted = Wanted(score, classes, mask_threshold, batch_size, strict)
+        wanted = Wanted(score, classes, mask_threshold, batch_size, strict, tiling)
         if isinstance(images, str | Path):
             with speaking_python():
                 images = find_images([str(images)])
@@ -118,7 +128,9 @@ class Detector:
         thresholds = wanted.score, wanted.mask_threshold, wanted.classes, wanted.strict
         smallest = self.content.get("smallest_scale")
         with speaking_python():
-            predictor = Predictor(self.model.eval(), self.label_map, *thresholds, smallest)
+            model = self.model.eval()
+            tiled = model if wanted.tiling is None else TiledModel(model, wanted.tiling, wanted.mask_threshold)
+            predictor = Predictor(tiled, self.label_map, *thresholds, smallest)
         at_once = 1 if one_by_one(self.device) else wanted.batch_size * BATCHES_AHEAD
         count = len(images) if hasattr(images, "__len__") else None
         silent = None if "ipykernel" not in sys.modules else False  # a notebook is no terminal
@@ -155,7 +167,8 @@ class Detector:
         """Returns the Results; an image of a file is read again where it is drawn, others are kept."""
         a_file = isinstance(value, str | Path)
         again = partial(image_of, value if a_file else image, reading=Reading.of(self.model.config))  # can be pickled
-        found = {key: tensor.clone() for key, tensor in found.items()}  # outside of inference mode: may be changed
+        # cloned outside of inference mode, tensors may be changed
+        found = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
         source = str(value) if a_file else f"image {number}"
         size, geometry = tuple(image.shape[-2:]), self.model.config.geometry
         return Results(found, size, self.label_map, geometry, again, source, wanted.mask_threshold)

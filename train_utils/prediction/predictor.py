@@ -30,6 +30,7 @@ from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import labels_of
+from train_utils.prediction.tiles import TiledModel
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
@@ -44,7 +45,12 @@ def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device
     for i in range(0, len(images), at_once):
         some = [image.to(device) for image in images[i : i + at_once]]
         found += model(some, paste_masks=False)
-    return [{key: value.cpu() for key, value in detections.items()} for detections in found]
+    return [{key: value.to("cpu") for key, value in detections.items()} for detections in found]
+
+
+def without(values: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
+    """Returns a number that is among values, and the others."""
+    return int(values[name]), {key: value for key, value in values.items() if key != name}
 
 
 def alike(
@@ -66,6 +72,14 @@ def one_by_one(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def doubt_of(scores: torch.Tensor) -> float:
+    """Returns how many doubtful objects an image has, from its detections' scores [D], those below --score included.
+
+    Each counts 1 - |2 score - 1|: 1 where the model is undecided (0.5), 0 where it is sure (0 or 1).
+    """
+    return float((1 - (2 * scores.double() - 1).abs()).sum())
+
+
 class Predictor:
     """A model with what is wanted of its detections: thresholds and classes only filter.
 
@@ -84,6 +98,7 @@ class Predictor:
         smallest_scale: object = None,
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
+        self.tiling = model.tiling if isinstance(model, TiledModel) else None
         self.least_score, self.mask_threshold, self.reading = least_score, mask_threshold, Reading.of(model.config)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
@@ -96,6 +111,7 @@ class Predictor:
         self.left_out: Counter[str] = Counter()  # detections, by why
         self.empty = 0  # detections whose mask has no pixel
         self.foreign = 0  # detections of classes that the data lacks
+        self.doubts: dict[int, float] = {}  # of images by position, see `doubt_of`
 
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (as `reading` says) with at least the least score and one of the classes."""
@@ -121,16 +137,21 @@ class Predictor:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         keep = found["scores"] >= self.least_score  # [D]
         full = int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
+        if self.tiling is not None:
+            size, full, found = self.tiling.tile_size(size), *without(found, "full_tiles")
         left_out = Counter({f"below --score {self.least_score:g}": int((~keep).sum())})
         if self.labels is not None:
             wanted = torch.isin(found["labels"], self.labels)
             left_out["of other classes than --classes"] = int((keep & ~wanted).sum())
             keep &= wanted
         counts = {"size": size, "best": self._best_of(found), "full": int(full), "left_out": left_out}
+        counts["doubt"] = doubt_of(found["scores"] if self.labels is None else found["scores"][wanted])
         return {key: value[keep] for key, value in found.items()}, counts
 
     def masks(self, found: dict, size: tuple[int, int]) -> CroppedMasks:
-        """Returns the masks of an image of size (H, W)."""
+        """Returns the masks of an image, as it is or resized to size (H, W), where boxes lie."""
+        if "masks" in found:
+            return found["masks"] if found["masks"].size == tuple(size) else found["masks"].resize(size)
         where = found["boxes"], size, self.model.config.geometry, self.mask_threshold
         return mask_probs_to_bool(found["mask_probs"], *where)
 
@@ -189,6 +210,8 @@ class Predictor:
     def recall(self, counted: Mapping[str, Any]) -> None:
         """Counts an image for `status`: "size" (H, W), "best" (score, label), and what it has of TALLIED."""
         self.sizes.update([tuple(counted["size"])] if counted.get("size") else [])
+        if "doubt" in counted and "image" in counted:
+            self.doubts[counted["at"]] = counted["doubt"]
         known = [tuple(best) for best in (self.best, counted.get("best")) if best]
         self.best = max(known, key=lambda best: best[0], default=None)
         for name in TALLIED:
@@ -198,7 +221,8 @@ class Predictor:
 
     def limits(self) -> list[Limit]:
         """Returns the limits that the images met, which may have cost detections."""
-        full = full_images(self.full, self.model.config.box_detections_per_img)
+        what = "image" if self.tiling is None else "tile"
+        full = full_images(self.full, self.model.config.box_detections_per_img, what)
         shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
         return [*full, *shrunk, *dropped_limits(self.dropped + take_dropped())]
 

@@ -18,11 +18,12 @@ from PIL import Image
 
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
-from network_files.operators.instance_masks import encode_masks, mask_probs_to_bool
+from network_files.operators.instance_masks import encode_cropped, mask_probs_to_bool
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.mistakes.outlines import border_loops, simplified
 from train_utils.evaluation.numbers import to_coco_results
-from train_utils.io.files import atomic_file
+from train_utils.io.files import atomic_file, user_path
+from train_utils.prediction.data_sets import write_data_set
 from train_utils.show.captions import AUTO
 from train_utils.show.drawing import Style, draw_detections
 
@@ -61,8 +62,9 @@ class Results:
     """What a model found in one image, by falling score.
 
     found: boxes float32 [D, 4] (x1 y1 x2 y2 in the image's pixels), labels int64 [D], scores float32 [D] in 0..1,
-    mask_probs [D, 28, 28]; size: (H, W); geometry: the model's; image: gives the image [3, H, W];
-    source: its path, or what stands for it; mask_threshold: a mask's pixels are those with a probability above it.
+    mask_probs [D, 28, 28], or of tiles masks (CroppedMasks); size: (H, W); geometry: the model's; image: gives the
+    image [3, H, W]; source: its path, or what stands for it; mask_threshold: a mask's pixels are those with a
+    probability above it.
 
     results[i], results[a:b], results[results.scores > 0.9] are the Results of these detections alone.
     """
@@ -102,6 +104,8 @@ class Results:
 
     def cropped_masks(self, which: slice | Sequence[int] = slice(None)) -> CroppedMasks:
         """Returns masks as the pixels in their boxes."""
+        if "masks" in self.found:  # of tiles
+            return self.found["masks"][which]
         probs, boxes = self.found["mask_probs"][which], self.boxes[which]
         return mask_probs_to_bool(probs, boxes, self.size, self.geometry, self.mask_threshold)
 
@@ -121,7 +125,7 @@ class Results:
 
     def rle(self) -> list[dict]:
         """Returns each mask as COCO's compressed RLE: {"size": [H, W], "counts": str}."""
-        return encode_masks(self.found["mask_probs"], self.boxes, self.size, self.geometry, self.mask_threshold)
+        return encode_cropped(self.cropped_masks())
 
     def to_coco(self, image_id: int | str = 0) -> list[dict]:
         """Returns COCO results: image_id, category_id, bbox (x y w h), segmentation (RLE), score."""
@@ -129,6 +133,22 @@ class Results:
         one = to_coco_results([self.found], [image_id], [self.size], self.label_map, *of_masks)
         given = self.label_map.given
         return [{**result, "category_id": given.get(result["category_id"], result["category_id"])} for result in one]
+
+    def to_labelme(self, folder: str | Path) -> str:
+        """Writes the image and its detections as LabelMe data into a new folder; returns a line that says so."""
+        return save_data_set([self], "labelme", folder)
+
+    def to_yolo(self, folder: str | Path) -> str:
+        """Writes the same as YOLO data."""
+        return save_data_set([self], "yolo", folder)
+
+    def to_masks(self, folder: str | Path) -> str:
+        """Writes the same as mask images."""
+        return save_data_set([self], "masks", folder)
+
+    def to_voc(self, folder: str | Path) -> str:
+        """Writes the same as VOC data."""
+        return save_data_set([self], "voc", folder)
 
     def draw(self, captions: str = AUTO, boxes: bool = True, magnify: int | None = None) -> Image.Image:
         """Returns the image with masks, boxes, names and scores on it; arguments as of `show.drawing.Style`."""
@@ -171,6 +191,22 @@ class Results:
         file = io.BytesIO()
         self.draw().save(file, "PNG")
         return file.getvalue()
+
+
+def save_data_set(results: Sequence[Results], form: str, folder: str | Path) -> str:
+    """Writes images and what was found in them as a data set that `train` opens, as predict.py --write does.
+
+    form: coco, labelme, yolo, masks or voc; folder: a new one. Returns a line that says what is in it. Raises
+    InputError for a folder that is there, and for images that are no files.
+    """
+    if not results:
+        raise InputError("there are no results to write")
+    for one in results:
+        if not user_path(one.source).is_file():
+            raise InputError(f"{one.source}: is no file; a data set needs image files, so give paths to the detector")
+    found = [result for number, one in enumerate(results, 1) for result in one.to_coco(number)]
+    paths = [user_path(one.source) for one in results]
+    return write_data_set(form, user_path(folder), paths, found, results[0].label_map)
 
 
 def labels_of(label_map: LabelMap, classes: str | Sequence[str]) -> list[int]:

@@ -7,15 +7,19 @@ seen by both. A detection is cut where its box ends at a border of its tile that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbone.errors import InputError
+from backbone.settings import Settings, setting
+from network_files import MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.transform import WHITE
 
 Size = tuple[int, int]  # height, width
@@ -23,6 +27,28 @@ Size = tuple[int, int]  # height, width
 AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
 MOST_OVERLAP = 0.5  # of a side: with more, tiles would overlap that are no neighbours
+TILES_AT_ONCE = 8  # on a GPU
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class TileOptions(Settings):
+    """Large images: looked at in tiles, whose detections are joined."""
+
+    tile: str | None = setting(
+        None,
+        "look at images in tiles of so many pixels a side and join what they show; auto: as large as the largest image "
+        "of training",
+        metavar="SIZE",
+    )
+    overlap: float = setting(0.2, "share of a tile's side that neighbours have in common", least=0, most=MOST_OVERLAP)
+    tile_empty: float = setting(
+        0.0, "a tile whose values differ by at most this in each channel is left out (of 255; below 0: none is)"
+    )
+
+    def tiling(self, config: MaskRCNNConfig, content: Mapping[str, Any]) -> Tiling | None:
+        """Returns how images are cut, None without --tile; config: the model's, content: of its file."""
+        return None if self.tile is None else tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
 
 
 @dataclass(frozen=True)
@@ -43,10 +69,14 @@ class Tiling:
         if not 0 <= self.overlap <= MOST_OVERLAP:
             raise InputError(f"--overlap {self.overlap:g}: it is a share of a tile's side, 0 to {MOST_OVERLAP:g}")
 
+    def tile_size(self, size: Size) -> Size:
+        """Returns (h, w) of each tile of an image of `size` (H, W)."""
+        return min(self.side, size[0]), min(self.side, size[1])
+
     def boxes(self, size: Size) -> Tensor:
         """Returns the tiles of an image of `size` (H, W), int64 [T, 4] x1 y1 x2 y2, row by row, of equal sizes."""
         ys, xs = (self._starts(length) for length in size)
-        high, wide = (min(self.side, length) for length in size)
+        high, wide = self.tile_size(size)
         return torch.tensor([[x, y, x + wide, y + high] for y in ys for x in xs])
 
     def _starts(self, length: int) -> list[int]:
@@ -64,6 +94,77 @@ class Tiling:
         low, high = (value.double() for value in tile.flatten(1).aminmax(dim=1))
         white = WHITE.get(tile.dtype, 1)
         return float((high - low).max()) * 255 / white <= self.empty
+
+
+def tiling_of(
+    tile: str | int, overlap: float, empty: float, config: MaskRCNNConfig, content: Mapping[str, Any]
+) -> Tiling:
+    """Returns the tiling that is asked for: pixels a side, or auto: tiles are scaled as the largest training image was.
+
+    config: the model's; content: of its file. Raises InputError for other words, and where auto is not known.
+    """
+    if str(tile) != AUTO:
+        if not str(tile).isdecimal():
+            raise InputError(f"--tile {tile}: give the pixels of a tile's side, or auto")
+        return Tiling(int(tile), overlap, empty)
+    scale = content.get("smallest_scale")
+    if not isinstance(scale, float):
+        raise InputError("--tile auto: these weights do not say how large the images of training were; give pixels")
+    return Tiling(max(round(config.min_size[-1] / scale), 32), overlap, empty)
+
+
+class TiledModel(nn.Module):
+    """A model that looks at images in tiles; it is called as the model is, without losses.
+
+    Detections have `masks` (CroppedMasks), those of an image that is one tile the model's own mask_probs. full_tiles,
+    int64 []: how many tiles have as many as the model may find. mask_threshold: a mask's pixels are those with a
+    probability above it.
+    """
+
+    detections_per_image = None  # has no limit
+
+    def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5) -> None:
+        super().__init__()
+        self.model, self.tiling, self.mask_threshold = model, tiling, mask_threshold
+
+    @property
+    def config(self) -> MaskRCNNConfig:
+        """The model's."""
+        return self.model.config
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
+    ) -> list[dict] | tuple[dict, list[dict]]:
+        """Returns the detections of images [C, H, W], with targets ({}, detections): tiles have no losses."""
+        if paste_masks:
+            raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
+        found = [self._detect(image) for image in images]
+        return found if targets is None else ({}, found)
+
+    def _detect(self, image: Tensor) -> dict:
+        size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
+        tiles = self.tiling.boxes(size)
+        if len(tiles) == 1:
+            (found,) = self.model([image], paste_masks=False)
+            return {**found, "full_tiles": torch.tensor(int(len(found["scores"]) >= limit))}
+        views = [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.tolist()]
+        seen = [t for t, view in enumerate(views) if not self.tiling.is_empty(view)]
+        at_once, found = 1 if image.device.type == "cpu" else TILES_AT_ONCE, []
+        for i in range(0, len(seen), at_once):
+            some = self.model([views[t] for t in seen[i : i + at_once]], paste_masks=False)
+            found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
+        full = sum(len(one["scores"]) >= limit for one in found)
+        if not found:
+            nothing = torch.zeros(0)
+            found, seen = [{"boxes": torch.zeros(0, 4), "labels": nothing.long(), "scores": nothing,
+                            "masks": CroppedMasks.empty(self.tiling.tile_size(size))}], [0]  # fmt: skip
+        return {**joined(found, tiles[seen], size), "full_tiles": torch.tensor(full)}
+
+    def _masked(self, found: dict[str, Tensor], size: Size) -> dict:
+        """Returns a tile's detections on the CPU, with masks in place of their probabilities."""
+        where = found["boxes"], size, self.config.geometry, self.mask_threshold
+        masks = mask_probs_to_bool(found["mask_probs"], *where).to("cpu")
+        return {**{key: found[key].cpu() for key in ("boxes", "labels", "scores")}, "masks": masks}
 
 
 class _Parts:

@@ -19,13 +19,14 @@ from network_files import MaskRCNN
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
+from train_utils.cli.console import start_of
 from train_utils.data.loaders import Augment, Batch, EvalLoader, TrainLoader
 from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.advice import lines_on_fit
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
 from train_utils.io.memory import explaining_lack_of_memory
-from train_utils.io.plain_text import pasted, visible
+from train_utils.io.plain_text import counted, pasted, visible
 from train_utils.logs.board import TensorBoard
 from train_utils.logs.callbacks import Callback, EpochNumbers, StepNumbers
 from train_utils.logs.console import ImageProgress, Left, MetricLogger
@@ -142,7 +143,7 @@ class Trainer:
         self.progress = Progress(steps, global_batch=self.global_batch, world_size=world.size, data=run.data)
         if checkpoint:
             self.progress = from_checkpoint(checkpoint, self.state, self.progress)
-            for line in resume.other_environment(checkpoint, world):
+            for line in resume.other_environment(checkpoint, world, config):
                 self.say(line)
         elif config.start_epoch:
             start_at(config.start_epoch, self.state, self.progress)
@@ -214,7 +215,7 @@ class Trainer:
         config, dtype, steps = (self.config, self.state.precision.dtype or torch.float32, self.loader.steps_per_epoch)
         self.say(
             f"{config.optimizer}: learning rate {config.lr:g}, global batch {self.global_batch}, "
-            f"{steps} steps x {config.epochs} epochs, {describe(config, steps)}, "
+            f"{counted(steps, 'step')} x {counted(config.epochs, 'epoch')}, {describe(config, steps)}, "
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
         whole = self.loader.samples
@@ -222,7 +223,7 @@ class Trainer:
             self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
         if config.data_path is not None and self.run.additions.splits is None:
             lines = lines_on_fit(self.splits.train, self.state.model.config)
-            check = pasted("python", "-m", "tools.check_data", config.data_path)
+            check = f"{start_of('tools.check_data')} {pasted(config.data_path)}"
             for line in [*lines, *[f"{check} has the numbers, and the flags that fit"][: len(lines)]]:
                 self.say(visible(line))
         if config.amp and dtype == torch.float32:
@@ -409,7 +410,7 @@ class Trainer:
             names,
             self.splits.label_map,
             self.config.to_args(),
-            resume.environment(self.world),
+            resume.environment(self.world, self.config),
         )
         state["smallest_scale"] = self.smallest_scale  # for prediction
         state["data"] = self.run.states

@@ -100,7 +100,8 @@ def evaluate(
     turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
     found = joined(part for turn in turns for part in turn if part is not None)
     found.skipped.sort()  # batches of another size come in another order
-    stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, model.config.box_detections_per_img)
+    per_image = getattr(model, "detections_per_image", model.config.box_detections_per_img)  # tiles have no limit
+    stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, per_image)
     return EvalResult(stats, losses, found, samples, time.perf_counter() - start, limits)
 
 
@@ -137,7 +138,7 @@ def joined(parts: Iterable[Found]) -> Found:
 
 @explaining_lack_of_memory("computing the COCO numbers", "try a higher --box-score-thresh: it leaves fewer detections")
 def summarize(
-    found: Found, data_set: ImageDataset, max_dets: int, per_image: int
+    found: Found, data_set: ImageDataset, max_dets: int, per_image: int | None
 ) -> tuple[dict[str, IouTypeResult], dict[str, float], list[Limit]]:
     """Returns the numbers per IoU type, the mean losses and the limits that were met.
 
@@ -166,7 +167,8 @@ def measure(
             bar.update(len(batch.images) + len(batch.skipped))
 
         result = evaluate(model, loader, data_set, world, on_batch=count, max_dets=max_dets)
-    sizes = map(tuple, data_set.sizes.tolist())
+    tiling = getattr(model, "tiling", None)
+    sizes = map(tuple if tiling is None else tiling.tile_size, data_set.sizes.tolist())
     result.limits.extend(shrunk_images(sizes, model.config, smallest_scale))
     return result
 

@@ -7,6 +7,7 @@ each in run/config.py.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from network_files import MaskRCNNConfig
 from train_utils.checkpoints import data_state
 from train_utils.checkpoints.data_state import State
 from train_utils.cli.flags import given_model, settings_of
+from train_utils.data.augmentations.options import Augmentation
 from train_utils.data.objects.fitting import AUTO, asks_for_fit
 from train_utils.data.opening import DataSplits
 from train_utils.io.files import user_path
@@ -70,6 +72,8 @@ def take_over(
     own = _named(config, "own")
     if "data_path" in names and places[0] != places[1]:
         own |= _named(config, "place")
+    if "augment" in changed:  # with all that it stands for
+        names |= settings_of(Augmentation).keys()
     config = config.with_args(before, before.keys() - names - own)
     if config.test_only:
         return config, []
@@ -195,10 +199,12 @@ def check_data(
     return [*(f"changed: {line}" for line in changed), *said]
 
 
-def environment(world: World) -> dict[str, Any]:
+def environment(world: World, config: RunConfig) -> dict[str, Any]:
     """Returns what a run depends on bit for bit, beside its flags: plain values for a checkpoint."""
+    file = user_path(config.augment.rpartition(":")[0]) if config.own else None
+    own = {"file of --augment": hashlib.sha256(file.read_bytes()).hexdigest()[:12]} if file and file.is_file() else {}
     return {
-        **versions(), "device": world.device.type, "processes": world.size, "threads": torch.get_num_threads(),
+        **own, **versions(), "device": world.device.type, "processes": world.size, "threads": torch.get_num_threads(),
         "processor": processor(world.device),
     }  # fmt: skip
 
@@ -215,8 +221,8 @@ def processor(device: torch.device) -> str:
 
 
 @reading_training_state()
-def other_environment(checkpoint: Checkpoint, world: World) -> list[str]:
+def other_environment(checkpoint: Checkpoint, world: World, config: RunConfig) -> list[str]:
     """Returns lines that say what is other than when the checkpoint was saved."""
-    now = environment(world)
+    now = environment(world, config)
     other = [f"{k} {v} -> {now[k]}" for k, v in checkpoint.get("environment", {}).items() if now.get(k) != v]
     return [f"last bits may differ from an uncut run: {', '.join(other)}"] if other else []

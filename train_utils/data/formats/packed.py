@@ -9,7 +9,7 @@
 
 A crop's bits are its pixels row by row, the first in the highest bit, filled up to whole bytes. The index is checked
 when the file is opened, a record's checksum each time it is read. Nothing is mapped into memory: a file that is cut
-while a run reads it would end that by a bus error, without a line; reading it costs no more.
+while a run reads it would end that by a bus error, without a line. Reading costs about 0.1 ms an image more.
 
 N objects of one image of H x W pixels, I images and A objects in all.
 """

@@ -104,7 +104,7 @@ def image_size(path: str | Path, rotate: bool = True) -> tuple[int, int]:
     """Returns (height, width) of an image as `read_image` returns it, from its header where the format allows."""
     with _naming(path):
         if _is_array(path):
-            return _array(path).shape[1:]
+            return _array(path, mapped=True).shape[1:]
         try:
             with Image.open(path, formats=formats()) as image:
                 turned = rotate and UPRIGHT.get(_orientation(image)) in TURNING
@@ -253,10 +253,10 @@ def _is_array(path: str | Path, content: bytes | np.ndarray | None = None) -> bo
     return str(path).lower().endswith(ARRAY_SUFFIX)
 
 
-def _array(path: str | Path, content: bytes | np.ndarray | None = None) -> np.ndarray:
-    """Returns the array of an .npy file as [C, H, W]; where it is a file, mapped from it."""
+def _array(path: str | Path, content: bytes | np.ndarray | None = None, mapped: bool = False) -> np.ndarray:
+    """Returns the array of an .npy file as [C, H, W]; mapped: from the file, read-only."""
     if content is None:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     else:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     if array.dtype.kind == "b":

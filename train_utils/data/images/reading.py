@@ -57,7 +57,7 @@ def scaled(raw: np.ndarray, reading: Reading) -> torch.Tensor:
     """
     count = len(raw) if len(raw) != 1 else reading.channels or 1
     if raw.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(raw, (count, *raw.shape[1:]))))
+        return torch.from_numpy(np.array(np.broadcast_to(raw, (count, *raw.shape[1:])), order="C"))
     low, high = _range_of(raw, reading)
     found = np.empty((count, *raw.shape[1:]), dtype=np.float32)
     rows = max(1, ROWS // max(raw.shape[0] * raw.shape[2], 1))

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from backbone.errors import InputError
 from network_files.config import FIRST_PAGE
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats
@@ -93,6 +92,13 @@ class Values(NamedTuple):
         """Returns how many different values of the sample lie from low to high."""
         return len(np.unique(self.sample[(self.sample >= low) & (self.sample <= high)]))
 
+    def histogram(self, low: float, high: float, bins: int) -> list[dict[str, int]]:
+        """Returns {values of a bin: count} of each channel from low to high; the outer bins have what lies beyond."""
+        edges = np.linspace(low, high, bins + 1)
+        names = [f"{a:.4g} to {b:.4g}" for a, b in zip(edges, edges[1:], strict=False)]
+        counts = [np.histogram(np.clip(channel, low, high), edges)[0].tolist() for channel in self.sample]
+        return [dict(zip(names, count, strict=True)) for count in counts]
+
     def mean_and_std(self, low: float, high: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns of each channel the mean and the deviation that it has when low is 0 and high is 1."""
         scaled = np.clip((self.sample.astype(np.float64) - low) / (high - low), 0, 1)
@@ -104,10 +110,10 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Values:
-    """Reads images at these places, at most MEASURED of them, as they are in their files.
+def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Values | None:
+    """Reads images at these places, at most MEASURED of them, as they are in their files; None where none can be read.
 
-    Raises InputError where none can be read, or some have 8 bits and others more.
+    Raises InputError for one that does not fit what is asked for.
     """
     part, samples, kinds = data_set.read_as(replace(reading, value_range=None, unscaled=True)), [], set()
     chosen = [places[k] for k in spread(len(places), MEASURED)]
@@ -119,17 +125,16 @@ def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Valu
         samples.append(sample_of(image, VALUES))
         kinds.add(image.dtype == np.uint8)
     if not samples:
-        raise InputError(
-            f"{data_set.source}: none of {len(chosen)} training images could be read; see tools.check_data"
-        )
+        return None
     return Values(np.concatenate(samples, 1), len(samples), kinds == {True})
 
 
 class Advice(NamedTuple):
-    """Fields of MaskRCNNConfig that the training images suggest, and lines that say so."""
+    """Fields of MaskRCNNConfig that the training images suggest, and lines that say so; values: where measured."""
 
     fields: dict[str, tuple[float, ...]]
     lines: list[str]
+    values: Values | None = None
 
 
 def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_mean: bool) -> Advice:
@@ -151,12 +156,14 @@ def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_me
             "0 to 255"
         )
     measures_range = deep > 0 and reading.value_range is None
-    measures_mean = wants_mean and (deep > 0 or reading.channels != 3)
+    measures_mean = wants_mean and (2 * deep > headers.looked_at or reading.channels != 3)
     if wants_range and not deep:
         lines.append("value range: the training images have 8 bits and stay as they are")
     if not measures_range and not measures_mean:
         return Advice(fields, lines)
     values = measure(data_set, reading, headers.deep or spread(len(data_set), MEASURED))
+    if values is None:
+        return Advice(fields, lines)
     low, high = (0.0, 255.0) if values.in_bytes else _pair(reading.value_range) or values.value_range()
     if measures_range:
         fields["value_range"] = (low, high)
@@ -169,7 +176,7 @@ def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_me
         fields["image_mean"], fields["image_std"] = values.mean_and_std(low, high)
         shown = (" ".join(f"{v:g}" for v in fields[name]) for name in ("image_mean", "image_std"))
         lines.append("image mean {}, deviation {}: measured on {} training images".format(*shown, values.of))
-    return Advice(fields, lines)
+    return Advice(fields, lines, values)
 
 
 def _pair(value_range: tuple[float, ...] | None) -> tuple[float, ...] | None:
