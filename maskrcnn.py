@@ -183,11 +183,11 @@ def validate(
 ) -> dict[str, Any]:
     """Returns the COCO numbers: "bbox" and "segm" (12 by name each), "per_class" (for each of the two, AP50 by name).
 
-    Beside them: "loss", "images" and "limits", and with output_dir "files", what was written; -1 and None: there is no
-    such object. weights: a detector, or what `load` takes; data: as for `train`, None: what the weights were trained
-    with; names: as for `load`; report: write a page about the mistakes, whose path is "report"; max_dets: detections of
-    a class in an image that AP counts. options: of the data, of its loading (batch_size, workers, strict), device, and
-    fields of MaskRCNNConfig.
+    Beside them: "loss" (None: of an exported file), "images" and "limits", and with output_dir "files", what was
+    written; -1 and None: there is no such object. weights: a detector, or what `load` takes; data: as for `train`,
+    None: what the weights were trained with; names: as for `load`; report: write a page about the mistakes, whose path
+    is "report"; max_dets: detections of a class in an image that AP counts. options: of the data, of its loading
+    (batch_size, workers, strict), device, and fields of MaskRCNNConfig.
     """
     given, loading = {**options, **options_of(data)}, LoaderOptions(**given_settings(LoaderOptions, options))
     model_options, device = given_model(options), options.get("device")

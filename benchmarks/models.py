@@ -112,7 +112,7 @@ def prepare_training(settings: Settings, case: Case) -> Sides:
     """Returns both sides' forward, backward and step of SGD, on evenly spread samples, so that losses compare."""
     ours, theirs, pairs = build_sides(case, settings, training=True)
     torchvision_model.without_chance(theirs)
-    matching.sample_balanced = lambda *args: torchvision_model.spread_choice(*args[:3])
+    matching.draw = torchvision_model.spread_ranks
     batch = Batch([image for image, _ in pairs], [target for _, target in pairs], [], [])
 
     dense = as_torchvision(pairs, settings.device)

@@ -104,7 +104,12 @@ def spread_choice(labels: torch.Tensor, count: int, positive_fraction: float) ->
 
 
 def _evenly(candidates: torch.Tensor, count: int) -> torch.Tensor:
-    return candidates[(torch.arange(count) * len(candidates)) // max(count, 1)]
+    return candidates[spread_ranks(len(candidates), count)]
+
+
+def spread_ranks(candidates: int, count: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Stands in for `matching.draw`: `count` of so many candidates, without chance."""
+    return (torch.arange(count) * candidates) // max(count, 1)
 
 
 class SpreadSampler:

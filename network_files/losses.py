@@ -17,12 +17,14 @@ def rpn_losses(objectness: Tensor, labels: Tensor, deltas: Tensor, targets: Tens
     return {"loss_objectness": loss / max(len(labels), 1), "loss_rpn_box_reg": _box_loss(deltas, targets, len(labels))}
 
 
-def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def box_losses(
+    logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, positive: Tensor | None = None
+) -> dict[str, Tensor]:
     """Compares class logits [S, C] with labels [S] (0 = background), and deltas [S, 4 C] with targets [S, 4].
 
-    Of the deltas, those of a positive RoI's own class count.
+    Of the deltas, those of a positive RoI's own class count. positive [K]: where labels are > 0, if it is known.
     """
-    positive = (labels > 0).nonzero()[:, 0]  # [K]
+    positive = (labels > 0).nonzero()[:, 0] if positive is None else positive  # [K]
     own = deltas.view(len(labels), deltas.shape[1] // 4, 4)[positive, labels[positive]]  # [K, 4]
     return {
         "loss_classifier": F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1),

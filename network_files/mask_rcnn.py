@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from backbone import Block, FrozenBatchNorm2d, InputError, build_backbone
 from network_files.config import MaskRCNNConfig
-from network_files.operators.boxes import scale_boxes
+from network_files.operators.boxes import scale_to_sizes
 from network_files.operators.instance_masks import paste_masks
+from network_files.operators.padded import Padded
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
-from network_files.roi_heads import RoIHeads
+from network_files.roi_heads import Detections, RoIHeads
 from network_files.rpn import RegionProposalNetwork
 from network_files.shared import Shared
 from network_files.transform import ImageBatch, Transform, prepare_objects
@@ -81,9 +82,7 @@ class MaskRCNN(nn.Module):
         recorder = recorder or SILENT
         batch = self.transform.batch(images, targets, self.training, next(self.parameters()).dtype)
         recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
-        objects = targets and [
-            prepare_objects(target, batch, i, self.config.num_classes) for i, target in enumerate(targets)
-        ]
+        objects = targets and prepare_objects(targets, batch, self.config.num_classes)
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
         dtype = torch.promote_types(batch.images.dtype, torch.float32)
         table = FeatureTable(self.backbone(batch.images), self.backbone.strides, dtype, self.config.geometry)
@@ -92,18 +91,20 @@ class MaskRCNN(nn.Module):
             losses = self.roi_heads.losses(table, proposals, objects, recorder) | losses
         if self.training:
             return losses
-        detections = self.roi_heads.detect(batch, table, proposals, recorder)
-        detections = [self.to_original(d, batch, i, paste_masks) for i, d in enumerate(detections)]
+        detections = self.to_original(self.roi_heads.detect(batch, table, proposals, recorder), batch, paste_masks)
         return detections if objects is None else (losses, detections)
 
-    def to_original(self, detection: dict[str, Tensor], batch: ImageBatch, i: int, paste: bool) -> dict[str, Tensor]:
-        """Moves a detection of image i from the resized image's frame to the original's; paste: its masks too."""
-        size = batch.original_sizes[i]
-        boxes = scale_boxes(detection["boxes"], batch.sizes[i], size)
+    def to_original(self, found: Detections, batch: ImageBatch, paste: bool) -> list[dict[str, Tensor]]:
+        """Moves detections from the resized images' frames to the originals'; paste: their masks too."""
+        boxes = Padded.from_flat(found.boxes, found.counts)
+        boxes.values = scale_to_sizes(boxes.values, batch.sizes, batch.original_sizes)
+        detections = found._replace(boxes=boxes.flat()).each()
         if not paste:
-            return detection | {"boxes": boxes}
-        probs = detection.pop("mask_probs")
-        return detection | {"boxes": boxes, "masks": paste_masks(probs, boxes, size, self.config.geometry)}
+            return detections
+        for detection, size in zip(detections, batch.original_sizes, strict=True):
+            probs = detection.pop("mask_probs")
+            detection["masks"] = paste_masks(probs, detection["boxes"], size, self.config.geometry)
+        return detections
 
     def _check_device(self, images: list[Tensor]) -> None:
         if self.training and self.config.norm == "sync" and images[0].device.type == "cpu":

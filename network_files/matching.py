@@ -1,88 +1,134 @@
 """Which object an anchor or a proposal stands for, and which of them train.
 
-Shapes: G objects, B boxes (anchors or proposals).
+Shapes: N images, G objects, B boxes (anchors or proposals), S sampled boxes of all images, K of them positive.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from network_files.operators.boxes import box_ioa, box_iou
+from network_files.operators.padded import Padded, from_host, image_of_each, portions, waits_are_cheap
 
 OVERLAPS = 4_000_000  # computed at once
+OVERLAPS_GPU = 100_000_000
 BELOW = -1  # overlaps every object by less than the low threshold: background
 BETWEEN = -2  # between the thresholds: neither object nor background, ignored
 
 
+class Sampled(NamedTuple):
+    """The boxes that train: of image after image its positives, then its negatives."""
+
+    batch_index: Tensor  # int64 [S]
+    index: Tensor  # int64 [S], within the image
+    positive: Tensor  # int64 [K]: which of the S are positive
+    counts: list[tuple[int, int]]  # positives and negatives of each image
+
+    def sizes(self) -> list[int]:
+        """Returns how many are of each image."""
+        return [sum(pair) for pair in self.counts]
+
+
 def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, keep_best: bool = False) -> Tensor:
-    """Returns the object that each box stands for, int64 [B].
+    """Returns the object that each box stands for, int64 [..., B].
 
     That is the object of the best overlap where this is >= high, BELOW where it is < low, BETWEEN otherwise.
-    overlaps() yields the IoU matrix in parts [G, b] of some boxes each, G > 0. keep_best (Faster R-CNN's low-quality
-    rule): the boxes that overlap an object more than all others do (ties included) stand for the object that they
-    overlap most, however little.
+    overlaps() yields the IoU matrix in parts [..., G, b] of some boxes each, G > 0. keep_best (Faster R-CNN's
+    low-quality rule): the boxes that overlap an object more than all others do (ties included) stand for the object
+    that they overlap most, however little.
     """
     best, index, peaks = zip(*map(_best, overlaps()), strict=True)
-    best, index, peak = torch.cat(best), torch.cat(index), torch.stack(peaks).amax(0)  # [B], [B], [G]
+    best, index = torch.cat(best, -1), torch.cat(index, -1)  # [..., B]
     matched = index.masked_fill(best < high, BETWEEN).masked_fill_(best < low, BELOW)
     if keep_best:
-        peak = torch.where(peak > 0, peak, math.inf)[:, None]  # an object that no box touches has no best one
-        is_best = torch.cat([(iou == peak).any(0) for iou in overlaps()])
+        peak = torch.stack(peaks).amax(0)  # [..., G]
+        peak = torch.where(peak > 0, peak, math.inf)[..., None]  # an object that no box touches has no best one
+        is_best = torch.cat([(iou == peak).any(-2) for iou in overlaps()], -1)
         matched = torch.where(is_best, index, matched)
     return matched
 
 
 def _best(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the largest overlap of each box and its object, [b], and that of each object, [G], from iou [G, b]."""
-    return *iou.max(0), iou.amax(1) if iou.shape[1] else iou.new_zeros(len(iou))
+    """Returns the largest overlap of each box and its object, [..., b], and that of each object, [..., G]."""
+    return *iou.max(-2), iou.amax(-1) if iou.shape[-1] else iou.new_zeros(iou.shape[:-1])
 
 
 def match_boxes(
-    objects: Tensor,
-    crowds: Tensor,
+    objects: Padded,
+    crowds: Padded,
     boxes: Tensor,
     high: float,
     low: float,
     keep_best: bool,
     crowd_ioa_thresh: float | None,
 ) -> Tensor:
-    """Matches boxes [B, 4] with objects [G, 4], as `match`, but ignores background boxes in crowd regions.
+    """Matches boxes [N, B, 4] with objects [N, G, 4], as `match`, but ignores background boxes in crowd regions.
 
-    crowds [K, 4]: regions full of unlabelled objects. A box that would be background, with at least
-    crowd_ioa_thresh of its area in one of them, becomes BETWEEN (None: off, as torchvision).
+    boxes may be [1, B, 4]: the same for all images. crowds [N, K, 4]: regions full of unlabelled objects. A box that
+    would be background, with at least crowd_ioa_thresh of its area in one of them, becomes BETWEEN (None: off, as
+    torchvision). Returns int64 [N, B].
     """
-    if len(objects):
-        matched = match(lambda: (box_iou(objects, some) for some in _some(boxes, objects)), high, low, keep_best)
-    else:
-        matched = torch.full((len(boxes),), BELOW, dtype=torch.int64, device=boxes.device)
-    if crowd_ioa_thresh is not None and len(crowds) and len(boxes):
-        in_crowd = torch.cat([box_ioa(crowds, some).amax(0) for some in _some(boxes, crowds)]) >= crowd_ioa_thresh
-        matched = torch.where((matched == BELOW) & in_crowd, BETWEEN, matched)
-    return matched
+    found = []
+    for some in portions(len(objects), boxes.device):
+        own, objects_here, crowds_here = boxes if len(boxes) == 1 else boxes[some], objects[some], crowds[some]
+        if objects_here.values.shape[1]:
+            matched = match(lambda: _overlaps(box_iou, objects_here, own), high, low, keep_best)  # noqa: B023
+        else:
+            shape = (len(objects_here), boxes.shape[1])
+            matched = torch.full(shape, BELOW, dtype=torch.int64, device=boxes.device)
+        if crowd_ioa_thresh is not None and crowds_here.values.shape[1] and boxes.shape[1]:
+            shares = [share.amax(-2) for share in _overlaps(box_ioa, crowds_here, own)]
+            in_crowd = torch.cat(shares, -1) >= crowd_ioa_thresh
+            matched = torch.where((matched == BELOW) & in_crowd, BETWEEN, matched)
+        found.append(matched)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _some(boxes: Tensor, others: Tensor) -> tuple[Tensor, ...]:
-    """Returns boxes in parts: all overlaps of 1,000 objects with a large image's anchors would take gigabytes."""
-    return boxes.split(max(OVERLAPS // max(len(others), 1), 1))
+def _overlaps(measure: Callable[[Tensor, Tensor], Tensor], others: Padded, boxes: Tensor) -> Iterable[Tensor]:
+    """Yields the overlap of others [N, G, 4] with boxes [N or 1, B, 4] in parts [N, G, b], -1 where there is none.
+
+    All overlaps of 1,000 objects with a large image's anchors would take gigabytes.
+    """
+    most = OVERLAPS if waits_are_cheap(boxes.device) else OVERLAPS_GPU
+    absent = None if others.whole else ~others.present()[..., None]
+    for some in boxes.split(max(most // max(others.values.shape[:2].numel(), 1), 1), 1):
+        found = measure(others.values, some)
+        yield found if absent is None else found.masked_fill_(absent, -1)
 
 
 def sample_balanced(
-    labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Chooses boxes to train on: at most count x positive_fraction positives, the rest negatives.
+    labels: Tensor, count: int, positive_fraction: float, generators: Sequence[torch.Generator | None]
+) -> Sampled:
+    """Chooses boxes to train on: of each image at most count x positive_fraction positives, the rest negatives.
 
-    labels [B]: >= 1 positive, 0 negative, < 0 ignored. Returns the indices of the positives and of the
-    negatives, int64, together at most `count`, drawn with the generator (None: torch's global one).
+    labels [N, B]: >= 1 positive, 0 negative, < 0 ignored. Of an image at most `count` are chosen, drawn with its
+    generator (None: torch's global one). The host waits once, for the numbers that there are to choose from.
     """
-    positive, negative = (labels >= 1).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
-    n_positive = min(len(positive), int(count * positive_fraction))
-    n_negative = min(len(negative), count - n_positive)
-    return _draw(positive, n_positive, generator), _draw(negative, n_negative, generator)
+    candidates = torch.stack((labels >= 1, labels == 0), 1)  # [N, 2, B]
+    there = candidates.sum(2).flatten().tolist()
+    counts, ranks = [], []  # a box is named by its rank among the candidates of its image and kind
+    for positives, negatives, generator in zip(there[::2], there[1::2], generators, strict=True):
+        n_positive = min(positives, int(count * positive_fraction))
+        counts.append((n_positive, min(negatives, count - n_positive)))
+        ranks += [draw(*pair, generator) for pair in zip((positives, negatives), counts[-1], strict=True)]
+    kinds = image_of_each([n for pair in counts for n in pair])  # [S], 2 i: positives of image i
+    before = torch.tensor([0, *there[:-1]]).cumsum(0)  # candidates of the kinds before
+    starts = itertools.accumulate(map(sum, counts), initial=0)
+    positive = [start + i for start, (positives, _) in zip(starts, counts, strict=False) for i in range(positives)]
+    positive = torch.tensor(positive, dtype=torch.int64)
+    chosen = from_host(torch.cat((torch.cat(ranks) + before[kinds] + 1, kinds // 2, positive)), labels.device)
+    rank, batch_index, positive = chosen.split((len(kinds), len(kinds), len(positive)))
+    place = torch.searchsorted(candidates.flatten().cumsum(0), rank)  # of the rank-th candidate
+    return Sampled(batch_index, place % labels.shape[1], positive, counts)
 
 
-def _draw(indices: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    # on the CPU whatever the device: the same seed then draws the same boxes everywhere
-    chosen = torch.randperm(len(indices), generator=generator)[:count]
-    return indices[chosen.to(indices.device)]
+def draw(candidates: int, count: int, generator: torch.Generator | None) -> Tensor:
+    """Returns which of so many candidates are chosen, int64 [count].
+
+    On the CPU whatever the device: the same seed then draws the same boxes everywhere.
+    """
+    return torch.randperm(candidates, generator=generator)[:count]

@@ -6,7 +6,7 @@ background, M = 28 mask cells a side.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,18 @@ from network_files import matching
 from network_files.config import MaskRCNNConfig
 from network_files.loss_portions import loss_in_portions
 from network_files.losses import box_losses, mask_loss
-from network_files.operators.boxes import BoxCoder, at_least, clip_boxes
+from network_files.operators.boxes import BoxCoder, at_least, clip_to_sizes
 from network_files.operators.instance_masks import mask_targets
-from network_files.operators.nms import batched_nms
+from network_files.operators.nms import nms_of_rows
+from network_files.operators.padded import Padded, portions, waits_are_cheap
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.recorder import SILENT, Observer, Stage
 from network_files.shared import Part, Shared, number
 from network_files.transform import ImageBatch, Objects
 
 STRIDES = (4, 8, 16, 32)  # of the levels that RoIs are pooled from
-MASKS_AT_ONCE = 32  # RoIs in the mask branch
+MASKS_AT_ONCE = 32  # RoIs in the mask branch: they stay in a CPU's cache
+MASKS_AT_ONCE_GPU = 2048  # they keep a GPU busy, and a batch of 16 images has no more in training
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
 
 
@@ -123,22 +125,47 @@ class MaskPredictor(nn.Module):
 
 @dataclass
 class Samples:
-    """The RoIs that train, S_i of image i: rois [S_i, 4], labels and matched int64 [S_i], per image."""
+    """The RoIs that train, S over all images: boxes in the resized image, labels (0 = background), matched int64 [S].
 
-    rois: list[Tensor]  # boxes in the resized image
-    labels: list[Tensor]  # 0 = background
-    matched: list[Tensor]  # the object that each RoI stands for; 0 where it is background
+    matched: the object that each RoI stands for; 0 where it is background. chosen: which image each is of, and which
+    are positive.
+    """
 
-    def positives(self) -> "Samples":
-        """Returns those that stand for an object."""
-        positive = [(label > 0).nonzero()[:, 0] for label in self.labels]
-        return Samples(*([t[p] for t, p in zip(ts, positive, strict=True)] for ts in vars(self).values()))
+    rois: Tensor
+    labels: Tensor
+    matched: Tensor
+    chosen: matching.Sampled
+
+    def each(self, values: Tensor) -> list[Tensor]:
+        """Returns values [S, ...] by image."""
+        return list(values.split(self.chosen.sizes()))
+
+    def positives(self, values: Tensor) -> list[Tensor]:
+        """Returns those of the RoIs that stand for an object, of values [S, ...], by image."""
+        return list(values[self.chosen.positive].split([positives for positives, _ in self.chosen.counts]))
 
 
-def batch_index_of(boxes: list[Tensor]) -> Tensor:
-    """Returns the image of each box, int64 [sum P_i], of boxes [P_i, 4] per image."""
-    counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
-    return torch.repeat_interleave(counts, output_size=sum(map(len, boxes)))
+class Detections(NamedTuple):
+    """What is found in a batch, image after image: counts[i] in image i, each image's by falling score.
+
+    boxes [D, 4], labels int64 [D], scores [D], mask_probs [D, M, M].
+    """
+
+    counts: list[int]
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    mask_probs: Tensor
+
+    def each(self) -> list[dict[str, Tensor]]:
+        """Returns a dict for each image."""
+        parts = [t.split(self.counts) for t in self[1:]]
+        return [dict(zip(self._fields[1:], part, strict=True)) for part in zip(*parts, strict=True)]
+
+
+def masks_at_once(device: torch.device) -> int:
+    """Returns how many RoIs a device takes in the mask branch at once."""
+    return MASKS_AT_ONCE if waits_are_cheap(device) else MASKS_AT_ONCE_GPU
 
 
 def classes_of(predictor: nn.Module, width: int) -> int:
@@ -215,12 +242,16 @@ class RoIHeads(Part, nn.Module):
         batch_index: Tensor,
         size: int,
         sparse_grad: bool = False,
-        recorder: Observer = SILENT,
+        report: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Runs RoIAlign for rois [K, 4] of these images, int64 [K], on P2..P5: [K, c, size, size]."""
+        """Runs RoIAlign for rois [K, 4] of these images, int64 [K], on P2..P5: [K, c, size, size].
+
+        report: is told rois, their levels and the result.
+        """
         level, ratio = roi_levels(rois, len(STRIDES)), self.config.roi_sampling_ratio
         pooled = roi_align(table, rois, batch_index, level, size, ratio, sparse_grad)
-        recorder(Stage.ROIS, rois=rois, level=level, pooled=pooled)
+        if report is not None:
+            report(rois, level, pooled)
         return pooled
 
     def boxes(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,113 +279,182 @@ class RoIHeads(Part, nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def losses(
-        self, table: FeatureTable, proposals: list[Tensor], objects: list[Objects], recorder: Observer = SILENT
+        self, table: FeatureTable, proposals: Padded, objects: Objects, recorder: Observer = SILENT
     ) -> dict[str, Tensor]:
         """Returns the three losses over sampled proposals, the mask's over the positive ones.
 
         In training this reads the table last, and releases it.
         """
         samples = self.sample(proposals, objects, recorder)
-        positives, reference = samples.positives(), torch.cat(samples.rois)
-        rois = positives.rois
-        for_masks = self.pool(table, torch.cat(rois), batch_index_of(rois), self.config.mask_roi_size, sparse_grad=True)
-        for_boxes = self.pool(table, reference, batch_index_of(samples.rois), self.config.box_roi_size)
+        rois, chosen = samples.rois, samples.chosen
+        image = chosen.batch_index
+        positive = chosen.positive
+        sizes = self.config.mask_roi_size, self.config.box_roi_size
+        for_masks = self.pool(table, rois[positive], image[positive], sizes[0], sparse_grad=True)
+        for_boxes = self.pool(table, rois, image, sizes[1])
         if self.training:
             table.release()
-        losses = self.mask_branch_loss(for_masks, positives, objects, recorder)
+        losses = self.mask_branch_loss(for_masks, samples, objects, recorder)
         del for_masks
         logits, deltas = self.boxes(for_boxes)
-        own = [
-            o.boxes.to(reference.dtype)[m] if len(o.boxes) else r  # a background RoI's own box: delta 0, unused
-            for o, m, r in zip(objects, samples.matched, samples.rois, strict=True)
-        ]
-        targets = self.coder.encode(torch.cat(own), reference)
-        recorder(Stage.BOX_TARGETS, rois=samples.rois, labels=samples.labels, deltas=targets)
-        return losses | box_losses(logits, deltas, torch.cat(samples.labels), targets)
+        own = objects.of(image, samples.matched, rois.dtype)
+        own = torch.where((samples.labels > 0)[:, None], own, rois)  # a background RoI's own box: delta 0, unused
+        targets = self.coder.encode(own, rois)
+        if recorder is not SILENT:
+            each = {"rois": samples.each(rois), "labels": samples.each(samples.labels)}
+            recorder(Stage.BOX_TARGETS, **each, deltas=targets)
+        return losses | box_losses(logits, deltas, samples.labels, targets, positive)
 
     @torch.no_grad()
-    def sample(self, proposals: list[Tensor], objects: list[Objects], recorder: Observer = SILENT) -> Samples:
-        """Labels the proposals [P, 4] of each image and its objects' own boxes, and draws a balanced part of these."""
-        cfg, samples = self.config, Samples([], [], [])
-        for boxes, obj in zip(proposals, objects, strict=True):
-            boxes = torch.cat((boxes, obj.boxes.to(boxes.dtype)))
-            matched = matching.match_boxes(
-                obj.boxes.to(boxes.dtype),
-                obj.crowds.to(boxes.dtype),
-                boxes,
-                cfg.box_fg_iou_thresh,
-                cfg.box_bg_iou_thresh,
-                False,
-                cfg.crowd_ioa_thresh,
-            )  # [P + G]
-            label = torch.where(matched == matching.BELOW, 0, -1)
-            if len(obj.labels):
-                label = torch.where(matched >= 0, obj.labels[matched.clamp(min=0)], label)
-            positive, negative = matching.sample_balanced(
-                label, cfg.box_batch_size_per_image, cfg.box_positive_fraction, obj.generators[1]
-            )
-            chosen = torch.cat((positive, negative))
-            recorder(Stage.ROI_SAMPLES, boxes=boxes, matched=matched, label=label, chosen=chosen)
-            samples.rois.append(boxes[chosen])
-            samples.labels.append(label[chosen])
-            samples.matched.append(matched[chosen].clamp(min=0))
-        return samples
+    def sample(self, proposals: Padded, objects: Objects, recorder: Observer = SILENT) -> Samples:
+        """Labels the proposals [N, P, 4] and the objects' own boxes, and draws a balanced part of these."""
+        cfg, dtype = self.config, proposals.values.dtype
+        own, crowds = (Padded(p.values.to(dtype), p.counts) for p in (objects.boxes, objects.crowds))
+        boxes = torch.cat((proposals.values, own.values), 1)  # [N, P + G, 4]
+        matched = matching.match_boxes(
+            own, crowds, boxes, cfg.box_fg_iou_thresh, cfg.box_bg_iou_thresh, False, cfg.crowd_ioa_thresh
+        )  # [N, P + G]
+        label = torch.where(matched == matching.BELOW, 0, -1)
+        if own.values.shape[1]:
+            label = torch.where(matched >= 0, objects.labels.values.gather(1, matched.clamp(min=0)), label)
+        if not (proposals.whole and own.whole):
+            label = label.masked_fill(~torch.cat((proposals.present(), own.present()), 1), -1)
+        generators = [pair[1] for pair in objects.generators]
+        count, fraction = cfg.box_batch_size_per_image, cfg.box_positive_fraction
+        chosen = matching.sample_balanced(label, count, fraction, generators)
+        if recorder is not SILENT:
+            self._record_samples(recorder, proposals, own, (boxes, matched, label), chosen)
+        which = chosen.batch_index, chosen.index
+        return Samples(boxes[which], label[which], matched[which].clamp(min=0), chosen)
+
+    @staticmethod
+    def _record_samples(
+        recorder: Observer,
+        proposals: Padded,
+        objects: Padded,
+        padded: tuple[Tensor, Tensor, Tensor],
+        chosen: matching.Sampled,
+    ) -> None:
+        """Reports what was drawn from, without padding."""
+        most = proposals.values.shape[1]
+        for i, index in enumerate(chosen.index.split(chosen.sizes())):
+            count = proposals.counts[i]
+            parts = [(t[i, :count], t[i, most : most + objects.counts[i]]) for t in padded]
+            boxes, matched, label = map(torch.cat, parts)
+            index = torch.where(index < most, index, index - (most - count))
+            recorder(Stage.ROI_SAMPLES, boxes=boxes, matched=matched, label=label, chosen=index)
 
     def mask_branch_loss(
-        self, pooled: Tensor, positives: Samples, objects: list[Objects], recorder: Observer = SILENT
+        self, pooled: Tensor, samples: Samples, objects: Objects, recorder: Observer = SILENT
     ) -> dict[str, Tensor]:
         """Returns the mask loss from the features of the positive RoIs [K, c, S, S], some RoIs at a time."""
-        rois, labels, matched = positives.rois, positives.labels, positives.matched
+        rois, labels, matched = map(samples.positives, (samples.rois, samples.labels, samples.matched))
         cells, geometry = 2 * self.config.mask_roi_size, self.config.geometry
-        targets = mask_targets([o.masks for o in objects], rois, matched, [o.size for o in objects], cells, geometry)
+        targets = mask_targets(objects.masks, rois, matched, objects.sizes, cells, geometry)
         recorder(Stage.MASK_TARGETS, rois=rois, labels=labels, matched=matched, targets=targets)
 
         def loss(x: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
             return mask_loss(self.masks(x, labels), targets)["loss_mask"] * (len(x) / max(len(pooled), 1))
 
-        at_once = len(pooled) if self.training and self.batch_statistics else MASKS_AT_ONCE
+        at_once = len(pooled) if self.training and self.batch_statistics else masks_at_once(pooled.device)
         parameters = [*self.mask_head.parameters(), *self.mask_predictor.parameters()]
         return {"loss_mask": loss_in_portions(loss, (pooled, torch.cat(labels), targets), at_once, parameters)}
 
     def detect(
-        self, batch: ImageBatch, table: FeatureTable, proposals: list[Tensor], recorder: Observer = SILENT
-    ) -> list[dict[str, Tensor]]:
-        """Returns, per image, boxes [D, 4] in the resized image, scores, labels, and mask_probs [D, M, M]."""
-        # image by image, so that an image's numbers do not depend on the others in its batch
-        detections = []
-        for i, rois in enumerate(proposals):
-            batch_index = torch.full((len(rois),), i, device=rois.device)
-            pooled = self.pool(table, rois, batch_index, self.config.box_roi_size, recorder=recorder)
-            detection = self.detect_boxes(*self.boxes(pooled), rois, batch.sizes[i], recorder)
-            boxes, labels = detection["boxes"], detection["labels"]
-            pooled = self.pool(table, boxes, batch_index[:1].expand(len(boxes)), self.config.mask_roi_size)
-            logits = torch.cat(
-                [
-                    self.masks(*some)
-                    for some in zip(pooled.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)
-                ]
-            )
-            probs = logits.to(rois.dtype).sigmoid()
-            recorder(Stage.MASKS, probs=probs)
-            detections.append(detection | {"mask_probs": probs})
-        return detections
+        self, batch: ImageBatch, table: FeatureTable, proposals: Padded, recorder: Observer = SILENT
+    ) -> Detections:
+        """Returns the detections of each image in the resized image, and their masks.
+
+        On a CPU image by image, so that an image's numbers do not depend on the others in its batch.
+        """
+        parts = [
+            self._detect(batch.sizes[some], table, proposals[some], some.start, recorder)
+            for some in portions(len(proposals), proposals.values.device)
+        ]
+        counts = [count for part in parts for count in part.counts]
+        return (
+            parts[0]
+            if len(parts) == 1
+            else Detections(counts, *map(torch.cat, zip(*(p[1:] for p in parts), strict=True)))
+        )
+
+    def _detect(
+        self, sizes: list[tuple[int, int]], table: FeatureTable, proposals: Padded, first: int, recorder: Observer
+    ) -> Detections:
+        """Returns the detections of some images, the first of which is number `first` of the batch."""
+        rois, image = proposals.flat(), proposals.image() + first
+
+        def report(*values: Tensor) -> None:
+            for each in zip(*(v.split(proposals.counts) for v in values), strict=True):
+                recorder(Stage.ROIS, **dict(zip(("rois", "level", "pooled"), each, strict=True)))
+
+        report_to = None if recorder is SILENT else report
+        pooled = self.pool(table, rois, image, self.config.box_roi_size, report=report_to)
+        counts, boxes, labels, scores = self.detect_boxes(*self.boxes(pooled), proposals, sizes, recorder)
+        image = Padded(boxes, counts).image() + first
+        boxes, labels, scores = (Padded(t, counts).flat() for t in (boxes, labels, scores))
+        pooled, at_once = self.pool(table, boxes, image, self.config.mask_roi_size), masks_at_once(boxes.device)
+        logits = [self.masks(*some) for some in zip(pooled.split(at_once), labels.split(at_once), strict=True)]
+        probs = torch.cat(logits).to(boxes.dtype).sigmoid()
+        if recorder is not SILENT:
+            for each in probs.split(counts):
+                recorder(Stage.MASKS, probs=each)
+        return Detections(counts, boxes, labels, scores, probs)
 
     def detect_boxes(
-        self, logits: Tensor, deltas: Tensor, rois: Tensor, size: tuple[int, int], recorder: Observer = SILENT
-    ) -> dict[str, Tensor]:
-        """Returns the best boxes of one image after NMS within each class, with scores and labels.
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        proposals: Padded,
+        sizes: list[tuple[int, int]],
+        recorder: Observer = SILENT,
+    ) -> tuple[list[int], Tensor, Tensor, Tensor]:
+        """Returns the best boxes of each image after NMS within each class, by falling score.
 
-        logits [P, C], deltas [P, 4 C], rois [P, 4]; size: (h, w) of the resized image.
+        logits [K, C], deltas [K, 4 C] of all proposals; sizes: (h, w) of the resized images. Returns how many of each
+        image, boxes [N, D, 4], labels [N, D], scores [N, D].
         """
-        cfg = self.config
+        cfg, classes = self.config, logits.shape[1]
         scores = logits.softmax(1)
-        roi, label = (scores[:, 1:] > cfg.box_score_thresh).nonzero().unbind(1)  # every (RoI, class) worth a look
-        label = label + 1
-        score = scores[roi, label]
-        own = deltas.view(len(rois), logits.shape[1], 4)[roi, label]
-        boxes = clip_boxes(self.coder.decode(own, rois[roi]), size)
-        good = at_least(boxes, MIN_SIDE)
-        boxes, score, label = boxes[good], score[good], label[good]
-        keep = batched_nms(boxes, score, label, cfg.box_nms_thresh)[: cfg.box_detections_per_img]
-        recorder(Stage.CLASSES, scores=scores, roi=roi, good=good, boxes=boxes, labels=label, score=score, keep=keep)
-        return {"boxes": boxes[keep], "labels": label[keep], "scores": score[keep]}
+        padded = Padded.from_flat(scores, proposals.counts).values  # [N, P, C]
+        pairs = padded[..., 1:].flatten(1)  # [N, P (C - 1)]: every (RoI, class)
+        pair, score, there = _best_above(pairs, cfg.box_score_thresh)  # [N, M]
+        roi, label = pair // (classes - 1), pair % (classes - 1) + 1
+        deltas = Padded.from_flat(deltas, proposals.counts).values.unflatten(2, (classes, 4))
+        image = torch.arange(len(pair), device=pair.device)[:, None]
+        own, reference = deltas[image, roi, label], proposals.values[image, roi]
+        boxes = clip_to_sizes(self.coder.decode(own, reference), sizes)  # [N, M, 4]
+        good = at_least(boxes, MIN_SIDE) & there
+        keep, counts = nms_of_rows(boxes, good, cfg.box_nms_thresh, label)
+        counts = [min(count, cfg.box_detections_per_img) for count in counts]
+        kept = (~keep).byte().argsort(dim=1, stable=True)[:, : max(counts, default=0)]  # [N, D], by falling score
+        if recorder is not SILENT:
+            chosen, each = Padded(kept, counts).each(), scores.split(proposals.counts)
+            for i, candidates in enumerate(there):
+                some = candidates & good[i]
+                recorder(
+                    Stage.CLASSES,
+                    scores=each[i],
+                    roi=roi[i][candidates],
+                    good=good[i][candidates],
+                    boxes=boxes[i][some],
+                    labels=label[i][some],
+                    score=score[i][some],
+                    keep=(some.cumsum(0) - 1)[chosen[i]],
+                )
+        return counts, boxes[image, kept], label.gather(1, kept), score.gather(1, kept)
+
+
+def _best_above(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the scores [N, Q] of each row above a threshold, by falling score: places int64 [N, M], scores [N, M].
+
+    Also returns which are there, bool [N, M]: rows with fewer than M are padded. The host waits once.
+    """
+    above = scores > threshold
+    if len(scores) == 1:
+        place = above[0].nonzero()[:, 0]
+        score, order = scores[0, place].sort(descending=True, stable=True)
+        return place[order][None], score[None], torch.ones_like(order, dtype=torch.bool)[None]
+    most = int(above.sum(1).max())
+    score, place = scores.masked_fill(~above, -1).sort(dim=1, descending=True, stable=True)
+    return place[:, :most], score[:, :most], score[:, :most] >= 0

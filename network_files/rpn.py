@@ -4,14 +4,16 @@ Shapes: N images, L levels, A anchors of an image over all levels, R anchors per
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network_files import matching
 from network_files.anchors import AnchorGrid
 from network_files.config import MaskRCNNConfig
 from network_files.losses import rpn_losses
-from network_files.operators.boxes import BoxCoder, at_least, clip_boxes
-from network_files.operators.nms import batched_nms
+from network_files.operators.boxes import BoxCoder, at_least, clip_to_sizes
+from network_files.operators.nms import nms_of_rows
+from network_files.operators.padded import Padded
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
 from network_files.sampled_rpn_head import predict
@@ -92,21 +94,20 @@ class RegionProposalNetwork(Part, nn.Module):
         _set_all(TopN(self.shared, "post"), values)
 
     def forward(
-        self, batch: ImageBatch, table: FeatureTable, objects: list[Objects] | None = None, recorder: Observer = SILENT
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Returns proposals, one [P, 4] per image by falling objectness, and losses ({} without objects)."""
+        self, batch: ImageBatch, table: FeatureTable, objects: Objects | None = None, recorder: Observer = SILENT
+    ) -> tuple[Padded, dict[str, Tensor]]:
+        """Returns proposals [N, P, 4], of each image by falling objectness, and losses ({} without objects)."""
         maps = table.maps()
-        samples = len(objects or ()) * self.config.rpn_batch_size_per_image
+        samples = 0 if objects is None else len(batch.sizes) * self.config.rpn_batch_size_per_image
         predictions = predict(self.head, maps, table, samples)
         logits, deltas, anchors = predictions.logits, predictions.deltas, self.anchors(maps, batch.padded)
         recorder(Stage.RPN, maps=maps, anchors=anchors, logits=logits, deltas=deltas)
         proposals = self.propose(batch, logits, deltas, anchors, recorder)
         if objects is None:
             return proposals, {}
-        batch_index, anchor, labels, targets = self.sample(torch.cat(anchors), objects, recorder)
-        logit, delta = predictions.at(batch_index, anchor)  # [S], [S, 4]
-        positive = labels.nonzero()[:, 0]
-        return proposals, rpn_losses(logit, labels, delta[positive], targets)
+        sampled, labels, targets = self.sample(torch.cat(anchors), objects, recorder)
+        logit, delta = predictions.at(sampled.batch_index, sampled.index)  # [S], [S, 4]
+        return proposals, rpn_losses(logit, labels, delta[sampled.positive], targets)
 
     @torch.no_grad()
     def propose(
@@ -116,67 +117,105 @@ class RegionProposalNetwork(Part, nn.Module):
         deltas: list[Tensor],
         anchors: list[Tensor],
         recorder: Observer = SILENT,
-    ) -> list[Tensor]:
+    ) -> Padded:
         """Returns the best anchors of each level, decoded, clipped, cleared of near-duplicates within the level.
 
-        Per level: logits [N, A_l], deltas [N, A_l, 4], anchors [A_l, 4]. Returns boxes [P, 4] per image.
+        Per level: logits [N, A_l], deltas [N, A_l, 4], anchors [A_l, 4]. Returns boxes [N, P, 4].
         """
         cfg = self.config
         before = cfg.rpn_pre_nms_top_n_train if self.training else cfg.rpn_pre_nms_top_n_test
         after = cfg.rpn_post_nms_top_n_train if self.training else cfg.rpn_post_nms_top_n_test
-        best, references, objectness, levels = [], [], [], []
-        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        best, references, objectness = [], [], []
+        for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
             score, top = logit.topk(min(before, logit.shape[1]), dim=1)  # [N, k]
             best.append(delta.gather(1, top[..., None].expand(-1, -1, 4)))
             references.append(anchor[top])
             objectness.append(score)
-            levels.append(torch.full_like(top, level))
             recorder(Stage.CANDIDATES, anchor=top)
-        decoded = self.coder.decode(torch.cat(best, 1), torch.cat(references, 1))  # [N, K, 4]
-        scores, proposals = torch.cat(objectness, 1).sigmoid(), []
-        for box, score, level, size in zip(decoded, scores, torch.cat(levels, 1), batch.sizes, strict=True):
-            box = clip_boxes(box, size)
-            good = at_least(box, MIN_SIDE) & (score >= cfg.rpn_score_thresh)
-            box, score, level = box[good], score[good], level[good]
-            keep = batched_nms(box, score, level, cfg.rpn_nms_thresh)[:after]
-            recorder(Stage.PROPOSALS, good=good, boxes=box, scores=score, levels=level, keep=keep)
-            proposals.append(box[keep])
-        return proposals
+        sizes = [score.shape[1] for score in objectness]
+        boxes = clip_to_sizes(self.coder.decode(torch.cat(best, 1), torch.cat(references, 1)), batch.sizes)  # [N, K, 4]
+        scores = torch.cat(objectness, 1).sigmoid()
+        good = at_least(boxes, MIN_SIDE) & (scores >= cfg.rpn_score_thresh)
+        by_level = [_by_level(t, sizes) for t in (boxes, scores, good)]  # [N, L, k, ...]
+        keep, counts = nms_of_rows(*(t.flatten(0, 1) for t in by_level[::2]), cfg.rpn_nms_thresh)
+        images = range(len(boxes))
+        counts = [min(sum(counts[i * len(sizes) : (i + 1) * len(sizes)]), after) for i in images]
+        boxes, scores = (t.flatten(1, 2) for t in by_level[:2])
+        falling = scores.masked_fill(~keep.view_as(scores), -1).sort(dim=1, descending=True, stable=True).indices
+        chosen = falling[:, : max(counts)]  # [N, P]
+        if recorder is not SILENT:
+            self._record_proposals(recorder, by_level, sizes, Padded(chosen, counts))
+        return Padded(boxes.gather(1, chosen[..., None].expand(-1, -1, 4)), counts)
+
+    @staticmethod
+    def _record_proposals(recorder: Observer, by_level: list[Tensor], sizes: list[int], chosen: Padded) -> None:
+        """Reports the candidates without padding; chosen: the padded candidates that are proposals."""
+        for boxes, scores, good, kept in zip(*by_level, chosen.each(), strict=True):
+            there = torch.arange(good.shape[1], device=good.device) < torch.tensor(sizes, device=good.device)[:, None]
+            levels = torch.arange(len(sizes), device=good.device)[:, None].expand_as(good)
+            place = good.flatten().cumsum(0) - 1  # among the good
+            recorder(
+                Stage.PROPOSALS,
+                good=good[there],
+                boxes=boxes[good],
+                scores=scores[good],
+                levels=levels[good],
+                keep=place[kept],
+            )
 
     @torch.no_grad()
     def sample(
-        self, anchors: Tensor, objects: list[Objects], recorder: Observer = SILENT
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, anchors: Tensor, objects: Objects, recorder: Observer = SILENT
+    ) -> tuple[matching.Sampled, Tensor, Tensor]:
         """Draws the anchors that train, of anchors [A, 4].
 
-        Returns their batch index, number and label (1, 0), int64 [S] each, and the positives' deltas [K, 4].
+        Returns them, their labels (1, 0), int64 [S], and the positives' deltas [K, 4].
         """
         cfg = self.config
-        batch_index, samples, labels, targets = [], [], [], []
-        for i, obj in enumerate(objects):
-            matched = matching.match_boxes(
-                obj.boxes, obj.crowds, anchors, cfg.rpn_fg_iou_thresh, cfg.rpn_bg_iou_thresh, True, cfg.crowd_ioa_thresh
-            )  # [A]
-            label = torch.where(matched >= 0, 1, torch.where(matched == matching.BELOW, 0, -1))
-            positive, negative = matching.sample_balanced(
-                label, cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction, obj.generators[0]
-            )
-            sampled = torch.cat((positive, negative))
-            batch_index.append(torch.full_like(sampled, i))
-            samples.append(sampled)
-            labels.append(label[sampled])
-            targets.append(self.coder.encode(obj.boxes.to(anchors.dtype)[matched[positive]], anchors[positive]))
+        matched = matching.match_boxes(
+            objects.boxes,
+            objects.crowds,
+            anchors[None],
+            cfg.rpn_fg_iou_thresh,
+            cfg.rpn_bg_iou_thresh,
+            True,
+            cfg.crowd_ioa_thresh,
+        )  # [N, A]
+        label = torch.where(matched >= 0, 1, torch.where(matched == matching.BELOW, 0, -1))
+        generators = [pair[0] for pair in objects.generators]
+        count, fraction = cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction
+        sampled = matching.sample_balanced(label, count, fraction, generators)
+        image, anchor = sampled.batch_index[sampled.positive], sampled.index[sampled.positive]  # [K]
+        targets = self.coder.encode(objects.of(image, matched[image, anchor], anchors.dtype), anchors[anchor])
+        if recorder is not SILENT:
+            self._record_targets(recorder, objects, matched, label, sampled, targets)
+        return sampled, label[sampled.batch_index, sampled.index], targets
+
+    @staticmethod
+    def _record_targets(
+        recorder: Observer, objects: Objects, matched: Tensor, label: Tensor, sampled: matching.Sampled, targets: Tensor
+    ) -> None:
+        """Reports the targets of each image."""
+        chosen, deltas = sampled.index.split(sampled.sizes()), targets.split([p for p, _ in sampled.counts])
+        boxes, crowds = objects.boxes.each(), objects.crowds.each()
+        for i, (positives, _) in enumerate(sampled.counts):
             recorder(
                 Stage.RPN_TARGETS,
-                objects=obj.boxes,
-                crowds=obj.crowds,
-                matched=matched,
-                label=label,
-                positive=positive,
-                negative=negative,
-                deltas=targets[-1],
+                objects=boxes[i],
+                crowds=crowds[i],
+                matched=matched[i],
+                label=label[i],
+                positive=chosen[i][:positives],
+                negative=chosen[i][positives:],
+                deltas=deltas[i],
             )
-        return torch.cat(batch_index), torch.cat(samples), torch.cat(labels), torch.cat(targets)
+
+
+def _by_level(values: Tensor, sizes: list[int]) -> Tensor:
+    """Returns values [N, sum k_l, ...] as [N, L, k, ...], k the largest k_l, padded with zeros."""
+    k, parts = max(sizes), values.split(sizes, 1)
+    blank = [0] * (2 * (values.dim() - 2) + 1)
+    return torch.stack([p if p.shape[1] == k else F.pad(p, (*blank, k - p.shape[1])) for p in parts], 1)
 
 
 def _set_all(top_n: TopN, values: dict[str, int]) -> None:

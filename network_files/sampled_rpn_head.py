@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from network_files.operators.padded import from_host
 from network_files.operators.roi_align import FeatureTable
 
 
@@ -60,7 +61,7 @@ def predict_anchors(
     head: nn.Module, table: FeatureTable, batch_index: Tensor, anchor: Tensor, counts: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Returns logits [S] and deltas [S, 4] of some anchors, numbered over levels of so many (`counts`) each."""
-    ends = torch.tensor(list(itertools.accumulate(counts)), device=anchor.device)
+    ends = from_host(list(itertools.accumulate(counts)), anchor.device)
     level = torch.bucketize(anchor, ends, right=True)
     anchor = anchor - F.pad(ends, (1, 0))[level]
     per_cell = head.cls_logits.out_channels

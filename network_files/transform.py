@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.config import MaskRCNNConfig
-from network_files.operators.boxes import scale_boxes
+from network_files.operators.boxes import scale_to_sizes
 from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.padded import Padded, from_host, image_of_each
 from network_files.shared import Part, Shared, number
 
 Size = tuple[int, int]  # height, width
@@ -63,18 +64,23 @@ class ImageBatch:
 
 @dataclass
 class Objects:
-    """What one image holds, in the resized image's frame.
+    """What the images of a batch hold, in the resized images' frame.
 
-    boxes [G, 4], labels int64 [G], masks: G crops at the original resolution, crowds [K, 4]; size (h, w);
-    generators: for the draws of the RPN and of the RoI heads (None: torch's global one).
+    boxes [N, G, 4], labels int64 [N, G], masks: of each image G_i crops at the original resolution, crowds [N, K, 4];
+    sizes (h, w); generators, of each image: for the draws of the RPN and of the RoI heads (None: torch's global one).
     """
 
-    boxes: Tensor
-    labels: Tensor
-    masks: CroppedMasks
-    crowds: Tensor
-    size: Size
-    generators: tuple[torch.Generator | None, torch.Generator | None]
+    boxes: Padded
+    labels: Padded
+    masks: list[CroppedMasks]
+    crowds: Padded
+    sizes: list[Size]
+    generators: list[tuple[torch.Generator | None, torch.Generator | None]]
+
+    def of(self, image: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns the boxes [K, 4] of some objects: image and number within it, int64 [K]."""
+        boxes = self.boxes.values.to(dtype)
+        return boxes[image, index] if boxes.shape[1] else boxes.new_zeros(len(image), 4)
 
 
 class Transform(Part):
@@ -149,24 +155,54 @@ def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed((int(seed) * factor + stream + 1) * factor % 2**64 >> 32)
 
 
-def prepare_objects(target: dict, batch: ImageBatch, i: int, num_classes: int) -> Objects:
-    """Returns the Objects of image i from its target: boxes, labels, masks, and maybe iscrowd, sample_seed.
+def prepare_objects(targets: list[dict], batch: ImageBatch, num_classes: int) -> Objects:
+    """Returns the Objects of a batch from the images' targets: boxes, labels, masks, and maybe iscrowd, sample_seed.
 
-    num_classes counts background. Raises ValueError for a target that does not fit.
+    num_classes counts background. The host waits once. Raises ValueError for a target that does not fit.
     """
-    check_target(target, batch.original_sizes[i], num_classes, i)
-    boxes = target["boxes"].to(batch.images.dtype)
-    boxes = scale_boxes(boxes, batch.original_sizes[i], batch.sizes[i])
-    masks = target["masks"]
-    if isinstance(masks, Tensor):
-        masks = CroppedMasks.from_masks(masks)
-    labels, crowds = target["labels"], boxes[:0]
-    if "iscrowd" in target and bool(target["iscrowd"].any()):
-        crowd = target["iscrowd"].bool()
-        boxes, labels, masks, crowds = boxes[~crowd], labels[~crowd], masks[~crowd], boxes[crowd]
-    seed = target.get("sample_seed")
-    generators = (None, None) if seed is None else (seeded(seed, 0), seeded(seed, 1))
-    return Objects(boxes, labels, masks, crowds, batch.sizes[i], generators)
+    for i, target in enumerate(targets):
+        check_shapes(target, batch.original_sizes[i], i)
+    counts, dtype = [len(target["boxes"]) for target in targets], batch.images.dtype
+    boxes, labels = (torch.cat([target[key] for target in targets]) for key in ("boxes", "labels"))
+    crowds = [target["iscrowd"] for target in targets if "iscrowd" in target and len(target["iscrowd"])]
+    if sum(counts):
+        sizes = from_host(batch.original_sizes, boxes.device)[from_host(image_of_each(counts), boxes.device)]
+        misfit = ~fits(boxes, labels, sizes, num_classes).all()
+        any_crowd = torch.cat(crowds).any() if crowds else torch.zeros_like(misfit)
+        misfit, any_crowd = torch.stack((misfit, any_crowd)).tolist()
+        if misfit:
+            for i, target in enumerate(targets):
+                check_target(target, batch.original_sizes[i], num_classes, i)
+    else:
+        any_crowd = False
+    masks = [CroppedMasks.from_masks(t["masks"]) if isinstance(t["masks"], Tensor) else t["masks"] for t in targets]
+    padded = Padded.from_flat(boxes, counts)
+    padded.values = scale_to_sizes(padded.values.to(dtype), batch.original_sizes, batch.sizes)
+    objects, labels = padded, Padded.from_flat(labels.long(), counts)
+    regions = Padded(padded.values[:, :0], [0] * len(targets))
+    if any_crowd:
+        none = torch.zeros(0, dtype=torch.bool, device=boxes.device)
+        crowd = [
+            t["iscrowd"].bool() if "iscrowd" in t else none.new_zeros(n) for t, n in zip(targets, counts, strict=True)
+        ]
+        regions = Padded.of([b[c] for b, c in zip(padded.each(), crowd, strict=True)])
+        objects, labels = (Padded.of([v[~c] for v, c in zip(p.each(), crowd, strict=True)]) for p in (padded, labels))
+        masks = [m[~c] for m, c in zip(masks, crowd, strict=True)]
+    seeds = [target.get("sample_seed") for target in targets]
+    generators = [(None, None) if seed is None else (seeded(seed, 0), seeded(seed, 1)) for seed in seeds]
+    return Objects(objects, labels, masks, regions, batch.sizes, generators)
+
+
+def fits(boxes: Tensor, labels: Tensor, sizes: Tensor, num_classes: int) -> Tensor:
+    """Says of boxes [G, 4] whether `check_target` takes them and their labels [G]: bool [G]; sizes [G, 2]: (H, W)."""
+    return _box_fits(boxes, sizes) & (labels >= 1) & (labels < num_classes)
+
+
+def _box_fits(boxes: Tensor, sizes: Tensor) -> Tensor:
+    # outside by more than the image's side: tools round, but not so far; nan and inf are on neither side
+    sides = sizes.flip(-1)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return ((high > low) & (low >= -sides) & (high <= 2 * sides)).all(1)
 
 
 def check_target(target: dict, size: Size, num_classes: int, i: int = 0) -> None:
@@ -174,6 +210,22 @@ def check_target(target: dict, size: Size, num_classes: int, i: int = 0) -> None
 
     A box without area has no logarithm: the loss would be inf or nan. One far outside of its image is of another.
     """
+    check_shapes(target, size, i)
+    name, boxes, labels = f"image {target.get('image_id', i)}", target["boxes"], target["labels"]
+    height, width = size
+    bad = ~_box_fits(boxes, from_host([size], boxes.device))
+    if bool(bad.any()):
+        box = boxes[bad][0].tolist()
+        raise ValueError(
+            f"{name}: box {box} (x1 y1 x2 y2) has no area, is not finite or is far outside of {width}x{height} pixels"
+        )
+    unknown = (labels < 1) | (labels >= num_classes)
+    if bool(unknown.any()):
+        raise ValueError(f"{name}: label {int(labels[unknown][0])}: it must be 1 to {num_classes - 1}, 0 is background")
+
+
+def check_shapes(target: dict, size: Size, i: int = 0) -> None:
+    """Raises ValueError for a target that lacks something or whose tensors do not fit an image of `size`."""
     name = f"image {target.get('image_id', i)}"
     lacking = [key for key in ("boxes", "labels", "masks") if key not in target]
     if lacking:
@@ -189,19 +241,3 @@ def check_target(target: dict, size: Size, num_classes: int, i: int = 0) -> None
         raise ValueError(f"{name}: masks has shape {shape}: it must be {[count, *size]}")
     if "iscrowd" in target and target["iscrowd"].shape != (count,):
         raise ValueError(f"{name}: iscrowd has shape {list(target['iscrowd'].shape)}: it must be [{count}]")
-    if not count:
-        return
-    x1, y1, x2, y2 = boxes.unbind(1)
-    height, width = size
-    # outside by more than the image's side: tools round, but not so far
-    near = (x1 >= -width) & (y1 >= -height) & (x2 <= 2 * width) & (y2 <= 2 * height)
-    bad = ~((x2 > x1) & (y2 > y1) & near & boxes.isfinite().all(1))
-    unknown = (labels < 1) | (labels >= num_classes)
-    if not bool((bad | unknown).any()):
-        return
-    if bool(bad.any()):
-        box = boxes[bad][0].tolist()
-        raise ValueError(
-            f"{name}: box {box} (x1 y1 x2 y2) has no area, is not finite or is far outside of {width}x{height} pixels"
-        )
-    raise ValueError(f"{name}: label {int(labels[unknown][0])}: it must be 1 to {num_classes - 1}, 0 is background")

@@ -94,7 +94,7 @@ def main():
     images = photos(3)
     operators()
     targets_of_masks(images)
-    matching.sample_balanced = lambda *args: oracle.spread_choice(*args[:3])
+    matching.draw = oracle.spread_ranks
     for name in CASES:
         whole_model(name, size, images[:2])
 

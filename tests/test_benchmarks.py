@@ -85,7 +85,7 @@ def test_the_page_of_figures_has_a_place_for_the_table(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["inference", "training_step_small"])
 def test_results_of_the_models_agree(name, monkeypatch):
-    monkeypatch.setattr(matching, "sample_balanced", matching.sample_balanced)  # put back what the benchmark replaces
+    monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
     (benchmark,) = (b for b in models.BENCHMARKS if b.name == name)
     case = replace(benchmark.prepare.keywords["case"], images=1, backbone="resnet18", options=models.SMALL)
     ours, theirs = (run() for run in benchmark.prepare.func(SETTINGS, case))

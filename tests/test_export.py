@@ -111,7 +111,8 @@ def test_forty_lines_run_it_without_torch(folder):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"geometry": "half_pixel", "norm": "frozen", "box_nms_thresh": 0.3},
+        {"geometry": "half_pixel", "norm": "frozen", "box_nms_thresh": 0.3, "channels": 5},
+        {"geometry": "half_pixel_masks", "mask_head_layers": 2},
         {"variant": "v2", "box_head_convs": 1, "rpn_score_thresh": 0.5},
         {"backbone": "mobilenet_v2", "backbone_width": 8, "roi_sampling_ratio": 1, "mask_roi_size": 7},
         {"norm": "group", "fixed_size": (64, 96), "box_detections_per_img": 3, "rpn_post_nms_top_n_test": 7},
@@ -121,7 +122,7 @@ def test_forty_lines_run_it_without_torch(folder):
 @torch.inference_mode()
 def test_the_graph_is_the_model(fields):
     model = tiny(**{"backbone_width": 16, "box_score_thresh": 0.2} | fields).eval()
-    images = [torch.rand(3, *size) for size in ((50, 60), (64, 40))]
+    images = [torch.rand(fields.get("channels", 3), *size) for size in ((50, 60), (64, 40))]
     batch = model.transform.batch(images, None, False, torch.float32)
     outputs = CoreGraph(model)(batch.images, torch.tensor(batch.sizes, dtype=torch.float32))
     expected = model(images, paste_masks=False)

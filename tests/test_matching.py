@@ -7,8 +7,21 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from network_files.matching import BELOW, BETWEEN, match, match_boxes, sample_balanced
+from network_files import matching
+from network_files.matching import BELOW, BETWEEN, match
+from network_files.operators.padded import Padded
 from tests.plain_loops import random_boxes
+
+
+def match_boxes(objects, crowds, boxes, *numbers, **more):
+    """`matching.match_boxes` of one image: [B]."""
+    return matching.match_boxes(Padded.of([objects]), Padded.of([crowds]), boxes[None], *numbers, **more)[0]
+
+
+def sample_balanced(labels, count, fraction, generator=None):
+    """`matching.sample_balanced` of one image: positives, negatives."""
+    sampled = matching.sample_balanced(labels[None], count, fraction, [generator])
+    return sampled.index.split(sampled.counts[0])
 
 
 def in_parts(iou):

@@ -61,7 +61,7 @@ def propose(theirs, ours, training):
         expected, _ = theirs(ImageList(images, SIZES), dict(enumerate(maps)), targets)
         found, losses = ours(ImageBatch(images, SIZES, SIZES), FeatureTable(maps))
     assert losses == {}
-    return expected, found
+    return expected, found.each()
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.torchvision_model import spread_choice
+from benchmarks.torchvision_model import spread_ranks
 from network_files import CroppedMasks, MaskRCNNConfig, matching, sampled_rpn_head
+from network_files.operators.padded import Padded
 from network_files.operators.roi_align import FeatureTable
 from network_files.rpn import RegionProposalNetwork, RPNHead
 from network_files.sampled_rpn_head import patches, predict_cells, sampling_pays
@@ -48,29 +49,32 @@ def pyramid(images, dtype):
     return [torch.randn(images, CHANNELS, PADDED[0] // s, PADDED[1] // s, dtype=dtype) for s in (4, 8, 16, 32, 64)]
 
 
-def objects_of(boxes, size):
-    """The Objects of an image with these boxes [G, 4] of class 1."""
-    return Objects(boxes, torch.ones(len(boxes)).long(), CroppedMasks.empty(size), boxes[:0], size, (None, None))
+def objects_of(*boxes):
+    """The Objects of a batch of images with these boxes [G, 4] of class 1."""
+    labels, none = [torch.ones(len(b)).long() for b in boxes], [b[:0] for b in boxes]
+    sizes, generators = SIZES[: len(boxes)], [(None, None)] * len(boxes)
+    masks = [CroppedMasks.empty(size) for size in sizes]
+    return Objects(Padded.of(boxes), Padded.of(labels), masks, Padded.of(none), sizes, generators)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("objects", [3, 0])
 def test_losses_and_gradients_of_sampled_cells_equal_the_dense_ones(depth, objects, monkeypatch):
-    monkeypatch.setattr(matching, "sample_balanced", lambda *args: spread_choice(*args[:3]))
+    monkeypatch.setattr(matching, "draw", spread_ranks)
     rpn = RegionProposalNetwork(MaskRCNNConfig(rpn_batch_size_per_image=16), CHANNELS, depth).double()
     for parameter in rpn.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     images = ImageBatch(torch.zeros(2, 3, *PADDED, dtype=torch.float64), SIZES, SIZES)
     corner = torch.rand(objects, 2, dtype=torch.float64) * 80
     boxes = torch.cat((corner, corner + 20 + torch.rand(objects, 2, dtype=torch.float64) * 20), 1)
-    truth = [objects_of(boxes[:n], size) for n, size in zip((objects, 0), SIZES, strict=True)]
+    truth = objects_of(boxes, boxes[:0])
     values, seen = pyramid(2, torch.float64), []
     for sampled in (False, True):
         maps = [v.clone().requires_grad_() for v in values]
         monkeypatch.setattr(sampled_rpn_head, "sampling_pays", lambda *args, sampled=sampled: sampled)
         proposals, losses = rpn(images, FeatureTable(maps), truth)
         inputs = [*maps, *rpn.parameters()]
-        seen.append([*proposals, *losses.values(), *torch.autograd.grad(sum(losses.values()), inputs)])
+        seen.append([*proposals.each(), *losses.values(), *torch.autograd.grad(sum(losses.values()), inputs)])
     assert seen[0][-1].any() == (objects > 0)
     for a, b in zip(*seen, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
@@ -82,7 +86,7 @@ def test_sampled_cells_have_a_gradient_under_autocast(monkeypatch):
     rpn, table = RegionProposalNetwork(MaskRCNNConfig(), CHANNELS, depth=1), FeatureTable(pyramid(1, torch.float32))
     images = ImageBatch(torch.zeros(1, 3, *PADDED), [PADDED], [PADDED])
     with torch.autocast("cpu", torch.bfloat16):
-        _, losses = rpn(images, table, [objects_of(torch.tensor([[20.0, 20, 60, 50]]), PADDED)])
+        _, losses = rpn(images, table, objects_of(torch.tensor([[20.0, 20, 60, 50]])))
     sum(losses.values()).backward()
     assert all(parameter.grad.any() for parameter in rpn.parameters())
 

@@ -110,11 +110,11 @@ def test_targets_equal_torchvision(samples):
     for image, target in samples[:3]:
         batch = ours.batch([image], None, False, torch.float32)
         _, expected = theirs.eval()([image.float() / 255], [{k: target[k] for k in ("boxes", "masks", "labels")}])
-        objects = prepare_objects(target, batch, 0, 91)
-        assert torch.equal(objects.boxes, expected[0]["boxes"])
-        resized = F.interpolate(objects.masks.to_masks()[:, None].float(), objects.size)[:, 0].byte()
+        objects = prepare_objects([target], batch, 91)
+        assert torch.equal(objects.boxes.values[0], expected[0]["boxes"])
+        resized = F.interpolate(objects.masks[0].to_masks()[:, None].float(), objects.sizes[0])[:, 0].byte()
         assert torch.equal(resized, expected[0]["masks"])
-        assert torch.equal(objects.labels, target["labels"]) and objects.generators == (None, None)
+        assert torch.equal(objects.labels.values[0], target["labels"]) and objects.generators == [(None, None)]
 
 
 def square(x, y, side=10.0):
@@ -138,11 +138,11 @@ def test_crowds_are_set_apart(form):
     masks = torch.zeros(3, 50, 50, dtype=torch.uint8)
     masks[0, 5:15, 5:15], masks[1, 20:30, 20:30], masks[2, :40, :40] = 1, 1, 1
     target = crowded_target(masks if form == "full" else CroppedMasks.from_masks(masks))
-    objects = prepare_objects(target, batch, 0, 91)
-    assert objects.boxes.tolist() == [square(10, 10, 20), square(40, 40, 20)]
-    assert objects.crowds.tolist() == [square(0, 0, 80)]
-    assert objects.labels.tolist() == [3, 4]
-    assert torch.equal(objects.masks.to_masks(), masks[:2])
+    objects = prepare_objects([target], batch, 91)
+    assert objects.boxes.values[0].tolist() == [square(10, 10, 20), square(40, 40, 20)]
+    assert objects.crowds.values[0].tolist() == [square(0, 0, 80)]
+    assert objects.labels.values[0].tolist() == [3, 4]
+    assert torch.equal(objects.masks[0].to_masks(), masks[:2])
     assert len(target["boxes"]) == 3  # the target stays as it was
 
 
@@ -167,12 +167,12 @@ def test_a_box_that_is_none_is_named(box):
         "masks": torch.ones(2, 50, 50),
     }
     with pytest.raises(ValueError, match="image 42"):
-        prepare_objects(target, batch, 0, 91)
+        prepare_objects([target], batch, 91)
 
 
 def test_a_target_without_objects():
     ours, _ = transforms((100,), 200)
     batch = ours.batch([torch.zeros(3, 50, 50)], None, False, torch.float32)
     target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 50, 50)}
-    objects = prepare_objects(target, batch, 0, 91)
-    assert objects.boxes.shape == objects.crowds.shape == (0, 4) and len(objects.masks) == 0
+    objects = prepare_objects([target], batch, 91)
+    assert objects.boxes.values.shape == objects.crowds.values.shape == (1, 0, 4) and len(objects.masks[0]) == 0

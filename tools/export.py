@@ -3,13 +3,16 @@
     python -m tools.export --weights-path save_weights/model_best.pth                  onnx, for onnxruntime
     python -m tools.export --weights-path W --format openvino --check photos/*.jpg     proven on these images, too
     python -m tools.export --weights-path W --format onnx --check DATA --batch dynamic     and the AP of both on DATA
+    python -m tools.export --weights-path W --int8 --calibration DATA                  convolutions in 8 bits
     python predict.py --weights-path model_best.onnx --img-path photo.jpg              runs it; so does validation.py
 
 Writes model_best.onnx (openvino: the folder model_best_openvino; torch_export: model_best.pt2; aoti:
 model_best_aoti.pt2) into --output-dir. The file is run in its runtime on drawn images of three sizes, on one that shows
 nothing and on those of --check; the largest differences of boxes, scores and masks from the model's are printed and
-kept in the file. Above 0.01 pixels, 0.0001 or 0.001 the export fails, and nothing is written. A ResNet-50 takes a
-minute or two on a CPU with 2 cores. docs/deploy.md says what the file takes and gives, and how to run it without torch.
+kept in the file. Above 0.01 pixels, 0.0001 or 0.001 the export fails, and nothing is written. --int8 (model_best_int8)
+is calibrated on images of the train split, and proven by the AP of model and file on the val split: it fails where more
+than 0.005 is lost. A ResNet-50 takes a minute or two on a CPU with 2 cores. docs/deploy.md says what the file takes and
+gives, and how to run it without torch.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from backbone.errors import InputError
@@ -27,13 +31,17 @@ from backbone.settings import setting
 from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
+from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
+from train_utils.data.images.reading import Reading
+from train_utils.data.labels import LabelMap
 from train_utils.data.options import LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import open_split_of
 from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, export_model
+from train_utils.prediction.exporting.int8 import Int8
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.runtimes.opening import open_exported
 from train_utils.processes.distributed import World
@@ -42,6 +50,7 @@ from train_utils.show.image_lists import find_images
 
 DYNAMIC = "dynamic"
 LOOKED_AT = 3  # images of a data set that the differences are taken of
+CALIBRATED = 64  # images that the ranges of activations are taken over
 
 
 @dataclass(frozen=True)
@@ -53,15 +62,21 @@ class ExportOptions(ModelOptions):
     check: tuple[str, ...] | None = setting(
         None, "images to prove it on; or data, for the AP of both as well", metavar="IMAGE|DATA"
     )
-    device: str = setting("cpu", "cpu: where files are made")
+    int8: bool = setting(False, "convolutions in 8 bits (onnx, openvino): smaller and faster, not equal")
+    calibration: str | None = setting(
+        None, "data to calibrate --int8 on, and to measure it (default: the data of the training)", metavar="DATA"
+    )
 
 
 def parse() -> dict[str, Any]:
     """Returns the settings that the command names."""
     parser = Parser(description=__doc__)
-    add_flags(parser, ExportOptions, leave_out=("device",))
+    add_flags(parser, ExportOptions, leave_out=("device",))  # files are made on the CPU
     add_model_flags(parser, training=False)
-    return parser.given()
+    given = parser.given()
+    if "calibration" in given and not given.get("int8"):
+        parser.error("--calibration DATA is for --int8; give both")
+    return given
 
 
 def batch_of(text: str) -> int | None:
@@ -81,16 +96,18 @@ def main() -> int:
     model, label_map, content = load_model(options, torch.device("cpu"))
     print(about_weights(options.weights_file, content, label_map))
     folder = folder_to_write(user_path(options.output_dir))
-    path = folder / (options.weights_file.stem + SUFFIXES[options.format])
-    export = Export(path, options.format, batch_of(options.batch))
+    name = options.weights_file.stem + "_int8" * options.int8 + SUFFIXES[options.format]
+    reading = Reading.of(model.config)
+    int8 = eight_bits(options, content, label_map, reading) if options.int8 else None
+    export = Export(folder / name, options.format, batch_of(options.batch), int8)
     data_set, images = None, []
     if options.check and len(options.check) == 1 and is_data(options.check[0]):
         of_data = {"data_path": options.check[0], "weights_path": options.weights_file}
-        data_set = open_split_of(content, "val", of_data, label_map)[0].data_set
+        data_set = open_split_of(content, "val", of_data, label_map)[0].data_set.read_as(reading)
         images = [data_set[i][0] for i in range(min(LOOKED_AT, len(data_set)))]
     elif options.check:
-        images = [read_image(file) for file in find_images(options.check)]
-    proof = export_model(model, label_map, content, export, images)
+        images = [read_image(file, reading=reading) for file in find_images(options.check)]
+    proof, path = export_model(model, label_map, content, export, images), export.path
     print(proof.line)
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
     print(visible(f"written: {path} ({size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s)"))
@@ -99,17 +116,33 @@ def main() -> int:
     return EXIT_OK
 
 
+def eight_bits(options: ExportOptions, content: dict[str, Any], label_map: LabelMap, reading: Reading) -> Int8:
+    """Returns what 8 bits need: images of the train split, chosen by a seed, and the AP on the val split."""
+    given = {"weights_path": options.weights_file}
+    given |= {} if options.calibration is None else {"data_path": options.calibration}
+    splits = (open_split_of(content, split, given, label_map)[0] for split in ("train", "val"))
+    train, val = (split.data_set.read_as(reading) for split in splits)
+    chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATED].tolist()
+    return Int8([train[i][0] for i in chosen], lambda model: ap_of(model, val))
+
+
 def is_data(place: str) -> bool:
     """Returns whether --check names data: a folder, or a json; else it is an image, or a glob."""
     path = user_path(place)
     return path.is_dir() or path.suffix.lower() == ".json"
 
 
-def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: Any) -> None:
+def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: ImageDataset) -> None:
     """Prints the AP of boxes and masks of the weights and of their exported file."""
     for name, of in ((weights, model), (path, open_exported(path))):
-        stats = measure(of, data_set, LoaderOptions(), World.single(torch.device("cpu")), MAX_DETS, None).stats
-        print(visible(f"{name}: " + ", ".join(f"{t} AP {found.stats[0]:.4f}" for t, found in stats.items())))
+        print(visible(f"{name}: " + ", ".join(f"{t} AP {ap:.4f}" for t, ap in ap_of(of, data_set).items())))
+
+
+def ap_of(model: torch.nn.Module, data_set: ImageDataset) -> dict[str, float]:
+    """Returns a model's AP on a data set, by IoU type."""
+    cpu = World.single(torch.device("cpu"))
+    stats = measure(model, data_set, LoaderOptions(workers=0), cpu, MAX_DETS, None).stats
+    return {iou_type: found.stats[0] for iou_type, found in stats.items()}
 
 
 if __name__ == "__main__":

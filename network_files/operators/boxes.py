@@ -1,9 +1,12 @@
 """Box geometry: areas, overlaps, clipping, offsets. Boxes are `x1 y1 x2 y2` in pixels, [..., 4]; N, M count boxes."""
 
 import math
+import struct
 
 import torch
 from torch import Tensor
+
+from network_files.operators.padded import from_host
 
 # exp() of a predicted log-size is capped here, so that one wild value makes no infinite box: an image of
 # 1000 pixels is 1000 / 16 times the smallest stride-16 anchor step (value as in Detectron and torchvision)
@@ -20,24 +23,27 @@ def box_area(boxes: Tensor) -> Tensor:
 
 
 def box_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the areas [N, M] shared by each box of a [N, 4] and each of b [M, 4]."""
-    ax1, ay1, ax2, ay2 = a.t().contiguous().unsqueeze(-1)  # [N, 1] each, contiguous: far faster
-    bx1, by1, bx2, by2 = b.t().contiguous()
+    """Returns the areas [..., N, M] shared by each box of a [..., N, 4] and each of b [..., M, 4]."""
+    ax1, ay1, ax2, ay2 = a.movedim(-1, 0).contiguous().unsqueeze(-1)  # [..., N, 1] each, contiguous: far faster
+    bx1, by1, bx2, by2 = b.movedim(-1, 0).contiguous().unsqueeze(-2)
     width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)  # [N, M]
     height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0)
     return width.mul_(height)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the intersection over union [N, M] of a [N, 4] with b [M, 4], in 0..1 (nan for two empty boxes)."""
+    """Returns the intersection over union [..., N, M] of a [..., N, 4] with b [..., M, 4], in 0..1.
+
+    It is nan for two empty boxes.
+    """
     inter = box_intersection(a, b)
-    union = (box_area(a)[:, None] + box_area(b)).sub_(inter)
+    union = (box_area(a)[..., None] + box_area(b)[..., None, :]).sub_(inter)
     return inter.div_(union)
 
 
 def box_ioa(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the share [N, M] of each b [M, 4] that lies inside each a [N, 4], in 0..1 (0 for an empty b)."""
-    return box_intersection(a, b) / box_area(b).clamp(min=torch.finfo(b.dtype).tiny)
+    """Returns the share [..., N, M] of each b [..., M, 4] that lies inside each a [..., N, 4], in 0..1 (empty b: 0)."""
+    return box_intersection(a, b) / box_area(b).clamp(min=torch.finfo(b.dtype).tiny)[..., None, :]
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -47,22 +53,33 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), -1)
 
 
+def clip_to_sizes(boxes: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    """Clips boxes [N, P, 4] to N images of sizes (height, width)."""
+    limit = from_host([(w, h, w, h) for h, w in sizes], boxes.device, boxes.dtype)
+    return boxes.clamp(min=0).minimum(limit[:, None])
+
+
 def at_least(boxes: Tensor, side: float) -> Tensor:
-    """Says which boxes [N, 4] have both sides >= `side` pixels: bool [N]."""
-    return (boxes[:, 2] - boxes[:, 0] >= side) & (boxes[:, 3] - boxes[:, 1] >= side)
+    """Says which boxes [..., 4] have both sides >= `side` pixels: bool [...]."""
+    return (boxes[..., 2:] - boxes[..., :2] >= side).all(-1)
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Moves boxes [N, 4] from an image of (height, width) `from_size` to its resized copy.
+    """Moves boxes [N, 4] from an image of (height, width) `from_size` to its resized copy."""
+    return boxes * from_host(_ratios(from_size, to_size), boxes.device, boxes.dtype)
 
-    The two ratios are rounded to float32 first, as torchvision's `resize_boxes` does.
-    """
-    ratio_y, ratio_x = (
-        torch.tensor(t, dtype=torch.float32) / torch.tensor(f, dtype=torch.float32)
-        for t, f in zip(to_size, from_size, strict=True)
-    )
-    ratios = [ratio_x.item(), ratio_y.item()] * 2
-    return boxes * boxes.new_tensor(ratios)
+
+def scale_to_sizes(boxes: Tensor, from_sizes: list[tuple[int, int]], to_sizes: list[tuple[int, int]]) -> Tensor:
+    """Moves boxes [N, P, 4] of N images as `scale_boxes` does."""
+    ratios = [_ratios(*sizes) for sizes in zip(from_sizes, to_sizes, strict=True)]
+    return boxes * from_host(ratios, boxes.device, boxes.dtype)[:, None]
+
+
+def _ratios(from_size: tuple[int, int], to_size: tuple[int, int]) -> list[float]:
+    """Returns what x1 y1 x2 y2 are multiplied by, rounded to float32, as torchvision's `resize_boxes` rounds it."""
+    ratios = [t / f for t, f in zip(to_size, from_size, strict=True)]
+    ratio_y, ratio_x = struct.unpack("2f", struct.pack("2f", *ratios))
+    return [ratio_x, ratio_y] * 2
 
 
 class BoxCoder:
@@ -81,11 +98,11 @@ class BoxCoder:
         ref_size = reference[:, 2:] - reference[:, :2]
         shift = (boxes[:, :2] + 0.5 * size - reference[:, :2] - 0.5 * ref_size) / ref_size
         deltas = torch.cat((shift, torch.log(size / ref_size)), dim=1)  # [N, 4]
-        return deltas * deltas.new_tensor(self.weights)
+        return deltas * from_host(self.weights, deltas.device, deltas.dtype)
 
     def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
         """Returns boxes [..., 4] from deltas and reference boxes [..., 4]; growth is capped at 62.5-fold a side."""
-        deltas = deltas / deltas.new_tensor(self.weights)
+        deltas = deltas / from_host(self.weights, deltas.device, deltas.dtype)
         ref_size = reference[..., 2:] - reference[..., :2]
         centre = deltas[..., :2] * ref_size + reference[..., :2] + 0.5 * ref_size
         half = 0.5 * ref_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from network_files.operators.boxes import TORCHVISION
 from network_files.operators.cropped_masks import CroppedMasks, nearest_source
+from network_files.operators.padded import from_host, image_of_each, waits_are_cheap
 from network_files.operators.roi_align import bilinear_taps
 
 CHUNK = 125_000  # padded mask pixels held at once: few stay in a CPU's cache
@@ -37,44 +38,62 @@ def mask_targets(
     half-pixel, the pixels of the original mask count by the area that a cell covers of each. "torchvision" matches
     torchvision, which resizes the full-size masks (nearest) and RoIAligns them with adaptive sampling.
     """
-    pixels = torch.cat([m.pixels for m in masks])
-    starts = itertools.accumulate((len(m.pixels) for m in masks), initial=0)
-    offsets = torch.cat([m.offsets()[i] + start for m, i, start in zip(masks, matched, starts, strict=False)])  # [P]
-    boxes = torch.cat([m.boxes[i] for m, i in zip(masks, matched, strict=True)])  # [P, 4]
-    counts = torch.tensor([len(r) for r in rois], device=boxes.device)
-    rois = torch.cat(rois)
-    sides = torch.tensor([[*m.size, *size] for m, size in zip(masks, resized, strict=True)], device=boxes.device)
-    sides = sides.repeat_interleave(counts, 0, output_size=len(rois))  # [P, 4] original and resized height, width
-    sizes = torch.cat([m.sides()[i] for m, i in zip(masks, matched, strict=True)])  # [P, 2]
-    kept = sizes if any(m.limit for m in masks) else sizes[:0]
+    counts, of_batch = [len(r) for r in rois], joined(masks)
+    starts = itertools.accumulate(map(len, masks), initial=0)
+    frames = [(start, *m.size, *size) for start, m, size in zip(starts, masks, resized, strict=False)]
+    device = of_batch.boxes.device
+    frames = from_host(torch.tensor(frames)[image_of_each(counts)], device)  # [P, 5]
+    rois, sides = torch.cat(rois), frames[:, 1:]  # [P, 4] original and resized height, width
+    which = torch.cat(matched) + frames[:, 0]  # of all the masks
+    offsets, boxes, sizes = of_batch.offsets()[which], of_batch.boxes[which], of_batch.sides()[which]
+    kept = sizes if of_batch.limit is not None else sizes[:0]
+    samples = torch.ceil((rois[:, 2:] - rois[:, :2]).clamp(min=1) / cells).long()  # per cell: as in _sampled_weights
+    known = torch.cat((sizes, samples), 1).tolist()  # the host waits for these alone
     axis_weights = _sampled_weights if geometry == TORCHVISION else _covered_weights
     rows = axis_weights(rois[:, 1::2], boxes[:, 1::2], kept[:, 1], sides[:, 0::2], cells)
     columns = axis_weights(rois[:, 0::2], boxes[:, 0::2], kept[:, 0], sides[:, 1::2], cells)
     targets = rois.new_zeros(len(rois), cells, cells)
-    for some in _alike(sizes):
-        crops = _padded_crops(pixels, offsets[some], *sizes[some].unbind(1)).to(rois.dtype)  # [p, h, w]
-        targets[some] = _product(rows(some, crops.shape[1]), crops, columns(some, crops.shape[2]))
+    for some, here in _alike(known, device):
+        wide, high, across, down = (max(most, 1) for most in map(max, zip(*here, strict=True)))
+        crops = _padded_crops(of_batch.pixels, offsets[some], sizes[some], (high, wide)).to(rois.dtype)  # [p, h, w]
+        targets[some] = _product(rows(some, high, down), crops, columns(some, wide, across))
     return targets
 
 
-def _alike(sizes: Tensor) -> Iterator[Tensor]:
-    """Yields groups of masks, int64 indices, that pad to at most CHUNK (CHUNK_GPU) pixels.
+def joined(masks: list[CroppedMasks]) -> CroppedMasks:
+    """Returns the masks of several images as those of one, whose size means nothing."""
+    if len(masks) == 1:
+        return masks[0]
+    limits = {m.limit for m in masks if len(m)}
+    if len(limits) > 1:  # as enlarged as the least limited
+        masks = [
+            CroppedMasks(torch.cat([c.reshape(-1) for c in m.crops()] or [m.pixels]), m.boxes, m.size) for m in masks
+        ]
+        limits = {None}
+    pixels, boxes = (torch.cat(parts) for parts in zip(*((m.pixels, m.boxes) for m in masks), strict=True))
+    return CroppedMasks(pixels, boxes, masks[0].size, *limits)
 
-    sizes [N, 2]: width and height of each. Similar sizes go together, so that little is padded.
+
+def _alike(known: list[list[int]], device: torch.device) -> Iterator[tuple[Tensor, list[list[int]]]]:
+    """Yields groups of masks, int64 indices, that pad to at most CHUNK (CHUNK_GPU) pixels, and what is known of them.
+
+    known: width, height and maybe more of each. Similar sizes go together, so that little is padded.
     """
-    pairs, chunk = sizes.tolist(), CHUNK if sizes.device.type == "cpu" else CHUNK_GPU
-    order = sorted(range(len(pairs)), key=lambda i: -max(pairs[i]))
-    start = 0
+    chunk = CHUNK if waits_are_cheap(device) else CHUNK_GPU
+    order = sorted(range(len(known)), key=lambda i: -max(known[i][:2]))
+    start, groups = 0, []
     while start < len(order):
-        width, height = pairs[order[start]]
+        width, height = known[order[start]][:2]
         stop = start + 1
         while stop < len(order):
-            width, height = max(width, pairs[order[stop]][0]), max(height, pairs[order[stop]][1])
+            width, height = max(width, known[order[stop]][0]), max(height, known[order[stop]][1])
             if (stop + 1 - start) * width * height > chunk:
                 break
             stop += 1
-        yield torch.tensor(order[start:stop], device=sizes.device)
+        groups.append(order[start:stop])
         start = stop
+    for some, group in zip(from_host(order, device, torch.int64).split([len(g) for g in groups]), groups, strict=True):
+        yield some, [known[i] for i in group]
 
 
 def _product(rows: Tensor, middle: Tensor, columns: Tensor) -> Tensor:
@@ -83,12 +102,12 @@ def _product(rows: Tensor, middle: Tensor, columns: Tensor) -> Tensor:
         return rows @ middle @ columns.mT
 
 
-def _padded_crops(pixels: Tensor, offsets: Tensor, width: Tensor, height: Tensor) -> Tensor:
-    """Returns crops of different sizes, padded with zeros to the largest: uint8 [p, h, w]."""
+def _padded_crops(pixels: Tensor, offsets: Tensor, sizes: Tensor, largest: tuple[int, int]) -> Tensor:
+    """Returns crops of sizes (width, height) [p, 2], padded with zeros to the largest (h, w): uint8 [p, h, w]."""
     if not len(pixels):
         return pixels.new_zeros(len(offsets), 1, 1)
-    y = torch.arange(max(int(height.max()), 1), device=pixels.device)
-    x = torch.arange(max(int(width.max()), 1), device=pixels.device)
+    width, height = sizes.unbind(1)
+    y, x = (torch.arange(side, device=pixels.device) for side in largest)
     index = offsets[:, None, None] + y[:, None] * width[:, None, None] + x  # [p, h, w]
     inside = (y < height[:, None])[:, :, None] & (x < width[:, None])[:, None, :]
     return pixels[index.clamp_(max=len(pixels) - 1)] * inside
@@ -100,7 +119,7 @@ def _covered_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, c
     A weight is the share of a cell that a pixel of the crop covers; of a limited crop, that what is kept covers.
     """
 
-    def weights(some: Tensor, length: int) -> Tensor:
+    def weights(some: Tensor, length: int, most: int) -> Tensor:
         source, resized = sides[some].to(rois.dtype).unbind(1)
         start, end = crops[some].to(rois.dtype).unbind(1)
         lo, hi = (rois[some] * (source / resized)[:, None]).unbind(1)  # in the original image
@@ -115,18 +134,18 @@ def _covered_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, c
 
 
 def _sampled_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int) -> Callable:
-    """Returns one axis of `mask_targets` for "torchvision": (which RoIs, crop length) -> weights [p, cells, length].
+    """Returns one axis of `mask_targets` for "torchvision".
 
-    rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
+    That is a function (which RoIs, crop length, most samples) -> weights [p, cells, length]. rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
     limited); sides int64 [P, 2]: the image's original and resized length. Each cell averages ceil(RoI length /
     cells) bilinear samples; each sample reads two resized pixels; each of these is one source pixel, which counts if
     it lies in the crop.
     """
 
-    def weights(some: Tensor, length: int) -> Tensor:
+    def weights(some: Tensor, length: int, most: int) -> Tensor:
         lo, extent = rois[some, 0], (rois[some, 1] - rois[some, 0]).clamp(min=1)  # [p]
-        samples = torch.ceil(extent / cells)  # per cell
-        k = torch.arange(max(int(samples.max()), 1), device=rois.device)
+        samples = torch.ceil(extent / cells)  # per cell, at most `most`
+        k = torch.arange(most, device=rois.device)
         cell = torch.arange(cells, device=rois.device)[:, None]
         size = (extent / cells)[:, None, None]
         # in torchvision's order of operations, so that float32 rounds alike
@@ -192,24 +211,26 @@ def _pasted_crops(
     first = place.first.clamp(min=0).minimum(limit)  # the first visible pixel of each axis, [D, 2]
     visible = (place.end.minimum(limit) - first).clamp(min=0)
     ratio, origin = place.ratio.to(probs.dtype), place.origin.to(probs.dtype)
-    columns, rows = (_resize_weights(*t, cells) for t in zip(first.T, origin.T, ratio.T, visible.T, strict=True))
+    columns, rows = (_resize_weights(*t, cells) for t in zip(first.T, origin.T, ratio.T, strict=True))
     places = torch.cat((first, visible), 1).tolist()
-    for some in _alike(visible):
-        pasted = _product(rows(some), probs[some], columns(some))  # [p, height, width], padded
+    known = [[width, height, i] for i, (_, _, width, height) in enumerate(places)]
+    for some, here in _alike(known, probs.device):
+        wide, high, _ = map(max, zip(*here, strict=True))
+        pasted = _product(rows(some, high), probs[some], columns(some, wide))  # [p, height, width], padded
         pasted = pasted if threshold is None else (pasted > threshold).cpu()
-        for i, crop in zip(some.tolist(), pasted, strict=True):
-            x, y, width, height = places[i]
+        for (width, height, i), crop in zip(here, pasted, strict=True):
+            x, y = places[i][:2]
             yield i, x, y, crop[:height, :width]
 
 
-def _resize_weights(first: Tensor, origin: Tensor, ratio: Tensor, visible: Tensor, cells: int) -> Callable:
-    """Returns one axis of `_pasted_crops`: a function (which detections) -> bilinear weights [p, pixels, cells].
+def _resize_weights(first: Tensor, origin: Tensor, ratio: Tensor, cells: int) -> Callable:
+    """Returns one axis of `_pasted_crops`: (which detections, pixels) -> bilinear weights [p, pixels, cells].
 
-    All [D]: the first visible pixel, where the mask begins, cells per pixel, and how many pixels are visible.
+    All [D]: the first visible pixel, where the mask begins, cells per pixel.
     """
 
-    def weights(some: Tensor) -> Tensor:
-        pixel = torch.arange(int(visible[some].max()), device=first.device) + first[some][:, None]
+    def weights(some: Tensor, pixels: int) -> Tensor:
+        pixel = torch.arange(pixels, device=first.device) + first[some][:, None]
         position = ((pixel - origin[some][:, None] + 0.5) * ratio[some][:, None] - 0.5).clamp(min=0)  # [p, pixels]
         cell, weight = bilinear_taps(position, cells)  # [p, pixels, 2]
         return weight.new_zeros(*position.shape, cells).scatter_add_(2, cell, weight)

@@ -1,19 +1,24 @@
 """Boxes and scores -> the boxes that stay: exact greedy non-maximum suppression without a loop over boxes.
 
 Where few boxes can overlap, which is the usual case, only those pairs are looked at; else blocks of boxes
-are compared with all that follow. Shapes: N boxes, E pairs.
+are compared with all that follow. Both ask the host again and again what there is. Where that is dear all are compared
+with all, and the host looks once. Shapes: N boxes, E pairs; of many rows: B rows of K boxes.
 """
 
-import math
+import struct
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.operators.boxes import box_iou
+from network_files.operators.padded import waits_are_cheap
 
 BLOCK = 256  # boxes decided at once
 PAIRS = 4_000_000  # candidates that are worth being looked at one by one, and fit into memory
+BOXES = 10_000  # of a CPU's rows looked at together: an image's
+OVERLAPS = 200_000_000  # compared at once where all are compared with all
+ROUNDS = 12  # of greedy choice between two looks of the host
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -38,12 +43,65 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     return kept[torch.argsort(scores[kept], descending=True, stable=True)]
 
 
+def nms_of_rows(
+    boxes: Tensor, valid: Tensor, iou_threshold: float, groups: Tensor | None = None
+) -> tuple[Tensor, list[int]]:
+    """Runs `nms` within each row, and there within each group: says which boxes stay, and how many of each row.
+
+    boxes [B, K, 4] by falling score, valid bool [B, K]: those that count, groups int64 [B, K] (None: a row is one).
+    Returns bool [B, K], and B numbers: where the host's waits are dear, one wait for a portion of the rows.
+    """
+    rows, k = valid.shape
+    threshold, cheap = _float_threshold(iou_threshold, boxes.dtype), waits_are_cheap(boxes.device)
+    one_by_one = cheap or k * k > OVERLAPS
+    at_once = max((BOXES if one_by_one else OVERLAPS) // max(k if one_by_one else k * k, 1), 1)
+    keep, counts = [], []
+    for start in range(0, rows, at_once):
+        some = slice(start, start + at_once)
+        choose = _keep_of_some if one_by_one else _keep_at_once
+        kept, number = choose(boxes[some], valid[some], threshold, None if groups is None else groups[some])
+        keep.append(kept)
+        counts += number
+    return keep[0] if len(keep) == 1 else torch.cat(keep), counts
+
+
+def _keep_of_some(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> tuple[Tensor, list[int]]:
+    """Returns the result of `nms_of_rows` by looking at the boxes that count alone."""
+    row, place = valid.nonzero().unbind(1)
+    if groups is not None:
+        order = torch.argsort(groups[row, place], stable=True)
+        order = order[torch.argsort(row[order], stable=True)] if len(valid) > 1 else order
+        row, place = row[order], place[order]
+    group = row if groups is None else row * (groups.max() + 1) + groups[row, place] if len(row) else row
+    keep = torch.zeros_like(valid)
+    keep[row, place] = _greedy(boxes[row, place], group, threshold)
+    return keep, keep.sum(1).tolist()
+
+
+def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> tuple[Tensor, list[int]]:
+    """Returns the result of `nms_of_rows` by comparing all with all; rounds as in `_by_pairs`, many for each look."""
+    over = box_iou(boxes, boxes) > threshold  # [B, K, K]
+    if groups is not None:
+        over &= groups[:, :, None] == groups[:, None]
+    over = over.triu_(1)
+    keep = valid
+    while True:
+        for _ in range(ROUNDS):
+            previous, keep = keep, (over & keep[:, :, None]).any(1).logical_not_().logical_and_(valid)
+        changed, *counts = torch.cat(((keep != previous).any()[None], keep.sum(1))).tolist()
+        if not changed:
+            return keep, counts
+
+
 def _float_threshold(threshold: float, dtype: torch.dtype) -> float:
     """Returns the largest number of `dtype` that is not above threshold, so that iou > t is right in real numbers."""
-    rounded = torch.tensor(threshold, dtype=dtype)
-    if float(rounded) > threshold:
-        rounded = torch.nextafter(rounded, torch.tensor(-math.inf, dtype=dtype))
-    return float(rounded)
+    if dtype != torch.float32:
+        return threshold
+    bits = struct.unpack("i", struct.pack("f", threshold))[0]  # on the host, without an operator
+    rounded = struct.unpack("f", struct.pack("i", bits))[0]
+    if rounded > threshold:
+        rounded = struct.unpack("f", struct.pack("i", bits - 1 if rounded > 0 else bits + 1))[0]
+    return rounded
 
 
 def _greedy(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:

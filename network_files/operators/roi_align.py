@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
+from network_files.operators.padded import from_host, waits_are_cheap
 from network_files.operators.sparse_rows import SparseRows
 
 
@@ -62,6 +63,9 @@ class FeatureTable(SparseRows):
         super().__init__(torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype or m.dtype) for m in maps]))
         self.channels, self.strides, self.geometry = channels, strides, geometry
         self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
+        starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)
+        places = [(start, h, w) for start, (_, h, w) in zip(starts, self.shapes, strict=False)]
+        self._places = from_host(places, maps[0].device)  # [L, 3]: first row, height, width of each level
 
     def maps(self) -> list[Tensor]:
         """Returns the maps again, [N, C, H, W] per level: views, channels-last."""
@@ -73,9 +77,7 @@ class FeatureTable(SparseRows):
 
         level, batch_index: int64 [K], which maps.
         """
-        starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)
-        table = torch.tensor([(start, h, w) for start, (_, h, w) in zip(starts, self.shapes, strict=False)])
-        start, height, width = table.to(level.device)[level].unbind(1)
+        start, height, width = self._places[level].unbind(1)
         return start + batch_index * height * width, height, width
 
 
@@ -97,7 +99,7 @@ def roi_align(
     """
     first, height, width = table.locate(level, batch_index)  # [K]
     device = rois.device
-    scaled = rois / torch.tensor(table.strides, device=device, dtype=rois.dtype)[level][:, None]
+    scaled = rois / from_host(table.strides, device, rois.dtype)[level][:, None]
     size = scaled[:, 2:] - scaled[:, :2]  # [K, 2]
     if table.geometry == HALF_PIXEL:
         scaled = scaled - 0.5
@@ -122,6 +124,7 @@ def roi_align(
     taps = (2 * sampling_ratio) ** 2
     weight = weight.view(-1, taps).to(table.rows.dtype)
     index = index.view(-1, taps).int()  # half the bytes to sort in the backward pass
-    rows, index = table.sparse(index) if sparse_grad else (table.rows, index)
+    few = sparse_grad and waits_are_cheap(device)  # else the rows in use are not known
+    rows, index = table.sparse(index) if few else (table.rows, index)
     pooled = F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")  # [K S S, C]
     return pooled.view(len(rois), output_size, output_size, table.channels).permute(0, 3, 1, 2)

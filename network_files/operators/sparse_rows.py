@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from network_files.operators.padded import waits_are_cheap
+
 Waiting = list[tuple[Tensor, Tensor]]  # (int64 [U], gradient of these rows [U, C]) of each sparse read
 
 
@@ -21,8 +23,14 @@ class SparseRows:
         self.rows: Tensor = _AddWaiting.apply(rows, self._waiting)
 
     def sparse(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the rows that an index (int64, any shape) reads, each once: [U, C]; and the index into these."""
-        used, index = index.unique(return_inverse=True)
+        """Returns the rows that an index (int64, any shape) reads, each once: [U, C]; and the index into these.
+
+        To find out which are the same the host waits; where that is dear, a row comes as often as it is read.
+        """
+        if waits_are_cheap(index.device):
+            used, index = index.unique(return_inverse=True)
+        else:
+            used, index = index.flatten(), torch.arange(index.numel(), device=index.device).view_as(index)
         return _SparseRead.apply(self.rows, used, self._waiting), index
 
     def release(self) -> None:

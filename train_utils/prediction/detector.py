@@ -67,7 +67,8 @@ class Detector:
         0.0001 in scores or 0.001 in masks; `load` opens the file.
         """
         with speaking_python():
-            images = [image_of(value, f"image {i}") for i, value in enumerate(check)]
+            reading = Reading.of(self.model.config)
+            images = [image_of(value, f"image {i}", reading) for i, value in enumerate(check)]
             export = Export(user_path(path), format or format_of(path), batch)
             return export_model(self.model, self.label_map, self.content, export, images).record()
 

@@ -21,8 +21,10 @@ from backbone.errors import InputError
 from network_files import MaskRCNN
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file, new_folder
+from train_utils.io.unfinished import unfinished_folder
 from train_utils.io.version import __version__
 from train_utils.prediction.exporting.graph import CoreGraph
+from train_utils.prediction.exporting.int8 import Int8, Scores, quantised
 from train_utils.prediction.exporting.onnx_file import nudge_thresholds, to_onnx
 from train_utils.prediction.exporting.proof import Proof, check_images, prove
 from train_utils.prediction.runtimes.exported_model import ExportedModel, Run, describe
@@ -58,18 +60,24 @@ def channels_of(model: MaskRCNN) -> int:
 
 @dataclass(frozen=True)
 class Export:
-    """What is exported to where: path is a new folder for openvino, else a file; batch: images at a time, None: any."""
+    """What is exported to where: path is a new folder for openvino, else a file.
+
+    batch: images at a time, None: any number; int8: what convolutions in 8 bits need, None: they stay in float.
+    """
 
     path: Path
     format: str = "onnx"
     batch: int | None = 1
+    int8: Int8 | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise InputError(f"format {self.format!r} is not known: {', '.join(FORMATS)}")
         if self.batch is None and self.format == "aoti":
             raise InputError("batch: aoti takes a fixed number of images; give it, or take another format")
-        for name in PACKAGES.get(self.format, ()):
+        if self.int8 and self.format not in PACKAGES:
+            raise InputError(f"int8: {self.format} stays in float; take onnx or openvino")
+        for name in (*PACKAGES.get(self.format, ()), *(["onnxruntime"] if self.int8 else [])):
             optional_package(name, f"format {self.format}")
 
 
@@ -84,10 +92,11 @@ def format_of(path: str | Path) -> str:
 
 def export_model(
     model: MaskRCNN, label_map: LabelMap, content: Mapping[str, Any], export: Export, images: Sequence[Tensor] = ()
-) -> Proof:
+) -> Proof | Scores:
     """Writes the file, and returns how far its detections are from the model's, on images and on drawn ones.
 
-    content: of the weights' file. Raises InputError, and leaves no file, where they are farther than LIMITS.
+    In 8 bits: the AP of both. content: of the weights' file. Raises InputError, and leaves no file, where differences
+    are above LIMITS, or more than MOST_LOST of an AP is lost.
     """
     if isinstance(model, ExportedModel):
         raise InputError("the model is of an exported file; give the checkpoint that it was made of")
@@ -102,7 +111,8 @@ def export_model(
 
     def proven(run: Run) -> str:
         """Returns the description with the proof, as JSON."""
-        proofs.append(prove(model, ExportedModel(run, about), images))
+        exported = ExportedModel(run, about)
+        proofs.append(export.int8.judge(model, exported) if export.int8 else prove(model, exported, images))
         faults = proofs[0].faults()
         if faults:
             raise InputError(
@@ -110,43 +120,55 @@ def export_model(
             )
         return json.dumps({**about, "proof": proofs[0].record()})
 
-    WRITERS[export.format](export.path, trace(model, export.batch), proven)
+    def in_onnx() -> Any:
+        """Returns the model in ONNX, in 8 bits where that is asked for."""
+        whole = to_onnx(trace(model, export.batch))
+        if export.int8 is None:
+            return whole
+        with unfinished_folder(export.path.parent) as room:
+            return quantised(whole, model, export.int8.images, room)
+
+    def in_torch() -> torch.export.ExportedProgram:
+        return trace(model, export.batch)
+
+    WRITERS[export.format](export.path, in_onnx if export.format in PACKAGES else in_torch, proven)
     return proofs[0]
 
 
+Made = Callable[[], Any]  # gives an onnx.ModelProto, or a torch.export.ExportedProgram
 Proven = Callable[[Run], str]
 
 
-def _write_onnx(path: Path, program: torch.export.ExportedProgram, proven: Proven) -> None:
+def _write_onnx(path: Path, made: Made, proven: Proven) -> None:
     with atomic_file(path) as file:
-        model = to_onnx(program)
+        model = made()
         run, _ = open_onnx(model.SerializeToString())
         model.metadata_props.add(key=KEY, value=proven(run))
         file.write(model.SerializeToString())
 
 
-def _write_openvino(path: Path, program: torch.export.ExportedProgram, proven: Proven) -> None:
+def _write_openvino(path: Path, made: Made, proven: Proven) -> None:
     openvino = optional_package("openvino", "format openvino")
     with new_folder(path) as room:
         # by ONNX, as OpenVINO's front end for torch reads RoIAlign's sampling ratio wrongly
-        model = openvino.Core().read_model(nudge_thresholds(to_onnx(program)).SerializeToString())
+        model = openvino.Core().read_model(nudge_thresholds(made()).SerializeToString())
         openvino.save_model(model, room / MODEL, compress_to_fp16=False)
         run, _ = open_openvino(room, mapped=False)
         model.set_rt_info(proven(run), KEY)
         openvino.save_model(model, room / MODEL, compress_to_fp16=False)
 
 
-def _write_program(path: Path, program: torch.export.ExportedProgram, proven: Proven) -> None:
-    content = io.BytesIO()
+def _write_program(path: Path, made: Made, proven: Proven) -> None:
+    content, program = io.BytesIO(), made()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found")  # says that weights may not be on the CPU
         torch.export.save(program, content)
     _write_archive(path, content, proven)
 
 
-def _write_compiled(path: Path, program: torch.export.ExportedProgram, proven: Proven) -> None:
+def _write_compiled(path: Path, made: Made, proven: Proven) -> None:
     content = io.BytesIO()
-    torch._inductor.aoti_compile_and_package(program, package_path=content)
+    torch._inductor.aoti_compile_and_package(made(), package_path=content)
     _write_archive(path, content, proven)
 
 
