@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from benchmarks import compare_models, distributed, huge_image, mini_masks
+from benchmarks import compare_models, distributed, mini_masks
+from benchmarks.large_images import huge_image
 from benchmarks.device import gpu
 from network_files import matching
 from tests.coco_folders import many, write
