@@ -3,7 +3,7 @@
     python -m benchmarks.large_images.huge_image                        validation.py, 100 detections per image
     python -m benchmarks.large_images.huge_image --detections 1000      validation.py, up to 1,000
     python -m benchmarks.large_images.huge_image --train                train.py, one step
-    python -m benchmarks.large_images.huge_image --keep FOLDER          the input stays there, and the command is printed
+    python -m benchmarks.large_images.huge_image --keep FOLDER          the input stays there; the command is printed
 
 The model is a ResNet-50 of 3 classes with random weights: its scores are high enough for every detection that
 the config allows. Memory is the largest resident size of any process of the command, as the kernel counted it.
