@@ -22,6 +22,7 @@ from train_utils.run import epochs as trainer
 from train_utils.run.config import LR_PER_IMAGE, RunConfig, add_arguments
 from train_utils.run.defaults import BUILT_IN_MODEL, resolve
 from train_utils.run.reports import about_speed
+from train_utils.run.schedule import with_length
 
 STEPS = 6  # per epoch: 12 images in batches of 2
 
@@ -92,6 +93,7 @@ def parsed(words):
 def test_a_run_says_how_long_it_takes_and_on_a_cpu_what_is_sooner():
     config = RunConfig.of({"data_path": "D"})
     config = resolve(config, SimpleNamespace(size=1, device=torch.device("cpu")))
+    config, _ = with_length(config, 1848, 924)
     large, small = (SimpleNamespace(config=MaskRCNNConfig(backbone=name)) for name in ("resnet50", "resnet18"))
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     about, sooner = about_speed(4.5, 24_000, config, large, cpu)

@@ -136,10 +136,10 @@ def _covered_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, c
 def _sampled_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int) -> Callable:
     """Returns one axis of `mask_targets` for "torchvision".
 
-    That is a function (which RoIs, crop length, most samples) -> weights [p, cells, length]. rois, crops [P, 2]: start and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are
-    limited); sides int64 [P, 2]: the image's original and resized length. Each cell averages ceil(RoI length /
-    cells) bilinear samples; each sample reads two resized pixels; each of these is one source pixel, which counts if
-    it lies in the crop.
+    That is a function (which RoIs, crop length, most samples) -> weights [p, cells, length]. rois, crops [P, 2]: start
+    and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are limited); sides int64 [P, 2]:
+    the image's original and resized length. Each cell averages ceil(RoI length / cells) bilinear samples; each sample
+    reads two resized pixels; each of these is one source pixel, which counts if it lies in the crop.
     """
 
     def weights(some: Tensor, length: int, most: int) -> Tensor:

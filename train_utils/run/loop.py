@@ -7,10 +7,9 @@ step in step.py, one evaluation in evaluation.py, the options in config.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,85 +57,33 @@ def run(
     given: the options of RunConfig and fields of MaskRCNNConfig that were given; output_dir: where these have none.
     Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
     """
-    config, notes = RunConfig.of(given), []
+    say_if_busy(world)
     with ExitStack() as at_end:
         if world.device.type == "cpu":
             at_end.enter_context(returning_freed_memory())
-        find = partial(run_folders.find_checkpoint, config.output_dir, config.resume, output_dir)
-        path = world.on_main(find)
-        checkpoint = checkpoints.load_checkpoint(path) if path else None
-        if checkpoint:
-            config, notes = resume.take_over(given, config, checkpoint, world)
-        if config.test_only and asks_for_fit(config.model):
-            raise InputError(f"{asks_for_fit(config.model)[0]} auto follows from training data: leave it out here")
-        fit_batch = config.batch_size == AUTO
-        if fit_batch:
-            config = first_try(config, world)
-        chosen = config.model  # precedes the checkpoint's model, as what is filled in does not
-        config = resolve(config, world)
-        say_if_busy(world)
-        if world.is_main:  # reading data and weights may take long
-            print(visible(intention(config, world, path)), flush=True)
-        if config.own and not config.test_only:
-            with world.main_first():
-                augmentation_of(config)  # a mistake there is reported now, not after the data is read
-        with world.main_first():
-            begun = {} if checkpoint else content_of(config.weights)
-        choose_evaluator()  # a mistake there is reported now, not after an epoch
-        with world.main_first():
-            scored = open_scored_alone(config, given, checkpoint or begun) if config.test_only else None
-            splits, lines = described(scored) if scored else open_splits(config, additions.splits)
-            classes = None if config.test_only else splits.label_map.num_labels
-            config, about_geometry = with_geometry(config, checkpoint, begun, classes)
-        notes += [about_geometry]
+        start = read_options(given, output_dir, world)
         say = print if world.is_main else lambda *_, **__: None
-        say("\n".join(map(visible, lines)))
-        states = {}
-        if world.size > 1 or not config.test_only:
-            states = {role: data_state(part) for role, part in splits.by_role().items()}
-        if world.size > 1:
-            refuse_differences(world, facts(config, world, splits, states))
-        if not config.test_only:
-            refuse_nothing_to_learn(splits.train)
-            model, about_sizes = fitted(config.model, splits.train)
-            config = replace(config, model=model)
-            samples = balance.samples_per_epoch(image_factors(splits.train, config))
-            steps = steps_per_epoch(samples, config.global_batch(world.size))
-            config, about_length = with_length(config, samples, steps)
-            notes += [*about_sizes, *about_length]
-            if config.balance is not None:
-                notes.append(balance.describe(splits.train, config.balance, samples))
-        notes += without_effect(config, world, checkpoint is not None)
-        check_num_classes(config.num_classes, splits.label_map)
-        config, splits, about_images = with_images(config, splits, checkpoint, begun, world)
-        say(*map(visible, about_images), sep="\n", end="\n" * bool(about_images))
-        data = "" if config.test_only else fingerprint(splits.train)
-        if checkpoint and not config.test_only:
-            notes += resume.check_data(config, checkpoint, splits, data, states)
-
-        def own_folder() -> Path:
-            prepared = run_folders.prepare_run_folder(config.output_dir, config.resume, path, output_dir)
-            at_end.enter_context(prepared.lock)
-            if path and path.parent.resolve() == prepared.path.resolve():
-                run_folders.complete_names(prepared.path, path, checkpoint.get("names", ()))
-            return prepared.path
-
-        folder = None if config.test_only else world.on_main(own_folder)
+        scored, splits, states = open_alike(start, given, additions, world, say)
+        splits = follow_data(start, splits, world, say)
+        config, checkpoint = start.config, start.checkpoint
+        data = "" if scored else fingerprint(splits.train)
+        if checkpoint and not scored:
+            start.notes += resume.check_data(config, checkpoint, splits, data, states)
+        folder = None if scored else world.on_main(own_folder, start, output_dir, at_end)
         this = Run(config, world, splits, data, states, folder, checkpoint, additions)
         with world.main_first():
-            model, about = build_model(config, chosen, splits.label_map, checkpoint, begun)
-        del begun
-        say("\n".join(map(visible, about + notes)))
+            model, about = build_model(start, splits.label_map)
+        start.begun = {}  # its memory is free
+        say("\n".join(map(visible, about + start.notes)))
         model.to(world.device)
         if config.recompute:
             model.recompute_activations()
         if config.compile:
             model.compile_parts()
-
         if scored:
             test(this, model, scored, user_path(config.output_dir or output_dir))
             return None
-        if fit_batch:
+        if start.fit_batch:
             precision = Precision(world.device, amp_dtype(world.device) if config.amp else None)
             config, about_batch = fitting_batch(model, splits.train, config, precision, world)
             this = replace(this, config=config)
@@ -144,6 +91,100 @@ def run(
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
         return folder
+
+
+@dataclass
+class Start:
+    """What a run begins with; what is not given is filled in on the way."""
+
+    config: RunConfig
+    notes: list[str]  # lines to print
+    path: Path | None  # of the checkpoint that the run goes on from
+    checkpoint: resume.Checkpoint | None
+    chosen: dict[str, Any]  # fields of the model's config that precede the checkpoint's
+    begun: dict[str, Any]  # `content_of` --weights
+    fit_batch: bool  # --batch-size auto
+
+
+def read_options(given: dict[str, Any], output_dir: str, world: World) -> Start:
+    """Returns the resolved options of a run, with the checkpoint that it goes on from; says what it will do.
+
+    A mistake in them is an error here, before the data are read, which may take long.
+    """
+    config, notes = RunConfig.of(given), []
+    path = world.on_main(run_folders.find_checkpoint, config.output_dir, config.resume, output_dir)
+    checkpoint = checkpoints.load_checkpoint(path) if path else None
+    if checkpoint:
+        config, notes = resume.take_over(given, config, checkpoint, world)
+    if config.test_only and asks_for_fit(config.model):
+        raise InputError(f"{asks_for_fit(config.model)[0]} auto follows from training data: leave it out here")
+    fit_batch = config.batch_size == AUTO
+    if fit_batch:
+        config = first_try(config, world)
+    chosen = config.model
+    config = resolve(config, world)
+    if world.is_main:
+        print(visible(intention(config, world, path)), flush=True)
+    with world.main_first():
+        if config.own and not config.test_only:
+            augmentation_of(config)
+        begun = {} if checkpoint else content_of(config.weights)
+    choose_evaluator()
+    return Start(config, notes, path, checkpoint, chosen, begun, fit_batch)
+
+
+def open_alike(
+    start: Start, given: Collection[str], additions: Additions, world: World, say: Callable[..., None]
+) -> tuple[Scored | None, DataSplits, dict[str, State]]:
+    """Returns what --test-only scores, the data, and their states, which are alike on all processes.
+
+    Says what the data are. The geometry follows from weights and classes.
+    """
+    scored = None
+    with world.main_first():
+        if start.config.test_only:
+            scored = open_scored_alone(start.config, given, start.checkpoint or start.begun)
+        splits, lines = described(scored) if scored else open_splits(start.config, additions.splits)
+        classes = None if scored else splits.label_map.num_labels
+        start.config, about_geometry = with_geometry(start.config, start.checkpoint, start.begun, classes)
+    start.notes.append(about_geometry)
+    say("\n".join(map(visible, lines)))
+    states = {}
+    if world.size > 1 or not scored:
+        states = {role: data_state(part) for role, part in splits.by_role().items()}
+    if world.size > 1:
+        refuse_differences(world, facts(start.config, world, splits, states))
+    return scored, splits, states
+
+
+def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..., None]) -> DataSplits:
+    """Returns the data as the model takes their images; what the options left to the data is filled in."""
+    config = start.config
+    if not config.test_only:
+        refuse_nothing_to_learn(splits.train)
+        model, about_sizes = fitted(config.model, splits.train)
+        config = replace(config, model=model)
+        samples = balance.samples_per_epoch(image_factors(splits.train, config))
+        steps = steps_per_epoch(samples, config.global_batch(world.size))
+        config, about_length = with_length(config, samples, steps)
+        start.notes += [*about_sizes, *about_length]
+        if config.balance is not None:
+            start.notes.append(balance.describe(splits.train, config.balance, samples))
+    start.notes += without_effect(config, world, start.checkpoint is not None)
+    check_num_classes(config.num_classes, splits.label_map)
+    start.config, splits, lines = with_images(config, splits, start.checkpoint, start.begun, world)
+    say(*map(visible, lines), sep="\n", end="\n" * bool(lines))
+    return splits
+
+
+def own_folder(start: Start, output_dir: str, at_end: ExitStack) -> Path:
+    """Returns the folder that the run writes into, locked until the end."""
+    config, path = start.config, start.path
+    prepared = run_folders.prepare_run_folder(config.output_dir, config.resume, path, output_dir)
+    at_end.enter_context(prepared.lock)
+    if path and path.parent.resolve() == prepared.path.resolve():
+        run_folders.complete_names(prepared.path, path, start.checkpoint.get("names", ()))
+    return prepared.path
 
 
 def intention(config: RunConfig, world: World, path: Path | None) -> str:
@@ -196,17 +237,9 @@ def facts(config: RunConfig, world: World, splits: DataSplits, states: dict[str,
     return groups
 
 
-def build_model(
-    config: RunConfig,
-    chosen: dict[str, Any],
-    label_map: LabelMap,
-    checkpoint: resume.Checkpoint | None,
-    begun: dict[str, Any],
-) -> tuple[MaskRCNN, list[str]]:
-    """Returns the model and lines to print.
-
-    chosen: fields of its config that precede the checkpoint's; begun: `content_of` --weights.
-    """
+def build_model(start: Start, label_map: LabelMap) -> tuple[MaskRCNN, list[str]]:
+    """Returns the model and lines to print."""
+    config, checkpoint, begun = start.config, start.checkpoint, start.begun
     torch.manual_seed(config.seed)
     if checkpoint is None:
         model = create_model(label_map.num_labels, **config.model)
@@ -222,7 +255,7 @@ def build_model(
                 f"--resume: the checkpoint has other classes ({len(saved)}, such as {saved.names[0]!r}) than the data "
                 f"({len(label_map)}, such as {label_map.names[0]!r}); start from it with --weights instead"
             )
-        settings = checkpoints.fitting_settings("--resume", checkpoint["config"], chosen, checkpoint["model"])
+        settings = checkpoints.fitting_settings("--resume", checkpoint["config"], start.chosen, checkpoint["model"])
         model = create_model(**settings)
         lines = []
         load_weights(model, checkpoint["model"])
