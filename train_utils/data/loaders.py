@@ -59,10 +59,21 @@ class Batch(NamedTuple):
         """Returns images and targets, with every tensor and mask on the device."""
         images = [image.to(device, non_blocking=True) for image in self.images]
         targets = [
-            {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
+            {
+                key: value.to(device, non_blocking=True) if hasattr(value, "to") else value
+                for key, value in target.items()
+            }
             for target in self.targets
         ]
         return images, targets
+
+    def pinned(self) -> Batch:
+        """Returns the batch in page-locked memory, from which a GPU copies while the host goes on."""
+        targets = [
+            {key: value.pin_memory() if hasattr(value, "pin_memory") else value for key, value in target.items()}
+            for target in self.targets
+        ]
+        return self._replace(images=[image.pin_memory() for image in self.images], targets=targets)
 
 
 def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:
@@ -250,7 +261,7 @@ class Loader:
                 finally:
                     del batch  # the traceback holds this frame: a cycle would keep the workers alive
             if self._pin and isinstance(batch, Batch):
-                batch = batch._replace(images=[image.pin_memory() for image in batch.images])
+                batch = batch.pinned()
             yield batch
 
     def _through_workers(self) -> Iterator[Any]:

@@ -125,6 +125,7 @@ def read_options(given: dict[str, Any], output_dir: str, world: World) -> Start:
     config = resolve(config, world)
     if world.is_main:
         print(visible(intention(config, world, path)), flush=True)
+    say_if_busy(world)
     with world.main_first():
         if config.own and not config.test_only:
             augmentation_of(config)
@@ -166,7 +167,7 @@ def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..
         config = replace(config, model=model)
         samples = balance.samples_per_epoch(image_factors(splits.train, config))
         steps = steps_per_epoch(samples, config.global_batch(world.size))
-        config, about_length = with_length(config, samples, steps)
+        config, about_length = with_length(config, samples, steps, start.checkpoint is not None)
         start.notes += [*about_sizes, *about_length]
         if config.balance is not None:
             start.notes.append(balance.describe(splits.train, config.balance, samples))
