@@ -7,7 +7,6 @@ Headers of a sample of the files say what there is; the values of a smaller samp
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats
 from train_utils.data.images.depth import is_deep
 from train_utils.data.images.reading import ANY_CHANNELS, USUAL, Reading, sample_of
+from train_utils.io.silence import without_warnings
 
 LOOKED_AT, MEASURED = 256, 64  # images whose headers, and whose values, are read, at most
 DECODED = 8  # images that are read where they have no headers of their own
@@ -64,8 +64,7 @@ def spread(count: int, most: int) -> list[int]:
 def _of_header(path: str) -> tuple[bool, bool]:
     """Returns (whether a file has more than 8 bits, whether it has several pages)."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings:
             with Image.open(path, formats=formats()) as image:
                 return is_deep(image), bool(getattr(image, "is_animated", False))
     except Image.UnidentifiedImageError:  # a TIFF that Pillow does not read has mostly more
