@@ -1,8 +1,8 @@
 """Looks at a mosaic of validation images whole, in tiles, and by SAHI around the same model: found, doubled, seconds.
 
-    python -m benchmarks.tiles --weights-path save_weights                    of the built-in data
-    python -m benchmarks.tiles --weights-path W --data-path DATA --side 256
-    python -m benchmarks.tiles --weights-path save_weights --offsets 50       tile borders in 50 places, too
+    python -m benchmarks.large_images.tiles --weights-path save_weights                    of the built-in data
+    python -m benchmarks.large_images.tiles --weights-path W --data-path DATA --side 256
+    python -m benchmarks.large_images.tiles --weights-path save_weights --offsets 50       borders in 50 places, too
 
 SAHI is measured where it is installed (`pip install sahi`). Recall: the share of the objects whose box a detection
 meets by an IoU of 0.5. Doubled: pairs of detections of one class whose boxes meet by so much. Seconds are the
