@@ -181,7 +181,7 @@ TRAINING = {
     ),
 }
 BENCHMARKS = [
-    Benchmark(name, what, partial(prepare, case=case), largest_difference)
+    Benchmark(name, what, partial(prepare, case=case), largest_difference, takes_minutes=case.exported is not None)
     for prepare, cases in ((prepare_inference, INFERENCE), (prepare_training, TRAINING))
     for name, (what, case) in cases.items()
 ]

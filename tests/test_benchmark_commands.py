@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
-from benchmarks import compare_models, distributed, huge_image, mini_masks
+from benchmarks import compare_models, distributed, mini_masks
 from benchmarks.device import gpu
 from benchmarks.harness import Settings
+from benchmarks.large_images import huge_image
 from network_files import matching
 from tests.coco_folders import many, write
 from tests.tiny_model import write_checkpoint, write_coco

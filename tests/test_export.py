@@ -14,15 +14,19 @@ import torch
 import maskrcnn
 import predict
 import validation
+from benchmarks import models
 from network_files import InputError
+from network_files.roi_heads import Detections
 from tests.small_runs import ROOT, call
 from tests.tiny_model import tiny, tiny_model, write_checkpoint, write_coco
 from tools import export as tool
 from tools import visualise_stages
 from train_utils.prediction.exporting import export, proof
 from train_utils.prediction.exporting.graph import CoreGraph
+from train_utils.prediction.exporting.int8 import Int8
 from train_utils.prediction.predictor import detect
 
+FORMS = {"model.onnx": "onnx", "model_openvino": "openvino"}
 FILES = {"torch_export": "model.pt2", "onnx": "model.onnx", "openvino": "model_openvino"}
 
 
@@ -127,11 +131,12 @@ def test_the_graph_is_the_model(fields):
     outputs = CoreGraph(model)(batch.images, torch.tensor(batch.sizes, dtype=torch.float32))
     expected = model(images, paste_masks=False)
     boxes, labels, scores, masks, image = outputs
-    for i, one in enumerate(expected):
-        moved = model.to_original({"boxes": boxes[image == i]}, batch, i, paste=False)["boxes"]
-        assert len(moved) > 2 and torch.allclose(moved, one["boxes"], atol=1e-4)
-        assert labels[image == i].equal(one["labels"]) and torch.allclose(scores[image == i], one["scores"], atol=1e-6)
-        assert torch.allclose(masks[image == i], one["mask_probs"], atol=1e-5)
+    detections = Detections(torch.bincount(image, minlength=2).tolist(), boxes, labels, scores, masks)
+    assert image.equal(image.sort().values)
+    for found, one in zip(model.to_original(detections, batch, paste=False), expected, strict=True):
+        assert len(found["boxes"]) > 2 and found["labels"].equal(one["labels"])
+        atol = {"boxes": 1e-4, "scores": 1e-6, "mask_probs": 1e-5}
+        assert all(torch.allclose(found[key], one[key], atol=most) for key, most in atol.items())
 
 
 @torch.inference_mode()
@@ -152,6 +157,38 @@ def test_a_file_that_finds_other_things_is_not_written(folder, tmp_path):
             with pytest.raises(InputError, match=f"{name}: not written, as it finds other things .*: boxes differ by"):
                 detector.export(tmp_path / name, batch=None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_openvino"])
+def test_8_bits_are_proven_by_their_ap(folder, tmp_path, name):
+    detector, whole = maskrcnn.load(folder / "model.pth", "cpu"), onnx.load(folder / "model.onnx")
+    del whole.metadata_props[:]
+    aps = [0.6, 0.5956, 0.6, 0.594]  # of the model and of the file, twice
+    int8 = Int8([torch.rand(3, 64, 64) for _ in range(2)], lambda model: {"segm": aps.pop(0)})
+    args = detector.model, detector.label_map, detector.content, export.Export(tmp_path / name, FORMS[name], None, int8)
+    with patch.object(export, "trace"), patch.object(export, "to_onnx", return_value=whole):
+        assert export.export_model(*args).line == "proof in 8 bits: segm AP 0.5956, of the model 0.6000"
+        weights, floats = (sum(f.stat().st_size for f in files_of(place / name)) for place in (tmp_path, folder))
+        assert weights < 0.6 * floats
+        (tmp_path / name).rename(tmp_path / "kept")
+        with pytest.raises(InputError, match="segm AP falls by 0.0060"):
+            export.export_model(*args)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    (tmp_path / "kept").rename(tmp_path / name)
+    found = maskrcnn.load(tmp_path / name)(torch.rand(3, 64, 64), score=0.0)
+    assert len(found) > 5
+
+
+def files_of(place):
+    return [place] if place.is_file() else list(place.iterdir())
+
+
+def test_benchmarks_run_a_file(folder):
+    detector, made = maskrcnn.load(folder / "model.pth", "cpu"), onnx.load(folder / "model.onnx")
+    del made.metadata_props[:]
+    with patch.object(export, "trace"), patch.object(export, "to_onnx", return_value=made):
+        model = models.as_exported(detector.model, "onnx")
+    assert len(model([torch.rand(3, 64, 64)])[0]["masks"])
 
 
 def compared(change):

@@ -35,7 +35,7 @@ from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.objects import balance
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
-from train_utils.processes.stop_signal import continue_children
+from train_utils.processes.stop_signal import continue_children, held_back
 
 # What a stream of random numbers is for; each draws from a generator of its own.
 MODEL, AUGMENTATION, ORDER, BALANCE = 0, 1, 2, 4  # 3: run/step.py's
@@ -267,7 +267,9 @@ class Loader:
     def _through_workers(self) -> Iterator[Any]:
         """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
-            for batch in self._loader:
+            with held_back():  # until `_outlive_signals`
+                batches = iter(self._loader)
+            for batch in batches:
                 yield pickle.loads(batch)
         except OSError as error:
             if error.errno not in SCARCE:
@@ -317,6 +319,8 @@ def _outlive_signals() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     main_process = os.getppid()

@@ -1,8 +1,9 @@
 """An ONNX model and images -> the same with its convolutions in 8 bits, by onnxruntime's static quantisation.
 
 The range of every activation is taken over calibration images; weights have a scale for each channel. The first
-convolution, which reads the image, the predictors, whose numbers are what is found, and all but convolutions stay in
-float. OpenVINO reads the result as it reads any ONNX model, and computes in 8 bits as well.
+convolution, which reads the image, the RPN's predictors, whose numbers are boxes, depthwise convolutions, whose
+channels differ most and which compute little, and all but convolutions stay in float. OpenVINO reads the result as it
+reads any ONNX model, and computes in 8 bits as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from network_files import MaskRCNN
+from train_utils.io.unfinished import new_file
 from train_utils.prediction.runtimes.packages import optional_package
 
 MOST_LOST = 0.005  # of an AP
@@ -60,15 +62,18 @@ class Int8:
 
 def quantised(onnx_model: Any, model: MaskRCNN, images: Sequence[Tensor], room: Path) -> Any:
     """Returns an onnx.ModelProto in 8 bits; images [C, H, W]: to calibrate with; room: a folder to work in."""
-    onnx, quantization = (optional_package(name, "int8") for name in ("onnx", "onnxruntime.quantization"))
-    names = [node.name for node in onnx_model.graph.node if node.op_type == "Conv"]
+    names = "onnx", "onnxruntime", "onnxruntime.quantization"
+    onnx, onnxruntime, quantization = (optional_package(name, "int8") for name in names)
+    onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of weights that it has replaced itself
+    with new_file(room / "float.onnx") as file:  # a model that is not of a file would lose its weights to one
+        file.write(onnx_model.SerializeToString())
     quantization.quantize_static(
-        onnx_model,
+        room / "float.onnx",
         room / "model.onnx",
         _Calibration(model, images),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
-        nodes_to_exclude=[names[0], *_predictors(onnx_model, model)],
+        nodes_to_exclude=_in_float(onnx_model, model),
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
@@ -76,15 +81,17 @@ def quantised(onnx_model: Any, model: MaskRCNN, images: Sequence[Tensor], room: 
     return onnx.load(room / "model.onnx")
 
 
-def _predictors(onnx_model: Any, model: MaskRCNN) -> list[str]:
-    """Returns the names of the RPN's predictors: the convolutions to as many channels."""
+def _in_float(onnx_model: Any, model: MaskRCNN) -> list[str]:
+    """Returns the names of the convolutions that stay in float: the first, the RPN's predictors, and depthwise ones."""
     head, sizes = (
         model.rpn.head,
         {tensor.name: tensor.dims[0] for tensor in onnx_model.graph.initializer if tensor.dims},
     )
     few = {head.cls_logits.out_channels, head.bbox_pred.out_channels}
-    convolutions = (node for node in onnx_model.graph.node if node.op_type == "Conv")
-    return [node.name for node in convolutions if sizes.get(node.input[1]) in few]
+    first, *others = (node for node in onnx_model.graph.node if node.op_type == "Conv")
+    grouped = [node for node in others if any(a.name == "group" and a.i > 1 for a in node.attribute)]
+    predictors = [node for node in others if sizes.get(node.input[1]) in few]
+    return [node.name for node in (first, *grouped, *predictors)]
 
 
 class _Calibration:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from backbone.errors import InputError
 from network_files import MaskRCNN
 from network_files.config import MaskRCNNConfig
+from network_files.roi_heads import Detections
 from network_files.shared import Shared
 from network_files.transform import Transform
 from train_utils.checkpoints.checkpoint import is_checkpoint
@@ -70,12 +71,8 @@ class ExportedModel(nn.Module):
         batch = self.transform.batch([*images, *itertools.repeat(images[-1], at_once - len(images))], None, False,
                                      torch.float32)  # fmt: skip
         boxes, labels, scores, masks, image = self.run(batch.images, torch.tensor(batch.sizes, dtype=torch.float32))
-        found = []
-        for i in range(len(images)):
-            own = image == i
-            one = {"boxes": boxes[own], "labels": labels[own], "scores": scores[own], "mask_probs": masks[own]}
-            found.append(self.to_original(one, batch, i, paste))
-        return found
+        counts = torch.bincount(image, minlength=len(batch.sizes)).tolist()
+        return self.to_original(Detections(counts, boxes, labels, scores, masks), batch, paste)[: len(images)]
 
 
 def describe(
