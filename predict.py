@@ -275,7 +275,7 @@ def ordered(folder: Path, images: list[Path], doubts: dict[int, float]) -> list[
     rows = [f"{doubts[at]:.3f}\t{images[at]}" + f"\tpage {pages[at]}" * bool(pages[at]) for at in most]
     path = folder / f"{RESULT_NAME}_order.txt"
     files.write_text(path, "".join(f"{row}\n" for row in rows))
-    first = [visible(f"  {row}") for row in rows[:LISTED]]
+    first = [visible("  " + row.replace("\t", "  ")) for row in rows[:LISTED]]
     return [f"annotate next, by doubtful objects (all {len(rows)} are in {visible(str(path))}):", *first]
 
 

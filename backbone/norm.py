@@ -76,14 +76,14 @@ class FoldedConvolution(torch.autograd.Function):
         """Convolves with the folded weight."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry, ctx.groups = geometry, groups
-        return F.conv2d(x, weight * scale[:, None, None, None], shift, *geometry, groups)
+        return F.conv2d(x, weight * scale.view(-1, 1, 1, 1), shift, *geometry, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Folds the weight again, and returns the gradients of x, weight and shift."""
         x, weight, scale = ctx.saved_tensors
-        scale = scale[:, None, None, None]
+        scale = scale.view(-1, 1, 1, 1)
         x_grad, weight_grad, shift_grad = torch.ops.aten.convolution_backward(
             grad,
             x.to(grad.dtype),

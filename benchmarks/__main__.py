@@ -4,6 +4,8 @@
     python -m benchmarks nms_2000 roi_align        these
     python -m benchmarks                           all but those that take minutes a turn
     python -m benchmarks --figures                 the same, and their table into docs/figures.md
+    python -m benchmarks launches                  operators and waits, counted (see `benchmarks/device/launches.py`)
+    python -m benchmarks gpu                       one GPU: fidelity, resume, images a second, a profile
 
 Prints one table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
@@ -17,6 +19,7 @@ import torch
 
 from backbone.errors import InputError
 from benchmarks import annotations, evaluation, loading, models, operators
+from benchmarks.device import gpu, launches
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
@@ -25,6 +28,7 @@ from train_utils.cli.parser import Parser
 from train_utils.io.files import write_text
 
 BENCHMARKS = [one for part in (operators, models, loading, evaluation, annotations) for one in part.BENCHMARKS]
+PROGRAMS = {"launches": launches.main, "gpu": gpu.main}
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -48,8 +52,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the benchmarks that are asked for."""
+def main(argv: list[str] | None = None) -> int | None:
+    """Runs the benchmarks that are asked for, or one of the programs of `benchmarks/device`."""
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in PROGRAMS:
+        return PROGRAMS[words[0]](words[1:])
     args = parse_args(argv)
     by_name = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     unknown = [name for name in args.names if name not in by_name]
@@ -58,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.list:
         for benchmark in BENCHMARKS:
             print(f"{benchmark.name:20} {benchmark.what}")
-        return
+        return None
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
@@ -77,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         print(line)
     if args.figures:
         write_table(FIGURES, [f"{head}; medians of {args.repeats} turns:", "", HEADER, *(r.markdown() for r in rows)])
+    return None
 
 
 def write_table(path: Path, lines: list[str]) -> None:

@@ -61,7 +61,7 @@ def test_objects_too_small_for_any_anchor_are_told(tmp_path):
 
 def test_the_doctor_ends_with_a_command_that_training_takes(run, tmp_path):  # noqa: F811
     both(tmp_path / "my data", many(12))
-    _, out, _, _ = run(tmp_path / "my data")
+    _, out, _, found = run(tmp_path / "my data")
     (line,) = (line for line in out.splitlines() if line.startswith("train with: python "))
     words = shlex.split(line.partition("python ")[2])
     parser = Parser()
@@ -71,6 +71,8 @@ def test_the_doctor_ends_with_a_command_that_training_takes(run, tmp_path):  # n
     assert given["output_dir"] == "runs/my data" and "min_size" in given
     assert "keeps their size" in out
     assert "train.py makes 100 epochs of so many images, 600 steps of 2 images" in out
+    assert found["advice"][-1] == line
+    assert "train with: python train.py" in (tmp_path / "checked" / "check_data.html").read_text()
     assert "memory of a step" in out
 
 

@@ -1,10 +1,14 @@
 """Benchmarks that run whole commands: a huge image through validation.py, ranks beside one rank. Made small."""
 
+import json
 import re
 
 import pytest
 
-from benchmarks import compare_models, distributed, huge_image, mini_masks
+from benchmarks import compare_models, distributed, mini_masks
+from benchmarks.device import gpu
+from benchmarks.large_images import huge_image
+from network_files import matching
 from tests.coco_folders import many, write
 from tests.tiny_model import write_checkpoint, write_coco
 
@@ -47,3 +51,27 @@ def test_models_are_timed_beside_one_another(tmp_path, capfd):
     lines = re.findall(r"(\w+): (.*): ([\d.]+) images/s, ([\d.]+) times the first", capfd.readouterr().out)
     assert [line[:2] for line in lines] == [(what, path) for what in ("detection", "training") for path in paths]
     assert all(float(rate) > 0 for *_, rate, _ in lines) and lines[0][3] == lines[2][3] == "1.00"
+
+
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--tiny", "--repeats", "1", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[1:]] == [name for name in found if name != "machine"]
+    assert found["fidelity v1 float64"]["detections"] > 0 and found["fidelity v1 float64"]["boxes"] < 1e-6
+    assert found["exact resume"]["same bits"] is True
+    assert all(found[f"training, batch {n}"]["ours"] > 0 for n in (1, 2)) and found["inference, batch 1"]["ours"] > 0
+    assert len(found["profile, batch 2"]["largest"]) == 5
+
+
+def test_what_fails_or_finds_no_time_loses_no_other_part(tmp_path, capfd, monkeypatch):
+    def fail(settings):
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr(gpu, "parts_of", lambda *args: {"bad": fail, "good": lambda settings: {"rate": 2.0}})
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path / "a.json")]) == 1
+    assert "bad: error no such kernel, seconds" in (out := capfd.readouterr().out) and "good: rate 2, seconds" in out
+    assert gpu.main(["--device", "cpu", "--seconds", "1", "--out", str(tmp_path / "b.json")]) == 0
+    assert set(json.loads((tmp_path / "b.json").read_text())["good"]) == {"left out", "seconds"}

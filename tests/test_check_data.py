@@ -22,7 +22,7 @@ from tests.npy_folders import many as many_npy
 from tests.small_runs import call
 from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
-from tools.doctor import duplicates, finds, images, page, statistics
+from tools.doctor import duplicates, finds, images, looks, page, statistics
 from tools.doctor.table import outlines, table_of
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
@@ -664,3 +664,21 @@ def test_the_page_in_a_browser(run, tmp_path):
         browser.run("document.querySelector('summary').focus()")
         browser.press("Enter")
         assert browser.run("document.querySelector('details').open")
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_what_tools_do_to_masks_when_they_write_polygons(tmp_path, traced):
+    """Outlines through the centres of pixels are a pixel narrow; a hole as a second polygon is filled."""
+    diamond = [value + (0 if traced else 0.5) for value in (2, 12, 12, 2, 22, 12, 12, 22)]
+    hole, beside = [10, 12, 12, 10, 14, 12, 12, 14], [30, 3, 33, 6, 30, 9, 27, 6]
+    parts = ([diamond], [diamond, hole], [diamond, beside], [diamond])
+    objects = [annotation(i, 1, bbox=[2, 2, 20, 20], area=200, segmentation=each) for i, each in enumerate(parts, 1)]
+    content = coco([{"id": 1, "file_name": "a.png", "height": 48, "width": 64}], objects)
+    found, seen = finds.Finds(), table_of(open_data(both(tmp_path / "d", content), "train").train)
+    looks.look_at_outlines(seen, "train", found)
+    holes, narrow = found[looks.FILLED_HOLES], found[looks.NARROW]
+    assert [find.annotation for find in holes] == [2] and "1 of its 2 polygons inside of another" in holes[0].text
+    assert [find.text.endswith(": 4 of 4 outlines looked at") for find in narrow] == [True] * traced
+    square = np.array([[0, 0], [9, 0], [9, 9], [0, 9]])
+    assert not looks.is_traced(square) and looks.lies_within(square / 2 + 1, square)
+    assert not looks.lies_within(square, square / 2)

@@ -17,11 +17,13 @@ from backbone.errors import InputError
 from backbone.settings import Settings, setting
 from network_files import MaskRCNNConfig
 from tests.small_runs import ROOT, call
+from train_utils.cli import busy
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, number, parse_bool
 from train_utils.cli.parser import Parser
 from train_utils.cli.suggestions import OTHER_WORDS
+from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig, add_arguments
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
@@ -345,3 +347,22 @@ def test_closed_pipe_is_no_traceback(tmp_path):
     error = process.stderr.read()
     process.stderr.close()
     assert process.wait() == 1 and error == ""
+
+
+def test_a_busy_machine_is_said(monkeypatch, capsys):
+    for name in busy.BUSY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    world, cores = World.single("cpu"), os.cpu_count()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2 * cores + 0.5, 0, 0), raising=False)
+    busy.say_if_busy(world)
+    said = capsys.readouterr().err
+    assert (
+        f"is busy (load average {2 * cores + 0.5:.1f}, {cores} cores)" in said
+        and "OMP_WAIT_POLICY=PASSIVE before" in said
+    )
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert busy.busy_line(world.device) is None
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "getloadavg", lambda: (2 * cores - 0.5, 0, 0))
+    assert busy.busy_line(world.device) is None and busy.busy_line(torch.device("cuda")) is None

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import shutil
 import struct
 import zlib
 
@@ -22,10 +23,12 @@ from network_files.weight_files.weights import for_channels
 from tests.coco_folders import annotation, coco
 from tests.small_runs import call
 from tests.tiny_model import FIELDS, train_flags, write_checkpoint
-from tools import check_data
+from tools import check_data, pack_dataset
 from train_utils.data.images import ImageError, image_size, page_count, read_image, refuse, take_dropped
-from train_utils.data.images.reading import Reading
+from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.images.shown import shown
+from train_utils.data.images.survey import advise
+from train_utils.data.opening import open_data
 
 Y, X = np.mgrid[:5, :7]
 GREY = (X * 300 + Y * 7 + 1).astype(np.uint16)  # [5, 7]
@@ -222,6 +225,17 @@ def test_shown():
     five = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 2, 2)
     assert shown(five)[:, 0, 0].tolist() == [0, 1, 2] and shown(five, (4, 2, 0))[:, 0, 0].tolist() == [4, 2, 0]
     assert shown(five[:2])[:, 0, 0].tolist() == [0, 1, 0] and shown(five, (3,))[:, 0, 0].tolist() == [3, 3, 3]
+
+
+def test_packed_data_keeps_its_depth(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    before = open_data(data).train[1][0]
+    assert call(pack_dataset, data, tmp_path / "packed") == 0
+    shutil.rmtree(data)
+    packed = open_data(tmp_path / "packed").train
+    assert torch.equal(packed[1][0], before) and before.is_floating_point()
+    low, high = advise(packed, USUAL, False, True).fields["value_range"]
+    assert 250 < low < 300 and 900 < high < 960
 
 
 def test_the_doctor_on_values(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """read_image: every mode becomes RGB uint8, upright; what cannot be read is an ImageError of one line."""
 
 import io
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image, features
 
 from backbone.errors import InputError
 from train_utils.data.images import UPRIGHT, ImageError, image_size, read_image, refuse
+from train_utils.io.silence import without_warnings
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50  # [2, 3]
 # What Pillow's own images hold that cannot be decoded in full.
@@ -163,3 +166,22 @@ def test_turned_hoppers_are_alike(shared_data):
     for orientation in range(2, 9):
         turned = read_image(folder / f"hopper_orientation_{orientation}.jpg").float()
         assert (turned - upright).abs().mean() < 8, orientation
+
+
+def test_threads_that_read_images_leave_the_filters_of_warnings_as_they_were():
+    came, gone = threading.Event(), threading.Event()
+
+    def outlive():
+        with without_warnings:
+            came.set()
+            gone.wait(10)
+            warnings.warn("of a decoder", stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as shown:
+        before, thread = list(warnings.filters), threading.Thread(target=outlive)
+        with without_warnings:
+            thread.start()
+            came.wait(10)
+        gone.set()
+        thread.join()
+        assert shown == [] and warnings.filters == before

@@ -32,6 +32,21 @@ def test_requirements_are_said_once_for_both(entry, file):
     assert names_in(entry) == requirements(f"requirements{file}.txt")
 
 
+def test_the_oldest_versions_are_the_lower_bounds():
+    """What .ci/run installs beside the newest is what requirements.txt allows at least."""
+
+    def bounds(name, sign):
+        pairs = (line.partition("#")[0].strip().split(sign) for line in requirements(name) if sign in line)
+        return {package: re.sub(r"(\.0)+$", "", version) for package, version in pairs}
+
+    oldest = bounds("tests/requirements-oldest.txt", "==")
+    allowed = bounds("requirements.txt", ">=")
+    assert {name: oldest.get(name) for name in allowed} == allowed
+    tools = bounds("requirements-dev.txt", ">=")
+    assert all(tools[name] == version for name, version in oldest.items() if name in tools)
+    assert "tests/requirements-oldest.txt" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
 def test_every_module_and_data_file_is_installed():
     assert sorted(names_in("py-modules")) == sorted(path.stem for path in ROOT.glob("*.py"))
     packages = [pattern.removesuffix("*") for pattern in names_in("include")]

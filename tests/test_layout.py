@@ -10,7 +10,8 @@ import pytest
 from tests.small_runs import ROOT
 
 NETWORK_LAYERS = [  # a module imports from the rows above its own
-    {"operators.boxes", "operators.sparse_rows", "operators.cropped_masks", "losses", "loss_portions", "recorder"},
+    {"operators.padded", "operators.cropped_masks", "losses", "loss_portions", "recorder"},
+    {"operators.boxes", "operators.sparse_rows"},
     {"weight_files.plain_pickle", "weight_files.file_stamp", "weight_files.safetensors"},
     {"operators.nms", "operators.roi_align"},
     {"config", "operators.instance_masks", "anchors", "matching", "weight_files.architecture"},

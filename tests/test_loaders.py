@@ -2,6 +2,8 @@
 
 import copy
 import os
+import signal
+import sys
 from collections import Counter
 
 import numpy as np
@@ -13,6 +15,7 @@ from network_files import MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.transform import padded_size
 from tests.coco_folders import many, write
+from train_utils.data import loaders
 from train_utils.data.images import ImageError
 from train_utils.data.loaders import EvalLoader, TrainLoader, aspect_groups, global_batches, sample_rng, sample_seed
 from train_utils.data.opening import open_data
@@ -237,6 +240,21 @@ def test_errors_keep_their_one_line(workers):
     wrong = Numbered([(20, 30)] * 2, broken=[1], error=InputError("a.json: annotation 3: wrong"))
     with pytest.raises(InputError, match="^a.json: annotation 3: wrong$"):
         list(train_loader(wrong, None, World(), 2, workers=workers).epoch(0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_a_worker_outlives_a_signal_that_comes_before_it_is_ready(monkeypatch, number):
+    start, main = loaders._start_worker, os.getpid()
+
+    def signalled(worker):  # as of a terminal, to the whole group
+        assert os.getpid() != main
+        os.kill(os.getpid(), number)
+        start(worker)
+
+    monkeypatch.setattr(loaders, "_start_worker", signalled)
+    assert [b.indices for b in eval_loader(even(2), World(), 1, workers=1)] == [[0], [1]]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()) & {number}
 
 
 def test_evaluation_batches_have_one_padded_shape():

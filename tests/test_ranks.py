@@ -30,7 +30,7 @@ def files_of(folder):
 
 def test_ranks_validate_as_one_process(place, capsys):
     Path("data/images/1.png").write_bytes(b"no image")
-    Path("data/images/3.png").write_bytes(b"no image")
+    Path("data/images/2.png").write_bytes(b"no image")
     words = ("--weights-path", "model.pth", "--data-path", "data", "--device", "cpu", "--output-dir")
     assert call(validation, *words, "one") == 1
     alone = capsys.readouterr()

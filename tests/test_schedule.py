@@ -40,11 +40,12 @@ def test_epochs_follow_from_the_images(images, epochs):
 def test_warm_up_and_falls_suit_the_length(steps, epochs, warmup, falls):
     config, _ = planned(2 * steps, steps, epochs=epochs)
     assert (config.warmup_iters, fall_steps(config, steps)) == (warmup, falls)
+    assert config.clip_grad_norm == (10 if steps * epochs < 1000 else None)
 
 
 def test_the_reference_is_torchvisions_schedule():
     config, lines = planned(78, 39, recipe="reference")
-    assert (config.epochs, config.warmup_iters, lines) == (26, 39, [])
+    assert (config.epochs, config.warmup_iters, config.clip_grad_norm, lines) == (26, 39, None, [])
     assert config.lr_steps == pytest.approx([16, 22])
     config, _ = planned(78, 39, recipe="reference", epochs=13, lr_steps=(9,), warmup_iters=5)
     assert (config.epochs, config.warmup_iters, config.lr_steps) == (13, 5, (9,))
@@ -54,7 +55,9 @@ def test_the_reference_is_torchvisions_schedule():
 
 def test_the_schedule_is_told_in_steps():
     config, _ = planned(78, 39, epochs=2)
-    assert describe(config, 39) == "19 steps of warm-up, the rate falls after step 66"
+    assert (
+        describe(config, 39) == "19 steps of warm-up, gradients clipped to a norm of 10, the rate falls after step 66"
+    )
     config, _ = planned(78, 39, epochs=2, lr_steps=(1, 1.5, 9))
     assert describe(config, 39).endswith("the rate falls after step 39 and 58")
     config, _ = planned(78, 39, epochs=2, lr_schedule="cosine")
@@ -67,5 +70,6 @@ def test_an_older_run_keeps_its_warm_up():
     before = {"args": args, "progress": {"steps_per_epoch": 39, "global_batch": 2, "world_size": 1}}
     before["config"] = {"num_classes": 2, "norm": "frozen"}
     config, _ = resume.take_over(["resume"], RunConfig.of({"resume": "auto"}), before, ONE)
-    config, lines = with_length(config, 78, 39)
+    config, lines = with_length(config, 78, 39, resumed=True)
     assert (config.epochs, config.warmup_iters, config.lr_steps, lines) == (9, 39, (6, 8), [])
+    assert config.clip_grad_norm is None

@@ -13,8 +13,8 @@ import predict
 import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
-from tests.tiny_model import NAMES, write_checkpoint, write_coco, write_images
-from train_utils.prediction.tiles import Tiling, joined
+from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
+from train_utils.prediction.tiles import TiledModel, Tiling, joined, tiling_of
 
 SIZE = (150, 190)
 
@@ -76,6 +76,31 @@ def test_tiles_cover_the_image_evenly_and_share_what_was_asked_for():
                 starts = sorted(set(tiles[:, axis].tolist()))
                 steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
                 assert all(step <= math.ceil(side * (1 - overlap)) for step in steps)
+            least = Tiling(side, overlap, scale=1.0)
+            assert least.boxes(size).shape == tiles.shape and all(
+                small <= large
+                for small, large in zip(least.tile_size(size), Tiling(side, overlap).tile_size(size), strict=True)
+            )
+
+
+def test_tiles_are_seen_at_the_scale_of_training_with_room_for_their_objects():
+    model = tiny_model()
+    own = model.config.min_size[-1]
+    content = {"smallest_scale": 0.5}
+    tiling = tiling_of("auto", 0.25, 0.0, model.config, content)
+    assert (tiling.side, tiling.scale) == (2 * 4 * own, 0.5)
+    assert tiling_of(2 * own, 0.25, 0.0, model.config, content).scale is None  # as large as the largest of training
+    assert tiling_of(2 * own + 2, 0.25, 0.0, model.config, {}).scale is None
+    tiled = TiledModel(model, tiling)
+    assert tiled.config.box_detections_per_img == 16 * model.config.box_detections_per_img
+    assert tiled.model.roi_heads.box_predictor.cls_score.weight is model.roi_heads.box_predictor.cls_score.weight
+    seen = []
+    tiled.model.transform.batch = lambda images, *_: seen.append(images[0].shape) or 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        tiled([torch.rand(3, tiling.side + 64, 40)])
+    assert seen == [(3, *tiling.tile_size((tiling.side + 64, 40)))]
+    assert tiled.config.min_size == (20,) and tiled.config.max_size == seen[0][1] / 2
+    assert model.config.min_size[-1] == own
 
 
 def found_in(boxes: list[list[int]], labels: list[int], scores: list[float], size: tuple[int, int]) -> dict:

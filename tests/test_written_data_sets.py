@@ -134,7 +134,9 @@ def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
     }
     assert [name for _, name in rows] == sorted(doubts, key=lambda name: -doubts[name])
     assert all(float(doubt) == pytest.approx(doubts[name], abs=0.6) for doubt, name in rows)  # more are below 0.05
-    assert f"annotate next, by doubtful objects (all 2 are in test_result_order.txt):\n  {rows[0][0]}" in out
+    assert (
+        f"annotate next, by doubtful objects (all 2 are in test_result_order.txt):\n  {rows[0][0]}  {rows[0][1]}" in out
+    )
     status, _, said = command(predict, *flags)
     assert status == 2 and "data_set: exists already" in said
     detector = maskrcnn.load(weights)

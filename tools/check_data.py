@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.loaders import steps_per_epoch
 from train_utils.data.objects import anchors
+from train_utils.data.objects.fitting import fitted_size
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
@@ -158,7 +160,7 @@ class Report:
         for split, table in self.tables.items():
             counts, data_set = table.counts(), table.data_set
             known, used = len(data_set.label_map), len(np.unique(table.labels[~table.crowd]))
-            of_classes = f"{known} classes ({used} of them with objects)" if used < known else counted(known, "class")
+            of_classes = counted(known, "class") + (f" ({used} of them with objects)" if used < known else "")
             lines.append(
                 f"{split}: {counted(len(counts), 'image')} ({int((counts == 0).sum()):,} without objects), "
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
@@ -195,8 +197,9 @@ class Report:
                 lines.append(f"{reach.flags()}: {reach.numbers()}")
         return lines
 
+    @cached_property
     def advice(self) -> list[str]:
-        """Returns lines that say how train.py fits the data best, its command last; none where it would not open it."""
+        """Lines that say how train.py fits the data best, its command last; none where it would not open it."""
         trained = self.tables.get("train", self.tables.get("all"))
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
@@ -205,6 +208,7 @@ class Report:
         if flags:
             config = replace(config, min_size=int(flags[1]), max_size=int(flags[3]))
             reach = anchors.reach(list(self.tables.values()), config)
+            lines.append(f"by the size of objects instead, {fitted_size({}, trained)[1]}")
         fitting = [each for each in reach if each.ratios == config.aspect_ratios]  # others do not fit published weights
         if fitting and fitting[-1].sizes != config.anchor_sizes:
             flags += ["--anchor-sizes", *map(str, fitting[-1].sizes)]
@@ -300,6 +304,7 @@ class Report:
                 }
                 for double in self.doubles
             ],
+            "advice": self.advice,
             "finds": self.finds.to_list(),
         }
 
@@ -326,7 +331,7 @@ class Report:
                 sections.append(page.masks_section(self.masks))
         if self.full and self.splits:
             sections.append(page.doubles_section(self.doubles, self.splits))
-        lead = page.summary([*self.lines(), left], self.verdict, self.finds)
+        lead = page.summary([*self.lines(), left, *self.advice], self.verdict, self.finds)
         title = f"{self.opened.path.resolve().name}: the data, checked"
         write_page(folder / "check_data.html", page.whole_page(title, lead, sections))
         write_text(folder / "check_data.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
@@ -418,7 +423,7 @@ def main() -> int:
         report.open_images()
     path = report.write(folder)
     show(report)
-    for line in report.advice():
+    for line in report.advice:
         print(visible(line))
     print(visible(f"written: {path}, {folder / 'check_data.json'} ({time.monotonic() - start:.1f} s)"))
     if options.fix:

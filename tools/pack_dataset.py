@@ -94,7 +94,8 @@ def write_records(
                 raise
             unreadable.append(str(error))
             continue
-        content, kind = encoded(data_set, i, image) if keep_encoded else (image.numpy().tobytes(), PIXELS)
+        in_pixels = not keep_encoded and image.dtype == torch.uint8  # deeper files are read by the model's value range
+        content, kind = (image.numpy().tobytes(), PIXELS) if in_pixels else encoded(data_set, i, image)
         parts = [content, mask_bits(target["masks"])]
         rows.append(Row(i, (file.tell(), *map(len, parts)), [zlib.crc32(part) for part in parts], kind, target))
         file.writelines(parts)

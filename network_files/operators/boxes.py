@@ -19,7 +19,8 @@ GEOMETRIES = TORCHVISION, HALF_PIXEL, HALF_PIXEL_MASKS = "torchvision", "half_pi
 
 def box_area(boxes: Tensor) -> Tensor:
     """Returns the areas [...] of boxes [..., 4]."""
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x2 - x1) * (y2 - y1)
 
 
 def box_intersection(a: Tensor, b: Tensor) -> Tensor:
@@ -61,7 +62,8 @@ def clip_to_sizes(boxes: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
 
 def at_least(boxes: Tensor, side: float) -> Tensor:
     """Says which boxes [..., 4] have both sides >= `side` pixels: bool [...]."""
-    return (boxes[..., 2:] - boxes[..., :2] >= side).all(-1)
+    corner, end = boxes.split(2, -1)
+    return (end - corner >= side).all(-1)
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
@@ -94,16 +96,17 @@ class BoxCoder:
 
     def encode(self, boxes: Tensor, reference: Tensor) -> Tensor:
         """Returns deltas [N, 4]: boxes [N, 4] as seen from reference boxes [N, 4]."""
-        size = boxes[:, 2:] - boxes[:, :2]  # [N, 2] width, height
-        ref_size = reference[:, 2:] - reference[:, :2]
-        shift = (boxes[:, :2] + 0.5 * size - reference[:, :2] - 0.5 * ref_size) / ref_size
+        (corner, end), (ref_corner, ref_end) = boxes.split(2, 1), reference.split(2, 1)
+        size, ref_size = end - corner, ref_end - ref_corner  # [N, 2] width, height
+        shift = (corner + 0.5 * size - ref_corner - 0.5 * ref_size) / ref_size
         deltas = torch.cat((shift, torch.log(size / ref_size)), dim=1)  # [N, 4]
         return deltas * from_host(self.weights, deltas.device, deltas.dtype)
 
     def decode(self, deltas: Tensor, reference: Tensor) -> Tensor:
         """Returns boxes [..., 4] from deltas and reference boxes [..., 4]; growth is capped at 62.5-fold a side."""
         deltas = deltas / from_host(self.weights, deltas.device, deltas.dtype)
-        ref_size = reference[..., 2:] - reference[..., :2]
-        centre = deltas[..., :2] * ref_size + reference[..., :2] + 0.5 * ref_size
-        half = 0.5 * ref_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp()
+        (shift, scale), (corner, end) = deltas.split(2, -1), reference.split(2, -1)
+        ref_size = end - corner
+        centre = shift * ref_size + corner + 0.5 * ref_size
+        half = 0.5 * ref_size * scale.clamp(max=MAX_LOG_SCALE).exp()
         return torch.cat((centre - half, centre + half), dim=-1)  # [..., 4]

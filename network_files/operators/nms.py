@@ -17,7 +17,7 @@ from network_files.operators.padded import waits_are_cheap
 BLOCK = 256  # boxes decided at once
 PAIRS = 4_000_000  # candidates that are worth being looked at one by one, and fit into memory
 BOXES = 10_000  # of a CPU's rows looked at together: an image's
-OVERLAPS = 200_000_000  # compared at once where all are compared with all
+OVERLAPS = 100_000_000  # compared at once where all are compared with all: 1.3 GB
 ROUNDS = 12  # of greedy choice between two looks of the host
 
 
@@ -82,12 +82,12 @@ def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor
     """Returns the result of `nms_of_rows` by comparing all with all; rounds as in `_by_pairs`, many for each look."""
     over = box_iou(boxes, boxes) > threshold  # [B, K, K]
     if groups is not None:
-        over &= groups[:, :, None] == groups[:, None]
+        over &= groups.unsqueeze(2) == groups.unsqueeze(1)
     over = over.triu_(1)
     keep = valid
     while True:
         for _ in range(ROUNDS):
-            previous, keep = keep, (over & keep[:, :, None]).any(1).logical_not_().logical_and_(valid)
+            previous, keep = keep, (over & keep.unsqueeze(2)).any(1).logical_not_().logical_and_(valid)
         changed, *counts = torch.cat(((keep != previous).any()[None], keep.sum(1))).tolist()
         if not changed:
             return keep, counts

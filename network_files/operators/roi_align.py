@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network_files.operators.boxes import HALF_PIXEL, TORCHVISION
+from network_files.operators.boxes import HALF_PIXEL, TORCHVISION, box_area
 from network_files.operators.padded import from_host, waits_are_cheap
 from network_files.operators.sparse_rows import SparseRows
 
@@ -38,7 +38,7 @@ def roi_levels(boxes: Tensor, levels: int, canonical_scale: int = 224, canonical
 
     boxes [K, 4]. A RoI of canonical_scale^2 pixels goes to level 4 (stride 16).
     """
-    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    side = box_area(boxes).sqrt()
     # 1e-6: a side of exactly 224 must not fall to the level below by rounding (as torchvision)
     level = torch.floor(canonical_level + torch.log2(side / canonical_scale) + 1e-6)
     return level.clamp(2, levels + 1).long() - 2
@@ -99,31 +99,30 @@ def roi_align(
     """
     first, height, width = table.locate(level, batch_index)  # [K]
     device = rois.device
-    scaled = rois / from_host(table.strides, device, rois.dtype)[level][:, None]
-    size = scaled[:, 2:] - scaled[:, :2]  # [K, 2]
+    scaled = rois / from_host(table.strides, device, rois.dtype)[level].unsqueeze(1)
+    corner, end = scaled.split(2, 1)
+    size = end - corner  # [K, 2]
     if table.geometry == HALF_PIXEL:
-        scaled = scaled - 0.5
+        corner = corner - 0.5
     else:
         size = size.clamp(min=1)
-    bin_size = size / output_size
-    bins = torch.arange(output_size, device=device, dtype=rois.dtype)[:, None]
+    # the centres of R equal parts of each bin along both axes, in cells: [K, 2, S, R]
+    step, corner = ((size / output_size).view(-1, 2, 1, 1), corner.view(-1, 2, 1, 1))
+    bins = torch.arange(output_size, device=device, dtype=rois.dtype).unsqueeze(1)
     parts = torch.arange(sampling_ratio, device=device, dtype=rois.dtype) + 0.5
+    points = (corner + bins * step + parts * step / sampling_ratio).flatten(2)  # [K, 2, S R]
 
-    def points(axis: int) -> Tensor:
-        """Returns the centres of R equal parts of each bin along an axis, in cells: [K, S R]."""
-        step = bin_size[:, axis, None, None]
-        return (scaled[:, axis, None, None] + bins * step + parts * step / sampling_ratio).flatten(1)
+    cells, weights = bilinear_taps(points, torch.stack((width, height), 1).unsqueeze(2))  # [K, 2, S R, 2]
+    shape = (len(rois), 2, output_size, 2 * sampling_ratio)
+    (x_cell, y_cell), (x_weight, y_weight) = (t.view(shape).unbind(1) for t in (cells, weights))
 
-    shape = (len(rois), output_size, 2 * sampling_ratio)
-    x_cell, x_weight = (t.view(shape) for t in bilinear_taps(points(0), width[:, None]))
-    y_cell, y_weight = (t.view(shape) for t in bilinear_taps(points(1), height[:, None]))
-
-    rows = first[:, None, None] + y_cell * width[:, None, None]  # [K, S, 2 R]
-    index = rows[:, :, None, :, None] + x_cell[:, None, :, None, :]  # [K, S, S, 2 R, 2 R]
-    weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :] / sampling_ratio**2
-    taps = (2 * sampling_ratio) ** 2
-    weight = weight.view(-1, taps).to(table.rows.dtype)
-    index = index.view(-1, taps).int()  # half the bytes to sort in the backward pass
+    rows = first.view(-1, 1, 1) + y_cell * width.view(-1, 1, 1)  # [K, S, 2 R]
+    taps = 2 * sampling_ratio
+    down, across = (len(rois), output_size, 1, taps, 1), (len(rois), 1, output_size, 1, taps)
+    index = rows.view(down) + x_cell.reshape(across)  # [K, S, S, 2 R, 2 R]
+    weight = y_weight.reshape(down) * x_weight.reshape(across) / sampling_ratio**2
+    weight = weight.view(-1, taps**2).to(table.rows.dtype)
+    index = index.view(-1, taps**2).int()  # half the bytes to sort in the backward pass
     few = sparse_grad and waits_are_cheap(device)  # else the rows in use are not known
     rows, index = table.sparse(index) if few else (table.rows, index)
     pooled = F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")  # [K S S, C]

@@ -15,6 +15,9 @@ import torch._dynamo  # noqa: F401  (imported by the first optimizer; likewise)
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401  (likewise)
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
 import predict  # noqa: F401
@@ -103,6 +106,19 @@ def launch(data, folder, *more, log, restarts=0):
     return process
 
 
+def start_nodes(script, *words, log, nodes=2, restarts=0, port=None):
+    """Launchers of one rank each, as torchrun --nnodes on so many machines; their output is appended to `log`.
+
+    They meet by c10d on `port` of the loopback interface. Ranks are forked, where torchrun would start them anew.
+    """
+    port, processes = port or free_port(), []
+    arguments = script.__name__, list(map(str, words)), str(log), os.getcwd(), f"127.0.0.1:{port}", restarts
+    for _ in range(nodes):
+        processes.append(context().Process(target=_run_node, args=arguments))
+        processes[-1].start()
+    return processes
+
+
 def end_all(processes, timeout=120.0):
     """Exit codes of processes, waited for; those that do not end are killed and their code is None."""
     until, codes = time.monotonic() + timeout, []
@@ -180,6 +196,20 @@ def _run_rank(script, words, place, log, folder, fault):
         _replace(getattr(sys.modules[module], owner), name, count, act)
     sys.argv = [f"{script}.py", *words]
     sys.exit(run_command(sys.modules[script].main))
+
+
+def _run_node(script, words, log, folder, endpoint, restarts):
+    _detach(log)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # findings/torch_node_returns.sh
+    how = {"start_method": "fork", "local_addr": "127.0.0.1", "monitor_interval": 0.1, "max_restarts": restarts}
+    how["rdzv_configs"] = {"keep_alive_interval": 1, "keep_alive_max_attempt": 2, "join_timeout": 100}
+    config = LaunchConfig(2, 2, 1, run_id="test", rdzv_backend="c10d", rdzv_endpoint=endpoint, **how)
+    try:
+        elastic_launch(config, _run_rank)(script, words, {}, log, folder, None)
+    except (ChildFailedError, SignalException) as error:
+        print(f"launcher: {type(error).__name__}", flush=True)
+        sys.exit(1)
 
 
 def _run(arguments, place, log, fault):

@@ -11,15 +11,17 @@ from pycocotools import mask as coco_mask
 from network_files.config import MaskRCNNConfig
 from tools.doctor.classes import look_across, look_at_classes
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
-from tools.doctor.table import Outlines, Table, outlines
+from tools.doctor.table import Outlines, Table, outlines, polygons_of
 from train_utils.data.demands import without_objects
 from train_utils.data.formats.coco.checks import given_id
+from train_utils.data.masks import PolygonsAndRle
 from train_utils.data.objects.anchors import resized
 
 SAME_IOU, OTHER_IOU = 0.95, 0.5  # of two boxes that are most likely one object; of a box that is not its mask's
 WHOLE, TINY, THIN = 0.95, 4, 20  # share of the image; pixels after resizing; ratio of sides
 FAR_OUT = 2  # pixels and hundredths of the side that a box may leave the image by: tools round
 AREA_FACTOR, AREA_PIXELS = 2, 20  # how far an area may be from the mask's, and by how much
+MOST_OUTLINES, MOST_ARE = 5000, 0.5  # objects whose outlines are looked at; share that makes it the tool's doing
 NEIGHBOURS = 1000  # objects, by their left side, that each is compared with
 
 TWICE = Kind(
@@ -61,6 +63,18 @@ TOO_MANY = Kind(
     "images with more objects than the model may report",
     "Raise --box-detections-per-img, or the rest can't be found.",
 )
+NARROW = Kind(
+    WARNING,
+    "data whose outlines run through the centres of pixels",
+    "Tools that trace masks (OpenCV's findContours) write them so. Filled, they lose half a pixel on each side: of a "
+    "square of 10 x 10 pixels 81 are left. Export RLE, or train on the masks themselves.",
+)
+FILLED_HOLES = Kind(
+    WARNING,
+    "objects with a polygon inside of another one",
+    "A hole that a tool wrote as a second polygon is filled in training and in the evaluation. Export RLE, which has "
+    "holes.",
+)
 FROM_ZERO = Kind(NOTE, "category ids that begin at 0", "They become labels from 1 on; results have the given ones.")
 TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in training; results have the given ones.")
 NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Their AP is n/a.")
@@ -73,6 +87,7 @@ def look_at_all(tables: dict[str, Table], config: MaskRCNNConfig, finds: Finds) 
     """
     for split, table in tables.items():
         look_at_objects(table, outlines(table), split, finds)
+        look_at_outlines(table, split, finds)
         look_after_resizing(table, config, split, finds)
         look_at_images(table, split, finds)
     if not tables:
@@ -123,6 +138,43 @@ def look_after_resizing(table: Table, config: MaskRCNNConfig, split: str, finds:
     for i in np.flatnonzero(counts > most).tolist():
         text = f"{table.data_set.file_name(i)}: {counts[i]} objects, --box-detections-per-img is {most}"
         finds.add(TOO_MANY, text, split, table.data_set.given_id(i))
+
+
+def look_at_outlines(table: Table, split: str, finds: Finds) -> None:
+    """Finds what tools do to masks when they write polygons, on an evenly spread sample of the objects."""
+    if not isinstance(table.data_set.annotations.masks, PolygonsAndRle):
+        return
+    traced, outlined = 0, 0
+    for k in np.unique(np.linspace(0, len(table.rows) - 1, min(len(table.rows), MOST_OUTLINES)).astype(int)).tolist():
+        polygons = [polygon for polygon in polygons_of(table, k) if len(polygon) >= 3]
+        outlined += bool(polygons)
+        traced += bool(polygons) and all(map(is_traced, polygons))
+        inner = sum(lies_within(a, b) for a in polygons for b in polygons if a is not b) if len(polygons) > 1 else 0
+        if inner:
+            _add(FILLED_HOLES, table, k, f"{inner} of its {len(polygons)} polygons inside of another", split, finds)
+    if traced > MOST_ARE * outlined:
+        finds.add(NARROW, f"{table.data_set.source}: {traced} of {outlined} outlines looked at", split)
+
+
+def is_traced(polygon: np.ndarray) -> bool:
+    """Says whether a polygon [n, 2] goes from centre to centre of pixels: whole numbers, straight or diagonal steps.
+
+    One along the pixels' edges has no diagonal step.
+    """
+    steps = np.abs(np.diff(polygon, axis=0, append=polygon[:1]))
+    diagonal = (steps[:, 0] == steps[:, 1]) & (steps[:, 0] > 0)
+    return bool((polygon == polygon.round()).all() and (diagonal | (steps.min(1) == 0)).all() and diagonal.any())
+
+
+def lies_within(inner: np.ndarray, outer: np.ndarray) -> bool:
+    """Says whether all corners of a polygon [n, 2] lie inside of another [m, 2]."""
+    if not ((inner.min(0) >= outer.min(0)) & (inner.max(0) <= outer.max(0))).all():
+        return False
+    (x1, y1), (x2, y2) = outer.T, np.roll(outer, -1, axis=0).T  # [m]
+    x, y = inner[:, :1], inner[:, 1:]  # [n, 1]
+    crosses = (y1 > y) != (y2 > y)  # [n, m]: edges that a ray to the right may cross
+    at = x1 + (y - y1) * (x2 - x1) / np.where(y2 == y1, 1, y2 - y1)
+    return bool(((crosses & (at > x)).sum(1) % 2 == 1).all())
 
 
 def _add(kind: Kind, table: Table, k: int, text: str, split: str, finds: Finds) -> None:

@@ -110,6 +110,17 @@ def outlines(table: Table) -> Outlines | None:
     return Outlines(tight, areas)
 
 
+def polygons_of(table: Table, k: int) -> list[np.ndarray]:
+    """Returns the polygons of object k, [n, 2] x y each; none where it has none."""
+    packed, row = table.data_set.annotations.masks, int(table.rows[k])
+    dtype = {HUNDREDTHS: np.uint16, POLYGON: np.float64}.get(int(packed.kinds[row]))
+    if dtype is None:
+        return []
+    parts = (packed.parts[i] for i in range(int(packed.first_part[row]), int(packed.first_part[row + 1])))
+    scale = 100 if dtype == np.uint16 else 1
+    return [np.frombuffer(part, dtype).reshape(-1, 2) / scale for part in parts]
+
+
 def _of_polygons(packed: PolygonsAndRle, rows: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
     """Returns (x1 y1 x2 y2 [K, 4], areas [K]) of annotations whose numbers are all of one type."""
     counts = packed.first_part[rows + 1] - packed.first_part[rows]  # parts of each

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from backbone.errors import InputError
+from train_utils.cli.busy import say_if_busy
 from train_utils.processes.distributed import TIMEOUT, World
 
 PATIENCE = 7 * 24 * 3600.0  # seconds that a process waits for another's share, which may be a long video
@@ -38,6 +39,7 @@ def shared_world(device: str, advice: str) -> Iterator[World]:
         world = World.from_environment(device, PATIENCE, advice, TIMEOUT)
     else:
         world = World.single(pick_device(device))
+    say_if_busy(world)
     try:
         yield world
     finally:

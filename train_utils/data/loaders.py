@@ -35,7 +35,7 @@ from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.objects import balance
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
-from train_utils.processes.stop_signal import continue_children
+from train_utils.processes.stop_signal import continue_children, held_back
 
 # What a stream of random numbers is for; each draws from a generator of its own.
 MODEL, AUGMENTATION, ORDER, BALANCE = 0, 1, 2, 4  # 3: run/step.py's
@@ -59,10 +59,21 @@ class Batch(NamedTuple):
         """Returns images and targets, with every tensor and mask on the device."""
         images = [image.to(device, non_blocking=True) for image in self.images]
         targets = [
-            {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
+            {
+                key: value.to(device, non_blocking=True) if hasattr(value, "to") else value
+                for key, value in target.items()
+            }
             for target in self.targets
         ]
         return images, targets
+
+    def pinned(self) -> Batch:
+        """Returns the batch in page-locked memory, from which a GPU copies while the host goes on."""
+        targets = [
+            {key: value.pin_memory() if hasattr(value, "pin_memory") else value for key, value in target.items()}
+            for target in self.targets
+        ]
+        return self._replace(images=[image.pin_memory() for image in self.images], targets=targets)
 
 
 def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:
@@ -250,13 +261,15 @@ class Loader:
                 finally:
                     del batch  # the traceback holds this frame: a cycle would keep the workers alive
             if self._pin and isinstance(batch, Batch):
-                batch = batch._replace(images=[image.pin_memory() for image in batch.images])
+                batch = batch.pinned()
             yield batch
 
     def _through_workers(self) -> Iterator[Any]:
         """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
-            for batch in self._loader:
+            with held_back():  # until `_outlive_signals`
+                batches = iter(self._loader)
+            for batch in batches:
                 yield pickle.loads(batch)
         except OSError as error:
             if error.errno not in SCARCE:
@@ -306,6 +319,8 @@ def _outlive_signals() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     main_process = os.getppid()

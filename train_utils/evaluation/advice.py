@@ -12,6 +12,7 @@ import numpy as np
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.objects.anchors import objects_of, scene
 from train_utils.evaluation.limits import scale_of
 
 ENLARGED, SHRUNK = 2.0, 0.5  # factors of resizing that are worth a line; COCO's photos are enlarged 1.7 times
@@ -47,7 +48,7 @@ def sizing(sizes: np.ndarray, config: MaskRCNNConfig) -> Sizing:
     size = tuple(np.median(sizes, axis=0).astype(int).tolist())
     resized = resized_size(*size, config.min_size[-1], config.max_size, config.fixed_size)
     scale, flags = scale_of(size, config), ""
-    if scale >= ENLARGED and config.fixed_size is None:
+    if scale > ENLARGED and config.fixed_size is None:
         sides = np.sort(sizes, axis=1)
         short, long = int(np.median(sides[:, 0])), int(np.quantile(sides[:, 1], 0.95))
         flags = f"--min-size {short} --max-size {max(short, long)}"
@@ -74,12 +75,8 @@ def lines_on_fit(data_set: ImageDataset, config: MaskRCNNConfig) -> list[str]:
 
 def resized_sides(data_set: ImageDataset, config: MaskRCNNConfig) -> np.ndarray:
     """Returns the square root of each object's box area, float64 [A], in pixels of its resized image; crowds apart."""
-    table = data_set.annotations
-    scales = np.full(len(table.sizes), np.nan)  # of the images that the data set has
-    found, inverse = np.unique(table.sizes[data_set.rows], axis=0, return_inverse=True)
-    scales[data_set.rows] = np.array([scale_of((h, w), config) for h, w in found.tolist()])[inverse.reshape(-1)]
-    sides = np.sqrt(table.boxes[:, 2:].clip(0).prod(axis=1)) * np.repeat(scales, np.diff(table.first))
-    return sides[~np.isnan(sides) & (table.iscrowd == 0) & (sides > 0)]
+    boxes = scene(objects_of(data_set), config).boxes
+    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
 
 
 def _too_small(sides: np.ndarray, anchors: np.ndarray) -> float:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from network_files import MaskRCNN
 from train_utils.checkpoints.data_state import data_state, digests
 from train_utils.data.dataset import ImageDataset
@@ -45,5 +47,5 @@ def weights_digest(model: MaskRCNN) -> Digest:
     state = hashlib.sha256(repr(model.config).encode())
     for name, tensor in model.state_dict().items():
         state.update(name.encode())
-        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())  # of any type
     return Digest(state.hexdigest())

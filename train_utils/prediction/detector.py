@@ -100,7 +100,7 @@ class Detector:
         score: least score; classes: names, None for all; mask_threshold: a mask's pixels are those with a probability
         above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
         read is an error, else it is left out with a warning; tile: images are looked at in tiles of so many pixels a
-        side ("auto": as large as the largest image of training), of which neighbours share `overlap` of a side, and
+        side ("auto": a size that suits the images of training), of which neighbours share `overlap` of a side, and
         what they show is joined.
         """
         tiling = None

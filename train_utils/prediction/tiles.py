@@ -6,9 +6,11 @@ seen by both. A detection is cut where its box ends at a border of its tile that
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from torch import Tensor, nn
 
 from backbone.errors import InputError
 from backbone.settings import Settings, setting
-from network_files import MaskRCNNConfig
+from network_files import MaskRCNN, MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.transform import WHITE
+from train_utils.evaluation.limits import scale_of
 
 Size = tuple[int, int]  # height, width
 
@@ -29,6 +32,9 @@ SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
 MOST_OVERLAP = 0.5  # of a side: with more, tiles would overlap that are no neighbours
 TILES_AT_ONCE = 8  # on a GPU
 AUTO = "auto"
+AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
+EVEN = 32  # pixels: sides of tiles are multiples of it, as networks pad to one
+MOST_PROPOSALS = 10_000  # of a tile
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class TileOptions(Settings):
 
     tile: str | None = setting(
         None,
-        "look at images in tiles of so many pixels a side and join what they show; auto: as large as the largest image "
-        "of training",
+        "look at images in tiles of so many pixels a side and join what they show; auto: of a size that suits the "
+        "images of training",
         metavar="SIZE",
     )
     overlap: float = setting(0.2, "share of a tile's side that neighbours have in common", least=0, most=MOST_OVERLAP)
@@ -53,15 +59,17 @@ class TileOptions(Settings):
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut: square tiles of `side` pixels, of which neighbours share at least `overlap` of a side.
+    """How an image is cut: tiles of at most `side` pixels a side, of which neighbours share `overlap` of that or more.
 
-    empty: a tile whose values differ by at most so much in each channel is not looked at (of 255; below 0: all are).
-    Raises InputError for what cannot be.
+    empty: a tile whose values differ by at most so much in each channel is not looked at (of 255; below 0: all are);
+    scale: at which the network sees tiles, which are then no larger than they need be; None: at that of images of their
+    size. Raises InputError for what cannot be.
     """
 
     side: int
     overlap: float = 0.2
     empty: float = 0.0
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.side < 32:
@@ -70,22 +78,24 @@ class Tiling:
             raise InputError(f"--overlap {self.overlap:g}: it is a share of a tile's side, 0 to {MOST_OVERLAP:g}")
 
     def tile_size(self, size: Size) -> Size:
-        """Returns (h, w) of each tile of an image of `size` (H, W)."""
-        return min(self.side, size[0]), min(self.side, size[1])
+        """Returns (h, w) of each tile of an image of `size` (H, W): no more than its tiles need to share `overlap`."""
+        return tuple(self._along(length)[1] for length in size)
 
     def boxes(self, size: Size) -> Tensor:
         """Returns the tiles of an image of `size` (H, W), int64 [T, 4] x1 y1 x2 y2, row by row, of equal sizes."""
-        ys, xs = (self._starts(length) for length in size)
-        high, wide = self.tile_size(size)
+        (ys, high), (xs, wide) = (self._along(length) for length in size)
         return torch.tensor([[x, y, x + wide, y + high] for y in ys for x in xs])
 
-    def _starts(self, length: int) -> list[int]:
-        """Returns where tiles begin along a side: spread evenly from border to border."""
-        room = length - self.side
-        if room <= 0:
-            return [0]
-        steps = math.ceil(room / max(math.floor(self.side * (1 - self.overlap)), 1))
-        return [round(i * room / steps) for i in range(steps + 1)]
+    def _along(self, length: int) -> tuple[list[int], int]:
+        """Returns where tiles begin along a side, evenly from border to border, and how long they are."""
+        if length <= self.side:
+            return [0], length
+        shared = math.ceil(self.side * self.overlap)
+        count = math.ceil((length - shared) / max(self.side - shared, 1))
+        side = self.side
+        if self.scale is not None:
+            side = min(math.ceil((length + (count - 1) * shared) / count / EVEN) * EVEN, side)
+        return [round(i * (length - side) / (count - 1)) for i in range(count)], side
 
     def is_empty(self, tile: Tensor) -> bool:
         """Returns whether a tile [C, h, w] shows too little to be looked at."""
@@ -99,24 +109,28 @@ class Tiling:
 def tiling_of(
     tile: str | int, overlap: float, empty: float, config: MaskRCNNConfig, content: Mapping[str, Any]
 ) -> Tiling:
-    """Returns the tiling that is asked for: pixels a side, or auto: tiles are scaled as the largest training image was.
+    """Returns the tiling that is asked for: pixels a side, or auto: AUTO_SIDES as wide as the largest training image.
 
-    config: the model's; content: of its file. Raises InputError for other words, and where auto is not known.
+    Where images as large as a tile would be shrunk more than those of training were, tiles are seen at the scale of
+    these. config: the model's; content: of its file, which says what that is. Raises InputError for other words, and
+    where auto is not known.
     """
+    least, own = content.get("smallest_scale"), config.min_size[-1]
+    least = least if isinstance(least, float) and not config.fixed_size else None
     if str(tile) != AUTO:
         if not str(tile).isdecimal():
             raise InputError(f"--tile {tile}: give the pixels of a tile's side, or auto")
-        return Tiling(int(tile), overlap, empty)
-    scale = content.get("smallest_scale")
-    if not isinstance(scale, float):
+        return Tiling(int(tile), overlap, empty, least if least and int(tile) * least > own else None)
+    if not least:
         raise InputError("--tile auto: these weights do not say how large the images of training were; give pixels")
-    return Tiling(max(round(config.min_size[-1] / scale), 32), overlap, empty)
+    side = round(max(min(AUTO_SIDES * own, AUTO_MOST), own) / least)
+    return Tiling(max(side, 32), overlap, empty, least if side * least > own else None)
 
 
 class TiledModel(nn.Module):
     """A model that looks at images in tiles; it is called as the model is, without losses.
 
-    Detections have `masks` (CroppedMasks), those of an image that is one tile the model's own mask_probs. full_tiles,
+    Detections have `masks` (CroppedMasks), those of an image that is seen whole the model's own mask_probs. full_tiles,
     int64 []: how many tiles have as many as the model may find. mask_threshold: a mask's pixels are those with a
     probability above it.
     """
@@ -125,6 +139,11 @@ class TiledModel(nn.Module):
 
     def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5) -> None:
         super().__init__()
+        self.whole = model  # for images that it does not shrink below the scale
+        if not isinstance(model, MaskRCNN):  # an exported file's is what it is
+            tiling = replace(tiling, scale=None)
+        if tiling.scale is not None:
+            model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
         self.model, self.tiling, self.mask_threshold = model, tiling, mask_threshold
 
     @property
@@ -144,9 +163,13 @@ class TiledModel(nn.Module):
     def _detect(self, image: Tensor) -> dict:
         size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
         tiles = self.tiling.boxes(size)
-        if len(tiles) == 1:
-            (found,) = self.model([image], paste_masks=False)
-            return {**found, "full_tiles": torch.tensor(int(len(found["scores"]) >= limit))}
+        if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
+            (found,) = self.whole([image], paste_masks=False)
+            full = len(found["scores"]) >= self.whole.config.box_detections_per_img
+            return {**found, "full_tiles": torch.tensor(int(full))}
+        if self.tiling.scale is not None:
+            sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
+            self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
         views = [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.tolist()]
         seen = [t for t, view in enumerate(views) if not self.tiling.is_empty(view)]
         at_once, found = 1 if image.device.type == "cpu" else TILES_AT_ONCE, []
@@ -165,6 +188,17 @@ class TiledModel(nn.Module):
         where = found["boxes"], size, self.config.geometry, self.mask_threshold
         masks = mask_probs_to_bool(found["mask_probs"], *where).to("cpu")
         return {**{key: found[key].cpu() for key in ("boxes", "labels", "scores")}, "masks": masks}
+
+
+def roomier(model: MaskRCNN, areas: float) -> MaskRCNN:
+    """Returns a model of the same weights with room for so many times the proposals and detections."""
+    same = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    larger, room = copy.deepcopy(model, same), {}
+    for name in ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"):
+        own = getattr(model.config, name)
+        room[name] = max(min(round(own * areas), MOST_PROPOSALS), own)
+    larger.shared.set(**room)
+    return larger
 
 
 class _Parts:

@@ -234,9 +234,10 @@ class World:
 
 
 def open_store(rank: int, limit: timedelta, host: bool = True) -> dist.Store:
-    """Opens the key-value store that the launcher, or else rank 0, hosts; a new prefix for each restart by torchrun.
+    """Opens the key-value store that the launcher, or else rank 0, hosts; in the launcher's a prefix for each restart.
 
-    With the same prefix the processes of a restart could read addresses that dead processes have left.
+    With the same prefix the processes of a restart could read addresses that dead processes have left. A store of rank
+    0 is new with it, and machines that have joined at different times count different restarts.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
@@ -252,7 +253,8 @@ def open_store(rank: int, limit: timedelta, host: bool = True) -> dist.Store:
             f"port {port} of this machine is in use, most likely by another run; give torchrun --standalone or another "
             "--master-port (the variable MASTER_PORT)"
         ) from error
-    return dist.PrefixStore(f"maskrcnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if hosted else 0
+    return dist.PrefixStore(f"maskrcnn/{restart}", store)
 
 
 def launcher() -> int | None:

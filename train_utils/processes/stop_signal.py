@@ -94,6 +94,22 @@ class StopSignal:
         raise SystemExit(128 + (self.number or self.world.stop_number() or signal.SIGTERM))
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Holds SIGNALS to this thread back until the block ends.
+
+    Processes that are started in the block get none before they unblock or ignore them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def continue_children() -> None:
     """Continues child processes that were stopped: they would be waited for in vain."""
     for child in multiprocessing.active_children() if hasattr(signal, "SIGCONT") else ():

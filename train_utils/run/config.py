@@ -67,7 +67,9 @@ class Optimisation(Settings):
         "reference: torchvision's 26 epochs, warm-up and falls, however few images there are",
         choices=("usual", REFERENCE),
     )
-    clip_grad_norm: float | None = setting(None, "clip the gradient to this norm", above=0, metavar="NORM")
+    clip_grad_norm: float | None = setting(
+        None, "clip the gradient to this norm (default: 10 in a run by sgd below 1000 steps)", above=0, metavar="NORM"
+    )
     ema: bool = setting(False, "average the weights; the average is what is evaluated")
     ema_decay: float = setting(0.999, "of --ema, per step", least=0, below=1)
     amp: bool = setting(False, "mixed precision: bfloat16, or float16 on a GPU without it")
@@ -88,7 +90,10 @@ class Running(Settings):
         "none for MobileNetV1 and for the built-in data)",
     )
     num_classes: int | None = setting(
-        None, "without background; checked against the data, which has the count", least=1, resume="free"
+        None,
+        "classes without background; normally left out, as the data has the count (an error if they differ)",
+        least=1,
+        resume="free",
     )
     resume: str | Path | None = setting(
         None, "auto (newest checkpoint of --output-dir), a checkpoint, or a run folder", resume="own"
@@ -103,7 +108,7 @@ class Running(Settings):
         1, "keep every N-th epoch's checkpoint, the newest and the best", least=1, metavar="N", resume="free"
     )
     keep: int | None = setting(
-        None, "of these keep the newest N and the best (default: all)", least=1, metavar="N", resume="free"
+        None, "keep the newest N checkpoints, and the best (default: all)", least=1, metavar="N", resume="free"
     )
     allow_changed: tuple[str, ...] | None = setting(
         None,

@@ -115,7 +115,9 @@ def evaluate_batch(
     for i in range(0, len(images), at_once):
         losses, here = model(images[i : i + at_once], targets[i : i + at_once], paste_masks=False)
         names = [name for name in LOSS_NAMES if name in losses]  # an exported file has none
-        loss_sums = {name: loss_sums.get(name, 0.0) + float(losses[name]) * len(here) for name in names}
+        values = torch.stack([losses[name] for name in names]).tolist() if names else []  # the host waits once
+        for name, value in zip(names, values, strict=True):
+            loss_sums[name] = loss_sums.get(name, 0.0) + value * len(here)
         detections += here
     image_ids = [int(target["image_id"]) for target in batch.targets]
     sizes = [tuple(image.shape[-2:]) for image in images]

@@ -22,6 +22,7 @@ from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
 from train_utils.checkpoints.held_out import SHARE, Scored, fingerprint, open_scored
 from train_utils.checkpoints.weights_source import weights_to_begin_from
+from train_utils.cli.busy import say_if_busy
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import image_factors, steps_per_epoch
@@ -123,6 +124,7 @@ def read_options(given: dict[str, Any], output_dir: str, world: World) -> Start:
     config = resolve(config, world)
     if world.is_main:
         print(visible(intention(config, world, path)), flush=True)
+    say_if_busy(world)
     with world.main_first():
         if config.own and not config.test_only:
             augmentation_of(config)
@@ -164,7 +166,7 @@ def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..
         config = replace(config, model=model)
         samples = balance.samples_per_epoch(image_factors(splits.train, config))
         steps = steps_per_epoch(samples, config.global_batch(world.size))
-        config, about_length = with_length(config, samples, steps)
+        config, about_length = with_length(config, samples, steps, start.checkpoint is not None)
         start.notes += [*about_sizes, *about_length]
         if config.balance is not None:
             start.notes.append(balance.describe(splits.train, config.balance, samples))

@@ -16,6 +16,7 @@ SAMPLES = 6000  # what a run has at least, images of all epochs, as far as MOST_
 MOST_EPOCHS = 100
 FALLS = (16 / 26, 22 / 26)  # shares of the run, of torchvision's references
 SHORT, SHORT_FALLS = 1000, (0.85,)  # of a run of fewer steps, so that most of them are at the full rate
+SHORT_CLIP = 10.0  # gradient norm of such a run by sgd: a short warm-up with new heads bursts without it
 WARMUP = 1000  # steps, of torchvision's references; at most an epoch
 LEAST_WARMUP = 50  # steps: the heads are new, and bursts come from rates that rise faster
 
@@ -39,10 +40,12 @@ def default_epochs(samples: int) -> int:
     return min(MOST_EPOCHS, max(EPOCHS, math.ceil(SAMPLES / samples)))
 
 
-def with_length(config: RunConfig, samples: int, steps_per_epoch: int) -> tuple[RunConfig, list[str]]:
-    """Returns a resolved config with epochs, warm-up and falls, and a line about epochs that were not given.
+def with_length(
+    config: RunConfig, samples: int, steps_per_epoch: int, resumed: bool = False
+) -> tuple[RunConfig, list[str]]:
+    """Returns a resolved config with epochs, warm-up, falls and clipping, and a line about epochs that were not given.
 
-    samples: images of an epoch.
+    samples: images of an epoch; resumed: the run goes on, and keeps to clip or not.
     """
     lines, reference = [], config.recipe == REFERENCE
     if config.epochs is None:
@@ -51,7 +54,10 @@ def with_length(config: RunConfig, samples: int, steps_per_epoch: int) -> tuple[
             lines = [f"epochs: {config.epochs}, as an epoch has {samples} images (--epochs says another number)"]
     if config.lr_step_size is not None:
         config = config.replaced({"lr_steps": lr_steps(config, config.epochs)})
-    shares = FALLS if reference or config.epochs * steps_per_epoch >= SHORT else SHORT_FALLS
+    short = not reference and config.epochs * steps_per_epoch < SHORT
+    shares = SHORT_FALLS if short else FALLS
+    if short and config.optimizer == "sgd" and not resumed:
+        config = config.filled({"clip_grad_norm": SHORT_CLIP})
     warmup = reference_warmup(steps_per_epoch) if reference else warmup_steps(config.epochs, steps_per_epoch)
     falls = tuple(share * config.epochs for share in shares)
     return config.filled({"lr_steps": falls, "warmup_iters": warmup}), lines
@@ -75,6 +81,8 @@ def fall_steps(config: RunConfig, steps_per_epoch: int) -> list[int]:
 def describe(config: RunConfig, steps_per_epoch: int) -> str:
     """Returns what the rate does, in steps: `50 steps of warm-up, the rate falls after steps 214 and 294`."""
     total, warmup = config.epochs * steps_per_epoch, f"{config.warmup_iters} steps of warm-up"
+    if config.clip_grad_norm:
+        warmup += f", gradients clipped to a norm of {config.clip_grad_norm:g}"
     if config.lr_schedule == "cosine":
         return f"{warmup}, then half a cosine to 0"
     falls = [str(step) for step in fall_steps(config, steps_per_epoch) if step < total]

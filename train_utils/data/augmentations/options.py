@@ -33,7 +33,12 @@ class Augmentation(Settings):
         (0.1, 2.0), "range of scales of --large-scale-jitter", length=2, least=0.01, most=10, metavar=("LOW", "HIGH")
     )
     expand: float | None = setting(
-        None, "put every other image on a canvas of 1 to MAX times its sides", least=1, most=10, metavar="MAX", bare=4.0
+        None,
+        "with probability 0.5, put the image on a canvas of 1 to MAX times its sides",
+        least=1,
+        most=10,
+        metavar="MAX",
+        bare=4.0,
     )
     mini_mask: int | None = setting(
         None,

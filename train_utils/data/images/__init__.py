@@ -9,7 +9,6 @@ import functools
 import io
 import os
 import struct
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values
 from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled
 from train_utils.data.images.tiff import described, is_tiff, read_tiff
 from train_utils.io.plain_text import visible
+from train_utils.io.silence import without_warnings
 
 # Those that people keep images in, the commonest first. Others are decoded by code that few files ever test,
 # or by another program: EPS runs Ghostscript. (An MPO is opened as the JPEG that it begins with.)
@@ -119,8 +119,7 @@ def image_size(path: str | Path, rotate: bool = True) -> tuple[int, int]:
 def page_count(path: str | Path) -> int:
     """Returns the pages of an image file; 1 where they cannot be counted, which reading it explains."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings:
             with Image.open(path, formats=formats()) as image:
                 return int(getattr(image, "n_frames", 1))
     except Exception:  # decoders raise nearly anything on hostile bytes
@@ -141,8 +140,7 @@ def refuse(path: str | Path) -> None:
 def _naming(path: str | Path, content: bytes | np.ndarray | None = None) -> Iterator[None]:
     """Turns what decoders raise into errors that name the file; Pillow's warnings are silenced: what matters raises."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings:
             yield
     except ImageError:
         raise

@@ -7,20 +7,22 @@ Headers of a sample of the files say what there is; the values of a smaller samp
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from backbone.errors import InputError
 from network_files.config import FIRST_PAGE
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats
 from train_utils.data.images.depth import is_deep
-from train_utils.data.images.reading import Reading, sample_of
+from train_utils.data.images.reading import ANY_CHANNELS, USUAL, Reading, sample_of
+from train_utils.io.silence import without_warnings
 
 LOOKED_AT, MEASURED = 256, 64  # images whose headers, and whose values, are read, at most
+DECODED = 8  # images that are read where they have no headers of their own
 VALUES = 1 << 16  # of an image that are measured, at most
 SHARE = 0.1  # percent of the values beyond the range, at either end
 EIGHT_BITS = (".jpg", ".jpeg", ".bmp", ".webp", ".gif")  # files whose header says nothing new
@@ -38,6 +40,9 @@ class Headers(NamedTuple):
 def look(data_set: ImageDataset) -> Headers:
     """Reads the headers of a sample of the image files; those that cannot be read count as ordinary ones."""
     deep, pages, places = [], 0, spread(len(data_set), LOOKED_AT)
+    if places and not any(os.path.isfile(data_set.file_name(i)) for i in places):  # packed, or within other files
+        places = places[:: max(1, len(places) // DECODED)]
+        return Headers(len(places), [i for i in places if _is_read_deep(data_set, i)], 0)
     for i in places:
         path = data_set.file_name(i)
         if path.lower().endswith(EIGHT_BITS) or not os.path.isfile(path):
@@ -59,14 +64,20 @@ def spread(count: int, most: int) -> list[int]:
 def _of_header(path: str) -> tuple[bool, bool]:
     """Returns (whether a file has more than 8 bits, whether it has several pages)."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings:
             with Image.open(path, formats=formats()) as image:
                 return is_deep(image), bool(getattr(image, "is_animated", False))
     except Image.UnidentifiedImageError:  # a TIFF that Pillow does not read has mostly more
         return path.lower().endswith((".tif", ".tiff")), False
     except Exception:  # reading the image says what is wrong
         return False, False
+
+
+def _is_read_deep(data_set: ImageDataset, i: int) -> bool:
+    try:
+        return data_set.read_as(replace(USUAL, channels=ANY_CHANNELS, unscaled=True)).image(i).is_floating_point()
+    except InputError:  # reading it says what is wrong
+        return False
 
 
 def _is_deep_array(path: str) -> bool:

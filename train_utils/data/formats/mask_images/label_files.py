@@ -4,7 +4,6 @@ Numbers are the file's own: grey of 8, 16 or 32 bits, a palette's indices, 0 and
 colour is a number, black is 0. What would change numbers in silence is refused: lossy formats, alpha, several pages.
 """
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.data.images import formats
+from train_utils.io.silence import without_warnings
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 VOC_VOID, VOID = (224, 224, 192), 255  # colour and index of the outlines in VOC's palette, which are no object
@@ -26,8 +26,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
     InputError names the file for what is none.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large sizes and damaged tags; what matters of it raises
+        with without_warnings:  # of large sizes and damaged tags; what matters of it raises
             image = Image.open(path, formats=formats())
         with image:
             _refuse(path, image)

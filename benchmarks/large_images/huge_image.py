@@ -1,9 +1,9 @@
 """Sends an image of 4000x3000 pixels with 1,000 objects through the commands as a user types them: time, peak memory.
 
-    python -m benchmarks.huge_image                        validation.py, 100 detections per image
-    python -m benchmarks.huge_image --detections 1000      validation.py, up to 1,000
-    python -m benchmarks.huge_image --train                train.py, one step
-    python -m benchmarks.huge_image --keep FOLDER          the input stays there, and the command is printed
+    python -m benchmarks.large_images.huge_image                        validation.py, 100 detections per image
+    python -m benchmarks.large_images.huge_image --detections 1000      validation.py, up to 1,000
+    python -m benchmarks.large_images.huge_image --train                train.py, one step
+    python -m benchmarks.large_images.huge_image --keep FOLDER          the input stays there; the command is printed
 
 The model is a ResNet-50 of 3 classes with random weights: its scores are high enough for every detection that
 the config allows. Memory is the largest resident size of any process of the command, as the kernel counted it.
@@ -28,7 +28,7 @@ from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ONE_STEP = "--weights none --norm frozen --batch-size 1 --epochs 1 --workers 0"
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("disc", "square", "ring"), start=1)]
 

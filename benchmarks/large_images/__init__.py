@@ -1,0 +1,1 @@
+"""Commands and models on images of many thousands of pixels -> time, memory, what is found."""

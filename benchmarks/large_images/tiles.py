@@ -1,0 +1,164 @@
+"""Looks at a mosaic of validation images whole, in tiles, and by SAHI around the same model: found, doubled, seconds.
+
+    python -m benchmarks.large_images.tiles --weights-path save_weights                    of the built-in data
+    python -m benchmarks.large_images.tiles --weights-path W --data-path DATA --side 256
+    python -m benchmarks.large_images.tiles --weights-path save_weights --offsets 50       borders in 50 places, too
+
+SAHI is measured where it is installed (`pip install sahi`). Recall: the share of the objects whose box a detection
+meets by an IoU of 0.5. Doubled: pairs of detections of one class whose boxes meet by so much. Seconds are the
+process's CPU time. Offsets: the mosaic is moved under the tiles; each detection of the whole image at full size should
+be met once.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import maskrcnn
+from network_files.operators.boxes import box_iou
+from train_utils.cli.command import run_command
+from train_utils.cli.flags import number
+from train_utils.cli.parser import Parser
+from train_utils.data.opening import open_data
+from train_utils.data.options import DataOptions
+from train_utils.prediction.detector import Detector
+
+MET = 0.5  # IoU of boxes
+SCORE = 0.5  # least score
+
+
+class Found(NamedTuple):
+    """Boxes [D, 4] and labels [D] of an image."""
+
+    boxes: Tensor
+    labels: Tensor
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--weights-path", required=True)
+    parser.add_argument("--data-path", help="default: the built-in shapes")
+    parser.add_argument("--side", type=number(int, least=32), default=128, help="of each image of the mosaic, and tile")
+    parser.add_argument("--images", type=number(int, least=1), default=6, help="images a row, and a column")
+    parser.add_argument("--overlap", type=float, default=0.25)
+    parser.add_argument("--offsets", type=number(int, least=0), default=0, metavar="N")
+    parser.add_argument("--repeats", type=number(int, least=1), default=3)
+    return parser.parse_args(argv)
+
+
+def mosaic_of(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Returns an image uint8 [3, H, W] of validation images beside each other, and the boxes [G, 4] of its objects."""
+    data = open_data(DataOptions(data_path=args.data_path), "val").val
+    side, across = args.side, args.images
+    image, boxes, placed = torch.zeros(3, side * across, side * across, dtype=torch.uint8), [], 0
+    for i in range(len(data)):
+        part, target = data[i]
+        if min(part.shape[1:]) < side or placed == across**2:
+            continue
+        y, x = (side * place for place in divmod(placed, across))
+        image[:, y : y + side, x : x + side] = part[:, :side, :side]
+        own = target["boxes"].clamp(max=side)
+        boxes.append(own[((own[:, 2:] - own[:, :2]) > 1).all(1)] + torch.tensor([x, y, x, y]))
+        placed += 1
+    return image, torch.cat(boxes)
+
+
+def at_full_size(args: argparse.Namespace, trained: Detector) -> Detector:
+    """Returns a detector that sees the mosaic at the scale of training, with room for its objects."""
+    config = trained.model.config
+    wanted = round(config.min_size[-1] * args.images * args.side / min(args.side, config.min_size[-1]))
+    room = dict.fromkeys(("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"), 6000)
+    return maskrcnn.load(
+        args.weights_path, min_size=(wanted,), max_size=wanted, box_detections_per_img=2000, device="cpu", **room
+    )
+
+
+def by_sahi(args: argparse.Namespace, trained: Detector) -> Callable[[Tensor], Found] | None:
+    """Returns SAHI's sliced prediction with the model; None where it is not installed."""
+    try:
+        from sahi.models.torchvision import TorchVisionDetectionModel
+        from sahi.predict import get_sliced_prediction
+    except ImportError:
+        return None
+    names = {str(i): trained.label_map.name(i) for i in trained.label_map.labels()}
+    model = TorchVisionDetectionModel(
+        model=trained.model, confidence_threshold=SCORE, device="cpu", load_at_init=True, category_mapping=names
+    )
+    sides = dict.fromkeys(("slice_height", "slice_width"), args.side)
+    overlaps = dict.fromkeys(("overlap_height_ratio", "overlap_width_ratio"), args.overlap)
+
+    def look(image: Tensor) -> Found:
+        result = get_sliced_prediction(image.permute(1, 2, 0).numpy(), model, **sides, **overlaps, verbose=0)
+        own = result.object_prediction_list
+        boxes = torch.tensor([one.bbox.to_xyxy() for one in own], dtype=torch.float32).reshape(-1, 4)
+        return Found(boxes, torch.tensor([int(one.category.id) for one in own]))
+
+    return look
+
+
+def doubled(found: Found) -> int:
+    """Returns how many pairs of one class meet."""
+    meet = (box_iou(found.boxes, found.boxes) >= MET) & (found.labels[:, None] == found.labels)
+    return (int(meet.sum()) - len(found.boxes)) // 2
+
+
+def met(boxes: Tensor, others: Tensor) -> Tensor:
+    """Returns which boxes one of the others meets, bool."""
+    return (box_iou(boxes, others) >= MET).any(1) if len(others) else torch.zeros(len(boxes), dtype=torch.bool)
+
+
+def main() -> int:
+    """Prints the table."""
+    args = parse_args()
+    torch.set_num_threads(1)
+    image, truth = mosaic_of(args)
+    trained = maskrcnn.load(args.weights_path, device="cpu")
+    large = at_full_size(args, trained)
+
+    def ours(detector: Detector, **how: object) -> Callable[[Tensor], Found]:
+        def look(image: Tensor) -> Found:
+            result = detector(image, score=SCORE, **how)
+            return Found(result.boxes, result.labels)
+
+        return look
+
+    ways = {
+        "whole, as trained": ours(trained),
+        "whole, at full size": ours(large),
+        f"tiles of {args.side}": ours(trained, tile=args.side, overlap=args.overlap),
+        "tiles, auto": ours(trained, tile="auto", overlap=args.overlap),
+        "SAHI": by_sahi(args, trained),
+    }
+    print(f"{len(truth)} objects in {image.shape[2]}x{image.shape[1]}, overlap {args.overlap:g}")
+    seconds = {name: [] for name, look in ways.items() if look}
+    for _ in range(args.repeats):
+        for name in seconds:
+            start = time.process_time()
+            found = ways[name](image)
+            seconds[name].append(time.process_time() - start)
+            if len(seconds[name]) == args.repeats:
+                middle = sorted(seconds[name])[args.repeats // 2]
+                counts = f"{len(found.boxes)} detections, {doubled(found)} doubled"
+                recall = float(met(truth, found.boxes).float().mean())
+                print(f"{name}: recall {recall:.3f}, {counts}, {middle:.2f} s", flush=True)
+    generator, lost, more, twice = torch.Generator().manual_seed(0), 0, 0, 0
+    for _ in range(args.offsets):
+        dy, dx = torch.randint(1, args.side, (2,), generator=generator).tolist()
+        moved = image.roll((dy, dx), (1, 2))
+        whole, tiled = ways["whole, at full size"](moved), ways["tiles, auto"](moved)
+        lost += int((~met(whole.boxes, tiled.boxes)).sum())
+        more += int((~met(tiled.boxes, whole.boxes)).sum())
+        twice += doubled(tiled) - doubled(whole)
+    if args.offsets:
+        print(f"{args.offsets} offsets: {lost} of the whole's detections lost, {more} more, {twice} more doubled")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

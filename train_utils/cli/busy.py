@@ -1,0 +1,40 @@
+"""How busy the machine is, and what torch's threads were told -> a line on what helps, where something does."""
+
+import os
+import sys
+
+import torch
+
+from train_utils.processes.distributed import World
+
+# of OpenMP's runtimes: how long a thread that waits keeps its core
+BUSY_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+HELPS = "OMP_WAIT_POLICY=PASSIVE"  # measured by benchmarks/machine/busy.py
+MARGIN = 1.0  # processes that wait for each core, from which on the machine is called busy
+
+
+def busy_line(device: torch.device) -> str | None:
+    """Returns what to say where a CPU's threads will wait for each other in vain; None for a quiet machine.
+
+    Threads of OpenMP spin while they wait. Where other processes want the cores, those that wait keep them from those
+    that are waited for. One who has set how they wait, or has one thread, is told nothing.
+    """
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if device.type != "cpu" or threads == 1 or any(name in os.environ for name in BUSY_VARIABLES):
+        return None
+    if not hasattr(os, "getloadavg"):  # Windows
+        return None
+    load = os.getloadavg()[0]
+    if load <= (1 + MARGIN) * cores:
+        return None
+    return (
+        f"this machine is busy (load average {load:.1f}, {cores} cores): {threads} threads here wait for each other "
+        f"for long; {HELPS} before the command helps, a quiet machine is faster without"
+    )
+
+
+def say_if_busy(world: World) -> None:
+    """Prints `busy_line` to stderr, on the main process."""
+    line = busy_line(world.device) if world.is_main else None
+    if line:
+        print(line, file=sys.stderr, flush=True)
