@@ -57,7 +57,6 @@ def run(
     given: the options of RunConfig and fields of MaskRCNNConfig that were given; output_dir: where these have none.
     Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
     """
-    say_if_busy(world)
     with ExitStack() as at_end:
         if world.device.type == "cpu":
             at_end.enter_context(returning_freed_memory())
