@@ -340,6 +340,8 @@ def predict_video(
     SIGINT and SIGTERM end the video after a frame, so that it is whole, and then the command; a camera's SIGINT ends
     the video alone.
     """
+    if predictor.reading.channels != 3:
+        raise InputError(f"{source}: a video is RGB, and the model takes {predictor.reading.channels} channel(s)")
     style = replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:

@@ -55,7 +55,7 @@ def kinds(augmentations):
 
 
 @pytest.mark.parametrize("augment", [*COLOURS, *MOVES], ids=kinds([*COLOURS, *MOVES]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=SEEDS, cropped=st.booleans())
 def test_pure_and_by_the_generator_alone(augment, seed, cropped):
     image, target = sample(seed, cropped)
@@ -67,7 +67,7 @@ def test_pure_and_by_the_generator_alone(augment, seed, cropped):
     assert_same(first, augment(image, {**target, "masks": sample(seed)[1]["masks"]}, generator(seed))) if cropped else 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=SEEDS)
 def test_areas_and_boxes_are_those_of_the_masks_and_no_object_is_lost_silently(seed):
     image, target = sample(seed)

@@ -4,9 +4,11 @@ import json
 import re
 
 import pytest
+import torch
 
 from benchmarks import compare_models, distributed, mini_masks
 from benchmarks.device import gpu
+from benchmarks.harness import Settings
 from benchmarks.large_images import huge_image
 from network_files import matching
 from tests.coco_folders import many, write
@@ -53,17 +55,14 @@ def test_models_are_timed_beside_one_another(tmp_path, capfd):
     assert all(float(rate) > 0 for *_, rate, _ in lines) and lines[0][3] == lines[2][3] == "1.00"
 
 
-def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path, capfd, monkeypatch):
+def test_the_parts_for_a_gpu_run_on_a_cpu(monkeypatch):
     monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
-    out = tmp_path / "gpu.json"
-    assert gpu.main(["--device", "cpu", "--tiny", "--repeats", "1", "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    lines = capfd.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[1:]] == [name for name in found if name != "machine"]
-    assert found["fidelity v1 float64"]["detections"] > 0 and found["fidelity v1 float64"]["boxes"] < 1e-6
-    assert found["exact resume"]["same bits"] is True
-    assert all(found[f"training, batch {n}"]["ours"] > 0 for n in (1, 2)) and found["inference, batch 1"]["ours"] > 0
-    assert len(found["profile, batch 2"]["largest"]) == 5
+    settings = Settings(torch.device("cpu"), None, 1)
+    parts = gpu.parts_of(settings, tiny=True)
+    assert {"fidelity v2 float32", "exact resume", "training, batch 2", "profile, batch 2"} < set(parts)
+    found = parts["fidelity v1 float64"](settings)
+    assert found["detections"] > 0 and max(found["boxes"], found["scores"], found["masks"]) < 1e-6
+    assert parts["training, batch 1"](settings)["ours"] > 0
 
 
 def test_what_fails_or_finds_no_time_loses_no_other_part(tmp_path, capfd, monkeypatch):

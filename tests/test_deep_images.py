@@ -287,7 +287,7 @@ def test_a_run_on_12_bits(tmp_path, capsys):
     picture = data / "val" / "0.png"
     by_hand = torch.from_numpy(np.asarray(Image.open(picture)).astype(np.float32) - np.float32(low)) / (high - low)
     scores = [
-        detector(image, score=0).scores for image in (picture, np.asarray(Image.open(picture)), by_hand.clamp(0, 1))
+        detector(image, score=0).scores for image in (picture, np.array(Image.open(picture)), by_hand.clamp(0, 1))
     ]
     assert len(scores[0]) and all(torch.allclose(scores[0], other, atol=1e-5) for other in scores[1:])
     assert call(validation, *weights, "--output-dir", tmp_path / "val", "--report") == 0

@@ -228,8 +228,8 @@ def test_a_mistake_is_one_line(folder, tmp_path, command):
     assert "an exported file shows no stages" in line(visualise_stages, *of_file, "--index", 0)
     assert "is of an exported file" in line(tool, *of_file, "--output-dir", tmp_path)
     assert "--batch 0: give a number" in line(tool, "--weights-path", folder / "model.pth", "--batch", 0)
-    words = "--weights-path", folder / "model.pth", "--format", "aoti", "--batch", "dynamic"
-    assert "aoti takes a fixed number of images" in line(tool, *words)
+    words = "--weights-path", folder / "model.pth", "--format", "torch_export", "--int8"
+    assert "--int8 goes with onnx or openvino" in line(tool, *words)
     (tmp_path / "other.onnx").write_bytes(b"nothing")
     assert "its runtime cannot open it" in line(predict, "--weights-path", tmp_path / "other.onnx", *image)
     assert "no such file" in line(predict, "--weights-path", tmp_path / "none.onnx", *image)

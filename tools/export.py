@@ -6,8 +6,8 @@
     python -m tools.export --weights-path W --int8 --calibration DATA                  convolutions in 8 bits
     python predict.py --weights-path model_best.onnx --img-path photo.jpg              runs it; so does validation.py
 
-Writes model_best.onnx (openvino: the folder model_best_openvino; torch_export: model_best.pt2; aoti:
-model_best_aoti.pt2) into --output-dir. The file is run in its runtime on drawn images of three sizes, on one that shows
+Writes model_best.onnx (openvino: the folder model_best_openvino; torch_export: model_best.pt2)
+into --output-dir. The file is run in its runtime on drawn images of three sizes, on one that shows
 nothing and on those of --check; the largest differences of boxes, scores and masks from the model's are printed and
 kept in the file. Above 0.01 pixels, 0.0001 or 0.001 the export fails, and nothing is written. --int8 (model_best_int8)
 is calibrated on images of the train split, and proven by the AP of model and file on the val split: it fails where more
@@ -57,8 +57,8 @@ CALIBRATED = 64  # images that the ranges of activations are taken over
 class ExportOptions(ModelOptions):
     """Export: to what, and what it is checked on."""
 
-    format: str = setting("onnx", "the file's: for onnxruntime, OpenVINO, torch.export or AOTInductor", choices=FORMATS)
-    batch: str = setting("1", f"images that the file takes at a time, or {DYNAMIC}: any number (not aoti)")
+    format: str = setting("onnx", "the file's: for onnxruntime, OpenVINO or torch.export", choices=FORMATS)
+    batch: str = setting("1", f"images that the file takes at a time, or {DYNAMIC}: any number")
     check: tuple[str, ...] | None = setting(
         None, "images to prove it on; or data, for the AP of both as well", metavar="IMAGE|DATA"
     )
@@ -76,6 +76,8 @@ def parse() -> dict[str, Any]:
     given = parser.given()
     if "calibration" in given and not given.get("int8"):
         parser.error("--calibration DATA is for --int8; give both")
+    if given.get("int8") and given.get("format", "onnx") not in ("onnx", "openvino"):
+        parser.error(f"--int8 goes with onnx or openvino: --format {given['format']} stays in float")
     return given
 
 

@@ -61,8 +61,8 @@ class Detector:
     ) -> dict[str, Any]:
         """Writes the model as a file of a runtime, proven on drawn images and on those of check.
 
-        path: .onnx, .pt2, or a new folder for OpenVINO; format: onnx, openvino, torch_export or aoti, None: by the
-        path; batch: images at a time, None for any number (not aoti); check: images as for a call. Returns the
+        path: .onnx, .pt2, or a new folder for OpenVINO; format: onnx, openvino or torch_export, None: by the
+        path; batch: images at a time, None for any number; check: images as for a call. Returns the
         largest differences between the detections of both. Raises InputError, and leaves no file, above 0.01 pixels,
         0.0001 in scores or 0.001 in masks; `load` opens the file.
         """

@@ -251,7 +251,7 @@ def model_fields() -> set[str]:
 def add_arguments(parser: Parser, config: type[RunConfig] = RunConfig) -> None:
     """Adds every flag of training."""
     add_flags(parser, config)
-    add_model_flags(parser, FITTED)
+    add_model_flags(parser, may_be_auto=FITTED)
 
 
 def _plain(value: Any) -> Any:

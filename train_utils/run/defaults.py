@@ -18,6 +18,7 @@ from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import FROM_NAMES, weights_to_begin_from
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.survey import advise
+from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig
@@ -26,7 +27,6 @@ from train_utils.run.schedule import lr_steps
 # What a model takes of image files: how they are read, and how their values become 0..1.
 OF_FILES = ("channels", "pages")
 OF_VALUES = ("value_range", "image_mean", "image_std")
-AUTO = "auto"
 
 # Without --data-path: a model small enough for the built-in data and two CPU cores.
 BUILT_IN_MODEL = dict(

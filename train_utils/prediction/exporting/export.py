@@ -35,8 +35,8 @@ from train_utils.prediction.runtimes.torch_programs import EXTRA, open_program
 
 EXAMPLE = (96, 128)  # height and width of the image that is traced
 MOST = 1000  # times 32: the longest side
-FORMATS = ("onnx", "openvino", "torch_export", "aoti")
-SUFFIXES = {"onnx": ".onnx", "openvino": "_openvino", "torch_export": ".pt2", "aoti": "_aoti.pt2"}
+FORMATS = ("onnx", "openvino", "torch_export")
+SUFFIXES = {"onnx": ".onnx", "openvino": "_openvino", "torch_export": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 
 
@@ -73,8 +73,6 @@ class Export:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise InputError(f"format {self.format!r} is not known: {', '.join(FORMATS)}")
-        if self.batch is None and self.format == "aoti":
-            raise InputError("batch: aoti takes a fixed number of images; give it, or take another format")
         if self.int8 and self.format not in PACKAGES:
             raise InputError(f"int8: {self.format} stays in float; take onnx or openvino")
         for name in (*PACKAGES.get(self.format, ()), *(["onnxruntime"] if self.int8 else [])):
@@ -163,17 +161,6 @@ def _write_program(path: Path, made: Made, proven: Proven) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found")  # says that weights may not be on the CPU
         torch.export.save(program, content)
-    _write_archive(path, content, proven)
-
-
-def _write_compiled(path: Path, made: Made, proven: Proven) -> None:
-    content = io.BytesIO()
-    torch._inductor.aoti_compile_and_package(made(), package_path=content)
-    _write_archive(path, content, proven)
-
-
-def _write_archive(path: Path, content: io.BytesIO, proven: Proven) -> None:
-    """Writes the zip of a program with one more file in it, the description."""
     with atomic_file(path) as file:
         run, _ = open_program(content)
         with zipfile.ZipFile(content, "a") as archive:
@@ -182,4 +169,4 @@ def _write_archive(path: Path, content: io.BytesIO, proven: Proven) -> None:
         file.write(content.getbuffer())
 
 
-WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino, "torch_export": _write_program, "aoti": _write_compiled}
+WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino, "torch_export": _write_program}

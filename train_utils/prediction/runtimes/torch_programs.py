@@ -1,7 +1,4 @@
-"""A .pt2 file -> a function that torch runs without the model's code: a program of torch.export or of AOTInductor.
-
-The second holds compiled code, which opening it runs.
-"""
+"""A .pt2 file -> a function that torch runs without the model's code: a program of torch.export."""
 
 import inspect
 import io
@@ -31,9 +28,6 @@ def open_program(source: Path | io.BytesIO) -> tuple[Run, dict[str, Any]]:
         source = str(source)
     else:
         source.seek(0)
-    if any("aotinductor" in name for name in names):
-        compiled = torch._inductor.aoti_load_package(source)
-        return lambda images, sizes: list(compiled(images, sizes)), about
     program = torch.export.load(source)
     # a trace notes that sides and batches were above 1, which changes nothing here: newer versions of torch check it
     checks = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
