@@ -5,7 +5,6 @@ An image that training skips is a warning, one that it stops at an error, both i
 
 import hashlib
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from train_utils.data.images.depth import is_deep
 from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import FEW, MEASURED, advise, measure, spread
+from train_utils.io.silence import without_warnings
 
 THUMB = 32  # pixels a side of the copies that doubles are compared by
 HASH = 8  # rows, and differences in each, of the difference hash
@@ -95,14 +95,12 @@ class Reader:
 def header_notes(path: str | Path) -> Iterator[tuple[Kind, str]]:
     """Yields (Kind, text) of what is unusual about an image file, from its header; nothing where it can't be opened."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=formats()) as image:
-                mode, deep, frames = image.mode, is_deep(image), getattr(image, "n_frames", 1)
-                try:
-                    turn = image.getexif().get(EXIF_ORIENTATION, 1)
-                except Exception:  # as in train_utils/data/images.py: damaged tags say nothing about the pixels
-                    turn = 1
+        with without_warnings, Image.open(path, formats=formats()) as image:
+            mode, deep, frames = image.mode, is_deep(image), getattr(image, "n_frames", 1)
+            try:
+                turn = image.getexif().get(EXIF_ORIENTATION, 1)
+            except Exception:  # as in train_utils/data/images.py: damaged tags say nothing about the pixels
+                turn = 1
     except Exception:  # the reader of the pixels says what is wrong
         return
     if turn in range(2, 9):
