@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 import maskrcnn
 from tests.tiny_model import SIZES, tiny_model, write_checkpoint, write_images
-from train_utils.data.in_python.data_sets import OwnAugmentation
+from train_utils.data.augmentations.own import OwnAugmentation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*box_detections_per_img allows")
 SIZE = SIZES[0]

@@ -26,6 +26,7 @@ from tools.stages.regions import proposals
 from tools.stages.stage import ROOT, where
 from tools.stages.trace import roi_align_points
 from tools.stages.view import best_overlap, look
+from train_utils.checkpoints.checkpoint import load_file
 from train_utils.cli.flags import given_settings
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import open_data
@@ -155,7 +156,7 @@ def test_the_sample_is_that_of_training(monkeypatch, data, tmp_path):
     monkeypatch.setattr(
         sys, "argv", ["", "--weights-path", str(weights), "--data-path", str(data), "--index", "2", "--epoch", "5"]
     )
-    given, content = visualise_stages.parse(), visualise_stages.load_file(weights)
+    given, content = visualise_stages.parse(), load_file(weights)
     options = visualise_stages.StageOptions(**given_settings(visualise_stages.StageOptions, given))
     sample = visualise_stages.sample_of_data(options, given, content, splits.label_map)
     (batch,) = (batch for batch in loader.epoch(5) if batch.indices == [2])
