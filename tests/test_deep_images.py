@@ -25,6 +25,7 @@ from tests.small_runs import call
 from tests.tiny_model import FIELDS, train_flags, write_checkpoint
 from tools import check_data, pack_dataset
 from train_utils.data.images import ImageError, image_size, page_count, read_image, refuse, take_dropped
+from train_utils.data.images.depth import is_narrowed
 from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import advise
@@ -298,3 +299,34 @@ def test_a_run_on_12_bits(tmp_path, capsys):
     assert call(train, *words, "--output-dir", run, *more) == 0
     again = torch.load(run / "model_1.pth", weights_only=True)["config"]
     assert again == config and "become 0 to 1" not in capsys.readouterr().out
+
+
+def saved(form, **how):
+    """The bytes of an 8-bit image in a form."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint16).reshape(64, 64, 3).astype(np.uint8)).save(file, form, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "deep"),
+    [
+        ("PPM", b"P6\n7 5\n65535\n" + RGB.transpose(1, 2, 0).astype(">u2").tobytes()),
+        ("SGI", saved("SGI", bpc=2)),
+        ("JPEG2000", saved("JPEG2000", no_jp2=True).replace(b"\3\7\1\1\7\1\1\7\1\1", b"\3\x0b\1\1\x0b\1\1\x0b\1\1", 1)),
+    ],
+)
+def test_what_a_format_gives_as_8_bits_alone_is_said(form, deep, tmp_path):
+    take_dropped()
+    for content, said in ((saved(form), {}), (deep, {"narrowed": 1})):
+        (path := tmp_path / "image").write_bytes(content)
+        assert read_image(path).dtype == torch.uint8
+        assert take_dropped() == said
+
+
+def test_bits_beyond_8_of_an_avif_are_seen_in_its_header():
+    content = saved("AVIF")
+    with Image.open(io.BytesIO(content)) as image:
+        assert not is_narrowed(image)
+        image.fp = io.BytesIO(content.replace(b"\3\x08\x08\x08", b"\3\x0a\x0a\x0a", 1))  # which no decoder takes
+        assert is_narrowed(image)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from train_utils.data.augmentations.common import REMOVED
-from train_utils.data.images import BYTES, CHANNELS, DEPTH, PAGES, TRANSPARENCY
+from train_utils.data.images import BYTES, CHANNELS, DEPTH, NARROWED, PAGES, TRANSPARENCY
 
 MAX_DETS = 100  # of a class in an image, COCO's
 DROPPED = {
@@ -16,6 +16,7 @@ DROPPED = {
     TRANSPARENCY: "transparency, which is left out",
     CHANNELS: "channels beyond grey, colour and alpha, which are left out (--channels N reads all)",
     DEPTH: "more than 8 bits, read as 0 to 65535, as there is no --value-range: small values come out dark",
+    NARROWED: "more than 8 bits, of which their format gives 8: save them as PNG or TIFF",
     BYTES: "8 bits, read as 0 to 255: --value-range is of those with more",
 }
 SHRUNK = 0.5  # of the smallest scale of training, below which an image is said to be shrunk

@@ -20,7 +20,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, FIRST_PAGE
-from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep
+from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed
 from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled
 from train_utils.data.images.tiff import described, is_tiff, read_tiff
 from train_utils.io.plain_text import visible
@@ -57,6 +57,7 @@ TURNING = {UPRIGHT[value] for value in (5, 6, 7, 8)}  # that exchange height and
 
 
 PAGES, TRANSPARENCY, CHANNELS, DEPTH, BYTES = "pages", "transparency", "channels", "depth", "bytes"
+NARROWED = "narrowed"
 _dropped: Counter[str] = Counter()  # {what `read_image` left out or took for granted: images}, in this process
 
 
@@ -173,12 +174,13 @@ def _of_pillow(
     image: Image.Image, opened: functools.partial, rotate: bool, reading: Reading
 ) -> tuple[np.ndarray, list[str]]:
     """Returns what `_decoded` does, of an image that Pillow reads; opened: opens it once more."""
+    cut = [NARROWED] * is_narrowed(image)
     if reading.usual and not is_deep(image):
         transpose = _load(image, rotate)
         rgb = image if image.mode == "RGB" else image.convert("RGB")  # the same mode would be copied
         if transpose is not None:
             rgb = rgb.transpose(transpose)
-        return np.array(rgb), _left_out(image, reading)  # [H, W, 3]
+        return np.array(rgb), _left_out(image, reading) + cut  # [H, W, 3]
     pages = range(getattr(image, "n_frames", 1)) if reading.pages == ALL_PAGES else [reading.page]
     parts, alpha, size = [], False, None
     for page in pages:
@@ -189,7 +191,7 @@ def _of_pillow(
         part, alpha = _page(image, functools.partial(_at_page, opened, page), rotate, reading)
         parts.append(part)
     raw = parts[0] if len(parts) == 1 else np.concatenate(parts)  # [C, H, W]
-    return fitted(raw, alpha and len(parts) == 1, reading).transpose(1, 2, 0), _left_out(image, reading)
+    return fitted(raw, alpha and len(parts) == 1, reading).transpose(1, 2, 0), _left_out(image, reading) + cut
 
 
 def _page(image: Image.Image, again: functools.partial, rotate: bool, reading: Reading) -> tuple[np.ndarray, bool]:

@@ -17,12 +17,35 @@ from PIL import Image
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, SAMPLE_FORMAT = 258, 262, 277, 284, 339  # tags of TIFF 6.0
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANAR
 ONE_BAND = {(16, 1): "I;16", (16, 2): "I;16S", (32, 1): "I;32", (32, 2): "I;32S", (32, 3): "F;32F"}  # bits, format
+# Where a header has the bits of the first channel, from a mark on: JPEG 2000 (ISO 15444-1, A.5.1, less 1), AVIF's pixi
+AT = {"JPEG2000": (b"\xff\x51", 40), "AVIF": (b"pixi", 9)}
+HEAD = 4096  # bytes
 NATIVE = "L" if sys.byteorder == "little" else "B"
 
 
 def is_deep(image: Image.Image) -> bool:
     """Says whether the file of an image, which is not decoded yet, has more than 8 bits a channel."""
     return image.mode[0] in "IF" or _bits(image) > 8 or (bool(image.tile) and ";16" in _raw_mode(image.tile[0]))
+
+
+def is_narrowed(image: Image.Image) -> bool:
+    """Says whether Pillow gives 8 bits of a file, which is not decoded yet, that has more: colour of some formats."""
+    if image.mode[0] in "IF" or not image.tile:
+        return False
+    args = image.tile[0].args
+    if image.format == "PPM":
+        return isinstance(args, tuple) and isinstance(args[-1], int) and args[-1] > 255  # its largest value
+    if image.format == "SGI":
+        return image.tile[0].codec_name == "SGI16"
+    if image.format not in AT:
+        return False
+    mark, after = AT[image.format]
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(HEAD)
+    image.fp.seek(place)
+    at = head.find(mark) + after
+    return mark in head and at < len(head) and (head[at] & 0x7F) + (image.format == "JPEG2000") > 8
 
 
 def deep_values(image: Image.Image, again: Callable[[], Image.Image]) -> tuple[np.ndarray, bool]:
