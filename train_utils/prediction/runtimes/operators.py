@@ -11,6 +11,9 @@ from network_files.operators.nms import batched_nms
 from network_files.operators.roi_align import FeatureTable, roi_align
 
 DROPPED = -1.0  # the score of what is no box, or was suppressed
+POOLED = (  # torch 2.6 infers none from a list
+    "(Tensor[] maps, Tensor rois, Tensor image, Tensor level, int cells, int sampling_ratio, str geometry) -> Tensor"
+)
 
 
 @torch.library.custom_op("maskrcnn::kept_scores", mutates_args=())
@@ -32,7 +35,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(scores)
 
 
-@torch.library.custom_op("maskrcnn::pooled_rois", mutates_args=())
+@torch.library.custom_op("maskrcnn::pooled_rois", mutates_args=(), schema=POOLED)
 def pooled_rois(
     maps: list[Tensor], rois: Tensor, image: Tensor, level: Tensor, cells: int, sampling_ratio: int, geometry: str
 ) -> Tensor:
