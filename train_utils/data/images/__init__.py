@@ -20,7 +20,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, FIRST_PAGE
-from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed
+from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed, tiles
 from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled
 from train_utils.data.images.tiff import described, is_tiff, read_tiff
 from train_utils.io.plain_text import visible
@@ -233,7 +233,7 @@ def _turned(raw: np.ndarray, transpose: Image.Transpose | None) -> np.ndarray:
 def _beyond_pillow(image: Image.Image) -> bool:
     """Says whether Pillow decodes an image wrongly: bands of 16 bits one after another, compressed."""
     separate = getattr(image, "tag_v2", {}).get(PLANAR) == SEPARATE
-    return separate and image.mode[0] not in "IF" and image.tile[0].codec_name == "libtiff" and is_deep(image)
+    return separate and image.mode[0] not in "IF" and tiles(image)[0].codec_name == "libtiff" and is_deep(image)
 
 
 def _tiff_in_words(path: str | Path, content: bytes | np.ndarray | None = None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,20 +23,34 @@ HEAD = 4096  # bytes
 NATIVE = "L" if sys.byteorder == "little" else "B"
 
 
+class Tile(NamedTuple):
+    """A part of an image file as Pillow's plugins give it, in Pillow 10 without these names."""
+
+    codec_name: str
+    extents: tuple[int, int, int, int] | None
+    offset: int
+    args: Any
+
+
+def tiles(image: Image.Image) -> list[Tile]:
+    """Returns the parts that are decoded."""
+    return [Tile(*tile) for tile in image.tile]
+
+
 def is_deep(image: Image.Image) -> bool:
     """Says whether the file of an image, which is not decoded yet, has more than 8 bits a channel."""
-    return image.mode[0] in "IF" or _bits(image) > 8 or (bool(image.tile) and ";16" in _raw_mode(image.tile[0]))
+    return image.mode[0] in "IF" or _bits(image) > 8 or (bool(image.tile) and ";16" in _raw_mode(tiles(image)[0]))
 
 
 def is_narrowed(image: Image.Image) -> bool:
     """Says whether Pillow gives 8 bits of a file, which is not decoded yet, that has more: colour of some formats."""
     if image.mode[0] in "IF" or not image.tile:
         return False
-    args = image.tile[0].args
+    codec, _, _, args = tiles(image)[0]
     if image.format == "PPM":
         return isinstance(args, tuple) and isinstance(args[-1], int) and args[-1] > 255  # its largest value
     if image.format == "SGI":
-        return image.tile[0].codec_name == "SGI16"
+        return codec == "SGI16"
     if image.format not in AT:
         return False
     mark, after = AT[image.format]
@@ -58,17 +72,17 @@ def deep_values(image: Image.Image, again: Callable[[], Image.Image]) -> tuple[n
     inverted, top = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO, (1 << min(_bits(image), 16)) - 1
     if inverted and not image.mode.startswith("I;16"):
         raise ValueError("a TIFF in which white is zero, signed or of more than 16 bits: save it anew")
-    image.tile = [_mended(image, tile) for tile in image.tile]
+    image.tile = [_mended(image, tile) for tile in tiles(image)]
     if image.mode[0] in "IF":
         raw = _values(image)  # [1, H, W]
         return (top - raw if inverted else raw), False
-    if _raw_mode(image.tile[0]) == "LA;16B":  # of PNG; Pillow knows no other order, but four bytes a pixel
-        image.tile = [tile._replace(args="RGBA") for tile in image.tile]
+    if _raw_mode(tiles(image)[0]) == "LA;16B":  # of PNG; Pillow knows no other order, but four bytes a pixel
+        image.tile = [tile._replace(args="RGBA") for tile in tiles(image)]
         upper, lower = np.split(_values(image).astype(np.uint16).reshape(2, 2, *image.size[::-1]), 2, axis=1)
         return (upper << 8 | lower)[:, 0], True
     raw = _values(image).astype(np.uint16) << 8  # [C, H, W]
     with again() as other:
-        other.tile = [_exchanged(_mended(other, tile)) for tile in other.tile]
+        other.tile = [_exchanged(_mended(other, tile)) for tile in tiles(other)]
         raw |= _values(other)
     return raw, image.mode in ("RGBA", "RGBa")
 
@@ -81,7 +95,7 @@ def _values(image: Image.Image) -> np.ndarray:
     return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
-def _mended(image: Image.Image, tile: Any) -> Any:
+def _mended(image: Image.Image, tile: Tile) -> Tile:
     """Returns a tile of an image with the raw mode that its file has."""
     mode, tags = _raw_mode(tile), getattr(image, "tag_v2", {})
     if tile.codec_name == "libtiff" and mode.startswith(("I;", "F;")):
@@ -95,17 +109,17 @@ def _mended(image: Image.Image, tile: Any) -> Any:
     return _with_raw_mode(tile, f"{kind};{width[:2]}{order}{width[2:]}")
 
 
-def _exchanged(tile: Any) -> Any:
+def _exchanged(tile: Tile) -> Tile:
     """Returns a tile of 16-bit values from which Pillow, which keeps the upper bytes, takes the lower ones."""
     channels, order = _raw_mode(tile).split(";16")
     return _with_raw_mode(tile, f"{channels};16{'L' if order.replace('N', NATIVE) == 'B' else 'B'}")
 
 
-def _raw_mode(tile: Any) -> str:
+def _raw_mode(tile: Tile) -> str:
     return tile.args if isinstance(tile.args, str) else str(tile.args[0]) if tile.args else ""
 
 
-def _with_raw_mode(tile: Any, mode: str) -> Any:
+def _with_raw_mode(tile: Tile, mode: str) -> Tile:
     return tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
 
 
