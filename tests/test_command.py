@@ -273,6 +273,20 @@ def test_run_command_exit_status(capsys):
         run_command(raises(ZeroDivisionError()))
 
 
+def test_the_death_of_a_loader_within_a_save_is_one_line(capsys):
+    def save():
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2299072 vs 2298968")
+
+    assert run_command(save) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: DataLoader worker (pid 7) is killed by signal: Killed: a process that reads images")
+    with pytest.raises(RuntimeError, match="enforce fail"):
+        run_command(raises(RuntimeError("[enforce fail at inline_container.cc:672]")))
+
+
 @pytest.mark.parametrize(
     "name, value, said",
     [

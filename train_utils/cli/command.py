@@ -49,12 +49,23 @@ def run_command(main: Callable[[], int | None]) -> int:
     except (RuntimeError, MemoryError) as error:
         if is_lack_of_memory(error):
             said = f"out of memory ({first_line(error)}); close other programs, or give smaller or fewer images"
-        elif "DataLoader worker" in str(error):  # raised wherever the main process is when its child dies
-            said = f"{first_line(error).rstrip('. ')}: a process that reads images has died; {FEWER_WORKERS}"
+        elif death := _of_a_loader(error):
+            said = f"{first_line(death).rstrip('. ')}: a process that reads images has died; {FEWER_WORKERS}"
         else:
             raise
         print(f"error: {said}", file=sys.stderr, flush=True)
         return EXIT_WRONG_INPUT
+
+
+def _of_a_loader(error: BaseException | None) -> BaseException | None:
+    """Returns what tells of the death of a process that loads images; None for an error of another cause.
+
+    It is raised wherever the main process is when its child dies, so another error may stand before it: torch.save's,
+    whose file then has no end.
+    """
+    while error is not None and not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_main() -> bool:
