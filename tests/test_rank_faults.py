@@ -111,3 +111,15 @@ def test_too_many_open_files_say_what_to_change(data, tmp_path):
     (rank,) = start_all(data, tmp_path / "run", "--workers", 1, log=log, fault=("call", "os", "pipe", few_files))
     assert end_all([rank], 60) == [2]
     assert "error: --workers 1: too many open files; raise the limit of open files (ulimit -n)" in log.read_text()
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_loader_processes_start_is_one_line(data, tmp_path):
+    log = tmp_path / "log"
+    (rank,) = start_all(data, tmp_path / "run", "--workers", 1, log=log, fault=("call", "os", "pipe", interrupted))
+    assert end_all([rank], 60) == [130]
+    said = log.read_text()
+    assert said.endswith("interrupted\n") and "Traceback" not in said

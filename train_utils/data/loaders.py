@@ -18,6 +18,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -267,15 +268,21 @@ class Loader:
     def _through_workers(self) -> Iterator[Any]:
         """Yields what the loader yields; a fault of the processes that load becomes an InputError."""
         try:
-            with held_back():  # until `_outlive_signals`
-                batches = iter(self._loader)
-            for batch in batches:
+            for batch in self._begun():
                 yield pickle.loads(batch)
         except OSError as error:
             if error.errno not in SCARCE:
                 raise
-            _silence_half_made_iterators()
             raise InputError(f"--workers {self._workers}: {error.strerror.lower()}; {SCARCE[error.errno]}") from error
+
+    def _begun(self) -> Iterator[Any]:
+        """Returns the loader's iterator, whose processes are started."""
+        try:
+            with held_back():  # until `_outlive_signals`
+                return iter(self._loader)
+        except BaseException as error:  # also what a handler of signals raises
+            _disarm(error)
+            raise
 
 
 # What a system can run out of when processes are started or talk: what to do about it.
@@ -289,15 +296,12 @@ SCARCE = {
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def _silence_half_made_iterators() -> None:
-    """Hides errors of `__del__` where `__init__` of DataLoader's iterator failed: they would hide the message."""
-    show = sys.unraisablehook
-
-    def hook(failure: Any) -> None:
-        if "_MultiProcessingDataLoaderIter.__del__" not in getattr(failure.object, "__qualname__", ""):
-            show(failure)
-
-    sys.unraisablehook = hook
+def _disarm(error: BaseException) -> None:
+    """Keeps DataLoader's iterator, whose `__init__` failed, from ending what it has not begun: a traceback."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        half_made = frame.f_locals.get("self")
+        if type(half_made).__name__ == "_MultiProcessingDataLoaderIter":
+            half_made._shutdown = True
 
 
 def _start_worker(_: int) -> None:
