@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -48,6 +49,15 @@ def test_an_exit_that_python_drops_is_made_up_for_and_no_traceback(monkeypatch):
         Finalised()
         stop.leave_if_requested()
     assert left.value.code == 128 + signal.SIGTERM and dropped == [] and sys.unraisablehook == dropped.append
+
+
+def test_a_loaders_death_that_python_drops_is_left_to_the_next_batch(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with StopSignal(World.single("cpu")):
+        for text in ("DataLoader worker (pid 7) is killed by signal: Killed. ", "another"):
+            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(one.exc_value) for one in dropped] == ["another"]
 
 
 def test_the_others_know_a_signals_number_before_they_hear_of_it():

@@ -42,7 +42,7 @@ class StopSignal:
             self.previous = {s: signal.signal(s, self._note) for s in SIGNALS if s != HANGUP or not nohup}
             self.streams = sys.stdout, sys.stderr
             sys.stdout, sys.stderr = (_OutlivingStream(stream, self) for stream in self.streams)
-            self.unraisable, sys.unraisablehook = sys.unraisablehook, self._hide_dropped_exit
+            self.unraisable, sys.unraisablehook = sys.unraisablehook, self._hide_dropped
             self.world.watch_signals()
         return self
 
@@ -64,8 +64,13 @@ class StopSignal:
             self.__exit__()
             os.kill(os.getpid(), number)
 
-    def _hide_dropped_exit(self, dropped: Any) -> None:
-        if not (self.requested() and isinstance(dropped.exc_value, SystemExit)):
+    def _hide_dropped(self, dropped: Any) -> None:
+        """Hides what was raised where Python drops all, as in a fork's hook, and will be raised again.
+
+        That is an exit (by `leave_if_requested`) and the death of a process that loads (by the loader's next batch).
+        """
+        exit_ = self.requested() and isinstance(dropped.exc_value, SystemExit)
+        if not exit_ and "DataLoader worker" not in str(dropped.exc_value):
             self.unraisable(dropped)
 
     def requested(self) -> bool:
