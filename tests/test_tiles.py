@@ -200,3 +200,16 @@ def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monke
     assert set(record) == {"bbox", "segm", "boundary", "about"}
     assert record["boundary"]["stats"]["AP"] <= record["segm"]["stats"]["AP"]
     assert "loss" not in out.splitlines()[-2] and "IoU type: boundary" in out
+    full = record["about"]["limits"]["full_images"]["images"]
+    assert full and f"{full} tile(s) have 40 detections, all that --box-detections-per-img allows" in out
+
+
+def test_tiles_that_are_left_out_as_empty_are_counted(tmp_path, monkeypatch, command):
+    pixels = np.full((96, 192, 3), 7, np.uint8)
+    pixels[:, :96] = np.random.default_rng(0).integers(0, 256, (96, 96, 3))
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    monkeypatch.chdir(tmp_path)
+    weights = write_checkpoint(tmp_path / "model.pth")
+    words = ("--weights-path", weights, "--device", "cpu", "--img-path", "half.png", "--tile", 96, "--overlap", 0)
+    assert "1 of 2 tile(s) are of one colour (--tile-empty 0), and were left out" in command(predict, *words)[1]
+    assert "left out" not in command(predict, *words, "--tile-empty", -1, "--score", 0)[1]

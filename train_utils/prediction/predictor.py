@@ -35,7 +35,8 @@ from train_utils.show.drawing import Style, draw_detections, fitting_size, magni
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
 
-TALLIED = ("full", "in_part", "reduced", "empty", "foreign", "dropped", "left_out")  # of a Predictor: sums of images'
+# of a Predictor: sums of images'
+TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "empty", "foreign", "dropped", "left_out")
 
 
 @torch.inference_mode()
@@ -46,11 +47,6 @@ def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device
         some = [image.to(device) for image in images[i : i + at_once]]
         found += model(some, paste_masks=False)
     return [{key: value.to("cpu") for key, value in detections.items()} for detections in found]
-
-
-def without(values: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
-    """Returns a number that is among values, and the others."""
-    return int(values[name]), {key: value for key, value in values.items() if key != name}
 
 
 def alike(
@@ -98,7 +94,8 @@ class Predictor:
         smallest_scale: object = None,
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
-        self.tiling = model.tiling if isinstance(model, TiledModel) else None
+        self.tiled = model if isinstance(model, TiledModel) else None
+        self.tiles = self.empty_tiles = 0  # tiles that images were cut into; of these left out as empty
         self.least_score, self.mask_threshold, self.reading = least_score, mask_threshold, Reading.of(model.config)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
@@ -137,14 +134,17 @@ class Predictor:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         keep = found["scores"] >= self.least_score  # [D]
         full = int(keep.sum()) >= self.model.config.box_detections_per_img  # more of them may be there
-        if self.tiling is not None:
-            size, full, found = self.tiling.tile_size(size), *without(found, "full_tiles")
+        tiles = [0, int(full), 0]
+        if self.tiled is not None:
+            size, tiles = self.tiled.tiling.tile_size(size), found["tiles"].tolist()
+            found = {key: value for key, value in found.items() if key != "tiles"}
         left_out = Counter({f"below --score {self.least_score:g}": int((~keep).sum())})
         if self.labels is not None:
             wanted = torch.isin(found["labels"], self.labels)
             left_out["of other classes than --classes"] = int((keep & ~wanted).sum())
             keep &= wanted
-        counts = {"size": size, "best": self._best_of(found), "full": int(full), "left_out": left_out}
+        counts = {"size": size, "best": self._best_of(found), "full": tiles[1], "left_out": left_out}
+        counts |= {"tiles": tiles[0], "empty_tiles": tiles[2]}
         counts["doubt"] = doubt_of(found["scores"] if self.labels is None else found["scores"][wanted])
         return {key: value[keep] for key, value in found.items()}, counts
 
@@ -221,8 +221,10 @@ class Predictor:
 
     def limits(self) -> list[Limit]:
         """Returns the limits that the images met, which may have cost detections."""
-        what = "image" if self.tiling is None else "tile"
-        full = full_images(self.full, self.model.config.box_detections_per_img, what)
+        if self.tiled is None:
+            full = full_images(self.full, self.model.config.box_detections_per_img)
+        else:
+            full = self.tiled.limits([self.tiles, self.full, self.empty_tiles])
         shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
         return [*full, *shrunk, *dropped_limits(self.dropped + take_dropped())]
 

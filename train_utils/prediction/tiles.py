@@ -23,7 +23,7 @@ from network_files import MaskRCNN, MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.transform import WHITE
-from train_utils.evaluation.limits import scale_of
+from train_utils.evaluation.limits import Limit, full_images, scale_of
 
 Size = tuple[int, int]  # height, width
 
@@ -130,9 +130,9 @@ def tiling_of(
 class TiledModel(nn.Module):
     """A model that looks at images in tiles; it is called as the model is, without losses.
 
-    Detections have `masks` (CroppedMasks), those of an image that is seen whole the model's own mask_probs. full_tiles,
-    int64 []: how many tiles have as many as the model may find. mask_threshold: a mask's pixels are those with a
-    probability above it.
+    Detections have `masks` (CroppedMasks), those of an image that is seen whole the model's own mask_probs; and
+    `tiles`, int64 [3]: how many tiles there are, have as many detections as the model may find, are left out as empty.
+    mask_threshold: a mask's pixels are those with a probability above it. counted: the sum of `tiles` so far.
     """
 
     detections_per_image = None  # has no limit
@@ -145,6 +145,7 @@ class TiledModel(nn.Module):
         if tiling.scale is not None:
             model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
         self.model, self.tiling, self.mask_threshold = model, tiling, mask_threshold
+        self.counted = torch.zeros(3, dtype=torch.int64)
 
     @property
     def config(self) -> MaskRCNNConfig:
@@ -158,6 +159,8 @@ class TiledModel(nn.Module):
         if paste_masks:
             raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
         found = [self._detect(image) for image in images]
+        for one in found:
+            self.counted += one["tiles"]
         return found if targets is None else ({}, found)
 
     def _detect(self, image: Tensor) -> dict:
@@ -166,7 +169,7 @@ class TiledModel(nn.Module):
         if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
             (found,) = self.whole([image], paste_masks=False)
             full = len(found["scores"]) >= self.whole.config.box_detections_per_img
-            return {**found, "full_tiles": torch.tensor(int(full))}
+            return {**found, "tiles": torch.tensor([1, int(full), 0])}
         if self.tiling.scale is not None:
             sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
             self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
@@ -176,12 +179,19 @@ class TiledModel(nn.Module):
         for i in range(0, len(seen), at_once):
             some = self.model([views[t] for t in seen[i : i + at_once]], paste_masks=False)
             found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
-        full = sum(len(one["scores"]) >= limit for one in found)
+        counts = [len(tiles), sum(len(one["scores"]) >= limit for one in found), len(tiles) - len(seen)]
         if not found:
             nothing = torch.zeros(0)
             found, seen = [{"boxes": torch.zeros(0, 4), "labels": nothing.long(), "scores": nothing,
                             "masks": CroppedMasks.empty(self.tiling.tile_size(size))}], [0]  # fmt: skip
-        return {**joined(found, tiles[seen], size), "full_tiles": torch.tensor(full)}
+        return {**joined(found, tiles[seen], size), "tiles": torch.tensor(counts)}
+
+    def limits(self, counted: Sequence[int]) -> list[Limit]:
+        """Returns what cut the detections; counted: the sum of `tiles`, over all processes."""
+        tiles, full, empty = counted
+        line = f"{empty} of {tiles} tile(s) are of one colour (--tile-empty {self.tiling.empty:g}), and were left out"
+        left_out = [Limit("empty_tiles", empty, 0, line)] if empty else []
+        return [*full_images(full, self.config.box_detections_per_img, "tile"), *left_out]
 
     def _masked(self, found: dict[str, Tensor], size: Size) -> dict:
         """Returns a tile's detections on the CPU, with masks in place of their probabilities."""

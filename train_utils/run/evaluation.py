@@ -172,6 +172,8 @@ def measure(
     tiling = getattr(model, "tiling", None)
     sizes = map(tuple if tiling is None else tiling.tile_size, data_set.sizes.tolist())
     result.limits.extend(shrunk_images(sizes, model.config, smallest_scale))
+    if tiling is not None:
+        result.limits.extend(model.limits(sum(world.gather(model.counted)).tolist()))
     return result
 
 
