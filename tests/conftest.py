@@ -11,7 +11,8 @@ from tests import sample_images, small_runs
 
 # of commands that tests start: they say nothing about a busy machine, which test workers make of this one
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-if "OMP_NUM_THREADS" not in os.environ:
+if os.environ.get("OMP_NUM_THREADS") != "1":
+    os.environ.pop("OMP_NUM_THREADS", None)  # a fork of a process with threads of OpenMP's waits for them for ever
     torch.set_num_threads(1)  # the models are small: more threads would mostly wait, most of all beside other work
 
 
