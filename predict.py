@@ -454,8 +454,9 @@ def main() -> int:
         camera = video.camera_number(options.img_path)
         if camera is None:
             return predict_images(options, world)
-        if options.write:
-            raise InputError("--write: a camera has no image files to make a data set of; leave it out")
+        if options.write or options.order:
+            flag = "--write" if options.write else "--order"
+            raise InputError(f"{flag}: a camera has no image files to make a data set of; leave it out")
         return world.on_main(predict_camera, options, camera)
 
 

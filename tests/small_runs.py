@@ -89,3 +89,8 @@ def differences(folder, other, epoch=1):
         if texts[0] != texts[1] or len(texts[0]) > 1:
             found.append(pattern)
     return found
+
+
+def files_of(folder: str | Path) -> dict[str, bytes]:
+    """Returns the content of each file below a folder, by name."""
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}

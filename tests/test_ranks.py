@@ -12,20 +12,14 @@ import train
 import train_multi_GPU
 import validation
 from tests.faults.processes import end_all, start_ranks
-from tests.small_runs import call
-from tests.tiny_model import train_flags, write_checkpoint, write_coco
+from tests.small_runs import call, files_of
+from tests.tiny_model import train_flags, write_checkpoint, write_place
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The working folder, with model.pth and data/."""
     monkeypatch.chdir(tmp_path)
-    write_checkpoint(Path("model.pth"))
-    return write_coco(Path("data")).parent
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return write_place()
 
 
 def test_ranks_validate_as_one_process(place, capsys):

@@ -11,20 +11,14 @@ import predict
 import train_multi_GPU
 import validation
 from tests.faults.processes import children, end_all, finished_steps, free_port, start_nodes, wait_for
-from tests.small_runs import call, flags
-from tests.tiny_model import write_checkpoint, write_coco
+from tests.small_runs import call, files_of, flags
+from tests.tiny_model import write_place
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The working folder, with model.pth and data/."""
     monkeypatch.chdir(tmp_path)
-    write_checkpoint(Path("model.pth"))
-    return write_coco(Path("data")).parent
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return write_place()
 
 
 def answers(port):
