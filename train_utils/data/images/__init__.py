@@ -21,7 +21,7 @@ from PIL import Image
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, FIRST_PAGE
 from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed, tiles
-from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled
+from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled, stacked
 from train_utils.data.images.tiff import described, is_tiff, read_tiff
 from train_utils.io.plain_text import visible
 from train_utils.io.silence import without_warnings
@@ -91,7 +91,7 @@ def read_image(
         if values.shape[2] == 3 and values.dtype == np.uint8 and reading.usual:
             image = torch.from_numpy(values).permute(2, 0, 1).contiguous()  # [3, H, W]
         else:
-            image = scaled(values.transpose(2, 0, 1), reading)
+            image = scaled(values.transpose(2, 0, 1), reading, overwrite=True)
         if reading.value_range is not None:
             left_out += [BYTES] * (image.dtype == torch.uint8)
         else:  # floats in 0..1 need no range
@@ -154,7 +154,9 @@ def _decoded(
 ) -> tuple[np.ndarray, list[str]]:
     """Returns (the values of a file, [H, W, C] as `reading` takes them, what of the file is not used)."""
     if _is_array(path, content):
-        return fitted(_array(path, content), False, reading).transpose(1, 2, 0), []
+        raw = _array(path, content)
+        raw = stacked([raw]) if raw.dtype.itemsize == 2 else raw  # which is then scaled where it lies
+        return fitted(raw, False, reading).transpose(1, 2, 0), []
     opened = functools.partial(Image.open, path if content is None else io.BytesIO(content), formats=formats())
     try:
         with opened() as image:
@@ -190,7 +192,7 @@ def _of_pillow(
             continue
         part, alpha = _page(image, functools.partial(_at_page, opened, page), rotate, reading)
         parts.append(part)
-    raw = parts[0] if len(parts) == 1 else np.concatenate(parts)  # [C, H, W]
+    raw = parts[0] if len(parts) == 1 else stacked(parts)  # [C, H, W]
     return fitted(raw, alpha and len(parts) == 1, reading).transpose(1, 2, 0), _left_out(image, reading) + cut
 
 

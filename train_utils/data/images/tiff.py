@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES
 from train_utils.data.images.depth import BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, SAMPLES, SEPARATE, WHITE_IS_ZERO
-from train_utils.data.images.reading import Reading, counted
+from train_utils.data.images.reading import Reading, counted, stacked
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 WIDTH, HEIGHT, COMPRESSION, ORIENTATION = 256, 257, 259, 274
@@ -64,7 +64,7 @@ def read_tiff(source: str | Path | bytes, what: str, reading: Reading, size_alon
         _refuse_bomb(size, pages if reading.pages == ALL_PAGES else pages[:1])
         chosen = pages if reading.pages == ALL_PAGES else [pages[reading.page]]
         layers = [_layers(page, size) for page in chosen]
-        raw = layers[0] if len(layers) == 1 else np.concatenate(layers)  # [C, H, W]
+        raw = stacked(layers)  # [C, H, W]
         extra = getattr(chosen[0], "extrasamples", ()) or ()
         alpha = len(chosen) == 1 and len(extra) > 0 and int(extra[-1]) in TRANSPARENCY
         return raw, alpha, orientation, len(pages)
