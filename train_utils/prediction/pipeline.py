@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.pages import file_of
 from train_utils.data.loaders import Loader
 from train_utils.io import unfinished
 from train_utils.io.files import user_path
@@ -122,7 +123,7 @@ def pace_of(device: torch.device, batch_size: int | None, workers: int | None) -
 def stamp_of(path: str | Path) -> list[int] | None:
     """Returns a file's size in bytes and time of change; None where there is no such file."""
     try:
-        status = os.stat(user_path(path))
+        status = os.stat(user_path(file_of(path)))
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]

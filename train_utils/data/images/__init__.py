@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
-from network_files.config import ALL_PAGES, FIRST_PAGE
+from network_files.config import ALL_PAGES, EACH_PAGE, FIRST_PAGE
 from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed, tiles
+from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled, stacked
-from train_utils.data.images.tiff import described, is_tiff, read_tiff
+from train_utils.data.images.tiff import described, is_tiff, no_such_page, read_tiff, tiff_pages
 from train_utils.io.plain_text import visible
 from train_utils.io.silence import without_warnings
 
@@ -79,15 +81,18 @@ def read_image(
 
     rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none). content: the file's
     bytes, where they are at hand; `path` then only names it.
-    Of several pages the first is read unless `reading` says otherwise. For RGB, alpha is dropped; palette, grey, CMYK,
-    Lab become RGB. An .npy file is an array [H, W], or of three axes, of which the shorter of first and last holds the
-    channels.
+    Of several pages the first is read unless `reading` says otherwise, or the path names one (stack.tif#3).
+    For RGB, alpha is dropped; palette, grey, CMYK, Lab become RGB. An .npy file is an array [H, W], or of three axes,
+    of which the shorter of first and last holds the channels.
     Raises ImageError if the file is missing, truncated or not an image; another InputError for a decompression
     bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over), for a format outside FORMATS, and for another
     number of channels.
     """
     with _naming(path, content):
-        values, left_out = _decoded(path, content, rotate, reading)
+        (file, page), to_look_at = page_of(path), reading == AS_STORED
+        if page is not None and content is None:
+            reading = replace(reading, pages=EACH_PAGE, page=page)
+        values, left_out = _decoded(file, content, rotate, reading)
         if values.shape[2] == 3 and values.dtype == np.uint8 and reading.usual:
             image = torch.from_numpy(values).permute(2, 0, 1).contiguous()  # [3, H, W]
         else:
@@ -96,23 +101,34 @@ def read_image(
             left_out += [BYTES] * (image.dtype == torch.uint8)
         else:  # floats in 0..1 need no range
             left_out += [DEPTH] * (values.dtype.kind in "ui" and values.dtype != np.uint8)
-        if reading != AS_STORED:
+        if not to_look_at:
             _dropped.update(left_out)
     return image
+
+
+def raw_values(path: str | Path) -> np.ndarray:
+    """Reads an image upright as [C, H, W], in the type and the units of its file; alpha is a channel like others."""
+    with _naming(path):
+        file, page = page_of(path)
+        reading = AS_STORED if page is None else replace(AS_STORED, pages=EACH_PAGE, page=page)
+        return np.ascontiguousarray(_decoded(file, None, True, reading)[0].transpose(2, 0, 1))
 
 
 def image_size(path: str | Path, rotate: bool = True) -> tuple[int, int]:
     """Returns (height, width) of an image as `read_image` returns it, from its header where the format allows."""
     with _naming(path):
+        path, page = page_of(path)
         if _is_array(path):
             return _array(path, mapped=True).shape[1:]
         try:
             with Image.open(path, formats=formats()) as image:
+                _go_to(image, page or 0)
                 turned = rotate and UPRIGHT.get(_orientation(image)) in TURNING
                 tags = getattr(image, "tag_v2", None)
                 width, height = image.size if tags is None else (tags[256], tags[257])  # Pillow's may be upright
         except Image.UnidentifiedImageError:
-            height, width, orientation = read_tiff(path, _tiff_in_words(path), USUAL, size_alone=True)
+            of_page = replace(USUAL, page=page or 0)
+            height, width, orientation = read_tiff(path, _tiff_in_words(path), of_page, size_alone=True)
             turned = rotate and UPRIGHT.get(orientation) in TURNING
     return (width, height) if turned else (height, width)
 
@@ -123,6 +139,8 @@ def page_count(path: str | Path) -> int:
         with without_warnings:
             with Image.open(path, formats=formats()) as image:
                 return int(getattr(image, "n_frames", 1))
+    except Image.UnidentifiedImageError:
+        return tiff_pages(path)
     except Exception:  # decoders raise nearly anything on hostile bytes
         return 1
 
@@ -132,7 +150,7 @@ def refuse(path: str | Path) -> None:
     try:
         with _naming(path):
             if not _is_array(path):
-                Image.open(path, formats=formats()).close()
+                Image.open(file_of(path), formats=formats()).close()
     except ImageError:
         return
 
@@ -186,7 +204,7 @@ def _of_pillow(
     pages = range(getattr(image, "n_frames", 1)) if reading.pages == ALL_PAGES else [reading.page]
     parts, alpha, size = [], False, None
     for page in pages:
-        image.seek(page)
+        _go_to(image, page)
         size = size or image.size
         if image.size != size:  # a smaller copy of another page
             continue
@@ -212,6 +230,13 @@ def _page(image: Image.Image, again: functools.partial, rotate: bool, reading: R
     values = np.asarray(image if image.mode == mode else image.convert(mode))
     raw = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)  # [C, H, W]
     return _turned(raw, transpose), mode.endswith("A")
+
+
+def _go_to(image: Image.Image, page: int) -> None:
+    """Turns to a page of an image."""
+    if page and page >= (count := getattr(image, "n_frames", 1)):
+        raise no_such_page(page, count)
+    image.seek(page)
 
 
 def _at_page(opened: functools.partial, page: int) -> Image.Image:
@@ -342,12 +367,13 @@ def _named(path: str | Path, error: Exception, content: bytes | np.ndarray | Non
             f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
             "Scale it down, or take it out of the data"
         )
+    file = file_of(path)
     if isinstance(error, Image.UnidentifiedImageError):
-        refused = _refused_format(path, content)
+        refused = _refused_format(file, content)
         if refused:
             better = "PNG or TIFF, of 16 bits where it has more than 8," if refused in FOREIGN else "PNG or JPEG"
             return InputError(f"{path}: {refused} images are not read; convert it to {better.rstrip(',')}")
-    return ImageError(path, _reason(path, error, content))
+    return ImageError(path, _reason(file, error, content))
 
 
 def _refused_format(path: str | Path, content: bytes | np.ndarray | None = None) -> str | None:

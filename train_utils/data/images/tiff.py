@@ -55,19 +55,35 @@ def read_tiff(source: str | Path | bytes, what: str, reading: Reading, size_alon
     """
     tifffile = _library(what)
     with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes | memoryview) else source) as tiff:
-        first = tiff.pages[0]
+        if reading.page >= len(tiff.pages):
+            raise no_such_page(reading.page, len(tiff.pages))
+        first = tiff.pages[reading.page]
         tag = first.tags.get(ORIENTATION)
         orientation, size = int(tag.value) if tag else 1, (first.imagelength, first.imagewidth)
         if size_alone:
             return *size, orientation
         pages = [page for page in tiff.pages if (page.imagelength, page.imagewidth) == size]
-        _refuse_bomb(size, pages if reading.pages == ALL_PAGES else pages[:1])
-        chosen = pages if reading.pages == ALL_PAGES else [pages[reading.page]]
+        chosen = pages if reading.pages == ALL_PAGES else [first]
+        _refuse_bomb(size, chosen)
         layers = [_layers(page, size) for page in chosen]
         raw = stacked(layers)  # [C, H, W]
         extra = getattr(chosen[0], "extrasamples", ()) or ()
         alpha = len(chosen) == 1 and len(extra) > 0 and int(extra[-1]) in TRANSPARENCY
         return raw, alpha, orientation, len(pages)
+
+
+def tiff_pages(path: str | Path) -> int:
+    """Returns the pages of a TIFF that Pillow does not read; 1 where they cannot be counted."""
+    try:
+        with importlib.import_module("tifffile").TiffFile(path) as tiff:
+            return len(tiff.pages)
+    except Exception:  # reading it says what is wrong; without tifffile too
+        return 1
+
+
+def no_such_page(page: int, count: int) -> ValueError:
+    """Returns the error for a page that a file lacks."""
+    return ValueError(f"it has {counted(count, 'page')}, which count from 0, and no page {page}")
 
 
 def _layers(page: Any, size: tuple[int, int]) -> np.ndarray:
