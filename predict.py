@@ -44,6 +44,7 @@ from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError, read_image, refuse
 from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import AS_STORED
+from train_utils.data.images.windows import open_image
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
 from train_utils.io import files, unfinished
@@ -203,7 +204,7 @@ def predict_images(options: PredictOptions, world: World) -> int:
         kept.add(read.at, {"image": str(path), "stamp": read.stamp, **predictor.since(before)}, [])
 
     def read(at: int) -> torch.Tensor | None:
-        return None if video.is_video(images[at]) else read_image(images[at], reading=predictor.reading)
+        return None if video.is_video(images[at]) else open_image(images[at], predictor.reading)
 
     source = Source(images.__getitem__, read)
     work = Work(source, finished, film, lambda at: (folder / names[at]).is_file(), silent=False)
@@ -221,7 +222,8 @@ def images_of(options: PredictOptions) -> list[Path]:
         if video.is_video(path):
             check_video(path, options.strict)
         else:
-            read_image(path, reading=AS_STORED) if options.strict else refuse(path)
+            tiled = options.tile is not None
+            read_image(path, reading=AS_STORED) if options.strict and not tiled else refuse(path, guarded=not tiled)
     if options.write:
         if any(map(video.is_video, images)):
             raise InputError("--write: a video has no image files to make a data set of; leave it out")

@@ -154,7 +154,7 @@ class Detector:
     def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
         """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
         images, found, values = [], {}, dict(some)
-        reading = Reading.of(self.model.config)
+        reading = predictor.reading
         for number, value in some:
             try:
                 image = image_of(value, f"image {number}", reading)

@@ -34,6 +34,7 @@ class Reading:
     value_range: tuple[float, ...] | None = None
     page: int = 0
     unscaled: bool = False  # values of more than 8 bits as they are, in float32
+    by_windows: bool = False  # large images are to be looked at in tiles: `windows.open_image` reads them in parts
 
     @classmethod
     def of(cls, config: MaskRCNNConfig) -> Reading:
@@ -134,8 +135,13 @@ def _range_of(raw: np.ndarray, reading: Reading) -> tuple[float, float]:
 
 def sample_of(raw: np.ndarray, most: int = SAMPLE) -> np.ndarray:
     """Returns values [C, n] of evenly spread pixels of an image [C, H, W], at most so many values."""
-    step = max(1, int(np.ceil(np.sqrt(raw.size / most))))
+    step = sample_step(raw.size, most)
     return raw[:, ::step, ::step].reshape(len(raw), -1)
+
+
+def sample_step(size: int, most: int = SAMPLE) -> int:
+    """Returns the distance of the pixels that `sample_of` takes of an image of so many values."""
+    return max(1, int(np.ceil(np.sqrt(size / most))))
 
 
 def fitted(raw: np.ndarray, alpha: bool, reading: Reading) -> np.ndarray:

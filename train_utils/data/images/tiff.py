@@ -21,7 +21,8 @@ from network_files.config import ALL_PAGES
 from train_utils.data.images.depth import BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, SAMPLES, SEPARATE, WHITE_IS_ZERO
 from train_utils.data.images.reading import Reading, counted, stacked
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+BIG_BIG_ENDIAN = b"MM\0+"  # whose header Pillow takes for a TIFF's: findings/pillow_big_endian_bigtiff.sh
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", BIG_BIG_ENDIAN)  # the last two: BigTIFF
 WIDTH, HEIGHT, COMPRESSION, ORIENTATION = 256, 257, 259, 274
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # of SAMPLE_FORMAT
 TRANSPARENCY = (1, 2)  # of ExtraSamples
@@ -36,6 +37,8 @@ def described(file: BinaryIO) -> str | None:
     """Returns what a TIFF holds, in words, from its first directory; None where that is damaged."""
     with suppress(Exception):  # Pillow's parser raises nearly anything on damaged tags
         head = file.read(8)
+        if head[:4] == BIG_BIG_ENDIAN:
+            return "a TIFF (a big-endian BigTIFF)"
         tags = ImageFileDirectory_v2(head + (file.read(8) if head[2:4] in (b"+\0", b"\0+") else b""))
         file.seek(tags.next)
         tags.load(file)
