@@ -55,7 +55,7 @@ MOST = 2**31  # pixels of any: results count them in 32 bits
 MOST_OF_TILE = 2**25  # pixels of a TIFF's tile or strip: larger ones are no help
 RGB = 2  # of TIFF 6.0's photometric interpretations
 KEPT = 2**28  # bytes of a TIFF's decoded tiles that are kept for the parts beside
-ROWS_AT_ONCE = 2**24  # values that an overview is made of at a time
+ROWS_AT_ONCE = 2**22  # values that an overview is made of at a time
 Box = tuple[int, int, int, int]  # y1, x1, y2, x2
 
 
