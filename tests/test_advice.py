@@ -10,6 +10,7 @@ from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from tests.coco_folders import many, write
 from tests.test_check_data import both, run  # noqa: F401  (a fixture)
+from tools.doctor.advice import on_limit
 from train_utils.cli.parser import Parser
 from train_utils.data.opening import open_data
 from train_utils.evaluation.advice import lines_on_fit, resized_sides, sizing, step_memory
@@ -70,10 +71,21 @@ def test_the_doctor_ends_with_a_command_that_training_takes(run, tmp_path):  # n
     assert words[0] == f"{train.__name__}.py" and given["data_path"] == str(tmp_path / "my data")
     assert given["output_dir"] == "runs/my data" and "min_size" in given
     assert "keeps their size" in out
-    assert "train.py makes 100 epochs of so many images, 600 steps of 2 images" in out
+    table = [line for line in out.splitlines() if "x the images' pixels" in line]
+    assert [row.partition(":")[0].strip() for row in table[:2]] == ["as configured", "as large as the images"]
+    assert table[1].endswith(", 1 x the images' pixels") and f"--min-size {given['min_size'][0]} " in table[1]
+    assert "as large as the images" in (tmp_path / "checked" / "check_data.html").read_text()
+    assert "train.py makes 100 epochs, as there are 12 images to train on: 600 steps of 2 images" in out
     assert found["advice"][-1] == line
     assert "train with: python train.py" in (tmp_path / "checked" / "check_data.html").read_text()
     assert "memory of a step" in out
+
+
+def test_more_objects_than_detections_are_advised_on():
+    assert on_limit(np.array([3, 100, 0]), USUAL) == ([], []) and on_limit(np.array([], int), USUAL) == ([], [])
+    (line,), flags = on_limit(np.array([3, 101, 140]), USUAL)
+    assert line.startswith("2 images with more objects than 100 detections (most: 140)") and line.endswith("300")
+    assert flags == ["--box-detections-per-img", "300", "--max-dets", "300"]
 
 
 def test_data_that_training_refuses_is_not_advised_on(run, tmp_path):  # noqa: F811
@@ -85,6 +97,6 @@ def test_data_without_a_split_is_advised_on_as_training_divides_it(run, tmp_path
     json = write(tmp_path / "some", many(10), image_dir="pictures")
     flags = ("--image-dir", json.parent / "pictures", "--anchor-sizes", 4, 8, 16, 32, 64, "--min-size", 20)
     out = run(json, *flags)[1]
-    assert "train.py makes 100 epochs of so many images, 400 steps of 2 images" in out
+    assert "train.py makes 100 epochs, as there are 8 images to train on: 400 steps of 2 images" in out
     line = next(line for line in out.splitlines() if line.startswith("train with: "))
     assert f"--image-dir {json.parent / 'pictures'} " in line and "8 16 32 64 --min-size 20 --output-dir" in line

@@ -18,19 +18,20 @@ import os
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from backbone.errors import InputError
 from backbone.settings import setting
 from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from network_files.weight_files.architecture import infer_architecture
-from tools.doctor import duplicates, fix, images, looks, page, statistics
+from tools.doctor import advice, duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
 from tools.doctor.table import table_of
@@ -42,16 +43,13 @@ from train_utils.cli.flags import add_flags, add_model_flags, given_model, given
 from train_utils.cli.parser import Parser
 from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.loaders import steps_per_epoch
 from train_utils.data.objects import anchors
-from train_utils.data.objects.fitting import fitted_size
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
-from train_utils.evaluation.advice import sizing, step_memory
+from train_utils.evaluation.advice import sizing
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
 from train_utils.run.defaults import BUILT_IN_MODEL, USUAL, default_geometry, default_weights, is_auto
-from train_utils.run.schedule import default_epochs
 from train_utils.show.pages import write_page
 
 USED_MOST = (
@@ -198,34 +196,27 @@ class Report:
         return lines
 
     @cached_property
+    def choices(self) -> list[advice.Choice]:
+        """Sizes of images and anchors to choose from; needs a training split."""
+        trained = self.tables.get("train", self.tables.get("all"))
+        return advice.choices(list(self.tables.values()), trained, self.config, self.reach)
+
+    @cached_property
     def advice(self) -> list[str]:
         """Lines that say how train.py fits the data best, its command last; none where it would not open it."""
         trained = self.tables.get("train", self.tables.get("all"))
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
-        size = sizing(trained.sizes, self.config)
-        lines, flags, config, reach = [size.line()], size.flags.split(), self.config, self.reach
-        if flags:
-            config = replace(config, min_size=int(flags[1]), max_size=int(flags[3]))
-            reach = anchors.reach(list(self.tables.values()), config)
-            lines.append(f"by the size of objects instead, {fitted_size({}, trained)[1]}")
-        fitting = [each for each in reach if each.ratios == config.aspect_ratios]  # others do not fit published weights
-        if fitting and fitting[-1].sizes != config.anchor_sizes:
-            flags += ["--anchor-sizes", *map(str, fitting[-1].sizes)]
-            before, after = fitting[0].share(0.5), fitting[-1].share(0.5)
-            lines.append(f"these anchors reach {after:.1%} of the objects at that size, the usual ones {before:.1%}")
-        resized = resized_size(*size.size, config.min_size[-1], config.max_size, config.fixed_size)
-        batch, count = USUAL["batch_size"], len(trained.sizes)
+        config, counts = self.config, np.concatenate([table.counts() for table in self.tables.values()])
+        lines, flags = advice.on_size(self.choices, trained, config)
+        of_limit = advice.on_limit(counts, config)
+        lines, flags = lines + of_limit[0], flags + of_limit[1]
+        count, size = len(trained.sizes), sizing(trained.sizes, config)
         if "all" in self.tables:  # training holds a share out
             count -= round(count * DataOptions().val_fraction)
-        epochs = default_epochs(count)
-        steps = f"{counted(epochs * steps_per_epoch(count, batch), 'step')} of {counted(batch, 'image')}"
-        lines.append(f"train.py makes {counted(epochs, 'epoch')} of so many images, {steps} (--epochs, --batch-size)")
-        needed, each = (step_memory(count, resized) / 2**30 for count in (batch, batch + 1))
-        lines.append(
-            f"memory of a step, beside weights and program: about {needed:.2g} GiB for --batch-size {batch}, "
-            f"{each - needed:.2g} GiB for each further image (ResNet-50, float32, as measured on a CPU)"
-        )
+        chosen = self.choices[min(1, len(self.choices) - 1)].config
+        resized = resized_size(*size.size, chosen.min_size[-1], chosen.max_size, chosen.fixed_size)
+        lines += advice.on_length(count, resized, config.backbone, torch.cuda.is_available())
         out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
         command = pasted(
             "--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(flags), *flags, *out
@@ -326,7 +317,9 @@ class Report:
         if self.values:
             sections.append(page.values_section(*self.values[:3]))
         if self.reach:
-            sections.append(page.anchors_section(self.reach, f"after resizing with {self.sizing} ({self.assumed})"))
+            sizing_of = f"after resizing with {self.sizing} ({self.assumed}), or as a row says"
+            others = [each for each in self.choices[1:] if each.reach and each.config != self.config]
+            sections.append(page.anchors_section(self.reach, sizing_of, others))
             if self.masks:
                 sections.append(page.masks_section(self.masks))
         if self.full and self.splits:

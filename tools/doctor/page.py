@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backbone.errors import InputError
 from tools.doctor import images
+from tools.doctor.advice import Choice
 from tools.doctor.duplicates import Double, path_of
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, of_several
 from tools.doctor.statistics import MaskReach
@@ -184,8 +185,8 @@ def values_section(histograms: Sequence[dict[str, int]], levels: int, images: in
     return section("values", "Values of the pixels", said, tag("div", *plots, class_="two"))
 
 
-def anchors_section(found: Sequence[Reach], sizing: str) -> Section:
-    """Shows how many objects the anchors reach, and flags that reach more."""
+def anchors_section(found: Sequence[Reach], sizing: str, others: Sequence[Choice] = ()) -> Section:
+    """Shows how many objects the anchors reach, flags that reach more, and other sizes of images with their anchors."""
     names = [
         "configured",
         *("better sizes" if reach.ratios == found[0].ratios else "with more ratios" for reach in found[1:]),
@@ -195,6 +196,10 @@ def anchors_section(found: Sequence[Reach], sizing: str) -> Section:
         sizes, ratios = " ".join(map(str, reach.sizes)), " ".join(f"{r:g}" for r in reach.ratios)
         rows.append([name, sizes, ratios, f"{reach.share(0.5):.1%}", f"{reach.share(0.7):.1%}"])
         lines[name] = least.tolist(), [100 * reach.share(x) for x in least]
+    for other in others:
+        ratios, reach = " ".join(f"{r:g}" for r in other.reach.ratios), other.reach
+        rows.append([other.name, other.sizes(), ratios, f"{reach.share(0.5):.1%}", f"{reach.share(0.7):.1%}"])
+        lines[other.name] = least.tolist(), [100 * reach.share(x) for x in least]
     share = (
         f"The share of the objects that have an anchor of at least that IoU, {sizing}. Every object is given its best "
     )

@@ -1,0 +1,136 @@
+"""What the data is, and the model that was looked at -> how train.py fits the data best: a table of sizes, a command.
+
+Sizes and anchors that could be chosen stand beside each other, with what they reach and cost; the command takes those
+that keep the images' size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from network_files import MaskRCNNConfig
+from network_files.transform import resized_size
+from tools.doctor.table import Table
+from train_utils.data.loaders import steps_per_epoch
+from train_utils.data.objects import anchors
+from train_utils.data.objects.anchors import Reach
+from train_utils.data.objects.fitting import fitted_size
+from train_utils.evaluation.advice import sizing, step_memory
+from train_utils.io.plain_text import counted
+from train_utils.run.defaults import USUAL
+from train_utils.run.schedule import default_epochs
+
+ROOM = 1.5  # detections that an image may have, of its objects: some are wrong
+SMALL_MODEL = (
+    "--backbone mobilenet_v2 --fpn-channels 64 --box-head-channels 256 --mask-head-channels 64 "
+    "--box-batch-size-per-image 64"
+)  # docs/fine_tuning.md, section 4, has its time
+
+
+class Choice(NamedTuple):
+    """A size of images, and the anchors that go with it; name: where it is from."""
+
+    name: str
+    config: MaskRCNNConfig
+    reach: Reach | None
+    pixels: float  # of the typical image after resizing
+
+    def sizes(self) -> str:
+        """Returns its flags of sizes."""
+        config = self.config
+        shown = f"--min-size {config.min_size[-1]} --max-size {config.max_size}"
+        shown = "--fixed-size {} {}".format(*config.fixed_size) if config.fixed_size else shown
+        used = self.reach.sizes if self.reach else config.anchor_sizes
+        return f"{shown} --anchor-sizes {' '.join(f'{size:g}' for size in used)}"
+
+    def row(self, others: float) -> str:
+        """Returns its row of the table; others: the pixels that an image has without being resized."""
+        reached = f"{self.reach.share(0.5):.1%} at IoU 0.5, {self.reach.share(0.7):.1%} at 0.7" if self.reach else ""
+        times = f"{self.pixels / others:.2g} x the images' pixels"
+        return f"  {self.name}: {self.sizes()}: {', '.join(filter(None, [reached, times]))}"
+
+
+def choices(tables: Sequence[Table], trained: Table, config: MaskRCNNConfig, usual: Sequence[Reach]) -> list[Choice]:
+    """Returns the sizes that could be chosen: train.py's, the images' own, and what suits the objects.
+
+    usual: how far the configured anchors reach, and better ones at the configured size.
+    """
+    size = sizing(trained.sizes, config)
+    median = size.size
+
+    def choice(name: str, config: MaskRCNNConfig, reach: Sequence[Reach]) -> Choice:
+        plain = [each for each in reach if each.ratios == config.aspect_ratios]  # other counts do not fit weights
+        h, w = resized_size(*median, config.min_size[-1], config.max_size, config.fixed_size)
+        return Choice(name, config, plain[-1] if plain else None, float(h * w))
+
+    found = [choice("as configured", config, usual[:1])]
+    if len(usual) > 1 and not size.flags:
+        found.append(choice("with other anchors", config, usual))
+    if size.flags:
+        words = size.flags.split()
+        own = replace(config, min_size=int(words[1]), max_size=int(words[3]))
+        fields = fitted_size({}, trained)[0]
+        by_objects = replace(config, min_size=fields["min_size"], max_size=fields["max_size"])
+        found.append(choice("as large as the images", own, anchors.reach(tables, own)))
+        if by_objects.min_size != own.min_size and by_objects.min_size != config.min_size:
+            found.append(choice("as auto chooses, by the objects", by_objects, anchors.reach(tables, by_objects)))
+    return found
+
+
+def on_size(found: Sequence[Choice], trained: Table, config: MaskRCNNConfig) -> tuple[list[str], list[str]]:
+    """Returns lines that compare the choices, and the flags of the chosen one that differ from the configured."""
+    size = sizing(trained.sizes, config)
+    lines = [size.line()]
+    if len(found) == 1:
+        return lines, []
+    h, w = size.size
+    lines.append("sizes and anchors that could be chosen, the share of objects that an anchor overlaps, and the cost:")
+    lines += [each.row(h * w) for each in found]
+    chosen = found[1]
+    flags = size.flags.split()
+    if chosen.reach and chosen.reach.sizes != config.anchor_sizes:
+        flags += ["--anchor-sizes", *map(str, chosen.reach.sizes)]
+    if len(found) > 2 and chosen.reach:
+        more = (100 * (found[2].reach.share(iou) - chosen.reach.share(iou)) for iou in (0.5, 0.7))
+        gains = "{:+.0f} and {:+.0f} points".format(*more)
+        times = f"{found[2].pixels / chosen.pixels:.2g} times the pixels"
+        lines.append(f"the command takes the second row, the fastest; the third has {gains} at {times}")
+    return lines, flags
+
+
+def on_limit(counts: np.ndarray, config: MaskRCNNConfig) -> tuple[list[str], list[str]]:
+    """Returns a line and flags where images hold more objects than detections are kept; counts [I]: their objects."""
+    most, limit = int(counts.max(initial=0)), config.box_detections_per_img
+    if most <= limit:
+        return [], []
+    room = -(-int(ROOM * most) // 100) * 100
+    over = counted(int((counts > limit).sum()), "image")
+    line = f"{over} with more objects than {limit} detections (most: {most}): the command keeps, and counts, {room}"
+    return [line], ["--box-detections-per-img", str(room), "--max-dets", str(room)]
+
+
+def on_length(images: int, resized: tuple[int, int], backbone: str, gpu: bool) -> list[str]:
+    """Returns lines on the steps of a run without --epochs, their memory, and their time where no GPU is."""
+    batch, epochs = USUAL["batch_size"], default_epochs(images)
+    steps = epochs * steps_per_epoch(images, batch)
+    shown = f"{counted(steps, 'step')} of {counted(batch, 'image')}"
+    lines = [
+        f"train.py makes {counted(epochs, 'epoch')}, as there are {counted(images, 'image')} to train on: {shown} "
+        "(--epochs, --batch-size)"
+    ]
+    needed, each = (step_memory(count, resized) / 2**30 for count in (batch, batch + 1))
+    of = "ResNet-50" if backbone == "resnet50" else f"ResNet-50, {backbone} differs"
+    lines.append(
+        f"memory of a step, beside weights and program: about {needed:.2g} GiB for --batch-size {batch}, "
+        f"{each - needed:.2g} GiB for each further image ({of}, float32, as measured on a CPU)"
+    )
+    if not gpu:
+        lines.append(
+            "no GPU is here: train.py says after ten steps how long it takes; --epochs 3 is a beginning, and a small "
+            f"network takes a fraction: {SMALL_MODEL}"
+        )
+    return lines
