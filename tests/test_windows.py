@@ -122,7 +122,7 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
         assert call(predict, *words, "--img-path", folder, "--output-dir", out, "--tile", 64) == 1
         said = capsys.readouterr()
         assert "c.png: cannot be decoded" in said.err and "2 of 3 image(s) predicted" in said.out
-        on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64)
+        on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64, "--report")
         assert call(validation, *on_data) == 0
         tensors = maskrcnn.load(weights)(str(folder / "a.png"), score=0, tile=64)
         numbers = json.loads((out / "record_mAP.json").read_text())["segm"]

@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, EACH_PAGE, FIRST_PAGE
 from train_utils.data.images import (
-    DEPTH,
     PAGES,
     UPRIGHT,
     array_of,
@@ -40,6 +39,7 @@ from train_utils.data.images import (
     naming,
     plain_values,
     read_image,
+    said_of,
     tiff_in_words,
     turned_values,
     unguarded,
@@ -69,6 +69,7 @@ class Windows:
     def __init__(self, path: str, reading: Reading, rotate: bool, size: tuple[int, int]) -> None:
         self.path, self.reading, self.rotate = path, reading, rotate
         self.shape, self.device = torch.Size((reading.channels, *size)), torch.device("cpu")
+        self._counted = False  # whether what is said of its values has been counted
 
     def __reduce__(self) -> tuple[type, tuple]:  # another process opens the file itself
         return Windows, (self.path, self.reading, self.rotate, tuple(self.shape[1:]))
@@ -113,15 +114,14 @@ class Windows:
         return fitted(raw, alpha, self.reading)  # [N, h, w]
 
     def _scaled(self, raw: np.ndarray) -> torch.Tensor:
-        if raw.dtype == np.uint8:
-            return scaled(raw, self.reading)
-        return scaled(raw, self._fixed)
+        if not self._counted:
+            count_left_out(said_of(raw, self.reading))
+            self._counted = True
+        return scaled(raw, self.reading if raw.dtype == np.uint8 else self._fixed)
 
     @functools.cached_property
     def _fixed(self) -> Reading:
         """The reading with one value range for the whole image, as whole images have it."""
-        if self.reading.value_range is None:
-            count_left_out([DEPTH])
         if self.reading.value_range is None or len(self.reading.value_range) == 2:
             return self.reading
         (percent,), sample = self.reading.value_range, np.concatenate(list(self._sample()), 1)
