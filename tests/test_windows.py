@@ -156,3 +156,11 @@ def test_tiles_of_a_tiff_are_read_alone(tmp_path):
     assert list(image._store.kept) == [0]
     image[:, 30:40, 10:20]
     assert sorted(image._store.kept) == [0, 1, 6, 7]
+
+
+def test_a_file_is_decoded_once(tmp_path):
+    """A copy on a device, which is what a model looks at, and the image itself, which is drawn, share what is open."""
+    (tmp_path / "a.png").write_bytes(FILES["png"][0])
+    image = open_image(tmp_path / "a.png", Reading(by_windows=True))
+    copy = image.to("cpu", non_blocking=True)
+    assert copy[:, :5, :5].shape == (3, 5, 5) and copy._store is image._store

@@ -69,6 +69,7 @@ class Windows:
     def __init__(self, path: str, reading: Reading, rotate: bool, size: tuple[int, int]) -> None:
         self.path, self.reading, self.rotate = path, reading, rotate
         self.shape, self.device = torch.Size((reading.channels, *size)), torch.device("cpu")
+        self._opened: list[_Store] = []  # one, once a part is read; shared with what `to` returns
         self._counted = False  # whether what is said of its values has been counted
 
     def __reduce__(self) -> tuple[type, tuple]:  # another process opens the file itself
@@ -105,9 +106,11 @@ class Windows:
             parts.append(mean.round().to(torch.uint8) if part.dtype == torch.uint8 else mean)
         return torch.cat(parts, 1)
 
-    @functools.cached_property
+    @property
     def _store(self) -> _Store:
-        return _store_of(self.path, self.rotate, self.reading)
+        if not self._opened:
+            self._opened.append(_store_of(self.path, self.rotate, self.reading))
+        return self._opened[0]
 
     def _raw(self, box: Box) -> np.ndarray:
         raw, alpha = self._store.read(box)
