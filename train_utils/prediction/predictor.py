@@ -263,8 +263,7 @@ class Predictor:
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
         if self.reduced:
-            most = f"a JPEG has at most {LONGEST:,} pixels a side, an overview of an image read in parts {OVERVIEW:,}"
-            print(f"{self.reduced} image(s) are drawn smaller: {most}")
+            print(f"{self.reduced} image(s) are drawn smaller: a JPEG has at most {LONGEST:,} pixels a side")
         if self.sizes and (self.best is None or self.best[0] < self.least_score):
             print(self._nothing_found())
         left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
