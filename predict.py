@@ -46,6 +46,7 @@ from train_utils.data.images import ImageError, page_count, read_image, refuse
 from train_utils.data.images.reading import AS_STORED
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io import files, unfinished
 from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
@@ -66,7 +67,7 @@ from train_utils.prediction.pipeline import (
     stopping,
 )
 from train_utils.prediction.predictor import Predictor
-from train_utils.prediction.tiles import TiledModel, TileOptions
+from train_utils.prediction.tiles import TileOptions
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video

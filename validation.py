@@ -39,13 +39,14 @@ from train_utils.evaluation.evaluators import choose_evaluator
 from train_utils.evaluation.limits import MAX_DETS, Limit, limits_met
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, format_record, write_record
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.files import folder_to_write, replaced_lines, user_path
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
-from train_utils.prediction.tiles import TiledModel, TileOptions
+from train_utils.prediction.tiles import TileOptions
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, measure, of_limits, write_measured
 

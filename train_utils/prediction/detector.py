@@ -20,11 +20,13 @@ from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
+from train_utils.data.tiles.tiling import Tiling
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.files import user_path
 from train_utils.prediction.exporting.export import Export, export_model, format_of
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
-from train_utils.prediction.tiles import TiledModel, Tiling, tiling_of
+from train_utils.prediction.tiles import tiling_of
 from train_utils.show.image_lists import find_images
 from train_utils.show.video import is_video
 
@@ -91,7 +93,7 @@ class Detector:
         batch_size: int = 4,
         strict: bool = True,
         tile: int | str | None = None,
-        overlap: float = 0.2,
+        overlap: float | None = None,
     ) -> Results | list[Results] | Iterator[Results]:
         """Finds objects: Results of one image, a list of those of several, an iterator where an iterator gives them.
 
@@ -100,8 +102,8 @@ class Detector:
         score: least score; classes: names, None for all; mask_threshold: a mask's pixels are those with a probability
         above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
         read is an error, else it is left out with a warning; tile: images are looked at in tiles of so many pixels a
-        side ("auto": a size that suits the images of training), of which neighbours share `overlap` of a side, and
-        what they show is joined.
+        side ("auto": those of training, or of a size that suits its images), of which neighbours share `overlap` of a
+        side (default 0.2, with "auto" that of training), and what they show is joined.
         """
         tiling = None
         if tile is not None:

@@ -27,10 +27,10 @@ from train_utils.data.images.shown import shown
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import Limit, dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import labels_of
-from train_utils.prediction.tiles import TiledModel
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have

@@ -1,40 +1,20 @@
-"""A large image -> tiles at a size that a network knows -> one set of detections, whose masks join over the tiles.
-
-T tiles of an image of H x W pixels, D detections of all tiles. Neighbours overlap: what lies in the shared strip is
-seen by both. A detection is cut where its box ends at a border of its tile that is none of the image.
-"""
+"""What commands on trained models say about tiles -> how images are cut, which suits the images of training."""
 
 from __future__ import annotations
 
-import copy
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
 
 from backbone.errors import InputError
 from backbone.settings import Settings, setting
-from network_files import MaskRCNN, MaskRCNNConfig
-from network_files.operators.cropped_masks import CroppedMasks
-from network_files.operators.instance_masks import mask_probs_to_bool
-from network_files.transform import WHITE
-from train_utils.evaluation.limits import Limit, full_images, scale_of
+from network_files import MaskRCNNConfig
+from train_utils.checkpoints.checkpoint import is_checkpoint
+from train_utils.cli.flags import given_settings
+from train_utils.data.tiles.tiling import LEAST_SIDE, MOST_OVERLAP, OVERLAP, Tiling, TrainingTiles
 
-Size = tuple[int, int]  # height, width
-
-AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
-SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
-MOST_OVERLAP = 0.5  # of a side: with more, tiles would overlap that are no neighbours
-TILES_AT_ONCE = 8  # on a GPU
 AUTO = "auto"
 AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
-EVEN = 32  # pixels: sides of tiles are multiples of it, as networks pad to one
-MOST_PROPOSALS = 10_000  # of a tile
 
 
 @dataclass(frozen=True)
@@ -43,11 +23,16 @@ class TileOptions(Settings):
 
     tile: str | None = setting(
         None,
-        "look at images in tiles of so many pixels a side and join what they show; auto: of a size that suits the "
-        "images of training",
+        "look at images in tiles of so many pixels a side and join what they show; auto: those of training, or of a "
+        "size that suits its images",
         metavar="SIZE",
     )
-    overlap: float = setting(0.2, "share of a tile's side that neighbours have in common", least=0, most=MOST_OVERLAP)
+    overlap: float | None = setting(
+        None,
+        f"share of a tile's side that neighbours have in common (default: {OVERLAP}; --tile auto: that of training)",
+        least=0,
+        most=MOST_OVERLAP,
+    )
     tile_empty: float = setting(
         0.0, "a tile whose values differ by at most this in each channel is left out (of 255; below 0: none is)"
     )
@@ -57,64 +42,21 @@ class TileOptions(Settings):
         return None if self.tile is None else tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """How an image is cut: tiles of at most `side` pixels a side, of which neighbours share `overlap` of that or more.
-
-    empty: a tile whose values differ by at most so much in each channel is not looked at (of 255; below 0: all are);
-    scale: at which the network sees tiles, which are then no larger than they need be; None: at that of images of their
-    size. Raises InputError for what cannot be.
-    """
-
-    side: int
-    overlap: float = 0.2
-    empty: float = 0.0
-    scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.side < 32:
-            raise InputError(f"--tile {self.side}: a tile has at least 32 pixels a side")
-        if not 0 <= self.overlap <= MOST_OVERLAP:
-            raise InputError(f"--overlap {self.overlap:g}: it is a share of a tile's side, 0 to {MOST_OVERLAP:g}")
-
-    def tile_size(self, size: Size) -> Size:
-        """Returns (h, w) of each tile of an image of `size` (H, W): no more than its tiles need to share `overlap`."""
-        return tuple(self._along(length)[1] for length in size)
-
-    def boxes(self, size: Size) -> Tensor:
-        """Returns the tiles of an image of `size` (H, W), int64 [T, 4] x1 y1 x2 y2, row by row, of equal sizes."""
-        (ys, high), (xs, wide) = (self._along(length) for length in size)
-        return torch.tensor([[x, y, x + wide, y + high] for y in ys for x in xs])
-
-    def _along(self, length: int) -> tuple[list[int], int]:
-        """Returns where tiles begin along a side, evenly from border to border, and how long they are."""
-        if length <= self.side:
-            return [0], length
-        shared = math.ceil(self.side * self.overlap)
-        count = math.ceil((length - shared) / max(self.side - shared, 1))
-        side = self.side
-        if self.scale is not None:
-            side = min(math.ceil((length + (count - 1) * shared) / count / EVEN) * EVEN, side)
-        return [round(i * (length - side) / (count - 1)) for i in range(count)], side
-
-    def is_empty(self, tile: Tensor) -> bool:
-        """Returns whether a tile [C, h, w] shows too little to be looked at."""
-        if self.empty < 0:
-            return False
-        low, high = (value.double() for value in tile.flatten(1).aminmax(dim=1))
-        white = WHITE.get(tile.dtype, 1)
-        return float((high - low).max()) * 255 / white <= self.empty
-
-
 def tiling_of(
-    tile: str | int, overlap: float, empty: float, config: MaskRCNNConfig, content: Mapping[str, Any]
+    tile: str | int, overlap: float | None, empty: float, config: MaskRCNNConfig, content: Mapping[str, Any]
 ) -> Tiling:
     """Returns the tiling that is asked for: pixels a side, or auto: AUTO_SIDES as wide as the largest training image.
 
-    Where images as large as a tile would be shrunk more than those of training were, tiles are seen at the scale of
-    these. config: the model's; content: of its file, which says what that is. Raises InputError for other words, and
-    where auto is not known.
+    Where training cut its images, auto is as it did, and tiles of that size are seen as there. Else where images as
+    large as a tile would be shrunk more than those of training were, tiles are seen at the scale of these. config: the
+    model's; content: of its file, which says what that is; overlap: None: as training's, or OVERLAP. Raises InputError
+    for other words, and where auto is not known.
     """
+    trained = trained_tiling(content)
+    if overlap is None:
+        overlap = trained.overlap if trained and str(tile) == AUTO else OVERLAP
+    if trained and str(tile) in (AUTO, str(trained.side)):
+        return Tiling(trained.side, overlap, empty)
     least, own = content.get("smallest_scale"), config.min_size[-1]
     least = least if isinstance(least, float) and not config.fixed_size else None
     if str(tile) != AUTO:
@@ -124,233 +66,11 @@ def tiling_of(
     if not least:
         raise InputError("--tile auto: these weights do not say how large the images of training were; give pixels")
     side = round(max(min(AUTO_SIDES * own, AUTO_MOST), own) / least)
-    return Tiling(max(side, 32), overlap, empty, least if side * least > own else None)
+    return Tiling(max(side, LEAST_SIDE), overlap, empty, least if side * least > own else None)
 
 
-class TiledModel(nn.Module):
-    """A model that looks at images in tiles; it is called as the model is, without losses.
-
-    Detections have `masks` (CroppedMasks), those of an image that is seen whole the model's own mask_probs; and
-    `tiles`, int64 [3]: how many tiles there are, have as many detections as the model may find, are left out as empty.
-    mask_threshold: a mask's pixels are those with a probability above it. counted: the sum of `tiles` so far.
-    """
-
-    detections_per_image = None  # has no limit
-
-    def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5) -> None:
-        super().__init__()
-        self.whole = model  # for images that it does not shrink below the scale
-        if not isinstance(model, MaskRCNN):  # an exported file's is what it is
-            tiling = replace(tiling, scale=None)
-        if tiling.scale is not None:
-            model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
-        self.model, self.tiling, self.mask_threshold = model, tiling, mask_threshold
-        self.counted = torch.zeros(3, dtype=torch.int64)
-
-    @property
-    def config(self) -> MaskRCNNConfig:
-        """The model's."""
-        return self.model.config
-
-    def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
-    ) -> list[dict] | tuple[dict, list[dict]]:
-        """Returns the detections of images [C, H, W], with targets ({}, detections): tiles have no losses."""
-        if paste_masks:
-            raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
-        found = [self._detect(image) for image in images]
-        for one in found:
-            self.counted += one["tiles"]
-        return found if targets is None else ({}, found)
-
-    def _detect(self, image: Tensor) -> dict:
-        size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
-        tiles = self.tiling.boxes(size)
-        if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
-            (found,) = self.whole([image], paste_masks=False)
-            full = len(found["scores"]) >= self.whole.config.box_detections_per_img
-            return {**found, "tiles": torch.tensor([1, int(full), 0])}
-        if self.tiling.scale is not None:
-            sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
-            self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
-        views = [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.tolist()]
-        seen = [t for t, view in enumerate(views) if not self.tiling.is_empty(view)]
-        at_once, found = 1 if image.device.type == "cpu" else TILES_AT_ONCE, []
-        for i in range(0, len(seen), at_once):
-            some = self.model([views[t] for t in seen[i : i + at_once]], paste_masks=False)
-            found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
-        counts = [len(tiles), sum(len(one["scores"]) >= limit for one in found), len(tiles) - len(seen)]
-        if not found:
-            nothing = torch.zeros(0)
-            found, seen = [{"boxes": torch.zeros(0, 4), "labels": nothing.long(), "scores": nothing,
-                            "masks": CroppedMasks.empty(self.tiling.tile_size(size))}], [0]  # fmt: skip
-        return {**joined(found, tiles[seen], size), "tiles": torch.tensor(counts)}
-
-    def limits(self, counted: Sequence[int]) -> list[Limit]:
-        """Returns what cut the detections; counted: the sum of `tiles`, over all processes."""
-        tiles, full, empty = counted
-        line = f"{empty} of {tiles} tile(s) are of one colour (--tile-empty {self.tiling.empty:g}), and were left out"
-        left_out = [Limit("empty_tiles", empty, 0, line)] if empty else []
-        return [*full_images(full, self.config.box_detections_per_img, "tile"), *left_out]
-
-    def _masked(self, found: dict[str, Tensor], size: Size) -> dict:
-        """Returns a tile's detections on the CPU, with masks in place of their probabilities."""
-        where = found["boxes"], size, self.config.geometry, self.mask_threshold
-        masks = mask_probs_to_bool(found["mask_probs"], *where).to("cpu")
-        return {**{key: found[key].cpu() for key in ("boxes", "labels", "scores")}, "masks": masks}
-
-
-def roomier(model: MaskRCNN, areas: float) -> MaskRCNN:
-    """Returns a model of the same weights with room for so many times the proposals and detections."""
-    same = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    larger, room = copy.deepcopy(model, same), {}
-    for name in ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"):
-        own = getattr(model.config, name)
-        room[name] = max(min(round(own * areas), MOST_PROPOSALS), own)
-    larger.shared.set(**room)
-    return larger
-
-
-class _Parts:
-    """The D detections of all tiles, in the image's pixels, with what tells how they lie in their tiles."""
-
-    def __init__(self, found: Sequence[dict], tiles: Tensor, size: Size) -> None:
-        counts = torch.tensor([len(one["scores"]) for one in found], dtype=torch.int64)
-        self.tiles, self.tile = tiles, torch.arange(len(tiles)).repeat_interleave(counts)  # [T, 4], [D]
-        corner = tiles[self.tile][:, :2]  # [D, 2]
-        self.boxes = torch.cat([one["boxes"] for one in found]) + corner.repeat(1, 2)
-        self.labels, self.scores = (torch.cat([one[key] for one in found]) for key in ("labels", "scores"))
-        self.crops = [crop.numpy() for one in found for crop in one["masks"].crops()]  # uint8 [h, w] each
-        self.corners = (torch.cat([one["masks"].boxes[:, :2] for one in found]) + corner).tolist()  # x, y of each crop
-        self.margins = _margins(self.boxes, tiles[self.tile], size)  # [D]
-        self.cut = self.margins <= AT_BORDER
-
-    def mask_in(self, i: int, window: Sequence[int]) -> np.ndarray:
-        """Returns what of mask i lies in a window x1 y1 x2 y2, uint8 of the window's shape."""
-        x1, y1, x2, y2 = window
-        seen, crop, (x, y) = np.zeros((y2 - y1, x2 - x1), np.uint8), self.crops[i], self.corners[i]
-        high, wide = crop.shape
-        left, top, right, bottom = max(x, x1), max(y, y1), min(x + wide, x2), min(y + high, y2)
-        if left < right and top < bottom:
-            seen[top - y1 : bottom - y1, left - x1 : right - x1] = crop[top - y : bottom - y, left - x : right - x]
-        return seen
-
-
-def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor | CroppedMasks]:
-    """Returns the detections of an image of `size` from those of its tiles, by falling score.
-
-    found: per tile boxes float32 [D_t, 4], labels int64 [D_t], scores float32 [D_t], masks (CroppedMasks), all in the
-    tile's pixels; tiles int64 [T, 4]. Returns the same in the image's pixels.
-
-    - What is cut by its tile and lies in the inside of another is left out: the other sees it with what is around it.
-    - Two detections of neighbours are one object where their masks agree in the shared strip by an IoU of SAME. Pairs
-      of one class go first, then those of higher IoU; a tile has at most one part of an object; of two classes only
-      parts that are cut join.
-    - Of an object that is whole in several tiles, the detection farthest from its tile's borders stays as it is. Of
-      others masks and boxes are united, with class and score of the part with the highest score.
-    """
-    parts = _Parts(found, tiles, size)
-    keep = ~_inside_another(parts, size)
-    boxes, crops, corners, leaders = [], [], [], []
-    for members in _objects(_pairs(parts, keep), parts, keep):
-        if not parts.cut[members].any():
-            members = [max(members, key=lambda i: float(parts.margins[i]))]
-        leaders.append(max(members, key=lambda i: float(parts.scores[i])))
-        crop, corner = _united(parts, members)
-        crops.append(torch.from_numpy(crop))
-        corners.append([*corner, 0, 0])
-        of_all = parts.boxes[members]
-        boxes.append(torch.cat((of_all[:, :2].amin(0), of_all[:, 2:].amax(0))))
-    order = torch.argsort(parts.scores[leaders], descending=True, stable=True)
-    masks = CroppedMasks.from_crops(crops, torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), size)
-    return {
-        "boxes": torch.stack(boxes)[order] if boxes else parts.boxes[:0],
-        "labels": parts.labels[leaders][order],
-        "scores": parts.scores[leaders][order],
-        "masks": masks[order],
-    }
-
-
-def _margins(boxes: Tensor, tiles: Tensor, size: Size) -> Tensor:
-    """Returns how far boxes [..., 4] keep from those borders of their tiles [..., 4] that are not the image's."""
-    height, width = size
-    inner = torch.stack([tiles[..., 0] > 0, tiles[..., 1] > 0, tiles[..., 2] < width, tiles[..., 3] < height], -1)
-    away = torch.cat((boxes[..., :2] - tiles[..., :2], tiles[..., 2:] - boxes[..., 2:]), -1)
-    return torch.where(inner, away, math.inf).amin(-1)
-
-
-def _inside_another(parts: _Parts, size: Size) -> Tensor:
-    """Returns which detections are cut by their own tile, but lie in the inside of another: bool [D]."""
-    inside = torch.zeros_like(parts.cut)
-    for t in range(len(parts.tiles)):
-        own = torch.nonzero(parts.cut & (parts.tile == t))[:, 0]
-        if not len(own):
-            continue
-        others = parts.tiles[_neighbours(parts.tiles, t)]
-        inside[own] = (_margins(parts.boxes[own][:, None], others[None], size) > AT_BORDER).any(1)  # [own, others]
-    return inside
-
-
-def _neighbours(tiles: Tensor, t: int) -> Tensor:
-    """Returns which tiles overlap tile t, without itself: int64."""
-    overlap = (tiles[:, :2] < tiles[t, 2:]).all(1) & (tiles[:, 2:] > tiles[t, :2]).all(1)
-    overlap[t] = False
-    return torch.nonzero(overlap)[:, 0]
-
-
-def _pairs(parts: _Parts, keep: Tensor) -> Iterator[tuple[bool, float, int, int]]:
-    """Yields pairs of detections that may be one object: whether their classes are equal, their IoU, both indices."""
-    of_tile = [torch.nonzero(keep & (parts.tile == t))[:, 0] for t in range(len(parts.tiles))]
-    for t, tile in enumerate(parts.tiles):
-        for u in (u for u in _neighbours(parts.tiles, t).tolist() if u > t):
-            strip = torch.cat(
-                (torch.maximum(tile[:2], parts.tiles[u, :2]), torch.minimum(tile[2:], parts.tiles[u, 2:]))
-            )
-            a, b = of_tile[t], of_tile[u]
-            both = torch.maximum(parts.boxes[a][:, None, :2], parts.boxes[b][None, :, :2]).maximum(strip[:2])
-            ends = torch.minimum(parts.boxes[a][:, None, 2:], parts.boxes[b][None, :, 2:]).minimum(strip[2:])
-            for i, j in torch.nonzero((both < ends).all(-1)).tolist():
-                i, j = int(a[i]), int(b[j])
-                alike = bool(parts.labels[i] == parts.labels[j])
-                if alike or bool(parts.cut[i] & parts.cut[j]):
-                    iou = _iou_in(parts, i, j, strip.tolist())
-                    if iou >= SAME:
-                        yield alike, iou, i, j
-
-
-def _iou_in(parts: _Parts, i: int, j: int, strip: list[int]) -> float:
-    """Returns the IoU of two masks in a strip x1 y1 x2 y2; 0 where neither has a pixel there."""
-    ends = [[x + w, y + h] for (x, y), (h, w) in ((parts.corners[k], parts.crops[k].shape) for k in (i, j))]
-    low, high = np.minimum(parts.corners[i], parts.corners[j]), np.maximum(*ends)
-    window = [*np.maximum(low, strip[:2]).tolist(), *np.minimum(high, strip[2:]).tolist()]
-    if window[0] >= window[2] or window[1] >= window[3]:
-        return 0.0
-    a, b = parts.mask_in(i, window), parts.mask_in(j, window)
-    return float((a & b).sum()) / max(float((a | b).sum()), 1.0)
-
-
-def _objects(pairs: Iterator[tuple[bool, float, int, int]], parts: _Parts, keep: Tensor) -> list[list[int]]:
-    """Returns the detections of each object: pairs are joined as long as no tile has two parts of one."""
-    members = {i: [i] for i in torch.nonzero(keep)[:, 0].tolist()}  # by detection, shared by those of one object
-    for _, _, i, j in sorted(pairs, key=lambda pair: (not pair[0], -pair[1], pair[2:])):
-        a, b = members[i], members[j]
-        if a is not b and not {int(parts.tile[k]) for k in a} & {int(parts.tile[k]) for k in b}:
-            a.extend(b)
-            members.update(dict.fromkeys(b, a))
-    return [group for i, group in members.items() if i == group[0]]
-
-
-def _united(parts: _Parts, members: Sequence[int]) -> tuple[np.ndarray, list[int]]:
-    """Returns the pixels set in any of the masks, uint8 [h, w], and their corner x, y."""
-    if len(members) == 1:
-        return parts.crops[members[0]], parts.corners[members[0]]
-    shown = [(parts.corners[i], parts.crops[i].shape) for i in members if parts.crops[i].size]
-    if not shown:
-        return parts.crops[members[0]], parts.corners[members[0]]
-    window = [
-        min(x for (x, _), _ in shown),
-        min(y for (_, y), _ in shown),
-        max(x + w for (x, _), (_, w) in shown),
-        max(y + h for (_, y), (h, _) in shown),
-    ]
-    return np.maximum.reduce([parts.mask_in(i, window) for i in members]), window[:2]
+def trained_tiling(content: Mapping[str, Any]) -> Tiling | None:
+    """Returns how the training of a checkpoint cut its images, None where it did not; content: of the weights' file."""
+    args = content.get("args") if is_checkpoint(dict(content)) else None
+    named = given_settings(TrainingTiles, args) if isinstance(args, dict) else {}
+    return TrainingTiles(**{name: value for name, value in named.items() if value is not None}).tiling

@@ -1,0 +1,283 @@
+"""A large image -> tiles at a size that a network knows -> one set of detections, whose masks join over the tiles.
+
+T tiles of an image of H x W pixels, D detections of all tiles. Neighbours overlap: what lies in the shared strip is
+seen by both. A detection is cut where its box ends at a border of its tile that is none of the image.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from network_files import MaskRCNN, MaskRCNNConfig
+from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import mask_probs_to_bool
+from train_utils.data.tiles.cutting import cut_target
+from train_utils.data.tiles.tiling import Size, Tiling
+from train_utils.evaluation.limits import Limit, full_images, scale_of
+
+AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
+SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
+TILES_AT_ONCE = 8  # on a GPU
+MOST_PROPOSALS = 10_000  # of a tile
+
+
+class TiledModel(nn.Module):
+    """A model that looks at images in tiles; it is called as the model is.
+
+    Detections have `masks` (CroppedMasks), those of an image that is seen whole the model's own mask_probs; and
+    `tiles`, int64 [3]: how many tiles there are, have as many detections as the model may find, are left out as empty.
+    mask_threshold: a mask's pixels are those with a probability above it; losses: give the mean of the tiles' losses,
+    too, where there are targets. counted: the sum of `tiles` so far.
+    """
+
+    detections_per_image = None  # has no limit
+
+    def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5, losses: bool = False) -> None:
+        super().__init__()
+        self.whole = model  # for images that it does not shrink below the scale
+        if not isinstance(model, MaskRCNN):  # an exported file's is what it is
+            tiling = replace(tiling, scale=None)
+        if tiling.scale is not None:
+            model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
+        self.model, self.tiling, self.mask_threshold, self.losses = model, tiling, mask_threshold, losses
+        self.counted = torch.zeros(3, dtype=torch.int64)
+
+    @property
+    def config(self) -> MaskRCNNConfig:
+        """The model's."""
+        return self.model.config
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
+    ) -> list[dict] | tuple[dict, list[dict]]:
+        """Returns the detections of images [C, H, W], with targets (losses, detections)."""
+        if paste_masks:
+            raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
+        sums: dict[str, Tensor] = {}
+        found = []
+        for i, image in enumerate(images):
+            target = targets[i] if targets is not None and self.losses else None
+            losses, one = self._detect(image, target)
+            found.append(one)
+            self.counted += one["tiles"]
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value / len(images)
+        return found if targets is None else (sums, found)
+
+    def _detect(self, image: Tensor, target: dict | None) -> tuple[dict[str, Tensor], dict]:
+        """Returns the mean losses of an image's tiles, none without a target, and its detections."""
+        size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
+        tiles = self.tiling.boxes(size)
+        if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
+            losses, (found,) = looked_at(self.whole, [image], None if target is None else [target])
+            full = len(found["scores"]) >= self.whole.config.box_detections_per_img
+            return losses, {**found, "tiles": torch.tensor([1, int(full), 0])}
+        if self.tiling.scale is not None:
+            sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
+            self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
+        views = [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.tolist()]
+        seen = [t for t, view in enumerate(views) if not self.tiling.is_empty(view)]
+        own = target and on_device(target, "cpu")
+        at_once, found, sums = 1 if image.device.type == "cpu" else TILES_AT_ONCE, [], {}
+        for i in range(0, len(seen), at_once):
+            some = seen[i : i + at_once]
+            cut = own and [on_device(cut_target(own, tiles[t].tolist()), image.device) for t in some]
+            losses, parts = looked_at(self.model, [views[t] for t in some], cut)
+            found += [self._masked(one, self.tiling.tile_size(size)) for one in parts]
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value * (len(some) / len(seen))
+        counts = [len(tiles), sum(len(one["scores"]) >= limit for one in found), len(tiles) - len(seen)]
+        if not found:
+            nothing = torch.zeros(0)
+            found, seen = [{"boxes": torch.zeros(0, 4), "labels": nothing.long(), "scores": nothing,
+                            "masks": CroppedMasks.empty(self.tiling.tile_size(size))}], [0]  # fmt: skip
+        return sums, {**joined(found, tiles[seen], size), "tiles": torch.tensor(counts)}
+
+    def limits(self, counted: Sequence[int]) -> list[Limit]:
+        """Returns what cut the detections; counted: the sum of `tiles`, over all processes."""
+        tiles, full, empty = counted
+        line = f"{empty} of {tiles} tile(s) are of one colour (--tile-empty {self.tiling.empty:g}), and were left out"
+        left_out = [Limit("empty_tiles", empty, 0, line)] if empty else []
+        return [*full_images(full, self.config.box_detections_per_img, "tile"), *left_out]
+
+    def _masked(self, found: dict[str, Tensor], size: Size) -> dict:
+        """Returns a tile's detections on the CPU, with masks in place of their probabilities."""
+        where = found["boxes"], size, self.config.geometry, self.mask_threshold
+        masks = mask_probs_to_bool(found["mask_probs"], *where).to("cpu")
+        return {**{key: found[key].cpu() for key in ("boxes", "labels", "scores")}, "masks": masks}
+
+
+def looked_at(model: nn.Module, images: list[Tensor], targets: list[dict] | None) -> tuple[dict, list[dict]]:
+    """Returns a model's losses, none without targets, and its detections."""
+    if targets is None:
+        return {}, model(images, paste_masks=False)
+    return model(images, targets, paste_masks=False)
+
+
+def on_device(target: dict, device: torch.device | str) -> dict:
+    """Returns a target whose tensors and masks are on a device."""
+    return {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
+
+
+def roomier(model: MaskRCNN, areas: float) -> MaskRCNN:
+    """Returns a model of the same weights with room for so many times the proposals and detections."""
+    same = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    larger, room = copy.deepcopy(model, same), {}
+    for name in ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"):
+        own = getattr(model.config, name)
+        room[name] = max(min(round(own * areas), MOST_PROPOSALS), own)
+    larger.shared.set(**room)
+    return larger
+
+
+class _Parts:
+    """The D detections of all tiles, in the image's pixels, with what tells how they lie in their tiles."""
+
+    def __init__(self, found: Sequence[dict], tiles: Tensor, size: Size) -> None:
+        counts = torch.tensor([len(one["scores"]) for one in found], dtype=torch.int64)
+        self.tiles, self.tile = tiles, torch.arange(len(tiles)).repeat_interleave(counts)  # [T, 4], [D]
+        corner = tiles[self.tile][:, :2]  # [D, 2]
+        self.boxes = torch.cat([one["boxes"] for one in found]) + corner.repeat(1, 2)
+        self.labels, self.scores = (torch.cat([one[key] for one in found]) for key in ("labels", "scores"))
+        self.crops = [crop.numpy() for one in found for crop in one["masks"].crops()]  # uint8 [h, w] each
+        self.corners = (torch.cat([one["masks"].boxes[:, :2] for one in found]) + corner).tolist()  # x, y of each crop
+        self.margins = _margins(self.boxes, tiles[self.tile], size)  # [D]
+        self.cut = self.margins <= AT_BORDER
+
+    def mask_in(self, i: int, window: Sequence[int]) -> np.ndarray:
+        """Returns what of mask i lies in a window x1 y1 x2 y2, uint8 of the window's shape."""
+        x1, y1, x2, y2 = window
+        seen, crop, (x, y) = np.zeros((y2 - y1, x2 - x1), np.uint8), self.crops[i], self.corners[i]
+        high, wide = crop.shape
+        left, top, right, bottom = max(x, x1), max(y, y1), min(x + wide, x2), min(y + high, y2)
+        if left < right and top < bottom:
+            seen[top - y1 : bottom - y1, left - x1 : right - x1] = crop[top - y : bottom - y, left - x : right - x]
+        return seen
+
+
+def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor | CroppedMasks]:
+    """Returns the detections of an image of `size` from those of its tiles, by falling score.
+
+    found: per tile boxes float32 [D_t, 4], labels int64 [D_t], scores float32 [D_t], masks (CroppedMasks), all in the
+    tile's pixels; tiles int64 [T, 4]. Returns the same in the image's pixels.
+
+    - What is cut by its tile and lies in the inside of another is left out: the other sees it with what is around it.
+    - Two detections of neighbours are one object where their masks agree in the shared strip by an IoU of SAME. Pairs
+      of one class go first, then those of higher IoU; a tile has at most one part of an object; of two classes only
+      parts that are cut join.
+    - Of an object that is whole in several tiles, the detection farthest from its tile's borders stays as it is. Of
+      others masks and boxes are united, with class and score of the part with the highest score.
+    """
+    parts = _Parts(found, tiles, size)
+    keep = ~_inside_another(parts, size)
+    boxes, crops, corners, leaders = [], [], [], []
+    for members in _objects(_pairs(parts, keep), parts, keep):
+        if not parts.cut[members].any():
+            members = [max(members, key=lambda i: float(parts.margins[i]))]
+        leaders.append(max(members, key=lambda i: float(parts.scores[i])))
+        crop, corner = _united(parts, members)
+        crops.append(torch.from_numpy(crop))
+        corners.append([*corner, 0, 0])
+        of_all = parts.boxes[members]
+        boxes.append(torch.cat((of_all[:, :2].amin(0), of_all[:, 2:].amax(0))))
+    order = torch.argsort(parts.scores[leaders], descending=True, stable=True)
+    masks = CroppedMasks.from_crops(crops, torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), size)
+    return {
+        "boxes": torch.stack(boxes)[order] if boxes else parts.boxes[:0],
+        "labels": parts.labels[leaders][order],
+        "scores": parts.scores[leaders][order],
+        "masks": masks[order],
+    }
+
+
+def _margins(boxes: Tensor, tiles: Tensor, size: Size) -> Tensor:
+    """Returns how far boxes [..., 4] keep from those borders of their tiles [..., 4] that are not the image's."""
+    height, width = size
+    inner = torch.stack([tiles[..., 0] > 0, tiles[..., 1] > 0, tiles[..., 2] < width, tiles[..., 3] < height], -1)
+    away = torch.cat((boxes[..., :2] - tiles[..., :2], tiles[..., 2:] - boxes[..., 2:]), -1)
+    return torch.where(inner, away, math.inf).amin(-1)
+
+
+def _inside_another(parts: _Parts, size: Size) -> Tensor:
+    """Returns which detections are cut by their own tile, but lie in the inside of another: bool [D]."""
+    inside = torch.zeros_like(parts.cut)
+    for t in range(len(parts.tiles)):
+        own = torch.nonzero(parts.cut & (parts.tile == t))[:, 0]
+        if not len(own):
+            continue
+        others = parts.tiles[_neighbours(parts.tiles, t)]
+        inside[own] = (_margins(parts.boxes[own][:, None], others[None], size) > AT_BORDER).any(1)  # [own, others]
+    return inside
+
+
+def _neighbours(tiles: Tensor, t: int) -> Tensor:
+    """Returns which tiles overlap tile t, without itself: int64."""
+    overlap = (tiles[:, :2] < tiles[t, 2:]).all(1) & (tiles[:, 2:] > tiles[t, :2]).all(1)
+    overlap[t] = False
+    return torch.nonzero(overlap)[:, 0]
+
+
+def _pairs(parts: _Parts, keep: Tensor) -> Iterator[tuple[bool, float, int, int]]:
+    """Yields pairs of detections that may be one object: whether their classes are equal, their IoU, both indices."""
+    of_tile = [torch.nonzero(keep & (parts.tile == t))[:, 0] for t in range(len(parts.tiles))]
+    for t, tile in enumerate(parts.tiles):
+        for u in (u for u in _neighbours(parts.tiles, t).tolist() if u > t):
+            strip = torch.cat(
+                (torch.maximum(tile[:2], parts.tiles[u, :2]), torch.minimum(tile[2:], parts.tiles[u, 2:]))
+            )
+            a, b = of_tile[t], of_tile[u]
+            both = torch.maximum(parts.boxes[a][:, None, :2], parts.boxes[b][None, :, :2]).maximum(strip[:2])
+            ends = torch.minimum(parts.boxes[a][:, None, 2:], parts.boxes[b][None, :, 2:]).minimum(strip[2:])
+            for i, j in torch.nonzero((both < ends).all(-1)).tolist():
+                i, j = int(a[i]), int(b[j])
+                alike = bool(parts.labels[i] == parts.labels[j])
+                if alike or bool(parts.cut[i] & parts.cut[j]):
+                    iou = _iou_in(parts, i, j, strip.tolist())
+                    if iou >= SAME:
+                        yield alike, iou, i, j
+
+
+def _iou_in(parts: _Parts, i: int, j: int, strip: list[int]) -> float:
+    """Returns the IoU of two masks in a strip x1 y1 x2 y2; 0 where neither has a pixel there."""
+    ends = [[x + w, y + h] for (x, y), (h, w) in ((parts.corners[k], parts.crops[k].shape) for k in (i, j))]
+    low, high = np.minimum(parts.corners[i], parts.corners[j]), np.maximum(*ends)
+    window = [*np.maximum(low, strip[:2]).tolist(), *np.minimum(high, strip[2:]).tolist()]
+    if window[0] >= window[2] or window[1] >= window[3]:
+        return 0.0
+    a, b = parts.mask_in(i, window), parts.mask_in(j, window)
+    return float((a & b).sum()) / max(float((a | b).sum()), 1.0)
+
+
+def _objects(pairs: Iterator[tuple[bool, float, int, int]], parts: _Parts, keep: Tensor) -> list[list[int]]:
+    """Returns the detections of each object: pairs are joined as long as no tile has two parts of one."""
+    members = {i: [i] for i in torch.nonzero(keep)[:, 0].tolist()}  # by detection, shared by those of one object
+    for _, _, i, j in sorted(pairs, key=lambda pair: (not pair[0], -pair[1], pair[2:])):
+        a, b = members[i], members[j]
+        if a is not b and not {int(parts.tile[k]) for k in a} & {int(parts.tile[k]) for k in b}:
+            a.extend(b)
+            members.update(dict.fromkeys(b, a))
+    return [group for i, group in members.items() if i == group[0]]
+
+
+def _united(parts: _Parts, members: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+    """Returns the pixels set in any of the masks, uint8 [h, w], and their corner x, y."""
+    if len(members) == 1:
+        return parts.crops[members[0]], parts.corners[members[0]]
+    shown = [(parts.corners[i], parts.crops[i].shape) for i in members if parts.crops[i].size]
+    if not shown:
+        return parts.crops[members[0]], parts.corners[members[0]]
+    window = [
+        min(x for (x, _), _ in shown),
+        min(y for (_, y), _ in shown),
+        max(x + w for (x, _), (_, w) in shown),
+        max(y + h for (_, y), (h, _) in shown),
+    ]
+    return np.maximum.reduce([parts.mask_in(i, window) for i in members]), window[:2]
