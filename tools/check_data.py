@@ -33,7 +33,7 @@ from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
-from tools.doctor.table import table_of
+from tools.doctor.table import in_tiles, table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
@@ -126,10 +126,7 @@ class Report:
     @cached_property
     def shown(self) -> dict[str, ImageDataset | list[Path]]:
         """What the model sees of `splits`: tiles, where --tile cuts the images."""
-        tiling, negatives = self.options.tiling, self.options.tile_negatives
-        if tiling is None or not self.opened.splits:
-            return self.splits
-        return {split: Tiles(part, tiling, negatives) for split, part in self.opened.splits.items()}
+        return in_tiles(self.opened.splits, self.options) or self.splits
 
     @property
     def verdict(self) -> str | None:
