@@ -46,13 +46,13 @@ from train_utils.data.images import ImageError, page_count, read_image, refuse
 from train_utils.data.images.reading import AS_STORED
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
-from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io import files, unfinished
 from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.data_sets import FORMS, check_place, write_data_set
 from train_utils.prediction.growing_results import GrowingResults
+from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.pipeline import (
     Finished,
@@ -67,7 +67,6 @@ from train_utils.prediction.pipeline import (
     stopping,
 )
 from train_utils.prediction.predictor import Predictor
-from train_utils.prediction.tiles import TileOptions
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
@@ -84,7 +83,7 @@ DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wron
 
 
 @dataclass(frozen=True)
-class PredictOptions(ModelOptions, TileOptions):
+class PredictOptions(ModelOptions, LookingOptions):
     """Prediction: of which images, and what becomes of the detections."""
 
     img_path: tuple[str, ...] | None = setting(
@@ -175,8 +174,7 @@ def predictor_of(options: PredictOptions, least_score: float, world: World) -> P
     model, label_map, content = load_model(options, world.device)
     with world.one_voice():
         print(about_weights(options.weights_file, content, label_map))
-    if tiling := options.tiling(model.config, content):
-        model = TiledModel(model, tiling, options.mask_threshold)
+    model = options.looking(model, content, options.mask_threshold)
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))
 

@@ -16,7 +16,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
 from train_utils.data.tiles.tiling import Tiling
 from train_utils.evaluation.tiled_model import TiledModel, joined
-from train_utils.prediction.tiles import tiling_of
+from train_utils.prediction.looking import tiling_of
 
 SIZE = (150, 190)
 

@@ -25,7 +25,7 @@ from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.data.tiles.cutting import Tiles, cut_target
 from train_utils.data.tiles.tiling import Tiling
-from train_utils.prediction.tiles import tiling_of
+from train_utils.prediction.looking import tiling_of
 from train_utils.processes.distributed import World
 
 

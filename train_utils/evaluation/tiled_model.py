@@ -22,6 +22,7 @@ from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.data.tiles.cutting import cut_target
 from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.evaluation.limits import Limit, full_images, scale_of
+from train_utils.evaluation.mirrored_model import MirroredModel
 
 AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
@@ -43,7 +44,7 @@ class TiledModel(nn.Module):
     def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5, losses: bool = False) -> None:
         super().__init__()
         self.whole = model  # for images that it does not shrink below the scale
-        if not isinstance(model, MaskRCNN):  # an exported file's is what it is
+        if not isinstance(model, MaskRCNN | MirroredModel):  # an exported file's is what it is
             tiling = replace(tiling, scale=None)
         if tiling.scale is not None:
             model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
@@ -127,7 +128,7 @@ def on_device(target: dict, device: torch.device | str) -> dict:
     return {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
 
 
-def roomier(model: MaskRCNN, areas: float) -> MaskRCNN:
+def roomier(model: MaskRCNN | MirroredModel, areas: float) -> MaskRCNN | MirroredModel:
     """Returns a model of the same weights with room for so many times the proposals and detections."""
     same = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     larger, room = copy.deepcopy(model, same), {}

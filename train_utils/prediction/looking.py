@@ -1,4 +1,4 @@
-"""What commands on trained models say about tiles -> how images are cut, which suits the images of training."""
+"""What commands say about how a trained model looks at images, in tiles and mirrored -> a model that does so."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from backbone.errors import InputError
 from backbone.settings import Settings, setting
-from network_files import MaskRCNNConfig
+from network_files import MaskRCNN, MaskRCNNConfig
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.flags import given_settings
+from train_utils.data.augmentations.options import Augmentation
 from train_utils.data.tiles.tiling import LEAST_SIDE, MOST_OVERLAP, OVERLAP, Tiling, TrainingTiles
+from train_utils.evaluation.mirrored_model import MirroredModel
+from train_utils.evaluation.tiled_model import TiledModel
 
-AUTO = "auto"
+AUTO, FLIPS = "auto", "flips"
 AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
 
 
@@ -37,9 +42,34 @@ class TileOptions(Settings):
         0.0, "a tile whose values differ by at most this in each channel is left out (of 255; below 0: none is)"
     )
 
-    def tiling(self, config: MaskRCNNConfig, content: Mapping[str, Any]) -> Tiling | None:
-        """Returns how images are cut, None without --tile; config: the model's, content: of its file."""
-        return None if self.tile is None else tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
+
+@dataclass(frozen=True)
+class LookingOptions(TileOptions):
+    """Surer detections: averages over several looks at an image."""
+
+    tta: str | None = setting(
+        None,
+        "flips: average boxes and masks over the mirror images that training had, in two times the time, four where "
+        "it had --vertical-flip",
+        choices=(FLIPS,),
+    )
+
+    def looking(
+        self, model: nn.Module, content: Mapping[str, Any], mask_threshold: float = 0.5
+    ) -> nn.Module | MirroredModel | TiledModel:
+        """Returns a model that looks at images as asked for: the given one, or one around it.
+
+        content: of its file; mask_threshold: see TiledModel. Raises InputError for what cannot be.
+        """
+        config = model.config
+        if self.tta is not None:
+            if not isinstance(model, MaskRCNN):
+                raise InputError(f"--tta {self.tta}: an exported file looks at an image once; give the checkpoint")
+            model = MirroredModel(model, trained_flips(content))
+        if self.tile is None:
+            return model
+        tiling = tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
+        return TiledModel(model, tiling, mask_threshold)
 
 
 def tiling_of(
@@ -74,3 +104,23 @@ def trained_tiling(content: Mapping[str, Any]) -> Tiling | None:
     args = content.get("args") if is_checkpoint(dict(content)) else None
     named = given_settings(TrainingTiles, args) if isinstance(args, dict) else {}
     return TrainingTiles(**{name: value for name, value in named.items() if value is not None}).tiling
+
+
+def trained_flips(content: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Returns the axes of the mirror images that the training of a checkpoint had; of other weights left and right.
+
+    content: of the weights' file. Raises InputError where training had none.
+    """
+    args = content.get("args") if is_checkpoint(dict(content)) else None
+    named = given_settings(Augmentation, args) if isinstance(args, dict) else {}
+    axes = [axis for axis, name in ((2, "horizontal_flip"), (1, "vertical_flip")) if named.get(name)]
+    if named.get("quarter_turns"):
+        axes = [2, 1]
+    if "horizontal_flip" not in named:
+        axes = [2]
+    if not axes:
+        raise InputError(
+            f"--tta {FLIPS}: training mirrored no image (--horizontal-flip 0): the model does not know them"
+        )
+    both = ((2, 1),) if len(axes) == 2 else ()
+    return (*((axis,) for axis in axes), *both)
