@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import backbone  # noqa: F401  isort: skip  before torch, for how its threads wait
 import torch
 from PIL import Image
 
