@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from network_files import MaskRCNN, MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
@@ -27,6 +28,7 @@ from train_utils.evaluation.mirrored_model import MirroredModel
 AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
 TILES_AT_ONCE = 8  # on a GPU
+SHOWN_AFTER = 3.0  # seconds, from which on a bar says how many tiles are done
 MOST_PROPOSALS = 10_000  # of a tile
 
 
@@ -40,6 +42,7 @@ class TiledModel(nn.Module):
     """
 
     detections_per_image = None  # has no limit
+    bar = False  # whether a terminal is shown how many tiles of an image are done, where that takes long
 
     def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5, losses: bool = False) -> None:
         super().__init__()
@@ -88,7 +91,9 @@ class TiledModel(nn.Module):
         seen = [t for t, view in enumerate(views) if not self.tiling.is_empty(view)]
         own = target and on_device(target, "cpu")
         at_once, found, sums = 1 if image.device.type == "cpu" else TILES_AT_ONCE, [], {}
-        for i in range(0, len(seen), at_once):
+        starts = range(0, len(seen), at_once)
+        hidden = None if self.bar else True  # None: where it is no terminal
+        for i in tqdm(starts, unit="tile", unit_scale=at_once, leave=False, delay=SHOWN_AFTER, disable=hidden):
             some = seen[i : i + at_once]
             cut = own and [on_device(cut_target(own, tiles[t].tolist()), image.device) for t in some]
             losses, parts = looked_at(self.model, [views[t] for t in some], cut)

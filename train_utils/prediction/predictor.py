@@ -167,16 +167,16 @@ class Predictor:
         return results, sum(int(coco_mask.area(result["segmentation"])) == 0 for result in results)
 
     def draw(
-        self, found: dict, image: torch.Tensor, style: Style, masks: CroppedMasks | None = None
+        self, found: dict, image: torch.Tensor, style: Style, masks: CroppedMasks | None = None, longest: int = LONGEST
     ) -> tuple[Image.Image, bool]:
         """Returns the image with its detections on it, and whether it is smaller than asked for.
 
-        A JPEG has at most LONGEST pixels a side. masks: `masks`, where they are at hand.
+        longest: pixels a side that it has at most; a JPEG has LONGEST. masks: `masks`, where they are at hand.
         """
         size, image = tuple(image.shape[-2:]), shown(image, style.channels)
         style = replace(style, channels=None)
-        fits, wanted = fitting_size(size, (LONGEST, LONGEST)), magnified(size, style.magnify)
-        style = replace(style, magnify=max(min(wanted, LONGEST // max(fits)), 1))
+        fits, wanted = fitting_size(size, (longest, longest)), magnified(size, style.magnify)
+        style = replace(style, magnify=max(min(wanted, longest // max(fits)), 1))
         boxes = scale_boxes(found["boxes"], size, fits)
         if masks is None or fits != size:
             masks = self.masks({**found, "boxes": boxes}, fits)
