@@ -62,7 +62,7 @@ class TiledModel(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
     ) -> list[dict] | tuple[dict, list[dict]]:
-        """Returns the detections of images [C, H, W], with targets (losses, detections)."""
+        """Returns the detections of images [C, H, W], or Windows, with targets (losses, detections)."""
         if paste_masks:
             raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
         sums: dict[str, Tensor] = {}
@@ -81,25 +81,30 @@ class TiledModel(nn.Module):
         size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
         tiles = self.tiling.boxes(size)
         if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
-            losses, (found,) = looked_at(self.whole, [image], None if target is None else [target])
+            losses, (found,) = looked_at(self.whole, [image[:, :, :]], None if target is None else [target])
             full = len(found["scores"]) >= self.whole.config.box_detections_per_img
             return losses, {**found, "tiles": torch.tensor([1, int(full), 0])}
         if self.tiling.scale is not None:
             sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
             self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
-        views = [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.tolist()]
-        seen = [t for t, view in enumerate(views) if not self.tiling.is_empty(view)]
-        own = target and on_device(target, "cpu")
-        at_once, found, sums = 1 if image.device.type == "cpu" else TILES_AT_ONCE, [], {}
-        starts = range(0, len(seen), at_once)
+        at_once, seen, found, waiting = 1 if image.device.type == "cpu" else TILES_AT_ONCE, [], [], []
+        sums: dict[str, Tensor] = {}
         hidden = None if self.bar else True  # None: where it is no terminal
-        for i in tqdm(starts, unit="tile", unit_scale=at_once, leave=False, delay=SHOWN_AFTER, disable=hidden):
-            some = seen[i : i + at_once]
-            cut = own and [on_device(cut_target(own, tiles[t].tolist()), image.device) for t in some]
-            losses, parts = looked_at(self.model, [views[t] for t in some], cut)
-            found += [self._masked(one, self.tiling.tile_size(size)) for one in parts]
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value * (len(some) / len(seen))
+        for t, (x1, y1, x2, y2) in enumerate(
+            tqdm(tiles.tolist(), unit="tile", leave=False, delay=SHOWN_AFTER, disable=hidden)
+        ):
+            view = image[:, y1:y2, x1:x2]  # of a large file read here
+            if not self.tiling.is_empty(view):
+                seen.append(t)
+                waiting.append(view)
+            if waiting and (len(waiting) == at_once or t == len(tiles) - 1):
+                cut = target and [cut_target(target, tuple(tiles[k].tolist())) for k in seen[-len(waiting) :]]
+                losses, some = looked_at(self.model, waiting, cut)
+                found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0) + value * len(waiting)
+                waiting = []
+        sums = {name: value / len(seen) for name, value in sums.items()}
         counts = [len(tiles), sum(len(one["scores"]) >= limit for one in found), len(tiles) - len(seen)]
         if not found:
             nothing = torch.zeros(0)
@@ -126,11 +131,6 @@ def looked_at(model: nn.Module, images: list[Tensor], targets: list[dict] | None
     if targets is None:
         return {}, model(images, paste_masks=False)
     return model(images, targets, paste_masks=False)
-
-
-def on_device(target: dict, device: torch.device | str) -> dict:
-    """Returns a target whose tensors and masks are on a device."""
-    return {key: value.to(device) if hasattr(value, "to") else value for key, value in target.items()}
 
 
 def roomier(model: MaskRCNN | MirroredModel, areas: float) -> MaskRCNN | MirroredModel:

@@ -17,10 +17,9 @@ from torch import Tensor
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.io.files import atomic_file, make_folder
-from train_utils.prediction.predictor import Predictor
+from train_utils.prediction.predictor import OVERVIEW, Predictor
 from train_utils.show.drawing import Style
 
-OVERVIEW = 4096  # pixels a side, from which on an image that is cut into tiles is not drawn at full size
 PARTS = 16  # tiles that are drawn beside the overview
 QUALITY: dict[str, Any] = {"format": "JPEG", "quality": 92, "subsampling": 0}  # subsampled colour blurs small text
 

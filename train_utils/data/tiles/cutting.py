@@ -19,6 +19,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.annotations import Annotations, clip_boxes
 from train_utils.data.augmentations.common import MIN_VISIBLE, PER_OBJECT, cropped, uniform, with_masks
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.images.reading import Reading
 from train_utils.data.masks import Ragged, encoded, some_crops
 from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.io.plain_text import counted
@@ -57,6 +58,7 @@ class Tiles(ImageDataset):
         cut = _cut(whole, tiling)
         super().__init__(_table(whole.annotations, cut, whole.rows[cut.images]))
         self.label_map, self.reading = whole.label_map, whole.reading
+        whole = in_parts(whole, whole.reading)
         self._whole, self.tiling, self.negatives, self._cut = whole, tiling, negatives, cut
 
     @property
@@ -98,10 +100,10 @@ class Tiles(ImageDataset):
         """Returns the position in `whole` of tile i's image."""
         return int(self._cut.images[self.rows[i]])
 
-    def read_as(self, reading: object) -> Tiles:
+    def read_as(self, reading: Reading) -> Tiles:
         """Returns the same tiles as a model takes them."""
         part = super().read_as(reading)
-        part._whole = self.whole.read_as(reading)
+        part._whole = in_parts(self.whole, reading)
         return part
 
     def describe_cut(self) -> str:
@@ -128,8 +130,8 @@ class Tiles(ImageDataset):
         return window == (0, 0, width, height)
 
     def _image_in(self, i: int, window: Window) -> Tensor:
-        image, (x1, y1, x2, y2) = self.whole.image(self.place(i)), window
-        return image if self._is_whole(i, window) else image[:, y1:y2, x1:x2].clone()  # not a view, which keeps it all
+        image, (x1, y1, x2, y2) = self.whole.image(self.place(i)), window  # a large one is read here
+        return image[:, y1:y2, x1:x2].clone()  # not a view, which keeps it all
 
     def _target_in(self, i: int, window: Window) -> dict:
         place = self.place(i)
@@ -140,6 +142,11 @@ class Tiles(ImageDataset):
         corners = clip_boxes(table.boxes[objects], self._image_size(i))
         seen = (corners[:, :2] < window[2:]).all(1) & (corners[:, 2:] > window[:2]).all(1)
         return cut_target(self.whole.target(place, objects.start + np.flatnonzero(seen)), window)
+
+
+def in_parts(whole: ImageDataset, reading: Reading) -> ImageDataset:
+    """Returns the images as `reading` says, large ones read in parts."""
+    return whole.read_as(replace(reading, by_windows=True))
 
 
 class _Cut(NamedTuple):
