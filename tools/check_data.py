@@ -33,19 +33,22 @@ from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
-from tools.doctor.table import table_of
+from tools.doctor.table import in_tiles, table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
 from train_utils.cli.console import start_of
-from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
+from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings, settings_of
 from train_utils.cli.parser import Parser
 from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.loaders import steps_per_epoch
+from train_utils.data.loaders import image_factors, steps_per_epoch
 from train_utils.data.objects import anchors
+from train_utils.data.objects.balance import samples_per_epoch
 from train_utils.data.objects.fitting import fitted_size
-from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
+from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions, LoaderOptions
+from train_utils.data.tiles.cutting import Tiles
+from train_utils.data.tiles.tiling import TrainingTiles
 from train_utils.evaluation.advice import sizing, step_memory
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import counted, one_line, pasted, visible
@@ -62,7 +65,7 @@ SHOWN = 6  # finds of a kind on the console
 
 
 @dataclass(frozen=True)
-class Options(DataOptions):
+class Options(TrainingTiles, DataOptions):
     """Checks: how much is looked at, for which model, and what is written."""
 
     data_path: str | None = setting(
@@ -104,6 +107,7 @@ class Report:
         self.of_images = Finds(self.finds)  # what only opened images show
         self.config, self.assumed = model_config(options)
         self.tables: dict = {}
+        self.seen: dict = {}  # tables of what the model sees: of tiles, where --tile cuts the images
         self.classes: dict = {}
         self.histograms: dict = {}
         self.values: images.PixelValues | None = None
@@ -118,6 +122,11 @@ class Report:
     def splits(self) -> dict[str, ImageDataset | list[Path]]:
         """What can be looked at: data sets, or {"": images}."""
         return self.opened.splits or ({"": self.opened.images} if self.opened.images else {})
+
+    @cached_property
+    def shown(self) -> dict[str, ImageDataset | list[Path]]:
+        """What the model sees of `splits`: tiles, where --tile cuts the images."""
+        return in_tiles(self.opened.splits, self.options) or self.splits
 
     @property
     def verdict(self) -> str | None:
@@ -135,13 +144,14 @@ class Report:
         if self.tables and not options.weights_path:
             classes = next(iter(self.opened.splits.values())).label_map.num_labels
             self.config, self.assumed = model_config(options, classes)
-        self.classes = looks.look_at_all(self.tables, self.config, finds)
+        self.seen = {split: table_of(part) for split, part in self.shown.items() if split in self.tables}
+        self.classes = looks.look_at_all(self.tables, self.seen, self.config, finds)
         if self.tables:
-            tables = list(self.tables.values())
+            tables = list(self.seen.values())
             self.histograms = statistics.histograms(tables, self.config)
             self.sizes = statistics.image_sizes(tables)
             self.reach = anchors.reach(tables, self.config)
-            self.masks = statistics.mask_reach(self.opened.splits, self.config, options.seed)
+            self.masks = statistics.mask_reach(self.shown, self.config, options.seed)
         count = sum(map(len, self.splits.values()))
         self.full = options.full or (count <= SMALL and not options.quick)
 
@@ -166,6 +176,8 @@ class Report:
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
                 f"{counted(int(table.crowd.sum()), 'crowd region')}"
             )
+            if isinstance(self.shown[split], Tiles):
+                lines.append(f"{split}: {self.shown[split].describe_cut()}")
         return lines or [f"{counted(len(self.opened.images), 'image')} without annotations"] * bool(self.opened.images)
 
     @property
@@ -200,14 +212,14 @@ class Report:
     @cached_property
     def advice(self) -> list[str]:
         """Lines that say how train.py fits the data best, its command last; none where it would not open it."""
-        trained = self.tables.get("train", self.tables.get("all"))
+        trained = self.seen.get("train", self.seen.get("all"))
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
         size = sizing(trained.sizes, self.config)
         lines, flags, config, reach = [size.line()], size.flags.split(), self.config, self.reach
         if flags:
             config = replace(config, min_size=int(flags[1]), max_size=int(flags[3]))
-            reach = anchors.reach(list(self.tables.values()), config)
+            reach = anchors.reach(list(self.seen.values()), config)
             lines.append(f"by the size of objects instead, {fitted_size({}, trained)[1]}")
         fitting = [each for each in reach if each.ratios == config.aspect_ratios]  # others do not fit published weights
         if fitting and fitting[-1].sizes != config.anchor_sizes:
@@ -215,7 +227,7 @@ class Report:
             before, after = fitting[0].share(0.5), fitting[-1].share(0.5)
             lines.append(f"these anchors reach {after:.1%} of the objects at that size, the usual ones {before:.1%}")
         resized = resized_size(*size.size, config.min_size[-1], config.max_size, config.fixed_size)
-        batch, count = USUAL["batch_size"], len(trained.sizes)
+        batch, count = USUAL["batch_size"], samples_per_epoch(image_factors(trained.data_set, LoaderOptions()))
         if "all" in self.tables:  # training holds a share out
             count -= round(count * DataOptions().val_fraction)
         epochs = default_epochs(count)
@@ -244,6 +256,9 @@ class Report:
             value = getattr(self.options, name)
             if value != getattr(DataOptions(), name):
                 words += ["--" + name.replace("_", "-"), str(value)]
+        for name in settings_of(TrainingTiles):
+            value = getattr(self.options, name)
+            words += [] if value == getattr(TrainingTiles(), name) else ["--" + name.replace("_", "-"), str(value)]
         return words
 
     def given_flags(self, instead: Collection[str]) -> list[str]:
@@ -313,7 +328,7 @@ class Report:
         folder_to_write(folder)
         options = self.options
         shown = options.samples, options.seed, self.of_images, options.augmentation
-        sheet, seconds = page.contact_sheet(self.splits, *shown)
+        sheet, seconds = page.contact_sheet(self.shown, *shown)
         left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.options.samples:
