@@ -9,6 +9,7 @@ Memory is what the process takes at its peak above what it took before; of predi
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -83,8 +84,9 @@ def read_all(path: Path, tile: int) -> None:
 def predict(path: Path, weights: str, words: list[str], folder: Path) -> int:
     """Runs predict.py on it and prints what it took; returns its exit status."""
     command = [sys.executable, str(ROOT / "predict.py"), "--weights-path", weights, "--img-path", str(path)]
-    status = subprocess.run([*command, "--output-dir", str(folder), *words], cwd=ROOT, check=False).returncode
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen([*command, "--output-dir", str(folder), *words], cwd=ROOT)
+    _, wait_status, used = os.wait4(process.pid, 0)  # of this process alone: drawing took more
+    status = os.waitstatus_to_exitcode(wait_status)
     seconds = used.ru_utime + used.ru_stime
     print(f"predict.py: exit status {status}, {seconds:.1f} s of CPU time, peak {used.ru_maxrss >> 10} MiB", flush=True)
     return status

@@ -99,12 +99,14 @@ class Windows:
         """Returns the image reduced so that no side has more than `most` pixels: means of squares, [C, h, w]."""
         count, height, width = self.shape
         k = math.ceil(max(height, width) / most)
-        step, parts = k * max(1, ROWS_AT_ONCE // (count * width * k)), []
+        step, found = k * max(1, ROWS_AT_ONCE // (count * width * k)), None
         for top in range(0, height, step):
             part = self.window(top, 0, min(top + step, height), width).cpu()
             mean = F.avg_pool2d(part.float()[None], k, ceil_mode=True, count_include_pad=False)[0]
-            parts.append(mean.round().to(torch.uint8) if part.dtype == torch.uint8 else mean)
-        return torch.cat(parts, 1)
+            if found is None:  # at once: small results between large temporary arrays would keep these from being freed
+                found = torch.empty(count, math.ceil(height / k), math.ceil(width / k), dtype=part.dtype)
+            found[:, top // k : top // k + mean.shape[1]] = mean.round() if part.dtype == torch.uint8 else mean
+        return found
 
     @property
     def _store(self) -> _Store:
