@@ -48,12 +48,15 @@ from train_utils.data.images.reading import AS_STORED
 from train_utils.data.images.windows import open_image
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io import files, unfinished
 from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.data_sets import FORMS, check_place, write_data_set
 from train_utils.prediction.growing_results import GrowingResults
+from train_utils.prediction.large_drawings import OVERVIEW, QUALITY, draw_parts, is_large
+from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.pipeline import (
     Finished,
@@ -68,7 +71,6 @@ from train_utils.prediction.pipeline import (
     stopping,
 )
 from train_utils.prediction.predictor import Predictor
-from train_utils.prediction.tiles import TiledModel, TileOptions
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
@@ -85,7 +87,7 @@ DEFAULT_SCORE = 0.5  # of what is drawn: below it a detection is more often wron
 
 
 @dataclass(frozen=True)
-class PredictOptions(ModelOptions, TileOptions):
+class PredictOptions(ModelOptions, LookingOptions):
     """Prediction: of which images, and what becomes of the detections."""
 
     img_path: tuple[str, ...] | None = setting(
@@ -171,8 +173,9 @@ def predictor_of(options: PredictOptions, least_score: float, world: World) -> P
     model, label_map, content = load_model(options, world.device)
     with world.one_voice():
         print(about_weights(options.weights_file, content, label_map))
-    if tiling := options.tiling(model.config, content):
-        model = TiledModel(model, tiling, options.mask_threshold)
+    model = options.looking(model, content, options.mask_threshold)
+    if isinstance(model, TiledModel):
+        model.bar = world.is_main
     wanted = options.mask_threshold, options.classes, options.strict
     return Predictor(model, label_map, least_score, *wanted, content.get("smallest_scale"))
 
@@ -294,13 +297,16 @@ def drawn_image(options: PredictOptions, predictor: Predictor, seen: Seen, path:
     for result in of_image:
         category = predictor.label_map.given.get(result["category_id"], result["category_id"])
         results.append({**result, "category_id": category, "file_name": str(path)})
-    drawn, reduced = predictor.draw(found, image, options.style, masks)
-    with files.atomic_file(target) as file:  # subsampled colour would blur small text
-        drawn.save(file, "JPEG", quality=92, subsampling=0)
-    about = {"at": read.at, "image": str(path), "stamp": read.stamp, "empty": empty, "reduced": int(reduced)}
+    large = is_large(size, predictor.tiled and predictor.tiled.tiling)
+    drawn, reduced = predictor.draw(found, image, options.style, masks, *[OVERVIEW] * large)
+    note = f" ({draw_parts(predictor, found, image, options.style, masks, target)})" if large else ""
+    with files.atomic_file(target) as file:
+        drawn.save(file, **QUALITY)
+    about = {"at": read.at, "image": str(path), "stamp": read.stamp, "empty": empty}
+    about["reduced"] = int(reduced and not large)
     said = [f"{visible(str(path))}: {line}" for line in (predictor.describe(found) if options.verbose else ())]
     counts = predictor.counted(found)
-    said.append(f"{visible(str(path))}: {counts} in {seen.seconds:.2f} s -> {visible(str(target))}")
+    said.append(f"{visible(str(path))}: {counts} in {seen.seconds:.2f} s -> {visible(str(target) + note)}")
     return Finished({**about, **seen.counts}, results, "\n".join(said))
 
 

@@ -44,8 +44,8 @@ from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
+from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
-from train_utils.prediction.tiles import TiledModel, TileOptions
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, measure, of_limits, write_measured
 
@@ -54,7 +54,7 @@ LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
 
 
 @dataclass(frozen=True)
-class ValidationOptions(ModelOptions, TileOptions):
+class ValidationOptions(ModelOptions, LookingOptions):
     """What is measured, and whether the mistakes are looked at."""
 
     weights_path: str | Path | None = setting(
@@ -191,8 +191,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     settings = {**vars(options), **vars(loading), **given}
     refuse_other_work(world, settings, model, label_map, data_set)
     output_dir = world.on_main(folder_to_write, user_path(options.output_dir))  # rather now than after hours
-    if tiling := options.tiling(model.config, content):
-        model = TiledModel(model, tiling)
+    model = options.looking(model, content)
     result = measure(model, data_set, loading, world, options.max_dets, content.get("smallest_scale"))
 
     def written() -> int:

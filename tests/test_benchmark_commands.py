@@ -10,10 +10,11 @@ from benchmarks import compare_models, distributed, mini_masks
 from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
 from benchmarks.harness import Settings
-from benchmarks.large_images import huge_image
+from benchmarks.large_images import huge_image, slide
 from network_files import matching
 from tests.coco_folders import many, write
 from tests.tiny_model import write_checkpoint, write_coco
+from train_utils.data.images import windows
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +28,16 @@ def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
     assert "1 image (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
     seconds, peak = re.search(r"exit status 0, ([\d.]+) s, peak (\d+) MiB", out).groups()
     assert float(seconds) > 0 and 100 < int(peak) < 4000
+
+
+def test_a_slide_is_read_in_parts(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(windows, "LARGE", 1000)
+    small = ["--side", "300", "--keep", str(tmp_path)]
+    assert slide.main([*small, "--form", "tif"]) == 0
+    assert "slide300.tif: every tile of 1024: " in (out := capfd.readouterr().out) and "an overview of 4000: " in out
+    weights = str(write_checkpoint(tmp_path / "model.pth"))
+    assert slide.main([*small, "--weights-path", weights, "--tile", "200"]) == 0
+    assert re.search(r"predict.py: exit status 0, [\d.]+ s of CPU time, peak \d+ MiB", capfd.readouterr().out)
 
 
 def test_formats_are_compared(tmp_path, capfd):

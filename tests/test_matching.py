@@ -53,6 +53,27 @@ def test_best_boxes_stand_for_the_object_they_overlap_most():
     assert match(in_parts(iou), 0.7, 0.3, keep_best=True).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("keep_best", [False, True])
+@pytest.mark.parametrize("low", [0.05, 0.3])
+def test_many_objects_are_matched_with_what_is_near_alike(monkeypatch, keep_best, low):
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.randint(0, 40, (60, 2), generator=generator).float()  # whole pixels: overlaps tie
+    objects = torch.cat((corners, corners + torch.randint(1, 6, (60, 2), generator=generator)), 1)
+    objects = torch.cat((objects, objects[:3], torch.tensor([[400.0, 400, 410, 410]])))
+    y, x = torch.meshgrid(torch.arange(0, 44, 2), torch.arange(0, 44, 2), indexing="ij")
+    boxes = torch.stack((x, y, x + 4, y + 3), -1).flatten(0, 1).float()
+    boxes = torch.cat((boxes, torch.tensor([[200.0, 200, 210, 210]]).expand(20, 4)))  # a portion that nothing is near
+    numbers = 0.5, low, keep_best
+    expected = match_boxes(objects, torch.zeros(0, 4), boxes, *numbers, None)
+    monkeypatch.setattr(matching, "NEAR", 16)
+    monkeypatch.setattr(matching, "OVERLAPS", 1000)
+    seen = []
+    monkeypatch.setattr(matching, "box_iou", lambda a, b: seen.append(len(a)) or box_iou(a, b))
+    assert torch.equal(match_boxes(objects, torch.zeros(0, 4), boxes, *numbers, None), expected)
+    assert max(seen) < len(objects) / 2 and 0 in seen
+    assert (expected >= 0).any() and (expected == BETWEEN).any()
+
+
 values = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.69, 0.7, 0.9])
 matrices = st.integers(1, 4).flatmap(
     lambda g: st.integers(1, 12).flatmap(

@@ -14,7 +14,10 @@ import validation
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
-from train_utils.prediction.tiles import TiledModel, Tiling, joined, tiling_of
+from train_utils.data.tiles.tiling import Tiling
+from train_utils.evaluation.tiled_model import TiledModel, joined
+from train_utils.prediction import large_drawings
+from train_utils.prediction.looking import tiling_of
 
 SIZE = (150, 190)
 
@@ -188,6 +191,36 @@ def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, comman
     words = ("--weights-path", bare, "--num-classes", len(NAMES), "--img-path", path)
     status, _, err = command(predict, *words, "--device", "cpu", "--tile", "auto")
     assert status == 2 and "--tile auto: these weights do not say" in err
+
+
+def test_a_large_image_is_drawn_as_an_overview_and_its_fullest_tiles(tmp_path, monkeypatch, command):
+    weights, path = write_checkpoint(tmp_path / "model.pth"), mosaic(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for module in (predict, large_drawings):
+        monkeypatch.setattr(module, "OVERVIEW", 100)
+    (tmp_path / "test_result_tiles").mkdir()
+    (tmp_path / "test_result_tiles" / "x7_y7.jpg").touch()  # of an earlier call
+    words = ("--weights-path", weights, "--device", "cpu", "--img-path", path, "--tile", 96, "--overlap", 0)
+    status, out, err = command(predict, *words, "--magnify", 1)
+    assert status == 0, err
+    assert Image.open("test_result.jpg").size == (100, 100)
+    drawn = {file.name: Image.open(file) for file in (tmp_path / "test_result_tiles").iterdir()}
+    assert drawn and {*drawn} <= {f"x{x}_y{y}.jpg" for x in (0, 96) for y in (0, 96)}
+    assert all(image.size == (96, 96) for image in drawn.values())
+    assert f"an overview; the fullest {len(drawn)} of 4 tiles at full size in test_result_tiles" in out
+    assert "drawn smaller" not in out
+    whole = np.array(Image.open(path))
+    for name, image in drawn.items():
+        x, y = (int(part[1:]) for part in name.removesuffix(".jpg").split("_"))
+        assert np.abs(np.array(image).astype(int) - whole[y : y + 96, x : x + 96]).mean() < 60  # the tile's own pixels
+
+
+def test_the_fullest_tiles_are_those_with_most_detections():
+    tiles = Tiling(64, 0.0).boxes((64, 192))
+    boxes = torch.tensor([[70.0, 0, 80, 10], [60, 20, 70, 30], [75, 40, 85, 50], [5, 5, 9, 9]])
+    assert tiles[:, 0].tolist() == [0, 64, 128]
+    assert large_drawings.fullest(tiles, boxes) == [1, 0]
+    assert large_drawings.fullest(tiles, boxes, 1) == [1]
 
 
 def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monkeypatch, command):

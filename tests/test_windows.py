@@ -122,7 +122,7 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
         assert call(predict, *words, "--img-path", folder, "--output-dir", out, "--tile", 64) == 1
         said = capsys.readouterr()
         assert "c.png: cannot be decoded" in said.err and "2 of 3 image(s) predicted" in said.out
-        on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64)
+        on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64, "--report")
         assert call(validation, *on_data) == 0
         tensors = maskrcnn.load(weights)(str(folder / "a.png"), score=0, tile=64)
         numbers = json.loads((out / "record_mAP.json").read_text())["segm"]
@@ -156,3 +156,11 @@ def test_tiles_of_a_tiff_are_read_alone(tmp_path):
     assert list(image._store.kept) == [0]
     image[:, 30:40, 10:20]
     assert sorted(image._store.kept) == [0, 1, 6, 7]
+
+
+def test_a_file_is_decoded_once(tmp_path):
+    """A copy on a device, which is what a model looks at, and the image itself, which is drawn, share what is open."""
+    (tmp_path / "a.png").write_bytes(FILES["png"][0])
+    image = open_image(tmp_path / "a.png", Reading(by_windows=True))
+    copy = image.to("cpu", non_blocking=True)
+    assert copy[:, :5, :5].shape == (3, 5, 5) and copy._store is image._store

@@ -34,17 +34,21 @@ from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import advice, duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
-from tools.doctor.table import table_of
+from tools.doctor.table import in_tiles, table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
 from train_utils.cli.console import start_of
-from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
+from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings, settings_of
 from train_utils.cli.parser import Parser
 from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.loaders import image_factors
 from train_utils.data.objects import anchors
-from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions
+from train_utils.data.objects.balance import samples_per_epoch
+from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions, LoaderOptions
+from train_utils.data.tiles.cutting import Tiles
+from train_utils.data.tiles.tiling import TrainingTiles
 from train_utils.evaluation.advice import sizing
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import counted, one_line, pasted, visible
@@ -60,7 +64,7 @@ SHOWN = 6  # finds of a kind on the console
 
 
 @dataclass(frozen=True)
-class Options(DataOptions):
+class Options(TrainingTiles, DataOptions):
     """Checks: how much is looked at, for which model, and what is written."""
 
     data_path: str | None = setting(
@@ -102,6 +106,7 @@ class Report:
         self.of_images = Finds(self.finds)  # what only opened images show
         self.config, self.assumed = model_config(options)
         self.tables: dict = {}
+        self.seen: dict = {}  # tables of what the model sees: of tiles, where --tile cuts the images
         self.classes: dict = {}
         self.histograms: dict = {}
         self.values: images.PixelValues | None = None
@@ -116,6 +121,11 @@ class Report:
     def splits(self) -> dict[str, ImageDataset | list[Path]]:
         """What can be looked at: data sets, or {"": images}."""
         return self.opened.splits or ({"": self.opened.images} if self.opened.images else {})
+
+    @cached_property
+    def shown(self) -> dict[str, ImageDataset | list[Path]]:
+        """What the model sees of `splits`: tiles, where --tile cuts the images."""
+        return in_tiles(self.opened.splits, self.options) or self.splits
 
     @property
     def verdict(self) -> str | None:
@@ -133,13 +143,14 @@ class Report:
         if self.tables and not options.weights_path:
             classes = next(iter(self.opened.splits.values())).label_map.num_labels
             self.config, self.assumed = model_config(options, classes)
-        self.classes = looks.look_at_all(self.tables, self.config, finds)
+        self.seen = {split: table_of(part) for split, part in self.shown.items() if split in self.tables}
+        self.classes = looks.look_at_all(self.tables, self.seen, self.config, finds)
         if self.tables:
-            tables = list(self.tables.values())
+            tables = list(self.seen.values())
             self.histograms = statistics.histograms(tables, self.config)
             self.sizes = statistics.image_sizes(tables)
             self.reach = anchors.reach(tables, self.config)
-            self.masks = statistics.mask_reach(self.opened.splits, self.config, options.seed)
+            self.masks = statistics.mask_reach(self.shown, self.config, options.seed)
         count = sum(map(len, self.splits.values()))
         self.full = options.full or (count <= SMALL and not options.quick)
 
@@ -164,6 +175,8 @@ class Report:
                 f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
                 f"{counted(int(table.crowd.sum()), 'crowd region')}"
             )
+            if isinstance(self.shown[split], Tiles):
+                lines.append(f"{split}: {self.shown[split].describe_cut()}")
         return lines or [f"{counted(len(self.opened.images), 'image')} without annotations"] * bool(self.opened.images)
 
     @property
@@ -198,23 +211,24 @@ class Report:
     @cached_property
     def choices(self) -> list[advice.Choice]:
         """Sizes of images and anchors to choose from; needs a training split."""
-        trained = self.tables.get("train", self.tables.get("all"))
-        return advice.choices(list(self.tables.values()), trained, self.config, self.reach)
+        trained = self.seen.get("train", self.seen.get("all"))
+        return advice.choices(list(self.seen.values()), trained, self.config, self.reach)
 
     @cached_property
     def advice(self) -> list[str]:
         """Lines that say how train.py fits the data best, its command last; none where it would not open it."""
-        trained = self.tables.get("train", self.tables.get("all"))
+        trained = self.seen.get("train", self.seen.get("all"))
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
-        config, counts = self.config, np.concatenate([table.counts() for table in self.tables.values()])
+        config, counts = self.config, np.concatenate([table.counts() for table in self.seen.values()])
         lines, flags = advice.on_size(self.choices, trained, config)
         of_limit = advice.on_limit(counts, config)
         lines, flags = lines + of_limit[0], flags + of_limit[1]
-        count, size = len(trained.sizes), sizing(trained.sizes, config)
+        size = sizing(trained.sizes, config)
+        count = samples_per_epoch(image_factors(trained.data_set, LoaderOptions()))
         if "all" in self.tables:  # training holds a share out
             count -= round(count * DataOptions().val_fraction)
-        chosen = self.choices[min(1, len(self.choices) - 1)].config
+        chosen = self.choices[-1].config
         resized = resized_size(*size.size, chosen.min_size[-1], chosen.max_size, chosen.fixed_size)
         lines += advice.on_length(count, resized, config.backbone, torch.cuda.is_available())
         out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
@@ -235,6 +249,9 @@ class Report:
             value = getattr(self.options, name)
             if value != getattr(DataOptions(), name):
                 words += ["--" + name.replace("_", "-"), str(value)]
+        for name in settings_of(TrainingTiles):
+            value = getattr(self.options, name)
+            words += [] if value == getattr(TrainingTiles(), name) else ["--" + name.replace("_", "-"), str(value)]
         return words
 
     def given_flags(self, instead: Collection[str]) -> list[str]:
@@ -304,7 +321,7 @@ class Report:
         folder_to_write(folder)
         options = self.options
         shown = options.samples, options.seed, self.of_images, options.augmentation
-        sheet, seconds = page.contact_sheet(self.splits, *shown)
+        sheet, seconds = page.contact_sheet(self.shown, *shown)
         left = what_is_left(self, seconds)
         sections = [page.finds_section(self.finds)]
         if self.splits and self.options.samples:

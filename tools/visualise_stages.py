@@ -32,7 +32,9 @@ from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.images import read_image
 from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap
-from train_utils.data.loaders import AUGMENTATION, sample_rng, sample_seed
+from train_utils.data.loaders import AUGMENTATION, sample_of, sample_rng, sample_seed
+from train_utils.data.tiles.cutting import Tiles
+from train_utils.data.tiles.tiling import TrainingTiles
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import add_data_flags, open_split_of
@@ -57,6 +59,7 @@ def parse() -> dict[str, Any]:
     parser = Parser(description=__doc__)
     add_flags(parser, StageOptions)
     add_data_flags(parser)
+    add_flags(parser, TrainingTiles, defaults=False)
     add_flags(parser, Augmentation, defaults=False)
     add_model_flags(parser)
     given = parser.given()
@@ -92,18 +95,28 @@ def sample_of_data(
     """Returns what training has of an image. given: the settings of the command; content: the checkpoint's."""
     scored, trained = open_split_of(content, options.split, given, label_map)
     data_set = scored.data_set.read_as(reading)
+    tiles, what = TrainingTiles(**given_settings(TrainingTiles, {**trained, **given})), "images"
+    if tiles.tiling is not None:
+        data_set, what = Tiles(data_set, tiles.tiling, tiles.tile_negatives), "tiles"
     i, count = options.index, len(data_set)
     if i >= count:
         raise InputError(
-            f"--index {i}: the {options.split} split of {data_set.source} has {count} images, 0 to {count - 1}"
+            f"--index {i}: the {options.split} split of {data_set.source} has {count} {what}, 0 to {count - 1}"
         )
-    image, target = data_set[i]
     seed = {**trained, **given}.get("seed", 0)
+    image, target = data_set[i]
+    if options.split == "train":
+        image, target = sample_of(data_set, i, seed, options.epoch, i)
     settings = Augmentation(**given_settings(Augmentation, {**trained, **with_preset(given)}))
     mini = settings.mini_mask  # comes last and draws nothing: whole masks are shown beside the mini ones
     augment = augmentation_of(replace(settings, mini_mask=None), data_set)
     after = image, target
-    lead = [f"Image {i} of the {options.split} split, {data_set.file_name(i)} (image id {data_set.given_id(i)})."]
+    lead = [
+        f"{what[:-1].capitalize()} {i} of the {options.split} split, {data_set.file_name(i)} (image id "
+        f"{data_set.given_id(i)})."
+    ]
+    if isinstance(data_set, Tiles):
+        lead.append(f"Images are cut into tiles of at most {tiles.tile} pixels a side; borders cut objects.")
     if options.split == "train":
         drawn = str(augment).removeprefix("Compose(").removesuffix(")") or "nothing is switched on"
         after = augment(image, target, sample_rng(seed, options.epoch, i, AUGMENTATION))

@@ -7,7 +7,7 @@
 SAHI is measured where it is installed (`pip install sahi`). Recall: the share of the objects whose box a detection
 meets by an IoU of 0.5. Doubled: pairs of detections of one class whose boxes meet by so much. Seconds are the
 process's CPU time. Offsets: the mosaic is moved under the tiles; each detection of the whole image at full size should
-be met once.
+be met once. Cut: detections that end at a border of a tile, beyond which the whole image's goes on.
 """
 
 import argparse
@@ -26,7 +26,10 @@ from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
 from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
+from train_utils.data.tiles.tiling import Tiling
+from train_utils.evaluation.tiled_model import AT_BORDER
 from train_utils.prediction.detector import Detector
+from train_utils.prediction.looking import tiling_of
 
 MET = 0.5  # IoU of boxes
 SCORE = 0.5  # least score
@@ -113,6 +116,24 @@ def met(boxes: Tensor, others: Tensor) -> Tensor:
     return (box_iou(boxes, others) >= MET).any(1) if len(others) else torch.zeros(len(boxes), dtype=torch.bool)
 
 
+def cut(found: Found, whole: Found, tiling: Tiling, size: tuple[int, int]) -> int:
+    """Returns how many detections end at a border between tiles, while the whole image's goes on beyond it."""
+    if not len(found.boxes) or not len(whole.boxes):
+        return 0
+    meet = box_iou(found.boxes, whole.boxes) * (found.labels[:, None] == whole.labels)
+    overlap, best = meet.max(1)
+    tiles, (height, width) = tiling.boxes(size), size
+    count = 0
+    for box, other, touches in zip(found.boxes, whole.boxes[best], overlap > 0, strict=True):
+        for side, outwards, end in ((0, -1, 0), (1, -1, 0), (2, 1, width), (3, 1, height)):
+            borders = tiles[:, side][tiles[:, side] != end]
+            at_border = bool(((borders - box[side]).abs() <= AT_BORDER).any())
+            if touches and at_border and float(outwards * (other[side] - box[side])) > 2 * AT_BORDER:
+                count += 1
+                break
+    return count
+
+
 def main() -> int:
     """Prints the table."""
     args = parse_args()
@@ -147,7 +168,8 @@ def main() -> int:
                 counts = f"{len(found.boxes)} detections, {doubled(found)} doubled"
                 recall = float(met(truth, found.boxes).float().mean())
                 print(f"{name}: recall {recall:.3f}, {counts}, {middle:.2f} s", flush=True)
-    generator, lost, more, twice = torch.Generator().manual_seed(0), 0, 0, 0
+    generator, lost, more, twice, ended, count = torch.Generator().manual_seed(0), 0, 0, 0, 0, 0
+    tiling = tiling_of("auto", args.overlap, 0.0, trained.model.config, trained.content)
     for _ in range(args.offsets):
         dy, dx = torch.randint(1, args.side, (2,), generator=generator).tolist()
         moved = image.roll((dy, dx), (1, 2))
@@ -155,8 +177,13 @@ def main() -> int:
         lost += int((~met(whole.boxes, tiled.boxes)).sum())
         more += int((~met(tiled.boxes, whole.boxes)).sum())
         twice += doubled(tiled) - doubled(whole)
+        ended += cut(tiled, whole, tiling, tuple(moved.shape[-2:]))
+        count += len(whole.boxes)
     if args.offsets:
-        print(f"{args.offsets} offsets: {lost} of the whole's detections lost, {more} more, {twice} more doubled")
+        print(
+            f"{args.offsets} offsets: of the whole's {count} detections {lost} lost; {more} more, "
+            f"{twice} more doubled, {ended} cut"
+        )
     return 0
 
 

@@ -1,7 +1,7 @@
 """What the data is, and the model that was looked at -> how train.py fits the data best: a table of sizes, a command.
 
 Sizes and anchors that could be chosen stand beside each other, with what they reach and cost; the command takes those
-that keep the images' size.
+that suit the objects: docs/fine_tuning.md has what that gained.
 """
 
 from __future__ import annotations
@@ -90,15 +90,16 @@ def on_size(found: Sequence[Choice], trained: Table, config: MaskRCNNConfig) -> 
     h, w = size.size
     lines.append("sizes and anchors that could be chosen, the share of objects that an anchor overlaps, and the cost:")
     lines += [each.row(h * w) for each in found]
-    chosen = found[1]
-    flags = size.flags.split()
+    chosen, flags = found[-1], []
+    if size.flags:
+        flags = ["--min-size", str(chosen.config.min_size[-1]), "--max-size", str(chosen.config.max_size)]
     if chosen.reach and chosen.reach.sizes != config.anchor_sizes:
         flags += ["--anchor-sizes", *map(str, chosen.reach.sizes)]
-    if len(found) > 2 and chosen.reach:
-        more = (100 * (found[2].reach.share(iou) - chosen.reach.share(iou)) for iou in (0.5, 0.7))
-        gains = "{:+.0f} and {:+.0f} points".format(*more)
-        times = f"{found[2].pixels / chosen.pixels:.2g} times the pixels"
-        lines.append(f"the command takes the second row, the fastest; the third has {gains} at {times}")
+    if len(found) > 2:
+        share = found[1].pixels / chosen.pixels
+        lines.append(
+            f"the command takes the last row, as many objects are small; the one above has {share:.2g} of its pixels"
+        )
     return lines, flags
 
 

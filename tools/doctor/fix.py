@@ -20,13 +20,14 @@ from tools.doctor.corrections import Change, Corrector
 from tools.doctor.finds import ERROR, Finds
 from tools.doctor.looks import SHARES, look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
-from tools.doctor.table import table_of
+from tools.doctor.table import in_tiles, table_of
 from train_utils.data.formats import coco
 from train_utils.data.formats.coco.checks import coco_lists
 from train_utils.data.formats.coco.file_names import image_folder
 from train_utils.data.formats.coco.layout import listed_names
 from train_utils.data.labels import read_json
 from train_utils.data.options import DataOptions
+from train_utils.data.tiles.tiling import TrainingTiles
 from train_utils.io.files import new_folder, write_text
 from train_utils.io.json_stream import no_collection
 from train_utils.io.plain_text import brief, counted, one_line, pasted, visible
@@ -37,8 +38,8 @@ def write(
 ) -> None:
     """Writes TARGET/instances_train.json and so on, changes.json and changes.txt.
 
-    config: of the model to be trained; finds: all there are; of_images: those that opening the images showed, which no
-    json can correct. A split that would lose all its objects stays as it is.
+    options: the doctor's, of tiles too; config: of the model to be trained; finds: all there are; of_images: those
+    that opening the images showed, which no json can correct. A split that would lose all its objects stays as it is.
     Raises InputError where the data is no COCO json that can be read.
     """
     if opened.layout != "coco":
@@ -75,7 +76,7 @@ def write(
         for split, content in fixed.items():
             write_text(out / f"instances{'' if split == 'all' else f'_{split}'}.json", json.dumps(content))
         corrected = DataOptions(out, dataset="coco", image_dir=str(image_dir), follow_links=options.follow_links)
-        left, verdict = _left(corrected, target, config, of_images)
+        left, verdict = _left(corrected, options, target, config, of_images)
         before = dict(finds.counts())
         more = {kind: (before.get(kind, 0), n) for kind, n in left.counts() if n > before.get(kind, 0)}
         remarks += [f"more than before: {kind.title}: {old:,} -> {new:,}" for kind, (old, new) in more.items()]
@@ -110,12 +111,17 @@ def _move_names(content: dict, path: Path, prefix: Path, remarks: list[str]) -> 
     )
 
 
-def _left(corrected: DataOptions, target: Path, config: MaskRCNNConfig, of_images: Finds) -> tuple[Finds, str | None]:
+def _left(
+    corrected: DataOptions, tiles: TrainingTiles, target: Path, config: MaskRCNNConfig, of_images: Finds
+) -> tuple[Finds, str | None]:
     """Returns (errors and warnings that the corrected data has, what train.py would stop at or None)."""
     finds, left = Finds(), Finds()
     opened = open_all(corrected, finds)
-    tables = {split: table_of(part) for split, part in opened.splits.items()}
-    look_at_all(tables, config, finds)
+    whole, seen = (
+        {split: table_of(part) for split, part in splits.items()}
+        for splits in (opened.splits, in_tiles(opened.splits, tiles))
+    )
+    look_at_all(whole, seen, config, finds)
 
     def placed(text: str) -> str:  # the folder has its name only when it is whole
         return text.replace(str(corrected.data_path), str(target))

@@ -80,15 +80,17 @@ TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in tr
 NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Their AP is n/a.")
 
 
-def look_at_all(tables: dict[str, Table], config: MaskRCNNConfig, finds: Finds) -> dict[str, dict[str, int]]:
+def look_at_all(
+    tables: dict[str, Table], seen: dict[str, Table], config: MaskRCNNConfig, finds: Finds
+) -> dict[str, dict[str, int]]:
     """Looks at all annotations of {split: table}; returns {class: {split: objects}}, crowds apart.
 
-    config: of the model that is to be trained.
+    seen: the same as the model sees them, in tiles; config: of the model that is to be trained.
     """
     for split, table in tables.items():
         look_at_objects(table, outlines(table), split, finds)
         look_at_outlines(table, split, finds)
-        look_after_resizing(table, config, split, finds)
+        look_after_resizing(seen[split], config, split, finds)
         look_at_images(table, split, finds)
     if not tables:
         return {}

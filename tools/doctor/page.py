@@ -17,7 +17,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
 from train_utils.data.images.reading import AS_STORED
 from train_utils.data.images.shown import shown
-from train_utils.data.loaders import AUGMENTATION, sample_rng
+from train_utils.data.loaders import AUGMENTATION, sample_of, sample_rng
 from train_utils.data.objects.anchors import Reach
 from train_utils.io.plain_text import counted, one_line
 from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
@@ -76,7 +76,7 @@ def contact_sheet(
             cards.append(tag("figure", tag("p", "cannot be read", class_="bad"), tag("figcaption", seen.error[0])))
             continue
         seconds.append(seen.seconds)
-        drawn, objects = _drawn(part, i, augment if split in ("train", "all") else None)
+        drawn, objects = _drawn(part, i, augment if split in ("train", "all") else None, seed)
         name = path_of(splits, (split, i))
         caption = f"{name.rsplit('/', 1)[-1]} ({objects}{', ' + split if split else ''})"
         cards.append(figure(img_tag(drawn, f"{name}, {objects}", THUMB, loading="lazy"), caption))
@@ -99,14 +99,20 @@ def _sheet_text(splits: dict, shown: int, count: int, settings: Augmentation) ->
     return f"{chosen}."
 
 
-def _drawn(part: ImageDataset | list[Path], i: int, augment: Callable | None = None) -> tuple[Image.Image, str]:
-    """Returns an image with its objects, and how many; augment: (image, target, i) -> (image, target)."""
+def _drawn(
+    part: ImageDataset | list[Path], i: int, augment: Callable | None = None, seed: int = 0
+) -> tuple[Image.Image, str]:
+    """Returns an image with its objects, and how many; augment: (image, target, i) -> (image, target).
+
+    seed: of training, which moves tiles.
+    """
     if isinstance(part, list):
         image = shown(read_image(part[i], reading=AS_STORED))
         return Image.fromarray(image.permute(1, 2, 0).numpy()), f"{image.shape[2]}x{image.shape[1]}"
-    image, target = part[i]
-    if augment is not None:
-        image, target = augment(image, target, i)
+    if augment is None:
+        image, target = part[i]
+    else:
+        image, target = augment(*sample_of(part, i, seed, 0, i), i)
     crowds = int(target["iscrowd"].sum())
     size = fitting_size(image.shape[1:], (THUMB, THUMB), enlarge=True)
     image, boxes, masks = resized_to_draw(image, target["boxes"], target["masks"], size)

@@ -8,6 +8,8 @@ from pycocotools import mask as coco_mask
 from train_utils.data.annotations import NO_ID
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, PolygonsAndRle
+from train_utils.data.tiles.cutting import Tiles
+from train_utils.data.tiles.tiling import TrainingTiles
 
 CHUNK = 2**15  # annotations whose polygons are measured together
 
@@ -78,6 +80,13 @@ def table_of(data_set: ImageDataset) -> Table:
         packed.annotation_ids[rows],
         rows,
     )
+
+
+def in_tiles(splits: dict[str, ImageDataset], tiles: TrainingTiles) -> dict[str, ImageDataset]:
+    """Returns the splits as a model sees them: tiles, where --tile cuts the images."""
+    if tiles.tiling is None:
+        return splits
+    return {split: Tiles(part, tiles.tiling, tiles.tile_negatives) for split, part in splits.items()}
 
 
 class Outlines(NamedTuple):

@@ -14,6 +14,7 @@ from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, check_labels, clip_boxes
 from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.labels import LabelMap, match_names
+from train_utils.data.masks import some_crops
 from train_utils.data.problems import NO_MASK, NO_SEGMENTATION, describe_skips, few_counts
 from train_utils.io.plain_text import counted, visible
 
@@ -81,11 +82,14 @@ class ImageDataset:
         part.annotations = replace(self.annotations, notes=(*self.annotations.notes, note))
         return part
 
-    def target(self, i: int) -> dict:
-        """Returns the target of `ds[i]`, without reading the image."""
+    def target(self, i: int, objects: np.ndarray | None = None) -> dict:
+        """Returns the target of `ds[i]`, without reading the image; objects: of the table, those wanted; None: all."""
         table, row, size = self.annotations, self.rows[i], self._size(i)
-        objects = table.objects(row)
-        masks = table.masks.crops(row, objects, size)
+        every = table.objects(row)
+        if objects is None:
+            objects, masks = every, table.masks.crops(row, every, size)
+        else:
+            masks = some_crops(table.masks, row, every, objects, size)
         area = torch.from_numpy(table.areas[objects].astype(np.float32))  # [N]
         labels = [self.label_map.to_label(c) for c in table.category_ids[objects].tolist()]
         return {
@@ -96,6 +100,11 @@ class ImageDataset:
             "area": torch.where(area.isnan(), masks.areas().float(), area) if area.isnan().any() else area,
             "iscrowd": torch.from_numpy(table.iscrowd[objects].copy()),  # [N]
         }
+
+    @property
+    def whole(self) -> "ImageDataset":
+        """The images as they are, where these are parts of them."""
+        return self
 
     @property
     def sizes(self) -> torch.Tensor:

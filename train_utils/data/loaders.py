@@ -35,11 +35,12 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.objects import balance
 from train_utils.data.options import LoaderOptions
+from train_utils.data.tiles.cutting import Tiles
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import continue_children, held_back
 
 # What a stream of random numbers is for; each draws from a generator of its own.
-MODEL, AUGMENTATION, ORDER, BALANCE = 0, 1, 2, 4  # 3: run/step.py's
+MODEL, AUGMENTATION, ORDER, BALANCE, TILE = 0, 1, 2, 4, 5  # 3: run/step.py's
 Augment = Callable[[torch.Tensor, dict, torch.Generator], tuple[torch.Tensor, dict]]
 
 
@@ -105,12 +106,19 @@ def global_batches(groups: np.ndarray, batch: int, seed: int, epoch: int) -> lis
 def image_factors(ds: ImageDataset, options: LoaderOptions) -> np.ndarray:
     """Returns how often an epoch has each image, float64 [len]."""
     once = np.ones(len(ds)) if options.balance is None else balance.class_factors(ds, options.balance)[1]
+    if isinstance(ds, Tiles):
+        once = once * ds.factors
     return once * options.repeat
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:
     """Returns how many batches `global_batches` makes of an epoch's samples."""
     return max(1, samples // global_batch)
+
+
+def sample_of(ds: ImageDataset, i: int, seed: int, epoch: int, index: int) -> tuple[torch.Tensor, dict]:
+    """Returns image i of a data set and its target, of tiles moved as this sample of an epoch has them."""
+    return ds.drawn(i, sample_rng(seed, epoch, index, TILE)) if isinstance(ds, Tiles) else ds[i]
 
 
 class TrainLoader:
@@ -194,7 +202,7 @@ class _Samples:
         for epoch, index in keys:
             position = index % len(self.ds)
             try:
-                image, target = self.ds[position]
+                image, target = sample_of(self.ds, position, self.seed, epoch, index)
                 dropped += take_dropped()
                 if self.augment is not None:
                     rng = sample_rng(self.seed, epoch, index, AUGMENTATION)

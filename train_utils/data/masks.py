@@ -53,7 +53,8 @@ class MaskSource(Protocol):
     """What a format needs for its masks; row: of the image in the table, size: its (H, W).
 
     It may have two more, by which a change of the data is noticed: `mask_checksums(first) -> uint32 [I]`, of each
-    image's masks as the table has them, and `mask_path(row)`, where an image's masks are a file.
+    image's masks as the table has them, and `mask_path(row)`, where an image's masks are a file. And `crops_of(numbers,
+    size)`, where some objects of an image (int64 [N]) are sooner at hand than all.
     """
 
     def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
@@ -63,6 +64,13 @@ class MaskSource(Protocol):
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
         """Returns N masks as COCO has them: polygons [[x1, y1, x2, y2, ...], ...] or an RLE {"size", "counts": str}."""
         ...
+
+
+def some_crops(masks: MaskSource, row: int, objects: slice, numbers: np.ndarray, size: tuple[int, int]) -> CroppedMasks:
+    """Returns the masks of these objects, int64 [N], of an image that has `objects`."""
+    if hasattr(masks, "crops_of"):
+        return masks.crops_of(numbers, size)
+    return masks.crops(row, objects, size)[torch.from_numpy(numbers - objects.start)]
 
 
 class PolygonsAndRle:
@@ -80,7 +88,11 @@ class PolygonsAndRle:
 
     def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
         """Decodes the RLEs, and the polygons by way of RLEs."""
-        return cropped_masks([self.rle(k, size) for k in range(objects.start, objects.stop)], size)
+        return self.crops_of(np.arange(objects.start, objects.stop), size)
+
+    def crops_of(self, numbers: np.ndarray, size: tuple[int, int]) -> CroppedMasks:
+        """Returns the masks of some objects of one image, int64 [N]."""
+        return cropped_masks([self.rle(k, size) for k in numbers.tolist()], size)
 
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
         """Returns polygons and RLEs as the data has them."""

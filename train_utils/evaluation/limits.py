@@ -12,7 +12,7 @@ from train_utils.data.images import BYTES, CHANNELS, DEPTH, NARROWED, PAGES, TRA
 
 MAX_DETS = 100  # of a class in an image, COCO's
 DROPPED = {
-    PAGES: "pages after the first, which are left out (--pages channels reads all)",
+    PAGES: "pages after the first, which are left out (--pages channels reads all as channels, each as images)",
     TRANSPARENCY: "transparency, which is left out",
     CHANNELS: "channels beyond grey, colour and alpha, which are left out (--channels N reads all)",
     DEPTH: "more than 8 bits, read as 0 to 65535, as there is no --value-range: small values come out dark",

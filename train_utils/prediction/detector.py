@@ -23,9 +23,9 @@ from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
 from train_utils.prediction.exporting.export import Export, export_model, format_of
+from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
-from train_utils.prediction.tiles import TiledModel, Tiling, tiling_of
 from train_utils.show.image_lists import find_images, pages_of
 from train_utils.show.video import is_video
 
@@ -42,7 +42,7 @@ class Wanted(NamedTuple):
     mask_threshold: float
     batch_size: int
     strict: bool
-    tiling: Tiling | None
+    looking: LookingOptions
 
 
 class Detector:
@@ -92,7 +92,8 @@ class Detector:
         batch_size: int = 4,
         strict: bool = True,
         tile: int | str | None = None,
-        overlap: float = 0.2,
+        overlap: float | None = None,
+        tta: str | None = None,
     ) -> Results | list[Results] | Iterator[Results]:
         """Finds objects: Results of one image, a list of those of several, an iterator where an iterator gives them.
 
@@ -101,21 +102,21 @@ class Detector:
         score: least score; classes: names, None for all; mask_threshold: a mask's pixels are those with a probability
         above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
         read is an error, else it is left out with a warning; tile: images are looked at in tiles of so many pixels a
-        side ("auto": a size that suits the images of training), of which neighbours share `overlap` of a side, and
-        what they show is joined. Of a model that takes each page as an image, a file of several pages is several.
+        side ("auto": those of training, or of a size that suits its images), of which neighbours share `overlap` of a
+        side (default 0.2, with "auto" that of training), and what they show is joined; tta: "flips" averages over the
+        mirror images that training had. Of a model that takes each page as an image, a file of several pages is
+        several.
         """
-        tiling = None
-        if tile is not None:
-            with speaking_python():
-                tiling = tiling_of(tile, overlap, 0.0, self.model.config, self.content)
+        with speaking_python():
+            looking = LookingOptions(tile=tile if tile is None else str(tile), overlap=overlap, tta=tta)
         each_page = self.model.config.pages == EACH_PAGE
         if each_page and isinstance(images, str | Path) and is_one_image(images):
             pages = pages_of(user_path(images))
             images = pages if len(pages) > 1 else images
         if is_one_image(images):
-            (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True, tiling=tiling))
+            (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True, looking=looking))
             return one
-        wanted = Wanted(score, classes, mask_threshold, batch_size, strict, tiling)
+        wanted = Wanted(score, classes, mask_threshold, batch_size, strict, looking)
         if isinstance(images, str | Path):
             with speaking_python():
                 images = find_images([str(images)])
@@ -136,9 +137,8 @@ class Detector:
         thresholds = wanted.score, wanted.mask_threshold, wanted.classes, wanted.strict
         smallest = self.content.get("smallest_scale")
         with speaking_python():
-            model = self.model.eval()
-            tiled = model if wanted.tiling is None else TiledModel(model, wanted.tiling, wanted.mask_threshold)
-            predictor = Predictor(tiled, self.label_map, *thresholds, smallest)
+            looking = wanted.looking.looking(self.model.eval(), self.content, wanted.mask_threshold)
+            predictor = Predictor(looking, self.label_map, *thresholds, smallest)
         at_once = 1 if one_by_one(self.device) else wanted.batch_size * BATCHES_AHEAD
         count = len(images) if hasattr(images, "__len__") else None
         silent = None if "ipykernel" not in sys.modules else False  # a notebook is no terminal

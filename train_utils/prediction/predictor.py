@@ -28,14 +28,14 @@ from train_utils.data.images.windows import Windows
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import Limit, dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import labels_of
-from train_utils.prediction.tiles import TiledModel
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
-OVERVIEW = 4000  # pixels a side that are drawn of an image that is read in parts
+OVERVIEW = 4000  # pixels a side that are drawn of an image that is read in parts, or is large and looked at in tiles
 
 # of a Predictor: sums of images'
 TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "empty", "foreign", "dropped", "left_out")
@@ -170,19 +170,19 @@ class Predictor:
         return results, sum(int(coco_mask.area(result["segmentation"])) == 0 for result in results)
 
     def draw(
-        self, found: dict, image: torch.Tensor, style: Style, masks: CroppedMasks | None = None
+        self, found: dict, image: torch.Tensor, style: Style, masks: CroppedMasks | None = None, longest: int = LONGEST
     ) -> tuple[Image.Image, bool]:
         """Returns the image with its detections on it, and whether it is smaller than asked for.
 
-        A JPEG has at most LONGEST pixels a side, what is drawn of Windows OVERVIEW. masks: `masks`, where these are at
-        hand.
+        longest: pixels a side that it has at most: a JPEG has LONGEST, what is drawn of Windows OVERVIEW. masks: as
+        `masks`, where these are at hand.
         """
-        size, most = tuple(image.shape[-2:]), LONGEST
+        size = tuple(image.shape[-2:])
         if isinstance(image, Windows):
-            image, most = image.overview(OVERVIEW), OVERVIEW
+            image, longest = image.overview(OVERVIEW), min(longest, OVERVIEW)
         image, style = shown(image, style.channels), replace(style, channels=None)
-        fits, wanted = fitting_size(size, (most, most)), magnified(size, style.magnify)
-        style = replace(style, magnify=max(min(wanted, LONGEST // max(fits)), 1))
+        fits, wanted = fitting_size(size, (longest, longest)), magnified(size, style.magnify)
+        style = replace(style, magnify=max(min(wanted, longest // max(fits)), 1))
         boxes = scale_boxes(found["boxes"], size, fits)
         if masks is None or fits != size:
             masks = self.masks({**found, "boxes": boxes}, fits)
@@ -263,8 +263,7 @@ class Predictor:
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
         if self.reduced:
-            most = f"a JPEG has at most {LONGEST:,} pixels a side, an overview of an image read in parts {OVERVIEW:,}"
-            print(f"{self.reduced} image(s) are drawn smaller: {most}")
+            print(f"{self.reduced} image(s) are drawn smaller: a JPEG has at most {LONGEST:,} pixels a side")
         if self.sizes and (self.best is None or self.best[0] < self.least_score):
             print(self._nothing_found())
         left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)

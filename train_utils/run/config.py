@@ -20,6 +20,7 @@ from train_utils.cli.parser import Parser
 from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.objects.fitting import AUTO, FITTED
 from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
+from train_utils.data.tiles.tiling import TrainingTiles
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.processes.distributed import TIMEOUT
 
@@ -171,7 +172,7 @@ class OtherProjects(Settings):
 
 
 @dataclass(frozen=True)
-class RunConfig(OtherProjects, Optimisation, Running, Augmentation, LoaderOptions, DataOptions):
+class RunConfig(OtherProjects, Optimisation, Running, Augmentation, TrainingTiles, LoaderOptions, DataOptions):
     """A training run: every option, and the fields of MaskRCNNConfig that differ from their defaults.
 
     None stands for what `defaults.resolve` fills in.

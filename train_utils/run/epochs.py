@@ -25,6 +25,7 @@ from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.advice import lines_on_fit
 from train_utils.evaluation.limits import Limit, dropped_limits, record_of, smallest_scale
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import counted, pasted, visible
 from train_utils.logs.board import TensorBoard
@@ -39,7 +40,7 @@ from train_utils.run import resume
 from train_utils.run.config import RunConfig
 from train_utils.run.defaults import usual_rate
 from train_utils.run.ema import EMA
-from train_utils.run.evaluation import EvalResult, evaluate
+from train_utils.run.evaluation import EvalResult, evaluate, limits_of_tiles
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
 from train_utils.run.reports import (
     PACE_STEPS,
@@ -220,7 +221,8 @@ class Trainer:
         )
         whole = self.loader.samples
         if whole > (used := steps * self.global_batch):
-            self.say(f"an epoch has {used} of {whole} images, others each time: the rest would not fill a batch")
+            what = "images" if config.tile is None else "tiles"
+            self.say(f"an epoch has {used} of {whole} {what}, others each time: the rest would not fill a batch")
         if config.data_path is not None and self.run.additions.splits is None:
             lines = lines_on_fit(self.splits.train, self.state.model.config)
             check = f"{start_of('tools.check_data')} {pasted(config.data_path)}"
@@ -327,8 +329,12 @@ class Trainer:
                 self.stop.leave_if_requested()
                 shown.add(len(batch.images) + len(batch.skipped))
 
-            max_dets = self.config.max_dets
-            return evaluate(model, self.val_loader, self.splits.val, self.world, SAMPLES, one_more, max_dets)
+            seen = model if self.config.tiling is None else TiledModel(model, self.config.tiling, losses=True)
+            where, max_dets = (self.val_loader, self.splits.val, self.world), self.config.max_dets
+            result = evaluate(seen, *where, SAMPLES, one_more, max_dets)
+            if isinstance(seen, TiledModel):
+                result.limits.extend(limits_of_tiles(seen, self.world))
+            return result
 
     def report(self, epoch: int, averages: dict[str, float], result: EvalResult) -> None:
         """Prints and writes an epoch's numbers."""
@@ -374,6 +380,7 @@ class Trainer:
     def say_rewritten(self) -> None:
         """Prints that files of the data have changed since the run began."""
         for role, part in self.splits.by_role().items():
+            part = part.whole
             changed = rewritten(part, self.run.states[role])
             line = f"{role}: files of {int(changed.sum())} image(s) have been changed since the run began"
             if changed.any() and line not in self.reported:
@@ -385,7 +392,7 @@ class Trainer:
         """Returns a line on the run for its curves."""
         config, model, train = self.config, self.state.model.config, self.splits.train
         return (
-            f"{self.folder.resolve().name}: {model.backbone} {model.variant}, {len(train)} training and "
+            f"{self.folder.resolve().name}: {model.backbone} {model.variant}, {len(train.whole)} training and "
             f"{len(self.splits.val)} validation images, {len(train.label_map)} class(es), "
             f"{self.global_batch} images a step, {config.optimizer}, rate {config.lr:g}"
         )

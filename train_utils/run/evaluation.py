@@ -33,6 +33,7 @@ from train_utils.evaluation.limits import (
     shrunk_images,
 )
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results, write_record, write_results
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import LESS_IN_EVALUATION, explaining_lack_of_memory
 from train_utils.processes.distributed import World
 
@@ -66,7 +67,7 @@ class EvalResult:
 
 @torch.inference_mode()
 def evaluate(
-    model: MaskRCNN,
+    model: MaskRCNN | TiledModel,
     loader: EvalLoader,
     data_set: ImageDataset,
     world: World,
@@ -94,7 +95,7 @@ def evaluate(
         parts.append(found)
         for image, target, detection in zip(batch.images, batch.targets, detections, strict=True):
             if len(samples) < keep_samples:
-                samples.append((image, target, {key: value.cpu() for key, value in detection.items()}))
+                samples.append((image, target, {key: value.to("cpu") for key, value in detection.items()}))
         if on_batch:
             on_batch(batch)
     turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
@@ -173,8 +174,13 @@ def measure(
     sizes = map(tuple if tiling is None else tiling.tile_size, data_set.sizes.tolist())
     result.limits.extend(shrunk_images(sizes, model.config, smallest_scale))
     if tiling is not None:
-        result.limits.extend(model.limits(sum(world.gather(model.counted)).tolist()))
+        result.limits.extend(limits_of_tiles(model, world))
     return result
+
+
+def limits_of_tiles(model: TiledModel, world: World) -> list[Limit]:
+    """Returns what cut the detections in the tiles of all processes."""
+    return model.limits(sum(world.gather(model.counted)).tolist())
 
 
 def of_limits(max_dets: int, limits: list[Limit]) -> dict[str, Any]:

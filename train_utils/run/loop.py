@@ -24,12 +24,15 @@ from train_utils.checkpoints.held_out import SHARE, Scored, fingerprint, open_sc
 from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.cli.busy import say_if_busy
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
+from train_utils.data.in_python.data_sets import Pairs
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.data.loaders import image_factors, steps_per_epoch
 from train_utils.data.objects import balance
 from train_utils.data.objects.fitting import AUTO, asks_for_fit, fitted
 from train_utils.data.opening import DataSplits, open_data
+from train_utils.data.tiles.cutting import Tiles
 from train_utils.evaluation.evaluators import choose_evaluator
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.memory import returning_freed_memory
 from train_utils.io.plain_text import counted, visible
@@ -63,9 +66,9 @@ def run(
         start = read_options(given, output_dir, world)
         say = print if world.is_main else lambda *_, **__: None
         scored, splits, states = open_alike(start, given, additions, world, say)
+        data = "" if scored else fingerprint(splits.train)
         splits = follow_data(start, splits, world, say)
         config, checkpoint = start.config, start.checkpoint
-        data = "" if scored else fingerprint(splits.train)
         if checkpoint and not scored:
             start.notes += resume.check_data(config, checkpoint, splits, data, states)
         folder = None if scored else world.on_main(own_folder, start, output_dir, at_end)
@@ -162,6 +165,8 @@ def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..
     config = start.config
     if not config.test_only:
         refuse_nothing_to_learn(splits.train)
+        splits, about_tiles = cut_into_tiles(config, splits)
+        say(*map(visible, about_tiles), sep="\n", end="\n" * bool(about_tiles))
         model, about_sizes = fitted(config.model, splits.train)
         config = replace(config, model=model)
         samples = balance.samples_per_epoch(image_factors(splits.train, config))
@@ -175,6 +180,20 @@ def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..
     start.config, splits, lines = with_images(config, splits, start.checkpoint, start.begun, world)
     say(*map(visible, lines), sep="\n", end="\n" * bool(lines))
     return splits
+
+
+def cut_into_tiles(config: RunConfig, splits: DataSplits) -> tuple[DataSplits, list[str]]:
+    """Returns the data with the training images as tiles, where --tile asks for it, and lines that say so."""
+    if config.tiling is None:
+        return splits, []
+    if isinstance(splits.train, Pairs):
+        raise InputError("--tile cuts the images of a path: of a torch Dataset give tiles, or leave tile out")
+    tiles = Tiles(splits.train, config.tiling, config.tile_negatives)
+    lines = [
+        f"train: {tiles.describe_cut()}",
+        "val: images are looked at in such tiles, whose detections are joined; losses are the means of tiles",
+    ]
+    return splits._replace(train=tiles), lines
 
 
 def own_folder(start: Start, output_dir: str, at_end: ExitStack) -> Path:
@@ -273,6 +292,8 @@ def test(run: Run, model: MaskRCNN, scored: Scored, folder: Path) -> None:
     if run.checkpoint and "ema" in run.checkpoint:
         model.load_state_dict(run.checkpoint["ema"])
     run.world.on_main(folder_to_write, folder)  # rather now than after hours
+    if run.config.tiling is not None:
+        model = TiledModel(model, run.config.tiling, losses=True)
     smallest, max_dets = (run.checkpoint or {}).get("smallest_scale"), run.config.max_dets
     result = measure(model, scored.data_set, run.config, run.world, max_dets, smallest)
     for name in result.found.skipped:

@@ -48,7 +48,10 @@ def image_rows(samples: Iterable[tuple], label_map: LabelMap, geometry: str) -> 
         size, small = tuple(image.shape[-2:]), fitting_size(image.shape[-2:], DRAWN, enlarge=True)
         image, objects, regions = resized_to_draw(image, target["boxes"], target["masks"], small)
         boxes = scale_boxes(boxes, size, small)
-        masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, small, geometry)
+        if "masks" in detection:  # of tiles
+            masks = detection["masks"][shown].resize(small)
+        else:
+            masks = mask_probs_to_bool(detection["mask_probs"][shown], boxes, small, geometry)
         truth = draw_detections(image, objects, target["labels"], None, regions, label_map.name, style)
         rows.append((truth, draw_detections(image, boxes, labels, scores, masks, label_map.name, style)))
     return rows

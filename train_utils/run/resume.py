@@ -183,7 +183,7 @@ def check_data(
     """
     same, allowed = checkpoint["progress"]["data"] == data, DATA in allowed_names(config)
     if "data" in checkpoint:
-        parts = {role: getattr(splits, role) for role in states}
+        parts = {role: getattr(splits, role).whole for role in states}
         found = {role: data_state.compare(checkpoint["data"][role], states[role], parts[role]) for role in parts}
         changed = [f"{role}: {', '.join(what)}" for role, (what, _) in found.items() if what]
         said = [f"{role}: {line}" for role, (_, lines) in found.items() for line in lines]

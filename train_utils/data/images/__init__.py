@@ -97,13 +97,17 @@ def read_image(
             image = torch.from_numpy(values).permute(2, 0, 1).contiguous()  # [3, H, W]
         else:
             image = scaled(values.transpose(2, 0, 1), reading, overwrite=True)
-        if reading.value_range is not None:
-            left_out += [BYTES] * (image.dtype == torch.uint8)
-        else:  # floats in 0..1 need no range
-            left_out += [DEPTH] * (values.dtype.kind in "ui" and values.dtype != np.uint8)
         if not to_look_at:
-            _dropped.update(left_out)
+            _dropped.update(left_out + said_of(values, reading))
     return image
+
+
+def said_of(values: np.ndarray, reading: Reading) -> list[str]:
+    """Returns what is to be said of values in a file's units beside a value range, or without one."""
+    in_bytes = values.dtype == np.uint8
+    if reading.value_range is not None:
+        return [BYTES] * in_bytes
+    return [DEPTH] * (values.dtype.kind in "ui" and not in_bytes)  # floats in 0..1 need no range
 
 
 def raw_values(path: str | Path) -> np.ndarray:

@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, EACH_PAGE, FIRST_PAGE
 from train_utils.data.images import (
-    DEPTH,
     PAGES,
     UPRIGHT,
     array_of,
@@ -40,6 +39,7 @@ from train_utils.data.images import (
     naming,
     plain_values,
     read_image,
+    said_of,
     tiff_in_words,
     turned_values,
     unguarded,
@@ -69,6 +69,8 @@ class Windows:
     def __init__(self, path: str, reading: Reading, rotate: bool, size: tuple[int, int]) -> None:
         self.path, self.reading, self.rotate = path, reading, rotate
         self.shape, self.device = torch.Size((reading.channels, *size)), torch.device("cpu")
+        self._opened: list[_Store] = []  # one, once a part is read; shared with what `to` returns
+        self._counted = False  # whether what is said of its values has been counted
 
     def __reduce__(self) -> tuple[type, tuple]:  # another process opens the file itself
         return Windows, (self.path, self.reading, self.rotate, tuple(self.shape[1:]))
@@ -97,31 +99,34 @@ class Windows:
         """Returns the image reduced so that no side has more than `most` pixels: means of squares, [C, h, w]."""
         count, height, width = self.shape
         k = math.ceil(max(height, width) / most)
-        step, parts = k * max(1, ROWS_AT_ONCE // (count * width * k)), []
+        step, found = k * max(1, ROWS_AT_ONCE // (count * width * k)), None
         for top in range(0, height, step):
             part = self.window(top, 0, min(top + step, height), width).cpu()
             mean = F.avg_pool2d(part.float()[None], k, ceil_mode=True, count_include_pad=False)[0]
-            parts.append(mean.round().to(torch.uint8) if part.dtype == torch.uint8 else mean)
-        return torch.cat(parts, 1)
+            if found is None:  # at once: small results between large temporary arrays would keep these from being freed
+                found = torch.empty(count, math.ceil(height / k), math.ceil(width / k), dtype=part.dtype)
+            found[:, top // k : top // k + mean.shape[1]] = mean.round() if part.dtype == torch.uint8 else mean
+        return found
 
-    @functools.cached_property
+    @property
     def _store(self) -> _Store:
-        return _store_of(self.path, self.rotate, self.reading)
+        if not self._opened:
+            self._opened.append(_store_of(self.path, self.rotate, self.reading))
+        return self._opened[0]
 
     def _raw(self, box: Box) -> np.ndarray:
         raw, alpha = self._store.read(box)
         return fitted(raw, alpha, self.reading)  # [N, h, w]
 
     def _scaled(self, raw: np.ndarray) -> torch.Tensor:
-        if raw.dtype == np.uint8:
-            return scaled(raw, self.reading)
-        return scaled(raw, self._fixed)
+        if not self._counted:
+            count_left_out(said_of(raw, self.reading))
+            self._counted = True
+        return scaled(raw, self.reading if raw.dtype == np.uint8 else self._fixed)
 
     @functools.cached_property
     def _fixed(self) -> Reading:
         """The reading with one value range for the whole image, as whole images have it."""
-        if self.reading.value_range is None:
-            count_left_out([DEPTH])
         if self.reading.value_range is None or len(self.reading.value_range) == 2:
             return self.reading
         (percent,), sample = self.reading.value_range, np.concatenate(list(self._sample()), 1)

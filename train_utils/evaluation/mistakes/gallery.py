@@ -15,6 +15,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.data.images.shown import shown
+from train_utils.data.images.windows import Windows
 from train_utils.evaluation.mistakes.errors import (
     BOTH,
     CLASS,
@@ -133,6 +134,7 @@ def _draw(
         detections = [d for d in detections if shown.detections[d]]
         drawing = _outlines(shown, truth, results, objects, detections, tuple(image.shape[-2:]))
         used = len(json.dumps(drawing))
+        image = image.overview(UNITS) if isinstance(image, Windows) else image
         drawing["image"] = _small(image, ROOM // len(order) - used)
         room -= used + len(drawing["image"])
         if room < 0:

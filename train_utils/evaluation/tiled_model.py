@@ -9,142 +9,49 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from backbone.errors import InputError
-from backbone.settings import Settings, setting
 from network_files import MaskRCNN, MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
-from network_files.transform import WHITE
+from train_utils.data.tiles.cutting import cut_target
+from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.evaluation.limits import Limit, full_images, scale_of
-
-Size = tuple[int, int]  # height, width
+from train_utils.evaluation.mirrored_model import MirroredModel
 
 AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
-MOST_OVERLAP = 0.5  # of a side: with more, tiles would overlap that are no neighbours
 TILES_AT_ONCE = 8  # on a GPU
-AUTO = "auto"
-AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
-EVEN = 32  # pixels: sides of tiles are multiples of it, as networks pad to one
+SHOWN_AFTER = 3.0  # seconds, from which on a bar says how many tiles are done
 MOST_PROPOSALS = 10_000  # of a tile
 
 
-@dataclass(frozen=True)
-class TileOptions(Settings):
-    """Large images: looked at in tiles, whose detections are joined."""
-
-    tile: str | None = setting(
-        None,
-        "look at images in tiles of so many pixels a side and join what they show; auto: of a size that suits the "
-        "images of training",
-        metavar="SIZE",
-    )
-    overlap: float = setting(0.2, "share of a tile's side that neighbours have in common", least=0, most=MOST_OVERLAP)
-    tile_empty: float = setting(
-        0.0, "a tile whose values differ by at most this in each channel is left out (of 255; below 0: none is)"
-    )
-
-    def tiling(self, config: MaskRCNNConfig, content: Mapping[str, Any]) -> Tiling | None:
-        """Returns how images are cut, None without --tile; config: the model's, content: of its file."""
-        return None if self.tile is None else tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How an image is cut: tiles of at most `side` pixels a side, of which neighbours share `overlap` of that or more.
-
-    empty: a tile whose values differ by at most so much in each channel is not looked at (of 255; below 0: all are);
-    scale: at which the network sees tiles, which are then no larger than they need be; None: at that of images of their
-    size. Raises InputError for what cannot be.
-    """
-
-    side: int
-    overlap: float = 0.2
-    empty: float = 0.0
-    scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.side < 32:
-            raise InputError(f"--tile {self.side}: a tile has at least 32 pixels a side")
-        if not 0 <= self.overlap <= MOST_OVERLAP:
-            raise InputError(f"--overlap {self.overlap:g}: it is a share of a tile's side, 0 to {MOST_OVERLAP:g}")
-
-    def tile_size(self, size: Size) -> Size:
-        """Returns (h, w) of each tile of an image of `size` (H, W): no more than its tiles need to share `overlap`."""
-        return tuple(self._along(length)[1] for length in size)
-
-    def boxes(self, size: Size) -> Tensor:
-        """Returns the tiles of an image of `size` (H, W), int64 [T, 4] x1 y1 x2 y2, row by row, of equal sizes."""
-        (ys, high), (xs, wide) = (self._along(length) for length in size)
-        return torch.tensor([[x, y, x + wide, y + high] for y in ys for x in xs])
-
-    def _along(self, length: int) -> tuple[list[int], int]:
-        """Returns where tiles begin along a side, evenly from border to border, and how long they are."""
-        if length <= self.side:
-            return [0], length
-        shared = math.ceil(self.side * self.overlap)
-        count = math.ceil((length - shared) / max(self.side - shared, 1))
-        side = self.side
-        if self.scale is not None:
-            side = min(math.ceil((length + (count - 1) * shared) / count / EVEN) * EVEN, side)
-        return [round(i * (length - side) / (count - 1)) for i in range(count)], side
-
-    def is_empty(self, tile: Tensor) -> bool:
-        """Returns whether a tile [C, h, w] shows too little to be looked at."""
-        if self.empty < 0:
-            return False
-        low, high = (value.double() for value in tile.flatten(1).aminmax(dim=1))
-        white = WHITE.get(tile.dtype, 1)
-        return float((high - low).max()) * 255 / white <= self.empty
-
-
-def tiling_of(
-    tile: str | int, overlap: float, empty: float, config: MaskRCNNConfig, content: Mapping[str, Any]
-) -> Tiling:
-    """Returns the tiling that is asked for: pixels a side, or auto: AUTO_SIDES as wide as the largest training image.
-
-    Where images as large as a tile would be shrunk more than those of training were, tiles are seen at the scale of
-    these. config: the model's; content: of its file, which says what that is. Raises InputError for other words, and
-    where auto is not known.
-    """
-    least, own = content.get("smallest_scale"), config.min_size[-1]
-    least = least if isinstance(least, float) and not config.fixed_size else None
-    if str(tile) != AUTO:
-        if not str(tile).isdecimal():
-            raise InputError(f"--tile {tile}: give the pixels of a tile's side, or auto")
-        return Tiling(int(tile), overlap, empty, least if least and int(tile) * least > own else None)
-    if not least:
-        raise InputError("--tile auto: these weights do not say how large the images of training were; give pixels")
-    side = round(max(min(AUTO_SIDES * own, AUTO_MOST), own) / least)
-    return Tiling(max(side, 32), overlap, empty, least if side * least > own else None)
-
-
 class TiledModel(nn.Module):
-    """A model that looks at images in tiles; it is called as the model is, without losses.
+    """A model that looks at images in tiles; it is called as the model is.
 
     Detections have `masks` (CroppedMasks), those of an image that is seen whole the model's own mask_probs; and
     `tiles`, int64 [3]: how many tiles there are, have as many detections as the model may find, are left out as empty.
-    mask_threshold: a mask's pixels are those with a probability above it. counted: the sum of `tiles` so far.
+    mask_threshold: a mask's pixels are those with a probability above it; losses: give the mean of the tiles' losses,
+    too, where there are targets. counted: the sum of `tiles` so far.
     """
 
     detections_per_image = None  # has no limit
+    bar = False  # whether a terminal is shown how many tiles of an image are done, where that takes long
 
-    def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5) -> None:
+    def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5, losses: bool = False) -> None:
         super().__init__()
         self.whole = model  # for images that it does not shrink below the scale
-        if not isinstance(model, MaskRCNN):  # an exported file's is what it is
+        if not isinstance(model, MaskRCNN | MirroredModel):  # an exported file's is what it is
             tiling = replace(tiling, scale=None)
         if tiling.scale is not None:
             model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
-        self.model, self.tiling, self.mask_threshold = model, tiling, mask_threshold
+        self.model, self.tiling, self.mask_threshold, self.losses = model, tiling, mask_threshold, losses
         self.counted = torch.zeros(3, dtype=torch.int64)
 
     @property
@@ -155,39 +62,55 @@ class TiledModel(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
     ) -> list[dict] | tuple[dict, list[dict]]:
-        """Returns the detections of images [C, H, W], or Windows, with targets ({}, detections): tiles have no loss."""
+        """Returns the detections of images [C, H, W], or Windows, with targets (losses, detections)."""
         if paste_masks:
             raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
-        found = [self._detect(image) for image in images]
-        for one in found:
+        sums: dict[str, Tensor] = {}
+        found = []
+        for i, image in enumerate(images):
+            target = targets[i] if targets is not None and self.losses else None
+            losses, one = self._detect(image, target)
+            found.append(one)
             self.counted += one["tiles"]
-        return found if targets is None else ({}, found)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value / len(images)
+        return found if targets is None else (sums, found)
 
-    def _detect(self, image: Tensor) -> dict:
+    def _detect(self, image: Tensor, target: dict | None) -> tuple[dict[str, Tensor], dict]:
+        """Returns the mean losses of an image's tiles, none without a target, and its detections."""
         size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
         tiles = self.tiling.boxes(size)
         if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
-            (found,) = self.whole([image[:, :, :]], paste_masks=False)
+            losses, (found,) = looked_at(self.whole, [image[:, :, :]], None if target is None else [target])
             full = len(found["scores"]) >= self.whole.config.box_detections_per_img
-            return {**found, "tiles": torch.tensor([1, int(full), 0])}
+            return losses, {**found, "tiles": torch.tensor([1, int(full), 0])}
         if self.tiling.scale is not None:
             sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
             self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
         at_once, seen, found, waiting = 1 if image.device.type == "cpu" else TILES_AT_ONCE, [], [], []
-        for t, (x1, y1, x2, y2) in enumerate(tiles.tolist()):
+        sums: dict[str, Tensor] = {}
+        hidden = None if self.bar else True  # None: where it is no terminal
+        for t, (x1, y1, x2, y2) in enumerate(
+            tqdm(tiles.tolist(), unit="tile", leave=False, delay=SHOWN_AFTER, disable=hidden)
+        ):
             view = image[:, y1:y2, x1:x2]  # of a large file read here
             if not self.tiling.is_empty(view):
                 seen.append(t)
                 waiting.append(view)
             if waiting and (len(waiting) == at_once or t == len(tiles) - 1):
-                some, waiting = self.model(waiting, paste_masks=False), []
+                cut = target and [cut_target(target, tuple(tiles[k].tolist())) for k in seen[-len(waiting) :]]
+                losses, some = looked_at(self.model, waiting, cut)
                 found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0) + value * len(waiting)
+                waiting = []
+        sums = {name: value / len(seen) for name, value in sums.items()}
         counts = [len(tiles), sum(len(one["scores"]) >= limit for one in found), len(tiles) - len(seen)]
         if not found:
             nothing = torch.zeros(0)
             found, seen = [{"boxes": torch.zeros(0, 4), "labels": nothing.long(), "scores": nothing,
                             "masks": CroppedMasks.empty(self.tiling.tile_size(size))}], [0]  # fmt: skip
-        return {**joined(found, tiles[seen], size), "tiles": torch.tensor(counts)}
+        return sums, {**joined(found, tiles[seen], size), "tiles": torch.tensor(counts)}
 
     def limits(self, counted: Sequence[int]) -> list[Limit]:
         """Returns what cut the detections; counted: the sum of `tiles`, over all processes."""
@@ -203,7 +126,14 @@ class TiledModel(nn.Module):
         return {**{key: found[key].cpu() for key in ("boxes", "labels", "scores")}, "masks": masks}
 
 
-def roomier(model: MaskRCNN, areas: float) -> MaskRCNN:
+def looked_at(model: nn.Module, images: list[Tensor], targets: list[dict] | None) -> tuple[dict, list[dict]]:
+    """Returns a model's losses, none without targets, and its detections."""
+    if targets is None:
+        return {}, model(images, paste_masks=False)
+    return model(images, targets, paste_masks=False)
+
+
+def roomier(model: MaskRCNN | MirroredModel, areas: float) -> MaskRCNN | MirroredModel:
     """Returns a model of the same weights with room for so many times the proposals and detections."""
     same = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     larger, room = copy.deepcopy(model, same), {}

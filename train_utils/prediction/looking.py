@@ -1,0 +1,126 @@
+"""What commands say about how a trained model looks at images, in tiles and mirrored -> a model that does so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from backbone.errors import InputError
+from backbone.settings import Settings, setting
+from network_files import MaskRCNN, MaskRCNNConfig
+from train_utils.checkpoints.checkpoint import is_checkpoint
+from train_utils.cli.flags import given_settings
+from train_utils.data.augmentations.options import Augmentation
+from train_utils.data.tiles.tiling import LEAST_SIDE, MOST_OVERLAP, OVERLAP, Tiling, TrainingTiles
+from train_utils.evaluation.mirrored_model import MirroredModel
+from train_utils.evaluation.tiled_model import TiledModel
+
+AUTO, FLIPS = "auto", "flips"
+AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
+
+
+@dataclass(frozen=True)
+class TileOptions(Settings):
+    """Large images: looked at in tiles, whose detections are joined."""
+
+    tile: str | None = setting(
+        None,
+        "look at images in tiles of so many pixels a side and join what they show; auto: those of training, or of a "
+        "size that suits its images",
+        metavar="SIZE",
+    )
+    overlap: float | None = setting(
+        None,
+        f"share of a tile's side that neighbours have in common (default: {OVERLAP}; --tile auto: that of training)",
+        least=0,
+        most=MOST_OVERLAP,
+    )
+    tile_empty: float = setting(
+        0.0, "a tile whose values differ by at most this in each channel is left out (of 255; below 0: none is)"
+    )
+
+
+@dataclass(frozen=True)
+class LookingOptions(TileOptions):
+    """Surer detections: averages over several looks at an image."""
+
+    tta: str | None = setting(
+        None,
+        "flips: average boxes and masks over the mirror images that training had, in two times the time, four where "
+        "it had --vertical-flip",
+        choices=(FLIPS,),
+    )
+
+    def looking(
+        self, model: nn.Module, content: Mapping[str, Any], mask_threshold: float = 0.5
+    ) -> nn.Module | MirroredModel | TiledModel:
+        """Returns a model that looks at images as asked for: the given one, or one around it.
+
+        content: of its file; mask_threshold: see TiledModel. Raises InputError for what cannot be.
+        """
+        config = model.config
+        if self.tta is not None:
+            if not isinstance(model, MaskRCNN):
+                raise InputError(f"--tta {self.tta}: an exported file looks at an image once; give the checkpoint")
+            model = MirroredModel(model, trained_flips(content))
+        if self.tile is None:
+            return model
+        tiling = tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
+        return TiledModel(model, tiling, mask_threshold)
+
+
+def tiling_of(
+    tile: str | int, overlap: float | None, empty: float, config: MaskRCNNConfig, content: Mapping[str, Any]
+) -> Tiling:
+    """Returns the tiling that is asked for: pixels a side, or auto: AUTO_SIDES as wide as the largest training image.
+
+    Where training cut its images, auto is as it did, and tiles of that size are seen as there. Else where images as
+    large as a tile would be shrunk more than those of training were, tiles are seen at the scale of these. config: the
+    model's; content: of its file, which says what that is; overlap: None: as training's, or OVERLAP. Raises InputError
+    for other words, and where auto is not known.
+    """
+    trained = trained_tiling(content)
+    if overlap is None:
+        overlap = trained.overlap if trained and str(tile) == AUTO else OVERLAP
+    if trained and str(tile) in (AUTO, str(trained.side)):
+        return Tiling(trained.side, overlap, empty)
+    least, own = content.get("smallest_scale"), config.min_size[-1]
+    least = least if isinstance(least, float) and not config.fixed_size else None
+    if str(tile) != AUTO:
+        if not str(tile).isdecimal():
+            raise InputError(f"--tile {tile}: give the pixels of a tile's side, or auto")
+        return Tiling(int(tile), overlap, empty, least if least and int(tile) * least > own else None)
+    if not least:
+        raise InputError("--tile auto: these weights do not say how large the images of training were; give pixels")
+    side = round(max(min(AUTO_SIDES * own, AUTO_MOST), own) / least)
+    return Tiling(max(side, LEAST_SIDE), overlap, empty, least if side * least > own else None)
+
+
+def trained_tiling(content: Mapping[str, Any]) -> Tiling | None:
+    """Returns how the training of a checkpoint cut its images, None where it did not; content: of the weights' file."""
+    args = content.get("args") if is_checkpoint(dict(content)) else None
+    named = given_settings(TrainingTiles, args) if isinstance(args, dict) else {}
+    return TrainingTiles(**{name: value for name, value in named.items() if value is not None}).tiling
+
+
+def trained_flips(content: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Returns the axes of the mirror images that the training of a checkpoint had; of other weights left and right.
+
+    content: of the weights' file. Raises InputError where training had none.
+    """
+    args = content.get("args") if is_checkpoint(dict(content)) else None
+    named = given_settings(Augmentation, args) if isinstance(args, dict) else {}
+    axes = [axis for axis, name in ((2, "horizontal_flip"), (1, "vertical_flip")) if named.get(name)]
+    if named.get("quarter_turns"):
+        axes = [2, 1]
+    if "horizontal_flip" not in named:
+        axes = [2]
+    if not axes:
+        raise InputError(
+            f"--tta {FLIPS}: training mirrored no image (--horizontal-flip 0): the model does not know them"
+        )
+    both = ((2, 1),) if len(axes) == 2 else ()
+    return (*((axis,) for axis in axes), *both)
