@@ -16,7 +16,7 @@ from network_files.operators.padded import HostCopy, Padded, from_host, image_of
 
 OVERLAPS = 4_000_000  # computed at once
 OVERLAPS_GPU = 100_000_000
-NEAR = 1024  # boxes of many that are compared with the objects near them alone
+NEAR = 256  # boxes of many that are compared with the objects near them alone
 BELOW = -1  # overlaps every object by less than the low threshold: background
 BETWEEN = -2  # between the thresholds: neither object nor background, ignored
 
@@ -72,9 +72,11 @@ def _best(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def match_near(objects: Tensor, boxes: Tensor, high: float, low: float, keep_best: bool) -> Tensor:
     """Returns what `match` gives for objects [G, 4] and boxes [B, 4], for low > 0, without most of their overlaps.
 
-    Boxes that follow one another lie together, as anchors do: a portion of them is compared with those objects that
-    touch the box around it. The overlaps with all others are 0. For many objects the time is a fraction.
+    Boxes are taken in the order of their sizes and places. A portion of them is compared with those objects that touch
+    the box around it: the overlaps with all others are 0. For many objects the time is a fraction.
     """
+    order = _by_place(boxes)
+    boxes = boxes[order]
     best, index, peak = [], [], objects.new_zeros(len(objects))
     for near, iou in _near(objects, boxes):
         value, place = iou.max(0) if len(near) else (iou.sum(0), iou.new_zeros(iou.shape[1], dtype=torch.int64))
@@ -87,7 +89,17 @@ def match_near(objects: Tensor, boxes: Tensor, high: float, low: float, keep_bes
         peak = torch.where(peak > 0, peak, math.inf)
         is_best = torch.cat([(iou == peak[near, None]).any(0) for near, iou in _near(objects, boxes)])
         matched = torch.where(is_best, index, matched)
-    return matched
+    return torch.empty_like(matched).scatter_(0, order, matched)
+
+
+def _by_place(boxes: Tensor) -> Tensor:
+    """Returns an order of boxes [B, 4] in which those of about one size and place follow one another, int64 [B]."""
+    corner, end = boxes[:, :2], boxes[:, 2:]
+    size = (end - corner).amax(1).clamp(min=1).log2().floor()  # a box has 2^size to 2^(size + 1) pixels a side
+    column, row = ((corner + end) / 4 / size.exp2()[:, None]).floor().unbind(1)  # of squares of twice that side
+    by_row = torch.argsort(column, stable=True)
+    by_row = by_row[torch.argsort(row[by_row], stable=True)]
+    return by_row[torch.argsort(size[by_row], stable=True)]
 
 
 def _near(objects: Tensor, boxes: Tensor) -> Iterable[tuple[Tensor, Tensor]]:

@@ -12,6 +12,7 @@ import maskrcnn
 import predict
 import validation
 from backbone.errors import InputError
+from benchmarks.large_images.tiles import Found, cut
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
 from train_utils.data.tiles.tiling import Tiling
@@ -221,6 +222,16 @@ def test_the_fullest_tiles_are_those_with_most_detections():
     assert tiles[:, 0].tolist() == [0, 64, 128]
     assert large_drawings.fullest(tiles, boxes) == [1, 0]
     assert large_drawings.fullest(tiles, boxes, 1) == [1]
+
+
+def test_the_benchmark_counts_what_ends_at_a_tiles_border():
+    tiling, one = Tiling(64, 0.0), torch.tensor([1])
+    found = Found(torch.tensor([[40.0, 10, 64, 20]]), one)
+    for right, label, expected in ((80.0, 1, 1), (66.0, 1, 0), (80.0, 2, 0)):
+        whole = Found(torch.tensor([[40.0, 10, right, 20]]), label * one)
+        assert cut(found, whole, tiling, (64, 128)) == expected
+    inside = Found(torch.tensor([[40.0, 10, 55, 20]]), one)
+    assert cut(inside, Found(torch.tensor([[40.0, 10, 80, 20]]), one), tiling, (64, 128)) == 0
 
 
 def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monkeypatch, command):

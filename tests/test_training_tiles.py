@@ -1,6 +1,7 @@
 """Training on tiles of large images: what is cut, what an epoch has of it, and a run from start to prediction."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from tools.visualise_stages import StageOptions, sample_of_data
 from train_utils.checkpoints.checkpoint import load_file
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
+from train_utils.data.images import windows
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import TrainLoader
+from train_utils.data.masks import some_crops
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.data.tiles.cutting import Tiles, cut_target
@@ -70,7 +73,7 @@ def test_what_tiles_show_of_an_object_is_all_of_it_and_small_parts_are_ignored(l
     assert torch.equal(seen, whole["masks"].to_masks())
 
 
-def test_a_set_of_tiles_has_the_targets_counts_and_sizes_of_its_windows(large):
+def test_a_set_of_tiles_has_the_targets_counts_and_sizes_of_its_windows(large, monkeypatch):
     tiles = Tiles(large, Tiling(64, 0.0), 0.5)
     image = large.image(0)
     for i, (x1, y1, x2, y2) in enumerate(Tiling(64, 0.0).boxes((100, 200)).tolist()):
@@ -84,8 +87,21 @@ def test_a_set_of_tiles_has_the_targets_counts_and_sizes_of_its_windows(large):
     assert tiles.factors[~own].sum() == pytest.approx(0.5 * own.sum())
     one = Tiles(large, Tiling(200), 0.5)
     assert len(one) == 1 and torch.equal(one.target(0)["boxes"], large.target(0)["boxes"])  # a tile that is the image
+    in_parts, read = [], windows.Windows.window
+    monkeypatch.setattr(windows, "LARGE", 100)
+    monkeypatch.setattr(windows.Windows, "window", lambda *place: in_parts.append(read(*place)) or in_parts[-1])
+    assert torch.equal(tiles.image(1), image[:, :64, 45:109]) and in_parts[0].shape == (3, 64, 64)
     assert "1 image cut into 8 tiles of at most 64x64 pixels (--tile)" in tiles.describe_cut()
     assert f"{int((tiles.annotations.iscrowd == 1).sum())} of which are less than 25%" in tiles.describe_cut()
+
+
+def test_some_masks_of_a_source_that_gives_all_are_those_asked_for(large):
+    source, numbers = large.annotations.masks, np.array([1, 3])
+    of_all = SimpleNamespace(crops=source.crops)  # as most formats have it
+    one, two = (some_crops(masks, 0, slice(0, 5), numbers, (100, 200)) for masks in (source, of_all))
+    assert torch.equal(one.to_masks(), two.to_masks()) and torch.equal(
+        one.boxes, large.target(0)["masks"].boxes[[1, 3]]
+    )
 
 
 def test_an_epoch_has_each_tile_with_objects_and_others_in_proportion_alike_for_any_workers(large):
