@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from backbone.errors import InputError
+from backbone.tracing import is_traced
 
+NOTHING_KEPT = (), (), ()
 NORMS = ("frozen", "batch", "sync", "group")
 
 
@@ -27,20 +29,39 @@ class FrozenBatchNorm2d(nn.Module):
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self._kept: tuple = NOTHING_KEPT  # key, buffers and values in one: other threads see all of them
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Returns scale [C] and shift [C]."""
+        """Returns scale [C, 1, 1, 1], for a convolution's weight, and shift [C].
+
+        They are kept until a buffer changes, as autograd counts changes: one through `.data` is not seen.
+        """
+        buffers = self.weight, self.bias, self.running_mean, self.running_var
+        if is_traced(self.weight) or any(buffer.is_inference() for buffer in buffers):
+            return self._scale_and_shift()
+        key = self.eps, *(buffer._version for buffer in buffers)
+        kept, of, values = self._kept
+        if key != kept or any(one is not other for one, other in zip(of, buffers, strict=False)):
+            with torch.inference_mode(False), torch.no_grad():  # else no backward pass could keep them
+                values = self._scale_and_shift()
+            self._kept = key, buffers, values
+        return values
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+        return scale.view(-1, 1, 1, 1), self.bias - self.running_mean * scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": NOTHING_KEPT}  # a copy has other buffers
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         """Scales and shifts each channel."""
         scale, shift = self.scale_and_shift()
-        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+        return x * scale[:, 0].to(x.dtype) + shift.to(x.dtype)[:, None, None]
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
@@ -58,7 +79,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
         return x if norm is None else norm(x)
     scale, shift = norm.scale_and_shift()
     if conv.bias is not None:
-        shift = shift + conv.bias * scale
+        shift = shift + conv.bias * scale.flatten()
     geometry = conv.stride, conv.padding, conv.dilation
     return FoldedConvolution.apply(x, conv.weight, scale, shift, geometry, conv.groups)
 
@@ -66,7 +87,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
 class FoldedConvolution(torch.autograd.Function):
     """The convolution of x with weight * scale, and shift as its bias; no folded weight is kept for the backward pass.
 
-    scale [C] is a constant; geometry: stride, padding, dilation.
+    scale [C, 1, 1, 1] is a constant; geometry: stride, padding, dilation.
     """
 
     @staticmethod
@@ -76,14 +97,13 @@ class FoldedConvolution(torch.autograd.Function):
         """Convolves with the folded weight."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry, ctx.groups = geometry, groups
-        return F.conv2d(x, weight * scale.view(-1, 1, 1, 1), shift, *geometry, groups)
+        return F.conv2d(x, weight * scale, shift, *geometry, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Folds the weight again, and returns the gradients of x, weight and shift."""
         x, weight, scale = ctx.saved_tensors
-        scale = scale.view(-1, 1, 1, 1)
         x_grad, weight_grad, shift_grad = torch.ops.aten.convolution_backward(
             grad,
             x.to(grad.dtype),

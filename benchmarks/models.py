@@ -33,7 +33,8 @@ class Case:
     """What both models do.
 
     ours, theirs: bf16 or float32. size: of the images before they are resized; objects: in each (None: its own);
-    options: of both networks, by torchvision's names. exported: the format of the file that ours runs as.
+    options: of both networks, by torchvision's names. exported: the format of the file that ours runs as. fixed_size:
+    that ours pads all images to, its backbone as CUDA graphs on a GPU.
     """
 
     images: int = 1
@@ -48,6 +49,7 @@ class Case:
     recompute: bool = False
     compiled: bool = False
     exported: str | None = None
+    fixed_size: tuple[int, int] | None = None
 
 
 def build_sides(case: Case, settings: Settings, training: bool) -> tuple[MaskRCNN, nn.Module, list[Pair]]:
@@ -59,10 +61,11 @@ def build_sides(case: Case, settings: Settings, training: bool) -> tuple[MaskRCN
     pairs = photos(settings.data, case.images, case.size, case.objects)
     images, targets = as_torchvision(pairs[:1], torch.device("cpu"))
     options = {"backbone": case.backbone, **case.options}
-    small = {"min_size": 320, "max_size": 544}  # enough to make the weights alive, and quicker
+    # enough to make the weights alive, and quicker
+    small = {"min_size": min(320, options.get("min_size", 320)), "max_size": min(544, options.get("max_size", 544))}
     state = torchvision_model.live_state([(images[0], targets[0])], **options | small, trainable=TRAINED)
     theirs = torchvision_model.build(**options, trainable=TRAINED)
-    ours = create_model(91, **options, trainable_layers=TRAINED)
+    ours = create_model(91, **options, trainable_layers=TRAINED, fixed_size=case.fixed_size)
     for model in (ours, theirs):
         model.load_state_dict(state)
         model.to(settings.device).train(training)
@@ -70,7 +73,18 @@ def build_sides(case: Case, settings: Settings, training: bool) -> tuple[MaskRCN
         ours.recompute_activations()
     if case.compiled:
         ours.compile_parts()
+    if case.fixed_size and settings.device.type == "cuda":
+        capture_backbone(ours, case)
     return ours, theirs, pairs
+
+
+def capture_backbone(model: MaskRCNN, case: Case) -> None:
+    """Replaces the passes of the backbone of a model on a GPU by CUDA graphs, for batches of `case.images`."""
+    device = next(model.parameters()).device
+    sample = torch.zeros(case.images, 3, *case.fixed_size, device=device).to(memory_format=torch.channels_last)
+    # a weight that is cast once for all would be cast outside of the graph
+    with torch.autocast(device.type, case.ours, enabled=case.ours != torch.float32, cache_enabled=False):
+        torch.cuda.make_graphed_callables(model.backbone, (sample,))
 
 
 def prepare_inference(settings: Settings, case: Case) -> Sides:

@@ -6,7 +6,7 @@ H x W cells, R anchors per cell.
 import torch
 from torch import Tensor
 
-from network_files.operators.padded import is_traced
+from backbone.tracing import is_traced
 
 
 def cell_anchors(size: int, aspect_ratios: tuple[float, ...]) -> Tensor:

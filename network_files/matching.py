@@ -53,13 +53,17 @@ def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, kee
     low-quality rule): the boxes that overlap an object more than all others do (ties included) stand for the object
     that they overlap most, however little.
     """
-    best, index, peaks = zip(*map(_best, overlaps()), strict=True)
+    found, alone = [], None
+    for part in overlaps():
+        alone = None if found else part  # one part alone is kept, and not computed again
+        found.append(_best(part))
+    best, index, peaks = zip(*found, strict=True)
     best, index = torch.cat(best, -1), torch.cat(index, -1)  # [..., B]
     matched = index.masked_fill(best < high, BETWEEN).masked_fill_(best < low, BELOW)
     if keep_best:
         peak = torch.stack(peaks).amax(0)  # [..., G]
         peak = torch.where(peak > 0, peak, math.inf)[..., None]  # an object that no box touches has no best one
-        is_best = torch.cat([(iou == peak).any(-2) for iou in overlaps()], -1)
+        is_best = torch.cat([(iou == peak).any(-2) for iou in (overlaps() if alone is None else [alone])], -1)
         matched = torch.where(is_best, index, matched)
     return matched
 

@@ -243,12 +243,14 @@ class RoIHeads(Part, nn.Module):
         size: int,
         sparse_grad: bool = False,
         report: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
         """Runs RoIAlign for rois [K, 4] of these images, int64 [K], on P2..P5: [K, c, size, size].
 
-        report: is told rois, their levels and the result.
+        report: is told rois, their levels and the result; level: as of `roi_levels`, where it is known.
         """
-        level, ratio = roi_levels(rois, len(STRIDES)), self.config.roi_sampling_ratio
+        level = roi_levels(rois, len(STRIDES)) if level is None else level
+        ratio = self.config.roi_sampling_ratio
         pooled = roi_align(table, rois, batch_index, level, size, ratio, sparse_grad)
         if report is not None:
             report(rois, level, pooled)
@@ -290,8 +292,10 @@ class RoIHeads(Part, nn.Module):
         image = chosen.batch_index
         positive = chosen.positive
         sizes = self.config.mask_roi_size, self.config.box_roi_size
-        for_masks = self.pool(table, rois[positive], image[positive], sizes[0], sparse_grad=True)
-        for_boxes = self.pool(table, rois, image, sizes[1])
+        level = roi_levels(rois, len(STRIDES))
+        of_masks = rois[positive], image[positive], sizes[0]
+        for_masks = self.pool(table, *of_masks, sparse_grad=True, level=level[positive])
+        for_boxes = self.pool(table, rois, image, sizes[1], level=level)
         if self.training:
             table.release()
         losses = self.mask_branch_loss(for_masks, samples, objects, recorder)

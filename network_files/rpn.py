@@ -140,9 +140,10 @@ class RegionProposalNetwork(Part, nn.Module):
         before = cfg.rpn_pre_nms_top_n_train if self.training else cfg.rpn_pre_nms_top_n_test
         after = cfg.rpn_post_nms_top_n_train if self.training else cfg.rpn_post_nms_top_n_test
         best, references, objectness = [], [], []
+        image = torch.arange(len(logits[0]), device=logits[0].device).unsqueeze(1)
         for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
             score, top = logit.topk(min(before, logit.shape[1]), dim=1)  # [N, k]
-            best.append(delta.gather(1, top[..., None].expand(-1, -1, 4)))
+            best.append(delta[image, top])
             references.append(anchor[top])
             objectness.append(score)
             recorder(Stage.CANDIDATES, anchor=top)
@@ -159,7 +160,7 @@ class RegionProposalNetwork(Part, nn.Module):
         chosen = falling[:, : max(counts)]  # [N, P]
         if recorder is not SILENT:
             self._record_proposals(recorder, by_level, sizes, Padded(chosen, counts))
-        return Padded(boxes.gather(1, chosen[..., None].expand(-1, -1, 4)), counts)
+        return Padded(boxes[image, chosen], counts)
 
     @staticmethod
     def _record_proposals(recorder: Observer, by_level: list[Tensor], sizes: list[int], chosen: Padded) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import scale_to_sizes
 from network_files.operators.cropped_masks import CroppedMasks
-from network_files.operators.padded import Padded, from_host, image_of_each
+from network_files.operators.padded import Padded, constant, from_host, image_of_each
 from network_files.shared import Part, Shared, number
 
 Size = tuple[int, int]  # height, width
@@ -106,7 +106,7 @@ class Transform(Part):
         for i, image in enumerate(images):
             check_image(image, f"image {i}", in_range, config.channels)
         colours = config.image_mean, config.image_std
-        mean, std = (from_host(numbers, images[0].device, dtype).view(-1, 1, 1) for numbers in colours)
+        mean, std = (constant(tuple(numbers), images[0], dtype).view(-1, 1, 1) for numbers in colours)
         for i, image in enumerate(images):
             min_size = config.min_size[-1]
             if training and len(config.min_size) > 1:

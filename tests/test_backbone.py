@@ -1,5 +1,7 @@
 """ResNets and FPN: torchvision's names, shapes and numbers; norms; freezing."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -136,6 +138,34 @@ class TestFrozenBatchNorm:
         frozen.load_state_dict(batch.state_dict())
         x = torch.randn(2, 3, 4, 4)
         torch.testing.assert_close(frozen(x), batch.eval()(x))
+
+    def test_what_is_kept_follows_the_buffers(self):
+        norm, x = FrozenBatchNorm2d(3), torch.randn(2, 3, 4, 4)
+
+        def check():
+            wanted = (x - norm.running_mean[:, None, None]) * (norm.running_var + norm.eps).rsqrt()[:, None, None]
+            wanted = wanted * norm.weight[:, None, None] + norm.bias[:, None, None]
+            torch.testing.assert_close(norm(x), wanted)
+
+        with torch.inference_mode():
+            check()
+        kept = norm.scale_and_shift()
+        assert all(a is b for a, b in zip(kept, norm.scale_and_shift(), strict=True))
+        conv_norm(x.requires_grad_(), nn.Conv2d(3, 3, 1), norm).sum().backward()  # kept by a backward pass too
+        x = x.detach()
+        norm.weight.uniform_(1, 2)
+        check()
+        with torch.no_grad():
+            norm.state_dict()["running_mean"].copy_(torch.ones(3))  # as averaged weights are given
+        check()
+        norm.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()})
+        check()
+        norm.bias = torch.full((3,), 5.0)
+        check()
+        norm.eps = 0.5
+        check()
+        assert norm.to(torch.float64)(x.double()).dtype == torch.float64
+        assert copy.deepcopy(norm)._kept != norm._kept
 
     def test_an_unknown_norm_is_named(self):
         with pytest.raises(InputError, match="'layer'"):

@@ -2,14 +2,13 @@
 
 import json
 import re
+import time
 
 import pytest
-import torch
 
-from benchmarks import compare_models, distributed, mini_masks
+from benchmarks import compare_models, distributed, mini_masks, models
 from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
-from benchmarks.harness import Settings
 from benchmarks.large_images import huge_image, slide
 from network_files import matching
 from tests.coco_folders import many, write
@@ -76,22 +75,35 @@ def test_models_are_timed_beside_one_another(tmp_path, capfd):
     assert all(float(rate) > 0 for *_, rate, _ in lines) and lines[0][3] == lines[2][3] == "1.00"
 
 
-def test_the_parts_for_a_gpu_run_on_a_cpu(monkeypatch):
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
-    settings = Settings(torch.device("cpu"), None, 1)
-    parts = gpu.parts_of(settings, tiny=True)
-    assert {"fidelity v2 float32", "exact resume", "training, batch 2", "profile, batch 2"} < set(parts)
-    found = parts["fidelity v1 float64"](settings)
-    assert found["detections"] > 0 and max(found["boxes"], found["scores"], found["masks"]) < 1e-6
-    assert parts["training, batch 1"](settings)["ours"] > 0
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr(models, "cpu_has_bf16", lambda: True)  # emulated, it is as right
+    some = ["v1 float64", "resume", "mixed", "CUDA graphs", "profile"]
+    words = ["--device", "cpu", "--tiny", "--repeats", "1", "--seconds", "9999", "--out", str(out)]
+    assert gpu.main([*words, "--parts", *some]) == 0
+    found, printed = json.loads(out.read_text()), capfd.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed[1:]] == list(found)[1:] and len(found) == 6
+    assert {"exact resume", "mixed precision", "training, CUDA graphs, batch 1", "profile, batch 1"} < set(found)
+    exact = found["fidelity v1 float64"]
+    assert exact["detections"] > 0 and max(exact["boxes"], exact["scores"], exact["masks"]) < 1e-6
+    assert found["exact resume"]["same bits"] and 0 < found["mixed precision"]["largest relative difference"] < 0.5
+    assert min(found["training, CUDA graphs, batch 1"][side] for side in ("ours", "torchvision")) > 0
 
 
 def test_what_fails_or_finds_no_time_loses_no_other_part(tmp_path, capfd, monkeypatch):
     def fail(settings):
-        raise RuntimeError("no such kernel\nmore")
+        raise AssertionError("no such kernel\nmore")
 
-    monkeypatch.setattr(gpu, "parts_of", lambda *args: {"bad": fail, "good": lambda settings: {"rate": 2.0}})
+    def hang(settings):
+        time.sleep(30)
+
+    parts = {"bad": gpu.Part(fail, 9), "slow": gpu.Part(hang, 0.2)}
+    parts["good"] = gpu.Part(lambda settings: {"rate": 2.0, "its seconds": settings.seconds}, 9)
+    monkeypatch.setattr(gpu, "parts_of", lambda *args: parts)
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path / "a.json")]) == 1
-    assert "bad: error no such kernel, seconds" in (out := capfd.readouterr().out) and "good: rate 2, seconds" in out
-    assert gpu.main(["--device", "cpu", "--seconds", "1", "--out", str(tmp_path / "b.json")]) == 0
+    assert "bad: error AssertionError: no such kernel, seconds" in (out := capfd.readouterr().out)
+    assert "slow: error TooLong: more than 0 s" in out and "good: rate 2, its seconds 4.5, seconds" in out
+    del parts["bad"], parts["slow"]
+    assert gpu.main(["--device", "cpu", "--seconds", "1e-9", "--out", str(tmp_path / "b.json")]) == 0
     assert set(json.loads((tmp_path / "b.json").read_text())["good"]) == {"left out", "seconds"}

@@ -62,7 +62,7 @@ def test_operators_and_waits_stay_few_whatever_the_batch():
         assert waits == 3 and detected[1] == 3
         found[count] = step, detected[0]
     (step, detected), (step_of_3, detected_of_3) = found.values()
-    assert step < 1800 and detected < 900
+    assert step < 1450 and detected < 660
     assert step_of_3 - step < 2 * 100 and detected_of_3 - detected < 2 * 50  # for each further image
 
 

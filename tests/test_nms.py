@@ -50,12 +50,14 @@ coordinates = st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(1, 6)] * 2)
 cases = st.lists(st.tuples(coordinates, st.sampled_from([0.1, 0.5, 0.9]), st.integers(0, 2)), max_size=40)
 
 
-@pytest.fixture(params=["pairs", "blocks"], scope="module")
+@pytest.fixture(params=["pairs", "pairs in portions", "blocks"], scope="module")
 def way(request):
-    """Both ways of comparing boxes: with no pair allowed, blocks are compared whatever the boxes."""
+    """The ways of comparing boxes: with no pair allowed, blocks are compared whatever the boxes."""
     patch = pytest.MonkeyPatch()
     if request.param == "blocks":
         patch.setattr(nms_module, "PAIRS", -1)
+    if request.param == "pairs in portions":
+        patch.setattr(nms_module, "PORTION", 40)
     yield request.param
     patch.undo()
 

@@ -60,6 +60,9 @@ def test_the_parser_tells_which_flags_were_given():
     add_arguments(parser)
     given = parser.given(["--lr_gamma", "0.1", "--amp", "--epochs=3"])
     assert given == {"lr_gamma": 0.1, "amp": True, "epochs": 3} and RunConfig.of(given).horizontal_flip == 0.5
+    assert RunConfig.of(parser.given(["--amp", "force"])).amp == "force" and RunConfig(amp=True).amp is True
+    with pytest.raises(InputError, match="amp 'maybe' is neither True nor False"):
+        RunConfig(amp="maybe")
 
 
 def test_flags_that_are_not_given_are_the_checkpoints(resumed, cut, tmp_path):

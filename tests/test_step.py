@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,15 @@ from train_utils.processes.distributed import World
 from train_utils.run import step as step_module
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import evaluate
-from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule, lr_factor
+from train_utils.run.optimization import (
+    Precision,
+    TrainState,
+    amp_dtype,
+    build_optimizer,
+    build_schedule,
+    lr_factor,
+    why_left_off,
+)
 from train_utils.run.state import Progress
 from train_utils.run.step import NonFiniteLoss, OutOfMemory, StepHooks, train_one_epoch, zero_weighted_step
 
@@ -281,7 +290,7 @@ def test_half_precision_scales_and_bfloat16_does_not():
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
     with Precision(CPU).autocast() as region:
         assert isinstance(Precision(CPU).autocast(), nullcontext) and region is None
-    assert amp_dtype(CPU) in (torch.bfloat16, None)
+    assert amp_dtype(CPU) in (torch.bfloat16, None) and amp_dtype(CPU, False) is None
     scaled, plain = make_state(precision=Precision(CPU, torch.float16)), make_state()
     scaled.precision.dtype = None  # the scaler alone: float16 arithmetic would round
     norms = [
@@ -290,6 +299,21 @@ def test_half_precision_scales_and_bfloat16_does_not():
     ]
     assert_equal(weights(scaled), weights(plain), rtol=1e-4, atol=1e-6)
     assert_equal(torch.stack(norms[0]), torch.stack(norms[1]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast", "why"),
+    [
+        ("avx2", False, "no bfloat16 of its own"),
+        ("avx512f avx512_bf16", False, "without AMX, which is slower"),
+        ("avx512_bf16 amx_bf16 amx_tile", True, None),
+        ("asimd svebf16", True, None),
+    ],
+)
+def test_a_cpu_takes_bfloat16_where_it_is_faster(flags, fast, why, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: f"flags\t\t: fpu {flags}\n")
+    assert (amp_dtype(CPU) == torch.bfloat16) == fast and amp_dtype(CPU, "force") == torch.bfloat16
+    assert amp_dtype(CPU, False) is None and (fast or why in why_left_off())
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])

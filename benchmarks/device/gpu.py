@@ -4,41 +4,64 @@
     python -m benchmarks gpu --device cpu --tiny        the same program at tiny sizes, to see that it runs
 
 Each part prints its line when it is done, and `--out` holds all of them so far, so that a run that is cut is not lost.
-A part is left out where less than 20 seconds are left. Exit status 1: a part failed.
+A part has so many seconds of its own, and none begins when the time of all is up. Exit status 1: a part failed.
 """
 
 import argparse
 import copy
+import gc
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks import torchvision_model
-from benchmarks.harness import Benchmark, Settings, describe_machine, largest_difference, measure
+from benchmarks.harness import Benchmark, LeftOut, Settings, describe_machine, largest_difference, measure
 from benchmarks.harness.inputs import as_torchvision, photos
-from benchmarks.models import BF16, SMALL, Case, prepare_inference, prepare_training
+from benchmarks.models import BF16, Case, prepare_inference, prepare_training
 from network_files import create_model
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
 from train_utils.io.files import write_text
-from train_utils.run.optimization import Precision, build_optimizer
+from train_utils.run.optimization import FORCE, Precision, amp_dtype, build_optimizer
 
-LEAST = 20  # seconds: what a part is given at least
 LARGEST = 5  # kernels that the profile names
-Part = Callable[[Settings], dict]
+WHOLE = 480.0  # seconds
+TINY = {
+    "min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 64, 128), "rpn_batch_size_per_image": 16,
+    "rpn_post_nms_top_n_train": 40, "rpn_post_nms_top_n_test": 30, "box_batch_size_per_image": 8,
+    "box_detections_per_img": 8,
+}  # fmt: skip
+
+
+class TooLong(RuntimeError):
+    """A part that took more than its seconds."""
+
+
+class Part(NamedTuple):
+    """run: settings -> what is found; seconds: that it may take."""
+
+    run: Callable[[Settings], dict]
+    seconds: float
 
 
 def fidelity(settings: Settings, variant: str, dtype: torch.dtype, size: dict) -> dict:
     """Returns the largest difference of detections from torchvision's on the device, and how many there are."""
-    images, targets = as_torchvision(photos(settings.data, 1, (480, 640), 8), torch.device("cpu"))
+    images, targets = as_torchvision(
+        photos(settings.data, 1, (96, 128) if size else (480, 640), 8), torch.device("cpu")
+    )
     options = {"variant": variant, "backbone": "resnet18", **size}
     state = torchvision_model.live_state([(images[0], targets[0])], **options)
     theirs, ours = torchvision_model.build(**options), create_model(91, **options, trainable_layers=5)
@@ -123,28 +146,72 @@ def profile(settings: Settings, case: Case) -> dict:
     }
 
 
+def precision(settings: Settings, case: Case) -> dict:
+    """Returns how far losses and gradient of mixed precision are from float32's, on the same samples."""
+    found = []
+    for dtype in (torch.float32, case.ours):
+        run, _ = prepare_training(settings, replace(case, ours=dtype, theirs=torch.float32))
+        losses = torch.stack([loss.float() for loss in run()])
+        peak = torch.cuda.max_memory_allocated(settings.device) / 2**20 if settings.device.type == "cuda" else None
+        found.append((losses, peak))
+    (exact, exact_peak), (mixed, mixed_peak) = found
+    return {
+        "losses": mixed.tolist(),
+        "largest relative difference": float(((mixed - exact).abs() / exact.abs().clamp(min=1e-6)).max()),
+        **({} if mixed_peak is None else {"peak MiB": mixed_peak, "float32 peak MiB": exact_peak}),
+    }
+
+
 def parts_of(settings: Settings, tiny: bool) -> dict[str, Part]:
     """Returns the parts by name, the most telling first."""
-    size = {"min_size": 96, "max_size": 128} if tiny else {}
-    model = {"backbone": "resnet18", "options": SMALL | size} if tiny else {"size": (480, 806)}
-    types = {"ours": BF16, "theirs": BF16} if settings.device.type == "cuda" else {}
+    size = TINY if tiny else {}
+    model = {"size": (96, 128), "backbone": "resnet18", "options": TINY} if tiny else {"size": (480, 806)}
+    fixed_size = (64, 96) if tiny else (800, 1344)
+    on_gpu = settings.device.type == "cuda"
+    types = {"ours": BF16, "theirs": BF16} if on_gpu else {}
     of = partial(Case, **model, **types)
     parts: dict[str, Part] = {
-        f"fidelity {variant} {str(dtype)[6:]}": partial(fidelity, variant=variant, dtype=dtype, size=size)
+        f"fidelity {variant} {str(dtype)[6:]}": Part(partial(fidelity, variant=variant, dtype=dtype, size=size), 20)
         for variant in ("v1", "v2")
         for dtype in (torch.float64, torch.float32)
     }
-    parts["exact resume"] = partial(resume, size=size or {"min_size": 400})
-    batches = (1, 2) if tiny else (2, 8, 16)
-    parts |= {f"training, batch {n}": partial(speed, prepare=prepare_training, case=of(n)) for n in batches}
+    training, inference = partial(speed, prepare=prepare_training), partial(speed, prepare=prepare_inference)
+    few, many, batches = (1, 1, (1,)) if tiny else (2, 8, (2, 8, 16))
+    parts["exact resume"] = Part(partial(resume, size=size or {"min_size": 400}), 30)
+    parts["mixed precision"] = Part(partial(precision, case=replace(of(few), ours=_half(settings))), 30)
+    parts |= {f"training, batch {n}": Part(partial(training, case=of(n)), 45) for n in batches}
     parts |= {
-        f"inference, batch {n}": partial(speed, prepare=prepare_inference, case=of(n, paste=n > 1))
+        f"inference, batch {n}": Part(partial(inference, case=of(n, paste=n > 1)), 35)
         for n in ((1,) if tiny else (1, 16))
     }
-    parts[f"profile, batch {batches[1]}"] = partial(profile, case=of(batches[1]))
-    if settings.device.type == "cuda":
-        parts["training --compile, batch 8"] = partial(speed, prepare=prepare_training, case=of(8, compiled=True))
+    parts[f"profile, batch {many}"] = Part(partial(profile, case=of(many)), 30)
+    parts[f"training, CUDA graphs, batch {many}"] = Part(partial(training, case=of(many, fixed_size=fixed_size)), 45)
+    if on_gpu or not tiny:  # it takes a compiler minutes on a CPU
+        parts[f"training --compile, batch {many}"] = Part(partial(training, case=of(many, compiled=True)), 60)
     return parts
+
+
+def _half(settings: Settings) -> torch.dtype:
+    return amp_dtype(settings.device, FORCE) or BF16
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TooLong in a block that takes longer, as soon as Python is in charge; in a main thread of a Unix alone."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise TooLong(f"more than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -152,7 +219,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:i or cpu (default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="small images and networks")
-    parser.add_argument("--seconds", type=number(float, above=0), default=480.0, help="for all (default: 480)")
+    parser.add_argument("--seconds", type=number(float, above=0), default=WHOLE, help="for all (default: 480)")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="words of which the parts to run have one")
     parser.add_argument("--repeats", type=number(int, least=1), default=7, help="measured turns (default: 7)")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the results (default: gpu.json)")
     return parser.parse_args(argv)
@@ -166,17 +234,28 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(device, None, args.repeats)
     results: dict[str, dict] = {"machine": {"is": describe_machine(device)}}
     print(results["machine"]["is"], flush=True)
+    write_text(args.out, json.dumps(results, indent=2))
     failed = False
     for name, part in parts_of(settings, args.tiny).items():
-        left = args.seconds - (time.perf_counter() - start)
+        if args.parts and not any(word in name for word in args.parts):
+            continue
         begun = time.perf_counter()
-        if left < LEAST:
-            results[name] = {"left out": f"{left:.0f} s were left"}
+        left = args.seconds - (begun - start)
+        if left <= 0:
+            results[name] = {"left out": "no time was left"}
         else:
+            most = min(part.seconds * max(args.seconds / WHOLE, 1), left)
             try:
-                results[name] = part(settings)
-            except (RuntimeError, ValueError) as error:  # a part that fails must not lose the others
-                results[name], failed = {"error": str(error).partition("\n")[0]}, True
+                with at_most(most):
+                    results[name] = part.run(replace(settings, seconds=most / 2))
+            except LeftOut as reason:
+                results[name] = {"left out": str(reason)}
+            except Exception as error:  # whatever it is: a part that fails must not lose the others
+                first = str(error).strip().partition("\n")[0]
+                results[name], failed = {"error": f"{type(error).__name__}: {first}"}, True
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         results[name]["seconds"] = time.perf_counter() - begun
         print(f"{name}: {_line(results[name])}", flush=True)
         write_text(args.out, json.dumps(results, indent=2))

@@ -6,6 +6,7 @@ A machine's speed drifts, so seconds of different runs say little: the ratio of 
 import ctypes
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -32,11 +33,15 @@ Sides = tuple[Callable[[], Any], Callable[[], Any]]  # ours and theirs
 
 @dataclass(frozen=True)
 class Settings:
-    """What every benchmark is given; data: a folder with coco_mini/ in it, or None for drawn images."""
+    """What every benchmark is given; data: a folder with coco_mini/ in it, or None for drawn images.
+
+    seconds: after which no further turn begins, once each side has had one.
+    """
 
     device: torch.device
     data: Path | None
     repeats: int
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -96,19 +101,22 @@ def _duration(seconds: float) -> str:
 
 
 def measure(benchmark: Benchmark, settings: Settings, memory: bool = True) -> Row:
-    """Measures both sides by turns, once to warm up and then `settings.repeats` times."""
+    """Measures both sides by turns, once to warm up and then `settings.repeats` times, or until time is up."""
+    end = time.perf_counter() + settings.seconds
     sides = dict(zip(SIDES, benchmark.prepare(settings), strict=True))
     results = {side: run() for side, run in sides.items()}
     difference = benchmark.difference(*results.values()) if benchmark.difference else None
     del results
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _ in range(settings.repeats):
+    for turn in range(settings.repeats):
+        if turn and time.perf_counter() > end:
+            break
         for side, run in sides.items():
             seconds[side].append(_timed(run, settings.device))
     ours, theirs = (statistics.median(seconds[side]) for side in SIDES)
     peaks = [memory_of(benchmark, settings, side) if memory else None for side in SIDES]
     which = benchmark.name, benchmark.what, benchmark.against
-    return Row(*which, ours, theirs, ours / theirs, *peaks, difference, settings.repeats)
+    return Row(*which, ours, theirs, ours / theirs, *peaks, difference, len(seconds["ours"]))
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:

@@ -144,18 +144,18 @@ def _sampled_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, c
     """
 
     def weights(some: Tensor, length: int, most: int) -> Tensor:
-        lo, extent = rois[some, 0], (rois[some, 1] - rois[some, 0]).clamp(min=1)  # [p]
-        samples = torch.ceil(extent / cells)  # per cell, at most `most`
+        lo, hi = rois[some].view(-1, 2, 1, 1).unbind(1)  # [p, 1, 1]
+        size = (hi - lo).clamp(min=1) / cells
+        samples = torch.ceil(size)  # per cell, at most `most`
         k = torch.arange(most, device=rois.device)
         cell = torch.arange(cells, device=rois.device)[:, None]
-        size = (extent / cells)[:, None, None]
         # in torchvision's order of operations, so that float32 rounds alike
-        position = lo[:, None, None] + cell * size + (k + 0.5) * size / samples[:, None, None]  # [p, cells, k]
-        source, resized = sides[some, :, None, None].unbind(1)
-        pixel, weight = bilinear_taps(position, resized)  # [p, cells, k, 2]
-        weight = weight * (k < samples[:, None, None])[..., None] / samples[:, None, None, None]
-        start, end = crops[some, :, None, None, None].unbind(1)
-        row = nearest_source(pixel, source[..., None], resized[..., None])
+        position = lo + cell * size + (k + 0.5) * size / samples  # [p, cells, k]
+        source, resized = sides[some].view(-1, 2, 1, 1, 1).unbind(1)
+        pixel, weight = bilinear_taps(position, resized.squeeze(-1))  # [p, cells, k, 2]
+        weight = weight * (k < samples)[..., None] / samples[..., None]
+        start, end = crops[some].view(-1, 2, 1, 1, 1).unbind(1)
+        row = nearest_source(pixel, source, resized)
         weight = weight * ((row >= start) & (row < end))
         out = weight.new_zeros(len(some), cells, length)
         place = row - start

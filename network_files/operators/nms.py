@@ -5,6 +5,7 @@ are compared with all that follow. Both ask the host again and again what there 
 with all, and the host looks once. Shapes: N boxes, E pairs; of many rows: B rows of K boxes.
 """
 
+import itertools
 import struct
 
 import torch
@@ -15,7 +16,8 @@ from network_files.operators.boxes import box_iou
 from network_files.operators.padded import waits_are_cheap
 
 BLOCK = 256  # boxes decided at once
-PAIRS = 4_000_000  # candidates that are worth being looked at one by one, and fit into memory
+PAIRS = 4_000_000  # candidates that are worth being looked at one by one
+PORTION = 16_000  # of them looked at together: a few MiB
 BOXES = 10_000  # of a CPU's rows looked at together: an image's
 OVERLAPS = 100_000_000  # compared at once where all are compared with all: 1.3 GB
 ROUNDS = 12  # of greedy choice between two looks of the host
@@ -83,14 +85,18 @@ def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor
     over = box_iou(boxes, boxes) > threshold  # [B, K, K]
     if groups is not None:
         over &= groups.unsqueeze(2) == groups.unsqueeze(1)
-    over = over.triu_(1)
-    keep = valid
-    while True:
-        for _ in range(ROUNDS):
-            previous, keep = keep, (over & keep.unsqueeze(2)).any(1).logical_not_().logical_and_(valid)
-        changed, *counts = torch.cat(((keep != previous).any()[None], keep.sum(1))).tolist()
-        if not changed:
-            return keep, counts
+    # numbers for truth, of a round in two operators: what is valid, less how many that stay overlap it
+    dtype = torch.float16 if over.device.type == "cuda" else torch.float32
+    over, given = over.triu_(1).to(dtype), valid.to(dtype).unsqueeze(1)  # [B, K, K], [B, 1, K]
+    keep = given
+    with torch.autocast(over.device.type, enabled=False):
+        while True:
+            for _ in range(ROUNDS):
+                previous, keep = keep, torch.baddbmm(given, keep, over, alpha=-1).gt_(0)
+            kept = keep.squeeze(1) > 0
+            changed, *counts = torch.cat(((keep != previous).any()[None], kept.sum(1))).tolist()
+            if not changed:
+                return kept, counts
 
 
 def _float_threshold(threshold: float, dtype: torch.dtype) -> float:
@@ -129,11 +135,26 @@ def _overlapping_pairs(boxes: Tensor, groups: Tensor, threshold: float) -> tuple
     stop = torch.searchsorted(group + (start - low), group + (reach.clamp(max=high) - low), right=True)
     first = torch.arange(1, len(boxes) + 1, device=boxes.device)  # candidates for the k-th: those behind it
     count = (stop - first).clamp_(min=0)
-    total = int(count.sum())
+    ends = count.cumsum(0)
+    total = int(ends[-1])
     if total > PAIRS:
         return None
-    left = torch.repeat_interleave(count, output_size=total)
-    right = torch.arange(total, device=boxes.device) + (first - count.cumsum(0) + count).index_select(0, left)
+    area = (x2 - x1) * (y2 - y1)
+    cuts = torch.searchsorted(ends, torch.arange(0, total, PORTION, device=boxes.device), right=True).tolist()
+    found = []
+    for begin, end in itertools.pairwise([*dict.fromkeys(cuts), len(boxes)]):
+        here = count[begin:end]
+        left = torch.repeat_interleave(here) + begin
+        right = torch.arange(len(left), device=boxes.device)
+        right += (first[begin:end] - here.cumsum(0) + here).index_select(0, left - begin)
+        found.append(_overlapping(left, right, (x1, y1, x2, y2, area), threshold))
+    left, right = (order[torch.cat(side)] for side in zip(*found, strict=True)) if found else (order[:0], order[:0])
+    return torch.minimum(left, right), torch.maximum(left, right)
+
+
+def _overlapping(left: Tensor, right: Tensor, columns: tuple[Tensor, ...], threshold: float) -> tuple[Tensor, Tensor]:
+    """Returns those of some pairs whose IoU is above the threshold; columns of all boxes: x1, y1, x2, y2, area, [N]."""
+    x1, y1, x2, y2, area = columns
 
     def both(values: Tensor) -> tuple[Tensor, Tensor]:  # much faster than values[left], values[right]
         return values.index_select(0, left), values.index_select(0, right)
@@ -142,10 +163,9 @@ def _overlapping_pairs(boxes: Tensor, groups: Tensor, threshold: float) -> tuple
     meet = (height > 0).nonzero()[:, 0]
     left, right, height = left.index_select(0, meet), right.index_select(0, meet), height.index_select(0, meet)
     inter = torch.minimum(*both(x2)).sub_(torch.maximum(*both(x1))).clamp_(min=0).mul_(height)
-    area_left, area_right = both((x2 - x1) * (y2 - y1))
+    area_left, area_right = both(area)
     over = (inter / (area_left.add_(area_right).sub_(inter)) > threshold).nonzero()[:, 0]
-    left, right = order[left[over]], order[right[over]]
-    return torch.minimum(left, right), torch.maximum(left, right)
+    return left[over], right[over]
 
 
 def _by_pairs(better: Tensor, worse: Tensor, count: int) -> Tensor:

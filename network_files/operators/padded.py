@@ -5,12 +5,14 @@ of a batch are done at once, padded to the most that one has. A CPU waits for no
 image by image, through the same code. N images, P the most that one has.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-VALUED = (Tensor,)  # types of tensors that hold values: those of a trace do not
+from backbone.tracing import is_traced
+
 CHEAP = ("cpu",)  # types of device on which the host may look at a result at no cost
 
 
@@ -24,16 +26,24 @@ def portions(count: int, device: torch.device) -> list[slice]:
     return [slice(i, i + 1) for i in range(count)] if waits_are_cheap(device) else [slice(0, count)]
 
 
-def is_traced(tensor: Tensor) -> bool:
-    """Says whether a trace, and no computation, goes on with this tensor: what is made in it must not be kept."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or type(tensor) not in VALUED
-
-
 def from_host(values: Sequence | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Returns numbers or a tensor, of the host or there already, on a device: the host does not wait for the copy."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
     pinned = device.type == "cuda" and tensor.device.type == "cpu"
     return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+
+
+def constant(values: tuple, beside: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns numbers that never change as a tensor on another one's device, kept there; nobody may write into it."""
+    if is_traced(beside):
+        return from_host(values, beside.device, dtype)
+    return _kept(values, beside.device, dtype)
+
+
+@functools.lru_cache(maxsize=128)
+def _kept(values: tuple, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    with torch.inference_mode(False):  # else no backward pass could keep it
+        return from_host(values, device, dtype)
 
 
 class HostCopy:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.operators.boxes import HALF_PIXEL, TORCHVISION, box_area
-from network_files.operators.padded import from_host, waits_are_cheap
+from network_files.operators.padded import constant, from_host, waits_are_cheap
 from network_files.operators.sparse_rows import SparseRows
 
 
@@ -24,11 +24,12 @@ def bilinear_taps(position: Tensor, length: Tensor | int) -> tuple[Tensor, Tenso
     """
     inside = (position >= -1) & (position <= length)
     length = length if isinstance(length, Tensor) else torch.full((), length, device=position.device)
-    position = torch.minimum(position.clamp(min=0), (length - 1).to(position.dtype))
+    last = length - 1
+    position = torch.minimum(position.clamp(min=0), last.to(position.dtype))
     low = position.floor()
     fraction = position - low
     low = low.long()
-    high = torch.minimum(low + 1, length - 1)
+    high = torch.minimum(low + 1, last)
     weights = torch.stack((1 - fraction, fraction), -1) * inside[..., None]
     return torch.stack((low, high), -1), weights
 
@@ -99,7 +100,7 @@ def roi_align(
     """
     first, height, width = table.locate(level, batch_index)  # [K]
     device = rois.device
-    scaled = rois / from_host(table.strides, device, rois.dtype)[level].unsqueeze(1)
+    scaled = rois / constant(tuple(table.strides), rois, rois.dtype)[level].unsqueeze(1)
     corner, end = scaled.split(2, 1)
     size = end - corner  # [K, 2]
     if table.geometry == HALF_PIXEL:
@@ -108,8 +109,8 @@ def roi_align(
         size = size.clamp(min=1)
     # the centres of R equal parts of each bin along both axes, in cells: [K, 2, S, R]
     step, corner = ((size / output_size).view(-1, 2, 1, 1), corner.view(-1, 2, 1, 1))
-    bins = torch.arange(output_size, device=device, dtype=rois.dtype).unsqueeze(1)
-    parts = torch.arange(sampling_ratio, device=device, dtype=rois.dtype) + 0.5
+    bins = constant(tuple((i,) for i in range(output_size)), rois, rois.dtype)  # [S, 1]
+    parts = constant(tuple(i + 0.5 for i in range(sampling_ratio)), rois, rois.dtype)
     points = (corner + bins * step + parts * step / sampling_ratio).flatten(2)  # [K, 2, S R]
 
     cells, weights = bilinear_taps(points, torch.stack((width, height), 1).unsqueeze(2))  # [K, 2, S R, 2]

@@ -73,7 +73,12 @@ class Optimisation(Settings):
     )
     ema: bool = setting(False, "average the weights; the average is what is evaluated")
     ema_decay: float = setting(0.999, "of --ema, per step", least=0, below=1)
-    amp: bool = setting(False, "mixed precision: bfloat16, or float16 on a GPU without it")
+    amp: bool | str = setting(
+        False,
+        "mixed precision: bfloat16, or float16 on a GPU without it; left off on a CPU where it is slower, unless it is "
+        "given as force",
+        word="force",
+    )
 
 
 @dataclass(frozen=True)

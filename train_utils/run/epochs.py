@@ -41,7 +41,7 @@ from train_utils.run.config import RunConfig
 from train_utils.run.defaults import usual_rate
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import EvalResult, evaluate, limits_of_tiles
-from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule
+from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule, why_left_off
 from train_utils.run.reports import (
     PACE_STEPS,
     about_speed,
@@ -120,7 +120,7 @@ def build_state(config: RunConfig, world: World, model: MaskRCNN, steps_per_epoc
         world.wrap(model),
         optimizer,
         schedule_of(config, optimizer, steps_per_epoch),
-        Precision(world.device, amp_dtype(world.device) if config.amp else None),
+        Precision(world.device, amp_dtype(world.device, config.amp)),
         EMA(model, config.ema_decay) if config.ema else None,
         config.clip_grad_norm,
         config.seed,
@@ -229,7 +229,7 @@ class Trainer:
             for line in [*lines, *[f"{check} has the numbers, and the flags that fit"][: len(lines)]]:
                 self.say(visible(line))
         if config.amp and dtype == torch.float32:
-            self.say("--amp: left off, this CPU has no bfloat16 of its own and would be slower with it")
+            self.say(f"--amp: left off, {why_left_off()}")
         self.say(visible(f"run folder: {self.folder}"))
 
     def train_epoch(self, epoch: int) -> dict[str, float]:

@@ -86,7 +86,7 @@ def run(
             test(this, model, scored, user_path(config.output_dir or output_dir))
             return None
         if start.fit_batch:
-            precision = Precision(world.device, amp_dtype(world.device) if config.amp else None)
+            precision = Precision(world.device, amp_dtype(world.device, config.amp))
             config, about_batch = fitting_batch(model, splits.train, config, precision, world)
             this = replace(this, config=config)
             say(about_batch)
