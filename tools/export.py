@@ -42,6 +42,7 @@ from train_utils.io.plain_text import visible
 from train_utils.prediction.data import open_split_of
 from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, export_model
 from train_utils.prediction.exporting.int8 import Int8
+from train_utils.prediction.exporting.whole_image import PHOTOS
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.runtimes.opening import open_exported
 from train_utils.processes.distributed import World
@@ -61,6 +62,12 @@ class ExportOptions(ModelOptions):
     batch: str = setting("1", f"images that the file takes at a time, or {DYNAMIC}: any number")
     check: tuple[str, ...] | None = setting(
         None, "images to prove it on; or data, for the AP of both as well", metavar="IMAGE|DATA"
+    )
+    postprocess: str | None = setting(
+        None,
+        "put resize and paste into the file, for users without Python: it takes one image, uint8 or float in 0..1, "
+        "and gives masks of its size (onnx, openvino)",
+        choices=PHOTOS,
     )
     int8: bool = setting(False, "convolutions in 8 bits (onnx, openvino): smaller and faster, not equal")
     calibration: str | None = setting(
@@ -101,7 +108,7 @@ def main() -> int:
     name = options.weights_file.stem + "_int8" * options.int8 + SUFFIXES[options.format]
     reading = Reading.of(model.config)
     int8 = eight_bits(options, content, label_map, reading) if options.int8 else None
-    export = Export(folder / name, options.format, batch_of(options.batch), int8)
+    export = Export(folder / name, options.format, batch_of(options.batch), int8, options.postprocess)
     data_set, images = None, []
     if options.check and len(options.check) == 1 and is_data(options.check[0]):
         of_data = {"data_path": options.check[0], "weights_path": options.weights_file}

@@ -24,6 +24,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.transform import WHITE
 from train_utils.evaluation.limits import Limit, full_images, scale_of
+from train_utils.prediction.runtimes.exported_model import WholeModel
 
 Size = tuple[int, int]  # height, width
 
@@ -139,6 +140,8 @@ class TiledModel(nn.Module):
 
     def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5) -> None:
         super().__init__()
+        if isinstance(model, WholeModel):
+            raise InputError("tile: a file of --postprocess gives whole masks; export it without, or leave tiles out")
         self.whole = model  # for images that it does not shrink below the scale
         if not isinstance(model, MaskRCNN):  # an exported file's is what it is
             tiling = replace(tiling, scale=None)
