@@ -1,6 +1,7 @@
 """Exported files: each finds in its runtime what the model finds, in Python, in both commands and without torch."""
 
 import copy
+import io
 import json
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 import maskrcnn
 import predict
 import validation
-from benchmarks import models
+from benchmarks.runtimes import __main__ as runtimes
+from benchmarks.runtimes import side
 from network_files import InputError
 from network_files.operators.instance_masks import paste_masks
 from network_files.roi_heads import Detections
@@ -252,8 +254,8 @@ def test_a_whole_image_is_resized_to_the_size_that_the_model_takes(fields):
     found = run_nodes(
         op, {"side": (whole_image.INT64, [2])}, (name, whole_image.INT64, 1), [{"side": np.int64(s)} for s in sides]
     )
-    for side, both in zip(sides, found, strict=True):
-        size = resized_size(*side, config.min_size[-1], config.max_size, config.fixed_size)
+    for one, both in zip(sides, found, strict=True):
+        size = resized_size(*one, config.min_size[-1], config.max_size, config.fixed_size)
         assert [tuple(values) for values in both] == [size, size]
 
 
@@ -318,12 +320,22 @@ def files_of(place):
     return [place] if place.is_file() else list(place.iterdir())
 
 
-def test_benchmarks_run_a_file(folder):
-    detector, made = maskrcnn.load(folder / "model.pth", "cpu"), onnx.load(folder / "model.onnx")
-    del made.metadata_props[:]
-    with patch.object(export, "trace"), patch.object(export, "to_onnx", return_value=made):
-        model = models.as_exported(detector.model, "onnx")
-    assert len(model([torch.rand(3, 64, 64)])[0]["masks"])
+def test_the_benchmark_of_runtimes_runs_a_file_and_compares(folder, tmp_path, capfd, monkeypatch):
+    np.save(tmp_path / side.PHOTO, np.zeros((3, 40, 40), np.uint8))
+    (tmp_path / "model.onnx").symlink_to(folder / "model.onnx")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("go\n"))
+    side.main(["onnx", str(tmp_path), "resnet18"])
+    count, took = capfd.readouterr().out.splitlines()
+    assert int(count) >= 0 and len(took.split()) == 3
+    first, turns = (
+        {"torchvision": [4.0], "onnx": [1.0]},
+        {"torchvision": [(2.0, 3.0, 900.0)], "onnx": [(1.0, 1.5, 450)]},
+    )
+    (tmp_path / side.WEIGHTS).write_bytes(bytes(2_000_000))
+    runtimes.report(tmp_path, first, turns)
+    rows = capfd.readouterr().out.splitlines()[2:]
+    assert rows[0] == "| torchvision, eager | 2.000 | 1.00 | 3.00 | 4.0 s | 1.00 | 900 MiB | 1.00 | 2 MB |"
+    assert rows[1].startswith("| ONNX Runtime | 1.000 | 0.50 | 1.50 | 1.0 s | 0.25 | 450 MiB | 0.50 | ")
 
 
 def compared(change):
