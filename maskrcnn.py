@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import backbone  # noqa: F401  isort: skip  before torch, for how its threads wait
 import torch
 from torch.utils.data import Dataset
 

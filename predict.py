@@ -24,11 +24,11 @@ import json
 import signal
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import backbone  # noqa: F401  isort: skip  before torch, for how its threads wait
 import torch
 from PIL import Image
 
@@ -42,8 +42,10 @@ from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
-from train_utils.data.images import ImageError, page_count, read_image, refuse
+from train_utils.data.images import ImageError, read_image, refuse
+from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import AS_STORED
+from train_utils.data.images.windows import open_image
 from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
 from train_utils.io import files, unfinished
@@ -72,7 +74,7 @@ from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
 from train_utils.show.captions import AUTO, MODES
 from train_utils.show.drawing import Style
-from train_utils.show.image_lists import drawn_suffix, find_images, output_names
+from train_utils.show.image_lists import drawn_suffix, find_images, output_names, pages_of
 
 RESULT_NAME, DATA_SET = "test_result", "data_set"
 USED_MOST = (
@@ -132,11 +134,6 @@ class PredictOptions(ModelOptions, TileOptions):
     resume: bool = setting(False, "go on with the same command that was cut: what is done is not done again")
 
     @property
-    def each_page(self) -> bool:
-        """Whether each page of a file is an image."""
-        return self.model.get("pages") == EACH_PAGE
-
-    @property
     def folder(self) -> Path:
         """The folder that files are written into."""
         return files.user_path(self.output_dir or ".")
@@ -185,15 +182,17 @@ def predict_images(options: PredictOptions, world: World) -> int:
     images = world.on_main(images_of, options)
     with world.main_first():
         predictor = predictor_of(options, DEFAULT_SCORE if options.score is None else options.score, world)
+    if predictor.reading.pages == EACH_PAGE:
+        images = world.on_main(all_pages, options, images)
     folder, names = world.on_main(places_of, options, images)
     json_path, as_json = options.folder / f"{RESULT_NAME}.json", not all(map(video.is_video, images))
 
     def finished(seen: Seen) -> Finished:
         at = seen.read.at
-        done = drawn_image(options, predictor, seen, images[at], folder / names[at])
-        if not options.each_page:
+        done, page = drawn_image(options, predictor, seen, images[at], folder / names[at]), page_of(images[at])[1]
+        if predictor.reading.pages != EACH_PAGE and page is None:
             return done
-        return done._replace(results=[{**result, "page": pages[at]} for result in done.results])
+        return done._replace(results=[{**result, "page": page or 0} for result in done.results])
 
     def film(read: Read) -> None:
         before = predictor.tally()
@@ -205,11 +204,8 @@ def predict_images(options: PredictOptions, world: World) -> int:
             return
         kept.add(read.at, {"image": str(path), "stamp": read.stamp, **predictor.since(before)}, [])
 
-    pages = numbered(images)
-
     def read(at: int) -> torch.Tensor | None:
-        reading = dataclasses.replace(predictor.reading, page=pages[at])
-        return None if video.is_video(images[at]) else read_image(images[at], reading=reading)
+        return None if video.is_video(images[at]) else open_image(images[at], predictor.reading)
 
     source = Source(images.__getitem__, read)
     work = Work(source, finished, film, lambda at: (folder / names[at]).is_file(), silent=False)
@@ -223,28 +219,24 @@ def predict_images(options: PredictOptions, world: World) -> int:
 def images_of(options: PredictOptions) -> list[Path]:
     """Returns the images and videos; what ends the command does so before anything is drawn."""
     images = find_images(options.img_path, options.follow_links)
-    if options.each_page and options.write:
-        raise InputError("--write: pages have no image files of their own; leave it out, or --pages each")
     for path in images:
         if video.is_video(path):
             check_video(path, options.strict)
         else:
-            read_image(path, reading=AS_STORED) if options.strict else refuse(path)
+            tiled = options.tile is not None
+            read_image(path, reading=AS_STORED) if options.strict and not tiled else refuse(path, guarded=not tiled)
     if options.write:
         if any(map(video.is_video, images)):
             raise InputError("--write: a video has no image files to make a data set of; leave it out")
         check_place(options.write, options.folder / DATA_SET, images)
-    if options.each_page:
-        images = [path for path in images for _ in range(1 if video.is_video(path) else page_count(path))]
     return images
 
 
-def numbered(images: list[Path]) -> list[int]:
-    """Returns for each path how many equal ones come before it: its page, where each page is an image."""
-    counts, pages = Counter(), []
-    for path in images:
-        pages.append(counts[path])
-        counts[path] += 1
+def all_pages(options: PredictOptions, images: list[Path]) -> list[Path]:
+    """Returns the images with the pages of each file that has several in its place."""
+    pages = [page for path in images for page in pages_of(path)]
+    if options.write and pages != images:
+        raise InputError("--write: pages have no image files of their own; leave it out, or --pages each")
     return pages
 
 
@@ -270,9 +262,8 @@ def conclude(options: PredictOptions, predictor: Predictor, kept: GrowingResults
 
 def ordered(folder: Path, images: list[Path], doubts: dict[int, float]) -> list[str]:
     """Writes the images, the most doubtful first; returns lines that name the first of them."""
-    pages = numbered(images)
     most = sorted(doubts, key=lambda at: (-doubts[at], at))
-    rows = [f"{doubts[at]:.3f}\t{images[at]}" + f"\tpage {pages[at]}" * bool(pages[at]) for at in most]
+    rows = [f"{doubts[at]:.3f}\t{images[at]}" for at in most]
     path = folder / f"{RESULT_NAME}_order.txt"
     files.write_text(path, "".join(f"{row}\n" for row in rows))
     first = [visible("  " + row.replace("\t", "  ")) for row in rows[:LISTED]]

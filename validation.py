@@ -186,7 +186,8 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
         model, label_map, content = load_model(options, world.device)
         print(about_weights(options.weights_file, content, label_map))
         scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
-    data_set = scored.data_set.read_as(Reading.of(model.config))
+    tiled = options.tile is not None
+    data_set = scored.data_set.read_as(replace(Reading.of(model.config), by_windows=tiled))
     settings = {**vars(options), **vars(loading), **given}
     refuse_other_work(world, settings, model, label_map, data_set)
     output_dir = world.on_main(folder_to_write, user_path(options.output_dir))  # rather now than after hours

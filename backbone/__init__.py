@@ -1,7 +1,12 @@
 """Image batch -> feature pyramid. `BACKBONES` names the bodies; a new one is one more entry."""
 
+import os
 from collections.abc import Callable
 from functools import partial
+
+from backbone.waiting import usual_wait
+
+os.environ.update(usual_wait(os.environ))
 
 import torch
 from torch import Tensor, nn

@@ -6,6 +6,8 @@ H x W cells, R anchors per cell.
 import torch
 from torch import Tensor
 
+from network_files.operators.padded import is_traced
+
 
 def cell_anchors(size: int, aspect_ratios: tuple[float, ...]) -> Tensor:
     """Returns anchors of `size`^2 pixels around the origin, one per aspect ratio (height / width): [R, 4].
@@ -37,7 +39,7 @@ class AnchorGrid:
         """
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         key = (maps[0].device, dtype, padded, *(m.shape[-2:] for m in maps))
-        traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or type(maps[0]) is not Tensor
+        traced = is_traced(maps[0])
         kept, anchors = self._kept
         if traced or key != kept:
             anchors = [

@@ -47,8 +47,8 @@ class MaskRCNNConfig:
     channels: int = setting(3, "channels of an image; RGB where there are 3", least=1, most=1024)
     pages: str = setting(
         FIRST_PAGE,
-        "which pages of an image file (TIFF, ...) are read: the first; all, as channels; each, as an image of its own, "
-        "in prediction",
+        "which pages of an image file (TIFF, ...) are read: the first; all, as channels; each, as an image of its own "
+        "(stack.tif#3; training does so where masks have as many pages, or a json names them)",
         choices=(FIRST_PAGE, ALL_PAGES, EACH_PAGE),
     )
     value_range: tuple[str | float, ...] | None = setting(

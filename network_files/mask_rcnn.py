@@ -28,8 +28,9 @@ class MaskRCNN(nn.Module):
 
     images: uint8 0..255, uint16 0..65535 or float 0..1, [config.channels, H, W] each. targets, one dict per
     image: boxes [G, 4] (x1 y1 x2 y2 in its pixels), labels int64 [G] (1..C - 1), masks (uint8 [G, H, W] or
-    CroppedMasks), and maybe iscrowd [G], and sample_seed (int) to fix the image's draws. recorder: is called with what
-    each stage sees. Raises ValueError for shapes that do not fit.
+    CroppedMasks), and maybe iscrowd [G], and sample_seed (int) to fix the image's draws. They may stay on the CPU when
+    the images are on a GPU, which then need not wait. recorder: is called with what each stage sees. Raises ValueError
+    for shapes that do not fit.
     """
 
     def __init__(self, config: MaskRCNNConfig) -> None:

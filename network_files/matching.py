@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from network_files.operators.boxes import box_ioa, box_iou
-from network_files.operators.padded import Padded, from_host, image_of_each, portions, waits_are_cheap
+from network_files.operators.padded import HostCopy, Padded, from_host, image_of_each, portions, waits_are_cheap
 
 OVERLAPS = 4_000_000  # computed at once
 OVERLAPS_GPU = 100_000_000
@@ -31,6 +31,17 @@ class Sampled(NamedTuple):
     def sizes(self) -> list[int]:
         """Returns how many are of each image."""
         return [sum(pair) for pair in self.counts]
+
+
+class Candidates:
+    """The boxes to draw from, of labels [N, B]: >= 1 positive, 0 negative, < 0 ignored.
+
+    How many there are is on its way to the host: what is queued meanwhile costs no wait.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.kinds = torch.stack((labels >= 1, labels == 0), 1)  # [N, 2, B]
+        self.there = HostCopy(self.kinds.sum(2).flatten())  # [2 N]
 
 
 def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, keep_best: bool = False) -> Tensor:
@@ -101,15 +112,19 @@ def _overlaps(measure: Callable[[Tensor, Tensor], Tensor], others: Padded, boxes
 
 
 def sample_balanced(
-    labels: Tensor, count: int, positive_fraction: float, generators: Sequence[torch.Generator | None]
+    labels: Tensor,
+    count: int,
+    positive_fraction: float,
+    generators: Sequence[torch.Generator | None],
+    candidates: Candidates | None = None,
 ) -> Sampled:
     """Chooses boxes to train on: of each image at most count x positive_fraction positives, the rest negatives.
 
-    labels [N, B]: >= 1 positive, 0 negative, < 0 ignored. Of an image at most `count` are chosen, drawn with its
-    generator (None: torch's global one). The host waits once, for the numbers that there are to choose from.
+    labels [N, B], as of Candidates (None: made here). Of an image at most `count` are chosen, drawn with its generator
+    (None: torch's global one). The host waits once, for the numbers that there are to choose from.
     """
-    candidates = torch.stack((labels >= 1, labels == 0), 1)  # [N, 2, B]
-    there = candidates.sum(2).flatten().tolist()
+    candidates = candidates or Candidates(labels)
+    there = candidates.there.read().tolist()
     counts, ranks = [], []  # a box is named by its rank among the candidates of its image and kind
     for positives, negatives, generator in zip(there[::2], there[1::2], generators, strict=True):
         n_positive = min(positives, int(count * positive_fraction))
@@ -122,7 +137,7 @@ def sample_balanced(
     positive = torch.tensor(positive, dtype=torch.int64)
     chosen = from_host(torch.cat((torch.cat(ranks) + before[kinds] + 1, kinds // 2, positive)), labels.device)
     rank, batch_index, positive = chosen.split((len(kinds), len(kinds), len(positive)))
-    place = torch.searchsorted(candidates.flatten().cumsum(0), rank)  # of the rank-th candidate
+    place = torch.searchsorted(candidates.kinds.flatten().cumsum(0), rank)  # of the rank-th candidate
     return Sampled(batch_index, place % labels.shape[1], positive, counts)
 
 

@@ -3,6 +3,8 @@
 Shapes: N images, L levels, A anchors of an image over all levels, R anchors per cell, P proposals.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,17 @@ class RPNHead(nn.Module):
             logits.append(self.cls_logits(x).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return logits, deltas
+
+
+class Matches(NamedTuple):
+    """Of every anchor the object that it stands for (`matching.match_boxes`), and whether that trains.
+
+    matched [N, A]; label [N, A]: 1 an object, 0 background, -1 ignored; candidates: the first two.
+    """
+
+    matched: Tensor
+    label: Tensor
+    candidates: matching.Candidates
 
 
 class TopN(dict):
@@ -102,10 +115,11 @@ class RegionProposalNetwork(Part, nn.Module):
         predictions = predict(self.head, maps, table, samples)
         logits, deltas, anchors = predictions.logits, predictions.deltas, self.anchors(maps, batch.padded)
         recorder(Stage.RPN, maps=maps, anchors=anchors, logits=logits, deltas=deltas)
-        proposals = self.propose(batch, logits, deltas, anchors, recorder)
+        matches = None if objects is None else self.match(torch.cat(anchors), objects)
+        proposals = self.propose(batch, logits, deltas, anchors, recorder)  # the host waits for these and the matches
         if objects is None:
             return proposals, {}
-        sampled, labels, targets = self.sample(torch.cat(anchors), objects, recorder)
+        sampled, labels, targets = self.sample(torch.cat(anchors), objects, matches, recorder)
         logit, delta = predictions.at(sampled.batch_index, sampled.index)  # [S], [S, 4]
         return proposals, rpn_losses(logit, labels, delta[sampled.positive], targets)
 
@@ -164,13 +178,8 @@ class RegionProposalNetwork(Part, nn.Module):
             )
 
     @torch.no_grad()
-    def sample(
-        self, anchors: Tensor, objects: Objects, recorder: Observer = SILENT
-    ) -> tuple[matching.Sampled, Tensor, Tensor]:
-        """Draws the anchors that train, of anchors [A, 4].
-
-        Returns them, their labels (1, 0), int64 [S], and the positives' deltas [K, 4].
-        """
+    def match(self, anchors: Tensor, objects: Objects) -> Matches:
+        """Says which object each of the anchors [A, 4] stands for."""
         cfg = self.config
         matched = matching.match_boxes(
             objects.boxes,
@@ -180,11 +189,22 @@ class RegionProposalNetwork(Part, nn.Module):
             cfg.rpn_bg_iou_thresh,
             True,
             cfg.crowd_ioa_thresh,
-        )  # [N, A]
+        )
         label = torch.where(matched >= 0, 1, torch.where(matched == matching.BELOW, 0, -1))
+        return Matches(matched, label, matching.Candidates(label))
+
+    @torch.no_grad()
+    def sample(
+        self, anchors: Tensor, objects: Objects, matches: Matches, recorder: Observer = SILENT
+    ) -> tuple[matching.Sampled, Tensor, Tensor]:
+        """Draws the anchors that train, of anchors [A, 4].
+
+        Returns them, their labels (1, 0), int64 [S], and the positives' deltas [K, 4].
+        """
+        cfg, (matched, label, candidates) = self.config, matches
         generators = [pair[0] for pair in objects.generators]
         count, fraction = cfg.rpn_batch_size_per_image, cfg.rpn_positive_fraction
-        sampled = matching.sample_balanced(label, count, fraction, generators)
+        sampled = matching.sample_balanced(label, count, fraction, generators, candidates)
         image, anchor = sampled.batch_index[sampled.positive], sampled.index[sampled.positive]  # [K]
         targets = self.coder.encode(objects.of(image, matched[image, anchor], anchors.dtype), anchors[anchor])
         if recorder is not SILENT:

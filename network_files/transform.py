@@ -102,16 +102,20 @@ class Transform(Part):
         if isinstance(images, Tensor) and images.dim() == 3:
             raise ValueError(f"images is one tensor {list(images.shape)}: give a list of images, [image]")
         config, resized = self.config, []
+        in_range = any(deviation != 1 for deviation in config.image_std)
         for i, image in enumerate(images):
-            in_range = any(deviation != 1 for deviation in config.image_std)
             check_image(image, f"image {i}", in_range, config.channels)
+        colours = config.image_mean, config.image_std
+        mean, std = (from_host(numbers, images[0].device, dtype).view(-1, 1, 1) for numbers in colours)
+        for i, image in enumerate(images):
             min_size = config.min_size[-1]
             if training and len(config.min_size) > 1:
                 seed = targets[i].get("sample_seed") if targets else None
                 generator = None if seed is None else seeded(seed, 2)
                 min_size = config.min_size[int(torch.randint(len(config.min_size), (), generator=generator))]
             size = resized_size(*image.shape[-2:], min_size, config.max_size, config.fixed_size)
-            resized.append(F.interpolate(self._normalise(image, dtype)[None], size=size, mode="bilinear")[0])
+            image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / WHITE[image.dtype]
+            resized.append(F.interpolate(((image - mean) / std)[None], size=size, mode="bilinear")[0])
         sizes = [tuple(image.shape[-2:]) for image in resized]
         divisor = config.size_divisible
         padded = config.fixed_size or [math.ceil(max(side) / divisor) * divisor for side in zip(*sizes, strict=True)]
@@ -121,11 +125,6 @@ class Transform(Part):
         for i, image in enumerate(resized):  # by index: the views of a loop take no gradient
             padded_images[i, :, : image.shape[1], : image.shape[2]] = image
         return ImageBatch(padded_images, sizes, [tuple(image.shape[-2:]) for image in images])
-
-    def _normalise(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        image = image.to(dtype) if image.is_floating_point() else image.to(dtype) / WHITE[image.dtype]
-        mean, std = image.new_tensor(self.image_mean), image.new_tensor(self.image_std)
-        return (image - mean[:, None, None]) / std[:, None, None]
 
 
 def check_image(image: Tensor, name: str, in_range: bool = True, channels: int = 3) -> None:
@@ -158,7 +157,8 @@ def seeded(seed: int | Tensor, stream: int) -> torch.Generator:
 def prepare_objects(targets: list[dict], batch: ImageBatch, num_classes: int) -> Objects:
     """Returns the Objects of a batch from the images' targets: boxes, labels, masks, and maybe iscrowd, sample_seed.
 
-    num_classes counts background. The host waits once. Raises ValueError for a target that does not fit.
+    num_classes counts background. Targets are looked at where they are: on a GPU the host would wait, so they may
+    stay on the CPU until here. Raises ValueError for a target that does not fit.
     """
     for i, target in enumerate(targets):
         check_shapes(target, batch.original_sizes[i], i)
@@ -190,7 +190,8 @@ def prepare_objects(targets: list[dict], batch: ImageBatch, num_classes: int) ->
         masks = [m[~c] for m, c in zip(masks, crowd, strict=True)]
     seeds = [target.get("sample_seed") for target in targets]
     generators = [(None, None) if seed is None else (seeded(seed, 0), seeded(seed, 1)) for seed in seeds]
-    return Objects(objects, labels, masks, regions, batch.sizes, generators)
+    device = batch.images.device
+    return Objects(objects.to(device), labels.to(device), masks, regions.to(device), batch.sizes, generators)
 
 
 def fits(boxes: Tensor, labels: Tensor, sizes: Tensor, num_classes: int) -> Tensor:

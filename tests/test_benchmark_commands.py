@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import compare_models, distributed, mini_masks
+from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
 from benchmarks.harness import Settings
 from benchmarks.large_images import huge_image
@@ -26,6 +27,15 @@ def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
     assert "1 image (0 without objects), 4 objects of 3 classes" in out and ", 3 detections, " in out
     seconds, peak = re.search(r"exit status 0, ([\d.]+) s, peak (\d+) MiB", out).groups()
     assert float(seconds) > 0 and 100 < int(peak) < 4000
+
+
+def test_formats_are_compared(tmp_path, capfd):
+    assert formats_of_data.main([str(write_coco(tmp_path)), "--turns", "1"]) == 0
+    out = capfd.readouterr().out
+    rows = [row for row in out.splitlines() if "pixels differ" in row]
+    assert "4 images, 4 objects, 1,920 pixels of masks" in out
+    assert [row.split()[0] for row in rows] == ["as", "coco", "labelme", "yolo", "masks", "voc", "npy", "packed"]
+    assert all(re.search(r" 4 objects +0 pixels differ  median IoU 1\.0000", row) for row in rows)
 
 
 def test_mini_masks_are_measured(tmp_path, capfd):

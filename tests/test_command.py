@@ -1,6 +1,7 @@
 """Flags, model flags, device and exit status of the commands."""
 
 import argparse
+import ast
 import dataclasses
 import importlib.machinery
 import json
@@ -15,6 +16,7 @@ import torch
 
 from backbone.errors import InputError
 from backbone.settings import Settings, setting
+from backbone.waiting import WAIT_VARIABLES, chosen_by_user, usual_wait
 from network_files import MaskRCNNConfig
 from tests.small_runs import ROOT, call
 from train_utils.cli import busy
@@ -364,8 +366,9 @@ def test_closed_pipe_is_no_traceback(tmp_path):
 
 
 def test_a_busy_machine_is_said(monkeypatch, capsys):
-    for name in busy.BUSY_VARIABLES:
+    for name in WAIT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", usual_wait({})["GOMP_SPINCOUNT"])  # as every command has it
     world, cores = World.single("cpu"), os.cpu_count()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (2 * cores + 0.5, 0, 0), raising=False)
@@ -380,3 +383,14 @@ def test_a_busy_machine_is_said(monkeypatch, capsys):
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setattr(os, "getloadavg", lambda: (2 * cores - 0.5, 0, 0))
     assert busy.busy_line(world.device) is None and busy.busy_line(torch.device("cuda")) is None
+
+
+def test_how_threads_wait_is_set_unless_the_user_says():
+    assert usual_wait({"HOME": "/"}) == {"GOMP_SPINCOUNT": "10000"} and not chosen_by_user(usual_wait({}))
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "7"), ("KMP_BLOCKTIME", "0")):
+        assert usual_wait({name: value}) == {} and chosen_by_user({name: value})
+    for script in [*ROOT.glob("*.py"), ROOT / "tools" / "__init__.py", ROOT / "train_utils" / "__init__.py"]:
+        imports = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        roots = [(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in imports]
+        first = next(root for root in roots if root not in sys.stdlib_module_names)
+        assert first in {"backbone", "train_utils"} or script.name == "transforms.py", script

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -24,7 +25,8 @@ from tests.coco_folders import annotation, coco
 from tests.small_runs import call
 from tests.tiny_model import FIELDS, train_flags, write_checkpoint
 from tools import check_data, pack_dataset
-from train_utils.data.images import ImageError, image_size, page_count, read_image, refuse, take_dropped
+from train_utils.data.images import ImageError, depth, image_size, page_count, read_image, refuse, take_dropped
+from train_utils.data.images import reading as reading_of
 from train_utils.data.images.depth import is_narrowed
 from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.images.shown import shown
@@ -125,6 +127,43 @@ def test_scaling():
             read_image("i", content=tiff(values))
 
 
+LARGE = (np.arange(600 * 800) % 65521).astype(np.uint16).reshape(600, 800)
+LARGE_RGB = np.stack([LARGE, LARGE // 2, LARGE // 3], 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "channels"),
+    [
+        ("grey.tif", LARGE, 1),
+        ("grey.png", LARGE, 1),
+        ("colours.tif", LARGE_RGB, 3),
+        ("tiled.tif", LARGE, 1),
+        ("floats.npy", LARGE.astype(np.float32), 1),
+    ],
+)
+def test_memory_of_a_large_image(tmp_path, monkeypatch, name, values, channels):
+    """Beside what Pillow decodes into, no more than the result: its values are scaled where they lie."""
+    for module in (depth, reading_of):
+        monkeypatch.setattr(module, "ROWS", 1 << 14)
+    path = tmp_path / name
+    if name.endswith(".npy"):
+        np.save(path, values)
+    elif name.endswith(".png"):
+        Image.fromarray(values).save(path)
+    else:
+        how = {"photometric": "rgb"} if channels == 3 else {}
+        tifffile.imwrite(path, values, **how, **({"tile": (256, 256)} if name == "tiled.tif" else {}))
+    reading = Reading(channels, value_range=(1000, 50000))
+    read_image(path, reading=reading)  # what is imported and kept then
+    tracemalloc.start()
+    image = read_image(path, reading=reading)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = ((values.astype(np.float64) - 1000) / 49000).clip(0, 1).reshape(600, 800, channels).transpose(2, 0, 1)
+    assert np.abs(image.numpy() - expected).max() < 1e-6
+    assert peak <= 1.3 * image.nbytes
+
+
 def test_channels(tmp_path):
     stack = np.stack([GREY + k for k in range(5)])  # five pages
     path = tmp_path / "a.tif"
@@ -177,7 +216,6 @@ def test_each_page_is_an_image_in_prediction(tmp_path):
     assert {(r["image_id"], r["page"]) for r in results} == {(1, 0), (2, 1), (3, 2)}
     drawn = sorted((tmp_path / "test_result").glob("*.jpg"))
     assert len(drawn) == 3 and len({path.read_bytes() for path in drawn}) == 3
-    assert call(train, "--data-path", write_data(tmp_path / "data", 2), *train_flags(pages="each")) == 2
 
 
 def test_without_tifffile(monkeypatch):

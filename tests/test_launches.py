@@ -5,13 +5,14 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.device import launches
+from benchmarks.device.pretended import Pretended, to_device
 from network_files.operators import nms as nms_module
 from network_files.operators import padded
 from network_files.operators.nms import nms, nms_of_rows
-from network_files.operators.padded import Padded
+from network_files.operators.padded import HostCopy, Padded
 from tests.plain_loops import random_boxes
 from tests.test_recorder import sample
-from tests.tiny_model import tiny_model
+from tests.tiny_model import FEW, tiny, tiny_model
 
 
 def batch_of(count, crowd=False):
@@ -50,31 +51,58 @@ def test_both_ways_give_the_same(monkeypatch):
 
 
 def test_operators_and_waits_stay_few_whatever_the_batch():
+    """No tensor of the host enters an operator of the device either: `Pretended` would raise."""
     found = {}
     for count in (1, 3):
         images, targets = batch_of(count)
-        model = tiny_model()
-        step = launches.counted(launches.training_step(model, images, targets))
-        detected = launches.counted(launches.detection(model, images, ours=True))
-        assert step.waits == 6 and detected.waits == 3
-        found[count] = step.operators, detected.operators
+        with Pretended() as device:
+            model = to_device(tiny(norm="frozen", **FEW))
+            step, waits = launches.counted(device, launches.loop_step(model, images, targets))
+            detected = launches.counted(device, launches.detection(model, to_device(images), ours=True))
+        assert waits == 3 and detected[1] == 3
+        found[count] = step, detected[0]
     (step, detected), (step_of_3, detected_of_3) = found.values()
-    assert step < 1600 and detected < 800
+    assert step < 1800 and detected < 900
     assert step_of_3 - step < 2 * 100 and detected_of_3 - detected < 2 * 50  # for each further image
 
 
+def test_the_device_that_is_not_there_gives_the_same():
+    images, targets = batch_of(3, crowd=True)
+    losses, _, detections = passes(images, targets)
+    with Pretended():
+        model = to_device(tiny_model()).train()
+        on_device = model(to_device(images), targets)
+        sum(on_device.values()).backward()
+        assert all(p.grad.device.type == "meta" for p in model.parameters() if p.grad is not None)
+        with torch.no_grad():
+            found = model.eval()(to_device(images))
+        for name, loss in losses.items():
+            assert abs(float(on_device[name].detach()) - float(loss.detach())) < 1e-5
+        for one, other, image in zip(detections, found, images, strict=True):
+            torch.testing.assert_close(one["boxes"], other["boxes"].cpu(), rtol=0, atol=1e-4)
+            assert other["masks"].shape == (len(one["scores"]), 1, *image.shape[1:])
+
+
 def test_what_is_counted():
-    x = torch.arange(4)
-    with launches.counting(with_places=True) as seen:
+    with Pretended(with_places=True) as seen:
+        x = to_device(torch.arange(4))
+        seen.operators = seen.waits = 0
+        seen.places.clear()
         x[x > 1].tolist()
         torch.repeat_interleave(x)
         torch.repeat_interleave(x, output_size=6)
         int(x.sum())
         x.nonzero()
-    assert seen.waits == 5 and seen.operators == 7
-    assert (
-        sum(n for place, n in seen.places.items() if "tests/test_launches.py" in place) == seen.waits + seen.operators
-    )
+        early, late = HostCopy(x), HostCopy(x)
+        early.read()  # a wait for what was queued until then
+        late.read()
+        x.cpu()
+        torch.arange(4).nonzero()  # the host's own
+        with pytest.raises(RuntimeError, match=r"a tensor \[4\] of the host beside one of the device"):
+            x + torch.arange(4)
+    assert seen.waits == 7 and seen.operators == 14
+    places = sum(n for place, n in seen.places.items() if "tests/test_launches.py" in place)
+    assert places == seen.waits + seen.operators - 2  # HostCopy's own
 
 
 @pytest.mark.slow

@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 import train
 import train_utils.data.formats.packed
 from backbone.errors import InputError
+from network_files.config import ALL_PAGES
 from tests.coco_folders import annotation, coco, square, write
 from tests.faults.hostile_data import voc
 from tests.npy_folders import many
@@ -22,6 +24,7 @@ from tests.small_runs import ROOT, call, differences, flags
 from tools import pack_dataset
 from train_utils.checkpoints.held_out import fingerprint
 from train_utils.data.formats.packed import TAIL, PackedRecords
+from train_utils.data.images.reading import Reading
 from train_utils.data.opening import open_data
 from train_utils.evaluation.numbers import evaluate_results
 from train_utils.io.array_block import block_pieces, read_block
@@ -45,6 +48,45 @@ def varied(folder, ids=(7, 2, 5, 9)):
         pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{i}.png", **({"exif": exif} if i == ids[-1] else {}))
     return path
+
+
+ANY_IMAGES = {
+    "bands.tif": Reading(5, value_range=(0, 900)),
+    "pages.tif": Reading(3, ALL_PAGES),  # grey pages: the first alone would become RGB too
+    "floats.npy": Reading(4, value_range=(-1.0, 1.0)),
+    "colours.tif": Reading(value_range=(0, 40000)),
+    "grey.png": Reading(1),
+}
+
+
+def deep_images(folder):
+    rng = np.random.default_rng(0)
+    images = [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(ANY_IMAGES, 1)]
+    (folder / "images").mkdir(parents=True)
+    (folder / "instances.json").write_text(json.dumps(coco(images, [annotation(i, i) for i in range(1, 6)])))
+    places = {name: folder / "images" / name for name in ANY_IMAGES}
+    tifffile.imwrite(places["bands.tif"], rng.integers(0, 900, (5, 20, 30), np.uint16), planarconfig="separate")
+    tifffile.imwrite(places["pages.tif"], rng.integers(0, 256, (3, 20, 30), np.uint8), photometric="minisblack")
+    np.save(places["floats.npy"], rng.normal(size=(4, 20, 30)).astype(np.float32))
+    tifffile.imwrite(places["colours.tif"], rng.integers(0, 65536, (20, 30, 3), np.uint16), photometric="rgb")
+    Image.fromarray(rng.integers(0, 256, (20, 30), np.uint8)).save(places["grey.png"])
+
+
+def test_images_of_other_kinds_keep_all_their_values(tmp_path):
+    deep_images(tmp_path / "data")
+    assert call(pack_dataset, tmp_path / "data", tmp_path / "packed", "--val-fraction", 0.2) == 0
+    assert call(pack_dataset, tmp_path / "data", tmp_path / "encoded", "--keep-encoded") == 0
+    before = open_data(tmp_path / "data").by_role()
+    for folder in ("packed", "encoded"):
+        for role, part in open_data(tmp_path / folder).by_role().items():
+            for i in range(len(part)):
+                name = os.path.basename(part.file_name(i))
+                own, packed = (data.read_as(ANY_IMAGES[name]) for data in (before[role], part))
+                if (folder, name) == ("packed", "grey.png"):
+                    with pytest.raises(InputError, match="the model takes 1 channel.*with --keep-encoded"):
+                        packed.image(i)
+                    continue
+                assert torch.equal(own.image(i), packed.image(i)), name
 
 
 def text_ids(folder):

@@ -11,14 +11,16 @@ from torch import nn
 from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.losses import LOSS_NAMES
+from network_files.operators import padded
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch
 from train_utils.processes.distributed import World
+from train_utils.run import step as step_module
 from train_utils.run.ema import EMA
 from train_utils.run.evaluation import evaluate
 from train_utils.run.optimization import Precision, TrainState, amp_dtype, build_optimizer, build_schedule, lr_factor
 from train_utils.run.state import Progress
-from train_utils.run.step import NonFiniteLoss, StepHooks, train_one_epoch, zero_weighted_step
+from train_utils.run.step import NonFiniteLoss, OutOfMemory, StepHooks, train_one_epoch, zero_weighted_step
 
 CPU = torch.device("cpu")
 
@@ -181,6 +183,77 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     assert caught.value.step == 1 and caught.value.batch.indices == [6, 7]
     assert not caught.value.losses.isfinite().any()
     assert_equal(before, dict(state.model.named_parameters()))
+
+
+def snapshots(poisoned, optimizer, stop_at=None):
+    """What a run of 4 steps knows at each record: step, losses, bad, stop, weights, average, momentum, rate."""
+    poison = {(n, 0): lambda b: b._replace(images=[torch.full((3, 8, 8), math.nan)] * 2) for n in poisoned}
+    state, left = make_state(ema=True, clip=1.0, optimizer=optimizer), [len(poisoned)]
+    state.model.norm = nn.Identity()
+    hooks = StepHooks(lambda: stop_at is not None and len(seen) >= stop_at, lambda: left[0] > 0)
+    seen = []
+    for record in train_one_epoch(state, Loader(spoil=poison), World.single("cpu"), 0, hooks=hooks):
+        left[0] -= record.bad is not None
+        momentum = [v.clone() for slot in state.optimizer.state.values() for v in slot.values()]
+        average = {name: value.clone() for name, value in state.ema.average.items()}
+        about = (record.step, record.losses, record.lr, record.bad and record.bad.batch.indices, record.stop)
+        measures = {name: value.read() for name, value in record.own.measures.items()}
+        seen.append((about, weights(state), average, momentum, measures, state.schedule.state_dict()["last_epoch"]))
+        if record.stop:
+            break
+    return seen
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("poisoned", "stop_at"), [((), None), ((1, 2), None), ((3,), None), ((), 2)])
+def test_losses_read_a_step_late_change_nothing(poisoned, stop_at, optimizer, monkeypatch):
+    """What a checkpoint would hold at each record is the same, with steps that are skipped and a stop."""
+    at_once = snapshots(poisoned, optimizer, stop_at)
+    monkeypatch.setattr(padded, "CHEAP", ())
+    late = snapshots(poisoned, optimizer, stop_at)
+    for one, other in zip(at_once, late, strict=True):
+        assert one[0] == other[0] and one[-1] == other[-1]
+        assert_equal(one[1:-1], other[1:-1])
+    assert len(at_once) == (4 if stop_at is None else stop_at + 1)
+
+
+def test_losses_are_read_when_the_next_gradient_is_on_its_way(monkeypatch):
+    monkeypatch.setattr(padded, "CHEAP", ())
+    told, compute, read = [], step_module.accumulate_gradients, padded.HostCopy.read
+    monkeypatch.setattr(step_module, "accumulate_gradients", lambda *args: told.append("compute") or compute(*args))
+    monkeypatch.setattr(padded.HostCopy, "read", lambda copy: told.append("read") or read(copy))
+    state = make_state()
+    state.model.norm = nn.Identity()
+    run_steps(state, Loader(steps=3))  # the first one makes the momentum
+    assert told == ["compute", "read", "compute", "compute", "read", "read"]
+    told.clear()
+    run_steps(make_state(), Loader(steps=2))  # batch norm: its running means are those of the step that is saved
+    assert told == ["compute", "read"] * 2
+
+
+def test_a_loss_that_is_not_finite_stops_a_run_that_reads_late(monkeypatch):
+    monkeypatch.setattr(padded, "CHEAP", ())
+    state, computed = make_state(), step_module.accumulate_gradients
+    state.model.norm = nn.Identity()
+    poison = {(1, 0): lambda b: b._replace(images=[torch.full((3, 8, 8), math.nan)] * 2)}
+    steps = train_one_epoch(state, Loader(spoil=poison), World.single("cpu"), 0)
+    next(steps)
+    before = weights(state)
+    with pytest.raises(NonFiniteLoss, match="step 1") as caught:
+        next(steps)
+    assert caught.value.batch.indices == [2, 3]
+    assert_equal(before, weights(state))
+
+    def scarce(state, batches, *more):
+        if batches[0].indices == [4, 5]:
+            raise MemoryError
+        return computed(state, batches, *more)
+
+    monkeypatch.setattr(step_module, "accumulate_gradients", scarce)
+    steps = train_one_epoch(state, Loader(), World.single("cpu"), 0)
+    assert [next(steps).step, next(steps).step] == [0, 1]  # the record of what was done comes first
+    with pytest.raises(OutOfMemory, match="step 2"):
+        next(steps)
 
 
 def test_a_stop_is_granted_after_the_step():

@@ -31,6 +31,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats import npy_file as npy_reader
 from train_utils.data.formats.npy_folder import CLASS_FILE
 from train_utils.data.images import ImageError, image_size
+from train_utils.data.images.pages import page_of
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import BELOW_SEED, DataOptions
 from train_utils.io.files import new_folder, write_text
@@ -147,6 +148,8 @@ def write_split(out: Path, name: str, data_set: ImageDataset, labels: dict[int, 
     for folder in folders:
         folder.mkdir()
     sources = [Path(data_set.file_name(i)) for i in chosen]
+    if pages := [path for path in sources if page_of(path)[1] is not None]:
+        raise InputError(f"{pages[0]}: is a page of a file, and .npy data has a file for each image; save it as one")
     shown, counts = Counter(dict.fromkeys(labels, 0)), Counter()
     stems = [Path(drawn).stem for drawn in output_names(sources)]  # none twice
     for i, source, stem in tqdm(

@@ -28,6 +28,7 @@ from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
 from train_utils.data.images import ImageError, image_size
+from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.options import DataOptions
 from train_utils.io.files import new_folder, user_path, write_text
 from train_utils.io.plain_text import visible
@@ -57,18 +58,22 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
     for each in (json_path.parent, folder):
         each.mkdir(exist_ok=True)
     content = data_set.ground_truth()
-    usable, linked = set(), 0
+    usable, placed, linked = set(), set(), 0
     for i in tqdm(range(len(data_set)), desc=name or "images", unit="image", disable=None):
-        source = Path(data_set.file_name(i))
+        source = Path(file_of(data_set.file_name(i)))
         try:
-            image_size(source)
+            image_size(data_set.file_name(i))
         except ImageError as error:
             print(f"not converted: {error}", file=sys.stderr, flush=True)
             continue
         usable.add(data_set.image_id(i))
         target = folder / data_set.annotations.file_name(data_set.rows[i])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        linked += place_image(source, target, link)
+        if page_of(data_set.file_name(i))[1] is not None:  # the json names the page, its file is placed once
+            target = target.with_name(source.name)
+        if target not in placed:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            linked += place_image(source, target, link)
+            placed.add(target)
     numbered = all(isinstance(data_set.given_id(i), int) for i in range(len(data_set)))
     new_ids = {image["id"]: image["id"] if numbered else n for n, image in enumerate(content["images"], 1)}
     label_map = data_set.label_map

@@ -4,6 +4,7 @@
     python train.py --data-path OUT                          the same samples as from DATA
 
 Writes OUT/train.pack and OUT/val.pack: pixels and masks as they come out of the images' files and annotations.
+Images that are not RGB of 8 bits in one page (16 bits, many channels) are stored as their files are.
 Pixels take about ten times the space of JPEG files; --keep-encoded stores the files as they are, which
 saves less of the loading time. `python -m benchmarks loading loading_packed loading_encoded` measures both.
 Exit status 1: finished, but some images could not be read: they are named and left out.
@@ -12,6 +13,7 @@ Exit status 1: finished, but some images could not be read: they are named and l
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import sys
 import zlib
@@ -31,7 +33,9 @@ from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedRecords
-from train_utils.data.images import ImageError, read_image
+from train_utils.data.images import CHANNELS, PAGES, ImageError, raw_values, read_image, take_dropped
+from train_utils.data.images.pages import page_of
+from train_utils.data.images.reading import AS_STORED as OF_ANY_FILE
 from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
 from train_utils.io.array_block import block_pieces, padded
@@ -65,14 +69,36 @@ class Row(NamedTuple):
     target: dict
 
 
-def encoded(data_set: ImageDataset, i: int, image: torch.Tensor) -> tuple[bytes, int]:
-    """Returns (bytes of image i's file, how they are turned to become `image`)."""
-    path = data_set.file_name(i)
-    content = Path(path).read_bytes()
+def encoded(data_set: ImageDataset, i: int) -> tuple[bytes, int]:
+    """Returns (bytes of image i's file, how they are turned to become the image); of a page an .npy file's."""
+    path, image = data_set.file_name(i), data_set.read_as(OF_ANY_FILE).image(i)
+    file, page = page_of(path)
+    content = Path(file).read_bytes() if page is None else as_array(path)
     for kind in (UPRIGHT, AS_STORED):
-        if torch.equal(read_image(path, kind == UPRIGHT, content), image):
+        if torch.equal(read_image(file, kind == UPRIGHT, content, OF_ANY_FILE), image):
             return content, kind
     raise InputError(f"{path}: changed while it was packed; pack the data set again")
+
+
+def as_array(path: str) -> bytes:
+    """Returns the values of an image, in its file's units, as an .npy file."""
+    file = io.BytesIO()
+    np.save(file, raw_values(path))
+    return file.getvalue()
+
+
+def pixels_of(data_set: ImageDataset, i: int) -> torch.Tensor | None:
+    """Returns image i as uint8 RGB; None where that is less than its file holds, which a model's flags may ask for."""
+    take_dropped()
+    try:
+        image = data_set.image(i)
+    except ImageError:
+        raise
+    except InputError:  # of other channels, which the file itself keeps; else it is raised again
+        data_set.read_as(OF_ANY_FILE).image(i)
+        return None
+    whole = image.dtype == torch.uint8 and take_dropped().keys().isdisjoint({PAGES, CHANNELS})
+    return image if whole else None
 
 
 def mask_bits(masks: CroppedMasks) -> bytes:
@@ -88,14 +114,14 @@ def write_records(
     for i in range(len(data_set)):
         bar.update()
         try:
-            image, target = data_set[i]
+            image = None if keep_encoded else pixels_of(data_set, i)
+            content, kind = encoded(data_set, i) if image is None else (image.numpy().tobytes(), PIXELS)
         except ImageError as error:
             if strict:
                 raise
             unreadable.append(str(error))
             continue
-        in_pixels = not keep_encoded and image.dtype == torch.uint8  # deeper files are read by the model's value range
-        content, kind = (image.numpy().tobytes(), PIXELS) if in_pixels else encoded(data_set, i, image)
+        target = data_set.target(i)
         parts = [content, mask_bits(target["masks"])]
         rows.append(Row(i, (file.tell(), *map(len, parts)), [zlib.crc32(part) for part in parts], kind, target))
         file.writelines(parts)

@@ -4,111 +4,73 @@
     python -m benchmarks launches --places 20  and where most of ours come from
 
 On a GPU each operator is a launch or two, and each wait leaves it idle. Counts do not depend on the machine. They are
-taken on a CPU, on small images, with ours going the way that it goes on a GPU (`padded.CHEAP` empty): a training step
-with its losses read at the end, and a detection before masks are pasted.
+taken on a device that is not there (`benchmarks/device/pretended.py`), on small images: one step of the training loop
+(torchvision's: forward, backward, SGD, losses read), and a detection before masks are pasted.
 """
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import torchvision_model
+from benchmarks.device.pretended import DEVICE, Pretended, to_device
 from benchmarks.harness.inputs import as_torchvision, photos
 from network_files import create_model
-from network_files.operators import padded
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
-from train_utils.run.optimization import Precision, build_optimizer
+from train_utils.data.loaders import Batch
+from train_utils.processes.distributed import World
+from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
+from train_utils.run.step import train_one_epoch
 
 SMALL = {"min_size": 128, "max_size": 192, "anchor_sizes": (8, 16, 32, 64, 128)}
 IMAGES = (1, 4, 8)
-ROOT = Path(__file__).resolve().parents[2]
-aten = torch.ops.aten
-WAITING = {
-    aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select, aten._unique2,
-    aten.unique_dim, aten.unique_consecutive, aten.bincount,
-}  # fmt: skip
+STEPS = 10  # of the loop that is begun
 
 
-class Launches(TorchDispatchMode):
-    """Counts what runs under it, backward passes too.
+class Repeated:
+    """A loader of one batch again and again."""
 
-    operators: dispatched ones; waits: of the host, for a value or a length that an operator must find out; places:
-    what was counted where, "operator file:line function" or "wait ...", if they are asked for.
-    """
+    steps_per_epoch, accumulate_steps = STEPS, 1
 
-    def __init__(self, with_places: bool = False) -> None:
-        super().__init__()
-        self.operators, self.waits, self.with_places = 0, 0, with_places
-        self.places: Counter[str] = Counter()
+    def __init__(self, images: list[Tensor], targets: list[dict]) -> None:
+        self.batch = Batch(images, targets, list(range(len(images))), [])
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Counts an operator, and runs it."""
-        packet, kwargs = func.overloadpacket, kwargs or {}
-        self.operators += 1
-        self._note("operator")
-        if packet in WAITING or _has_unknown_length(packet, args, kwargs):
-            self.wait(packet.__name__)
-        return func(*args, **kwargs)
-
-    def wait(self, what: str) -> None:
-        """Counts a wait."""
-        self.waits += 1
-        self._note(f"wait {what}")
-
-    def _note(self, what: str) -> None:
-        if self.with_places:
-            frame = sys._getframe(1)
-            while frame.f_code.co_filename == __file__ or not frame.f_code.co_filename.startswith(str(ROOT)):
-                frame = frame.f_back
-            path = Path(frame.f_code.co_filename).relative_to(ROOT)
-            self.places[f"{what} {path}:{frame.f_lineno} {frame.f_code.co_name}"] += 1
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yields it."""
+        return iter([self.batch] * STEPS)
 
 
-def _has_unknown_length(packet: Any, args: tuple, kwargs: dict) -> bool:
-    if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
-        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    return packet is aten.repeat_interleave and kwargs.get("output_size") is None
-
-
-@contextmanager
-def counting(with_places: bool = False) -> Iterator[Launches]:
-    """Counts what runs inside, with waits dear; `Tensor.tolist` is a wait too, but dispatches nothing."""
-    launches, tolist = Launches(with_places), Tensor.tolist
-
-    def counted(tensor: Tensor) -> Any:
-        launches.wait("tolist")
-        return tolist(tensor)
-
-    with mock.patch.object(padded, "CHEAP", ()), mock.patch.object(Tensor, "tolist", counted), launches:
-        yield launches
+def loop_step(model: nn.Module, images: list[Tensor], targets: list[dict]) -> Callable[[], object]:
+    """Returns what does a step of the training loop: images and targets of the host, a model on the device."""
+    optimizer = build_optimizer(model.train(), "sgd", 1e-9)
+    schedule = build_schedule(optimizer, total_steps=STEPS, warmup_steps=2)
+    state = TrainState(model, model, optimizer, schedule, Precision(DEVICE))
+    steps = train_one_epoch(state, Repeated(images, targets), World.single(DEVICE), 0)
+    next(steps)  # it makes the momentum, and its losses are read at once
+    return steps.__next__
 
 
 def training_step(model: nn.Module, images: list[Tensor], targets: list[dict]) -> Callable[[], None]:
-    """Returns a training step of a model: forward, backward, SGD, and the losses read at its end."""
-    optimizer, precision = build_optimizer(model.train(), "sgd", 1e-9), Precision(torch.device("cpu"))
+    """Returns a training step as torchvision's reference does it, of images and targets on the device."""
+    optimizer = build_optimizer(model.train(), "sgd", 1e-9)
 
     def run() -> None:
         losses = model(images, targets)
-        precision.backward(sum(losses.values()))
-        precision.step(optimizer)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
         torch.stack([loss.detach() for loss in losses.values()]).tolist()
 
     return run
 
 
 def detection(model: nn.Module, images: list[Tensor], ours: bool) -> Callable[[], None]:
-    """Returns a detection of a model before its masks are pasted."""
+    """Returns a detection of a model before its masks are pasted, of images on the device."""
     model.eval()
 
     @torch.no_grad()
@@ -124,12 +86,13 @@ def detection(model: nn.Module, images: list[Tensor], ours: bool) -> Callable[[]
     return run
 
 
-def counted(run: Callable[[], None], with_places: bool = False) -> Launches:
-    """Returns what a second run dispatches: the first may make what is kept."""
+def counted(device: Pretended, run: Callable[[], object]) -> tuple[int, int]:
+    """Returns the operators and waits of a second run: the first may make what is kept."""
     run()
-    with counting(with_places) as launches:
-        run()
-    return launches
+    device.operators, device.waits = 0, 0
+    device.places.clear()
+    run()
+    return device.operators, device.waits
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -152,22 +115,27 @@ def main(argv: list[str] | None = None) -> None:
     ours, theirs = create_model(91, **options, trainable_layers=3), torchvision_model.build(**options, trainable=3)
     for model in (ours, theirs):
         model.load_state_dict(state)
-    own_images = [image for image, _ in pairs]
-    own_targets = [{**target, "sample_seed": i} for i, (_, target) in enumerate(pairs)]
     print("| operators / host waits | images | ours | torchvision |\n|---|---|---|---|", flush=True)
-    for what in ("training step", "detection before pasting"):
-        for n in args.images:
-            if what == "training step":
-                runs = (
-                    training_step(ours, own_images[:n], own_targets[:n]),
-                    training_step(theirs, images[:n], targets[:n]),
-                )
-            else:
-                runs = detection(ours, own_images[:n], True), detection(theirs, images[:n], False)
-            found = [counted(run, bool(args.places) and run is runs[0]) for run in runs]
-            print(f"| {what} | {n} | {' | '.join(f'{f.operators:,} / {f.waits}' for f in found)} |", flush=True)
-            for place, count in found[0].places.most_common(args.places):
-                print(f"    {count:5} {place}")
+    with Pretended(bool(args.places)) as device:
+        ours, theirs = to_device(ours), to_device(theirs)
+        own_images, images, targets = (to_device(list(v)) for v in ([image for image, _ in pairs], images, targets))
+        for what in ("training step", "detection before pasting"):
+            for n in args.images:
+                if what == "training step":
+                    own = [{**target, "sample_seed": i} for i, (_, target) in enumerate(pairs[:n])]
+                    runs = (
+                        loop_step(ours, [image for image, _ in pairs[:n]], own),
+                        training_step(theirs, images[:n], targets[:n]),
+                    )
+                else:
+                    runs = detection(ours, own_images[:n], True), detection(theirs, images[:n], False)
+                found, places = [], None
+                for run in runs:
+                    found.append("{:,} / {}".format(*counted(device, run)))
+                    places = places or device.places.most_common(args.places)
+                print(f"| {what} | {n} | {' | '.join(found)} |", flush=True)
+                for place, count in places if args.places else ():
+                    print(f"    {count:5} {place}")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 import torch
 
 from backbone.errors import InputError
+from backbone.waiting import WAIT_VARIABLES
 from network_files import create_model
-from train_utils.cli.busy import BUSY_VARIABLES
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
@@ -81,7 +81,7 @@ def work(args: argparse.Namespace) -> None:
 @contextmanager
 def processes(argv: list[str], settings: list[str]) -> Iterator[dict[str, subprocess.Popen]]:
     """Starts a process for each setting; they end with the block."""
-    clean = {name: value for name, value in os.environ.items() if name not in (*BUSY_VARIABLES, "OMP_NUM_THREADS")}
+    clean = {name: value for name, value in os.environ.items() if name not in (*WAIT_VARIABLES, "OMP_NUM_THREADS")}
     command = [sys.executable, "-m", "benchmarks.machine.busy", "--work", *argv]
     chosen = {name: more for name, more in SETTINGS.items() if name == "none" or name in settings or not settings}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}

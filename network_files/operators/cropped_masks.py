@@ -171,10 +171,6 @@ class CroppedMasks:
             self.limit,
         )
 
-    def pin_memory(self) -> "CroppedMasks":
-        """Returns the masks in page-locked memory, from which a GPU copies faster."""
-        return CroppedMasks(self.pixels.pin_memory(), self.boxes.pin_memory(), self.size, self.limit)
-
 
 def _cell_of(length: int, cells: int) -> Tensor:
     """Returns which of `cells` each of `length` pixels reads, int64 [length]."""

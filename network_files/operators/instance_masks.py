@@ -38,14 +38,15 @@ def mask_targets(
     half-pixel, the pixels of the original mask count by the area that a cell covers of each. "torchvision" matches
     torchvision, which resizes the full-size masks (nearest) and RoIAligns them with adaptive sampling.
     """
-    counts, of_batch = [len(r) for r in rois], joined(masks)
+    counts, of_batch, device = [len(r) for r in rois], joined(masks), rois[0].device
     starts = itertools.accumulate(map(len, masks), initial=0)
     frames = [(start, *m.size, *size) for start, m, size in zip(starts, masks, resized, strict=False)]
-    device = of_batch.boxes.device
     frames = from_host(torch.tensor(frames)[image_of_each(counts)], device)  # [P, 5]
     rois, sides = torch.cat(rois), frames[:, 1:]  # [P, 4] original and resized height, width
     which = torch.cat(matched) + frames[:, 0]  # of all the masks
-    offsets, boxes, sizes = of_batch.offsets()[which], of_batch.boxes[which], of_batch.sides()[which]
+    about = torch.cat((of_batch.offsets()[:-1, None], of_batch.boxes, of_batch.sides()), 1)  # [M, 7]
+    offsets, boxes, sizes = from_host(about, device)[which].split((1, 4, 2), 1)
+    pixels = from_host(of_batch.pixels, device)
     kept = sizes if of_batch.limit is not None else sizes[:0]
     samples = torch.ceil((rois[:, 2:] - rois[:, :2]).clamp(min=1) / cells).long()  # per cell: as in _sampled_weights
     known = torch.cat((sizes, samples), 1).tolist()  # the host waits for these alone
@@ -55,7 +56,7 @@ def mask_targets(
     targets = rois.new_zeros(len(rois), cells, cells)
     for some, here in _alike(known, device):
         wide, high, across, down = (max(most, 1) for most in map(max, zip(*here, strict=True)))
-        crops = _padded_crops(of_batch.pixels, offsets[some], sizes[some], (high, wide)).to(rois.dtype)  # [p, h, w]
+        crops = _padded_crops(pixels, offsets[some, 0], sizes[some], (high, wide)).to(rois.dtype)  # [p, h, w]
         targets[some] = _product(rows(some, high, down), crops, columns(some, wide, across))
     return targets
 
@@ -207,7 +208,7 @@ def _pasted_crops(
     probs = F.pad(probs, [padding] * 4)
     cells = probs.shape[-1]
     place = place_of(boxes, cells)
-    limit = place.first.new_tensor([size[1], size[0]])
+    limit = from_host([size[1], size[0]], probs.device)
     first = place.first.clamp(min=0).minimum(limit)  # the first visible pixel of each axis, [D, 2]
     visible = (place.end.minimum(limit) - first).clamp(min=0)
     ratio, origin = place.ratio.to(probs.dtype), place.origin.to(probs.dtype)

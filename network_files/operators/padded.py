@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+VALUED = (Tensor,)  # types of tensors that hold values: those of a trace do not
 CHEAP = ("cpu",)  # types of device on which the host may look at a result at no cost
 
 
@@ -23,10 +24,32 @@ def portions(count: int, device: torch.device) -> list[slice]:
     return [slice(i, i + 1) for i in range(count)] if waits_are_cheap(device) else [slice(0, count)]
 
 
+def is_traced(tensor: Tensor) -> bool:
+    """Says whether a trace, and no computation, goes on with this tensor: what is made in it must not be kept."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or type(tensor) not in VALUED
+
+
 def from_host(values: Sequence | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns numbers of the host, or a tensor there, on a device, in one copy that the host does not wait for."""
+    """Returns numbers or a tensor, of the host or there already, on a device: the host does not wait for the copy."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    pinned = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A small tensor on its way to the host: sent before other work is queued, read after it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.sent, self.value, self.event = tensor, tensor.to("cpu", non_blocking=True), None
+        if tensor.is_cuda:
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def read(self) -> Tensor:
+        """Returns the tensor, on the CPU, as soon as it is there."""
+        if self.event:
+            self.event.synchronize()
+        return self.value
 
 
 def image_of_each(counts: Sequence[int]) -> Tensor:
@@ -59,6 +82,10 @@ class Padded:
         inside = place < torch.tensor(counts)[:, None]
         index = from_host(torch.where(inside, starts + place + 1, 0), flat.device)
         return cls(torch.cat((torch.zeros_like(flat[:1]), flat))[index], counts)
+
+    def to(self, device: torch.device) -> "Padded":
+        """Returns the same on a device."""
+        return self if self.values.device == device else Padded(from_host(self.values, device), self.counts)
 
     def __len__(self) -> int:
         return len(self.counts)

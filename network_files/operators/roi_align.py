@@ -23,7 +23,7 @@ def bilinear_taps(position: Tensor, length: Tensor | int) -> tuple[Tensor, Tenso
     the border; farther ones weigh nothing (torchvision's rule).
     """
     inside = (position >= -1) & (position <= length)
-    length = torch.as_tensor(length, device=position.device)
+    length = length if isinstance(length, Tensor) else torch.full((), length, device=position.device)
     position = torch.minimum(position.clamp(min=0), (length - 1).to(position.dtype))
     low = position.floor()
     fraction = position - low

@@ -22,6 +22,7 @@ from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import EXIF_ORIENTATION, ImageError, formats, image_suffixes, read_image
 from train_utils.data.images.depth import is_deep
+from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import FEW, MEASURED, advise, measure, spread
@@ -94,9 +95,11 @@ class Reader:
 
 def header_notes(path: str | Path) -> Iterator[tuple[Kind, str]]:
     """Yields (Kind, text) of what is unusual about an image file, from its header; nothing where it can't be opened."""
+    file, page = page_of(path)
     try:
-        with without_warnings, Image.open(path, formats=formats()) as image:
-            mode, deep, frames = image.mode, is_deep(image), getattr(image, "n_frames", 1)
+        with without_warnings, Image.open(file, formats=formats()) as image:
+            image.seek(page or 0)
+            mode, deep, frames = image.mode, is_deep(image), getattr(image, "n_frames", 1) if page is None else 1
             try:
                 turn = image.getexif().get(EXIF_ORIENTATION, 1)
             except Exception:  # as in train_utils/data/images.py: damaged tags say nothing about the pixels

@@ -105,7 +105,7 @@ LESSONS = (
         "RPN targets",
         regions.rpn_targets,
         (("Faster R-CNN", "3.1.2 and 3.1.3"), ("FPN", "4.1")),
-        (RegionProposalNetwork.sample, matching.match, matching.sample_balanced, losses.rpn_losses),
+        (RegionProposalNetwork.match, matching.match, matching.sample_balanced, losses.rpn_losses),
         """
         An anchor is positive where it overlaps an object by {rpn_fg_iou_thresh} or more, or overlaps it more than
         all other anchors do (the low-quality rule). It is negative where it overlaps every object by less than

@@ -21,6 +21,7 @@ import torch
 
 from train_utils.data.annotations import Annotations
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.images.pages import file_of
 from train_utils.io.checksums import Stamps, file_checksums, part_checksums, stamp_files
 
 OF_TABLE = ("sizes", "labels", "boxes", "masks")
@@ -60,7 +61,7 @@ def files_of(table: Annotations, rows: np.ndarray, names: list[str]) -> dict[str
     """Returns {file: its path for each image}; none for images that lie in one file together."""
     files = {}
     if not hasattr(table.images, "image_checksums"):
-        files["image"] = [table.images.path(names[row]) for row in rows]
+        files["image"] = [file_of(table.images.path(names[row])) for row in rows]
     if hasattr(table.masks, "mask_path"):
         files["mask"] = [table.masks.mask_path(row) for row in rows]
     return files

@@ -5,10 +5,9 @@ import sys
 
 import torch
 
+from backbone.waiting import chosen_by_user
 from train_utils.processes.distributed import World
 
-# of OpenMP's runtimes: how long a thread that waits keeps its core
-BUSY_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 HELPS = "OMP_WAIT_POLICY=PASSIVE"  # measured by benchmarks/machine/busy.py
 MARGIN = 1.0  # processes that wait for each core, from which on the machine is called busy
 
@@ -20,7 +19,7 @@ def busy_line(device: torch.device) -> str | None:
     that are waited for. One who has set how they wait, or has one thread, is told nothing.
     """
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    if device.type != "cpu" or threads == 1 or any(name in os.environ for name in BUSY_VARIABLES):
+    if device.type != "cpu" or threads == 1 or chosen_by_user(os.environ):
         return None
     if not hasattr(os, "getloadavg"):  # Windows
         return None

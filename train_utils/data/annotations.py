@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from backbone.errors import InputError
-from train_utils.data.images import read_image
 from train_utils.data.images.reading import USUAL, Reading
+from train_utils.data.images.windows import open_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.masks import MaskSource, PolygonsAndRle, Ragged
 
@@ -67,9 +67,9 @@ class ImageFiles:
     def read(self, row: int, name: str, size: tuple[int, int], reading: Reading = USUAL) -> torch.Tensor:
         """Reads the file upright, or as stored where only that has the annotated size."""
         path = self.path(name)
-        image = read_image(path, reading=reading)
+        image = open_image(path, reading)
         if tuple(image.shape[1:]) != size and tuple(image.shape[:0:-1]) == size:
-            return read_image(path, rotate=False, reading=reading)
+            return open_image(path, reading, rotate=False)
         return image
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:

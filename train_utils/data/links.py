@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from backbone.errors import InputError
+from train_utils.data.images.pages import file_of
 
 ADVICE = "give --follow-links if that is meant, or put the file itself there"
 
@@ -26,13 +27,15 @@ def links_out(
     inside = _inside(image_dir, root)
     links: dict[str, frozenset[str] | InputError] = {}  # in a folder; or what is wrong with the folder itself
     for name in names:
-        folder, base = os.path.split(name)
+        folder = os.path.dirname(name)
         if folder not in links:
             links[folder] = _links_below(image_dir, folder, root, inside, source)
         found = links[folder]
         if isinstance(found, InputError):
             yield name, found
-        elif base in found and (error := _leads_out(source, os.path.join(image_dir, name), inside)):
+            continue
+        path = file_of(os.path.join(image_dir, name))
+        if os.path.basename(path) in found and (error := _leads_out(source, path, inside)):
             yield name, error
 
 

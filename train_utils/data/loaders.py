@@ -57,24 +57,12 @@ class Batch(NamedTuple):
     dropped: Counter[str] = Counter()
 
     def to(self, device: torch.device) -> tuple[list[torch.Tensor], list[dict]]:
-        """Returns images and targets, with every tensor and mask on the device."""
-        images = [image.to(device, non_blocking=True) for image in self.images]
-        targets = [
-            {
-                key: value.to(device, non_blocking=True) if hasattr(value, "to") else value
-                for key, value in target.items()
-            }
-            for target in self.targets
-        ]
-        return images, targets
+        """Returns the images on the device, and the targets as they are: the model copies them when it has looked."""
+        return [image.to(device, non_blocking=True) for image in self.images], self.targets
 
     def pinned(self) -> Batch:
-        """Returns the batch in page-locked memory, from which a GPU copies while the host goes on."""
-        targets = [
-            {key: value.pin_memory() if hasattr(value, "pin_memory") else value for key, value in target.items()}
-            for target in self.targets
-        ]
-        return self._replace(images=[image.pin_memory() for image in self.images], targets=targets)
+        """Returns the batch with its images in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._replace(images=[image.pin_memory() for image in self.images])
 
 
 def sample_seed(seed: int, epoch: int, index: int, stream: int = MODEL) -> int:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from network_files import MaskRCNN
+from network_files.config import EACH_PAGE
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.in_python import in_python_words, speaking_python
 from train_utils.data.images import ImageError, take_dropped
@@ -25,7 +26,7 @@ from train_utils.prediction.exporting.export import Export, export_model, format
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
 from train_utils.prediction.tiles import TiledModel, Tiling, tiling_of
-from train_utils.show.image_lists import find_images
+from train_utils.show.image_lists import find_images, pages_of
 from train_utils.show.video import is_video
 
 LARGE = ("model", "ema", "optimizer", "lr_scheduler", "scaler")  # of a checkpoint, what is not kept beside the model
@@ -107,12 +108,16 @@ class Detector:
         above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
         read is an error, else it is left out with a warning; tile: images are looked at in tiles of so many pixels a
         side ("auto": a size that suits the images of training), of which neighbours share `overlap` of a side, and
-        what they show is joined.
+        what they show is joined. Of a model that takes each page as an image, a file of several pages is several.
         """
         tiling = None
         if tile is not None:
             with speaking_python():
                 tiling = tiling_of(tile, overlap, 0.0, self.model.config, self.content)
+        each_page = self.model.config.pages == EACH_PAGE
+        if each_page and isinstance(images, str | Path) and is_one_image(images):
+            pages = pages_of(user_path(images))
+            images = pages if len(pages) > 1 else images
         if is_one_image(images):
             (one,) = self._detect([images], Wanted(score, classes, mask_threshold, 1, strict=True, tiling=tiling))
             return one
@@ -126,6 +131,8 @@ class Detector:
                     f"{len(videos)} video(s) left out, such as {videos[0]}: predict.py reads them", stacklevel=2
                 )
             images = [path for path in images if path not in videos]
+            if each_page:
+                images = [page for path in images for page in pages_of(path)]
         found = self._detect(images, wanted)
         return found if isinstance(images, Iterator) else list(found)
 
@@ -153,7 +160,7 @@ class Detector:
     def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
         """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
         images, found, values = [], {}, dict(some)
-        reading = Reading.of(self.model.config)
+        reading = predictor.reading
         for number, value in some:
             try:
                 image = image_of(value, f"image {number}", reading)

@@ -6,6 +6,7 @@ one keeps what is finished, an image after another. A stage waits for the next, 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.pages import file_of
 from train_utils.data.loaders import Loader
 from train_utils.io import unfinished
 from train_utils.io.files import user_path
@@ -122,7 +124,7 @@ def pace_of(device: torch.device, batch_size: int | None, workers: int | None) -
 def stamp_of(path: str | Path) -> list[int] | None:
     """Returns a file's size in bytes and time of change; None where there is no such file."""
     try:
-        status = os.stat(user_path(path))
+        status = os.stat(user_path(file_of(path)))
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
@@ -191,7 +193,7 @@ def predict_all(
     loader = Loader(work.source, workers, World.single(predictor.device))
     with _Finishing(work.finish, keep, pace.threads) as finishing:
         for some in _gathered(loader.batches(todo), predictor.device, pace.batch_size):
-            for seen in _seen(some, predictor, pace.batch_size):
+            for seen in _seen(some, predictor, pace.batch_size if predictor.tiled is None else 1):
                 if seen.read.image is None and seen.read.error is None:
                     finishing.wait()
                     work.other(seen.read)
@@ -204,7 +206,7 @@ def _gathered(images: Iterable[Read], device: torch.device, batch_size: int) -> 
     some, pixels, most = [], 0, 1 if one_by_one(device) else batch_size * BATCHES_AHEAD
     for read in images:
         some.append(read)
-        pixels += 0 if read.image is None else read.image[0].numel()
+        pixels += 0 if read.image is None else math.prod(read.image.shape[-2:])
         if len(some) >= most or pixels > MOST_PIXELS:
             yield some
             some, pixels = [], 0
@@ -218,7 +220,13 @@ def _seen(some: list[Read], predictor: Predictor, batch_size: int) -> list[Seen]
     images = [(i, read.image) for i, read in enumerate(some) if read.image is not None]
     for numbers, batch in alike(images, predictor.model.config, batch_size):
         start = time.perf_counter()
-        looked = predictor.look_in(batch)
+        try:
+            looked = predictor.look_in(batch)
+        except ImageError as error:  # of an image that is read in parts
+            if len(batch) > 1:
+                raise
+            seen[numbers[0]] = Seen(some[numbers[0]]._replace(image=None, error=error), {}, {}, 0.0)
+            continue
         each = (time.perf_counter() - start) / len(batch)
         for i, (found, counts) in zip(numbers, looked, strict=True):
             read = some[i]

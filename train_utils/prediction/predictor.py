@@ -24,6 +24,7 @@ from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.shown import shown
+from train_utils.data.images.windows import Windows
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import Limit, dropped_limits, full_images, shrunk_images
 from train_utils.evaluation.numbers import to_coco_results
@@ -34,6 +35,7 @@ from train_utils.prediction.tiles import TiledModel
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
+OVERVIEW = 4000  # pixels a side that are drawn of an image that is read in parts
 
 # of a Predictor: sums of images'
 TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "empty", "foreign", "dropped", "left_out")
@@ -44,7 +46,7 @@ def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device
     """Returns the detections of each image [C, H, W], masks as cropped probabilities, on the CPU."""
     at_once, found = 1 if one_by_one(device) else len(images), []
     for i in range(0, len(images), at_once):
-        some = [image.to(device) for image in images[i : i + at_once]]
+        some = [image.to(device) for image in images[i : i + at_once]]  # of Windows what is read later
         found += model(some, paste_masks=False)
     return [{key: value.to("cpu") for key, value in detections.items()} for detections in found]
 
@@ -98,7 +100,8 @@ class Predictor:
         self.tiles = self.empty_tiles = 0  # tiles that images were cut into; of these left out as empty
         if getattr(model, "mask_threshold", mask_threshold) != mask_threshold:
             raise InputError(f"mask_threshold: {model.mask_threshold} is built into the file; leave it out")
-        self.least_score, self.mask_threshold, self.reading = least_score, mask_threshold, Reading.of(model.config)
+        self.least_score, self.mask_threshold = least_score, mask_threshold
+        self.reading = replace(Reading.of(model.config), by_windows=self.tiled is not None)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
         self.strict, self.unreadable, self.in_part = strict, 0, 0
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
@@ -173,11 +176,14 @@ class Predictor:
     ) -> tuple[Image.Image, bool]:
         """Returns the image with its detections on it, and whether it is smaller than asked for.
 
-        A JPEG has at most LONGEST pixels a side. masks: `masks`, where they are at hand.
+        A JPEG has at most LONGEST pixels a side, what is drawn of Windows OVERVIEW. masks: `masks`, where these are at
+        hand.
         """
-        size, image = tuple(image.shape[-2:]), shown(image, style.channels)
-        style = replace(style, channels=None)
-        fits, wanted = fitting_size(size, (LONGEST, LONGEST)), magnified(size, style.magnify)
+        size, most = tuple(image.shape[-2:]), LONGEST
+        if isinstance(image, Windows):
+            image, most = image.overview(OVERVIEW), OVERVIEW
+        image, style = shown(image, style.channels), replace(style, channels=None)
+        fits, wanted = fitting_size(size, (most, most)), magnified(size, style.magnify)
         style = replace(style, magnify=max(min(wanted, LONGEST // max(fits)), 1))
         boxes = scale_boxes(found["boxes"], size, fits)
         if masks is None or fits != size:
@@ -259,7 +265,8 @@ class Predictor:
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
         if self.reduced:
-            print(f"{self.reduced} image(s) are drawn smaller: a JPEG has at most {LONGEST:,} pixels a side")
+            most = f"a JPEG has at most {LONGEST:,} pixels a side, an overview of an image read in parts {OVERVIEW:,}"
+            print(f"{self.reduced} image(s) are drawn smaller: {most}")
         if self.sizes and (self.best is None or self.best[0] < self.least_score):
             print(self._nothing_found())
         left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)

@@ -158,7 +158,7 @@ class TiledModel(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
     ) -> list[dict] | tuple[dict, list[dict]]:
-        """Returns the detections of images [C, H, W], with targets ({}, detections): tiles have no losses."""
+        """Returns the detections of images [C, H, W], or Windows, with targets ({}, detections): tiles have no loss."""
         if paste_masks:
             raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
         found = [self._detect(image) for image in images]
@@ -170,18 +170,21 @@ class TiledModel(nn.Module):
         size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
         tiles = self.tiling.boxes(size)
         if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
-            (found,) = self.whole([image], paste_masks=False)
+            (found,) = self.whole([image[:, :, :]], paste_masks=False)
             full = len(found["scores"]) >= self.whole.config.box_detections_per_img
             return {**found, "tiles": torch.tensor([1, int(full), 0])}
         if self.tiling.scale is not None:
             sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
             self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
-        views = [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.tolist()]
-        seen = [t for t, view in enumerate(views) if not self.tiling.is_empty(view)]
-        at_once, found = 1 if image.device.type == "cpu" else TILES_AT_ONCE, []
-        for i in range(0, len(seen), at_once):
-            some = self.model([views[t] for t in seen[i : i + at_once]], paste_masks=False)
-            found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
+        at_once, seen, found, waiting = 1 if image.device.type == "cpu" else TILES_AT_ONCE, [], [], []
+        for t, (x1, y1, x2, y2) in enumerate(tiles.tolist()):
+            view = image[:, y1:y2, x1:x2]  # of a large file read here
+            if not self.tiling.is_empty(view):
+                seen.append(t)
+                waiting.append(view)
+            if waiting and (len(waiting) == at_once or t == len(tiles) - 1):
+                some, waiting = self.model(waiting, paste_masks=False), []
+                found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
         counts = [len(tiles), sum(len(one["scores"]) >= limit for one in found), len(tiles) - len(seen)]
         if not found:
             nothing = torch.zeros(0)

@@ -158,6 +158,13 @@ class World:
                 dist.all_reduce(tensor)
         return tensor
 
+    def largest(self, number: Tensor) -> Tensor:
+        """Returns the largest over the ranks of a number on the device, which the host does not wait for."""
+        if self.size > 1:
+            with self.together(waits=False):
+                dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return number
+
     def gather(self, value: Any) -> list:
         """Returns every rank's object, in rank order, on every rank."""
         values = [value] * self.size

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from backbone.errors import InputError
-from network_files.config import EACH_PAGE, MaskRCNNConfig, as_value_range
+from network_files.config import ALL_PAGES, EACH_PAGE, MaskRCNNConfig, as_value_range
 from network_files.operators.boxes import HALF_PIXEL, HALF_PIXEL_MASKS, TORCHVISION
 from network_files.weight_files.weights import COCO, COCO_CLASSES, IMAGENET, PUBLISHED, classes_of, holds_heads
 from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import FROM_NAMES, weights_to_begin_from
+from train_utils.data.dataset import ImageDataset
+from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import Reading
-from train_utils.data.images.survey import advise
+from train_utils.data.images.survey import LOOKED_AT, advise, spread
 from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
 from train_utils.processes.distributed import World
@@ -196,10 +198,13 @@ def with_images(
     asked, lines = is_auto(config.value("value_range")), []
     if asked:
         config = config.without("value_range")
-    if config.value("pages") == EACH_PAGE:
+    paged = next((part for part in splits.by_role().values() if _of_pages(part)), None)
+    if paged is not None and config.value("pages") == ALL_PAGES:
         raise InputError(
-            "--pages each: is for prediction; in training give --pages channels, or save the pages as files"
+            f"--pages channels: images of {paged.source} are pages, such as {paged.file_name(0)}; leave the flag out"
         )
+    if paged is not None:
+        config = config.filled({"pages": EACH_PAGE})
     reading = Reading(
         config.value("channels") or 3,
         config.value("pages") or Reading.pages,
@@ -214,6 +219,11 @@ def with_images(
             config = config.filled({"trainable_layers": 5})  # no published stem knows such channels
     read = {role: part.read_as(reading) for role, part in splits.by_role().items()}
     return config, splits._replace(**read), lines
+
+
+def _of_pages(data_set: ImageDataset) -> bool:
+    """Says whether images of a data set are pages of files, by the names of a sample."""
+    return any(page_of(data_set.file_name(i))[1] is not None for i in spread(len(data_set), LOOKED_AT))
 
 
 def is_auto(value_range: Any) -> bool:

@@ -89,8 +89,10 @@ class Precision:
         """Adds the gradient of a loss, scaled where float16 needs it."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, clip_grad_norm: float | None = None) -> tuple[Tensor, bool]:
-        """Takes one optimiser step and clears the gradients.
+    def step(
+        self, optimizer: torch.optim.Optimizer, clip_grad_norm: float | None = None, bad: Tensor | None = None
+    ) -> tuple[Tensor, bool]:
+        """Takes one optimiser step and clears the gradients; bad, on the device: 1 leaves the weights as they are.
 
         Returns the norm of the whole gradient before any clipping (a tensor on its device; not finite after an
         overflow), and whether the scaler skipped the step because of an overflow.
@@ -111,6 +113,10 @@ class Precision:
             overflow = self.scaler.get_scale() < scale
             if overflow and first:  # torch's fused SGD leaves momentum there that was never written
                 optimizer.state.clear()
+        elif bad is not None:
+            optimizer.found_inf = bad  # torch's fused optimisers ask for it, as for its scaler's
+            optimizer.step()
+            del optimizer.found_inf
         else:
             optimizer.step()
         optimizer.zero_grad()
@@ -130,13 +136,16 @@ class TrainState:
     clip_grad_norm: float | None = None
     seed: int = 0
 
-    def update(self, step: int) -> tuple[Tensor, bool]:
-        """Uses the gradient of step `step`; returns what `Precision.step` does."""
-        norm, overflow = self.precision.step(self.optimizer, self.clip_grad_norm)
+    def update(self, bad: Tensor | None = None) -> tuple[Tensor, bool]:
+        """Uses the gradient of a step; takes and returns what `Precision.step` does."""
+        found = self.precision.step(self.optimizer, self.clip_grad_norm, bad)
         self.schedule.step()
+        return found
+
+    def average(self, step: int) -> None:
+        """Adds the weights after step `step` to their average, if there is one."""
         if self.ema:
             self.ema.update(self.model, step)
-        return norm, overflow
 
     def skip(self, statistics: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Counts a step without its gradient; statistics: buffers, and what each held before the step."""

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backbone.errors import InputError
 from network_files.losses import LOSS_NAMES
+from network_files.operators.padded import HostCopy, waits_are_cheap
 from train_utils.data.loaders import Batch, TrainLoader, sample_seed
 from train_utils.io.memory import is_lack_of_memory
 from train_utils.logs.step_counts import StepCounts
@@ -63,7 +65,7 @@ class RankRecord:
     dropped: Counter[str]  # what reading left out of images
     seconds: float
     data_seconds: float  # of these, until the images were there
-    measures: "dict[str, HostCopy]"  # the norm of a gradient that was used (before clipping), and StepCounts.means
+    measures: dict[str, HostCopy]  # the norm of a gradient that was used (before clipping), and StepCounts.means
 
 
 @dataclass(frozen=True)
@@ -83,63 +85,124 @@ class StepRecord:
 def train_one_epoch(
     state: TrainState, loader: TrainLoader, world: World, epoch: int, first_step: int = 0, hooks: StepHooks = NO_HOOKS
 ) -> Iterator[StepRecord]:
-    """Trains from step `first_step` of `epoch` to its end; yields after each step, to log and to save."""
-    state.parallel.train()
-    micro_batches = iter(loader.epoch(epoch, first_step))
-    for index in range(first_step, loader.steps_per_epoch):
-        step, start = epoch * loader.steps_per_epoch + index, time.perf_counter()
-        world.phase(f"loading the images of step {step}")
-        batches = list(itertools.islice(micro_batches, loader.accumulate_steps))
-        yield train_step(state, batches, world, step, start, hooks)
+    """Trains from step `first_step` of `epoch` to its end; yields after each step, to log and to save.
 
-
-def train_step(
-    state: TrainState, batches: list[Batch], world: World, step: int, start: float, hooks: StepHooks
-) -> StepRecord:
-    """Computes the gradient of one step and uses it; start: when the loading of its images began.
-
-    The gradient of a loss that is not finite is not used: with hooks.may_skip() the step is skipped and the running
-    means are put back, else NonFiniteLoss is raised. Raises OutOfMemory where an allocation fails.
+    Where the host's waits are dear, a step's losses are read when the next one's gradient is on its way; its record is
+    yielded before that gradient is used, so that what is saved then is the state after the step.
     """
-    data_seconds = time.perf_counter() - start
-    world.phase(f"step {step}")
-    torch.manual_seed(sample_seed(state.seed, step, world.rank, stream=DROPOUT_STREAM))
-    statistics = running_statistics(state.model) if hooks.may_skip() else []
-    with reporting_lack_of_memory(step, batches), world.together(waits=False):
-        recorder = hooks.recorder_for(step)
-        losses = accumulate_gradients(state, batches, world, recorder)  # [accumulate_steps, 5]
-    measures = recorder.means() if recorder else {}
-    with_images = [len(batch.images) > 0 for batch in batches]
-    skipped_files = [name for batch in batches for name in batch.skipped]
-    counts = torch.tensor([sum(with_images), len(skipped_files), hooks.stop_requested()], dtype=torch.float64)
-    total = world.sum(torch.cat([losses[with_images].sum(dim=0), counts]))  # [5 + 3]
-    *sums, used, skipped, stop = total.tolist()
+    state.parallel.train()
+    micro_batches, unread = iter(loader.epoch(epoch, first_step)), None
+    for index in range(first_step, loader.steps_per_epoch):
+        number, start = epoch * loader.steps_per_epoch + index, time.perf_counter()
+        world.phase(f"loading the images of step {number}")
+        batches = list(itertools.islice(micro_batches, loader.accumulate_steps))
+        step = Step(state, batches, world, number, start)
+        try:
+            step.compute(hooks)
+        except OutOfMemory:
+            if unread:
+                yield unread.finish(hooks)
+            raise
+        if unread:
+            yield unread.finish(hooks)
+        unread = step if step.use_unread() else None
+        if not unread:
+            yield step.finish(hooks)
+    if unread:
+        yield unread.finish(hooks)
 
-    lr, bad, overflow = state.schedule.get_last_lr()[0], None, False
-    if total.isfinite().all():
-        measures["gradient norm"], overflow = state.update(step)
-    else:
-        bad = non_finite(step, batches, losses)
-        if not hooks.may_skip():
+
+class Step:
+    """One optimiser step, in three parts: `compute` its gradient, maybe `use_unread`, `finish`.
+
+    start: when the loading of its images began.
+    """
+
+    def __init__(self, state: TrainState, batches: list[Batch], world: World, number: int, start: float) -> None:
+        self.state, self.batches, self.world, self.number, self.start = state, batches, world, number, start
+        self.data_seconds, self.seconds = time.perf_counter() - start, None
+        self.copies: list[HostCopy] = []  # the losses of each micro-batch
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        self.measures: dict[str, Any] = {}
+        self.lr, self.overflow, self.used = state.schedule.get_last_lr()[0], False, False
+
+    def compute(self, hooks: StepHooks) -> None:
+        """Computes the gradient. Raises OutOfMemory where an allocation fails."""
+        state, world, number = self.state, self.world, self.number
+        world.phase(f"step {number}")
+        torch.manual_seed(sample_seed(state.seed, number, world.rank, stream=DROPOUT_STREAM))
+        self.statistics = running_statistics(state.model) if hooks.may_skip() else []
+        with reporting_lack_of_memory(number, self.batches), world.together(waits=False):
+            recorder = hooks.recorder_for(number)
+            self.copies = accumulate_gradients(state, self.batches, world, recorder)
+        self.measures = dict(recorder.means()) if recorder else {}
+
+    def use_unread(self) -> bool:
+        """Uses the gradient before the losses are read, where that is worth it and possible; says whether it did.
+
+        The device leaves the weights as they are where a loss of some rank is not finite. Running means would be
+        changed by the next step before it is known, float16's scaler waits anyway, and a momentum is made by a step
+        that is taken.
+        """
+        state = self.state
+        if waits_are_cheap(self.world.device) or state.precision.scaler or not state.optimizer.state:
+            return False
+        if any(True for _ in batch_norms(state.model)):
+            return False
+        losses = [copy.sent for copy, batch in zip(self.copies, self.batches, strict=True) if batch.images]
+        finite = [values.isfinite().all() for values in losses]
+        bad = (~torch.stack(finite).all()).float() if finite else torch.zeros((), device=self.world.device)
+        self._use(self.world.largest(bad))
+        self.seconds = time.perf_counter() - self.start
+        return True
+
+    def _use(self, bad: Tensor | None = None) -> None:
+        self.measures["gradient norm"], self.overflow = self.state.update(bad)
+        self.used = True
+
+    def finish(self, hooks: StepHooks) -> StepRecord:
+        """Reads the losses, and uses the gradient where it is not used yet.
+
+        The gradient of a loss that is not finite is not used: with hooks.may_skip() the step is skipped and the
+        running means are put back, else NonFiniteLoss is raised.
+        """
+        state, batches = self.state, self.batches
+        losses = torch.stack([copy.read() for copy in self.copies]).double()  # [accumulate_steps, 5]
+        with_images = [len(batch.images) > 0 for batch in batches]
+        skipped_files = [name for batch in batches for name in batch.skipped]
+        counts = torch.tensor([sum(with_images), len(skipped_files), hooks.stop_requested()], dtype=torch.float64)
+        total = self.world.sum(torch.cat([losses[with_images].sum(dim=0), counts]))  # [5 + 3]
+        *sums, used, skipped, stop = total.tolist()
+
+        bad = None if total.isfinite().all() else non_finite(self.number, batches, losses)
+        if bad and not hooks.may_skip():
             raise bad
-        state.skip(statistics)
-    return StepRecord(
-        step,
-        losses={n: s / used for n, s in zip(LOSS_NAMES, sums, strict=True)} if used and not bad else None,
-        lr=lr,
-        skipped=int(skipped),
-        stop=bool(stop),
-        overflow=overflow,
-        bad=bad,
-        own=RankRecord(
-            indices=[index for batch in batches for index in batch.indices],
-            skipped_files=skipped_files,
-            dropped=sum((batch.dropped for batch in batches), Counter()),
-            seconds=time.perf_counter() - start,
-            data_seconds=data_seconds,
-            measures={name: HostCopy(torch.as_tensor(value)) for name, value in measures.items()},
-        ),
-    )
+        if not self.used:
+            if bad:
+                state.skip(self.statistics)
+            else:
+                self._use()
+        if bad:
+            self.measures.pop("gradient norm", None)
+        else:
+            state.average(self.number)
+        return StepRecord(
+            self.number,
+            losses={n: s / used for n, s in zip(LOSS_NAMES, sums, strict=True)} if used and not bad else None,
+            lr=self.lr,
+            skipped=int(skipped),
+            stop=bool(stop),
+            overflow=self.overflow,
+            bad=bad,
+            own=RankRecord(
+                indices=[index for batch in batches for index in batch.indices],
+                skipped_files=skipped_files,
+                dropped=sum((batch.dropped for batch in batches), Counter()),
+                seconds=self.seconds or time.perf_counter() - self.start,
+                data_seconds=self.data_seconds,
+                measures={name: HostCopy(torch.as_tensor(value)) for name, value in self.measures.items()},
+            ),
+        )
 
 
 def non_finite(step: int, batches: list[Batch], losses: Tensor) -> NonFiniteLoss:
@@ -150,8 +213,12 @@ def non_finite(step: int, batches: list[Batch], losses: Tensor) -> NonFiniteLoss
 
 def running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Returns (buffer, copy) of what a forward pass in training mode changes: means and variances of batch norm."""
-    modules = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    return [(buffer, buffer.clone()) for module in batch_norms(model) for buffer in module.buffers()]
+
+
+def batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+    """Yields the layers that keep running means."""
+    return (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
 @contextmanager
@@ -180,8 +247,8 @@ def settle_gradient_exchange(state: TrainState, world: World) -> None:
 
 def accumulate_gradients(
     state: TrainState, batches: Sequence[Batch], world: World, recorder: StepCounts | None = None
-) -> Tensor:
-    """Runs each micro-batch forward and backward; returns their losses, float64 [len(batches), 5] on the CPU."""
+) -> list[HostCopy]:
+    """Runs each micro-batch forward and backward; returns the losses [5] of each."""
     losses = []
     for index, batch in enumerate(batches):
         with world.no_sync(state.parallel, last=index == len(batches) - 1):
@@ -189,12 +256,12 @@ def accumulate_gradients(
                 losses.append(forward_backward(state, batch, world, 1 / len(batches), recorder))
             else:
                 losses.append(zero_weighted_step(state, batch, world))
-    return torch.stack([copy.read() for copy in losses]).double()
+    return losses
 
 
 def forward_backward(
     state: TrainState, batch: Batch, world: World, weight: float, recorder: StepCounts | None = None
-) -> "HostCopy":
+) -> HostCopy:
     """Adds the gradient of one micro-batch's loss, times weight; returns its losses [5]."""
     images, targets = batch.to(world.device)
     with state.precision.autocast():
@@ -205,7 +272,7 @@ def forward_backward(
     return copy
 
 
-def zero_weighted_step(state: TrainState, batch: Batch, world: World) -> "HostCopy":
+def zero_weighted_step(state: TrainState, batch: Batch, world: World) -> HostCopy:
     """Takes part in the exchange of gradients without an image: by a dummy image, weighted 0."""
     buffers = [buffer.clone() for buffer in state.model.buffers()]
     target = {
@@ -221,19 +288,3 @@ def zero_weighted_step(state: TrainState, batch: Batch, world: World) -> "HostCo
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
     return copy
-
-
-class HostCopy:
-    """A small tensor on its way to the host: sent before the backward pass is queued, read after it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.value, self.event = tensor.to("cpu", non_blocking=True), None
-        if tensor.is_cuda:
-            self.event = torch.cuda.Event()
-            self.event.record()
-
-    def read(self) -> Tensor:
-        """Returns the tensor, on the CPU, as soon as it is there."""
-        if self.event:
-            self.event.synchronize()
-        return self.value

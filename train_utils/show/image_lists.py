@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data.images import image_suffixes
+from train_utils.data.images import image_suffixes, page_count
+from train_utils.data.images.pages import file_of, page_name, page_of, stem_of
 from train_utils.data.links import refuse_links_of
 from train_utils.io.files import user_path
 from train_utils.io.plain_text import visible
@@ -19,8 +20,9 @@ LONGEST = 240  # bytes of a drawn image's stem: disks take names of 255, with a 
 def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
     """Finds the files that --img-path names: a file itself, a folder's images and videos, a glob's matches; each once.
 
-    A folder's files without an image's or video's suffix are left out and named. Raises InputError where nothing is
-    found, and, unless follow_links, where a folder or a glob leads out of itself by a link.
+    A page may be named (stack.tif#3). A folder's files without an image's or video's suffix are left out and named.
+    Raises InputError where nothing is found, and, unless follow_links, where a folder or a glob leads out of itself by
+    a link.
     """
     found = []
     for name in img_paths:
@@ -30,7 +32,7 @@ def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Pa
             if not follow_links:
                 refuse_links_of(path, in_folder)
             found += in_folder
-        elif path.exists():
+        elif os.path.exists(file_of(path)):
             found.append(path)
         else:
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
@@ -41,6 +43,12 @@ def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Pa
                 refuse_links_of(path, matches)
             found += matches
     return list(dict.fromkeys(found))
+
+
+def pages_of(path: Path) -> list[Path]:
+    """Returns the names of the pages of a file; of a file of one page, a page and a video its own."""
+    count = 1 if is_video(path) or page_of(path)[1] is not None else page_count(path)
+    return [Path(page_name(str(path), page)) for page in range(count)] if count > 1 else [path]
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -65,13 +73,13 @@ def _images_in(folder: Path) -> list[Path]:
 def output_names(images: list[Path]) -> list[str]:
     """Returns a .jpg file name for each image, .mp4 for a video, all different, also on disks that ignore case.
 
-    A name is the stem where no other image has it, else the whole name, cut to LONGEST bytes; a number is added where
-    that is taken too.
+    A name is the stem (stack#3 of a page) where no other image has it, else the whole name, cut to LONGEST bytes; a
+    number is added where that is taken too.
     """
-    stems = [path.stem.lower() for path in images]
+    stems = [stem_of(path).lower() for path in images]
     counts, taken, names = Counter(stems), set(), []
     for path, stem in zip(images, stems, strict=True):
-        base = _cut(path.stem if counts[stem] == 1 else path.name.replace(".", "_"))
+        base = _cut(stem_of(path) if counts[stem] == 1 else path.name.replace(".", "_"))
         name, number = base, 1
         while name.lower() in taken:
             number += 1

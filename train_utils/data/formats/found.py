@@ -20,6 +20,7 @@ from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, given_id, i
 from train_utils.data.formats.coco.layout import find_jsons
 from train_utils.data.formats.npy_folder import few, is_number
 from train_utils.data.images import ImageError, image_size, image_suffixes
+from train_utils.data.images.pages import stem_of, without_suffix
 from train_utils.data.links import links_out_of
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
@@ -109,16 +110,16 @@ class Found:
 def image_ids(names: list[str]) -> list[tuple[int, str]]:
     """Returns (id, `given_id`) for each file name: its stem's number, or a hash of another stem.
 
-    007 is 7 unless there is a 7; a stem that several names have is told apart by their folders.
+    007 is 7 unless there is a 7; a stem that several names have is told apart by their folders. A page is stack#3.
     """
-    stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
+    stems = [stem_of(name) for name in names]
     counts = Counter(int(stem) if is_number(stem) else stem for stem in stems)
     ids = []
     for name, stem in zip(names, stems, strict=True):
         if is_number(stem) and counts[int(stem)] == 1:
             ids.append((int(stem), ""))
             continue
-        text = stem if counts[int(stem) if is_number(stem) else stem] == 1 else os.path.splitext(name)[0]
+        text = stem if counts[int(stem) if is_number(stem) else stem] == 1 else without_suffix(name)
         number = as_id(text, "id")
         ids.append((number, "" if str(number) == text else given_id(text)))
     return ids

@@ -31,7 +31,7 @@ from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.annotations import Annotations
 from train_utils.data.images import read_image
-from train_utils.data.images.reading import USUAL, Reading
+from train_utils.data.images.reading import ANY_CHANNELS, USUAL, Reading
 from train_utils.data.labels import LabelMap
 from train_utils.data.masks import Ragged, encoded
 from train_utils.data.options import DataOptions
@@ -133,8 +133,9 @@ class PackedRecords:
         """Reads the record's pixels, or decodes its file."""
         kind, content = self.index["kinds"][row], self._part(row, 0)
         if kind == PIXELS:
-            if reading.channels != 3:
-                raise InputError(f"{self.source}: holds RGB pixels, the model takes {reading.channels} channel(s)")
+            if reading.channels not in (ANY_CHANNELS, 3):
+                what = f"holds RGB pixels, the model takes {reading.channels} channel(s)"
+                raise InputError(f"{self.source}: {what}; pack the data again with --keep-encoded")
             return torch.from_numpy(content.reshape(3, *size))
         return read_image(f"{self.source}: {name}", kind == UPRIGHT, content, reading)
 

@@ -10,8 +10,9 @@ import io
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
-from network_files.config import ALL_PAGES, FIRST_PAGE
+from network_files.config import ALL_PAGES, EACH_PAGE, FIRST_PAGE
 from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed, tiles
-from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled
-from train_utils.data.images.tiff import described, is_tiff, read_tiff
+from train_utils.data.images.pages import file_of, page_of
+from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled, stacked
+from train_utils.data.images.tiff import described, is_tiff, no_such_page, read_tiff, tiff_pages
 from train_utils.io.plain_text import visible
 from train_utils.io.silence import without_warnings
 
@@ -79,40 +81,57 @@ def read_image(
 
     rotate: bring it upright as its EXIF orientation says (an unreadable EXIF counts as none). content: the file's
     bytes, where they are at hand; `path` then only names it.
-    Of several pages the first is read unless `reading` says otherwise. For RGB, alpha is dropped; palette, grey, CMYK,
-    Lab become RGB. An .npy file is an array [H, W], or of three axes, of which the shorter of first and last holds the
-    channels.
+    Of several pages the first is read unless `reading` says otherwise, or the path names one (stack.tif#3).
+    For RGB, alpha is dropped; palette, grey, CMYK, Lab become RGB. An .npy file is an array [H, W], or of three axes,
+    of which the shorter of first and last holds the channels.
     Raises ImageError if the file is missing, truncated or not an image; another InputError for a decompression
     bomb (more pixels than Pillow's Image.MAX_IMAGE_PIXELS twice over), for a format outside FORMATS, and for another
     number of channels.
     """
-    with _naming(path, content):
-        values, left_out = _decoded(path, content, rotate, reading)
+    with naming(path, content):
+        (file, page), to_look_at = page_of(path), reading == AS_STORED
+        if page is not None and content is None:
+            reading = replace(reading, pages=EACH_PAGE, page=page)
+        values, left_out = _decoded(file, content, rotate, reading)
         if values.shape[2] == 3 and values.dtype == np.uint8 and reading.usual:
             image = torch.from_numpy(values).permute(2, 0, 1).contiguous()  # [3, H, W]
         else:
-            image = scaled(values.transpose(2, 0, 1), reading)
+            image = scaled(values.transpose(2, 0, 1), reading, overwrite=True)
         if reading.value_range is not None:
             left_out += [BYTES] * (image.dtype == torch.uint8)
         else:  # floats in 0..1 need no range
             left_out += [DEPTH] * (values.dtype.kind in "ui" and values.dtype != np.uint8)
-        if reading != AS_STORED:
+        if not to_look_at:
             _dropped.update(left_out)
     return image
 
 
-def image_size(path: str | Path, rotate: bool = True) -> tuple[int, int]:
-    """Returns (height, width) of an image as `read_image` returns it, from its header where the format allows."""
-    with _naming(path):
-        if _is_array(path):
-            return _array(path, mapped=True).shape[1:]
+def raw_values(path: str | Path) -> np.ndarray:
+    """Reads an image upright as [C, H, W], in the type and the units of its file; alpha is a channel like others."""
+    with naming(path):
+        file, page = page_of(path)
+        reading = AS_STORED if page is None else replace(AS_STORED, pages=EACH_PAGE, page=page)
+        return np.ascontiguousarray(_decoded(file, None, True, reading)[0].transpose(2, 0, 1))
+
+
+def image_size(path: str | Path, rotate: bool = True, guarded: bool = True) -> tuple[int, int]:
+    """Returns (height, width) of an image as `read_image` returns it, from its header where the format allows.
+
+    guarded: a decompression bomb is an InputError, as there.
+    """
+    with naming(path):
+        path, page = page_of(path)
+        if is_array(path):
+            return array_of(path, mapped=True).shape[1:]
         try:
-            with Image.open(path, formats=formats()) as image:
+            with Image.open(path, formats=formats()) if guarded else unguarded(path) as image:
+                go_to(image, page or 0)
                 turned = rotate and UPRIGHT.get(_orientation(image)) in TURNING
                 tags = getattr(image, "tag_v2", None)
                 width, height = image.size if tags is None else (tags[256], tags[257])  # Pillow's may be upright
         except Image.UnidentifiedImageError:
-            height, width, orientation = read_tiff(path, _tiff_in_words(path), USUAL, size_alone=True)
+            of_page = replace(USUAL, page=page or 0)
+            height, width, orientation = read_tiff(path, tiff_in_words(path), of_page, size_alone=True)
             turned = rotate and UPRIGHT.get(orientation) in TURNING
     return (width, height) if turned else (height, width)
 
@@ -123,22 +142,50 @@ def page_count(path: str | Path) -> int:
         with without_warnings:
             with Image.open(path, formats=formats()) as image:
                 return int(getattr(image, "n_frames", 1))
+    except Image.UnidentifiedImageError:
+        return tiff_pages(path)
     except Exception:  # decoders raise nearly anything on hostile bytes
         return 1
 
 
-def refuse(path: str | Path) -> None:
-    """Raises InputError if `read_image` would refuse the file by its header; nothing if the file is only broken."""
+def unguarded(path: str | Path) -> Image.Image:
+    """Opens an image of any number of pixels, of which none is decoded yet. Raises as Pillow's Image.open."""
+    names, file = formats(), open(path, "rb")  # noqa: SIM115 - Pillow's image closes it
+    start = file.read(16)
+    for name in names:
+        factory, accepts = Image.OPEN[name]
+        try:
+            if accepts is None or accepts(start) is True:
+                file.seek(0)
+                image = factory(file, str(path))
+                image._exclusive_fp = True  # closed with the image
+                return image
+        except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow skips here
+            continue
+    file.close()
+    raise Image.UnidentifiedImageError(path)
+
+
+def count_left_out(left_out: Iterable[str]) -> None:
+    """Adds to what `take_dropped` returns."""
+    _dropped.update(left_out)
+
+
+def refuse(path: str | Path, guarded: bool = True) -> None:
+    """Raises InputError if `read_image` would refuse the file by its header; nothing if the file is only broken.
+
+    guarded: as of `image_size`.
+    """
     try:
-        with _naming(path):
-            if not _is_array(path):
-                Image.open(path, formats=formats()).close()
+        with naming(path):
+            if not is_array(path):
+                (Image.open(file_of(path), formats=formats()) if guarded else unguarded(file_of(path))).close()
     except ImageError:
         return
 
 
 @contextmanager
-def _naming(path: str | Path, content: bytes | np.ndarray | None = None) -> Iterator[None]:
+def naming(path: str | Path, content: bytes | np.ndarray | None = None) -> Iterator[None]:
     """Turns what decoders raise into errors that name the file; Pillow's warnings are silenced: what matters raises."""
     try:
         with without_warnings:
@@ -153,20 +200,22 @@ def _decoded(
     path: str | Path, content: bytes | np.ndarray | None, rotate: bool, reading: Reading
 ) -> tuple[np.ndarray, list[str]]:
     """Returns (the values of a file, [H, W, C] as `reading` takes them, what of the file is not used)."""
-    if _is_array(path, content):
-        return fitted(_array(path, content), False, reading).transpose(1, 2, 0), []
+    if is_array(path, content):
+        raw = array_of(path, content)
+        raw = stacked([raw]) if raw.dtype.itemsize == 2 else raw  # which is then scaled where it lies
+        return fitted(raw, False, reading).transpose(1, 2, 0), []
     opened = functools.partial(Image.open, path if content is None else io.BytesIO(content), formats=formats())
     try:
         with opened() as image:
-            if not _beyond_pillow(image):
+            if not beyond_pillow(image) and not (reading.channels > 3 and _has_further(image)):
                 return _of_pillow(image, opened, rotate, reading)
     except Image.UnidentifiedImageError:
         pass
     raw, alpha, orientation, pages = read_tiff(
-        path if content is None else bytes(content), _tiff_in_words(path, content), reading
+        path if content is None else bytes(content), tiff_in_words(path, content), reading
     )
     several = [PAGES] * (pages > 1 and reading.pages == FIRST_PAGE)
-    raw = _turned(fitted(raw, alpha, reading), UPRIGHT.get(orientation) if rotate else None)
+    raw = turned_values(fitted(raw, alpha, reading), UPRIGHT.get(orientation) if rotate else None)
     return raw.transpose(1, 2, 0), several + [TRANSPARENCY] * (alpha and raw.shape[0] != reading.channels)
 
 
@@ -176,7 +225,7 @@ def _of_pillow(
     """Returns what `_decoded` does, of an image that Pillow reads; opened: opens it once more."""
     cut = [NARROWED] * is_narrowed(image)
     if reading.usual and not is_deep(image):
-        transpose = _load(image, rotate)
+        transpose = loaded(image, rotate)
         rgb = image if image.mode == "RGB" else image.convert("RGB")  # the same mode would be copied
         if transpose is not None:
             rgb = rgb.transpose(transpose)
@@ -184,23 +233,37 @@ def _of_pillow(
     pages = range(getattr(image, "n_frames", 1)) if reading.pages == ALL_PAGES else [reading.page]
     parts, alpha, size = [], False, None
     for page in pages:
-        image.seek(page)
+        go_to(image, page)
         size = size or image.size
         if image.size != size:  # a smaller copy of another page
             continue
-        part, alpha = _page(image, functools.partial(_at_page, opened, page), rotate, reading)
+        part, alpha = _page(image, functools.partial(at_page, opened, page), rotate, reading)
         parts.append(part)
-    raw = parts[0] if len(parts) == 1 else np.concatenate(parts)  # [C, H, W]
+    raw = parts[0] if len(parts) == 1 else stacked(parts)  # [C, H, W]
     return fitted(raw, alpha and len(parts) == 1, reading).transpose(1, 2, 0), _left_out(image, reading) + cut
 
 
 def _page(image: Image.Image, again: functools.partial, rotate: bool, reading: Reading) -> tuple[np.ndarray, bool]:
     """Returns (values [C, H, W] of the page that an image is at, whether the last channel is transparency)."""
     if is_deep(image):
-        stored = _stored_orientation(image)
-        raw, alpha = deep_values(image, again)
-        return _turned(raw, _to_do(image, stored, rotate)), alpha
-    transpose = _load(image, rotate)
+        raw, alpha, transpose = deep_page(image, again, rotate)
+    else:
+        transpose = loaded(image, rotate)
+        raw, alpha = plain_values(image, reading)
+    return turned_values(raw, transpose), alpha
+
+
+def deep_page(
+    image: Image.Image, again: functools.partial, rotate: bool
+) -> tuple[np.ndarray, bool, Image.Transpose | None]:
+    """Returns (values [C, H, W] of more than 8 bits, whether the last channel is transparency, `loaded`'s)."""
+    stored = _stored_orientation(image)
+    raw, alpha = deep_values(image, again)
+    return raw, alpha, _to_do(image, stored, rotate)
+
+
+def plain_values(image: Image.Image, reading: Reading) -> tuple[np.ndarray, bool]:
+    """Returns (values [C, H, W] of 8 bits, whether the last channel is transparency)."""
     mode = image.mode
     if mode not in ("L", "LA", "RGB", "RGBA"):
         transparent = mode == "PA" or "transparency" in image.info
@@ -209,17 +272,25 @@ def _page(image: Image.Image, again: functools.partial, rotate: bool, reading: R
         mode = "L"
     values = np.asarray(image if image.mode == mode else image.convert(mode))
     raw = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)  # [C, H, W]
-    return _turned(raw, transpose), mode.endswith("A")
+    return raw, mode.endswith("A")
 
 
-def _at_page(opened: functools.partial, page: int) -> Image.Image:
+def go_to(image: Image.Image, page: int) -> None:
+    """Turns to a page of an image."""
+    if page and page >= (count := getattr(image, "n_frames", 1)):
+        raise no_such_page(page, count)
+    image.seek(page)
+
+
+def at_page(opened: functools.partial, page: int) -> Image.Image:
+    """Opens an image once more, at a page, as `loaded` would decode it."""
     image = opened()
     _stored_orientation(image)
     image.seek(page)
     return image
 
 
-def _turned(raw: np.ndarray, transpose: Image.Transpose | None) -> np.ndarray:
+def turned_values(raw: np.ndarray, transpose: Image.Transpose | None) -> np.ndarray:
     """Returns an array [C, H, W], transposed as Pillow does."""
     if transpose in (UPRIGHT[5], UPRIGHT[7]):
         raw = raw.transpose(0, 2, 1)
@@ -230,13 +301,13 @@ def _turned(raw: np.ndarray, transpose: Image.Transpose | None) -> np.ndarray:
     return raw[:, ::vertical, ::horizontal]
 
 
-def _beyond_pillow(image: Image.Image) -> bool:
+def beyond_pillow(image: Image.Image) -> bool:
     """Says whether Pillow decodes an image wrongly: bands of 16 bits one after another, compressed."""
     separate = getattr(image, "tag_v2", {}).get(PLANAR) == SEPARATE
     return separate and image.mode[0] not in "IF" and tiles(image)[0].codec_name == "libtiff" and is_deep(image)
 
 
-def _tiff_in_words(path: str | Path, content: bytes | np.ndarray | None = None) -> str:
+def tiff_in_words(path: str | Path, content: bytes | np.ndarray | None = None) -> str:
     """Returns what a TIFF holds. Raises UnidentifiedImageError for another file."""
     with open(path, "rb") if content is None else io.BytesIO(content) as file:
         start = file.read(4)
@@ -247,13 +318,14 @@ def _tiff_in_words(path: str | Path, content: bytes | np.ndarray | None = None) 
     return what
 
 
-def _is_array(path: str | Path, content: bytes | np.ndarray | None = None) -> bool:
+def is_array(path: str | Path, content: bytes | np.ndarray | None = None) -> bool:
+    """Says whether a file is an .npy file, by its name, or its content by what it begins with."""
     if content is not None:
         return bytes(content[: len(ARRAY)]) == ARRAY
     return str(path).lower().endswith(ARRAY_SUFFIX)
 
 
-def _array(path: str | Path, content: bytes | np.ndarray | None = None, mapped: bool = False) -> np.ndarray:
+def array_of(path: str | Path, content: bytes | np.ndarray | None = None, mapped: bool = False) -> np.ndarray:
     """Returns the array of an .npy file as [C, H, W]; mapped: from the file, read-only."""
     if content is None:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
@@ -280,7 +352,7 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in extensions if name in (*formats(), "MPO"))
 
 
-def _load(image: Image.Image, rotate: bool) -> Image.Transpose | None:
+def loaded(image: Image.Image, rotate: bool) -> Image.Transpose | None:
     """Decodes an image; returns what then brings it upright, or with `rotate` False as it is stored; None: nothing."""
     stored = _stored_orientation(image)
     image.load()
@@ -316,12 +388,16 @@ def take_dropped() -> Counter[str]:
     return taken
 
 
+def _has_further(image: Image.Image) -> bool:
+    """Says whether a TIFF has more bands than Pillow gives."""
+    return getattr(image, "tag_v2", {}).get(SAMPLES, 0) > len(image.getbands())
+
+
 def _left_out(image: Image.Image, reading: Reading) -> list[str]:
     """Returns what is not used of an image whose first page is read; to be called last, as the page may change."""
     if reading.pages != FIRST_PAGE:
         return []
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    further = tags.get(SAMPLES, 0) > len(image.getbands())
+    further = _has_further(image)
     transparent = image.mode in ("RGBA", "LA", "PA") and reading.channels != len(image.getbands())
     transparent = transparent and image.getchannel("A").getextrema()[0] < 255
     try:
@@ -338,14 +414,15 @@ def _named(path: str | Path, error: Exception, content: bytes | np.ndarray | Non
     if isinstance(error, Image.DecompressionBombError):
         return InputError(
             f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
-            "Scale it down, or take it out of the data"
+            "Scale it down, take it out of the data, or look at it in tiles (--tile)"
         )
+    file = file_of(path)
     if isinstance(error, Image.UnidentifiedImageError):
-        refused = _refused_format(path, content)
+        refused = _refused_format(file, content)
         if refused:
             better = "PNG or TIFF, of 16 bits where it has more than 8," if refused in FOREIGN else "PNG or JPEG"
             return InputError(f"{path}: {refused} images are not read; convert it to {better.rstrip(',')}")
-    return ImageError(path, _reason(path, error, content))
+    return ImageError(path, _reason(file, error, content))
 
 
 def _refused_format(path: str | Path, content: bytes | np.ndarray | None = None) -> str | None:

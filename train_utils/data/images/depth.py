@@ -8,11 +8,13 @@ compressed, 11.3 to 13.0) and the wrong unpacker (planar and not compressed): he
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from train_utils.data.images.reading import ROWS, room_for
 
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, SAMPLE_FORMAT = 258, 262, 277, 284, 339  # tags of TIFF 6.0
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANAR
@@ -75,24 +77,40 @@ def deep_values(image: Image.Image, again: Callable[[], Image.Image]) -> tuple[n
     image.tile = [_mended(image, tile) for tile in tiles(image)]
     if image.mode[0] in "IF":
         raw = _values(image)  # [1, H, W]
-        return (top - raw if inverted else raw), False
+        return (np.subtract(top, raw, out=raw) if inverted else raw), False
     if _raw_mode(tiles(image)[0]) == "LA;16B":  # of PNG; Pillow knows no other order, but four bytes a pixel
         image.tile = [tile._replace(args="RGBA") for tile in tiles(image)]
         upper, lower = np.split(_values(image).astype(np.uint16).reshape(2, 2, *image.size[::-1]), 2, axis=1)
         return (upper << 8 | lower)[:, 0], True
-    raw = _values(image).astype(np.uint16) << 8  # [C, H, W]
+    raw = room_for((len(image.getbands()), *image.size[::-1]), np.uint16)  # [C, H, W]
+    for rows, values in _parts(image):
+        np.left_shift(values, 8, out=raw[:, rows], dtype=np.uint16)
     with again() as other:
         other.tile = [_exchanged(_mended(other, tile)) for tile in tiles(other)]
-        raw |= _values(other)
+        for rows, values in _parts(other):
+            raw[:, rows] |= values
     return raw, image.mode in ("RGBA", "RGBa")
 
 
 def _values(image: Image.Image) -> np.ndarray:
     """Decodes an image; returns its values [C, H, W] in the machine's byte order."""
+    raw = None
+    for rows, values in _parts(image):
+        if raw is None:
+            raw = room_for((len(values), *image.size[::-1]), values.dtype.newbyteorder("="))
+        raw[:, rows] = values
+    return raw
+
+
+def _parts(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
+    """Decodes an image; yields (some rows, their values [C, rows, W]): of all at once Pillow makes two more copies."""
     image.load()
-    values = np.asarray(image)
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+    width, height = image.size
+    step = max(1, ROWS // max(width, 1))
+    for top in range(0, height, step):
+        part = image if step >= height else image.crop((0, top, width, min(top + step, height)))
+        values = np.asarray(part)
+        yield slice(top, top + step), values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
 def _mended(image: Image.Image, tile: Tile) -> Tile:

@@ -5,7 +5,8 @@ C channels of a file, N of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ class Reading:
     value_range: tuple[float, ...] | None = None
     page: int = 0
     unscaled: bool = False  # values of more than 8 bits as they are, in float32
+    by_windows: bool = False  # large images are to be looked at in tiles: `windows.open_image` reads them in parts
 
     @classmethod
     def of(cls, config: MaskRCNNConfig) -> Reading:
@@ -49,32 +51,69 @@ ANY_CHANNELS = 0  # a Reading's, of as many as a file has
 USUAL, AS_STORED = Reading(), Reading(ANY_CHANNELS, value_range=(100.0,))  # the latter: of any file, to be looked at
 
 
-def scaled(raw: np.ndarray, reading: Reading) -> torch.Tensor:
+def room_for(shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Returns an array for raw values [C, H, W], at the end of memory that float32 values of this shape fill.
+
+    There `scaled` puts its result, from the front: an image and its raw values then take no more than the image.
+    """
+    count, dtype = math.prod(shape), np.dtype(dtype)
+    if dtype.itemsize > 4:
+        return np.empty(shape, dtype)
+    memory = np.empty(count, np.float32).view(dtype)
+    return memory[len(memory) - count :].reshape(shape)
+
+
+def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns raw values [C, H, W] of several parts, or pages, as one array from `room_for`."""
+    raw = room_for((sum(map(len, parts)), *parts[0].shape[1:]), np.result_type(*parts))
+    return np.concatenate(parts, out=raw)
+
+
+def scaled(raw: np.ndarray, reading: Reading, overwrite: bool = False) -> torch.Tensor:
     """Returns raw values [C, H, W] as an image [N, H, W]: bytes as they are, others float32 in 0..1.
 
-    One channel becomes N equal ones. Values beyond the range become 0 and 1. Raises ValueError for values that are not
-    finite, or that have no known scale.
+    One channel becomes N equal ones. Values beyond the range become 0 and 1. overwrite: the raw values are not needed
+    any more, and the image may take their memory. Raises ValueError for values that are not finite, or that have no
+    known scale.
     """
     count = len(raw) if len(raw) != 1 else reading.channels or 1
     if raw.dtype == np.uint8:
         return torch.from_numpy(np.array(np.broadcast_to(raw, (count, *raw.shape[1:])), order="C"))
     low, high = _range_of(raw, reading)
-    found = np.empty((count, *raw.shape[1:]), dtype=np.float32)
-    rows = max(1, ROWS // max(raw.shape[0] * raw.shape[2], 1))
+    found = _memory_of(raw) if overwrite and count == len(raw) else None
+    if found is None:
+        found = np.empty((count, *raw.shape[1:]), dtype=np.float32)
     width = float(high) - float(low)
-    for top in range(0, raw.shape[1], rows):
-        part = raw[:, top : top + rows].astype(np.float32 if raw.dtype == np.uint16 else np.float64)
+    for channel, rows in _places(raw):
+        part = raw[channel, rows].astype(np.float32 if raw.dtype == np.uint16 else np.float64)
         part -= low
         part /= width or 1.0
         if reading.value_range is not None:
             np.clip(part, 0, 1, out=part)
-        found[:, top : top + rows] = part
+        found[channel if count == len(raw) else slice(None), rows] = part
     return torch.from_numpy(found)  # [N, H, W]
+
+
+def _memory_of(raw: np.ndarray) -> np.ndarray | None:
+    """Returns the memory at whose end raw values lie, as float32 of their shape; None where `room_for` made none."""
+    memory = raw if raw.base is None else raw.base
+    if not isinstance(memory, np.ndarray) or memory.dtype != np.float32 or memory.size != raw.size:
+        return None
+    whole = all(array.flags.c_contiguous and array.flags.writeable for array in (memory, raw))
+    return memory.reshape(raw.shape) if whole else None
+
+
+def _places(raw: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Yields the channels of raw values [C, H, W] by some rows, as they lie in memory: what is worked on at once."""
+    step = max(1, ROWS // max(raw.shape[2], 1))
+    for channel in range(len(raw)):
+        for top in range(0, raw.shape[1], step):
+            yield channel, slice(top, top + step)
 
 
 def _range_of(raw: np.ndarray, reading: Reading) -> tuple[float, float]:
     """Returns the values that become 0 and 1. ValueError where they are unknown, or a value is not finite."""
-    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
+    if raw.dtype.kind == "f" and not all(np.isfinite(raw[place]).all() for place in _places(raw)):
         raise ValueError("its values are not finite")
     if reading.unscaled:
         return 0.0, 1.0
@@ -96,8 +135,13 @@ def _range_of(raw: np.ndarray, reading: Reading) -> tuple[float, float]:
 
 def sample_of(raw: np.ndarray, most: int = SAMPLE) -> np.ndarray:
     """Returns values [C, n] of evenly spread pixels of an image [C, H, W], at most so many values."""
-    step = max(1, int(np.ceil(np.sqrt(raw.size / most))))
+    step = sample_step(raw.size, most)
     return raw[:, ::step, ::step].reshape(len(raw), -1)
+
+
+def sample_step(size: int, most: int = SAMPLE) -> int:
+    """Returns the distance of the pixels that `sample_of` takes of an image of so many values."""
+    return max(1, int(np.ceil(np.sqrt(size / most))))
 
 
 def fitted(raw: np.ndarray, alpha: bool, reading: Reading) -> np.ndarray:
@@ -114,10 +158,20 @@ def fitted(raw: np.ndarray, alpha: bool, reading: Reading) -> np.ndarray:
     if len(raw) == wanted or (len(raw) == 1 and wanted == 3):
         return raw
     if len(raw) == 3 and wanted == 1 and reading.pages != ALL_PAGES:
-        grey = np.tensordot(np.array(LUMA, dtype=np.float32), raw.astype(np.float32), 1)[None]  # [1, H, W]
-        return grey if raw.dtype.kind == "f" else np.rint(grey).astype(raw.dtype)
+        return _grey(raw)
     what = f"has {counted(len(raw), 'channel')}, the model takes {wanted}"
     raise InputError(f"{what}; give --channels {len(raw)} for data that has them, or convert it")
+
+
+def _grey(raw: np.ndarray) -> np.ndarray:
+    """Returns RGB [3, H, W] as grey [1, H, W]."""
+    found = room_for((1, *raw.shape[1:]), np.float32 if raw.dtype.kind == "f" else raw.dtype)
+    step = max(1, ROWS // max(raw.shape[2], 1))
+    for top in range(0, raw.shape[1], step):
+        part = raw[:, top : top + step].astype(np.float32)
+        grey = np.tensordot(np.array(LUMA, dtype=np.float32), part, 1)  # [rows, W]
+        found[0, top : top + step] = grey if raw.dtype.kind == "f" else np.rint(grey)
+    return found
 
 
 def counted(count: int, what: str) -> str:

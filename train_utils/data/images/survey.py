@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from backbone.errors import InputError
-from network_files.config import FIRST_PAGE
+from network_files.config import EACH_PAGE, FIRST_PAGE
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats
+from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats, page_count
 from train_utils.data.images.depth import is_deep
+from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.images.reading import ANY_CHANNELS, USUAL, Reading, sample_of
 from train_utils.io.silence import without_warnings
 
@@ -34,17 +35,18 @@ class Headers(NamedTuple):
 
     looked_at: int
     deep: list[int]  # positions in the data set
-    pages: int
+    pages: list[int]  # the same, of those that are no pages themselves
 
 
 def look(data_set: ImageDataset) -> Headers:
     """Reads the headers of a sample of the image files; those that cannot be read count as ordinary ones."""
-    deep, pages, places = [], 0, spread(len(data_set), LOOKED_AT)
-    if places and not any(os.path.isfile(data_set.file_name(i)) for i in places):  # packed, or within other files
+    deep, pages, places = [], [], spread(len(data_set), LOOKED_AT)
+    files = (file_of(data_set.file_name(i)) for i in places)
+    if places and not any(map(os.path.isfile, files)):  # packed, or within other files
         places = places[:: max(1, len(places) // DECODED)]
-        return Headers(len(places), [i for i in places if _is_read_deep(data_set, i)], 0)
+        return Headers(len(places), [i for i in places if _is_read_deep(data_set, i)], [])
     for i in places:
-        path = data_set.file_name(i)
+        path, page = page_of(data_set.file_name(i))
         if path.lower().endswith(EIGHT_BITS) or not os.path.isfile(path):
             continue
         if path.lower().endswith(ARRAY_SUFFIX):
@@ -52,7 +54,7 @@ def look(data_set: ImageDataset) -> Headers:
         else:
             is_one, several = _of_header(path)
         deep += [i] * is_one
-        pages += several
+        pages += [i] * (several and page is None)
     return Headers(len(places), deep, pages)
 
 
@@ -155,10 +157,16 @@ def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_me
     deviation are to be measured where they are not ImageNet's: for other channels than RGB, and more than 8 bits.
     """
     headers, fields, lines = look(data_set), {}, []
+    if headers.pages and reading.pages == EACH_PAGE:
+        path = data_set.file_name(headers.pages[0])
+        raise InputError(
+            f"--pages each: {path} has {page_count(path)} pages, and is annotated as one image; name pages in a json "
+            f"({os.path.basename(path)}#0, #1, ...), or give masks of as many pages"
+        )
     if headers.pages and reading.pages == FIRST_PAGE:
         lines.append(
-            f"pages: {headers.pages} of {headers.looked_at} training images looked at have several, of which the first "
-            "is read (--pages channels reads all)"
+            f"pages: {len(headers.pages)} of {headers.looked_at} training images looked at have several, of which the "
+            "first is read (--pages channels reads all)"
         )
     deep = len(headers.deep)
     if 0 < deep < headers.looked_at:

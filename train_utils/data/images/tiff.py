@@ -19,9 +19,10 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES
 from train_utils.data.images.depth import BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, SAMPLES, SEPARATE, WHITE_IS_ZERO
-from train_utils.data.images.reading import Reading, counted
+from train_utils.data.images.reading import Reading, counted, stacked
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+BIG_BIG_ENDIAN = b"MM\0+"  # whose header Pillow takes for a TIFF's: findings/pillow_big_endian_bigtiff.sh
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", BIG_BIG_ENDIAN)  # the last two: BigTIFF
 WIDTH, HEIGHT, COMPRESSION, ORIENTATION = 256, 257, 259, 274
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # of SAMPLE_FORMAT
 TRANSPARENCY = (1, 2)  # of ExtraSamples
@@ -36,6 +37,8 @@ def described(file: BinaryIO) -> str | None:
     """Returns what a TIFF holds, in words, from its first directory; None where that is damaged."""
     with suppress(Exception):  # Pillow's parser raises nearly anything on damaged tags
         head = file.read(8)
+        if head[:4] == BIG_BIG_ENDIAN:
+            return "a TIFF (a big-endian BigTIFF)"
         tags = ImageFileDirectory_v2(head + (file.read(8) if head[2:4] in (b"+\0", b"\0+") else b""))
         file.seek(tags.next)
         tags.load(file)
@@ -55,19 +58,35 @@ def read_tiff(source: str | Path | bytes, what: str, reading: Reading, size_alon
     """
     tifffile = _library(what)
     with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes | memoryview) else source) as tiff:
-        first = tiff.pages[0]
+        if reading.page >= len(tiff.pages):
+            raise no_such_page(reading.page, len(tiff.pages))
+        first = tiff.pages[reading.page]
         tag = first.tags.get(ORIENTATION)
         orientation, size = int(tag.value) if tag else 1, (first.imagelength, first.imagewidth)
         if size_alone:
             return *size, orientation
         pages = [page for page in tiff.pages if (page.imagelength, page.imagewidth) == size]
-        _refuse_bomb(size, pages if reading.pages == ALL_PAGES else pages[:1])
-        chosen = pages if reading.pages == ALL_PAGES else [pages[reading.page]]
+        chosen = pages if reading.pages == ALL_PAGES else [first]
+        _refuse_bomb(size, chosen)
         layers = [_layers(page, size) for page in chosen]
-        raw = layers[0] if len(layers) == 1 else np.concatenate(layers)  # [C, H, W]
+        raw = stacked(layers)  # [C, H, W]
         extra = getattr(chosen[0], "extrasamples", ()) or ()
         alpha = len(chosen) == 1 and len(extra) > 0 and int(extra[-1]) in TRANSPARENCY
         return raw, alpha, orientation, len(pages)
+
+
+def tiff_pages(path: str | Path) -> int:
+    """Returns the pages of a TIFF that Pillow does not read; 1 where they cannot be counted."""
+    try:
+        with importlib.import_module("tifffile").TiffFile(path) as tiff:
+            return len(tiff.pages)
+    except Exception:  # reading it says what is wrong; without tifffile too
+        return 1
+
+
+def no_such_page(page: int, count: int) -> ValueError:
+    """Returns the error for a page that a file lacks."""
+    return ValueError(f"it has {counted(count, 'page')}, which count from 0, and no page {page}")
 
 
 def _layers(page: Any, size: tuple[int, int]) -> np.ndarray:

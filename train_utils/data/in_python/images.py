@@ -16,13 +16,14 @@ from backbone.errors import InputError
 from network_files.transform import check_image
 from train_utils.data.images import read_image
 from train_utils.data.images.reading import USUAL, Reading, scaled
+from train_utils.data.images.windows import Windows, open_image
 from train_utils.io.files import user_path
 
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I", "F")  # of PIL, with more than 8 bits
 FORMS = "give a path, bytes, a PIL image, a numpy array [H, W] or [H, W, 3], or a tensor [H, W] or [3, H, W]"
 
 
-def image_of(value: Any, name: str = "the image", reading: Reading = USUAL) -> torch.Tensor:
+def image_of(value: Any, name: str = "the image", reading: Reading = USUAL) -> torch.Tensor | Windows:
     """Returns an image as uint8 (0..255), uint16 (0..65535) or float32 (0..1) [N, H, W]; name: for messages.
 
     reading: of the model, whose value range counts for files and uint16; floats are in 0..1 as they are. Grey becomes N
@@ -31,7 +32,7 @@ def image_of(value: Any, name: str = "the image", reading: Reading = USUAL) -> t
     no image.
     """
     if isinstance(value, str | Path):
-        return read_image(user_path(value), reading=reading)
+        return open_image(user_path(value), reading)
     if isinstance(value, bytes | bytearray | memoryview):
         return read_image(f"{name} (bytes)", content=bytes(value), reading=reading)
     if isinstance(value, Image.Image):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from backbone.errors import InputError
 from train_utils.data.formats.coco.layout import FEW, ROLE, ROLES, data_root, files_in, image_path, is_inside
 from train_utils.data.images import image_suffixes
+from train_utils.data.images.pages import file_of
 from train_utils.io.files import user_path
 
 MOST_FILES = 1_000_000  # that are looked through
@@ -154,7 +155,7 @@ def nearest(name: str, folders: Iterable[str | Path]) -> str:
 def is_file(folder: str | Path, name: str, root: str | Path) -> bool:
     """Returns whether a name in a folder is a file, and does not leave the root."""
     try:
-        return os.path.isfile(image_path(folder, name, root))
+        return os.path.isfile(file_of(image_path(folder, name, root)))
     except InputError:
         return False
 

@@ -4,6 +4,8 @@ Each mask file is read once, when the data is opened: its objects are kept as ru
 COCO json gives, so that an epoch reads no mask file. What files of 8 MiB or more together gave is kept for the next
 time, as long as no file has changed.
 
+A mask of several pages belongs to an image of as many; each page is then an image of its own (stack.tif#3).
+
 A value beside 0 is an object, all its parts together. Masks that say where objects are, but not which (one value in
 nearly every file, or values in many regions), are refused until --split-components says what is meant.
 """
@@ -40,16 +42,18 @@ from train_utils.data.formats.mask_images.regions import (
     single_object,
     split_regions,
 )
-from train_utils.data.images import ImageError, image_size
+from train_utils.data.images import ImageError, image_size, page_count
+from train_utils.data.images.pages import file_of, page_name, page_of, stem_of
 from train_utils.data.masks import RLE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 
 UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
-CACHED = "masks 1"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "masks 2"  # to be raised when arrays, or what is checked or skipped, change
 ONE_CLASS = "object"
 EMPTY, NO_CLASS = "objects whose mask is empty", "objects without a class in the class map"
+PAGED = (".tif", ".tiff")  # files of masks that may have several pages
 NEARLY = 0.9  # of the files with several regions: as many have one value where masks are binary
 MANY_REGIONS = 3  # for each value: objects have one or two, classes and blurred masks have many
 SPLIT = "give --split-components to read each connected region (8 neighbours) as an object"
@@ -157,7 +161,7 @@ def _read_files(
             if isinstance(outcome, InputError):
                 sink.mistake(outcome, image=Path(sample.image).stem)
             else:
-                scans.append((sample, outcome))
+                scans += outcome
     if why := _ambiguous([scan for _, scan in scans]) if split is None else "":
         sink.mistake(f"{place.masks}: {why}")
         scans = []
@@ -172,7 +176,8 @@ def _read_files(
     one = split and not (names and len(names) > 1) and all(scan.values < 2 for _, scan in scans)
     for sample, scan in scans:
         _add(found, sample, scan, bool(one))
-    return found.values(notes=_notes([scan for _, scan in scans], split)), found.arrays()
+    notes = [*_notes([scan for _, scan in scans], split), *_notes_on_pages([sample.image for sample, _ in scans])]
+    return found.values(notes=notes), found.arrays()
 
 
 def _class_numbers(place: Place, names: dict[int, str] | None) -> dict[str, int]:
@@ -191,7 +196,7 @@ def _class_numbers(place: Place, names: dict[int, str] | None) -> dict[str, int]
 
 def _add(found: Found, sample: Sample, scan: Scan, one_class: bool) -> None:
     """Adds the image of a scan and its objects."""
-    rows, stem = [], Path(sample.image).stem
+    rows, stem = [], stem_of(sample.image)
     for mask in scan.empty:
         found.skip(EMPTY, mask.name, stem)
     for mask, objects, classes in scan.objects:
@@ -234,11 +239,45 @@ def _notes(scans: list[Scan], split: bool | None) -> list[str]:
     return notes
 
 
-def _scan_or_error(root: Path, sample: Sample, numbers: dict[str, int], split: bool | None) -> Scan | InputError:
+def _notes_on_pages(names: list[str]) -> list[str]:
+    """Returns how many of the images are pages, and of how many files."""
+    paged = [name for name in names if page_of(name)[1] is not None]
+    files = counted(len(set(map(file_of, paged))), "file")
+    return [f"{len(paged)} images are pages of {files}, such as {paged[0]}; so are their masks"] if paged else []
+
+
+def _scan_or_error(
+    root: Path, sample: Sample, numbers: dict[str, int], split: bool | None
+) -> list[tuple[Sample, Scan]] | InputError:
+    """Reads the masks of one image, or of the pages of one file."""
     try:
-        return _scan(root, sample, numbers, split)
+        return [(each, _scan(root, each, numbers, split)) for each in _pages_of(root, sample)]
     except InputError as error:
         return error
+
+
+def _pages_of(root: Path, sample: Sample) -> list[Sample]:
+    """Returns a sample for each page where an image and its masks have equally many of them, else the sample."""
+    names = [mask.name for mask in sample.masks]
+    if sample.separate or not any(os.path.splitext(name)[1].lower() in PAGED for name in names):
+        return [sample]
+    counts = {name: page_count(root / name) for name in [sample.image, *names, *filter(None, [sample.class_map])]}
+    pages = counts[names[0]]
+    if pages == 1:  # of an image whose pages are its channels, too
+        return [sample]
+    for name, count in counts.items():
+        if count != pages:
+            what = f"holds {pages} pages, but {name} has {count}; a mask has one page, with a number for each object,"
+            raise InputError(f"{root / names[0]}: {what} or as many as its image")
+    return [
+        Sample(
+            page_name(sample.image, page),
+            [mask._replace(name=page_name(mask.name, page)) for mask in sample.masks],
+            sample.class_map and page_name(sample.class_map, page),
+            sample.separate,
+        )
+        for page in range(pages)
+    ]
 
 
 def _scan(root: Path, sample: Sample, numbers: dict[str, int], split: bool | None) -> Scan:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.data.images import formats
+from train_utils.data.images.pages import page_of
 from train_utils.io.silence import without_warnings
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
@@ -25,11 +26,13 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
 
     InputError names the file for what is none.
     """
+    file, page = page_of(path)
     try:
         with without_warnings:  # of large sizes and damaged tags; what matters of it raises
-            image = Image.open(path, formats=formats())
+            image = Image.open(file, formats=formats())
         with image:
-            _refuse(path, image)
+            image.seek(page or 0)
+            _refuse(path, image, page)
             image.load()
             mode, pixels = image.mode, np.array(image)
             void = mode == "P" and (image.getpalette() or [])[3 * VOID : 3 * VOID + 3] == list(VOC_VOID)
@@ -56,15 +59,15 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
     return pixels.astype(np.uint8 if pixels.dtype == bool else pixels.dtype.newbyteorder("="), copy=False), False
 
 
-def _refuse(path: Path, image: Image.Image) -> None:
-    """Raises InputError for a file whose numbers are not those that were saved."""
+def _refuse(path: Path, image: Image.Image, page: int | None) -> None:
+    """Raises InputError for a file whose numbers are not those that were saved; page: the one that is named."""
     if image.format not in LOSSLESS:
         raise InputError(
             f"{path}: {image.format} does not keep a mask's numbers; save it as PNG or TIFF from where it was drawn"
         )
     if image.format == "TIFF":
         pages, tags = getattr(image, "n_frames", 1), image.tag_v2
-        if pages > 1:
+        if pages > 1 and page is None:
             raise InputError(f"{path}: holds {pages} pages; a mask has one page, with a number for each object")
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode != "1":
             raise InputError(f"{path}: is saved with white as 0, which leaves open what is background; save it anew")

@@ -1,0 +1,158 @@
+"""Large images read in parts: each part is what reading the whole gives there, whatever the file."""
+
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import maskrcnn
+import predict
+import validation
+from backbone.errors import InputError
+from tests.small_runs import call
+from tests.test_deep_images import CASES
+from tests.tiny_model import write_checkpoint, write_coco
+from train_utils.data.images import read_image, windows
+from train_utils.data.images.reading import Reading
+from train_utils.data.images.windows import Windows, open_image
+from train_utils.prediction import predictor
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+DEEP = RNG.integers(0, 4000, (70, 90), dtype=np.uint16)
+BANDS = RNG.integers(0, 256, (5, 70, 90), dtype=np.uint8)
+
+
+def pillow(image, form, **how):
+    file = io.BytesIO()
+    image.save(file, form, **how)
+    return file.getvalue()
+
+
+def turned(value, form="JPEG"):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return pillow(Image.fromarray(COLOURS), form, exif=exif)
+
+
+def tiff(values, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return file.getvalue()
+
+
+TILED = {"tile": (32, 16), "compression": "zlib"}
+RGB, GREY = Reading(), Reading(1)
+ALL, GREY_ALL = Reading(value_range=(100, 3000)), Reading(1, value_range=(0, 9000))
+FILES = {
+    "png": (pillow(Image.fromarray(COLOURS), "PNG"), RGB),
+    "palette.png": (pillow(Image.fromarray(COLOURS).quantize(32), "PNG"), RGB),
+    "grey of colours.png": (pillow(Image.fromarray(COLOURS), "PNG"), GREY),
+    "alpha.png": (pillow(Image.fromarray(np.concatenate([COLOURS, COLOURS[..., :1]], 2)), "PNG"), Reading(4)),
+    **{f"turned {i}.jpg": (turned(i), RGB) for i in range(2, 9)},
+    "turned.tif": (turned(6, "TIFF"), RGB),
+    "deep.png": (pillow(Image.fromarray(DEEP), "PNG"), ALL),
+    "tiled.tif": (tiff(COLOURS, photometric="rgb", **TILED), RGB),
+    "tiled, big.tif": (tiff(DEEP, bigtiff=True, byteorder=">", predictor=True, **TILED), ALL),
+    "percent.tif": (tiff(DEEP, **TILED), Reading(value_range=(98.0,))),
+    "grey of 16 bits.tif": (tiff(np.stack([DEEP, DEEP, DEEP // 2], 2), photometric="rgb", **TILED), GREY_ALL),
+    "strips.tif": (tiff(DEEP, rowsperstrip=7), ALL),
+    "planes.tif": (tiff(BANDS, photometric="rgb", planarconfig="separate", **TILED), Reading(5)),
+    "RGB and more.tif": (tiff(np.moveaxis(BANDS, 0, 2), photometric="rgb", **TILED), RGB),
+    "white is zero.tif": (tiff(DEEP, photometric="miniswhite", **TILED), ALL),
+    "second page": (tiff(np.stack([DEEP, DEEP // 2]), photometric="minisblack", **TILED), ALL),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def every_image_is_large(monkeypatch):
+    monkeypatch.setattr(windows, "LARGE", 30)
+
+
+@pytest.mark.parametrize("name", [*FILES, *(f"case {name}" for name in CASES), "array.npy"])
+def test_parts_are_those_of_the_whole(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(windows, "KEPT", 3000)
+    monkeypatch.setattr(windows, "ROWS_AT_ONCE", 2000)
+    path = tmp_path / f"{name.replace(' ', '_')}"
+    if name.endswith(".npy"):
+        np.save(path, np.moveaxis(COLOURS, 2, 0)[:, ::2])
+        reading = RGB
+    elif name.startswith("case "):
+        path.write_bytes(CASES[name.removeprefix("case ")][0])
+        reading = Reading(value_range=(-5.0, 2000.0))
+    else:
+        content, reading = FILES[name]
+        path = path.with_suffix(".tif") if "." not in name else path
+        path.write_bytes(content)
+        path = f"{path}#1" if name == "second page" else path
+    expected = read_image(path, reading=reading)
+    found = pickle.loads(pickle.dumps(open_image(path, Reading(**{**vars(reading), "by_windows": True}))))
+    assert isinstance(found, Windows) and found.shape == expected.shape
+    _, height, width = expected.shape
+    for _ in range(8):
+        (y1, y2), (x1, x2) = (sorted(RNG.choice(side + 1, 2, replace=False)) for side in (height, width))
+        part = found[:, y1:y2, x1:x2]
+        assert part.dtype == expected.dtype and torch.equal(part, expected[:, y1:y2, x1:x2])
+    k = -(-max(height, width) // 20)
+    small, means = found.overview(20), torch.nn.functional.avg_pool2d(expected[:, :k, :k].float()[None], k)[0, :, 0, 0]
+    assert small.shape[1:] == (-(-height // k), -(-width // k)) and small.dtype == expected.dtype
+    assert (small[:, 0, 0] - means).abs().max() <= (0.5 if small.dtype == torch.uint8 else 1e-6)
+
+
+def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
+    """The same detections as of whole images; Pillow's limit of pixels counts without --tile alone."""
+    weights, data = write_checkpoint(tmp_path / "model.pth"), write_coco(tmp_path / "data")
+    folder, names = tmp_path / "large", ("a.png", "b.tif")
+    folder.mkdir()
+    for name in names:
+        content = pillow(Image.fromarray(COLOURS), "PNG") if name == "a.png" else tiff(DEEP, **TILED)
+        (folder / name).write_bytes(content)
+    png = folder / "a.png"
+    (folder / "c.png").write_bytes(png.read_bytes()[: png.stat().st_size // 2])
+    words = ("--weights-path", weights, "--score", 0, "--device", "cpu")
+    found = {}
+    for large in (30, 10**6):
+        monkeypatch.setattr(windows, "LARGE", large)
+        out = tmp_path / str(large)
+        assert call(predict, *words, "--img-path", folder, "--output-dir", out, "--tile", 64) == 1
+        said = capsys.readouterr()
+        assert "c.png: cannot be decoded" in said.err and "2 of 3 image(s) predicted" in said.out
+        on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64)
+        assert call(validation, *on_data) == 0
+        tensors = maskrcnn.load(weights)(str(folder / "a.png"), score=0, tile=64)
+        numbers = json.loads((out / "record_mAP.json").read_text())["segm"]
+        found[large] = [json.loads((out / "test_result.json").read_text()), numbers, tensors.boxes.tolist()]
+    assert found[30] == found[10**6] and {r["image_id"] for r in found[30][0]} == {1, 2}
+    monkeypatch.setattr(windows, "LARGE", 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    monkeypatch.setattr(predictor, "OVERVIEW", 90)
+    Image.fromarray(np.tile(COLOURS, (3, 3, 1))).save(tmp_path / "bomb.png")
+    words = (*words, "--img-path", tmp_path / "bomb.png", "--output-dir", tmp_path)
+    assert call(predict, *words) == 2
+    assert "take it out of the data, or look at it in tiles (--tile)" in capsys.readouterr().err
+    assert call(predict, *words, "--tile", 128, "--magnify", 1) == 0
+    assert "1 image(s) are drawn smaller" in capsys.readouterr().out
+    with Image.open(tmp_path / "test_result.jpg") as drawn:
+        assert drawn.size == (90, 70)
+    monkeypatch.setattr(windows, "MOST_DECODED", 1000)
+    assert call(predict, *words, "--tile", 128) == 2
+    assert "pixels would be decoded at once: save it as a tiled TIFF" in capsys.readouterr().err
+    monkeypatch.setattr(windows, "MOST", 1000)
+    with pytest.raises(InputError, match=r"a\.png: 90x70 is more than results can count"):
+        open_image(folder / "a.png", Reading(by_windows=True))
+
+
+def test_tiles_of_a_tiff_are_read_alone(tmp_path):
+    """A part reads the tiles that it lies in, and keeps few."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(DEEP, **TILED))
+    image = Windows(str(path), ALL, True, DEEP.shape)
+    image[:, 0:10, 0:10]
+    assert list(image._store.kept) == [0]
+    image[:, 30:40, 10:20]
+    assert sorted(image._store.kept) == [0, 1, 6, 7]
