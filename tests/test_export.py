@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from unittest.mock import patch
 
 import numpy as np
@@ -188,20 +189,23 @@ def test_no_weight_is_computed_in_a_file():
 
 
 def check_layers_in_8_bits(model):
-    """Weights are of 7 bits, with a scale for each channel; predictors stay in float."""
+    """Weights are of 7 bits, with a scale for each channel; no layer is rounded before its activation."""
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    made_by = {output: node for node in model.graph.node for output in node.output}
     weights = {n.output[0]: n.input for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    seen = 0
+    seen = Counter()
     for node in model.graph.node:
-        if node.op_type == "Conv" and node.input[1] in weights:
+        if node.op_type in int8.LAYERS and node.input[1] in weights:
             weight, scale = (constants[name] for name in weights[node.input[1]][:2])
             assert (
                 weight.dtype == np.int8 and np.abs(weight.astype(int)).max() == 64 and scale.shape == weight.shape[:1]
             )
-            seen += 1
-        if node.op_type == "Conv" and any(part in node.input[1] for part in int8.PREDICTORS):
+            seen[node.op_type] += 1
+        if node.op_type in int8.LAYERS and any(part in node.input[1] for part in int8.PREDICTORS):
             assert node.input[1] not in weights
-    assert seen > 10
+        if node.op_type == "Relu":
+            assert made_by[node.input[0]].op_type != "DequantizeLinear"
+    assert seen["Conv"] > 10 and seen["Gemm"] == 2
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_openvino"])
@@ -314,6 +318,16 @@ def test_postprocess_goes_with_one_image_of_onnx_or_openvino(folder, tmp_path, c
     config = tiny(value_range=(0.0, 4095.0))
     with pytest.raises(InputError, match="the model knows images of more than 8 bits"):
         export.export_model(config, default_label_map(4), {}, export.Export(tmp_path / "m.onnx", photo="uint8"))
+
+
+def test_8_bits_are_calibrated_on_images_that_show_something(monkeypatch):
+    """The mask branch has no range where nothing is found, and the mean of the ranges would be none."""
+    monkeypatch.setattr(int8, "detect", lambda model, images, device: [{"boxes": images[0].unique()[1:]}])
+    model, nothing, something = tiny_model(), torch.zeros(3, 32, 32), torch.rand(3, 32, 32)
+    calibration = int8._Calibration(model, [nothing, something, nothing])
+    assert calibration.get_next()["images"].shape == (1, 3, 64, 64) and calibration.get_next() is None
+    with pytest.raises(InputError, match="int8: the model finds nothing in 2 images to calibrate on"):
+        int8._Calibration(model, [nothing, nothing])
 
 
 def files_of(place):

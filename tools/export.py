@@ -3,7 +3,8 @@
     python -m tools.export --weights-path save_weights/model_best.pth                  onnx, for onnxruntime
     python -m tools.export --weights-path W --format openvino --check photos/*.jpg     proven on these images, too
     python -m tools.export --weights-path W --format onnx --check DATA --batch dynamic     and the AP of both on DATA
-    python -m tools.export --weights-path W --int8 --calibration DATA                  convolutions in 8 bits
+    python -m tools.export --weights-path W --int8 --calibration DATA                  layers in 8 bits
+    python -m tools.export --weights-path W --postprocess uint8      takes an image as it is, for users without Python
     python predict.py --weights-path model_best.onnx --img-path photo.jpg              runs it; so does validation.py
 
 Writes model_best.onnx (openvino: the folder model_best_openvino; torch_export: model_best.pt2)
@@ -69,7 +70,7 @@ class ExportOptions(ModelOptions):
         "and gives masks of its size (onnx, openvino)",
         choices=PHOTOS,
     )
-    int8: bool = setting(False, "convolutions in 8 bits (onnx, openvino): smaller and faster, not equal")
+    int8: bool = setting(False, "layers in 8 bits (onnx, openvino): smaller and faster, not equal")
     calibration: str | None = setting(
         None, "data to calibrate --int8 on, and to measure it (default: the data of the training)", metavar="DATA"
     )

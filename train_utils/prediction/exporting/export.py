@@ -64,7 +64,7 @@ def channels_of(model: MaskRCNN) -> int:
 class Export:
     """What is exported to where: path is a new folder for openvino, else a file.
 
-    batch: images at a time, None: any number; int8: what convolutions in 8 bits need, None: they stay in float; photo:
+    batch: images at a time, None: any number; int8: what layers in 8 bits need, None: they stay in float; photo:
     resize and paste are in the file, which takes one image as it is, "uint8" or "float" in 0..1; None: they are not.
     """
 
