@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def main(words: list[str]) -> None:
     side, room = words[0], Path(words[1])
     if words[3:]:
         torch.set_num_threads(int(words[3]))
+    warnings.filterwarnings("ignore", ".*that box_detections_per_img allows")  # it is what is measured
     photo = np.load(room / PHOTO)
     path = room / FILES[side]
     detect = open_torchvision(path, words[2]) if side == TORCHVISION else open_ours(path)
