@@ -6,6 +6,7 @@
     python -m benchmarks --figures                 the same, and their table into docs/figures.md
     python -m benchmarks launches                  operators and waits, counted (see `benchmarks/device/launches.py`)
     python -m benchmarks gpu                       one GPU: fidelity, resume, images a second, a profile
+    python -m benchmarks runtimes                  exported files: seconds, memory, size, time to the first result
 
 Prints one table row and one line of JSON per benchmark. Ratio: our median over theirs, below 1 is faster.
 """
@@ -21,6 +22,7 @@ from backbone.errors import InputError
 from benchmarks import annotations, evaluation, loading, models, operators
 from benchmarks.device import gpu, launches
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
+from benchmarks.runtimes import __main__ as runtimes
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import number
@@ -28,7 +30,7 @@ from train_utils.cli.parser import Parser
 from train_utils.io.files import write_text
 
 BENCHMARKS = [one for part in (operators, models, loading, evaluation, annotations) for one in part.BENCHMARKS]
-PROGRAMS = {"launches": launches.main, "gpu": gpu.main}
+PROGRAMS = {"launches": launches.main, "gpu": gpu.main, "runtimes": runtimes.main}
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

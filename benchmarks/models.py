@@ -4,11 +4,9 @@ The weights are random but alive (`torchvision_model.live_state`): scores and bo
 network's are, so that NMS, pasting and the mask branch have their usual work.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,12 +15,8 @@ from benchmarks import torchvision_model
 from benchmarks.harness import Benchmark, LeftOut, Settings, Sides, largest_difference
 from benchmarks.harness.inputs import Pair, as_torchvision, photos
 from network_files import MaskRCNN, create_model, matching
-from train_utils.checkpoints.checkpoint import default_label_map
 from train_utils.data.loaders import Batch
 from train_utils.io.memory import returning_freed_memory
-from train_utils.prediction.exporting.export import SUFFIXES, Export, export_model
-from train_utils.prediction.runtimes.exported_model import ExportedModel
-from train_utils.prediction.runtimes.opening import open_exported
 from train_utils.run.optimization import Precision, build_optimizer, cpu_has_bf16
 
 TRAINED = 3  # stages, as both sides' default
@@ -33,8 +27,8 @@ class Case:
     """What both models do.
 
     ours, theirs: bf16 or float32. size: of the images before they are resized; objects: in each (None: its own);
-    options: of both networks, by torchvision's names. exported: the format of the file that ours runs as. fixed_size:
-    that ours pads all images to, its backbone as CUDA graphs on a GPU.
+    options: of both networks, by torchvision's names. fixed_size: that ours pads all images to, its backbone as CUDA
+    graphs on a GPU.
     """
 
     images: int = 1
@@ -48,7 +42,6 @@ class Case:
     gpu: bool = False
     recompute: bool = False
     compiled: bool = False
-    exported: str | None = None
     fixed_size: tuple[int, int] | None = None
 
 
@@ -90,7 +83,6 @@ def capture_backbone(model: MaskRCNN, case: Case) -> None:
 def prepare_inference(settings: Settings, case: Case) -> Sides:
     """Returns both sides from images (ours uint8, theirs float) to detections; with `paste` to full-size masks too."""
     ours, theirs, pairs = build_sides(case, settings, training=False)
-    ours = as_exported(ours, case.exported) if case.exported else ours
     small = [image.to(settings.device) for image, _ in pairs]
     images, _ = as_torchvision(pairs, settings.device)
     our_precision, their_precision = (Precision(settings.device, _amp(dtype)) for dtype in (case.ours, case.theirs))
@@ -111,15 +103,6 @@ def prepare_inference(settings: Settings, case: Case) -> Sides:
             return [d["scores"] for d in theirs.roi_heads(maps, proposals, batch.image_sizes)[0]]
 
     return run_ours, run_theirs
-
-
-def as_exported(model: MaskRCNN, form: str) -> ExportedModel:
-    """Returns a model as the file of a runtime, which is opened and then removed."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{SUFFIXES[form]}"
-        labels = default_label_map(model.config.num_classes)
-        export_model(model, labels, {}, Export(path, form))
-        return open_exported(path)
 
 
 def prepare_training(settings: Settings, case: Case) -> Sides:
@@ -166,8 +149,6 @@ INFERENCE = {
     "inference_compiled": ("the same, ours with --compile", Case(compiled=True)),
     "inference_bf16": ("the same, ours in bfloat16", Case(ours=BF16)),
     "inference_bf16_both": ("the same, both in bfloat16", Case(ours=BF16, theirs=BF16)),
-    "runtime_onnx": ("inference, ours exported, by ONNX Runtime", Case(exported="onnx")),
-    "runtime_openvino": ("inference, ours exported, by OpenVINO", Case(exported="openvino")),
     "gpu_inference_16": ("inference, 16 images of 1333x800, bfloat16", Case(16, (480, 800), 8, BF16, BF16, gpu=True)),
     "gpu_inference_1": (
         "inference before pasting, 1 image of 1333x800, bfloat16",
@@ -195,7 +176,7 @@ TRAINING = {
     ),
 }
 BENCHMARKS = [
-    Benchmark(name, what, partial(prepare, case=case), largest_difference, takes_minutes=case.exported is not None)
+    Benchmark(name, what, partial(prepare, case=case), largest_difference)
     for prepare, cases in ((prepare_inference, INFERENCE), (prepare_training, TRAINING))
     for name, (what, case) in cases.items()
 ]

@@ -1,29 +1,39 @@
 """Exported files: each finds in its runtime what the model finds, in Python, in both commands and without torch."""
 
 import copy
+import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from unittest.mock import patch
 
 import numpy as np
 import onnx
+import onnxruntime
+import openvino
 import pytest
 import torch
+import torch.nn.functional as F
 
 import maskrcnn
 import predict
 import validation
-from benchmarks import models
+from benchmarks.runtimes import __main__ as runtimes
+from benchmarks.runtimes import side
 from network_files import InputError
+from network_files.operators.instance_masks import paste_masks
 from network_files.roi_heads import Detections
+from network_files.transform import resized_size
 from tests.small_runs import ROOT, call
 from tests.tiny_model import tiny, tiny_model, write_checkpoint, write_coco
 from tools import export as tool
 from tools import visualise_stages
-from train_utils.prediction.exporting import export, proof
+from train_utils.checkpoints.checkpoint import default_label_map
+from train_utils.prediction.exporting import export, int8, proof, whole_image
 from train_utils.prediction.exporting.graph import CoreGraph
 from train_utils.prediction.exporting.int8 import Int8
+from train_utils.prediction.exporting.onnx_file import to_onnx
 from train_utils.prediction.predictor import detect
 
 FORMS = {"model.onnx": "onnx", "model_openvino": "openvino"}
@@ -159,17 +169,63 @@ def test_a_file_that_finds_other_things_is_not_written(folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Scaled(torch.nn.Module):
+    """A convolution whose weight is scaled, as a norm that is folded scales it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(64, 64, 3)
+
+    def forward(self, images, sizes):
+        return (F.conv2d(images, self.conv.weight * 2, self.conv.bias),) * 5
+
+
+def test_no_weight_is_computed_in_a_file():
+    """What quantises a file would take it for an activation, with one range for all channels."""
+    program = torch.export.export(Scaled(), (torch.zeros(1, 64, 5, 5), torch.zeros(1, 2)))
+    graph = to_onnx(program).graph
+    (node,) = (node for node in graph.node if node.op_type == "Conv")
+    assert node.input[1] in {tensor.name for tensor in graph.initializer}
+
+
+def check_layers_in_8_bits(model):
+    """Weights are of 7 bits, with a scale for each channel; no layer is rounded before its activation."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    weights = {n.output[0]: n.input for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    seen = Counter()
+    for node in model.graph.node:
+        if node.op_type in int8.LAYERS and node.input[1] in weights:
+            weight, scale = (constants[name] for name in weights[node.input[1]][:2])
+            assert (
+                weight.dtype == np.int8 and np.abs(weight.astype(int)).max() == 64 and scale.shape == weight.shape[:1]
+            )
+            seen[node.op_type] += 1
+        if node.op_type in int8.LAYERS and any(part in node.input[1] for part in int8.PREDICTORS):
+            assert node.input[1] not in weights
+        if node.op_type == "Relu":
+            assert made_by[node.input[0]].op_type != "DequantizeLinear"
+    assert seen["Conv"] > 10 and seen["Gemm"] == 2
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model_openvino"])
 def test_8_bits_are_proven_by_their_ap(folder, tmp_path, name):
     detector, whole = maskrcnn.load(folder / "model.pth", "cpu"), onnx.load(folder / "model.onnx")
     del whole.metadata_props[:]
     aps = [0.6, 0.5956, 0.6, 0.594]  # of the model and of the file, twice
-    int8 = Int8([torch.rand(3, 64, 64) for _ in range(2)], lambda model: {"segm": aps.pop(0)})
-    args = detector.model, detector.label_map, detector.content, export.Export(tmp_path / name, FORMS[name], None, int8)
+    eight = Int8([torch.rand(3, 64, 64) for _ in range(2)], lambda model: {"segm": aps.pop(0)})
+    args = (
+        detector.model,
+        detector.label_map,
+        detector.content,
+        export.Export(tmp_path / name, FORMS[name], None, eight),
+    )
     with patch.object(export, "trace"), patch.object(export, "to_onnx", return_value=whole):
         assert export.export_model(*args).line == "proof in 8 bits: segm AP 0.5956, of the model 0.6000"
         weights, floats = (sum(f.stat().st_size for f in files_of(place / name)) for place in (tmp_path, folder))
         assert weights < 0.6 * floats
+        if name == "model.onnx":
+            check_layers_in_8_bits(onnx.load(tmp_path / name))
         (tmp_path / name).rename(tmp_path / "kept")
         with pytest.raises(InputError, match="segm AP falls by 0.0060"):
             export.export_model(*args)
@@ -179,16 +235,121 @@ def test_8_bits_are_proven_by_their_ap(folder, tmp_path, name):
     assert len(found) > 5
 
 
+def run_nodes(op, inputs, output, values):
+    """What the nodes give in onnxruntime and in OpenVINO; inputs: (type, shape) by name, output: (name, type, rank)."""
+    info, name = onnx.helper.make_tensor_value_info, output[0]
+    takes = [info(key, kind, shape) for key, (kind, shape) in inputs.items()]
+    gives = info(name, output[1], [None] * output[2])
+    graph = onnx.helper.make_graph(op.taken(), "graph", takes, [gives])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return [(session.run(None, one)[0], compiled(one)[0]) for one in values]
+
+
+@pytest.mark.parametrize("fields", [{"min_size": 800, "max_size": 1333}, {"fixed_size": (96, 128)}], ids=str)
+def test_a_whole_image_is_resized_to_the_size_that_the_model_takes(fields):
+    config, op = tiny(**fields).config, whole_image._Nodes()
+    name = whole_image._resized(op, config, "side")
+    sides = [(49, 60), (60, 49), (41, 41), (480, 640), (3000, 11), (5, 9), (1253, 194), (2613, 3801), (62, 62)]
+    found = run_nodes(
+        op, {"side": (whole_image.INT64, [2])}, (name, whole_image.INT64, 1), [{"side": np.int64(s)} for s in sides]
+    )
+    for one, both in zip(sides, found, strict=True):
+        size = resized_size(*one, config.min_size[-1], config.max_size, config.fixed_size)
+        assert [tuple(values) for values in both] == [size, size]
+
+
+@pytest.mark.parametrize("geometry", ["torchvision", "half_pixel"])
+def test_a_whole_image_has_the_masks_that_the_model_pastes(geometry):
+    op, draw, (height, width) = whole_image._Nodes(), torch.Generator().manual_seed(0), (37, 53)
+    boxes = torch.rand(60, 4, generator=draw) * torch.tensor([60.0, 40, 30, 30]) - 5
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[0] = torch.tensor([3.0, 4, 3, 9])  # without area
+    probs = torch.rand(60, 7, 7, generator=draw)
+    name = whole_image._pasted(op, geometry, "boxes", "probs", 7, "side")
+    inputs = {"boxes": (1, ["D", 4]), "probs": (1, ["D", 7, 7]), "side": (whole_image.INT64, [2])}
+    values = {"boxes": boxes.numpy(), "probs": probs.numpy(), "side": np.int64([height, width])}
+    none = values | {"boxes": values["boxes"][:0], "probs": values["probs"][:0]}
+    found, empty = run_nodes(op, inputs, (name, whole_image.UINT8, 3), [values, none])
+    expected = paste_masks(probs, boxes, (height, width), geometry)[:, 0]
+    assert all(masks.shape == (0, height, width) for masks in empty) and (expected > 0.5).sum() > 1000
+    for masks in found:
+        different = torch.from_numpy(masks).bool() != (expected > 0.5)
+        assert masks.dtype == np.uint8 and not (different & ((expected - 0.5).abs() > 1e-5)).any()
+
+
+@pytest.mark.parametrize(("name", "photo"), [("whole.onnx", "uint8"), ("whole_openvino", "float")])
+def test_a_file_takes_an_image_as_it_is(folder, tmp_path, name, photo, command):
+    detector, made = maskrcnn.load(folder / "model.pth", "cpu"), onnx.load(folder / "model.onnx")
+    del made.metadata_props[:]
+    with patch.object(export, "trace"), patch.object(export, "to_onnx", return_value=made):
+        images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((49, 97), (20, 130))]
+        found = detector.export(tmp_path / name, check=images, postprocess=photo)
+    assert found["detections"] > 100 and found["alone"] == 0 and found["images"] == 6
+    file = maskrcnn.load(tmp_path / name)
+    for one, other in zip(*(of(images, score=0.5) for of in (detector, file)), strict=True):
+        assert len(one) > 5 and one.rle() == other.rle() and torch.allclose(one.boxes, other.boxes, atol=1e-3)
+    whole = file.model(images[:1])[0]["masks"]
+    assert whole.shape[1:] == (1, 49, 97) and set(whole.unique().tolist()) == {0.0, 1.0}
+    with pytest.raises(InputError, match="min_size: is built into a file of (--)?postprocess"):
+        maskrcnn.load(tmp_path / name, min_size=32)
+    with pytest.raises(InputError, match="mask_threshold: 0.5 is built into the file"):
+        file(images[0], mask_threshold=0.3)
+    with pytest.raises(InputError, match="tile: a file of (--)?postprocess gives whole masks"):
+        file(images[0], tile=32)
+    if photo == "uint8":
+        with pytest.raises(InputError, match="the file takes uint8; export it with (--)?postprocess float"):
+            file(torch.rand(3, 30, 30))
+
+
+def test_postprocess_goes_with_one_image_of_onnx_or_openvino(folder, tmp_path, command):
+    words = "--weights-path", folder / "model.pth", "--output-dir", tmp_path, "--postprocess", "uint8"
+    for more in (("--batch", "dynamic"), ("--format", "torch_export")):
+        status, _, err = command(tool, *words, *more)
+        assert (
+            status == 2
+            and err.count("\n") == 1
+            and "uint8 or float, of one image at a time, with format onnx or" in err
+        )
+    config = tiny(value_range=(0.0, 4095.0))
+    with pytest.raises(InputError, match="the model knows images of more than 8 bits"):
+        export.export_model(config, default_label_map(4), {}, export.Export(tmp_path / "m.onnx", photo="uint8"))
+
+
+def test_8_bits_are_calibrated_on_images_that_show_something(monkeypatch):
+    """The mask branch has no range where nothing is found, and the mean of the ranges would be none."""
+    monkeypatch.setattr(int8, "detect", lambda model, images, device: [{"boxes": images[0].unique()[1:]}])
+    model, nothing, something = tiny_model(), torch.zeros(3, 32, 32), torch.rand(3, 32, 32)
+    calibration = int8._Calibration(model, [nothing, something, nothing])
+    assert calibration.get_next()["images"].shape == (1, 3, 64, 64) and calibration.get_next() is None
+    with pytest.raises(InputError, match="int8: the model finds nothing in 2 images to calibrate on"):
+        int8._Calibration(model, [nothing, nothing])
+
+
 def files_of(place):
     return [place] if place.is_file() else list(place.iterdir())
 
 
-def test_benchmarks_run_a_file(folder):
-    detector, made = maskrcnn.load(folder / "model.pth", "cpu"), onnx.load(folder / "model.onnx")
-    del made.metadata_props[:]
-    with patch.object(export, "trace"), patch.object(export, "to_onnx", return_value=made):
-        model = models.as_exported(detector.model, "onnx")
-    assert len(model([torch.rand(3, 64, 64)])[0]["masks"])
+def test_the_benchmark_of_runtimes_runs_a_file_and_compares(folder, tmp_path, capfd, monkeypatch):
+    np.save(tmp_path / side.PHOTO, np.zeros((3, 40, 40), np.uint8))
+    (tmp_path / "model.onnx").symlink_to(folder / "model.onnx")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("go\n"))
+    side.main(["onnx", str(tmp_path), "resnet18"])
+    count, took = capfd.readouterr().out.splitlines()
+    assert int(count) >= 0 and len(took.split()) == 3
+    first, turns = (
+        {"torchvision": [4.0], "onnx": [1.0]},
+        {"torchvision": [(2.0, 3.0, 900.0)], "onnx": [(1.0, 1.5, 450)]},
+    )
+    (tmp_path / side.WEIGHTS).write_bytes(bytes(2_000_000))
+    runtimes.report(tmp_path, first, turns)
+    rows = capfd.readouterr().out.splitlines()[2:]
+    assert rows[0] == "| torchvision, eager | 2.000 | 1.00 | 3.00 | 4.0 s | 1.00 | 900 MiB | 1.00 | 2 MB |"
+    assert rows[1].startswith("| ONNX Runtime | 1.000 | 0.50 | 1.50 | 1.0 s | 0.25 | 450 MiB | 0.50 | ")
 
 
 def compared(change):

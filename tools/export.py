@@ -3,7 +3,8 @@
     python -m tools.export --weights-path save_weights/model_best.pth                  onnx, for onnxruntime
     python -m tools.export --weights-path W --format openvino --check photos/*.jpg     proven on these images, too
     python -m tools.export --weights-path W --format onnx --check DATA --batch dynamic     and the AP of both on DATA
-    python -m tools.export --weights-path W --int8 --calibration DATA                  convolutions in 8 bits
+    python -m tools.export --weights-path W --int8 --calibration DATA                  layers in 8 bits
+    python -m tools.export --weights-path W --postprocess uint8      takes an image as it is, for users without Python
     python predict.py --weights-path model_best.onnx --img-path photo.jpg              runs it; so does validation.py
 
 Writes model_best.onnx (openvino: the folder model_best_openvino; torch_export: model_best.pt2)
@@ -42,6 +43,7 @@ from train_utils.io.plain_text import visible
 from train_utils.prediction.data import open_split_of
 from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, export_model
 from train_utils.prediction.exporting.int8 import Int8
+from train_utils.prediction.exporting.whole_image import PHOTOS
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.runtimes.opening import open_exported
 from train_utils.processes.distributed import World
@@ -62,7 +64,13 @@ class ExportOptions(ModelOptions):
     check: tuple[str, ...] | None = setting(
         None, "images to prove it on; or data, for the AP of both as well", metavar="IMAGE|DATA"
     )
-    int8: bool = setting(False, "convolutions in 8 bits (onnx, openvino): smaller and faster, not equal")
+    postprocess: str | None = setting(
+        None,
+        "put resize and paste into the file, for users without Python: it takes one image, uint8 or float in 0..1, "
+        "and gives masks of its size (onnx, openvino)",
+        choices=PHOTOS,
+    )
+    int8: bool = setting(False, "layers in 8 bits (onnx, openvino): smaller and faster, not equal")
     calibration: str | None = setting(
         None, "data to calibrate --int8 on, and to measure it (default: the data of the training)", metavar="DATA"
     )
@@ -101,7 +109,7 @@ def main() -> int:
     name = options.weights_file.stem + "_int8" * options.int8 + SUFFIXES[options.format]
     reading = Reading.of(model.config)
     int8 = eight_bits(options, content, label_map, reading) if options.int8 else None
-    export = Export(folder / name, options.format, batch_of(options.batch), int8)
+    export = Export(folder / name, options.format, batch_of(options.batch), int8, options.postprocess)
     data_set, images = None, []
     if options.check and len(options.check) == 1 and is_data(options.check[0]):
         of_data = {"data_path": options.check[0], "weights_path": options.weights_file}

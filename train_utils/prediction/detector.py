@@ -58,19 +58,25 @@ class Detector:
             self.content["model"] = None  # a checkpoint still, whose weights are in the model
 
     def export(
-        self, path: str | Path, format: str | None = None, batch: int | None = 1, check: Iterable[Any] = ()
+        self,
+        path: str | Path,
+        format: str | None = None,
+        batch: int | None = 1,
+        check: Iterable[Any] = (),
+        postprocess: str | None = None,
     ) -> dict[str, Any]:
         """Writes the model as a file of a runtime, proven on drawn images and on those of check.
 
         path: .onnx, .pt2, or a new folder for OpenVINO; format: onnx, openvino or torch_export, None: by the
-        path; batch: images at a time, None for any number; check: images as for a call. Returns the
-        largest differences between the detections of both. Raises InputError, and leaves no file, above 0.01 pixels,
-        0.0001 in scores or 0.001 in masks; `load` opens the file.
+        path; batch: images at a time, None for any number; check: images as for a call; postprocess: "uint8" or "float"
+        puts resize and paste into the file, which then takes an image as it is. Returns the largest differences between
+        the detections of both. Raises InputError, and leaves no file, above 0.01 pixels, 0.0001 in scores or 0.001 in
+        masks; `load` opens the file.
         """
         with speaking_python():
             reading = Reading.of(self.model.config)
             images = [image_of(value, f"image {i}", reading) for i, value in enumerate(check)]
-            export = Export(user_path(path), format or format_of(path), batch)
+            export = Export(user_path(path), format or format_of(path), batch, photo=postprocess)
             return export_model(self.model, self.label_map, self.content, export, images).record()
 
     @property

@@ -17,6 +17,7 @@ from train_utils.data.augmentations.options import Augmentation
 from train_utils.data.tiles.tiling import LEAST_SIDE, MOST_OVERLAP, OVERLAP, Tiling, TrainingTiles
 from train_utils.evaluation.mirrored_model import MirroredModel
 from train_utils.evaluation.tiled_model import TiledModel
+from train_utils.prediction.runtimes.exported_model import WholeModel
 
 AUTO, FLIPS = "auto", "flips"
 AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
@@ -68,6 +69,8 @@ class LookingOptions(TileOptions):
             model = MirroredModel(model, trained_flips(content))
         if self.tile is None:
             return model
+        if isinstance(model, WholeModel):
+            raise InputError("tile: a file of --postprocess gives whole masks; export it without, or leave tiles out")
         tiling = tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
         return TiledModel(model, tiling, mask_threshold)
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from network_files import MaskRCNN, MaskRCNNConfig
+from network_files import InputError, MaskRCNN, MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
@@ -98,6 +98,8 @@ class Predictor:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
         self.tiled = model if isinstance(model, TiledModel) else None
         self.tiles = self.empty_tiles = 0  # tiles that images were cut into; of these left out as empty
+        if getattr(model, "mask_threshold", mask_threshold) != mask_threshold:
+            raise InputError(f"mask_threshold: {model.mask_threshold} is built into the file; leave it out")
         self.least_score, self.mask_threshold = least_score, mask_threshold
         self.reading = replace(Reading.of(model.config), by_windows=self.tiled is not None)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))

@@ -27,8 +27,10 @@ from train_utils.prediction.exporting.graph import CoreGraph
 from train_utils.prediction.exporting.int8 import Int8, Scores, quantised
 from train_utils.prediction.exporting.onnx_file import nudge_thresholds, to_onnx
 from train_utils.prediction.exporting.proof import Proof, check_images, prove
+from train_utils.prediction.exporting.whole_image import PHOTOS, with_whole_image
 from train_utils.prediction.runtimes.exported_model import ExportedModel, Run, describe
 from train_utils.prediction.runtimes.onnx_runtime import KEY, open_onnx
+from train_utils.prediction.runtimes.opening import opened
 from train_utils.prediction.runtimes.openvino_runtime import MODEL, open_openvino
 from train_utils.prediction.runtimes.packages import optional_package
 from train_utils.prediction.runtimes.torch_programs import EXTRA, open_program
@@ -62,19 +64,24 @@ def channels_of(model: MaskRCNN) -> int:
 class Export:
     """What is exported to where: path is a new folder for openvino, else a file.
 
-    batch: images at a time, None: any number; int8: what convolutions in 8 bits need, None: they stay in float.
+    batch: images at a time, None: any number; int8: what layers in 8 bits need, None: they stay in float; photo:
+    resize and paste are in the file, which takes one image as it is, "uint8" or "float" in 0..1; None: they are not.
     """
 
     path: Path
     format: str = "onnx"
     batch: int | None = 1
     int8: Int8 | None = None
+    photo: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise InputError(f"format {self.format!r} is not known: {', '.join(FORMATS)}")
         if self.int8 and self.format not in PACKAGES:
             raise InputError(f"int8: {self.format} stays in float; take onnx or openvino")
+        if self.photo is not None and (self.format not in PACKAGES or self.batch != 1 or self.photo not in PHOTOS):
+            kinds = " or ".join(PHOTOS)
+            raise InputError(f"postprocess: {kinds}, of one image at a time, with format {' or '.join(PACKAGES)}")
         for name in (*PACKAGES.get(self.format, ()), *(["onnxruntime"] if self.int8 else [])):
             optional_package(name, f"format {self.format}")
 
@@ -101,7 +108,9 @@ def export_model(
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).to("cpu")
     model.eval()
-    about = describe(model.config, label_map, content, export.batch)
+    if export.photo == "uint8" and model.config.value_range is not None:
+        raise InputError("postprocess uint8: the model knows images of more than 8 bits; take float, scaled to 0..1")
+    about = describe(model.config, label_map, content, export.batch, export.photo)
     names = ("torch", *(name for name in PACKAGES.get(export.format, ()) if name != "onnxscript"))
     about["versions"] = {"maskrcnn": __version__, **{name: version(name) for name in names}}
     images = [*images, *check_images(channels_of(model), min(model.config.min_size[-1], model.config.max_size))]
@@ -109,7 +118,7 @@ def export_model(
 
     def proven(run: Run) -> str:
         """Returns the description with the proof, as JSON."""
-        exported = ExportedModel(run, about)
+        exported = opened(run, about)
         proofs.append(export.int8.judge(model, exported) if export.int8 else prove(model, exported, images))
         faults = proofs[0].faults()
         if faults:
@@ -121,10 +130,10 @@ def export_model(
     def in_onnx() -> Any:
         """Returns the model in ONNX, in 8 bits where that is asked for."""
         whole = to_onnx(trace(model, export.batch))
-        if export.int8 is None:
-            return whole
-        with unfinished_folder(export.path.parent) as room:
-            return quantised(whole, model, export.int8.images, room)
+        if export.int8 is not None:
+            with unfinished_folder(export.path.parent) as room:
+                whole = quantised(whole, model, export.int8.images, room)
+        return with_whole_image(whole, model.config, export.photo) if export.photo else whole
 
     def in_torch() -> torch.export.ExportedProgram:
         return trace(model, export.batch)

@@ -15,6 +15,7 @@ from train_utils.prediction.runtimes.operators import DROPPED
 from train_utils.prediction.runtimes.packages import optional_package
 
 OPSET = 18
+MOST_FOLDED = 1 << 30  # bytes of a constant
 STRIDES = (4, 8, 16, 32)
 LEAST_SCORE = DROPPED / 2  # between what is no box and what is one: runtimes differ at a score equal to the limit
 
@@ -36,7 +37,12 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
         external_data=False,
         verbose=False,
     )
-    return made.model_proto
+    # weights are multiplied with norms' scales here, once, and not where the file is opened: what quantises a file
+    # takes a weight that is computed there for an activation
+    model, most = made.model_proto, {"input_size_limit": MOST_FOLDED, "output_size_limit": MOST_FOLDED}
+    onnxscript.optimizer.fold_constants(model, **most)
+    onnxscript.optimizer.remove_unused_nodes(model)
+    return model
 
 
 def nudge_thresholds(model: Any) -> Any:

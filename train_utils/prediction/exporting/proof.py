@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from network_files import MaskRCNN
+from network_files.operators.instance_masks import paste_masks
 from train_utils.prediction.predictor import detect
 
 LIMITS = {"boxes": 1e-2, "scores": 1e-4, "masks": 1e-3}  # pixels of the image, score, probability
@@ -27,7 +28,7 @@ class Proof(NamedTuple):
     alone: int
     boxes: float  # pixels
     scores: float
-    masks: float  # probability of a cell
+    masks: float  # probability of a cell; of masks of the image's size: from a half, where a pixel is set in one alone
 
     @property
     def line(self) -> str:
@@ -53,7 +54,11 @@ def prove(model: MaskRCNN, exported: nn.Module, images: Sequence[Tensor]) -> Pro
     """Returns the differences between a model on the CPU and its exported file, over images [C, H, W]."""
     cpu, parts = torch.device("cpu"), []
     for image in images:
-        parts.append(_compared(*(detect(of, [image], cpu)[0] for of in (model, exported)), model))
+        one, other = (detect(of, [image], cpu)[0] for of in (model, exported))
+        if "masks" in other:
+            where = one["boxes"], tuple(image.shape[-2:]), model.config.geometry
+            one["masks"] = paste_masks(one["mask_probs"], *where)[:, 0]
+        parts.append(_compared(one, other, model))
     empty = sum(not part.detections for part in parts)
     counts = [sum(column) for column in zip(*(part[2:4] for part in parts), strict=True)]
     return Proof(
@@ -61,7 +66,7 @@ def prove(model: MaskRCNN, exported: nn.Module, images: Sequence[Tensor]) -> Pro
     )
 
 
-def _compared(one: dict[str, Tensor], other: dict[str, Tensor], model: MaskRCNN) -> Proof:
+def _compared(one: dict[str, Tensor], other: dict[str, Any], model: MaskRCNN) -> Proof:
     same = one["labels"][:, None] == other["labels"]  # [D, E]
     distance = (one["boxes"][:, None] - other["boxes"]).abs().amax(2)
     distance += (one["scores"][:, None] - other["scores"]).abs()  # of two equal boxes, that of the same score
@@ -74,10 +79,18 @@ def _compared(one: dict[str, Tensor], other: dict[str, Tensor], model: MaskRCNN)
             distance[:, nearest] = torch.inf
     i, j = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
     alone = _alone(one, i, model) + _alone(other, j, model)
-    largest = (
-        float((one[key][i] - other[key][j]).abs().max()) if len(i) else 0.0 for key in ("boxes", "scores", "mask_probs")
-    )
+    apart = [(one[key][i] - other[key][j]).abs() for key in ("boxes", "scores")]
+    apart.append(_masks_apart(one, other, i, j))
+    largest = (float(values.max()) if values.numel() else 0.0 for values in apart)
     return Proof(1, 0, len(one["labels"]), alone, *largest)
+
+
+def _masks_apart(one: dict[str, Tensor], other: dict[str, Any], i: Tensor, j: Tensor) -> Tensor:
+    """Returns how far the masks of pairs are apart: cells, or pixels that are set in one of both alone."""
+    if "masks" not in other:
+        return (one["mask_probs"][i] - other["mask_probs"][j]).abs()
+    from_half = one["masks"][i] - 0.5
+    return from_half[(from_half > 0) != other["masks"].to_masks()[j].bool()].abs()
 
 
 def _alone(found: dict[str, Tensor], paired: Tensor, model: MaskRCNN) -> int:

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from backbone.errors import InputError
-from network_files import MaskRCNN
+from network_files import CroppedMasks, MaskRCNN
 from network_files.config import MaskRCNNConfig
 from network_files.roi_heads import Detections
 from network_files.shared import Shared
-from network_files.transform import Transform
+from network_files.transform import WHITE, Transform, check_image
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.data.labels import LabelMap
 
 OUTSIDE = ("min_size", "max_size", "fixed_size")  # fields of the config that the file does not have built in
-# (images [N, C, h, w], sizes float [N, 2]) -> boxes, labels, scores, masks, image, as of `exporting.graph.CoreGraph`
-Run = Callable[[Tensor, Tensor], list[Tensor]]
+# (images [N, C, h, w], sizes float [N, 2]) -> boxes, labels, scores, masks, image, as of `exporting.graph.CoreGraph`;
+# or photo [C, H, W] -> boxes, labels, scores, masks, as of `exporting.whole_image`
+Run = Callable[..., list[Tensor]]
 
 
 class ExportedModel(nn.Module):
@@ -75,15 +76,43 @@ class ExportedModel(nn.Module):
         return self.to_original(Detections(counts, boxes, labels, scores, masks), batch, paste)[: len(images)]
 
 
+class WholeModel(ExportedModel):
+    """A model of a file that takes images as they are and gives masks of their size, set above a half.
+
+    With paste_masks=False masks are CroppedMasks under "masks", as those of tiles; else 0 and 1, as floats.
+    """
+
+    def __init__(self, run: Run, about: Mapping[str, Any], **config: Any) -> None:
+        if config:
+            raise InputError(
+                f"{', '.join(sorted(config))}: is built into a file of --postprocess; give it to the export"
+            )
+        super().__init__(run, about)
+        self.mask_threshold = 0.5
+
+    def _detect(self, images: list[Tensor], at_once: int, paste: bool) -> list[dict[str, Tensor]]:
+        """Returns the detections of a batch of one image."""
+        image, photo = images[0], self.about["photo"]
+        check_image(image, "image", channels=self.config.channels)
+        if photo == "uint8" and image.dtype != torch.uint8:
+            raise InputError(f"image is {image.dtype}: the file takes uint8; export it with --postprocess float")
+        if photo == "float" and not image.is_floating_point():
+            image = image.float() / WHITE[image.dtype]
+        boxes, labels, scores, masks = self.run(image if photo == "uint8" else image.float())
+        masks = masks[:, None].float() if paste else CroppedMasks.from_masks(masks)
+        return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
+
+
 def describe(
-    config: MaskRCNNConfig, label_map: LabelMap, content: Mapping[str, Any], batch: int | None
+    config: MaskRCNNConfig, label_map: LabelMap, content: Mapping[str, Any], batch: int | None, photo: str | None = None
 ) -> dict[str, Any]:
     """Returns what an exported file says of itself, as plain values; batch: images at a time, None for any number.
 
-    content: of the weights' file; of that what JSON has no form for is left out, as are the weights.
+    photo: the type of the images as they are that it takes, None: it takes prepared ones. content:
+    of the weights' file; of that what JSON has no form for is left out, as are the weights.
     """
     names = ["background", *(label_map.name(i) if label_map.has_label(i) else "" for i in range(1, config.num_classes))]
-    about = {"format_version": 1, "names": names, "batch": batch, "config": config.to_dict()}
+    about = {"format_version": 1, "names": names, "batch": batch, "photo": photo, "config": config.to_dict()}
     kept = {key: value for key, value in content.items() if _is_plain(value)}
     if is_checkpoint(dict(content)):
         kept |= {"config": about["config"], "model": None}  # a checkpoint still, whose weights are elsewhere

@@ -25,8 +25,11 @@ def open_onnx(source: Path | bytes) -> tuple[Run, dict[str, Any]]:
     except Exception as error:  # its errors have no common class
         raise RuntimeError(str(error)) from error
 
-    def run(images: Tensor, sizes: Tensor) -> list[Tensor]:
-        found = session.run(None, {"images": images.contiguous().numpy(), "sizes": sizes.numpy()})
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        arrays = (value.contiguous().numpy() for value in inputs)
+        found = session.run(None, dict(zip(names, arrays, strict=True)))
         return [torch.from_numpy(array) for array in found]
 
     return run, json.loads(session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))

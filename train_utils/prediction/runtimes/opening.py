@@ -7,7 +7,7 @@ from typing import Any
 
 from backbone.errors import InputError
 from train_utils.io.plain_text import one_line
-from train_utils.prediction.runtimes.exported_model import ExportedModel, Run
+from train_utils.prediction.runtimes.exported_model import ExportedModel, Run, WholeModel
 from train_utils.prediction.runtimes.onnx_runtime import open_onnx
 from train_utils.prediction.runtimes.openvino_runtime import MODEL, open_openvino
 from train_utils.prediction.runtimes.torch_programs import open_program
@@ -41,4 +41,9 @@ def open_exported(path: str | Path, **config: Any) -> ExportedModel:
         ) from error
     if about.get("format_version") != VERSION:
         raise InputError(f"{path}: is not of tools.export, or of another version of it; export it again")
-    return ExportedModel(run, about, **config)
+    return opened(run, about, **config)
+
+
+def opened(run: Run, about: dict[str, Any], **config: Any) -> ExportedModel:
+    """Returns the model of a file that is open, as its description says."""
+    return (WholeModel if about.get("photo") else ExportedModel)(run, about, **config)

@@ -29,10 +29,10 @@ def open_openvino(folder: Path, mapped: bool = True) -> tuple[Run, dict[str, Any
     compiled = core.compile_model(model, "CPU", {**hints, "PERFORMANCE_HINT": "LATENCY"})
     own = threading.local()  # a request serves one thread
 
-    def run(images: Tensor, sizes: Tensor) -> list[Tensor]:
+    def run(*inputs: Tensor) -> list[Tensor]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        own.request.infer([images.contiguous().numpy(), sizes.numpy()])
+        own.request.infer([value.contiguous().numpy() for value in inputs])
         return [torch.from_numpy(own.request.get_output_tensor(i).data.copy()) for i in range(len(compiled.outputs))]
 
     return run, about

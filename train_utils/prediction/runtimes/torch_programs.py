@@ -32,4 +32,4 @@ def open_program(source: Path | io.BytesIO) -> tuple[Run, dict[str, Any]]:
     # a trace notes that sides and batches were above 1, which changes nothing here: newer versions of torch check it
     checks = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     program = program.module(**checks)
-    return lambda images, sizes: list(program(images, sizes)), about
+    return lambda *inputs: list(program(*inputs)), about
