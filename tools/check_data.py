@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from backbone.errors import InputError
 from backbone.settings import setting
@@ -210,8 +209,10 @@ class Report:
 
     @cached_property
     def choices(self) -> list[advice.Choice]:
-        """Sizes of images and anchors to choose from; needs a training split."""
+        """Sizes of images and anchors to choose from; none where nothing is trained on."""
         trained = self.seen.get("train", self.seen.get("all"))
+        if trained is None or not len(trained.sizes):
+            return []
         return advice.choices(list(self.seen.values()), trained, self.config, self.reach)
 
     @cached_property
@@ -230,7 +231,7 @@ class Report:
             count -= round(count * DataOptions().val_fraction)
         chosen = self.choices[-1].config
         resized = resized_size(*size.size, chosen.min_size[-1], chosen.max_size, chosen.fixed_size)
-        lines += advice.on_length(count, resized, config.backbone, torch.cuda.is_available())
+        lines += advice.on_length(count, resized, config.backbone)
         out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
         command = pasted(
             "--data-path", self.options.data_path, *self.data_flags(), *self.given_flags(flags), *flags, *out

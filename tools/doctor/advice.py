@@ -24,6 +24,7 @@ from train_utils.io.plain_text import counted
 from train_utils.run.defaults import USUAL
 from train_utils.run.schedule import default_epochs
 
+LARGER = 1.2  # times the images' size, from which on what suits the objects is a choice of its own
 ROOM = 1.5  # detections that an image may have, of its objects: some are wrong
 SMALL_MODEL = (
     "--backbone mobilenet_v2 --fpn-channels 64 --box-head-channels 256 --mask-head-channels 64 "
@@ -68,15 +69,16 @@ def choices(tables: Sequence[Table], trained: Table, config: MaskRCNNConfig, usu
         return Choice(name, config, plain[-1] if plain else None, float(h * w))
 
     found = [choice("as configured", config, usual[:1])]
-    if len(usual) > 1 and not size.flags:
-        found.append(choice("with other anchors", config, usual))
+    other = choice("with other anchors", config, usual)
+    if other.reach and other.reach.sizes != config.anchor_sizes and not size.flags:
+        found.append(other)
     if size.flags:
         words = size.flags.split()
         own = replace(config, min_size=int(words[1]), max_size=int(words[3]))
         fields = fitted_size({}, trained)[0]
         by_objects = replace(config, min_size=fields["min_size"], max_size=fields["max_size"])
         found.append(choice("as large as the images", own, anchors.reach(tables, own)))
-        if by_objects.min_size != own.min_size and by_objects.min_size != config.min_size:
+        if by_objects.min_size[-1] > LARGER * own.min_size[-1] and by_objects.min_size != config.min_size:
             found.append(choice("as auto chooses, by the objects", by_objects, anchors.reach(tables, by_objects)))
     return found
 
@@ -114,8 +116,8 @@ def on_limit(counts: np.ndarray, config: MaskRCNNConfig) -> tuple[list[str], lis
     return [line], ["--box-detections-per-img", str(room), "--max-dets", str(room)]
 
 
-def on_length(images: int, resized: tuple[int, int], backbone: str, gpu: bool) -> list[str]:
-    """Returns lines on the steps of a run without --epochs, their memory, and their time where no GPU is."""
+def on_length(images: int, resized: tuple[int, int], backbone: str) -> list[str]:
+    """Returns lines on the steps of a run without --epochs, their memory, and what is less on a CPU."""
     batch, epochs = USUAL["batch_size"], default_epochs(images)
     steps = epochs * steps_per_epoch(images, batch)
     shown = f"{counted(steps, 'step')} of {counted(batch, 'image')}"
@@ -129,9 +131,8 @@ def on_length(images: int, resized: tuple[int, int], backbone: str, gpu: bool) -
         f"memory of a step, beside weights and program: about {needed:.2g} GiB for --batch-size {batch}, "
         f"{each - needed:.2g} GiB for each further image ({of}, float32, as measured on a CPU)"
     )
-    if not gpu:
-        lines.append(
-            "no GPU is here: train.py says after ten steps how long it takes; --epochs 3 is a beginning, and a small "
-            f"network takes a fraction: {SMALL_MODEL}"
-        )
+    lines.append(
+        "train.py says after ten steps how long it takes. On a CPU, --epochs 3 is a beginning, and a small network "
+        f"takes a fraction: {SMALL_MODEL}"
+    )
     return lines
