@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 import predict
 from tests.small_runs import ROOT
 from tests.tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
+from train_utils.prediction.model import unfinished
 from train_utils.show.image_lists import output_names
 
 
@@ -30,6 +31,15 @@ def run(weights, tmp_path, monkeypatch, command):
     """Runs predict.py's main in an empty working folder -> (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     return lambda *flags, weights=weights: command(predict, "--weights-path", weights, "--device", "cpu", *flags)
+
+
+@pytest.mark.parametrize(
+    ("step", "done", "said"),
+    [(72, 1, ["stopped after 5 of the 67 steps of that epoch (--resume goes on)"]), (67, 1, []), (0, 0, [])],
+)
+def test_weights_of_the_middle_of_an_epoch_are_told(step, done, said):
+    progress = {"steps_per_epoch": 67, "step": step, "epochs_done": done}
+    assert unfinished({"progress": progress}) == said and unfinished({"progress": None}) == unfinished({}) == []
 
 
 def test_one_image_from_the_command_line(weights, tmp_path):

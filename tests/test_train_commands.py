@@ -97,7 +97,9 @@ def test_a_run_says_how_long_it_takes_and_on_a_cpu_what_is_sooner():
     large, small = (SimpleNamespace(config=MaskRCNNConfig(backbone=name)) for name in ("resnet50", "resnet18"))
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     about, sooner = about_speed(4.5, 24_000, config, large, cpu)
-    assert about.startswith("after 10 steps: about 30 hours for 26 epochs at this speed (4.50 s a step), ")
+    assert about.startswith(
+        "after 10 steps: about 30 hours for the 24,000 steps to epoch 26 at this speed (4.50 s a step), "
+    )
     assert "--epochs, --min-size 400 --max-size 666 (a quarter of the pixels), --backbone resnet18" in sooner
     assert "--backbone" not in about_speed(4.5, 24_000, config, small, cpu)[1]
     assert len(about_speed(4.5, 24_000, config, large, gpu)) == len(about_speed(4.5, 400, config, large, cpu)) == 1

@@ -62,7 +62,9 @@ def load_weights(
         try:
             path = fetch(url) if url else Path(source)
         except InputError as error:
-            raise InputError(f"{error}, or start from random weights (weights none)") from error
+            raise InputError(
+                f"{error}, or give weights FILE, a file that is here, or weights none, to start from random ones"
+            ) from error
         if not path.is_file():
             raise InputError(f"{path}: there is no such weights file (coco, coco_v2, imagenet, none, or a path)")
         content, name = read_torch_file(path) if content is None else content, str(path)

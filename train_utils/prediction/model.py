@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from train_utils.checkpoints.checkpoint import check_classes, is_checkpoint, loa
 from train_utils.checkpoints.weights_source import newer_run, weights_file
 from train_utils.data.labels import LabelMap, check_num_classes
 from train_utils.io.files import user_path
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.prediction.runtimes.exported_model import ExportedModel
 from train_utils.prediction.runtimes.opening import is_exported, open_exported
 
@@ -89,10 +90,24 @@ def about_weights(path: Path, content: dict[str, Any], label_map: LabelMap) -> s
         args = content.get("args")
         data = (args.get("data_path") if isinstance(args, dict) else None) or "the built-in data"
         parts.append(f"epoch {content.get('epoch')} of a run on {data}, {written}")
+        parts += unfinished(content)
         parts += ["its averaged weights (--ema)"] if "ema" in content else []
     line = visible(f"weights: {path}: {', '.join([*parts, f'knows {known_classes(label_map)}'])}")
     newer = newer_run(path)
     return f"{line}\n{newer.line()}" if newer else line
+
+
+def unfinished(content: Mapping[str, Any]) -> list[str]:
+    """Returns that a checkpoint is of the middle of an epoch, where it is; content: of the file."""
+    progress = content.get("progress")
+    step, of, done = (
+        (progress.get(name) for name in ("step", "steps_per_epoch", "epochs_done"))
+        if isinstance(progress, dict)
+        else (None,) * 3
+    )
+    if not all(isinstance(value, int) for value in (step, of, done)) or step <= done * of:
+        return []
+    return [f"stopped after {step - done * of} of the {counted(of, 'step')} of that epoch (--resume goes on)"]
 
 
 def known_classes(label_map: LabelMap) -> str:

@@ -200,7 +200,8 @@ class Trainer:
             if self.run.additions.splits is None:
                 more = f"--epochs {2 * config.epochs} --allow-changed epochs"
                 go_on = resume_command(self.folder, config, self.world)
-                print_outcome(self.folder, progress.best_ap, self.splits.val, f"{go_on} {more}")
+                best = progress.best_ap
+                print_outcome(self.folder, best, self.splits.val, f"{go_on} {more}", config.max_dets)
             else:  # no command would find the images
                 self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
 

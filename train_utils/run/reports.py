@@ -18,9 +18,10 @@ from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.cli.console import script_path, start_of
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
+from train_utils.evaluation.limits import MAX_DETS
 from train_utils.io.files import atomic_file
 from train_utils.io.memory import LESS_IN_TRAINING, first_line
-from train_utils.io.plain_text import pasted, visible
+from train_utils.io.plain_text import counted, pasted, visible
 from train_utils.logs.console import duration
 from train_utils.logs.result_files import ResultsWriter
 from train_utils.processes.distributed import World
@@ -131,7 +132,8 @@ def about_speed(seconds: float, steps_left: int, config: RunConfig, model: MaskR
     """
     if (whole := seconds * steps_left) < SHORT:
         return []
-    about = f"about {duration(whole)} for {config.epochs} epochs at this speed ({seconds:.2f} s a step)"
+    left = counted(steps_left, "step")
+    about = f"about {duration(whole)} for the {left} to epoch {config.epochs} at this speed ({seconds:.2f} s a step)"
     lines = [f"after {PACE_STEPS} steps: {about}, evaluations not counted"]
     if device.type == "cpu" and whole > LONG:
         cfg, ways = model.config, ["fewer --epochs"]
@@ -155,10 +157,12 @@ def resume_command(folder: Path, config: RunConfig, world: World) -> str:
     return f"{start} {pasted('--output-dir', folder, '--resume', 'auto', *device)}"
 
 
-def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset, more_epochs: str) -> None:
+def print_outcome(
+    folder: Path, best_ap: float, val_set: ImageDataset, more_epochs: str, max_dets: int = MAX_DETS
+) -> None:
     """Prints the last lines of a run: which file holds what, and what to do next.
 
-    more_epochs: the command that trains further.
+    more_epochs: the command that trains further; max_dets: of --max-dets, which the numbers were made with.
     """
     best, lowest = folder / "model_best.pth", folder / "model_min_val_loss.pth"
     reached = "n/a, as the validation images have no object" if best_ap < 0 else f"{best_ap:.4f}"
@@ -177,6 +181,7 @@ def print_outcome(folder: Path, best_ap: float, val_set: ImageDataset, more_epoc
     print(f"  tensorboard/                        tensorboard --logdir {pasted(folder / 'tensorboard')}")
     weights, image = pasted("--weights-path", folder), pasted("--img-path", val_set.file_name(0))
     print("next, with the best checkpoint of that folder:")
-    print(f"  numbers, a page of mistakes    {start_of('validation')} {weights} --report")
+    counted_as = f" --max-dets {max_dets}" if max_dets != MAX_DETS else ""
+    print(f"  numbers, a page of mistakes    {start_of('validation')} {weights}{counted_as} --report")
     print(f"  objects in images              {start_of('predict')} {weights} {image}")
     print(f"  more epochs                    {more_epochs}")
