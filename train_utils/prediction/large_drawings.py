@@ -6,6 +6,7 @@ at most PARTS tiles are drawn beside it, however large the image is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def draw_parts(
     """Writes the parts into a folder beside the overview `target`; returns what is said of both."""
     tiling, folder = predictor.tiled.tiling, target.with_name(f"{target.stem}_tiles")
     make_folder(folder)
-    for old in folder.glob("x*_y*.jpg"):  # of an earlier call, whose tiles lay elsewhere
-        old.unlink()
+    for old in folder.iterdir():  # of an earlier call, whose tiles lay elsewhere
+        if re.fullmatch(r"x\d+_y\d+\.jpg", old.name):
+            old.unlink()
     count = 0
     for (x, y), drawn in parts(predictor, found, image, style, masks, tiling):
         with atomic_file(folder / f"x{x}_y{y}.jpg") as file:
