@@ -13,6 +13,7 @@ from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.losses import LOSS_NAMES
 from network_files.operators import padded
+from tests.tiny_model import tiny
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch
 from train_utils.processes.distributed import World
@@ -55,6 +56,15 @@ class StandIn(nn.Module):
         one = {"boxes": torch.tensor([[0.0, 0.0, 8.0, 8.0]]), "labels": torch.tensor([1])}
         one |= {"scores": torch.tensor([0.9]), "mask_probs": torch.ones(1, 28, 28)}
         return losses, [one] * len(images)
+
+
+def test_a_step_without_images_has_the_models_channels():
+    """On several ranks each run begins with such a step."""
+    model = tiny(2, channels=1).train()
+    state = TrainState(model, model, None, None, Precision(CPU))
+    losses = zero_weighted_step(state, Batch([], [], [], []), World.single(CPU)).read()
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert losses.isfinite().all() and grads and not any(grad.any() for grad in grads)
 
 
 class Loader:

@@ -282,7 +282,7 @@ def zero_weighted_step(state: TrainState, batch: Batch, world: World) -> HostCop
         "iscrowd": torch.zeros(0, dtype=torch.uint8),
         "sample_seed": 0,
     }
-    image = torch.zeros(3, DUMMY_SIZE, DUMMY_SIZE, dtype=torch.uint8)
+    image = torch.zeros(state.model.config.channels, DUMMY_SIZE, DUMMY_SIZE, dtype=torch.uint8)
     copy = forward_backward(state, batch._replace(images=[image], targets=[target]), world, 0.0)
     with torch.no_grad():
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
