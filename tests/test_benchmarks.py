@@ -12,13 +12,9 @@ from benchmarks import models
 from benchmarks.__main__ import BENCHMARKS, FIGURES, main, write_table
 from benchmarks.harness import Benchmark, Settings, inputs, largest_difference, measure
 from network_files import matching
+from tests.greedy import prepare_greedy
 
 SETTINGS = Settings(torch.device("cpu"), None, 1)
-MIB_64 = 16 * 2**20  # float32 numbers
-
-
-def prepare_greedy(settings):
-    return lambda: torch.ones(MIB_64).sum(), lambda: torch.ones(1).sum()
 
 
 def test_a_row_and_a_line_of_json_for_each(capsys):
@@ -87,7 +83,9 @@ def test_the_page_of_figures_has_a_place_for_the_table(tmp_path):
 def test_results_of_the_models_agree(name, monkeypatch):
     monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
     (benchmark,) = (b for b in models.BENCHMARKS if b.name == name)
-    case = replace(benchmark.prepare.keywords["case"], images=1, backbone="resnet18", options=models.SMALL)
+    few = {"min_size": 128, "max_size": 128, "rpn_post_nms_top_n_test": 100, "box_batch_size_per_image": 64}
+    options = {**models.SMALL, **few, "box_detections_per_img": 20}
+    case = replace(benchmark.prepare.keywords["case"], images=1, backbone="resnet18", options=options)
     ours, theirs = (run() for run in benchmark.prepare.func(SETTINGS, case))
     assert benchmark.difference(ours, theirs) < 0.02  # in float32 a proposal or two may be others
 

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.device import launches
+from benchmarks.device.gpu import TINY
 from benchmarks.device.pretended import Pretended, to_device
 from network_files.operators import nms as nms_module
 from network_files.operators import padded
@@ -107,7 +108,7 @@ def test_what_is_counted():
 
 @pytest.mark.slow
 def test_the_table_stands_beside_torchvisions(capsys, monkeypatch):
-    monkeypatch.setattr(launches, "SMALL", {**launches.SMALL, "min_size": 64, "max_size": 96})
+    monkeypatch.setattr(launches, "SMALL", TINY)
     main(["launches", "--images", "1", "--places", "2"])
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split("|")[1:-1] for line in lines[2:] if line.startswith("|")]
