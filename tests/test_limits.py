@@ -98,7 +98,7 @@ def test_results_beyond_the_limit_are_said_and_scored_where_asked(tmp_path, monk
     page = (tmp_path / "report.html").read_text()
     assert "are scored by 100 detections of a class in an image" in page and "limit of 100 detections" in page
     assert "<b>limit</b> (200 of 303 objects): they were found" in page and "<b>missed</b> (" not in page
-    assert "200 object(s) that only detections beyond the limit lie on are not called missed" in page
+    assert "Not called missed: 200 objects that only detections beyond the limit lie on." in page
     printed, found = capsys.readouterr().out, record(tmp_path)
     assert "1 image(s) have more than 100 objects of a class, 200 beyond: they are scored by 100" in printed
     assert found["about"]["limits"]["objects_beyond_max_dets"] == {"images": 1, "beyond": 200}
