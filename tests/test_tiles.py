@@ -97,11 +97,11 @@ def test_tiles_are_seen_at_the_scale_of_training_with_room_for_their_objects():
     own = model.config.min_size[-1]
     content = {"smallest_scale": 0.5}
     tiling = tiling_of("auto", 0.25, 0.0, model.config, content)
-    assert (tiling.side, tiling.scale) == (2 * 4 * own, 0.5)
+    assert (tiling.side, tiling.scale) == (2 * 8 * own, 0.5)
     assert tiling_of(2 * own, 0.25, 0.0, model.config, content).scale is None  # as large as the largest of training
     assert tiling_of(2 * own + 2, 0.25, 0.0, model.config, {}).scale is None
     tiled = TiledModel(model, tiling)
-    assert tiled.config.box_detections_per_img == 16 * model.config.box_detections_per_img
+    assert tiled.config.box_detections_per_img == 64 * model.config.box_detections_per_img
     assert tiled.model.roi_heads.box_predictor.cls_score.weight is model.roi_heads.box_predictor.cls_score.weight
     seen = []
     tiled.model.transform.batch = lambda images, *_: seen.append(images[0].shape) or 1 / 0
@@ -109,6 +109,7 @@ def test_tiles_are_seen_at_the_scale_of_training_with_room_for_their_objects():
         tiled([torch.rand(3, tiling.side + 64, 40)])
     assert seen == [(3, *tiling.tile_size((tiling.side + 64, 40)))]
     assert tiled.config.min_size == (20,) and tiled.config.max_size == seen[0][1] / 2
+    assert tiled.config.rpn_post_nms_top_n_test == round(20 * seen[0][1] / 2 * 20 / own**2) > 20  # as large as it is
     assert model.config.min_size[-1] == own
 
 

@@ -32,6 +32,7 @@ AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on 
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
 TILES_AT_ONCE = 8  # on a GPU
 SHOWN_AFTER = 3.0  # seconds, from which on a bar says how many tiles are done
+PROPOSALS = ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test")
 MOST_PROPOSALS = 10_000  # of a tile
 AT_HAND = 8  # tiles whose masks are decoded at a time: each meets those beside it and of the next row
 
@@ -67,7 +68,7 @@ class TiledModel(nn.Module):
         if not isinstance(model, MaskRCNN | MirroredModel):  # an exported file's is what it is
             tiling = replace(tiling, scale=None)
         if tiling.scale is not None:
-            model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
+            model = roomier(model, (tiling.side * tiling.scale) ** 2)
         self.model, self.tiling, self.mask_threshold, self.losses = model, tiling, mask_threshold, losses
         self.counted = torch.zeros(3, dtype=torch.int64)
 
@@ -103,7 +104,8 @@ class TiledModel(nn.Module):
             return losses, {**found, "tiles": torch.tensor([1, int(full), 0])}
         if self.tiling.scale is not None:
             sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
-            self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
+            room = room_for(self.whole.config, math.prod(sides), PROPOSALS)
+            self.model.shared.set(min_size=(min(sides),), max_size=max(sides), **room)
         at_once, waiting = 1 if image.device.type == "cpu" else TILES_AT_ONCE, []
         shown = [] if self.keeper is None else self.keeper.before()  # by each tile so far; None: it is empty
         sums: dict[str, Tensor] = {}
@@ -179,15 +181,21 @@ def looked_at(model: nn.Module, images: list[Tensor], targets: list[dict] | None
     return model(images, targets, paste_masks=False)
 
 
-def roomier(model: MaskRCNN | MirroredModel, areas: float) -> MaskRCNN | MirroredModel:
-    """Returns a model of the same weights with room for so many times the proposals and detections."""
+def roomier(model: MaskRCNN | MirroredModel, area: float) -> MaskRCNN | MirroredModel:
+    """Returns a model of the same weights with room for the proposals and detections of an image of so many pixels."""
     same = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    larger, room = copy.deepcopy(model, same), {}
-    for name in ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"):
-        own = getattr(model.config, name)
-        room[name] = max(min(round(own * areas), MOST_PROPOSALS), own)
-    larger.shared.set(**room)
+    larger = copy.deepcopy(model, same)
+    larger.shared.set(**room_for(model.config, area, (*PROPOSALS, "box_detections_per_img")))
     return larger
+
+
+def room_for(config: MaskRCNNConfig, area: float, names: Sequence[str]) -> dict[str, int]:
+    """Returns these fields, larger by as much as an image of so many pixels is larger than one of training."""
+    times, room = area / config.min_size[-1] ** 2, {}
+    for name in names:
+        own = getattr(config, name)
+        room[name] = max(min(round(own * times), MOST_PROPOSALS), own)
+    return room
 
 
 class _Parts:
@@ -209,8 +217,11 @@ class _Parts:
         self.corners = (places[:, :2] + corner).tolist()  # x, y of each crop
         self.sides = (places[:, 2:] - places[:, :2]).flip(1).tolist()  # height, width of each
         self.decoded = lru_cache(AT_HAND)(lambda t: [crop.numpy() for crop in masks[t].crops()])
-        self.margins = _margins(self.boxes, tiles[self.tile], size)  # [D]
-        self.cut = self.margins <= AT_BORDER
+        margins = _margins(self.boxes, tiles[self.tile], size)  # [D]
+        self.cut = margins <= AT_BORDER
+        # of each detection, for loops, in which tensors of one number are slow
+        columns = (self.tile, self.labels, self.scores, margins, self.cut)
+        self.tile_of, self.label_of, self.score_of, self.margin_of, self.is_cut = (c.tolist() for c in columns)
 
     def mask_in(self, i: int, window: Sequence[int]) -> np.ndarray:
         """Returns what of mask i lies in a window x1 y1 x2 y2, uint8 of the window's shape."""
@@ -218,7 +229,7 @@ class _Parts:
         seen, (x, y), (high, wide) = np.zeros((y2 - y1, x2 - x1), np.uint8), self.corners[i], self.sides[i]
         left, top, right, bottom = max(x, x1), max(y, y1), min(x + wide, x2), min(y + high, y2)
         if left < right and top < bottom:
-            tile = int(self.tile[i])
+            tile = self.tile_of[i]
             crop = self.decoded(tile)[i - self.first[tile]]
             seen[top - y1 : bottom - y1, left - x1 : right - x1] = crop[top - y : bottom - y, left - x : right - x]
         return seen
@@ -239,20 +250,20 @@ def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor
     """
     parts = _Parts(found, tiles, size)
     keep = ~_inside_another(parts, size)
-    boxes, codes, places, leaders = [], [], [], []
+    corners, boxes, codes, places, leaders = parts.boxes.tolist(), [], [], [], []
     for members in _objects(_pairs(parts, keep), parts, keep):
-        if not parts.cut[members].any():
-            members = [max(members, key=lambda i: float(parts.margins[i]))]
-        leaders.append(max(members, key=lambda i: float(parts.scores[i])))
+        if not any(parts.is_cut[i] for i in members):
+            members = [max(members, key=parts.margin_of.__getitem__)]
+        leaders.append(max(members, key=parts.score_of.__getitem__))
         code, place = _united(parts, members)
         codes.append(code)
         places.append(place)
-        of_all = parts.boxes[members]
-        boxes.append(torch.cat((of_all[:, :2].amin(0), of_all[:, 2:].amax(0))))
+        x1, y1, x2, y2 = zip(*(corners[i] for i in members), strict=True)
+        boxes.append([min(x1), min(y1), max(x2), max(y2)])
     order = torch.argsort(parts.scores[leaders], descending=True, stable=True)
     masks = CompactMasks(codes, torch.tensor(places, dtype=torch.int64).reshape(-1, 4), size)
     return {
-        "boxes": torch.stack(boxes)[order] if boxes else parts.boxes[:0],
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order],
         "labels": parts.labels[leaders][order],
         "scores": parts.scores[leaders][order],
         "masks": masks[order],
@@ -299,8 +310,8 @@ def _pairs(parts: _Parts, keep: Tensor) -> Iterator[tuple[bool, float, int, int]
             ends = torch.minimum(parts.boxes[a][:, None, 2:], parts.boxes[b][None, :, 2:]).minimum(strip[2:])
             for i, j in torch.nonzero((both < ends).all(-1)).tolist():
                 i, j = int(a[i]), int(b[j])
-                alike = bool(parts.labels[i] == parts.labels[j])
-                if alike or bool(parts.cut[i] & parts.cut[j]):
+                alike = parts.label_of[i] == parts.label_of[j]
+                if alike or (parts.is_cut[i] and parts.is_cut[j]):
                     iou = _iou_in(parts, i, j, strip.tolist())
                     if iou >= SAME:
                         yield alike, iou, i, j
@@ -322,7 +333,7 @@ def _objects(pairs: Iterator[tuple[bool, float, int, int]], parts: _Parts, keep:
     members = {i: [i] for i in torch.nonzero(keep)[:, 0].tolist()}  # by detection, shared by those of one object
     for _, _, i, j in sorted(pairs, key=lambda pair: (not pair[0], -pair[1], pair[2:])):
         a, b = members[i], members[j]
-        if a is not b and not {int(parts.tile[k]) for k in a} & {int(parts.tile[k]) for k in b}:
+        if a is not b and not {parts.tile_of[k] for k in a} & {parts.tile_of[k] for k in b}:
             a.extend(b)
             members.update(dict.fromkeys(b, a))
     return [group for i, group in members.items() if i == group[0]]

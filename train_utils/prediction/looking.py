@@ -20,7 +20,7 @@ from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.prediction.runtimes.exported_model import WholeModel
 
 AUTO, FLIPS = "auto", "flips"
-AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
+AUTO_SIDES, AUTO_MOST = 8, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
 
 
 @dataclass(frozen=True)
