@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data.images import image_suffixes, page_count
+from train_utils.data.images import page_count
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import file_of, page_name, page_of, stem_of
 from train_utils.data.links import refuse_links_of
 from train_utils.io.files import user_path
