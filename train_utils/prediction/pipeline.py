@@ -223,7 +223,8 @@ def predict_all(
         for some in _gathered(loader.batches(todo), at_once):
             if predictor.tiled is not None:
                 (one,) = some
-                predictor.tiled.keeper = KeptTiles(kept, one, str(work.source.name(one.at)))
+                named = str(work.source.name(one.at))
+                predictor.tiled.keeper = None if one.image is None else KeptTiles(kept, one, named)  # a video is none
             for seen in _seen(some, predictor, pace.batch_size):
                 if seen.read.image is None and seen.read.error is None:
                     finishing.wait()
