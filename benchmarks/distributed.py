@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     if seconds:
         config = MaskRCNNConfig.from_dict({"num_classes": 2, **given_model(vars(args))})
         print(
-            f"torch {torch.__version__}, {config.backbone}, {config.min_size[-1]} px, {args.batch_size} image(s) "
+            f"torch {torch.__version__}, {config.backbone}, {config.min_size[-1]} px, batch size {args.batch_size} "
             f"per rank, {args.ranks} ranks of one thread, {os.cpu_count()} cores"
         )
         for mode, median in seconds.items():

@@ -62,7 +62,7 @@ def test_ranks_are_timed_beside_one_rank(tmp_path, capfd):
     model = tiny_model.flags_of(**tiny_model.FIELDS | tiny_model.FEW)
     assert distributed.main(["--data-path", str(data), "--turns", "1", "--steps", "1", *model]) == 0
     head, *lines = capfd.readouterr().out.splitlines()[-4:]
-    assert "resnet18, 64 px, 1 image(s) per rank, 2 ranks of one thread" in head
+    assert "resnet18, 64 px, batch size 1 per rank, 2 ranks of one thread" in head
     assert [line[:22].strip() for line in lines] == list(distributed.MODES) and "1.00 x one rank" in lines[0]
 
 
