@@ -11,7 +11,8 @@ from backbone.errors import InputError
 from benchmarks import models
 from benchmarks.__main__ import BENCHMARKS, FIGURES, main, write_table
 from benchmarks.harness import Benchmark, Settings, inputs, largest_difference, measure
-from network_files import matching
+from benchmarks.machine import profile
+from network_files import matching, rpn
 from tests.greedy import prepare_greedy
 
 SETTINGS = Settings(torch.device("cpu"), None, 1)
@@ -96,3 +97,20 @@ def test_a_gpu_and_bfloat16_are_left_out_where_they_are_missing(capsys, monkeypa
     output = capsys.readouterr().out
     assert "left out: gpu_training: it is for a GPU" in output
     assert "left out: inference_bf16: this processor" in output
+
+
+def test_the_profile_counts_each_operator_once(capsys, monkeypatch):
+    def nms():
+        rpn.nms_of_rows(torch.rand(1, 300, 4).cumsum(2), torch.ones(1, 300, dtype=torch.bool), 0.5)
+
+    def both():
+        nms()
+        torch.conv2d(torch.rand(1, 8, 64, 64), torch.rand(8, 8, 3, 3)).relu_().sort()
+
+    monkeypatch.setattr(profile, "prepare_inference", lambda *args: (both, None))
+    monkeypatch.setattr(profile, "prepare_training", lambda *args: (nms, None))
+    main(["profile"])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()[4:]]
+    shares = {kind.strip(): [float(cell.strip(" %")) for cell in cells] for _, kind, *cells, _ in lines[1:]}
+    assert shares["NMS"][0] > 0 and shares["NMS"][1] > 20 and shares["convolutions"] == [shares["convolutions"][0], 0]
+    assert {"ReLU", "the rest"} < set(shares) and 99 < sum(share for share, _ in shares.values()) < 101

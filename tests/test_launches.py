@@ -63,8 +63,8 @@ def test_operators_and_waits_stay_few_whatever_the_batch():
         assert waits == 3 and detected[1] == 3
         found[count] = step, detected[0]
     (step, detected), (step_of_3, detected_of_3) = found.values()
-    assert step < 1450 and detected < 660
-    assert step_of_3 - step < 2 * 100 and detected_of_3 - detected < 2 * 50  # for each further image
+    assert step < 1180 and detected < 550
+    assert step_of_3 - step < 2 * 60 and detected_of_3 - detected < 2 * 40  # for each further image
 
 
 def test_the_device_that_is_not_there_gives_the_same():
