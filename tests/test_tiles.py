@@ -21,6 +21,7 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.tiles.tiling import Tiling
 from train_utils.evaluation.compact_masks import CompactMasks
 from train_utils.evaluation.tiled_model import TiledModel, joined
+from train_utils.io.plain_text import counted
 from train_utils.prediction import large_drawings
 from train_utils.prediction.looking import LookingOptions, tiling_of
 from train_utils.prediction.runtimes.exported_model import ExportedModel, describe
@@ -272,7 +273,7 @@ def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monke
     assert record["boundary"]["stats"]["AP"] <= record["segm"]["stats"]["AP"]
     assert "loss" not in out.splitlines()[-2] and "IoU type: boundary" in out
     full = record["about"]["limits"]["full_images"]["images"]
-    assert full and f"{full} tile(s) have 40 detections, all that --box-detections-per-img allows" in out
+    assert full and f"{counted(full, 'tile', 'have')} 40 detections, all that --box-detections-per-img allows" in out
 
 
 def test_tiles_that_are_left_out_as_empty_are_counted(tmp_path, monkeypatch, command):
@@ -282,5 +283,5 @@ def test_tiles_that_are_left_out_as_empty_are_counted(tmp_path, monkeypatch, com
     monkeypatch.chdir(tmp_path)
     weights = write_checkpoint(tmp_path / "model.pth")
     words = ("--weights-path", weights, "--device", "cpu", "--img-path", "half.png", "--tile", 96, "--overlap", 0)
-    assert "1 of 2 tile(s) are of one colour (--tile-empty 0), and were left out" in command(predict, *words)[1]
+    assert "left out: 1 of 2 tiles, of one colour (--tile-empty 0)" in command(predict, *words)[1]
     assert "left out" not in command(predict, *words, "--tile-empty", -1, "--score", 0)[1]

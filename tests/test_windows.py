@@ -121,7 +121,7 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
         out = tmp_path / str(large)
         assert call(predict, *words, "--img-path", folder, "--output-dir", out, "--tile", 64) == 1
         said = capsys.readouterr()
-        assert "c.png: cannot be decoded" in said.err and "2 of 3 image(s) predicted" in said.out
+        assert "c.png: cannot be decoded" in said.err and "2 of 3 images predicted" in said.out
         on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64, "--report")
         assert call(validation, *on_data) == 0
         tensors = maskrcnn.load(weights)(str(folder / "a.png"), score=0, tile=64)
@@ -146,7 +146,7 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
     assert call(predict, *words) == 2
     assert "take it out of the data, or look at it in tiles (--tile)" in capsys.readouterr().err
     assert call(predict, *words, "--tile", 128, "--magnify", 1) == 0
-    assert "1 image(s) are drawn smaller" in capsys.readouterr().out
+    assert "1 image is drawn smaller" in capsys.readouterr().out
     with Image.open(tmp_path / "test_result.jpg") as drawn:
         assert drawn.size == (90, 70)
     monkeypatch.setattr(windows, "MOST_DECODED", 1000)

@@ -27,6 +27,7 @@ from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.evaluation.compact_masks import CompactMasks, code_of
 from train_utils.evaluation.limits import Limit, full_images, scale_of
 from train_utils.evaluation.mirrored_model import MirroredModel
+from train_utils.io.plain_text import counted
 
 AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
@@ -138,10 +139,10 @@ class TiledModel(nn.Module):
                             "masks": CroppedMasks.empty(self.tiling.tile_size(size))}], [0]  # fmt: skip
         return sums, {**joined(found, tiles[seen], size), "tiles": torch.tensor(counts)}
 
-    def limits(self, counted: Sequence[int]) -> list[Limit]:
-        """Returns what cut the detections; counted: the sum of `tiles`, over all processes."""
-        tiles, full, empty = counted
-        line = f"{empty} of {tiles} tile(s) are of one colour (--tile-empty {self.tiling.empty:g}), and were left out"
+    def limits(self, sums: Sequence[int]) -> list[Limit]:
+        """Returns what cut the detections; sums: the sum of `tiles`, over all processes."""
+        tiles, full, empty = sums
+        line = f"left out: {empty:,} of {counted(tiles, 'tile')}, of one colour (--tile-empty {self.tiling.empty:g})"
         left_out = [Limit("empty_tiles", empty, 0, line)] if empty else []
         return [*full_images(full, self.config.box_detections_per_img, "tile"), *left_out]
 

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from backbone.errors import InputError
 from train_utils.io import unfinished
 from train_utils.io.files import atomic_file, open_to_append, writing
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.processes.distributed import World
 
 FIRST_TILE = "first_tile"  # what a line about tiles has
@@ -65,15 +65,15 @@ class GrowingResults:
         cut = issubclass(kind, (KeyboardInterrupt, SystemExit))
         for _ in self._of_others(GRACE if cut else 0.0):
             pass
-        done, goes_on = f"{len(self.places)} of {self.of} image(s)", "the same command with --resume goes on"
+        done, goes_on = f"{len(self.places):,} of {counted(self.of, 'image')}", "the same command with --resume goes on"
         goes_on += ", also within an image" if self.tiles else ""
         if cut:
-            where = f", their {self.count} detection(s) are in {visible(str(self.path))}" if self.as_json else ""
+            where = f", {counted(self.count, 'detection')} in {visible(str(self.path))}" if self.as_json else ""
             if self.as_json:
                 self.write()
             print(f"stopped: {done} predicted{where}; {goes_on}", flush=True)
         elif self.places or self.tiles:
-            print(f"ended by an error: {done} are kept in {visible(str(self.kept))}; {goes_on}", flush=True)
+            print(f"ended by an error: {done} kept in {visible(str(self.kept))}; {goes_on}", flush=True)
 
     def resume(self, is_current: Callable[[int, dict], bool]) -> Iterator[dict[str, Any]]:
         """Takes up what a call that was cut has kept; yields what was said about each image that is done.
@@ -89,7 +89,7 @@ class GrowingResults:
         for part in [self.kept, *self._parts()]:
             yield from self._take(part, is_current, cut=True)
         tiles = f", and tiles of {len(self.tiles)} more" if self.tiles else ""
-        done = f"{len(self.places)} of {self.of} image(s) are done{tiles}"
+        done = f"{len(self.places):,} of {counted(self.of, 'image')} done{tiles}"
         print(f"resuming: {done}, in {visible(str(self.kept))}", flush=True)
 
     def _take(

@@ -22,6 +22,7 @@ from train_utils.data.images.reading import Reading
 from train_utils.data.images.survey import LOOKED_AT, advise, spread
 from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
+from train_utils.io.plain_text import counted
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig
 from train_utils.run.schedule import lr_steps
@@ -134,7 +135,7 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     if late and config.lr_schedule == "steps":
         lines.append(f"--lr-steps {' '.join(late)}: without effect, the unit is epochs and the run has {config.epochs}")
     if config.world_size not in (None, world.size):
-        lines.append(f"--world-size {config.world_size}: left aside, torchrun started {world.size} process(es)")
+        lines.append(f"--world-size {config.world_size}: left aside, torchrun started {counted(world.size, 'process')}")
     if config.dist_url not in (None, "env://"):
         lines.append(f"--dist-url {config.dist_url}: left aside, torchrun decides where processes meet")
     return lines

@@ -92,7 +92,7 @@ def evaluate(
     parts, samples = [], []
     for batch in loader:
         sizes = ", ".join(f"{image.shape[-1]}x{image.shape[-2]}" for image in batch.images)
-        with explaining_lack_of_memory(f"evaluation of image(s) of {sizes}", LESS_IN_EVALUATION):
+        with explaining_lack_of_memory(f"evaluation of {sizes} pixels", LESS_IN_EVALUATION):
             found, seen = evaluate_batch(model, batch, data_set.label_map, world.device, loader.strict)
         parts.append(found)
         for image, target, detection in seen[: keep_samples - len(samples)]:
