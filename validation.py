@@ -48,7 +48,7 @@ from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.processes.distributed import World
-from train_utils.run.evaluation import EvalResult, measure, of_limits, write_measured
+from train_utils.run.evaluation import EvalResult, detections_per_image, measure, of_limits, write_measured
 
 USED_MOST = ("weights_path", "data_path", "output_dir", "report", "detections", "max_dets", "batch_size", "device")
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
@@ -208,7 +208,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
         found = result.found
         evaluated = Evaluated(options.weights_file, result.stats, found.results, data_set, sorted(found.image_ids))
         limits = {"max_dets": options.max_dets, "limits": result.limits}
-        limits["per_image"] = getattr(model, "detections_per_image", model.config.box_detections_per_img)
+        limits["per_image"] = detections_per_image(model)
         evaluated = evaluated._replace(progress=progress, **limits)
         return max(status, write_page_of(evaluated, options, loading.strict))
 

@@ -129,6 +129,16 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
         found[large] = [json.loads((out / "test_result.json").read_text()), numbers, tensors.boxes.tolist()]
     assert found[30] == found[10**6] and {r["image_id"] for r in found[30][0]} == {1, 2}
     monkeypatch.setattr(windows, "LARGE", 30)
+    in_python = {"tile": 64, "device": "cpu", "batch_size": 2, "report": True, "output_dir": tmp_path}
+    with pytest.warns(UserWarning, match=r"tile\(s\) have"):
+        of_python = maskrcnn.validate(weights, data, **in_python)
+    assert of_python["segm"] == found[30][1]["stats"] and of_python["report"].exists()
+    broken = data / "images" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:2000])  # its size can be read, but no tile
+    with pytest.warns(UserWarning, match=r"not evaluated: .*0\.png: cannot be decoded"):
+        assert maskrcnn.validate(weights, data, **in_python)["images"] == 3
+    with pytest.raises(InputError, match=r"0\.png: cannot be decoded"):
+        maskrcnn.validate(weights, data, strict=True, **in_python)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
     monkeypatch.setattr(predictor, "OVERVIEW", 90)
     Image.fromarray(np.tile(COLOURS, (3, 3, 1))).save(tmp_path / "bomb.png")

@@ -218,6 +218,7 @@ def with_images(
         reading = replace(reading, value_range=as_value_range(config.value("value_range")))
         if reading.channels not in (1, 3) and config.weights != "none":
             config = config.filled({"trainable_layers": 5})  # no published stem knows such channels
+    reading = replace(reading, by_windows=config.tiling is not None)
     read = {role: part.read_as(reading) for role, part in splits.by_role().items()}
     return config, splits._replace(**read), lines
 
