@@ -13,6 +13,7 @@ from tests.test_dataset_voc import CAT, DOG, Maker
 from tools import check_data
 from train_utils.data.demands import without_objects
 from train_utils.data.opening import open_data
+from train_utils.io.plain_text import counted
 
 TWO = [{"id": 1, "name": "ring"}, {"id": 2, "name": "bar"}]
 
@@ -71,7 +72,7 @@ def test_crowds_as_objects(crowds, tmp_path):
         assert after.target(0)["iscrowd"].tolist() == [0]
         assert after.target(0)["masks"].to_masks().equal(before.target(0)["masks"].to_masks())
         assert {a["iscrowd"] for a in after.ground_truth()["annotations"]} == {0}
-        assert f"{len(after)} crowd regions are read as objects" in after.describe()
+        assert f"{counted(len(after), 'crowd region', 'are')} read as objects" in after.describe()
 
 
 def test_difficult_objects_stay_ignored_where_crowds_become_objects(tmp_path):
@@ -88,7 +89,7 @@ def test_validation_without_objects_is_said_and_the_loss_chooses(tmp_path, capsy
     assert printed.count("AP is n/a: the lowest validation loss chooses the best, model_min_val_loss.pth") == 1
     assert "model_best" not in printed and not (run / "model_best.pth").exists()
     assert "done: best mask AP n/a" in printed and f"--weights-path {run} --report" in printed
-    assert (run / "model_1.pth").exists() or "stopping early: no lower validation loss for 1 epochs" in printed
+    assert (run / "model_1.pth").exists() or "stopping early: no lower validation loss for 1 epoch" in printed
 
 
 def test_classes_of_crowds_alone_or_mostly_skipped_are_named(tmp_path):
