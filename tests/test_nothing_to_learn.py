@@ -43,7 +43,7 @@ def crowds(tmp_path):
         (as_rle(many(4)), "4 annotations are crowd regions (iscrowd 1), of 'thing' (4); --crowd-as-objects reads them"),
         (many(4, bbox=[2, 3, 0, 1]), "skipped 4 annotations whose box has no area in the image (first: id 1)"),
         (many(4, segmentation={"size": [20, 30], "counts": [600]}), "skipped 4 annotations whose mask is empty"),
-        (coco(annotations=[]), "no object in its 1 images: none is annotated"),
+        (coco(annotations=[]), "no object in its 1 image: none is annotated"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--drop-empty",)])
@@ -61,7 +61,7 @@ def test_objects_that_are_all_held_out_are_named(tmp_path):
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == held_out]
     write(tmp_path, content)
     cause = without_objects(open_data(tmp_path, "train", val_fraction=0.25).train)
-    assert cause == "no object in its 3 images: 1 objects are in the images left out of it (--val-fraction)"
+    assert cause == "no object in its 3 images: 1 object is in the images left out of it (--val-fraction)"
 
 
 def test_crowds_as_objects(crowds, tmp_path):

@@ -86,5 +86,5 @@ def notes_on_classes(data_set: ImageDataset) -> list[str]:
         lines.append(f"{len(other)} classes have the model's ids, but other names: {names}; ids are gone by")
     lacking = {name: i for i, name in model.items() if i not in table.categories}
     if lacking:
-        lines.append(f"{len(lacking)} classes of the model are not there, and keep its ids: {few_counts(lacking)}")
+        lines.append(f"not there: {counted(len(lacking), 'class')} of the model, whose ids stay: {few_counts(lacking)}")
     return [f"{table.source}: {line}" for line in lines]
