@@ -50,6 +50,7 @@ from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
 from train_utils.prediction.model import exported_with_classes
 from train_utils.prediction.results import Results, save_data_set
+from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
@@ -210,6 +211,7 @@ def validate(
         scored, _ = open_split_of(detector.content, "val", {**given, "weights_path": source}, detector.label_map)
         data_set, about = scored.data_set.read_as(Reading.of(detector.model.config)), scored.counts()
     smallest = detector.content.get("smallest_scale")
+    have_in_flight(detector.model, len(data_set), options.get("batch_size"))
     result = measure(detector.model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
         *(f"not evaluated: {name}" for name in result.found.skipped),

@@ -45,6 +45,7 @@ from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, e
 from train_utils.prediction.exporting.int8 import Int8
 from train_utils.prediction.exporting.whole_image import PHOTOS
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
+from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.prediction.runtimes.opening import open_exported
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import measure
@@ -151,6 +152,7 @@ def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: ImageDat
 def ap_of(model: torch.nn.Module, data_set: ImageDataset) -> dict[str, float]:
     """Returns a model's AP on a data set, by IoU type."""
     cpu = World.single(torch.device("cpu"))
+    have_in_flight(model, len(data_set))
     stats = measure(model, data_set, LoaderOptions(workers=0), cpu, MAX_DETS, None).stats
     return {iou_type: found.stats[0] for iou_type, found in stats.items()}
 
