@@ -17,7 +17,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from train_utils.checkpoints.checkpoint import COCO_LABELS, default_label_map, l
 from train_utils.checkpoints.run_folder import best_checkpoint
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
-from train_utils.cli.flags import given_model, given_settings
+from train_utils.cli.flags import given_model, given_settings, settings_of
 from train_utils.cli.in_python import in_python_words, speaking_python
 from train_utils.data.augmentations.own import OwnAugmentation
 from train_utils.data.images.reading import Reading
@@ -48,6 +48,7 @@ from train_utils.logs.callbacks import Functions
 from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
+from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import exported_with_classes
 from train_utils.prediction.results import Results, save_data_set
 from train_utils.prediction.runtimes.exported_model import have_in_flight
@@ -56,7 +57,7 @@ from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.defaults import fixed_range
 from train_utils.run.epochs import Additions
-from train_utils.run.evaluation import measure, of_limits
+from train_utils.run.evaluation import detections_per_image, measure, of_limits
 from train_utils.run.loop import run as run_training
 
 __all__ = [
@@ -189,12 +190,14 @@ def validate(
     written; -1 and None: there is no such object. weights: a detector, or what `load` takes; data: as for `train`,
     None: what the weights were trained with; names: as for `load`; report: write a page about the mistakes, whose path
     is "report"; max_dets: detections of a class in an image that AP counts. options: of the data, of its loading
-    (batch_size, workers, strict), device, and fields of MaskRCNNConfig.
+    (batch_size, workers, strict), of looking at images (tile, overlap, tile_empty, tta, as of a Detector), device, and
+    fields of MaskRCNNConfig.
     """
     given, loading = {**options, **options_of(data)}, LoaderOptions(**given_settings(LoaderOptions, options))
     model_options, device = given_model(options), options.get("device")
-    unknown = given.keys() - model_options.keys() - given_settings(LoaderOptions, options).keys() - {*OF_DATA, "device"}
-    if unknown:
+    looking = LookingOptions(**given_settings(LookingOptions, options))
+    known = {*model_options, *settings_of(LoaderOptions), *settings_of(LookingOptions), *OF_DATA, "device"}
+    if unknown := given.keys() - known:
         raise InputError(f"{', '.join(sorted(unknown))}: validate has no such option")
     if isinstance(weights, Detector):
         if model_options or device is not None or names is not None:
@@ -203,16 +206,18 @@ def validate(
     else:
         detector = load(weights, device, names, **model_options)
     source = str(weights) if isinstance(weights, str | Path) else "the weights"
+    model = looking.looking(detector.model, detector.content)
+    reading = Reading.of(model.config)
     if isinstance(data, Dataset):
-        reading = Reading.of(detector.model.config)
         data_set, about = data_set_of(data, detector.label_map, steady=True, reading=reading), {}
         print(data_set.describe())
     else:
         scored, _ = open_split_of(detector.content, "val", {**given, "weights_path": source}, detector.label_map)
-        data_set, about = scored.data_set.read_as(Reading.of(detector.model.config)), scored.counts()
+        reading = replace(reading, by_windows=looking.tile is not None)
+        data_set, about = scored.data_set.read_as(reading), scored.counts()
     smallest = detector.content.get("smallest_scale")
-    have_in_flight(detector.model, len(data_set), options.get("batch_size"))
-    result = measure(detector.model, data_set, loading, World.single(detector.device), max_dets, smallest)
+    have_in_flight(model, len(data_set), options.get("batch_size"))
+    result = measure(model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
         *(f"not evaluated: {name}" for name in result.found.skipped),
         *(limit.line for limit in result.limits),
@@ -230,7 +235,7 @@ def validate(
     if report:
         evaluated = Evaluated(source, result.stats, result.found.results, data_set, sorted(result.found.image_ids))
         limits = {"max_dets": max_dets, "limits": result.limits, "progress": detector.content.get("progress")}
-        limits["per_image"] = detector.model.config.box_detections_per_img
+        limits["per_image"] = detections_per_image(model)
         page = write_report(folder, evaluated._replace(**limits), IMAGES, loading.strict)
         numbers["report"] = page.path
     return numbers

@@ -35,6 +35,7 @@ from PIL import Image
 from backbone.settings import setting
 from network_files import InputError
 from network_files.config import EACH_PAGE
+from train_utils.cli.busy import say_if_busy
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device, shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -50,7 +51,7 @@ from train_utils.data.labels import LabelMap, read_json
 from train_utils.evaluation.limits import left_out_line
 from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io import files, unfinished
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.data_sets import FORMS, check_place, write_data_set
@@ -74,7 +75,7 @@ from train_utils.prediction.predictor import Predictor
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
-from train_utils.show.captions import AUTO, MODES
+from train_utils.show.captions import AUTO, FEW, MODES
 from train_utils.show.drawing import Style
 from train_utils.show.image_lists import drawn_suffix, find_images, output_names, pages_of
 
@@ -107,7 +108,7 @@ class PredictOptions(ModelOptions, LookingOptions):
         "names and scores where they leave the image to be seen (auto), none, scores, or all (full)",
         choices=MODES,
     )
-    no_boxes: bool = setting(False, "draw no boxes around masks")
+    no_boxes: bool = setting(False, f"draw no boxes around masks, as in an image of more than {FEW} objects")
     magnify: int | None = setting(
         None, "enlarge what is drawn this many times (default: small images as often as fits 640 pixels)", least=1
     )
@@ -190,6 +191,7 @@ def predict_images(options: PredictOptions, world: World) -> int:
     if predictor.reading.pages == EACH_PAGE:
         images = world.on_main(all_pages, options, images)
     folder, names = world.on_main(places_of, options, images)
+    say_if_busy(world, None if any(map(video.is_video, images)) else len(images))
     json_path, as_json = options.folder / f"{RESULT_NAME}.json", not all(map(video.is_video, images))
 
     def finished(seen: Seen) -> Finished:
@@ -260,7 +262,7 @@ def places_of(options: PredictOptions, images: list[Path]) -> tuple[Path, list[s
 def conclude(options: PredictOptions, predictor: Predictor, kept: GrowingResults, images: list[Path]) -> int:
     """Says what was written, and writes a data set where that is asked for; returns the exit status."""
     if kept.as_json:
-        print(f"{kept.count} detection(s) written to {visible(str(kept.path))}")
+        print(f"{counted(kept.count, 'detection')} written to {visible(str(kept.path))}")
     if options.order:
         print(*ordered(options.folder, images, predictor.doubts), sep="\n")
     if options.write:
@@ -310,6 +312,7 @@ def drawn_image(options: PredictOptions, predictor: Predictor, seen: Seen, path:
         drawn.save(file, **QUALITY)
     about = {"at": read.at, "image": str(path), "stamp": read.stamp, "empty": empty}
     about["reduced"] = int(reduced and not large)
+    about["unboxed"] = int(options.style.boxes and len(found["labels"]) > FEW)
     said = [f"{visible(str(path))}: {line}" for line in (predictor.describe(found) if options.verbose else ())]
     counts = predictor.counted(found)
     said.append(f"{visible(str(path))}: {counts} in {seen.seconds:.2f} s -> {visible(str(target) + note)}")
@@ -344,7 +347,9 @@ def predict_video(
     the video alone.
     """
     if predictor.reading.channels != 3:
-        raise InputError(f"{source}: a video is RGB, and the model takes {predictor.reading.channels} channel(s)")
+        raise InputError(
+            f"{source}: a video is RGB, and the model takes {counted(predictor.reading.channels, 'channel')}"
+        )
     style = replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:
@@ -356,7 +361,10 @@ def predict_video(
         done = video.annotate_video(container, source, target, annotate, options.every, stop.requested)
     speed = f"{done.seconds:.1f} s, {done.frames / max(done.seconds, 1e-9):.2f} frames/s"
     notes = f" ({', '.join(done.notes)})" if done.notes else ""
-    print(f"{visible(str(source))}: {done.frames} frame(s) in {speed} -> {visible(str(target))}{notes}", flush=True)
+    print(
+        f"{visible(str(source))}: {counted(done.frames, 'frame')} in {speed} -> {visible(str(target))}{notes}",
+        flush=True,
+    )
     if done.broken:
         print(f"predicted in part: {ImageError(source, done.broken)}", file=sys.stderr, flush=True)
         predictor.in_part += 1
@@ -421,6 +429,7 @@ def predict_coco_json(options: PredictOptions, world: World) -> int:
             raise InputError(f"--output {options.output}: is a folder; give the results file's name")
         predictor = predictor_of(options, options.score or 0.0, world)
         data_set = open_images(options, raw, predictor.label_map).read_as(predictor.reading)
+    say_if_busy(world, len(data_set))
     start, path = time.perf_counter(), Path(options.output)
 
     def finished(seen: Seen) -> Finished:
@@ -439,7 +448,9 @@ def predict_coco_json(options: PredictOptions, world: World) -> int:
         predict_and_keep(work, predictor, kept, options.pace(world.device), options.resume)
 
     def concluded() -> int:
-        print(f"{kept.count} detection(s) written to {visible(str(path))} in {time.perf_counter() - start:.1f} s")
+        print(
+            f"{counted(kept.count, 'detection')} written to {visible(str(path))} in {time.perf_counter() - start:.1f} s"
+        )
         if predictor.foreign:
             print(left_out_line(options.output, predictor.foreign))
         return predictor.status(len(data_set))

@@ -27,6 +27,7 @@ from typing import Any
 from backbone.settings import setting
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.checkpoints.held_out import SHARE, Scored, open_scored
+from train_utils.cli.busy import say_if_busy
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.device import shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
@@ -41,14 +42,14 @@ from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, format_record, write_record
 from train_utils.io.files import folder_to_write, replaced_lines, user_path
 from train_utils.io.memory import explaining_lack_of_memory
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
 from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.processes.distributed import World
-from train_utils.run.evaluation import EvalResult, measure, of_limits, write_measured
+from train_utils.run.evaluation import EvalResult, detections_per_image, measure, of_limits, write_measured
 
 USED_MOST = ("weights_path", "data_path", "output_dir", "report", "detections", "max_dets", "batch_size", "device")
 LOADING = ("batch_size", "workers")  # the flags of LoaderOptions
@@ -117,7 +118,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     )
     print(format_record(of_masks))
     say_limits(limits)
-    counts = f"{len(found['bbox'])} box(es), {len(found.get('segm', []))} mask(s)"
+    counts = f"{counted(len(found['bbox']), 'box')}, {counted(len(found.get('segm', [])), 'mask')}"
     print(f"{counts} in {images} of {len(data_set)} images", *map(visible, notes), sep="\n")
     print("written:", *(visible(str(path)) for path in paths))
     if not options.report:
@@ -175,7 +176,7 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     for name in result.found.skipped:
         print(visible(f"not evaluated: {name}"), file=sys.stderr)
     if skipped:
-        print(f"{skipped} image(s) could not be read: left out of the numbers", file=sys.stderr)
+        print(f"{counted(skipped, 'image')} could not be read: left out of the numbers", file=sys.stderr)
     print("written:", *(visible(str(path)) for path in paths))
     return EXIT_SOME_UNUSABLE if skipped else EXIT_OK
 
@@ -192,6 +193,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     settings = {**vars(options), **vars(loading), **given}
     refuse_other_work(world, settings, model, label_map, data_set)
     output_dir = world.on_main(folder_to_write, user_path(options.output_dir))  # rather now than after hours
+    say_if_busy(world, len(data_set))
     model = options.looking(model, content)
     line = have_in_flight(model, len(data_set), given.get("batch_size"))
     if line:
@@ -210,7 +212,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
         found = result.found
         evaluated = Evaluated(options.weights_file, result.stats, found.results, data_set, sorted(found.image_ids))
         limits = {"max_dets": options.max_dets, "limits": result.limits}
-        limits["per_image"] = getattr(model, "detections_per_image", model.config.box_detections_per_img)
+        limits["per_image"] = detections_per_image(model)
         evaluated = evaluated._replace(progress=progress, **limits)
         return max(status, write_page_of(evaluated, options, loading.strict))
 

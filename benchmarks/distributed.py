@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     seconds = work(args)
     if seconds:
         print(
-            f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, {args.batch_size} image(s) per rank, "
+            f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, batch size {args.batch_size} per rank, "
             f"{args.ranks} ranks of one thread, {os.cpu_count()} cores"
         )
         for mode, median in seconds.items():

@@ -79,7 +79,7 @@ class MaskRCNN(nn.Module):
             raise ValueError("there are no images")
         self._check_device(images)
         if targets is not None and len(targets) != len(images):
-            raise ValueError(f"{len(images)} image(s), but {len(targets)} target(s)")
+            raise ValueError(f"as many targets as images are needed: {len(targets)}, not {len(images)}")
         recorder = recorder or SILENT
         batch = self.transform.batch(images, targets, self.training, next(self.parameters()).dtype)
         recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)

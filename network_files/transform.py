@@ -175,6 +175,8 @@ def prepare_objects(targets: list[dict], batch: ImageBatch, num_classes: int) ->
                 check_target(target, batch.original_sizes[i], num_classes, i)
     else:
         any_crowd = False
+    for i, target in enumerate(targets):
+        check_units(target, i)
     masks = [CroppedMasks.from_masks(t["masks"]) if isinstance(t["masks"], Tensor) else t["masks"] for t in targets]
     padded = Padded.from_flat(boxes, counts)
     padded.values = scale_to_sizes(padded.values.to(dtype), batch.original_sizes, batch.sizes)
@@ -223,6 +225,19 @@ def check_target(target: dict, size: Size, num_classes: int, i: int = 0) -> None
     unknown = (labels < 1) | (labels >= num_classes)
     if bool(unknown.any()):
         raise ValueError(f"{name}: label {int(labels[unknown][0])}: it must be 1 to {num_classes - 1}, 0 is background")
+
+
+def check_units(target: dict, i: int = 0) -> None:
+    """Raises ValueError where all boxes lie in the image's first pixel and the masks, if given whole, do not.
+
+    Such boxes are shares of the image's sides.
+    """
+    boxes, masks = target["boxes"], target["masks"]
+    if not isinstance(masks, Tensor) or not len(boxes) or float(boxes.max()) > 1:
+        return
+    if int(masks.count_nonzero()) > len(boxes):
+        name = f"image {target.get('image_id', i)}"
+        raise ValueError(f"{name}: its boxes lie within one pixel: give them in pixels, not as shares of the image")
 
 
 def check_shapes(target: dict, size: Size, i: int = 0) -> None:

@@ -74,7 +74,8 @@ def test_the_doctor_ends_with_a_command_that_training_takes(run, tmp_path):  # n
     table = [line for line in out.splitlines() if "x the images' pixels" in line]
     assert [row.partition(":")[0].strip() for row in table[:2]] == ["as configured", "as large as the images"]
     assert table[1].endswith(", 1 x the images' pixels")
-    assert len(table) == 3 and f"--min-size {given['min_size'][0]} " in table[2] and "takes the last row" in out
+    assert len(table) == 3 and f"--min-size {given['min_size'][0]} " in table[2]
+    assert "takes the last row, as auto takes no side below 128 pixels; the one above has 0.0" in out
     assert "as large as the images" in (tmp_path / "checked" / "check_data.html").read_text()
     assert "train.py makes 100 epochs, as there are 12 images to train on: 600 steps of 2 images" in out
     assert found["advice"][-1] == line

@@ -21,7 +21,7 @@ from network_files import MaskRCNNConfig
 from tests.small_runs import ROOT, call
 from train_utils.cli import busy
 from train_utils.cli.command import run_command
-from train_utils.cli.device import pick_device
+from train_utils.cli.device import pick_device, shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, number, parse_bool
 from train_utils.cli.parser import Parser
 from train_utils.cli.suggestions import OTHER_WORDS
@@ -378,6 +378,11 @@ def test_a_busy_machine_is_said(monkeypatch, capsys):
         f"is busy (load average {2 * cores + 0.5:.1f}, {cores} cores)" in said
         and "OMP_WAIT_POLICY=PASSIVE before" in said
     )
+    busy.say_if_busy(world, busy.MANY)
+    assert capsys.readouterr().err == said
+    busy.say_if_busy(world, busy.MANY - 1)  # one photo is done before the line is read
+    with shared_world("cpu", "start again"):
+        assert capsys.readouterr().err == ""
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert busy.busy_line(world.device) is None
     monkeypatch.delenv("OMP_WAIT_POLICY")

@@ -54,20 +54,17 @@ def longer(data):
 
 CHANGES = {
     gone: ["1 of 4 images are gone"],
-    new_image: ["1 image(s) are new"],
+    new_image: ["1 image is new"],
     swapped: ["the images have another order"],
-    relabelled: ["other labels of 3 image(s), such as 1.png"],
-    lambda data: data.annotations[2].update(bbox=[4, 4, 20, 23]): ["other boxes of 1 image(s), such as 2.png"],
-    lambda data: data.annotations[2].update(area=3): ["other boxes of 1 image(s), such as 2.png"],
-    lambda data: data.annotations[3]["segmentation"][0].__setitem__(0, 5): ["other masks of 1 image(s), such as 3.png"],
-    lambda data: data.images[3].update(width=44): ["other sizes of 1 image(s), such as 3.png"],
-    lambda data: data.add(): [f"other {what} of 1 image(s), such as 1.png" for what in ("labels", "boxes", "masks")],
-    replaced: ["other image files of 1 image(s), such as 1.png"],
-    longer: ["other image files of 1 image(s), such as 2.png"],
-    lambda data: (gone(data), relabelled(data)): [
-        "1 of 4 images are gone",
-        "other labels of 2 image(s), such as 1.png",
-    ],
+    relabelled: ["other labels of 3 images, such as 1.png"],
+    lambda data: data.annotations[2].update(bbox=[4, 4, 20, 23]): ["other boxes of 1 image, such as 2.png"],
+    lambda data: data.annotations[2].update(area=3): ["other boxes of 1 image, such as 2.png"],
+    lambda data: data.annotations[3]["segmentation"][0].__setitem__(0, 5): ["other masks of 1 image, such as 3.png"],
+    lambda data: data.images[3].update(width=44): ["other sizes of 1 image, such as 3.png"],
+    lambda data: data.add(): [f"other {what} of 1 image, such as 1.png" for what in ("labels", "boxes", "masks")],
+    replaced: ["other image files of 1 image, such as 1.png"],
+    longer: ["other image files of 1 image, such as 2.png"],
+    lambda data: (gone(data), relabelled(data)): ["1 of 4 images are gone", "other labels of 2 images, such as 1.png"],
     lambda data: None: [],
     lambda data: [annotation.update(id=annotation["id"] + 5) for annotation in data.annotations]: [],
 }
@@ -107,7 +104,7 @@ def test_copied_data_passes_and_is_said(tmp_path, monkeypatch):
     touch(train, [1])
     assert compare(share, data_state(train), train) == ([], [])  # the time that it had
     os.utime(train.file_name(1), ns=(1, 7))
-    assert compare(share, data_state(train), train)[0] == ["image files written anew of 1 image(s), such as 1.png"]
+    assert compare(share, data_state(train), train)[0] == ["image files written anew of 1 image, such as 1.png"]
     for i in range(4):
         os.utime(train.file_name(i), ns=(1, 7))
     assert compare(share, data_state(train), train) == ([], [said.format(2)])
@@ -135,7 +132,7 @@ def test_masks_in_files_count(tmp_path):
     before = data_state(train)
     path = train.annotations.masks.mask_path(train.rows[0])
     path.write_bytes(path.read_bytes() + b"x")
-    assert compare(before, data_state(train), train)[0] == [f"other mask files of 1 image(s), such as {path.stem}.jpg"]
+    assert compare(before, data_state(train), train)[0] == [f"other mask files of 1 image, such as {path.stem}.jpg"]
     assert rewritten(train, before).tolist() == [True] + [False] * (len(train) - 1)
 
 

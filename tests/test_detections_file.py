@@ -107,7 +107,7 @@ def test_what_predict_writes_for_a_test_set(run, data, tmp_path):
     # a single json: all of its images are scored, wherever they lie
     place = ("--data-path", data / "instances_train.json", "--image-dir", "test_images")
     status, out, err = run("--detections", "submission.json", *place)
-    assert status == 0 and f"{len(entries)} mask(s) in 3 of 4 images" in out, err
+    assert status == 0 and f"{len(entries)} masks in 3 of 4 images" in out, err
 
 
 def test_an_object_without_a_mask_counts_for_boxes(run, data):
@@ -127,7 +127,7 @@ def test_results_of_categories_that_the_data_lacks_are_left_out_and_counted(run,
     assert scored(run, data, foreign[:2] + results() + foreign[2:]) == scored(run, data, results())
     Path("submission.json").write_text(json.dumps(foreign + results()))
     _, out, _ = run("--detections", "submission.json", "--data-path", data)
-    assert "left out: 4 result(s) of categories that the data lacks: 77 (2), 78 (1), 'x' (1)\n" in out
+    assert "left out: 4 results of categories that the data lacks: 77 (2), 78 (1), 'x' (1)\n" in out
     about = json.loads(Path("record_mAP.json").read_text())["about"]["results"]
     assert about["left_out"] == {"categories": {"77": 2, "78": 1, "'x'": 1}, "images": 1}
     assert (about["by_file_name"], about["boxes"], about["of_images"]) == (0, len(results()), 4)
@@ -157,7 +157,7 @@ def test_results_may_name_their_image_by_its_file(run, data, named):
     assert scored(run, data, entries) == scored(run, data, results())
     Path("submission.json").write_text(json.dumps(entries))
     _, out, _ = run("--detections", "submission.json", "--data-path", data)
-    assert "2 result(s) name their image by its file name\n" in out
+    assert "2 results name the image by its file name\n" in out
     assert json.loads(Path("record_mAP.json").read_text())["about"]["results"]["by_file_name"] == 2
     Path("submission.json").write_text(json.dumps([results()[0] | named("x.png")]))  # of which there are two
     status, _, err = run("--detections", "submission.json", "--data-path", data)
@@ -229,7 +229,7 @@ def test_classes_that_a_json_names(run, tmp_path, monkeypatch):
     entry = {"image_id": 1, "category_id": 3, "score": 1, "bbox": [2, 3, 10, 12]}
     (tmp_path / "r.json").write_text(json.dumps([entry]))
     words = ("--detections", "r.json", "--data-path", "npy")
-    assert "not one result is of the data's categories; left out: 1 result(s)" in run(*words)[2]
+    assert "not one result is of the data's categories; left out: 1 result" in run(*words)[2]
     status, out, _ = run(*words, "--label-json-path", "names.json")
     assert status == 0 and "dog" in out and "class_" not in out
 

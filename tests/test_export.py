@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -239,6 +240,34 @@ def test_a_file_that_finds_other_things_is_not_written(folder, tmp_path):
             with pytest.raises(InputError, match=f"{name}: not written, as it finds other things .*: boxes differ by"):
                 detector.export(tmp_path / name, batch=None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_each_stage_takes_a_folder_of_images_and_leaves_no_empty_folder(folder, tmp_path, command):
+    made, place = onnx.load(folder / "model.onnx"), tmp_path / "new" / "inner"
+    del made.metadata_props[:]
+    words = "--weights-path", folder / "model.pth", "--output-dir", place, "--batch", "dynamic", "--check"
+
+    def translated(program):
+        log = logging.getLogger(export.TRANSLATOR)
+        assert not log.filter(logging.makeLogRecord({"msg": "torchvision is not installed. Skipping %s"}))
+        assert log.filter(logging.makeLogRecord({"msg": "something else"}))
+        return copy.deepcopy(made)
+
+    with patch.object(export, "trace"), patch.object(export, "to_onnx", translated):
+        with patch.object(proof, "LIMITS", {name: -1.0 for name in proof.LIMITS}):
+            status, _, err = command(tool, *words, folder / "data/images")
+        assert status == 2 and "not written" in err and list(tmp_path.iterdir()) == []
+        status, out, _ = command(tool, *words, folder / "data/images")
+    assert status == 0 and [path.name for path in place.iterdir()] == ["model.onnx"]
+    stages = [line.partition(" (after ")[0] for line in out.splitlines() if " (after " in line]
+    images = len(list((folder / "data/images").iterdir())) + 4
+    compared = f"comparing the file with the model on {images} images"
+    assert stages == ["tracing the model", "translating the trace to ONNX", compared]
+    assert not logging.getLogger(export.TRANSLATOR).filters
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/other.txt").touch()
+    assert "no data set found" in command(tool, *words, tmp_path / "none")[2]
+    assert "--check nothing.jpg: no such file" in command(tool, *words, "nothing.jpg")[2]
 
 
 class Scaled(torch.nn.Module):

@@ -5,13 +5,18 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import predict
 from backbone.errors import InputError
 from tests.faults.processes import wait_for
 from tests.small_runs import call
 from tests.tiny_model import write_checkpoint, write_coco, write_images
+from train_utils.evaluation import tiled_model
+from train_utils.io.plain_text import counted
+from train_utils.prediction import pipeline
 from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.predictor import Predictor
 
@@ -79,12 +84,12 @@ def test_a_signal_loses_no_complete_image(runs, number, capsys):
     whole, said = runs.result.read_bytes(), capsys.readouterr().out.splitlines()[-1]
     runs.result.write_text('[{"image_id": "of another call"}]')
     assert runs(cut=3, act=lambda: os.kill(os.getpid(), number)) == 128 + number
-    told = f"stopped: 2 of 4 image(s) predicted, their {len(json.loads(runs.result.read_text()))} detection(s) are in"
+    told = f"stopped: 2 of 4 images predicted, {counted(len(json.loads(runs.result.read_text())), 'detection')} in"
     assert f"{told} {runs.result}; the same command with --resume goes on\n" in capsys.readouterr().out
     assert len(images_of(runs.result)) == 2 and "of another call" not in images_of(runs.result)
     assert runs("--resume") == 0 and len(runs.seen) == 2
     out = capsys.readouterr().out
-    assert "resuming: 2 of 4 image(s) are done" in out and out.splitlines()[-1] == said
+    assert "resuming: 2 of 4 images done" in out and out.splitlines()[-1] == said
     assert runs.result.read_bytes() == whole and not runs.unfinished.exists()
 
 
@@ -134,9 +139,7 @@ def test_an_error_keeps_what_is_complete_and_one_line(runs, capsys):
 
     assert runs(cut=2, act=fail) == 2
     out, err = capsys.readouterr()
-    assert (
-        err == "error: bad\n" and f"ended by an error: 1 of 4 image(s) are kept in {runs.unfinished}; the same" in out
-    )
+    assert err == "error: bad\n" and f"ended by an error: 1 of 4 images kept in {runs.unfinished}; the same" in out
     assert runs("--resume") == 0 and len(runs.seen) == 3
 
 
@@ -144,12 +147,55 @@ def test_what_earlier_images_count_for_is_not_forgotten(runs, capsys):
     Path("data/images/3.png").write_bytes(b"")
     limit = ("--box-detections-per-img", 2)
     assert runs(*limit) == 1
-    said = [line for line in capsys.readouterr().out.splitlines() if " image(s) " in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if " images " in line]
     assert runs(*limit, cut=3, act=stop) == 130
     capsys.readouterr()
     assert runs(*limit, "--resume") == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if " image(s) " in line]
-    assert lines[1:] == said and "3 image(s) have 2 detections" in said[0] and "1 could not be read" in said[1]
+    lines = [line for line in capsys.readouterr().out.splitlines() if " images " in line]
+    assert lines[1:] == said and "3 images have 2 detections" in said[0] and "1 could not be read" in said[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_kill_within_a_large_image_loses_the_tiles_in_progress_alone(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "EVERY", 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (110, 110, 3), dtype=np.uint8)
+    pixels[:64, :64] = 7  # the first of 4 tiles
+    Image.fromarray(pixels).save("large.png")
+    looked, seen, look = [], {}, tiled_model.looked_at
+
+    def watched(*given):
+        looked.append(1)
+        if len(looked) in seen:
+            seen[len(looked)]()
+        return look(*given)
+
+    monkeypatch.setattr(tiled_model, "looked_at", watched)
+
+    def run(*more, **acts):
+        looked.clear()
+        seen.clear()
+        seen.update({int(number.strip("_")): act for number, act in acts.items()})
+        words = ("--weights-path", weights, "--device", "cpu", "--score", 0, "--img-path", "large.png", "--tile", 64)
+        return call(predict, *words, *more)
+
+    assert run() == 0 and len(looked) == 3
+    written = [Path("test_result.json"), Path("test_result.jpg")]
+    whole = [path.read_bytes() for path in written]
+    capsys.readouterr()
+    child = os.fork()
+    if child == 0:
+        run(_2=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert run("--resume", _2=stop) == 130
+    out = capsys.readouterr().out
+    assert "resuming: 0 of 1 image done, and tiles of 1 more, in" in out and "also within an image" in out
+    assert run("--resume") == 0 and len(looked) == 1
+    assert [path.read_bytes() for path in written] == whole and not Path("test_result.json.unfinished").exists()
+    assert run(_3=stop) == 130
+    os.utime("large.png", (0, 0))
+    assert run("--resume") == 0 and len(looked) == 3 and written[0].read_bytes() == whole[0]
 
 
 def test_two_processes_with_one_json(tmp_path):

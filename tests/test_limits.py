@@ -70,11 +70,9 @@ def test_limits_are_counted():
     truth, results = dense((150, 3, 101))
     objects, detections, full = limits_met(truth, results, per_image=101)
     assert (objects.name, objects.images, objects.beyond) == ("objects_beyond_max_dets", 2, 51)
-    assert objects.line.startswith(
-        "2 image(s) have more than 100 objects of a class, 51 beyond: they are scored by 100"
-    )
+    assert objects.line.startswith("2 images have more than 100 objects of a class, 51 beyond: they are scored by 100")
     assert (detections.images, detections.beyond, full.images) == (2, 51, 2)
-    assert full.line == "2 image(s) have 101 detections, all that --box-detections-per-img allows"
+    assert full.line == "2 images have 101 detections, all that --box-detections-per-img allows"
     assert limits_met(truth, results, max_dets=150, per_image=151) == []
     (one,) = limits_met(truth, [], {3})
     assert (one.images, one.beyond) == (1, 1)
@@ -98,9 +96,9 @@ def test_results_beyond_the_limit_are_said_and_scored_where_asked(tmp_path, monk
     page = (tmp_path / "report.html").read_text()
     assert "are scored by 100 detections of a class in an image" in page and "limit of 100 detections" in page
     assert "<b>limit</b> (200 of 303 objects): they were found" in page and "<b>missed</b> (" not in page
-    assert "200 object(s) that only detections beyond the limit lie on are not called missed" in page
+    assert "Not called missed: 200 objects that only detections beyond the limit lie on." in page
     printed, found = capsys.readouterr().out, record(tmp_path)
-    assert "1 image(s) have more than 100 objects of a class, 200 beyond: they are scored by 100" in printed
+    assert "1 image has more than 100 objects of a class, 200 beyond: they are scored by 100" in printed
     assert found["about"]["limits"]["objects_beyond_max_dets"] == {"images": 1, "beyond": 200}
     assert found["about"]["max_dets"] == 100 and found["bbox"]["stats"]["AP"] < 0.5
     assert call(validation, *words, "--max-dets", 300, "--report") == 0
@@ -118,7 +116,7 @@ def test_images_full_of_detections_are_said_by_validation_and_training(tmp_path,
     monkeypatch.chdir(tmp_path)
     few, line = (
         ("--box-detections-per-img", 2),
-        "2 image(s) have 2 detections, all that --box-detections-per-img allows",
+        "2 images have 2 detections, all that --box-detections-per-img allows",
     )
     weights = write_checkpoint(tmp_path / "w.pth")
     assert call(validation, "--weights-path", weights, "--data-path", tmp_path / "data", *few, "--report") == 0
@@ -153,9 +151,9 @@ def write_dropping(folder, truth):
 
 
 DROPPED = (
-    "1 image(s) have pages after the first, which are left out",
-    "1 image(s) have transparency, which is left out",
-    "1 image(s) have channels beyond grey, colour and alpha, which are left out",
+    "1 image has pages after the first, which are left out",
+    "1 image has transparency, which is left out",
+    "1 image has channels beyond grey, colour and alpha, which are left out",
 )
 
 
@@ -180,7 +178,7 @@ def test_predict_says_what_was_left_out_and_which_images_are_full(tmp_path, monk
     assert call(predict, *words, "--box-detections-per-img", 2, "--score", 0) == 0
     printed = capsys.readouterr().out
     assert all(printed.count(line) == 1 for line in DROPPED)
-    assert printed.count("4 image(s) have 2 detections, all that --box-detections-per-img allows") == 1
+    assert printed.count("4 images have 2 detections, all that --box-detections-per-img allows") == 1
     assert call(predict, *words, "--box-detections-per-img", 2, "--score", 1) == 0
     assert "--box-detections-per-img allows" not in capsys.readouterr().out
 
@@ -205,7 +203,7 @@ def test_the_smallest_scale_of_training():
     assert smallest_scale([(100, 50)], config, 60, 0.5, None) == pytest.approx(0.5 * 60 / 100)
     (shrunk,) = shrunk_images([(80, 80), (160, 160), (640, 640), (1000, 500)], config, 0.75)
     assert (shrunk.images, shrunk.line.split(":")[0]) == (
-        2, "2 image(s) are shrunk to as little as 0.1 of their size, in training to 0.75 at most",
+        2, "2 images are shrunk to as little as 0.1 of the size, in training to 0.75 at most",
     )  # fmt: skip
     for unknown in (None, "0.5", [1.0]):
         assert shrunk_images([(1000, 1000)], config, unknown) == []
@@ -220,7 +218,7 @@ def test_images_that_are_shrunk_more_than_in_training_are_said(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((400, 400, 3), 90, np.uint8)).save(tmp_path / "mosaic.png")
     words = ("--weights-path", tmp_path / "run" / "model_0.pth")
-    said = "1 image(s) are shrunk to as little as 0.12 of their size, in training to 0.6 at most"
+    said = "1 image is shrunk to as little as 0.12 of the size, in training to 0.6 at most"
     capsys.readouterr()
     assert call(predict, *words, "--img-path", tmp_path / "mosaic.png") == 0
     assert said in capsys.readouterr().out

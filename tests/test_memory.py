@@ -24,7 +24,7 @@ def no_memory(*_, **__):
     ("script", "function", "doing", "advice"),
     [
         (predict, "train_utils.prediction.predictor.detect", "prediction on an image of 64x48", "--max-size"),
-        (validation, "train_utils.run.evaluation.evaluate_batch", "evaluation of image(s) of 64x48", "--batch-size"),
+        (validation, "train_utils.run.evaluation.evaluate_batch", "evaluation of 64x48 pixels", "--batch-size"),
         (validation, "train_utils.run.evaluation.evaluate_results", "COCO numbers", "--box-score-thresh"),
         (validation, "validation.write_report", "report.html", "--report-images"),
         (validation, "validation.load_model", "out of memory", "close other programs"),

@@ -362,16 +362,17 @@ def test_advice_names_what_costs_most(shapes):
 
 
 @pytest.mark.parametrize(("score", "area", "said"), [
-    (0.9, 1000, ["100% of them with a score of 0.5", "100% of the objects that are missed are smaller"]),
-    (0.1, 1024, ["nearly all with scores below 0.5", "not even with low scores"]),
+    (0.9, (1000, 2000), ["100% of them with a score of 0.5", "100% of the objects that are missed are smaller"]),
+    (0.9, (1000, 1000), ["100% of them with a score of 0.5", "not even with low scores"]),  # as all objects are
+    (0.1, (1024, 2000), ["nearly all with scores below 0.5", "not even with low scores"]),
 ])  # fmt: skip
 def test_advice_looks_at_scores_and_sizes(score, area, said):
-    matches = match(truth(TWO), found((1, 1, score, 80, 0, 9, 9)), "bbox")
-    cost = dict.fromkeys(KINDS, (1, 0.0)) | {"background": (1, 0.5), "missed": (2, 0.4)}
-    lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.full(2, area))
+    matches = match(truth(TWO), found((1, 1, score, 80, 0, 9, 9), HIT), "bbox")
+    cost = dict.fromkeys(KINDS, (1, 0.0)) | {"background": (1, 0.5), "missed": (1, 0.4)}
+    lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.array(area))
     assert len(lines) == 2 and all(part in line for part, line in zip(said, lines, strict=True))
-    lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.full(2, area), per_image=1)
-    assert "100% of the objects that are missed lie in images with 1 detections, all that the model may" in lines[1]
+    lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.array(area), per_image=1)
+    assert "100% of the objects that are missed lie in images with 1 detection, all that the model may" in lines[1]
 
 
 @pytest.mark.parametrize(("epochs", "steps", "said"), [

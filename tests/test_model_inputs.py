@@ -38,6 +38,7 @@ def model():
         ({"boxes": BOX + 1e7}, "far outside of 64x64"),
         ({"boxes": BOX + 500}, "far outside of 64x64"),
         ({"boxes": torch.tensor([[0.0, 0, 1e30, 1e30]])}, "far outside"),
+        ({"boxes": BOX / 64}, "its boxes lie within one pixel"),
     ],
 )
 def test_a_target_that_does_not_fit_is_a_value_error(model, changed, said):

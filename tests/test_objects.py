@@ -13,7 +13,7 @@ from train_utils.checkpoints.checkpoint import load_file
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.objects import balance
 from train_utils.data.objects.anchors import Objects
-from train_utils.data.objects.fitting import fitted, fitted_size
+from train_utils.data.objects.fitting import fitted, fitted_size, size_for
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.processes.distributed import World
@@ -68,6 +68,7 @@ def test_sizes_follow_from_small_objects():
         boxes = np.array([[0, 0, side, side]] * 10 + [[0, 0, 1, 1]] * 5, dtype=float)
         crowd = np.array([False] * 10 + [True] * 5)  # do not count
         objects = Objects(np.array([[shorter, 2 * shorter]]), np.zeros(15, int), boxes, crowd)
+        assert size_for(objects).bounded == (shorter == 40)  # the others are of the objects, or of their images
         return fitted_size(model, objects)[0]
 
     assert size(32, 256) == {"min_size": (256,), "max_size": 427}  # large enough as they are

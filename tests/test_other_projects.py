@@ -100,7 +100,7 @@ def test_flags_of_validation(monkeypatch, words, name, value):
     ("words", "resumed", "said"),
     [
         ("--start-epoch 3", True, "--start-epoch 3: left aside"),
-        ("--world-size 4", False, "--world-size 4: left aside, torchrun started 1 process(es)"),
+        ("--world-size 4", False, "--world-size 4: left aside, torchrun started 1 process"),
         (
             "--lr-steps 2 60000 --epochs 3",
             False,

@@ -1,6 +1,7 @@
 """Pages as a browser shows them: text is text, plots are drawn, nothing is fetched."""
 
 import math
+import re
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ from train_utils.show.pages import (
     tag,
     write_page,
 )
-from train_utils.show.pages.plots import bars, curves, ticks
+from train_utils.show.pages.plots import TOP, bars, curves, ticks
 
 HOSTILE = '</script><img src=x onerror="console.error(1)">&\u202e\udcff'
 
@@ -53,6 +54,18 @@ def test_counts_have_whole_ticks_only():
     assert ticks(0, 2, least=1) == [0, 1, 2] and 0.5 in ticks(0, 2)
     assert ">1.5<" not in bars([2, 1], ["a", "b"], "x", "y")
     assert ">0.5<" in bars([1.5, 1], ["a", "b"], "x", "y")
+
+
+def test_a_legend_lies_above_the_curves_and_the_name_of_an_axis_beside_its_numbers():
+    line = [0, 1], [0, 1]
+    plot = curves({"a": line, "b" * 40: line, "c" * 40: line}, "x", "y")
+    rows = {name[0]: float(y) for y, name in re.findall(r'y="([-.0-9]+)"[^>]*>([abc]+)</text>', plot)}
+    assert rows["a"] == rows["b"] < rows["c"] < TOP  # the third has no room beside the others
+    above = -float(re.search(r'viewBox="\S+ (\S+)', plot)[1])
+    assert rows["a"] - 12 >= -above and curves({"a": line}, "x", "y").count('class="curve"') == 1  # none for one
+    many = bars([2e6], ["a"], "x", "many")
+    at = float(re.search(r'x="([-.0-9]+)"[^>]*>many<', many)[1])
+    assert at + len("2,000,000") * 7 < 56 - 6 and at - 12 >= float(re.search(r'viewBox="(\S+)', many)[1])
 
 
 def test_bars_are_as_high_as_their_values():

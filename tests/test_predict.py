@@ -94,7 +94,7 @@ def test_score_and_classes_only_filter(run, tmp_path):
     words = "--img-path", image, "--score", middle, "--classes", "Square"
     assert f"left out: {below} below --score {middle:g}, {others} of other classes than --classes\n" in run(*words)[1]
     out = run("--img-path", image, "--score", 0, "--mask-threshold", 1)[1]
-    assert f"{len(every)} detection(s) have a mask without a pixel above --mask-threshold 1\n" in out
+    assert f"{len(every)} detections have a mask without a pixel above --mask-threshold 1\n" in out
     assert "left out" not in out
     assert results("--score", 0, "--classes", "Square") == [r for r in every if r["category_id"] == 2]
     both = results("--score", 0, "--classes", "circle", "big triangle")
@@ -141,8 +141,8 @@ def test_a_folder_keeps_every_image_and_names_the_broken_ones(run, tmp_path):
     (tmp_path / "in" / "more").mkdir()
     status, out, err = run("--img-path", tmp_path / "in", "--output-dir", "out")
     assert status == 1
-    assert "in: 1 sub-folder(s) are not searched" in out
-    assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 image(s) predicted, 1 could not be read" in out
+    assert "in: 1 sub-folder is not searched" in out
+    assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 images predicted, 1 could not be read" in out
     drawn = [path.name for path in Path("out").iterdir() if path.name != "test_result.json"]
     assert sorted(drawn) == ["0_bmp.jpg", "0_png.jpg", "0_png_2.jpg", "1.jpg", "2.jpg", "3.jpg"]
     results = json.loads(Path("out/test_result.json").read_text())
@@ -244,7 +244,7 @@ def test_coco_json_without_annotations(run, tmp_path):
     assert "1 classes of the model are not there, and keep its ids: 'circle' (1)" in out
     assert 0 < len(expected) < len(results) and {1, 9} == {r["category_id"] for r in expected}
     assert (
-        "2 classes are matched by name" in out and f"{len(results) - len(expected)} detection(s) of classes that" in out
+        "2 classes are matched by name" in out and f"{len(results) - len(expected)} detections of classes that" in out
     )
     categories[1]["name"] = "square"
     (tmp_path / "images.json").write_text(json.dumps({"images": content["images"], "categories": categories}))
@@ -336,9 +336,7 @@ def test_a_folder_as_results_file_is_refused_before_predicting(run, tmp_path):
 def test_what_is_longer_than_a_jpeg_can_be_is_drawn_smaller_and_said(run, tmp_path, width, magnify, drawn):
     Image.new("RGB", (width, 4)).save(tmp_path / "scan.png")
     status, out, err = run("--img-path", "scan.png", "--magnify", magnify, "--score", 0)
-    assert (
-        status == 0 and err == "" and "1 image(s) are drawn smaller: a JPEG has at most 65,500 pixels a side\n" in out
-    )
+    assert status == 0 and err == "" and "1 image is drawn smaller: a JPEG has at most 65,500 pixels a side\n" in out
     with Image.open("test_result.jpg") as image:
         assert image.size == drawn
     results = json.loads(Path("test_result.json").read_text())
@@ -352,3 +350,7 @@ def test_captions_and_boxes_are_chosen(run, tmp_path):
         assert run("--img-path", image, "--score", 0.5, *words)[0] == 0
         drawn[words[-1]] = Path("test_result.jpg").read_bytes()
     assert len(set(drawn.values())) == 4
+    out = run("--img-path", image, "--score", 0, "--box-detections-per-img", 21)[1]
+    assert "1 image is drawn without boxes around masks, with more than 20 objects in an image" in out
+    for words in (("--no-boxes",), ("--box-detections-per-img", 20)):
+        assert "without boxes" not in run("--img-path", image, "--score", 0, *words)[1]

@@ -68,8 +68,8 @@ def test_ranks_predict_as_one_process(place, capsys):
     assert {name: two[name] for name in whole} == whole and "instances.json" in two
     said = log.read_text()
     assert said.count("0.png: ") == said.count("1.png: ") == 1 and said.count("9.png: not an image") == 1
-    assert "4 of 5 image(s) predicted, 1 could not be read" in said and said.count("4 image(s) have 40 detections") == 1
-    assert said.count("detection(s) written to two/test_result.json") == 1 and "Traceback" not in said
+    assert "4 of 5 images predicted, 1 could not be read" in said and said.count("4 images have 40 detections") == 1
+    assert said.count("detections written to two/test_result.json") == 1 and "Traceback" not in said
     assert alone.out.splitlines()[-1] in said.splitlines()
 
 
@@ -88,7 +88,7 @@ def test_what_ranks_have_done_is_not_done_again(place, capsys):
     assert not Path("o/R.json").exists() or json.loads(Path("o/R.json").read_text())
     assert end_all(start_ranks(predict, *words, "o/R.json", "--resume", log="log2", size=2)) == [0, 0]
     said = Path("log2").read_text()
-    assert "resuming: 3 of 4 image(s) are done" in said and "4 of 4 image(s) predicted" in said
+    assert "resuming: 3 of 4 images done" in said and "4 of 4 images predicted" in said
     assert Path("o/R.json").read_bytes() == Path("whole.json").read_bytes()
     assert [path.name for path in Path("o").iterdir()] == ["R.json"]
 

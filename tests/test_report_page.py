@@ -129,9 +129,14 @@ def test_the_numbers_are_the_records(made):
     assert {name: float(row[4][1]) for name, row in per_class.items()} == record["segm"]["per_class"]
     mean = np.mean([float(row[3][1]) for row in per_class.values()])
     assert mean == pytest.approx(record["segm"]["stats"]["AP"])
-    groups = [float(row[2][1]) for row in tables["by-size"][1:]]
+    groups = [float(row[5][1]) for row in tables["by-size"][1:]]
     assert groups == [record["segm"]["stats"][name] for name in ("APs", "APm", "APl")]
     assert {row[0] for row in tables["costs"][1:]} == {*KINDS, "false positives", "false negatives"}
+    sizes = np.array([[int(count) for count in row[2:5]] for row in tables["by-size"][1:]])  # objects, found, missed
+    areas = [each["area"] for each in shapes.ground_truth()["annotations"] if not each["iscrowd"]]
+    assert sizes[:, 0].tolist() == np.histogram(areas, [0, 1024, 9216, 1e9])[0].tolist() and (sizes >= 0).all()
+    missed, negatives = (int(row[2]) for row in tables["costs"][1:] if row[0] in ("missed", "false negatives"))
+    assert sizes[:, 2].sum() == missed > 0 and sizes[:, 1].sum() == len(areas) - negatives > 0
 
 
 @needs_browser

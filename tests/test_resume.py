@@ -87,7 +87,7 @@ def test_flags_that_are_not_given_are_the_checkpoints(resumed, cut, tmp_path):
         (("--fixed-size", 64, 64), "--fixed-size 64 64 was None before"),
         (("--freeze-at", 2), "--trainable-layers 3 was 5 before"),
         (("--pretrain",), "--weights coco was none before"),
-        (("--batch-size", 3), "--batch-size 3 x --accumulate-steps 1 x 1 process(es) = 3, it was 2 before"),
+        (("--batch-size", 3), "--batch-size 3 x --accumulate-steps 1 x 1 process = 3, it was 2 before"),
         (("--batch-size", 1, "--accumulate-steps", 2), "--batch-size 1 was 2 before, and --norm batch depends on it"),
         (("--allow-changed", "rate"), "--allow-changed rate: give flags' names, or data"),
     ],
@@ -174,13 +174,13 @@ def test_a_run_in_a_thread_trains(data, tmp_path):
 def test_other_images_are_refused_without_leave(resumed, tmp_path):
     other = make_shapes(tmp_path / "other", train=8, val=2, size=48, seed=3)
     status, printed = resumed("--data-path", other)
-    assert status == 2 and "the data is not that of before: train: 2 image(s) are new, other labels of 6 im" in printed
+    assert status == 2 and "the data is not that of before: train: 2 images are new, other labels of 6 im" in printed
     assert (
         "; val: 1 of 2 images are gone, " not in printed
         and "Put the data back, or give --allow-changed data" in printed
     )
     status, printed = resumed("--data-path", other, "--allow-changed", "data")
-    assert status == 0 and "changed: train: 2 image(s) are new" in printed
+    assert status == 0 and "changed: train: 2 images are new" in printed
     assert torch.load(tmp_path / "run" / "model_1.pth", weights_only=True)["step"] == 2 * 4
 
 
@@ -309,7 +309,7 @@ def test_the_lowest_validation_loss_has_a_checkpoint(data, tmp_path, monkeypatch
     assert (saved["epoch"], saved["progress"]["lowest_val_loss"]) == (1, 0.25)
     lines = [line for line in capsys.readouterr().out.splitlines() if "changed since the run began" in line]
     assert [line.partition(", such")[0].partition(": ")[2] for line in lines] == [
-        "files of 1 image(s) have been changed since the run began"
+        "files of 1 image have been changed since the run began"
     ]
 
 
@@ -398,7 +398,7 @@ def test_another_number_of_processes_keeps_order_and_rates(data, tmp_path, capsy
     # finished with the flags of the checkpoint alone
     assert call(train, "--resume", "auto", "--output-dir", two) == 0
     printed = capsys.readouterr().out
-    assert "resumed with --batch-size 1 x --accumulate-steps 2 x 1 process(es): global batch 2" in printed
+    assert "resumed with --batch-size 1 x --accumulate-steps 2 x 1 process: global batch 2" in printed
     assert "last bits may differ from an uncut run: processes 2 -> 1" in printed
     steps = [[json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()] for run in (one, two)]
     for key in ("step", "lr", "image_ids"):

@@ -97,7 +97,10 @@ def test_resume_auto(tmp_path, capsys):
         (folder / name).write_text("the first was killed while saving, the others are the user's")
     assert prepare(folder, "auto") == (folder, folder / "model_0.pth")
     said = capsys.readouterr().out
-    assert "resuming from" in said and f"removed from {folder}: 1 unfinished file(s)" in said
+    assert (
+        "resuming from" in said
+        and f"removed from {folder}: unfinished files or folders of killed processes (1 in all)" in said
+    )
     left = {path.name for path in folder.iterdir()} - {".lock", "args.json", "model_0.pth"}
     assert left == {"thesis.tmp", "model_1.pth.tmp", "mine.unfinished"}
 

@@ -53,6 +53,17 @@ def test_the_reference_is_torchvisions_schedule():
     assert (built_in.optimizer, built_in.epochs, built_in.lr_schedule) == ("sgd", 26, "steps")
 
 
+def test_the_small_recipe_is_what_no_flag_says_otherwise():
+    config, (line,) = planned(268, 134, recipe="small", lr=0.001, min_size=(64,), rotate=0.0)
+    assert config.epochs == 12 and line.startswith("epochs: 12, as an epoch has 268 images")
+    assert planned(10, 5, recipe="small")[0].epochs == 100 and planned(100, 50, recipe="small")[0].epochs == 32
+    assert (config.optimizer, config.lr, config.lr_schedule, config.augment) == ("adamw", 0.001, "cosine", "medium")
+    medium = planned(9, 9, augment="medium")[0]
+    assert (config.zoom, config.rotate, medium.rotate) == (medium.zoom, 0.0, 10.0) and config.zoom != RunConfig().zoom
+    assert (config.value("backbone"), config.weights) == ("mobilenet_v2", "imagenet")
+    assert (config.value("min_size"), config.value("anchor_sizes")) == ((64,), ("auto",))
+
+
 def test_the_schedule_is_told_in_steps():
     config, _ = planned(78, 39, epochs=2)
     assert (

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -14,11 +15,16 @@ import validation
 from backbone.errors import InputError
 from benchmarks.large_images.tiles import Found, cut
 from network_files.operators.cropped_masks import CroppedMasks
+from network_files.operators.instance_masks import encode_cropped
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
+from train_utils.data.labels import LabelMap
 from train_utils.data.tiles.tiling import Tiling
+from train_utils.evaluation.compact_masks import CompactMasks
 from train_utils.evaluation.tiled_model import TiledModel, joined
+from train_utils.io.plain_text import counted
 from train_utils.prediction import large_drawings
-from train_utils.prediction.looking import tiling_of
+from train_utils.prediction.looking import LookingOptions, tiling_of
+from train_utils.prediction.runtimes.exported_model import ExportedModel, describe
 
 SIZE = (150, 190)
 
@@ -92,11 +98,11 @@ def test_tiles_are_seen_at_the_scale_of_training_with_room_for_their_objects():
     own = model.config.min_size[-1]
     content = {"smallest_scale": 0.5}
     tiling = tiling_of("auto", 0.25, 0.0, model.config, content)
-    assert (tiling.side, tiling.scale) == (2 * 4 * own, 0.5)
+    assert (tiling.side, tiling.scale) == (2 * 8 * own, 0.5)
     assert tiling_of(2 * own, 0.25, 0.0, model.config, content).scale is None  # as large as the largest of training
     assert tiling_of(2 * own + 2, 0.25, 0.0, model.config, {}).scale is None
     tiled = TiledModel(model, tiling)
-    assert tiled.config.box_detections_per_img == 16 * model.config.box_detections_per_img
+    assert tiled.config.box_detections_per_img == 64 * model.config.box_detections_per_img
     assert tiled.model.roi_heads.box_predictor.cls_score.weight is model.roi_heads.box_predictor.cls_score.weight
     seen = []
     tiled.model.transform.batch = lambda images, *_: seen.append(images[0].shape) or 1 / 0
@@ -104,7 +110,15 @@ def test_tiles_are_seen_at_the_scale_of_training_with_room_for_their_objects():
         tiled([torch.rand(3, tiling.side + 64, 40)])
     assert seen == [(3, *tiling.tile_size((tiling.side + 64, 40)))]
     assert tiled.config.min_size == (20,) and tiled.config.max_size == seen[0][1] / 2
+    assert tiled.config.rpn_post_nms_top_n_test == round(20 * seen[0][1] / 2 * 20 / own**2) > 20  # as large as it is
     assert model.config.min_size[-1] == own
+
+
+def test_tiles_of_an_exported_file_are_as_large_as_training_images():
+    config = tiny_model().config
+    about = describe(config, LabelMap.from_categories(NAMES), {"smallest_scale": 0.5}, None)
+    file = ExportedModel(lambda *_: [], json.loads(json.dumps(about)))
+    assert LookingOptions(tile="auto").looking(file, file.content).tiling == Tiling(2 * config.min_size[-1])
 
 
 def found_in(boxes: list[list[int]], labels: list[int], scores: list[float], size: tuple[int, int]) -> dict:
@@ -133,6 +147,20 @@ def test_two_objects_of_a_tile_are_never_joined():
     right = found_in([[0, 11, 30, 21]], [1], [0.7], (50, 60))
     result = joined([left, right], tiles, (50, 100))
     assert result["boxes"].tolist() == [[30, 10, 70, 21], [30, 12, 60, 22]]
+
+
+def test_compact_masks_are_the_masks_that_they_stand_for():
+    masks = CroppedMasks.from_masks(torch.cat((ellipses(5, seed=1), torch.zeros(1, *SIZE, dtype=torch.uint8))))
+    compact = CompactMasks.of(masks)
+    assert sum(map(len, compact.counts)) < len(masks.pixels) / 10 and compact.to("cpu") is compact
+    for some in (slice(None), [3, 5, 0], [], torch.tensor([True, False] * 3)):
+        one, other = masks[some], compact[some]
+        assert isinstance(other, CompactMasks) and torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.boxes, other.boxes) and torch.equal(one.areas(), other.areas())
+        assert torch.equal(one.to_masks(), other.to_masks()) and encode_cropped(one) == encode_cropped(other)
+        for changed in (lambda m: m.resize((70, 61)), lambda m: m.window(20, 30, 90, 80), lambda m: m.hflip()):
+            assert torch.equal(changed(one).to_masks(), changed(other).to_masks())
+    assert torch.equal(pickle.loads(pickle.dumps(compact)).crops()[-2], masks.crops()[-2])
 
 
 def test_no_detection_in_any_tile():
@@ -245,7 +273,7 @@ def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monke
     assert record["boundary"]["stats"]["AP"] <= record["segm"]["stats"]["AP"]
     assert "loss" not in out.splitlines()[-2] and "IoU type: boundary" in out
     full = record["about"]["limits"]["full_images"]["images"]
-    assert full and f"{full} tile(s) have 40 detections, all that --box-detections-per-img allows" in out
+    assert full and f"{counted(full, 'tile', 'have')} 40 detections, all that --box-detections-per-img allows" in out
 
 
 def test_tiles_that_are_left_out_as_empty_are_counted(tmp_path, monkeypatch, command):
@@ -255,5 +283,5 @@ def test_tiles_that_are_left_out_as_empty_are_counted(tmp_path, monkeypatch, com
     monkeypatch.chdir(tmp_path)
     weights = write_checkpoint(tmp_path / "model.pth")
     words = ("--weights-path", weights, "--device", "cpu", "--img-path", "half.png", "--tile", 96, "--overlap", 0)
-    assert "1 of 2 tile(s) are of one colour (--tile-empty 0), and were left out" in command(predict, *words)[1]
+    assert "left out: 1 of 2 tiles, of one colour (--tile-empty 0)" in command(predict, *words)[1]
     assert "left out" not in command(predict, *words, "--tile-empty", -1, "--score", 0)[1]

@@ -133,7 +133,11 @@ def test_a_run_on_tiles_resumes_bit_for_bit_and_its_checkpoint_remembers_them(tm
     assert "train: 1 image cut into 4 tiles of at most 64x64 pixels (--tile)" in out
     assert "val: images are looked at in such tiles" in out
 
+    drawn, overview = [], windows.Windows.overview
+    monkeypatch.setattr(windows.Windows, "overview", lambda *given: drawn.append(given[0]) or overview(*given))
+    monkeypatch.setattr(windows, "LARGE", 100)  # images are read in parts, those of validation too
     assert call(train, "--resume", "run/model_0.pth", "--output-dir", "again", "--device", "cpu") == 0
+    assert {image.shape for image in drawn} == {(3, 100, 100)}  # for TensorBoard
     assert {*differences(tmp_path / "run", tmp_path / "again")} <= {"det_results*.txt", "seg_results*.txt"}
     assert call(train, "--resume", "run/model_0.pth", "--output-dir", "other", "--tile", 50, "--device", "cpu") == 2
     assert "--tile 50 was 64 before" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_what_killed_processes_left_is_removed_and_said(tmp_path, capsys):
     unfinished.clear_leftovers(tmp_path)
     assert names(tmp_path) == sorted(kept)
     said = capsys.readouterr().out
-    assert said == f"removed from {tmp_path}: 3 unfinished file(s) or folder(s) of killed processes\n"
+    assert said == f"removed from {tmp_path}: unfinished files or folders of killed processes (3 in all)\n"
     kept += [".out-unfinished-a1_b2c3d", "model_best.pth.tmp", "thesis.tmp"]
     for name in kept[-3:]:
         (tmp_path / name).write_text("x")
@@ -91,7 +91,7 @@ def test_what_killed_processes_left_is_removed_and_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert names(tmp_path) == sorted(kept) and said.count("\n") == 1
     assert said.startswith(
-        f"{tmp_path}: 2 file(s) or folder(s) such as .out-unfinished-a1_b2c3d are called as an older"
+        f"{tmp_path}: files or folders such as .out-unfinished-a1_b2c3d (2 in all) are called as an older"
     )
     for name in kept[-3:]:
         (tmp_path / name).unlink()

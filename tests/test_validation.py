@@ -96,7 +96,7 @@ def test_no_detections_are_ap_zero(run, tmp_path, data):
 def test_unreadable_images_are_named_and_left_out(run, weights, data):
     (data / "images" / "1.png").write_bytes(b"no image")
     status, out, err = run("--weights-path", weights, "--data-path", data)
-    assert status == 1 and "1.png" in err and "1 image(s) could not be read" in err
+    assert status == 1 and "1.png" in err and "1 image could not be read" in err
     results = json.loads(Path("detections.json").read_text())
     assert {r["image_id"] for r in results} == {10, 12, 13}
 

@@ -138,7 +138,7 @@ def test_a_video_that_was_cut_off_is_written_as_far_as_it_goes(run, tmp_path, na
     assert "could not be decoded" in done.broken or "but says that it has" in done.broken
     status, out, err = run("--img-path", name, "--every", 8)
     assert status == 1 and err.startswith(f"predicted in part: {name}: ") and err.count("\n") == 1
-    assert "1 of 1 image(s) predicted, 1 in part" in out and Path("test_result.mp4").exists()
+    assert "1 of 1 image predicted, 1 in part" in out and Path("test_result.mp4").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_is_no_video_is_named(run, tmp_path, content, said):
     (tmp_path / "a.mp4").write_bytes(content)
     status, out, err = run("--img-path", "a.mp4")
     assert status == 1 and err == f"not predicted: a.mp4: {err.split('a.mp4: ')[1]}" and said in err
-    assert "0 of 1 image(s) predicted, 1 could not be read" in out and not list(tmp_path.glob("test_result*"))
+    assert "0 of 1 image predicted, 1 could not be read" in out and not list(tmp_path.glob("test_result*"))
     assert run("--img-path", "a.mp4", "--strict")[0] == 2
 
 
@@ -202,7 +202,7 @@ def test_a_folder_of_images_and_videos(run, tmp_path):
     assert status == 0, err
     names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "clip.mp4", "test_result.json"]
     assert sorted(path.name for path in Path("out").iterdir()) == names
-    assert "in/clip.avi: 3 frame(s) in " in out and "frames/s -> out/clip.mp4" in out
+    assert "in/clip.avi: 3 frames in " in out and "frames/s -> out/clip.mp4" in out
     frames, size, _ = frames_of("out/clip.mp4")
     assert len(frames) == 3 and size == SIZE
 
@@ -220,7 +220,7 @@ def test_a_signal_leaves_a_whole_video(run, tmp_path, monkeypatch, number, statu
 
     monkeypatch.setattr(Predictor, "detect", signalled)
     ended, out, err = run("--img-path", "a.mp4")
-    assert ended == status and "a.mp4: 4 frame(s) in " in out and err == ""
+    assert ended == status and "a.mp4: 4 frames in " in out and err == ""
     assert len(frames_of("test_result.mp4")[0]) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "test_result.mp4"]
 
@@ -245,7 +245,7 @@ def test_a_camera_runs_until_ctrl_c(run, tmp_path, monkeypatch):
         patch.setattr(Predictor, "detect", signalled)
         status, out, err = run("--img-path", "3")
     assert status == 0 and seen[0] == ("/dev/video3", {"format": "v4l2"}), err
-    assert "camera 3: 3 frame(s) in " in out and len(frames_of("test_result.mp4")[0]) == 3
+    assert "camera 3: 3 frames in " in out and len(frames_of("test_result.mp4")[0]) == 3
 
 
 def test_no_camera_is_one_line(run, tmp_path):

@@ -121,7 +121,7 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
         out = tmp_path / str(large)
         assert call(predict, *words, "--img-path", folder, "--output-dir", out, "--tile", 64) == 1
         said = capsys.readouterr()
-        assert "c.png: cannot be decoded" in said.err and "2 of 3 image(s) predicted" in said.out
+        assert "c.png: cannot be decoded" in said.err and "2 of 3 images predicted" in said.out
         on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64, "--report")
         assert call(validation, *on_data) == 0
         tensors = maskrcnn.load(weights)(str(folder / "a.png"), score=0, tile=64)
@@ -129,6 +129,16 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
         found[large] = [json.loads((out / "test_result.json").read_text()), numbers, tensors.boxes.tolist()]
     assert found[30] == found[10**6] and {r["image_id"] for r in found[30][0]} == {1, 2}
     monkeypatch.setattr(windows, "LARGE", 30)
+    in_python = {"tile": 64, "device": "cpu", "batch_size": 2, "report": True, "output_dir": tmp_path}
+    with pytest.warns(UserWarning, match=r"tile\(s\) have"):
+        of_python = maskrcnn.validate(weights, data, **in_python)
+    assert of_python["segm"] == found[30][1]["stats"] and of_python["report"].exists()
+    broken = data / "images" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:2000])  # its size can be read, but no tile
+    with pytest.warns(UserWarning, match=r"not evaluated: .*0\.png: cannot be decoded"):
+        assert maskrcnn.validate(weights, data, **in_python)["images"] == 3
+    with pytest.raises(InputError, match=r"0\.png: cannot be decoded"):
+        maskrcnn.validate(weights, data, strict=True, **in_python)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
     monkeypatch.setattr(predictor, "OVERVIEW", 90)
     Image.fromarray(np.tile(COLOURS, (3, 3, 1))).save(tmp_path / "bomb.png")
@@ -136,7 +146,7 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
     assert call(predict, *words) == 2
     assert "take it out of the data, or look at it in tiles (--tile)" in capsys.readouterr().err
     assert call(predict, *words, "--tile", 128, "--magnify", 1) == 0
-    assert "1 image(s) are drawn smaller" in capsys.readouterr().out
+    assert "1 image is drawn smaller" in capsys.readouterr().out
     with Image.open(tmp_path / "test_result.jpg") as drawn:
         assert drawn.size == (90, 70)
     monkeypatch.setattr(windows, "MOST_DECODED", 1000)

@@ -52,7 +52,7 @@ def make(folder, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_reader_gives_them_back(tmp_path, form):
     line = make(tmp_path, form)
-    assert line.startswith(f"2 image(s) with 4 object(s) written as {form} data to {tmp_path / 'out'}")
+    assert line.startswith(f"2 images with 4 objects written as {form} data to {tmp_path / 'out'}")
     data = open_data(tmp_path / "out", "train", val_fraction=0).train
     names = ("cell", "dirt_ wet") if form == "masks" else ("cell", "dirt: wet")
     assert data.label_map.names == names and data.object_counts().sum() == 4 and not data.skipped
@@ -124,7 +124,7 @@ def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
     status, out, _ = command(predict, *flags)
     results = json.loads((tmp_path / "test_result.json").read_text())
     content = json.loads((tmp_path / "data_set" / "instances.json").read_text())
-    assert status == 0 and f"2 image(s) with {len(content['annotations'])} object(s) written as coco data" in out
+    assert status == 0 and f"2 images with {len(content['annotations'])} objects written as coco data" in out
     kept = {(r["segmentation"]["counts"], r["category_id"]) for r in results}
     assert {(a["segmentation"]["counts"], a["category_id"]) for a in content["annotations"]} <= kept
     assert sum(open_data(tmp_path / "data_set", "train").train.object_counts()) > 0
@@ -143,9 +143,9 @@ def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
     found = detector(list(images), score=0)
     for form in ("labelme", "yolo", "masks", "voc"):
         line = getattr(found[0], f"to_{form}")(tmp_path / form)
-        assert line.startswith("1 image(s) with ") and f"written as {form} data" in line
+        assert line.startswith("1 image with ") and f"written as {form} data" in line
         assert open_data(tmp_path / form, "train", val_fraction=0).train.object_counts().sum() > 0
-    assert maskrcnn.save_data_set(found, "coco", tmp_path / "coco").startswith("2 image(s)")
+    assert maskrcnn.save_data_set(found, "coco", tmp_path / "coco").startswith("2 images")
     with pytest.raises(InputError, match="is no file; a data set needs image files"):
         detector(np.zeros((40, 40), np.uint8)).to_yolo(tmp_path / "other")
     status, _, said = command(predict, *flags[:2], "--coco-json", "x", "--image-dir", "y", "--output", "z", *flags[-2:])

@@ -33,7 +33,7 @@ from network_files.weight_files.architecture import infer_architecture
 from tools.doctor import advice, duplicates, fix, images, looks, page, statistics
 from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.opening import Opened, open_all
-from tools.doctor.table import in_tiles, table_of
+from tools.doctor.table import Table, in_tiles, table_of
 from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT, run_command
@@ -45,10 +45,11 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.loaders import image_factors
 from train_utils.data.objects import anchors
 from train_utils.data.objects.balance import samples_per_epoch
+from train_utils.data.objects.fitting import FITTED, asks_for_fit, fitted
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions, LoaderOptions
 from train_utils.data.tiles.cutting import Tiles
 from train_utils.data.tiles.tiling import TrainingTiles
-from train_utils.evaluation.advice import sizing
+from train_utils.evaluation.advice import Sizing, sizing
 from train_utils.io.files import folder_to_write, user_path, write_text
 from train_utils.io.plain_text import counted, one_line, pasted, visible
 from train_utils.logs.console import duration
@@ -88,7 +89,7 @@ def parse() -> Options:
     parser = Parser(description=__doc__, first=USED_MOST)
     add_flags(parser, Options, leave_out=("val_fraction", "drop_empty", "strict"))
     add_flags(parser, Augmentation, leave_out=("mini_mask",))
-    add_model_flags(parser, training=False)
+    add_model_flags(parser, training=False, may_be_auto=FITTED)
     given = parser.given()
     augmentation = Augmentation(**given_settings(Augmentation, with_preset(given)))
     options = Options(**given_settings(Options, given), model=given_model(given), augmentation=augmentation)
@@ -103,7 +104,7 @@ class Report:
     def __init__(self, options: Options) -> None:
         self.options, self.finds = options, Finds()
         self.of_images = Finds(self.finds)  # what only opened images show
-        self.config, self.assumed = model_config(options)
+        self.config, self.assumed, self.fitted = model_config(options)
         self.tables: dict = {}
         self.seen: dict = {}  # tables of what the model sees: of tiles, where --tile cuts the images
         self.classes: dict = {}
@@ -139,10 +140,11 @@ class Report:
             splits, self.values = images.pixel_values(self.opened.splits, self.config, finds)
             self.opened = self.opened._replace(splits=splits)
         self.tables = {split: table_of(part) for split, part in self.opened.splits.items()}
-        if self.tables and not options.weights_path:
-            classes = next(iter(self.opened.splits.values())).label_map.num_labels
-            self.config, self.assumed = model_config(options, classes)
         self.seen = {split: table_of(part) for split, part in self.shown.items() if split in self.tables}
+        if self.tables and (not options.weights_path or asks_for_fit(options.model)):
+            classes = next(iter(self.opened.splits.values())).label_map.num_labels
+            data_set = self.trained.data_set if self.trained and len(self.trained.sizes) else None
+            self.config, self.assumed, self.fitted = model_config(options, classes, data_set)
         self.classes = looks.look_at_all(self.tables, self.seen, self.config, finds)
         if self.tables:
             tables = list(self.seen.values())
@@ -176,7 +178,9 @@ class Report:
             )
             if isinstance(self.shown[split], Tiles):
                 lines.append(f"{split}: {self.shown[split].describe_cut()}")
-        return lines or [f"{counted(len(self.opened.images), 'image')} without annotations"] * bool(self.opened.images)
+        return [*lines, *self.fitted] or [f"{counted(len(self.opened.images), 'image')} without annotations"] * bool(
+            self.opened.images
+        )
 
     @property
     def sizing(self) -> str:
@@ -207,30 +211,39 @@ class Report:
                 lines.append(f"{reach.flags()}: {reach.numbers()}")
         return lines
 
+    @property
+    def trained(self) -> Table | None:
+        """The objects that training sees; None where there are none to train on."""
+        return self.seen.get("train", self.seen.get("all"))
+
+    @cached_property
+    def typical(self) -> Sizing:
+        """How the model resizes the typical training image."""
+        return sizing(self.trained.sizes, self.config)
+
     @cached_property
     def choices(self) -> list[advice.Choice]:
         """Sizes of images and anchors to choose from; none where nothing is trained on."""
-        trained = self.seen.get("train", self.seen.get("all"))
+        trained = self.trained
         if trained is None or not len(trained.sizes):
             return []
-        return advice.choices(list(self.seen.values()), trained, self.config, self.reach)
+        return advice.choices(list(self.seen.values()), trained, self.config, self.typical, self.reach)
 
     @cached_property
     def advice(self) -> list[str]:
         """Lines that say how train.py fits the data best, its command last; none where it would not open it."""
-        trained = self.seen.get("train", self.seen.get("all"))
+        trained = self.trained
         if self.verdict or trained is None or not len(trained.sizes) or self.options.weights_path or self.built_in:
             return []
         config, counts = self.config, np.concatenate([table.counts() for table in self.seen.values()])
-        lines, flags = advice.on_size(self.choices, trained, config)
+        lines, flags = advice.on_size(self.choices, trained, config, self.typical)
         of_limit = advice.on_limit(counts, config)
         lines, flags = lines + of_limit[0], flags + of_limit[1]
-        size = sizing(trained.sizes, config)
         count = samples_per_epoch(image_factors(trained.data_set, LoaderOptions()))
         if "all" in self.tables:  # training holds a share out
             count -= round(count * DataOptions().val_fraction)
         chosen = self.choices[-1].config
-        resized = resized_size(*size.size, chosen.min_size[-1], chosen.max_size, chosen.fixed_size)
+        resized = resized_size(*self.typical.size, chosen.min_size[-1], chosen.max_size, chosen.fixed_size)
         lines += advice.on_length(count, resized, config.backbone)
         out = ["--output-dir", f"runs/{self.opened.path.resolve().stem}"]
         command = pasted(
@@ -349,12 +362,23 @@ class Report:
         return folder / "check_data.html"
 
 
-def model_config(options: Options, classes: int | None = None) -> tuple[MaskRCNNConfig, str]:
-    """Returns (the model that sizes and anchors are looked at for, where it is from).
+def model_config(
+    options: Options, classes: int | None = None, data_set: ImageDataset | None = None
+) -> tuple[MaskRCNNConfig, str, list[str]]:
+    """Returns (the model that sizes and anchors are looked at for, where it is from, lines on what `auto` chose).
 
     It is that of --weights-path, else train.py's for this data; flags that are given precede it. classes: of the data,
-    background counted.
+    background counted; data_set: that `auto` fits; None: it is not known yet, and the usual sizes stand for it.
     """
+    about: list[str] = []
+
+    def sized(fields: dict[str, Any]) -> dict[str, Any]:
+        asked = asks_for_fit(fields)
+        if data_set is None or not asked:
+            return {name: value for name, value in fields.items() if name not in asked}
+        fields, about[:] = fitted(fields, data_set)
+        return fields
+
     given = {name: value for name, value in options.model.items() if name != "value_range" or not is_auto(value)}
     if options.weights_path:
         path = weights_file(options.weights_path)
@@ -364,15 +388,15 @@ def model_config(options: Options, classes: int | None = None) -> tuple[MaskRCNN
             if is_checkpoint(content)
             else (infer_architecture(content, str(path), given.get("backbone")), content)
         )
-        config, source = MaskRCNNConfig(**fitting_settings(path, own, given, state)), f"the model of {path}"
+        config, source = MaskRCNNConfig(**fitting_settings(path, own, sized(given), state)), f"the model of {path}"
     elif user_path(options.data_path).resolve() == Path(SHAPES_FOLDER).resolve():
-        fields = {**BUILT_IN_MODEL, "geometry": default_geometry("none", {}), **given}
+        fields = sized({**BUILT_IN_MODEL, "geometry": default_geometry("none", {}), **given})
         config, source = MaskRCNNConfig(**fields), "train.py's model for these shapes"
     else:
         weights = default_weights(given.get("backbone", USUAL["backbone"]), given.get("variant"))
-        fields = {"geometry": default_geometry(weights, {}, classes), **given}
+        fields = sized({"geometry": default_geometry(weights, {}, classes), **given})
         config, source = MaskRCNNConfig(**fields), "train.py's usual model"
-    return config, source + (", and the flags given" if given else "")
+    return config, source + (", and the flags given" if given else ""), about
 
 
 def what_is_left(report: Report, seconds: list[float]) -> str:

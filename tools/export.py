@@ -33,12 +33,14 @@ from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.images import read_image
+from train_utils.data.formats import FORMATS as DATA_FORMATS
+from train_utils.data.images import image_suffixes, read_image
 from train_utils.data.images.reading import Reading
 from train_utils.data.labels import LabelMap
-from train_utils.data.options import LoaderOptions
+from train_utils.data.opening import format_of
+from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS
-from train_utils.io.files import folder_to_write, user_path
+from train_utils.io.files import folder_of_result, user_path
 from train_utils.io.plain_text import visible
 from train_utils.prediction.data import open_split_of
 from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, export_model
@@ -63,7 +65,7 @@ class ExportOptions(ModelOptions):
     format: str = setting("onnx", "the file's: for onnxruntime, OpenVINO or torch.export", choices=FORMATS)
     batch: str = setting("1", f"images that the file takes at a time, or {DYNAMIC}: any number")
     check: tuple[str, ...] | None = setting(
-        None, "images to prove it on; or data, for the AP of both as well", metavar="IMAGE|DATA"
+        None, "images, or a folder of them, to prove it on; or data, for the AP of both too", metavar="IMAGE|DATA"
     )
     postprocess: str | None = setting(
         None,
@@ -106,19 +108,24 @@ def main() -> int:
     start = time.perf_counter()
     model, label_map, content = load_model(options, torch.device("cpu"))
     print(about_weights(options.weights_file, content, label_map))
-    folder = folder_to_write(user_path(options.output_dir))
     name = options.weights_file.stem + "_int8" * options.int8 + SUFFIXES[options.format]
     reading = Reading.of(model.config)
     int8 = eight_bits(options, content, label_map, reading) if options.int8 else None
-    export = Export(folder / name, options.format, batch_of(options.batch), int8, options.postprocess)
+    path = user_path(options.output_dir) / name
+    export = Export(path, options.format, batch_of(options.batch), int8, options.postprocess)
     data_set, images = None, []
     if options.check and len(options.check) == 1 and is_data(options.check[0]):
         of_data = {"data_path": options.check[0], "weights_path": options.weights_file}
         data_set = open_split_of(content, "val", of_data, label_map)[0].data_set.read_as(reading)
         images = [data_set[i][0] for i in range(min(LOOKED_AT, len(data_set)))]
     elif options.check:
-        images = [read_image(file, reading=reading) for file in find_images(options.check)]
-    proof, path = export_model(model, label_map, content, export, images), export.path
+        images = [read_image(file, reading=reading) for file in find_images(options.check, flag="--check")]
+
+    def say(stage: str) -> None:
+        print(f"{stage} (after {time.perf_counter() - start:.0f} s)", flush=True)
+
+    with folder_of_result(path.parent):
+        proof = export_model(model, label_map, content, export, images, say)
     print(proof.line)
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
     print(visible(f"written: {path} ({size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s)"))
@@ -138,9 +145,12 @@ def eight_bits(options: ExportOptions, content: dict[str, Any], label_map: Label
 
 
 def is_data(place: str) -> bool:
-    """Returns whether --check names data: a folder, or a json; else it is an image, or a glob."""
+    """Returns whether --check names data: a json, or a folder that is not one of images alone."""
     path = user_path(place)
-    return path.is_dir() or path.suffix.lower() == ".json"
+    if not path.is_dir():
+        return path.suffix.lower() == ".json"
+    images = any(file.suffix.lower() in image_suffixes() for file in path.iterdir())
+    return not images or bool(DATA_FORMATS[format_of(path)].find_splits(path, DataOptions(place), None))
 
 
 def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: ImageDataset) -> None:

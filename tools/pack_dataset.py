@@ -40,7 +40,7 @@ from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
 from train_utils.io.array_block import block_pieces, padded
 from train_utils.io.files import atomic_file, new_folder
-from train_utils.io.plain_text import pasted, visible
+from train_utils.io.plain_text import counted, pasted, visible
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def main() -> int:
     for image in unreadable:
         print(f"left out: {visible(image)}", file=sys.stderr)
     if unreadable:
-        print(f"{len(unreadable)} image(s) could not be read: left out", file=sys.stderr)
+        print(f"{counted(len(unreadable), 'image')} could not be read: left out", file=sys.stderr)
     out = visible(options.out)
     print(f"written: {out}/train.pack, {out}/val.pack (python train.py --data-path {pasted(options.out)})")
     return EXIT_SOME_UNUSABLE if unreadable else EXIT_OK

@@ -27,6 +27,7 @@ from network_files import create_model
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
+from train_utils.io.plain_text import counted
 from train_utils.run.defaults import BUILT_IN_MODEL
 
 SETTINGS = {
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.beside:
             beside = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(args.beside)]
             try:
-                report(f"{what}, {args.beside} busy process(es) beside it", measured(started, args.turns))
+                report(f"{what}, {counted(args.beside, 'busy process')} beside it", measured(started, args.turns))
             finally:
                 for process in beside:
                     process.kill()

@@ -110,7 +110,7 @@ class CroppedMasks:
 
     def to_masks(self) -> Tensor:
         """Returns full-size masks, uint8 [N, H, W]."""
-        masks = self.pixels.new_zeros(len(self), *self.size)
+        masks = torch.zeros(len(self), *self.size, dtype=torch.uint8, device=self.boxes.device)
         for mask, crop, (x1, y1, x2, y2) in zip(masks, self.crops(), self.boxes.tolist(), strict=True):
             mask[y1:y2, x1:x2] = crop
         return masks

@@ -206,7 +206,7 @@ def _fit_stem(state: dict, own: dict) -> list[str]:
         return []
     state[key] = for_channels(theirs, ours.shape[1])
     how = "their sum" if ours.shape[1] == 1 else f"each their sum / {ours.shape[1]}"
-    return [f"first convolution: from {theirs.shape[1]} to {ours.shape[1]} channel(s), {how}"]
+    return [f"first convolution: {theirs.shape[1]} channels become {ours.shape[1]}, {how}"]
 
 
 def _check_norm(model: MaskRCNN, state: dict, name: str) -> None:

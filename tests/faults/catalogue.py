@@ -28,6 +28,7 @@ from tests.faults import Outcome
 from tests.tiny_model import NAMES, train_flags, write_checkpoint, write_coco
 from train_utils.data.opening import open_data
 from train_utils.io import array_cache as annotation_cache
+from train_utils.io.plain_text import counted
 
 WHAT = "odd and wrong images, annotations and jsons: an error, a counted skip, or the right result"
 ERROR, SKIP, GO_ON = "error", "skip", "go on"
@@ -211,7 +212,7 @@ def check_skipped_images(case: Case, name: str, ended: Done, told: str) -> None:
     assert ended.status == (0 if name == "train" else 1), told
     counts = {
         "train": f"left out: {case.skips} in training so far, {case.skips} in validation",
-        "validation": f"{case.skips} image(s) could not be read",
+        "validation": f"{counted(case.skips, 'image')} could not be read",
         "predict": f", {case.skips} could not be read",
     }
     assert counts[name] in ended.out + ended.err, told

@@ -147,7 +147,7 @@ def cut_prediction(kind: str, number: int) -> Callable[[Place, Path, random.Rand
         assert status in (-number, 128 + number), (status, out)
         killed = number == signal.SIGKILL  # it loses what threads were about to keep, two images at most
         assert killed or json.loads(path.read_text()) != "of another call"
-        assert killed or f"stopped: {done} of 12 image(s) predicted" in out, out
+        assert killed or f"stopped: {done} of 12 images predicted" in out, out
         status, out = run_one("predict", NONE, *flags, "--resume")
         taken = re.search(r"resuming: (\d+) of 12 image\(s\) are done", out)
         assert status == 0 and done - 2 * killed <= (int(taken[1]) if taken else 0) <= done, out

@@ -171,7 +171,7 @@ def changed_labels(cut: Cut) -> Trial | None:
 def changed_image(cut: Cut) -> Trial | None:
     """An image is replaced by another of the same size."""
     path, other = cut.rng.sample(sorted(cut.data.rglob("*.png")), 2)
-    return refused(cut, path, other.read_bytes(), "other image files of 1 image(s)")
+    return refused(cut, path, other.read_bytes(), "other image files of 1 image")
 
 
 def refused(cut: Cut, path: Path, wrong: bytes, says: str) -> Trial | None:

@@ -18,8 +18,8 @@ from tools.doctor.table import Table
 from train_utils.data.loaders import steps_per_epoch
 from train_utils.data.objects import anchors
 from train_utils.data.objects.anchors import Reach
-from train_utils.data.objects.fitting import fitted_size
-from train_utils.evaluation.advice import sizing, step_memory
+from train_utils.data.objects.fitting import SMALLEST, fitted_size, size_for
+from train_utils.evaluation.advice import Sizing, step_memory
 from train_utils.io.plain_text import counted
 from train_utils.run.defaults import USUAL
 from train_utils.run.schedule import default_epochs
@@ -55,12 +55,14 @@ class Choice(NamedTuple):
         return f"  {self.name}: {self.sizes()}: {', '.join(filter(None, [reached, times]))}"
 
 
-def choices(tables: Sequence[Table], trained: Table, config: MaskRCNNConfig, usual: Sequence[Reach]) -> list[Choice]:
+def choices(
+    tables: Sequence[Table], trained: Table, config: MaskRCNNConfig, size: Sizing, usual: Sequence[Reach]
+) -> list[Choice]:
     """Returns the sizes that could be chosen: train.py's, the images' own, and what suits the objects.
 
-    usual: how far the configured anchors reach, and better ones at the configured size.
+    size: of the typical training image; usual: how far the configured anchors reach, and better ones at the configured
+    size.
     """
-    size = sizing(trained.sizes, config)
     median = size.size
 
     def choice(name: str, config: MaskRCNNConfig, reach: Sequence[Reach]) -> Choice:
@@ -83,9 +85,10 @@ def choices(tables: Sequence[Table], trained: Table, config: MaskRCNNConfig, usu
     return found
 
 
-def on_size(found: Sequence[Choice], trained: Table, config: MaskRCNNConfig) -> tuple[list[str], list[str]]:
+def on_size(
+    found: Sequence[Choice], trained: Table, config: MaskRCNNConfig, size: Sizing
+) -> tuple[list[str], list[str]]:
     """Returns lines that compare the choices, and the flags of the chosen one that differ from the configured."""
-    size = sizing(trained.sizes, config)
     lines = [size.line()]
     if len(found) == 1:
         return lines, []
@@ -98,10 +101,10 @@ def on_size(found: Sequence[Choice], trained: Table, config: MaskRCNNConfig) -> 
     if chosen.reach and chosen.reach.sizes != config.anchor_sizes:
         flags += ["--anchor-sizes", *map(str, chosen.reach.sizes)]
     if len(found) > 2:
-        share = found[1].pixels / chosen.pixels
-        lines.append(
-            f"the command takes the last row, as many objects are small; the one above has {share:.2g} of its pixels"
-        )
+        share, fit = found[1].pixels / chosen.pixels, size_for(trained)
+        reason = f"one in ten objects is smaller than {fit.small:.3g} pixels"
+        reason = f"auto takes no side below {SMALLEST} pixels" if fit.bounded else reason
+        lines.append(f"the command takes the last row, as {reason}; the one above has {share:.2g} of its pixels")
     return lines, flags
 
 

@@ -20,8 +20,10 @@ from backbone.errors import InputError
 from network_files.config import MaskRCNNConfig
 from tools.doctor.finds import NOTE, WARNING, Finds, Kind
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.images import EXIF_ORIENTATION, ImageError, formats, image_suffixes, read_image
+from train_utils.data.images import ImageError, read_image
 from train_utils.data.images.depth import is_deep
+from train_utils.data.images.file_formats import formats, image_suffixes
+from train_utils.data.images.orientation import EXIF_ORIENTATION
 from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.images.shown import shown

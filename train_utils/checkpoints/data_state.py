@@ -23,6 +23,7 @@ from train_utils.data.annotations import Annotations
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images.pages import file_of
 from train_utils.io.checksums import Stamps, file_checksums, part_checksums, stamp_files
+from train_utils.io.plain_text import counted
 
 OF_TABLE = ("sizes", "labels", "boxes", "masks")
 FILES = ("image", "mask")
@@ -87,7 +88,7 @@ def compare(before: Mapping[str, Any], now: State, data_set: ImageDataset) -> tu
     if len(one) < counts[0]:
         changed.append(f"{counts[0] - len(one)} of {counts[0]} images are gone")
     if len(two) < counts[1]:
-        changed.append(f"{counts[1] - len(two)} image(s) are new")
+        changed.append(f"{counted(counts[1] - len(two), 'image', 'are')} new")
     if not changed and (one != two).any():
         changed.append("the images have another order")
 
@@ -97,7 +98,7 @@ def compare(before: Mapping[str, Any], now: State, data_set: ImageDataset) -> tu
     def add(what: str, which: np.ndarray) -> None:
         if which.any():
             such = os.path.basename(data_set.file_name(int(two[which.argmax()])))
-            changed.append(f"{what} of {int(which.sum())} image(s), such as {such}")
+            changed.append(f"{what} of {counted(int(which.sum()), 'image')}, such as {such}")
 
     same_form = before["form"] == now["form"]
     for column in OF_TABLE if same_form else OF_TABLE[:-1]:

@@ -9,6 +9,7 @@ from backbone.waiting import chosen_by_user
 from train_utils.processes.distributed import World
 
 HELPS = "OMP_WAIT_POLICY=PASSIVE"  # measured by benchmarks/machine/busy.py
+MANY = 20  # images from which on predicting them takes so long that the line is worth reading
 MARGIN = 1.0  # processes that wait for each core, from which on the machine is called busy
 
 
@@ -32,8 +33,12 @@ def busy_line(device: torch.device) -> str | None:
     )
 
 
-def say_if_busy(world: World) -> None:
-    """Prints `busy_line` to stderr, on the main process."""
-    line = busy_line(world.device) if world.is_main else None
+def say_if_busy(world: World, images: int | None = None) -> None:
+    """Prints `busy_line` to stderr, on the main process, before work that takes long.
+
+    images: to be predicted, of which few take no time to speak of; None: it takes long anyway, as training.
+    """
+    is_long = images is None or images >= MANY
+    line = busy_line(world.device) if world.is_main and is_long else None
     if line:
         print(line, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from backbone.errors import InputError
-from train_utils.cli.busy import say_if_busy
+from train_utils.io.plain_text import counted
 from train_utils.processes.distributed import TIMEOUT, World
 
 PATIENCE = 7 * 24 * 3600.0  # seconds that a process waits for another's share, which may be a long video
@@ -25,7 +25,7 @@ def pick_device(name: str = "auto") -> torch.device:
         if count == 0:
             raise InputError(f"--device {name}: torch sees no CUDA GPU here; give --device cpu")
         if index and int(index) >= count:
-            raise InputError(f"--device {name}: torch sees {count} GPU(s), cuda:0 to cuda:{count - 1}")
+            raise InputError(f"--device {name}: torch sees {counted(count, 'GPU')}, up to cuda:{count - 1}")
     return torch.device(name)
 
 
@@ -39,7 +39,6 @@ def shared_world(device: str, advice: str) -> Iterator[World]:
         world = World.from_environment(device, PATIENCE, advice, TIMEOUT)
     else:
         world = World.single(pick_device(device))
-    say_if_busy(world)
     try:
         yield world
     finally:

@@ -176,6 +176,7 @@ class EvalLoader:
                 same.clear()
         batches += [same for same in waiting.values() if same]
         self._keys = [[(0, index) for index in batch] for batch in batches[world.rank :: world.size]]
+        self.strict = options.strict
         self._loader = Loader(_Samples(ds, None, 0, options.strict), options.workers, world)
 
     def __len__(self) -> int:

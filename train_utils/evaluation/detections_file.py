@@ -17,7 +17,7 @@ from train_utils.data.labels import read_json
 from train_utils.data.masks import LONGEST_OUTLINE, outline, rasterise
 from train_utils.data.rle import rles_fit
 from train_utils.io.json_stream import RepeatedKey, object_of
-from train_utils.io.plain_text import brief
+from train_utils.io.plain_text import brief, counted
 
 AT_ONCE = 4096  # masks checked together
 
@@ -67,11 +67,13 @@ class _Known:
 
     def notes(self) -> list[str]:
         """Returns what is to be said about the file."""
-        notes = [f"{self.by_name} result(s) name their image by its file name"] if self.by_name else []
+        notes = [f"{counted(self.by_name, 'result', 'name')} the image by its file name"] if self.by_name else []
         if self.foreign:
             each = ", ".join(f"{category} ({count})" for category, count in self.foreign.most_common(10))
             more = ", ..." if len(self.foreign) > 10 else ""
-            notes.append(f"left out: {self.foreign.total()} result(s) of categories that the data lacks: {each}{more}")
+            notes.append(
+                f"left out: {counted(self.foreign.total(), 'result')} of categories that the data lacks: {each}{more}"
+            )
         return notes
 
 

@@ -9,6 +9,7 @@ from network_files import MaskRCNNConfig
 from network_files.transform import resized_size
 from train_utils.data.augmentations.common import REMOVED
 from train_utils.data.images import BYTES, CHANNELS, DEPTH, NARROWED, PAGES, TRANSPARENCY
+from train_utils.io.plain_text import counted
 
 MAX_DETS = 100  # of a class in an image, COCO's
 DROPPED = {
@@ -47,15 +48,15 @@ def limits_met(
     own = [a for a in truth["annotations"] if not a["iscrowd"] and (image_ids is None or a["image_id"] in image_ids)]
     limits = []
     for name, entries, line in (
-        ("objects_beyond_max_dets", own, "{images} image(s) have more than {most} objects of a class, {beyond} beyond"),
-        ("detections_beyond_max_dets", results, "{images} image(s) have {beyond} detections beyond {most} of a class"),
+        ("objects_beyond_max_dets", own, "{images} more than {most} objects of a class, {beyond} beyond"),
+        ("detections_beyond_max_dets", results, "{images} {beyond} detections beyond {most} of a class"),
     ):
         beyond = Counter()
         for (image, _), count in Counter((e["image_id"], e["category_id"]) for e in entries).items():
             if count > max_dets:
                 beyond[image] += count - max_dets
         if beyond:
-            counts = {"images": len(beyond), "beyond": beyond.total(), "most": max_dets}
+            counts = {"images": counted(len(beyond), "image", "have"), "beyond": beyond.total(), "most": max_dets}
             limits.append(Limit(name, len(beyond), beyond.total(), f"{line}: they {CUT}".format(**counts)))
     full = sum(count >= per_image for count in Counter(r["image_id"] for r in results).values()) if per_image else 0
     return limits + full_images(full, per_image)
@@ -63,16 +64,21 @@ def limits_met(
 
 def full_images(count: int, per_image: int | None, what: str = "image") -> list[Limit]:
     """Returns the limit of per_image detections in an image (or tile), where so many met it; empty for none."""
-    line = f"{count} {what}(s) have {per_image} detections, all that --box-detections-per-img allows"
+    found = counted(per_image or 0, "detection")
+    line = f"{counted(count, what, 'have')} {found}, all that --box-detections-per-img allows"
     return [Limit("full_images", count, 0, line)] if count else []
 
 
 def dropped_limits(dropped: Counter[str]) -> list[Limit]:
     """Returns what reading images left out, of `images.take_dropped`, and the objects that augmentation did."""
     removed = dropped[REMOVED]
-    line = f"augmentation left out {removed} object(s) of an epoch, which it had moved out of sight or covered"
+    line = f"augmentation left out {counted(removed, 'object')} of an epoch, which it had moved out of sight or covered"
     return [
-        *(Limit(k, n, 0, f"{n} image(s) have {DROPPED[k]}") for k, n in sorted(dropped.items()) if k != REMOVED),
+        *(
+            Limit(k, n, 0, f"{counted(n, 'image', 'have')} {DROPPED[k]}")
+            for k, n in sorted(dropped.items())
+            if k != REMOVED
+        ),
         *([Limit(REMOVED, 0, removed, line)] if removed else []),
     ]
 
@@ -109,9 +115,9 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
     least = min(1.0, smallest) * SHRUNK
     scales = [scale for scale in (scale_of(size, config) for size in sizes) if scale < least]
     line = (
-        f"{len(scales)} image(s) are shrunk to as little as {min(scales, default=1):.2g} of their size, in training to "
-        f"{min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and --max-size shrink "
-        "less, --tile auto looks at them in parts"
+        f"{counted(len(scales), 'image', 'are')} shrunk to as little as {min(scales, default=1):.2g} of the size, in "
+        f"training to {min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and "
+        "--max-size shrink less, --tile auto looks at parts"
     )
     return [Limit("shrunk_images", len(scales), 0, line)] if scales else []
 
@@ -119,7 +125,8 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
 def left_out_line(path: str | Path, count: int) -> str:
     """Returns what is said of so many detections that `ImageDataset.with_given_ids` left out of a file."""
     return (
-        f"left out of {path}: {count} detection(s) of classes that the data lacks, whose ids mean other classes there"
+        f"left out of {path}: {counted(count, 'detection')} of classes that the data lacks, whose ids mean other "
+        "classes there"
     )
 
 

@@ -11,6 +11,8 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,20 +24,36 @@ from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.data.tiles.cutting import cut_target
 from train_utils.data.tiles.tiling import Size, Tiling
+from train_utils.evaluation.compact_masks import CompactMasks, code_of
 from train_utils.evaluation.limits import Limit, full_images, scale_of
 from train_utils.evaluation.mirrored_model import MirroredModel
+from train_utils.io.plain_text import counted
 
 AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
 TILES_AT_ONCE = 8  # on a GPU
 SHOWN_AFTER = 3.0  # seconds, from which on a bar says how many tiles are done
+PROPOSALS = ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test")
 MOST_PROPOSALS = 10_000  # of a tile
+AT_HAND = 8  # tiles whose masks are decoded at a time: each meets those beside it and of the next row
+
+
+class Keeper(Protocol):
+    """Keeps what the tiles of an image show, so that an image that takes long goes on where it was cut."""
+
+    def before(self) -> list[dict | None]:
+        """Returns what the first tiles show, as far as it is known."""
+        ...
+
+    def keep(self, shown: Sequence[dict | None]) -> None:
+        """Is told what all tiles so far show."""
+        ...
 
 
 class TiledModel(nn.Module):
     """A model that looks at images in tiles; it is called as the model is.
 
-    Detections have `masks` (CroppedMasks), those of an image that is seen whole the model's own mask_probs; and
+    Detections have `masks` (CompactMasks), those of an image that is seen whole the model's own mask_probs; and
     `tiles`, int64 [3]: how many tiles there are, have as many detections as the model may find, are left out as empty.
     mask_threshold: a mask's pixels are those with a probability above it; losses: give the mean of the tiles' losses,
     too, where there are targets. counted: the sum of `tiles` so far.
@@ -43,6 +61,7 @@ class TiledModel(nn.Module):
 
     detections_per_image = None  # has no limit
     bar = False  # whether a terminal is shown how many tiles of an image are done, where that takes long
+    keeper: Keeper | None = None  # of the image that it is called with next
 
     def __init__(self, model: nn.Module, tiling: Tiling, mask_threshold: float = 0.5, losses: bool = False) -> None:
         super().__init__()
@@ -50,7 +69,7 @@ class TiledModel(nn.Module):
         if not isinstance(model, MaskRCNN | MirroredModel):  # an exported file's is what it is
             tiling = replace(tiling, scale=None)
         if tiling.scale is not None:
-            model = roomier(model, (tiling.side * tiling.scale / model.config.min_size[-1]) ** 2)
+            model = roomier(model, (tiling.side * tiling.scale) ** 2)
         self.model, self.tiling, self.mask_threshold, self.losses = model, tiling, mask_threshold, losses
         self.counted = torch.zeros(3, dtype=torch.int64)
 
@@ -86,24 +105,32 @@ class TiledModel(nn.Module):
             return losses, {**found, "tiles": torch.tensor([1, int(full), 0])}
         if self.tiling.scale is not None:
             sides = [math.ceil(side * self.tiling.scale) for side in self.tiling.tile_size(size)]
-            self.model.shared.set(min_size=(min(sides),), max_size=max(sides))
-        at_once, seen, found, waiting = 1 if image.device.type == "cpu" else TILES_AT_ONCE, [], [], []
+            room = room_for(self.whole.config, math.prod(sides), PROPOSALS)
+            self.model.shared.set(min_size=(min(sides),), max_size=max(sides), **room)
+        at_once, waiting = 1 if image.device.type == "cpu" else TILES_AT_ONCE, []
+        shown = [] if self.keeper is None else self.keeper.before()  # by each tile so far; None: it is empty
         sums: dict[str, Tensor] = {}
         hidden = None if self.bar else True  # None: where it is no terminal
-        for t, (x1, y1, x2, y2) in enumerate(
-            tqdm(tiles.tolist(), unit="tile", leave=False, delay=SHOWN_AFTER, disable=hidden)
-        ):
+        bar = {"unit": "tile", "leave": False, "delay": SHOWN_AFTER, "disable": hidden, "initial": len(shown)}
+        for t, window in enumerate(tqdm(tiles[len(shown) :].tolist(), total=len(tiles), **bar), len(shown)):
+            x1, y1, x2, y2 = window
             view = image[:, y1:y2, x1:x2]  # of a large file read here
+            shown.append(None)
             if not self.tiling.is_empty(view):
-                seen.append(t)
-                waiting.append(view)
+                waiting.append((t, window, view))
             if waiting and (len(waiting) == at_once or t == len(tiles) - 1):
-                cut = target and [cut_target(target, tuple(tiles[k].tolist())) for k in seen[-len(waiting) :]]
-                losses, some = looked_at(self.model, waiting, cut)
-                found += [self._masked(one, self.tiling.tile_size(size)) for one in some]
+                places, windows, views = zip(*waiting, strict=True)
+                cut = target and [cut_target(target, tuple(window)) for window in windows]
+                losses, some = looked_at(self.model, list(views), cut)
+                for place, one in zip(places, some, strict=True):
+                    shown[place] = self._masked(one, self.tiling.tile_size(size))
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0) + value * len(waiting)
                 waiting = []
+            if self.keeper is not None and not waiting:
+                self.keeper.keep(shown)
+        seen = [t for t, one in enumerate(shown) if one is not None]
+        found = [shown[t] for t in seen]
         sums = {name: value / len(seen) for name, value in sums.items()}
         counts = [len(tiles), sum(len(one["scores"]) >= limit for one in found), len(tiles) - len(seen)]
         if not found:
@@ -112,18 +139,40 @@ class TiledModel(nn.Module):
                             "masks": CroppedMasks.empty(self.tiling.tile_size(size))}], [0]  # fmt: skip
         return sums, {**joined(found, tiles[seen], size), "tiles": torch.tensor(counts)}
 
-    def limits(self, counted: Sequence[int]) -> list[Limit]:
-        """Returns what cut the detections; counted: the sum of `tiles`, over all processes."""
-        tiles, full, empty = counted
-        line = f"{empty} of {tiles} tile(s) are of one colour (--tile-empty {self.tiling.empty:g}), and were left out"
+    def limits(self, sums: Sequence[int]) -> list[Limit]:
+        """Returns what cut the detections; sums: the sum of `tiles`, over all processes."""
+        tiles, full, empty = sums
+        line = f"left out: {empty:,} of {counted(tiles, 'tile')}, of one colour (--tile-empty {self.tiling.empty:g})"
         left_out = [Limit("empty_tiles", empty, 0, line)] if empty else []
         return [*full_images(full, self.config.box_detections_per_img, "tile"), *left_out]
 
     def _masked(self, found: dict[str, Tensor], size: Size) -> dict:
         """Returns a tile's detections on the CPU, with masks in place of their probabilities."""
         where = found["boxes"], size, self.config.geometry, self.mask_threshold
-        masks = mask_probs_to_bool(found["mask_probs"], *where).to("cpu")
+        masks = CompactMasks.of(mask_probs_to_bool(found["mask_probs"], *where))
         return {**{key: found[key].cpu() for key in ("boxes", "labels", "scores")}, "masks": masks}
+
+
+def as_plain(found: dict | None) -> dict[str, Any] | None:
+    """Returns the detections of a tile as values for json, from which `from_plain` makes the same again."""
+    if found is None:
+        return None
+    values = {key: found[key].tolist() for key in ("boxes", "labels", "scores")}
+    masks = {"size": found["masks"].size, "places": found["masks"].boxes.tolist()}
+    return {**values, **masks, "counts": [code.decode() for code in found["masks"].counts]}
+
+
+def from_plain(plain: dict[str, Any] | None) -> dict | None:
+    """Returns the detections that `as_plain` was given."""
+    if plain is None:
+        return None
+    places = torch.tensor(plain["places"], dtype=torch.int64).reshape(-1, 4)
+    return {
+        "boxes": torch.tensor(plain["boxes"], dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(plain["labels"], dtype=torch.int64),
+        "scores": torch.tensor(plain["scores"], dtype=torch.float32),
+        "masks": CompactMasks([code.encode() for code in plain["counts"]], places, plain["size"]),
+    }
 
 
 def looked_at(model: nn.Module, images: list[Tensor], targets: list[dict] | None) -> tuple[dict, list[dict]]:
@@ -133,47 +182,65 @@ def looked_at(model: nn.Module, images: list[Tensor], targets: list[dict] | None
     return model(images, targets, paste_masks=False)
 
 
-def roomier(model: MaskRCNN | MirroredModel, areas: float) -> MaskRCNN | MirroredModel:
-    """Returns a model of the same weights with room for so many times the proposals and detections."""
+def roomier(model: MaskRCNN | MirroredModel, area: float) -> MaskRCNN | MirroredModel:
+    """Returns a model of the same weights with room for the proposals and detections of an image of so many pixels."""
     same = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    larger, room = copy.deepcopy(model, same), {}
-    for name in ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"):
-        own = getattr(model.config, name)
-        room[name] = max(min(round(own * areas), MOST_PROPOSALS), own)
-    larger.shared.set(**room)
+    larger = copy.deepcopy(model, same)
+    larger.shared.set(**room_for(model.config, area, (*PROPOSALS, "box_detections_per_img")))
     return larger
 
 
+def room_for(config: MaskRCNNConfig, area: float, names: Sequence[str]) -> dict[str, int]:
+    """Returns these fields, larger by as much as an image of so many pixels is larger than one of training."""
+    times, room = area / config.min_size[-1] ** 2, {}
+    for name in names:
+        own = getattr(config, name)
+        room[name] = max(min(round(own * times), MOST_PROPOSALS), own)
+    return room
+
+
 class _Parts:
-    """The D detections of all tiles, in the image's pixels, with what tells how they lie in their tiles."""
+    """The D detections of all tiles, in the image's pixels, with what tells how they lie in their tiles.
+
+    Masks stay coded; those of few tiles are decoded at a time.
+    """
 
     def __init__(self, found: Sequence[dict], tiles: Tensor, size: Size) -> None:
         counts = torch.tensor([len(one["scores"]) for one in found], dtype=torch.int64)
         self.tiles, self.tile = tiles, torch.arange(len(tiles)).repeat_interleave(counts)  # [T, 4], [D]
+        self.first = (counts.cumsum(0) - counts).tolist()  # of each tile
         corner = tiles[self.tile][:, :2]  # [D, 2]
         self.boxes = torch.cat([one["boxes"] for one in found]) + corner.repeat(1, 2)
         self.labels, self.scores = (torch.cat([one[key] for one in found]) for key in ("labels", "scores"))
-        self.crops = [crop.numpy() for one in found for crop in one["masks"].crops()]  # uint8 [h, w] each
-        self.corners = (torch.cat([one["masks"].boxes[:, :2] for one in found]) + corner).tolist()  # x, y of each crop
-        self.margins = _margins(self.boxes, tiles[self.tile], size)  # [D]
-        self.cut = self.margins <= AT_BORDER
+        masks = [CompactMasks.of(one["masks"]) for one in found]
+        self.codes = [code for of_tile in masks for code in of_tile.counts]
+        places = torch.cat([of_tile.boxes for of_tile in masks])  # [D, 4]
+        self.corners = (places[:, :2] + corner).tolist()  # x, y of each crop
+        self.sides = (places[:, 2:] - places[:, :2]).flip(1).tolist()  # height, width of each
+        self.decoded = lru_cache(AT_HAND)(lambda t: [crop.numpy() for crop in masks[t].crops()])
+        margins = _margins(self.boxes, tiles[self.tile], size)  # [D]
+        self.cut = margins <= AT_BORDER
+        # of each detection, for loops, in which tensors of one number are slow
+        columns = (self.tile, self.labels, self.scores, margins, self.cut)
+        self.tile_of, self.label_of, self.score_of, self.margin_of, self.is_cut = (c.tolist() for c in columns)
 
     def mask_in(self, i: int, window: Sequence[int]) -> np.ndarray:
         """Returns what of mask i lies in a window x1 y1 x2 y2, uint8 of the window's shape."""
         x1, y1, x2, y2 = window
-        seen, crop, (x, y) = np.zeros((y2 - y1, x2 - x1), np.uint8), self.crops[i], self.corners[i]
-        high, wide = crop.shape
+        seen, (x, y), (high, wide) = np.zeros((y2 - y1, x2 - x1), np.uint8), self.corners[i], self.sides[i]
         left, top, right, bottom = max(x, x1), max(y, y1), min(x + wide, x2), min(y + high, y2)
         if left < right and top < bottom:
+            tile = self.tile_of[i]
+            crop = self.decoded(tile)[i - self.first[tile]]
             seen[top - y1 : bottom - y1, left - x1 : right - x1] = crop[top - y : bottom - y, left - x : right - x]
         return seen
 
 
-def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor | CroppedMasks]:
+def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor | CompactMasks]:
     """Returns the detections of an image of `size` from those of its tiles, by falling score.
 
     found: per tile boxes float32 [D_t, 4], labels int64 [D_t], scores float32 [D_t], masks (CroppedMasks), all in the
-    tile's pixels; tiles int64 [T, 4]. Returns the same in the image's pixels.
+    tile's pixels; tiles int64 [T, 4]. Returns the same in the image's pixels, masks as CompactMasks.
 
     - What is cut by its tile and lies in the inside of another is left out: the other sees it with what is around it.
     - Two detections of neighbours are one object where their masks agree in the shared strip by an IoU of SAME. Pairs
@@ -184,20 +251,20 @@ def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor
     """
     parts = _Parts(found, tiles, size)
     keep = ~_inside_another(parts, size)
-    boxes, crops, corners, leaders = [], [], [], []
+    corners, boxes, codes, places, leaders = parts.boxes.tolist(), [], [], [], []
     for members in _objects(_pairs(parts, keep), parts, keep):
-        if not parts.cut[members].any():
-            members = [max(members, key=lambda i: float(parts.margins[i]))]
-        leaders.append(max(members, key=lambda i: float(parts.scores[i])))
-        crop, corner = _united(parts, members)
-        crops.append(torch.from_numpy(crop))
-        corners.append([*corner, 0, 0])
-        of_all = parts.boxes[members]
-        boxes.append(torch.cat((of_all[:, :2].amin(0), of_all[:, 2:].amax(0))))
+        if not any(parts.is_cut[i] for i in members):
+            members = [max(members, key=parts.margin_of.__getitem__)]
+        leaders.append(max(members, key=parts.score_of.__getitem__))
+        code, place = _united(parts, members)
+        codes.append(code)
+        places.append(place)
+        x1, y1, x2, y2 = zip(*(corners[i] for i in members), strict=True)
+        boxes.append([min(x1), min(y1), max(x2), max(y2)])
     order = torch.argsort(parts.scores[leaders], descending=True, stable=True)
-    masks = CroppedMasks.from_crops(crops, torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), size)
+    masks = CompactMasks(codes, torch.tensor(places, dtype=torch.int64).reshape(-1, 4), size)
     return {
-        "boxes": torch.stack(boxes)[order] if boxes else parts.boxes[:0],
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order],
         "labels": parts.labels[leaders][order],
         "scores": parts.scores[leaders][order],
         "masks": masks[order],
@@ -244,8 +311,8 @@ def _pairs(parts: _Parts, keep: Tensor) -> Iterator[tuple[bool, float, int, int]
             ends = torch.minimum(parts.boxes[a][:, None, 2:], parts.boxes[b][None, :, 2:]).minimum(strip[2:])
             for i, j in torch.nonzero((both < ends).all(-1)).tolist():
                 i, j = int(a[i]), int(b[j])
-                alike = bool(parts.labels[i] == parts.labels[j])
-                if alike or bool(parts.cut[i] & parts.cut[j]):
+                alike = parts.label_of[i] == parts.label_of[j]
+                if alike or (parts.is_cut[i] and parts.is_cut[j]):
                     iou = _iou_in(parts, i, j, strip.tolist())
                     if iou >= SAME:
                         yield alike, iou, i, j
@@ -253,7 +320,7 @@ def _pairs(parts: _Parts, keep: Tensor) -> Iterator[tuple[bool, float, int, int]
 
 def _iou_in(parts: _Parts, i: int, j: int, strip: list[int]) -> float:
     """Returns the IoU of two masks in a strip x1 y1 x2 y2; 0 where neither has a pixel there."""
-    ends = [[x + w, y + h] for (x, y), (h, w) in ((parts.corners[k], parts.crops[k].shape) for k in (i, j))]
+    ends = [[x + w, y + h] for (x, y), (h, w) in ((parts.corners[k], parts.sides[k]) for k in (i, j))]
     low, high = np.minimum(parts.corners[i], parts.corners[j]), np.maximum(*ends)
     window = [*np.maximum(low, strip[:2]).tolist(), *np.minimum(high, strip[2:]).tolist()]
     if window[0] >= window[2] or window[1] >= window[3]:
@@ -267,23 +334,23 @@ def _objects(pairs: Iterator[tuple[bool, float, int, int]], parts: _Parts, keep:
     members = {i: [i] for i in torch.nonzero(keep)[:, 0].tolist()}  # by detection, shared by those of one object
     for _, _, i, j in sorted(pairs, key=lambda pair: (not pair[0], -pair[1], pair[2:])):
         a, b = members[i], members[j]
-        if a is not b and not {int(parts.tile[k]) for k in a} & {int(parts.tile[k]) for k in b}:
+        if a is not b and not {parts.tile_of[k] for k in a} & {parts.tile_of[k] for k in b}:
             a.extend(b)
             members.update(dict.fromkeys(b, a))
     return [group for i, group in members.items() if i == group[0]]
 
 
-def _united(parts: _Parts, members: Sequence[int]) -> tuple[np.ndarray, list[int]]:
-    """Returns the pixels set in any of the masks, uint8 [h, w], and their corner x, y."""
-    if len(members) == 1:
-        return parts.crops[members[0]], parts.corners[members[0]]
-    shown = [(parts.corners[i], parts.crops[i].shape) for i in members if parts.crops[i].size]
+def _united(parts: _Parts, members: Sequence[int]) -> tuple[bytes, list[int]]:
+    """Returns the RLE of the pixels set in any of the masks, and the box x1 y1 x2 y2 that they fill."""
+    shown = [(parts.corners[i], parts.sides[i]) for i in members if parts.codes[i]]
     if not shown:
-        return parts.crops[members[0]], parts.corners[members[0]]
+        return b"", [0, 0, 0, 0]
     window = [
         min(x for (x, _), _ in shown),
         min(y for (_, y), _ in shown),
         max(x + w for (x, _), (_, w) in shown),
         max(y + h for (_, y), (h, _) in shown),
     ]
-    return np.maximum.reduce([parts.mask_in(i, window) for i in members]), window[:2]
+    if len(members) == 1:
+        return parts.codes[members[0]], window
+    return code_of(np.maximum.reduce([parts.mask_in(i, window) for i in members])), window

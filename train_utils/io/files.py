@@ -10,7 +10,7 @@ import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -157,6 +157,19 @@ def folder_to_write(path: str | Path) -> Path:
     folder = make_folder(path)
     unfinished.clear_leftovers(folder)
     return folder
+
+
+@contextmanager
+def folder_of_result(path: str | Path) -> Iterator[Path]:
+    """Creates a folder as `folder_to_write`; removes at the end what it has made and nothing was written into."""
+    path = Path(path)
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        yield folder_to_write(path)
+    finally:
+        with suppress(OSError):  # it holds something
+            for each in made:
+                each.rmdir()
 
 
 def inner_folder(folder: str | Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 IN_QUOTES = re.compile(CONTROL.pattern[:-1] + "\ud800-\udfff\\\\']")  # what needs an escape there
 LONGEST = 1500  # characters of a line
+OF_ONE = {"are": "is", "have": "has"}  # verbs that do not add an s
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlist, _brief.maxdict = 3, 80, 80, 6, 6
 
@@ -56,9 +57,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
-def counted(count: int, what: str) -> str:
-    """Returns "1 object", "1,000 objects", "2 classes"."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}{'es' if what.endswith('s') else 's'}"
+def counted(count: int, what: str, verb: str = "") -> str:
+    """Returns "1 object", "1,000 objects", "2 classes"; with the verb "are" "1 object is", "2 objects are"."""
+    if count == 1:
+        return f"1 {what} {OF_ONE.get(verb, f'{verb}s')}" if verb else f"1 {what}"
+    return f"{count:,} {what}{'es' if what.endswith(('s', 'x')) else 's'}{f' {verb}' if verb else ''}"
 
 
 def json_text(value: Any) -> str:

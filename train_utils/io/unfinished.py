@@ -142,11 +142,11 @@ def clear_leftovers(folder: str | Path) -> None:
     except OSError:  # no such folder yet
         return
     if older := sorted(filter(OLDER.fullmatch, names)):
-        such = visible(f"{folder}: {len(older)} file(s) or folder(s) such as {older[0]}")
+        such = visible(f"{folder}: files or folders such as {older[0]} ({len(older)} in all)")
         print(f"{such} are called as an older version's unfinished ones: they stay; remove them if they are not yours")
     count = sum(_remove_abandoned(Path(folder) / name) for name in names if NAME.fullmatch(name))
     if count:
-        print(f"removed from {visible(str(folder))}: {count} unfinished file(s) or folder(s) of killed processes")
+        print(f"removed from {visible(str(folder))}: unfinished files or folders of killed processes ({count} in all)")
 
 
 def _remove_abandoned(path: Path) -> bool:

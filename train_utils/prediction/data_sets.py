@@ -26,6 +26,7 @@ from backbone.errors import InputError
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file, make_folder, new_folder, write_text
+from train_utils.io.plain_text import counted
 from train_utils.prediction.outlines import bridged, outlines
 
 FORMS = ("coco", "labelme", "yolo", "masks", "voc")
@@ -83,7 +84,8 @@ def write_data_set(
             counts = [counts[0] + 1, counts[1] + len(image.detected)]
         writer.finish()
     notes = "".join(f"; {note}" for note in writer.notes())
-    return f"{counts[0]} image(s) with {counts[1]} object(s) written as {form} data to {folder}{notes}"
+    written = f"{counted(counts[0], 'image')} with {counted(counts[1], 'object')}"
+    return f"{written} written as {form} data to {folder}{notes}"
 
 
 def check_place(form: str, folder: str | Path, images: Iterable[str | Path]) -> None:

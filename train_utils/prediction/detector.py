@@ -24,6 +24,7 @@ from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
 from train_utils.io.naming import naming
+from train_utils.io.plain_text import counted
 from train_utils.prediction.exporting.export import Export, export_model, format_of
 from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
@@ -134,7 +135,8 @@ class Detector:
             videos = [path for path in images if is_video(path)]
             if videos:
                 warnings.warn(
-                    f"{len(videos)} video(s) left out, such as {videos[0]}: predict.py reads them", stacklevel=2
+                    f"{counted(len(videos), 'video')} left out, such as {videos[0]}: predict.py reads videos",
+                    stacklevel=2,
                 )
             images = [path for path in images if path not in videos]
             if each_page:

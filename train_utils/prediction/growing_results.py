@@ -2,7 +2,8 @@
 
 Until the json is whole they lie beside it in NAME.unfinished: a line of json that says what was asked for, then for
 each complete image one that says which it is and what it counts for, a tab, and its results. So memory stays flat, and
-a kill at any moment loses no more than the images in progress. The processes of one call keep a file each, the first
+a kill at any moment loses no more than the images in progress; of one that is looked at in tiles for long, what its
+tiles show is kept every few seconds in lines of their own. The processes of one call keep a file each, the first
 NAME.unfinished, the others NAME.unfinished.1 and so on, in a folder that all of them see. Of several calls that write
 the same json each keeps files of its own, NAME.unfinished-2 and so on: the last to end wins.
 """
@@ -11,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -20,9 +22,10 @@ from typing import Any, BinaryIO
 from backbone.errors import InputError
 from train_utils.io import unfinished
 from train_utils.io.files import atomic_file, open_to_append, writing
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.processes.distributed import World
 
+FIRST_TILE = "first_tile"  # what a line about tiles has
 GRACE = 10.0  # seconds that the first process waits for the others' last images where all are stopped
 
 
@@ -42,6 +45,9 @@ class GrowingResults:
         self.kept = path
         # position of an image -> the file that its results lie in, and where, in bytes
         self.places: dict[int, tuple[Path, int, int]] = {}
+        # likewise of an image in progress, by its first tile there
+        self.tiles: dict[int, dict[int, tuple[Path, int, int]]] = {}
+        self.appending = threading.Lock()  # tiles and images are kept by two threads
         self.done: frozenset[int] = frozenset()  # what the first process has taken up
         self.count = 0  # results
 
@@ -59,14 +65,15 @@ class GrowingResults:
         cut = issubclass(kind, (KeyboardInterrupt, SystemExit))
         for _ in self._of_others(GRACE if cut else 0.0):
             pass
-        done, goes_on = f"{len(self.places)} of {self.of} image(s)", "the same command with --resume goes on"
+        done, goes_on = f"{len(self.places):,} of {counted(self.of, 'image')}", "the same command with --resume goes on"
+        goes_on += ", also within an image" if self.tiles else ""
         if cut:
-            where = f", their {self.count} detection(s) are in {visible(str(self.path))}" if self.as_json else ""
+            where = f", {counted(self.count, 'detection')} in {visible(str(self.path))}" if self.as_json else ""
             if self.as_json:
                 self.write()
             print(f"stopped: {done} predicted{where}; {goes_on}", flush=True)
-        elif self.places:
-            print(f"ended by an error: {done} are kept in {visible(str(self.kept))}; {goes_on}", flush=True)
+        elif self.places or self.tiles:
+            print(f"ended by an error: {done} kept in {visible(str(self.kept))}; {goes_on}", flush=True)
 
     def resume(self, is_current: Callable[[int, dict], bool]) -> Iterator[dict[str, Any]]:
         """Takes up what a call that was cut has kept; yields what was said about each image that is done.
@@ -81,7 +88,9 @@ class GrowingResults:
             self._check(file.readline())
         for part in [self.kept, *self._parts()]:
             yield from self._take(part, is_current, cut=True)
-        print(f"resuming: {len(self.places)} of {self.of} image(s) are done, in {visible(str(self.kept))}", flush=True)
+        tiles = f", and tiles of {len(self.tiles)} more" if self.tiles else ""
+        done = f"{len(self.places):,} of {counted(self.of, 'image')} done{tiles}"
+        print(f"resuming: {done}, in {visible(str(self.kept))}", flush=True)
 
     def _take(
         self, part: Path, is_current: Callable[[int, dict], bool] | None = None, cut: bool = False
@@ -98,10 +107,16 @@ class GrowingResults:
                 if about is None:
                     break
                 start, end = end + line.index(b"\t") + 1, end + len(line)
-                if about["at"] not in self.places and (is_current is None or is_current(about["at"], about)):
-                    self.places[about["at"]] = (part, start, end - start - 1)
-                    self.count += count
-                    yield about
+                if about["at"] in self.places or not (is_current is None or is_current(about["at"], about)):
+                    continue
+                place = (part, start, end - start - 1)
+                if FIRST_TILE in about:
+                    self.tiles.setdefault(about["at"], {})[about[FIRST_TILE]] = place
+                    continue
+                self.places[about["at"]] = place
+                self.tiles.pop(about["at"], None)
+                self.count += count
+                yield about
         if cut:
             with open_to_append(part) as file:
                 file.truncate(end)
@@ -120,6 +135,7 @@ class GrowingResults:
                 f"{self.kept.parent}: process {ranks} does not see what process 0 writes; give a folder that all see"
             )
         self.done = frozenset(self.world.broadcast(list(self.places)))
+        self.tiles = self.world.broadcast(self.tiles)
         if not self.world.is_main:
             self.kept = self.kept.with_name(f"{self.kept.name}.{self.world.rank}")
             self.file = open_to_append(self.kept)
@@ -151,14 +167,34 @@ class GrowingResults:
 
     def add(self, at: int, about: dict[str, Any], results: list[dict]) -> None:
         """Keeps the results of the image at a position; about: plain values, for `resume`."""
-        with writing(self.path):
+        self.places[at] = self._keep({"at": at, **about}, results)
+        self.tiles.pop(at, None)
+        self.count += len(results)
+
+    def _keep(self, about: dict[str, Any], values: list) -> tuple[Path, int, int]:
+        """Appends a line; returns where its values lie."""
+        with self.appending, writing(self.path):
             if self.file is None:
                 self._begin()
-            head, body = json.dumps({"at": at, **about}).encode() + b"\t", json.dumps(results).encode()
+            head, body = json.dumps(about).encode() + b"\t", json.dumps(values).encode()
             start = self.file.seek(0, os.SEEK_END) + len(head)
             self._append(head + body + b"\n")
-        self.places[at] = (self.kept, start, len(body))
-        self.count += len(results)
+        return self.kept, start, len(body)
+
+    def add_tiles(self, at: int, about: dict[str, Any], first: int, shown: list) -> None:
+        """Keeps what tiles of an image in progress show, from the first on; about: what `resume` knows the image by."""
+        place = self._keep({"at": at, FIRST_TILE: first, **about}, shown)
+        self.tiles.setdefault(at, {})[first] = place
+
+    def tiles_of(self, at: int) -> list:
+        """Returns what the first tiles of an image show, as far as that is kept."""
+        shown: list = []
+        while len(shown) in self.tiles.get(at, {}):
+            part, start, size = self.tiles[at][len(shown)]
+            with open(part, "rb") as file:
+                file.seek(start)
+                shown += json.loads(file.read(size))
+        return shown
 
     def finish(self, tell: Callable[[dict[str, Any]], None] = lambda about: None) -> None:
         """Writes the json once all processes are done, and removes what it was made of.

@@ -20,7 +20,7 @@ from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.prediction.runtimes.exported_model import WholeModel
 
 AUTO, FLIPS = "auto", "flips"
-AUTO_SIDES, AUTO_MOST = 4, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
+AUTO_SIDES, AUTO_MOST = 8, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,20 @@ class LookingOptions(TileOptions):
             return model
         if isinstance(model, WholeModel):
             raise InputError("tile: a file of --postprocess gives whole masks; export it without, or leave tiles out")
-        tiling = tiling_of(self.tile, self.overlap, self.tile_empty, config, content)
+        sides = AUTO_SIDES if isinstance(model, MaskRCNN | MirroredModel) else 1  # a file has no more room
+        tiling = tiling_of(self.tile, self.overlap, self.tile_empty, config, content, sides)
         return TiledModel(model, tiling, mask_threshold)
 
 
 def tiling_of(
-    tile: str | int, overlap: float | None, empty: float, config: MaskRCNNConfig, content: Mapping[str, Any]
+    tile: str | int,
+    overlap: float | None,
+    empty: float,
+    config: MaskRCNNConfig,
+    content: Mapping[str, Any],
+    sides: int = AUTO_SIDES,
 ) -> Tiling:
-    """Returns the tiling that is asked for: pixels a side, or auto: AUTO_SIDES as wide as the largest training image.
+    """Returns the tiling that is asked for: pixels a side, or auto: `sides` as wide as the largest training image.
 
     Where training cut its images, auto is as it did, and tiles of that size are seen as there. Else where images as
     large as a tile would be shrunk more than those of training were, tiles are seen at the scale of these. config: the
@@ -98,7 +104,7 @@ def tiling_of(
         return Tiling(int(tile), overlap, empty, least if least and int(tile) * least > own else None)
     if not least:
         raise InputError("--tile auto: these weights do not say how large the images of training were; give pixels")
-    side = round(max(min(AUTO_SIDES * own, AUTO_MOST), own) / least)
+    side = round(max(min(sides * own, AUTO_MOST), own) / least)
     return Tiling(max(side, LEAST_SIDE), overlap, empty, least if side * least > own else None)
 
 

@@ -11,10 +11,9 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -27,10 +26,11 @@ from backbone.errors import InputError
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.images.pages import file_of
 from train_utils.data.loaders import Loader
+from train_utils.evaluation.tiled_model import as_plain, from_plain
 from train_utils.io import unfinished
 from train_utils.io.files import user_path
 from train_utils.io.naming import naming
-from train_utils.prediction.growing_results import GrowingResults
+from train_utils.prediction.growing_results import FIRST_TILE, GrowingResults
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.processes.distributed import World
@@ -39,6 +39,7 @@ from train_utils.processes.in_flight import in_order
 BATCH, WORKERS, THREADS = 8, 8, 4  # beside a GPU: images at a time; most processes that read, most threads that draw
 BATCHES_AHEAD = 4  # that images are gathered from, to be sorted by shape
 MOST_PIXELS = 200_000_000  # that are gathered
+EVERY = 10.0  # seconds, after which what an image's tiles show is kept
 IMAGES_A_WORKER = 8  # fewer don't repay the start of a process that reads
 
 
@@ -175,7 +176,7 @@ def predict_and_keep(work: Work, predictor: Predictor, kept: GrowingResults, pac
             if done.said:
                 print(done.said, flush=True)
 
-        predict_all(todo, work, predictor, pace, keep)
+        predict_all(todo, work, predictor, pace, keep, kept)
     predictor.unreadable = sum(world.gather(predictor.unreadable))
     kept.finish(predictor.recall)
 
@@ -186,25 +187,57 @@ def _take_up(kept: GrowingResults, predictor: Predictor, work: Work) -> None:
     def is_current(at: int, about: dict[str, Any]) -> bool:
         if at >= kept.of or about["image"] != str(work.source.name(at)):
             return False
-        return about["stamp"] == stamp_of(work.source.name(at)) and work.is_drawn(at)
+        return about["stamp"] == stamp_of(work.source.name(at)) and (FIRST_TILE in about or work.is_drawn(at))
 
     for about in kept.resume(is_current):
         predictor.recall(about)
 
 
+class KeptTiles:
+    """What the tiles of an image show, kept with the results every EVERY seconds: a `Keeper` of TiledModel."""
+
+    def __init__(self, kept: GrowingResults, read: Read, name: str) -> None:
+        self.kept, self.at, self.about = kept, read.at, {"image": name, "stamp": read.stamp}
+        self.count, self.last = 0, time.monotonic()
+
+    def before(self) -> list[dict | None]:
+        """Returns what a call that was cut has kept."""
+        shown = [from_plain(plain) for plain in self.kept.tiles_of(self.at)]
+        self.count = len(shown)
+        return shown
+
+    def keep(self, shown: Sequence[dict | None]) -> None:
+        """Keeps what is new, where that is due."""
+        if time.monotonic() - self.last >= EVERY:
+            self.kept.add_tiles(self.at, self.about, self.count, [as_plain(one) for one in shown[self.count :]])
+            self.count, self.last = len(shown), time.monotonic()
+
+
 def predict_all(
-    todo: list[int], work: Work, predictor: Predictor, pace: Pace, keep: Callable[[Finished], None]
+    todo: list[int],
+    work: Work,
+    predictor: Predictor,
+    pace: Pace,
+    keep: Callable[[Finished], None],
+    kept: GrowingResults,
 ) -> None:
-    """Reads the images at positions `todo`, detects, finishes and keeps them, in this order.
+    """Reads the images at positions `todo`, detects, finishes and keeps them, in this order; kept: has the results.
 
     Whatever ends it, what has been detected before is finished and kept. `work.other` is called in this thread, when
     all images before it are kept.
     """
     workers = min(pace.workers, len(todo) // IMAGES_A_WORKER) if pace.usual else pace.workers
     loader, in_flight = Loader(work.source, workers, World.single(predictor.device)), predictor.in_flight
-    batch_size = 1 if one_by_one(predictor.device) else pace.batch_size
-    look = partial(_seen, name=work.source.name, predictor=predictor, batch_size=1 if predictor.tiled else batch_size)
-    gathered = _gathered(loader.batches(todo), predictor.device, batch_size)
+    batch_size = 1 if one_by_one(predictor.device) or predictor.tiled is not None else pace.batch_size
+
+    def look(some: list[Read]) -> list[Seen]:
+        if predictor.tiled is not None:
+            (one,) = some
+            named = str(work.source.name(one.at))
+            predictor.tiled.keeper = None if one.image is None else KeptTiles(kept, one, named)  # a video is none
+        return _seen(some, work.source.name, predictor, batch_size)
+
+    gathered = _gathered(loader.batches(todo), 1 if batch_size == 1 else batch_size * BATCHES_AHEAD)
     with (
         _Finishing(work.finish, keep, max(pace.threads, in_flight)) as finishing,
         closing(in_order(look, gathered, in_flight)) as looked,
@@ -218,9 +251,9 @@ def predict_all(
                     finishing.put(seen)
 
 
-def _gathered(images: Iterable[Read], device: torch.device, batch_size: int) -> Iterator[list[Read]]:
-    """Yields images by one, or on a GPU as many at once as fill some batches of one shape each."""
-    some, pixels, most = [], 0, 1 if one_by_one(device) else batch_size * BATCHES_AHEAD
+def _gathered(images: Iterable[Read], most: int) -> Iterator[list[Read]]:
+    """Yields so many images at once, fewer of large ones."""
+    some, pixels = [], 0
     for read in images:
         some.append(read)
         pixels += 0 if read.image is None else math.prod(read.image.shape[-2:])

@@ -30,15 +30,17 @@ from train_utils.evaluation.limits import Limit, dropped_limits, full_images, sh
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import explaining_lack_of_memory
+from train_utils.io.plain_text import counted
 from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import labels_of
+from train_utils.show.captions import FEW
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
 OVERVIEW = 4000  # pixels a side that are drawn of an image that is read in parts, or is large and looked at in tiles
 
 # of a Predictor: sums of images'
-TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "empty", "foreign", "dropped", "left_out")
+TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "unboxed", "empty", "foreign", "dropped", "left_out")
 
 
 @torch.inference_mode()
@@ -110,6 +112,7 @@ class Predictor:
         self.dropped: Counter[str] = Counter()  # `take_dropped`'s
         self.best: tuple[float, int] | None = None  # highest score of all images, and its label, of the classes wanted
         self.reduced = 0  # images that are drawn smaller than asked for
+        self.unboxed = 0  # images that are drawn without boxes, as they have more objects than FEW
         self.left_out: Counter[str] = Counter()  # detections, by why
         self.empty = 0  # detections whose mask has no pixel
         self.foreign = 0  # detections of classes that the data lacks
@@ -270,17 +273,21 @@ class Predictor:
         note = f", {self.unreadable} could not be read" if self.unreadable else ""
         note += f", {self.in_part} in part" if self.in_part else ""
         if self.reduced:
-            print(f"{self.reduced} image(s) are drawn smaller: a JPEG has at most {LONGEST:,} pixels a side")
+            print(
+                f"{counted(self.reduced, 'image', 'are')} drawn smaller: a JPEG has at most {LONGEST:,} pixels a side"
+            )
+        if self.unboxed:
+            of = f"without boxes around masks, with more than {FEW} objects in an image (json and data sets have them)"
+            print(f"{counted(self.unboxed, 'image', 'are')} drawn {of}")
         if self.sizes and (self.best is None or self.best[0] < self.least_score):
             print(self._nothing_found())
         left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
         if left_out:
             print(f"left out: {left_out}")
         if self.empty:
-            print(
-                f"{self.empty} detection(s) have a mask without a pixel above --mask-threshold {self.mask_threshold:g}"
-            )
+            empty = counted(self.empty, "detection", "have")
+            print(f"{empty} a mask without a pixel above --mask-threshold {self.mask_threshold:g}")
         for limit in self.limits():
             print(limit.line)
-        print(f"{images - self.unreadable} of {images} image(s) predicted{note}")
+        print(f"{images - self.unreadable:,} of {counted(images, 'image')} predicted{note}")
         return EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else EXIT_OK

@@ -30,7 +30,25 @@ USED_MOST = (
 LR_PER_IMAGE = 0.00125  # the linear rule's unit: 0.02 for 16 images, as in Detectron and torchvision
 LR_ADAMW = 1e-4
 WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 1e-2}
-REFERENCE = "reference"
+USUAL_RECIPE, REFERENCE, SMALL = "usual", "reference", "small"
+# What --recipe stands for: of few images on a CPU it makes the most (docs/fine_tuning.md, section 6)
+RECIPES: dict[str, dict[str, Any]] = {
+    SMALL: dict(
+        backbone="mobilenet_v2",
+        fpn_channels=64,
+        box_head_channels=256,
+        mask_head_channels=64,
+        rpn_pre_nms_top_n_train=600,
+        rpn_post_nms_top_n_train=300,
+        box_batch_size_per_image=64,
+        min_size=(AUTO,),
+        anchor_sizes=(AUTO,),
+        optimizer="adamw",
+        lr=5e-4,
+        lr_schedule="cosine",
+        augment="medium",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +82,10 @@ class Optimisation(Settings):
         least=0,
     )
     recipe: str = setting(
-        "usual",
-        "reference: torchvision's 26 epochs, warm-up and falls, however few images there are",
-        choices=("usual", REFERENCE),
+        USUAL_RECIPE,
+        "reference: torchvision's 26 epochs, warm-up and falls, however few images there are; small: a small network "
+        "with size, anchors, rate and augmentation for few images on a CPU, which single flags overrule",
+        choices=(USUAL_RECIPE, REFERENCE, SMALL),
     )
     clip_grad_norm: float | None = setting(
         None, "clip the gradient to this norm (default: 10 in a run by sgd below 1000 steps)", above=0, metavar="NORM"
@@ -206,7 +225,7 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, TrainingTile
     @classmethod
     def of(cls, given: dict[str, Any]) -> RunConfig:
         """Returns the config of given options and model fields, by name. InputError for a name that there is not."""
-        return cls().replaced(with_preset(given))
+        return cls().replaced(with_preset({**RECIPES.get(given.get("recipe"), {}), **given}))
 
     def replaced(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with other values of options and model fields, by name."""

@@ -22,6 +22,7 @@ from train_utils.data.images.reading import Reading
 from train_utils.data.images.survey import LOOKED_AT, advise, spread
 from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
+from train_utils.io.plain_text import counted
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig
 from train_utils.run.schedule import lr_steps
@@ -134,7 +135,7 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
     if late and config.lr_schedule == "steps":
         lines.append(f"--lr-steps {' '.join(late)}: without effect, the unit is epochs and the run has {config.epochs}")
     if config.world_size not in (None, world.size):
-        lines.append(f"--world-size {config.world_size}: left aside, torchrun started {world.size} process(es)")
+        lines.append(f"--world-size {config.world_size}: left aside, torchrun started {counted(world.size, 'process')}")
     if config.dist_url not in (None, "env://"):
         lines.append(f"--dist-url {config.dist_url}: left aside, torchrun decides where processes meet")
     return lines
@@ -217,6 +218,7 @@ def with_images(
         reading = replace(reading, value_range=as_value_range(config.value("value_range")))
         if reading.channels not in (1, 3) and config.weights != "none":
             config = config.filled({"trainable_layers": 5})  # no published stem knows such channels
+    reading = replace(reading, by_windows=config.tiling is not None)
     read = {role: part.read_as(reading) for role, part in splits.by_role().items()}
     return config, splits._replace(**read), lines
 

@@ -383,7 +383,7 @@ class Trainer:
         for role, part in self.splits.by_role().items():
             part = part.whole
             changed = rewritten(part, self.run.states[role])
-            line = f"{role}: files of {int(changed.sum())} image(s) have been changed since the run began"
+            line = f"{role}: files of {counted(int(changed.sum()), 'image')} have been changed since the run began"
             if changed.any() and line not in self.reported:
                 self.reported.add(line)
                 such = part.file_name(int(changed.argmax()))
@@ -394,7 +394,7 @@ class Trainer:
         config, model, train = self.config, self.state.model.config, self.splits.train
         return (
             f"{self.folder.resolve().name}: {model.backbone} {model.variant}, {len(train.whole)} training and "
-            f"{len(self.splits.val)} validation images, {len(train.label_map)} class(es), "
+            f"{len(self.splits.val)} validation images, {counted(len(train.label_map), 'class')}, "
             f"{self.global_batch} images a step, {config.optimizer}, rate {config.lr:g}"
         )
 

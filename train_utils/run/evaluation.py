@@ -21,6 +21,8 @@ from network_files import MaskRCNN
 from network_files.losses import LOSS_NAMES
 from train_utils.checkpoints.held_out import Scored
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.images.windows import unopened
 from train_utils.data.labels import LabelMap
 from train_utils.data.loaders import Batch, EvalLoader
 from train_utils.data.options import LoaderOptions
@@ -92,47 +94,61 @@ def evaluate(
     model.eval()
     parts, samples = [], []
 
-    def evaluated(batch: Batch) -> tuple[Batch, Found, list[dict]]:
+    def evaluated(batch: Batch) -> tuple[Batch, Found, list[tuple]]:
         sizes = ", ".join(f"{image.shape[-1]}x{image.shape[-2]}" for image in batch.images)
-        what = explaining_lack_of_memory(f"evaluation of image(s) of {sizes}", LESS_IN_EVALUATION)
+        what = explaining_lack_of_memory(f"evaluation of {sizes} pixels", LESS_IN_EVALUATION)
         with naming(*map(data_set.file_name, batch.indices)), what:
-            return batch, *evaluate_batch(model, batch, data_set.label_map, world.device)
+            return batch, *evaluate_batch(model, batch, data_set.label_map, world.device, loader.strict)
 
     with closing(in_order(evaluated, loader, getattr(model, "in_flight", 1))) as all_evaluated:
-        for batch, found, detections in all_evaluated:
+        for batch, found, seen in all_evaluated:
             parts.append(found)
-            for image, target, detection in zip(batch.images, batch.targets, detections, strict=True):
-                if len(samples) < keep_samples:
-                    samples.append((image, target, {key: value.to("cpu") for key, value in detection.items()}))
+            for image, target, detection in seen[: keep_samples - len(samples)]:
+                samples.append((unopened(image), target, {key: value.to("cpu") for key, value in detection.items()}))
             if on_batch:
                 on_batch(batch)
     turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
     found = joined(part for turn in turns for part in turn if part is not None)
     found.skipped.sort()  # batches of another size come in another order
-    per_image = getattr(model, "detections_per_image", model.config.box_detections_per_img)  # tiles have no limit
-    stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, per_image)
+    stats, losses, limits = world.on_main(summarize, found, data_set, max_dets, detections_per_image(model))
     return EvalResult(stats, losses, found, samples, time.perf_counter() - start, limits)
 
 
 @torch.inference_mode()
 def evaluate_batch(
-    model: MaskRCNN, batch: Batch, label_map: LabelMap, device: torch.device
-) -> tuple[Found, list[dict]]:
-    """Returns what a batch adds to an evaluation, and its detections, per image, on the device."""
+    model: MaskRCNN | TiledModel, batch: Batch, label_map: LabelMap, device: torch.device, strict: bool = False
+) -> tuple[Found, list[tuple]]:
+    """Returns what a batch adds to an evaluation, and (image, target, detections on the device) of each image read.
+
+    strict: an image that is read in parts, and of which one cannot be read, is an error; else it is skipped.
+    """
     images, targets = batch.to(device)
-    # A CPU takes them one by one: its kernels round differently for another number of images.
-    at_once, loss_sums, detections = 1 if device.type == "cpu" else max(len(images), 1), {}, []
+    # A CPU takes them one by one: its kernels round differently for another number of images. Tiles are batches.
+    one_by_one = device.type == "cpu" or isinstance(model, TiledModel)
+    at_once, loss_sums, seen, skipped = 1 if one_by_one else max(len(images), 1), {}, [], []
     for i in range(0, len(images), at_once):
-        losses, here = model(images[i : i + at_once], targets[i : i + at_once], paste_masks=False)
+        try:
+            losses, here = model(images[i : i + at_once], targets[i : i + at_once], paste_masks=False)
+        except ImageError as error:
+            if strict:
+                raise
+            skipped.append(str(error))
+            continue
+        seen += zip(batch.images[i : i + at_once], batch.targets[i : i + at_once], here, strict=True)
         names = [name for name in LOSS_NAMES if name in losses]  # an exported file has none
         values = torch.stack([losses[name] for name in names]).tolist() if names else []  # the host waits once
         for name, value in zip(names, values, strict=True):
             loss_sums[name] = loss_sums.get(name, 0.0) + value * len(here)
-        detections += here
-    image_ids = [int(target["image_id"]) for target in batch.targets]
-    sizes = [tuple(image.shape[-2:]) for image in images]
-    results = to_coco_results(detections, image_ids, sizes, label_map, model.config.geometry)
-    return Found(image_ids, results, loss_sums, batch.skipped, batch.dropped), detections
+    image_ids = [int(target["image_id"]) for _, target, _ in seen]
+    sizes = [tuple(image.shape[-2:]) for image, _, _ in seen]
+    results = to_coco_results([found for _, _, found in seen], image_ids, sizes, label_map, model.config.geometry)
+    dropped = batch.dropped + take_dropped()  # of what is read in parts
+    return Found(image_ids, results, loss_sums, batch.skipped + skipped, dropped), seen
+
+
+def detections_per_image(model: MaskRCNN | TiledModel) -> int | None:
+    """Returns how many objects a model finds in an image at most; None: tiles have no limit for the whole."""
+    return getattr(model, "detections_per_image", model.config.box_detections_per_img)
 
 
 def joined(parts: Iterable[Found]) -> Found:

@@ -83,6 +83,7 @@ def run(
         if config.compile:
             model.compile_parts()
         if scored:
+            scored = scored._replace(data_set=splits.val)  # read as the model takes its images
             test(this, model, scored, user_path(config.output_dir or output_dir))
             return None
         if start.fit_batch:

@@ -26,6 +26,7 @@ from train_utils.data.augmentations.options import Augmentation
 from train_utils.data.objects.fitting import AUTO, asks_for_fit
 from train_utils.data.opening import DataSplits
 from train_utils.io.files import user_path
+from train_utils.io.plain_text import counted
 from train_utils.processes.agreement import Fact, versions
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
@@ -155,7 +156,7 @@ def _share_batch(
         elif "batch_size" not in given and share % accumulate == 0:
             batch = share // accumulate
     now = batch * accumulate * world.size
-    how = f"--batch-size {batch} x --accumulate-steps {accumulate} x {world.size} process(es)"
+    how = f"--batch-size {batch} x --accumulate-steps {accumulate} x {counted(world.size, 'process')}"
     if now != total and "batch_size" not in allowed:
         raise InputError(
             f"--resume: the global batch is {how} = {now}, it was {total} before; give --batch-size and "

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 
 from backbone.errors import InputError
-from train_utils.run.config import REFERENCE, RunConfig
+from train_utils.run.config import REFERENCE, SMALL, RunConfig
 
 EPOCHS = 26  # of torchvision's references, and of all data with that many samples in EPOCHS epochs:
 SAMPLES = 6000  # what a run has at least, images of all epochs, as far as MOST_EPOCHS allow
 MOST_EPOCHS = 100
+SMALL_EPOCHS, SMALL_SAMPLES = 12, 3200  # the same of --recipe small
 FALLS = (16 / 26, 22 / 26)  # shares of the run, of torchvision's references
 SHORT, SHORT_FALLS = 1000, (0.85,)  # of a run of fewer steps, so that most of them are at the full rate
 SHORT_CLIP = 10.0  # gradient norm of such a run by sgd: a short warm-up with new heads bursts without it
@@ -35,9 +36,10 @@ def warmup_steps(epochs: int, steps_per_epoch: int) -> int:
     return max(min(reference_warmup(steps_per_epoch), total // 10), min(LEAST_WARMUP, total // 4))
 
 
-def default_epochs(samples: int) -> int:
-    """Returns the passes over so many images that a run makes without --epochs."""
-    return min(MOST_EPOCHS, max(EPOCHS, math.ceil(SAMPLES / samples)))
+def default_epochs(samples: int, small: bool = False) -> int:
+    """Returns the passes over so many images that a run makes without --epochs; small: by --recipe small."""
+    least, shown = (SMALL_EPOCHS, SMALL_SAMPLES) if small else (EPOCHS, SAMPLES)
+    return min(MOST_EPOCHS, max(least, math.ceil(shown / samples)))
 
 
 def with_length(
@@ -49,7 +51,8 @@ def with_length(
     """
     lines, reference = [], config.recipe == REFERENCE
     if config.epochs is None:
-        config = config.replaced({"epochs": EPOCHS if reference else default_epochs(samples)})
+        epochs = EPOCHS if reference else default_epochs(samples, config.recipe == SMALL)
+        config = config.replaced({"epochs": epochs})
         if not reference:
             lines = [f"epochs: {config.epochs}, as an epoch has {samples} images (--epochs says another number)"]
     if config.lr_step_size is not None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.images.shown import shown
+from train_utils.data.images.windows import Windows
 from train_utils.show.captions import AUTO, FEW, Lettering, arrange, draw_legend
 from train_utils.show.colors import Color, choose_colors, class_colors
 
@@ -126,8 +127,8 @@ def resized_to_draw(
 
 
 def resized(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Returns image [C, H, W] as uint8 RGB in another size (height, width)."""
-    image = shown(image)
+    """Returns image [C, H, W], or Windows, as uint8 RGB in another size (height, width)."""
+    image = shown(image.overview(max(size)) if isinstance(image, Windows) else image)
     if size == tuple(image.shape[1:]):
         return image
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -7,18 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data.images import image_suffixes, page_count
+from train_utils.data.images import page_count
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import file_of, page_name, page_of, stem_of
 from train_utils.data.links import refuse_links_of
 from train_utils.io.files import user_path
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.show.video import SUFFIXES, is_video
 
 LONGEST = 240  # bytes of a drawn image's stem: disks take names of 255, with a suffix and a temporary file's own
 
 
-def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Path]:
-    """Finds the files that --img-path names: a file itself, a folder's images and videos, a glob's matches; each once.
+def find_images(img_paths: Iterable[str], follow_links: bool = False, flag: str = "--img-path") -> list[Path]:
+    """Finds the files that `flag` names: a file itself, a folder's images and videos, a glob's matches; each once.
 
     A page may be named (stack.tif#3). A folder's files without an image's or video's suffix are left out and named.
     Raises InputError where nothing is found, and, unless follow_links, where a folder or a glob leads out of itself by
@@ -28,7 +29,7 @@ def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Pa
     for name in img_paths:
         path = user_path(name)
         if path.is_dir():
-            in_folder = _images_in(path)
+            in_folder = _images_in(path, flag)
             if not follow_links:
                 refuse_links_of(path, in_folder)
             found += in_folder
@@ -38,7 +39,7 @@ def find_images(img_paths: Iterable[str], follow_links: bool = False) -> list[Pa
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
             matches = [match for match in matches if match.is_file()]
             if not matches:
-                raise InputError(f"--img-path {name}: no such file or folder; as a glob it matches no file")
+                raise InputError(f"{flag} {name}: no such file or folder; as a glob it matches no file")
             if not follow_links:
                 refuse_links_of(path, matches)
             found += matches
@@ -51,22 +52,24 @@ def pages_of(path: Path) -> list[Path]:
     return [Path(page_name(str(path), page)) for page in range(count)] if count > 1 else [path]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _images_in(folder: Path, flag: str) -> list[Path]:
     known = image_suffixes() | SUFFIXES
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     images = [path for path in files if path.suffix.lower() in known]
     others = [path.name for path in files if path.suffix.lower() not in known]
     if not images:
         raise InputError(
-            f"--img-path {folder}: no images in this folder (sub-folders are not searched; "
+            f"{flag} {folder}: no images in this folder (sub-folders are not searched; "
             f"'{folder}/**/*.jpg' in quotes finds theirs)"
         )
     folders = sum(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
     if folders:
-        print(f"{folder}: {folders} sub-folder(s) are not searched; '{folder}/**/*.jpg' in quotes finds theirs")
+        inner = counted(folders, "sub-folder", "are")
+        print(f"{folder}: {inner} not searched; '{folder}/**/*.jpg' in quotes finds what is there")
     if others:
         shown = visible(", ".join(others[:5]) + (", ..." if len(others) > 5 else ""))
-        print(f"{visible(str(folder))}: left out {len(others)} file(s) without an image's or video's suffix: {shown}")
+        left_out = f"left out {counted(len(others), 'file')} without an image's or video's suffix"
+        print(f"{visible(str(folder))}: {left_out}: {shown}")
     return images
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from train_utils.data.images import ImageError
 from train_utils.io import files
+from train_utils.io.plain_text import counted
 from train_utils.io.unfinished import rename, unfinished_file
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp"}
@@ -204,14 +205,16 @@ class _Reader:
     def broken(self) -> str | None:
         """Returns what is missing of the video, None if nothing is."""
         if self.bad:
-            return f"{self.bad} part(s) of it could not be decoded{self.reason()}; what could is written"
+            return f"{counted(self.bad, 'part')} of it could not be decoded{self.reason()}; what could is written"
         if not self.stopped and self.seconds and self.end is not None and self.end + EARLY < self.seconds:
             return f"ends after {float(self.end):.1f} s, but says that it has {self.seconds:.1f} s; that is written"
         return None
 
     def notes(self) -> list[str]:
         notes = ["without its sound"] if self.sound else []
-        return notes + ([f"{self.scaled} frame(s) of other sizes scaled to the first's"] if self.scaled else [])
+        return notes + (
+            [f"{counted(self.scaled, 'frame')} of another size scaled to the first's"] if self.scaled else []
+        )
 
 
 class _Writer:

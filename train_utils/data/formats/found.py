@@ -19,7 +19,8 @@ from train_utils.data.annotations import DTYPES, Annotations, ImageSource, image
 from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, given_id, is_text
 from train_utils.data.formats.coco.layout import find_jsons
 from train_utils.data.formats.npy_folder import few, is_number
-from train_utils.data.images import ImageError, image_size, image_suffixes
+from train_utils.data.images import ImageError, image_size
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import stem_of, without_suffix
 from train_utils.data.links import links_out_of
 from train_utils.data.options import DataOptions

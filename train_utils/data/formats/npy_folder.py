@@ -18,7 +18,7 @@ from backbone.errors import InputError
 from train_utils.data.formats.coco.checks import is_text
 from train_utils.data.formats.coco.file_names import settle_stems
 from train_utils.data.formats.npy_file import read_npy
-from train_utils.data.images import image_suffixes
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
 from train_utils.io.plain_text import brief, visible

@@ -37,6 +37,7 @@ from train_utils.data.masks import Ragged, encoded
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io.array_block import ALIGNED, read_block
+from train_utils.io.plain_text import counted
 
 UNUSED = dict.fromkeys(("label_json_path", "image_dir", "year", "split_components"), "which holds all that it needs")
 SPLITS = ("train", "val")
@@ -134,7 +135,7 @@ class PackedRecords:
         kind, content = self.index["kinds"][row], self._part(row, 0)
         if kind == PIXELS:
             if reading.channels not in (ANY_CHANNELS, 3):
-                what = f"holds RGB pixels, the model takes {reading.channels} channel(s)"
+                what = f"holds RGB pixels, the model takes {counted(reading.channels, 'channel')}"
                 raise InputError(f"{self.source}: {what}; pack the data again with --keep-encoded")
             return torch.from_numpy(content.reshape(3, *size))
         return read_image(f"{self.source}: {name}", kind == UPRIGHT, content, reading)

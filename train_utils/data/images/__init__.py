@@ -3,15 +3,14 @@
 A broken file is an ImageError, which commands skip and count. A decompression bomb, a format that is not read, and a
 number of channels that the model does not take, are plain InputErrors, which end them. `Reading` says what a model
 takes. One function decodes a file to its values (`_decoded`), one makes an image of these (`reading.scaled`).
+`file_formats` has which files are read, and what is said of others.
 """
 
 import functools
 import io
-import os
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,59 +18,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backbone.errors import InputError
 from network_files.config import ALL_PAGES, EACH_PAGE, FIRST_PAGE
 from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed, tiles
+from train_utils.data.images.file_formats import ImageError, formats, naming
+from train_utils.data.images.orientation import (
+    TURNING,
+    UPRIGHT,
+    left_to_do,
+    loaded,
+    orientation_of,
+    stored_orientation,
+    turned_values,
+)
 from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled, stacked
 from train_utils.data.images.tiff import described, is_tiff, no_such_page, read_tiff, tiff_pages
-from train_utils.io.plain_text import visible
 from train_utils.io.silence import without_warnings
 
-# Those that people keep images in, the commonest first. Others are decoded by code that few files ever test,
-# or by another program: EPS runs Ghostscript. (An MPO is opened as the JPEG that it begins with.)
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "SGI", "QOI")
-# Those that people have, but Pillow has not: where what they begin with stands, and what that is
-FOREIGN = {
-    "DICOM": (128, (b"DICM",)),
-    "HEIC": (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")),
-    "Zeiss CZI": (0, (b"ZISRAWFILE",)),
-    "Nikon ND2": (0, (b"\xda\xce\xbe\x0a",)),
-    "FITS": (0, (b"SIMPLE  =",)),
-    "NRRD": (0, (b"NRRD000",)),
-    "OpenEXR": (0, (b"v/1\x01",)),
-    "NIfTI": (344, (b"n+1\0", b"ni1\0")),
-}
 ARRAY, ARRAY_SUFFIX = b"\x93NUMPY", ".npy"
-EXIF_ORIENTATION = 0x0112
-# Exif 2.3, tag Orientation: what brings the stored pixels upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-BACK = {UPRIGHT[6]: UPRIGHT[8], UPRIGHT[8]: UPRIGHT[6]}  # the others undo themselves
-TURNING = {UPRIGHT[value] for value in (5, 6, 7, 8)}  # that exchange height and width
-
-
 PAGES, TRANSPARENCY, CHANNELS, DEPTH, BYTES = "pages", "transparency", "channels", "depth", "bytes"
 NARROWED = "narrowed"
 _dropped: Counter[str] = Counter()  # {what `read_image` left out or took for granted: images}, in this process
-
-
-class ImageError(InputError):
-    """An image file that cannot be used. `path` and `reason` (str) say which and why."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        self.path, self.reason = str(path), str(reason)
-        super().__init__(self.path, self.reason)
-
-    def __str__(self) -> str:
-        return visible(f"{self.path}: {self.reason}")
 
 
 def read_image(
@@ -130,7 +97,7 @@ def image_size(path: str | Path, rotate: bool = True, guarded: bool = True) -> t
         try:
             with Image.open(path, formats=formats()) if guarded else unguarded(path) as image:
                 go_to(image, page or 0)
-                turned = rotate and UPRIGHT.get(_orientation(image)) in TURNING
+                turned = rotate and UPRIGHT.get(orientation_of(image)) in TURNING
                 tags = getattr(image, "tag_v2", None)
                 width, height = image.size if tags is None else (tags[256], tags[257])  # Pillow's may be upright
         except Image.UnidentifiedImageError:
@@ -186,18 +153,6 @@ def refuse(path: str | Path, guarded: bool = True) -> None:
                 (Image.open(file_of(path), formats=formats()) if guarded else unguarded(file_of(path))).close()
     except ImageError:
         return
-
-
-@contextmanager
-def naming(path: str | Path, content: bytes | np.ndarray | None = None) -> Iterator[None]:
-    """Turns what decoders raise into errors that name the file; Pillow's warnings are silenced: what matters raises."""
-    try:
-        with without_warnings:
-            yield
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise _named(path, error, content) from error
 
 
 def _decoded(
@@ -261,9 +216,9 @@ def deep_page(
     image: Image.Image, again: functools.partial, rotate: bool
 ) -> tuple[np.ndarray, bool, Image.Transpose | None]:
     """Returns (values [C, H, W] of more than 8 bits, whether the last channel is transparency, `loaded`'s)."""
-    stored = _stored_orientation(image)
+    stored = stored_orientation(image)
     raw, alpha = deep_values(image, again)
-    return raw, alpha, _to_do(image, stored, rotate)
+    return raw, alpha, left_to_do(image, stored, rotate)
 
 
 def plain_values(image: Image.Image, reading: Reading) -> tuple[np.ndarray, bool]:
@@ -289,20 +244,9 @@ def go_to(image: Image.Image, page: int) -> None:
 def at_page(opened: functools.partial, page: int) -> Image.Image:
     """Opens an image once more, at a page, as `loaded` would decode it."""
     image = opened()
-    _stored_orientation(image)
+    stored_orientation(image)
     image.seek(page)
     return image
-
-
-def turned_values(raw: np.ndarray, transpose: Image.Transpose | None) -> np.ndarray:
-    """Returns an array [C, H, W], transposed as Pillow does."""
-    if transpose in (UPRIGHT[5], UPRIGHT[7]):
-        raw = raw.transpose(0, 2, 1)
-    if transpose in (UPRIGHT[6], UPRIGHT[8]):
-        return np.rot90(raw, 3 if transpose == UPRIGHT[6] else 1, (1, 2))
-    vertical = -1 if transpose in (UPRIGHT[3], UPRIGHT[4], UPRIGHT[7]) else 1
-    horizontal = -1 if transpose in (UPRIGHT[2], UPRIGHT[3], UPRIGHT[7]) else 1
-    return raw[:, ::vertical, ::horizontal]
 
 
 def beyond_pillow(image: Image.Image) -> bool:
@@ -343,48 +287,6 @@ def array_of(path: str | Path, content: bytes | np.ndarray | None = None, mapped
     return array[None] if array.ndim == 2 else np.moveaxis(array, channel_axis(array.shape), 0)
 
 
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """Returns FORMATS, as far as this Pillow has them."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def image_suffixes() -> frozenset[str]:
-    """Returns the suffixes of files that `read_image` reads, in small letters: ".jpg" and so on."""
-    extensions = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in extensions if name in (*formats(), "MPO"))
-
-
-def loaded(image: Image.Image, rotate: bool) -> Image.Transpose | None:
-    """Decodes an image; returns what then brings it upright, or with `rotate` False as it is stored; None: nothing."""
-    stored = _stored_orientation(image)
-    image.load()
-    return _to_do(image, stored, rotate)
-
-
-def _stored_orientation(image: Image.Image) -> Image.Transpose | None:
-    """Returns what Pillow does to an image while it decodes it: it turns TIFFs upright itself. Comes before that."""
-    stored = UPRIGHT.get(_orientation(image)) if image.format == "TIFF" else None
-    if stored in TURNING:
-        image.filename = ""  # else Pillow 13 maps it by its upright size: findings/pillow_mapped_tiff_orientation.sh
-    return stored
-
-
-def _to_do(image: Image.Image, stored: Image.Transpose | None, rotate: bool) -> Image.Transpose | None:
-    """Returns what is left to be done to a decoded image."""
-    return UPRIGHT.get(_orientation(image)) if rotate else BACK.get(stored, stored)
-
-
-def _orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation, 1..8; 1 for damaged EXIF, which is common and says nothing about the pixels."""
-    try:
-        value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow's EXIF parser raises nearly anything on damaged tags
-        return 1
-    return value if isinstance(value, int) else 1
-
-
 def take_dropped() -> Counter[str]:
     """Returns what `read_image` left out in this process since the last call: {PAGES, ... CHANNELS: images}."""
     taken = _dropped.copy()
@@ -409,58 +311,3 @@ def _left_out(image: Image.Image, reading: Reading) -> list[str]:
     except Exception:  # decoders raise nearly anything on a damaged second page
         several = False
     return [PAGES] * bool(several) + [TRANSPARENCY] * transparent + [CHANNELS] * further
-
-
-def _named(path: str | Path, error: Exception, content: bytes | np.ndarray | None = None) -> InputError:
-    """Returns what `read_image` raises for an error of Pillow."""
-    if isinstance(error, InputError):
-        return InputError(visible(f"{path}: {error}"))
-    if isinstance(error, Image.DecompressionBombError):
-        return InputError(
-            f"{path}: a decompression bomb, or far too large: {' '.join(str(error).split())} "
-            "Scale it down, take it out of the data, or look at it in tiles (--tile)"
-        )
-    file = file_of(path)
-    if isinstance(error, Image.UnidentifiedImageError):
-        refused = _refused_format(file, content)
-        if refused:
-            better = "PNG or TIFF, of 16 bits where it has more than 8," if refused in FOREIGN else "PNG or JPEG"
-            return InputError(f"{path}: {refused} images are not read; convert it to {better.rstrip(',')}")
-    return ImageError(path, _reason(file, error, content))
-
-
-def _refused_format(path: str | Path, content: bytes | np.ndarray | None = None) -> str | None:
-    """Returns the format outside FORMATS that the file begins as, without decoding anything."""
-    with open(path, "rb") if content is None else io.BytesIO(content) as file:
-        start = file.read(512)
-    for name, (place, beginnings) in FOREIGN.items():
-        if start[place:].startswith(beginnings):
-            return name
-    prefix = start[:16]  # as many as Pillow shows them
-    for name, (_, accept) in Image.OPEN.items():
-        try:
-            if name not in FORMATS and accept and accept(prefix) is True:
-                return name
-        except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow skips here
-            continue
-    return None
-
-
-def _begins_as(path: str | Path, content: bytes | np.ndarray | None = None) -> str:
-    """Returns which of two formats, whose files often have an uncommon form, a file begins as; "" for neither."""
-    with open(path, "rb") if content is None else io.BytesIO(content) as file:
-        start = file.read(12)
-    jpeg_2000 = start[:4] == b"\xff\x4f\xff\x51" or start[4:8] == b"jP  "
-    return "a TIFF" if is_tiff(start) else "JPEG 2000" if jpeg_2000 else ""
-
-
-def _reason(path: str | Path, error: Exception, content: bytes | np.ndarray | None = None) -> str:
-    """Returns one line that says what is wrong with the file."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
-        named = _begins_as(path, content)
-        return "not an image in a known format" if not named else f"begins as {named}, but is none that can be read"
-    return " ".join(f"cannot be decoded: {error or type(error).__name__}".split())

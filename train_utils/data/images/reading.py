@@ -14,6 +14,7 @@ import torch
 
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, FIRST_PAGE, MaskRCNNConfig
+from train_utils.io.plain_text import counted
 
 LUMA = (0.299, 0.587, 0.114)  # of RGB, as Pillow makes grey (ITU-R 601)
 ROWS = 1 << 20  # values that are scaled at once, so that scaling takes no memory beside its result
@@ -172,11 +173,6 @@ def _grey(raw: np.ndarray) -> np.ndarray:
         grey = np.tensordot(np.array(LUMA, dtype=np.float32), part, 1)  # [rows, W]
         found[0, top : top + step] = grey if raw.dtype.kind == "f" else np.rint(grey)
     return found
-
-
-def counted(count: int, what: str) -> str:
-    """Returns "1 page", "2 pages"."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def channel_axis(shape: Sequence[int]) -> int:

@@ -19,7 +19,8 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES
 from train_utils.data.images.depth import BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, SAMPLES, SEPARATE, WHITE_IS_ZERO
-from train_utils.data.images.reading import Reading, counted, stacked
+from train_utils.data.images.reading import Reading, stacked
+from train_utils.io.plain_text import counted
 
 BIG_BIG_ENDIAN = b"MM\0+"  # whose header Pillow takes for a TIFF's: findings/pillow_big_endian_bigtiff.sh
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", BIG_BIG_ENDIAN)  # the last two: BigTIFF

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
-from network_files.transform import check_target
+from network_files.transform import check_target, check_units
 from train_utils.data.annotations import Annotations
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images.reading import USUAL, Reading
@@ -170,8 +170,7 @@ def target_of(target: Any, size: tuple[int, int], name: str, classes: int = ANY_
         if "labels" in given and not given["labels"].numel():
             given["labels"] = given["labels"].long()
         check_target({**given, "image_id": name}, size, classes)
-        if len(given["boxes"]) and float(given["boxes"].max()) <= 1 < min(size):
-            raise ValueError(f"{name}: its boxes lie within one pixel: give them in pixels, not as shares of the image")
+        check_units({**given, "image_id": name})
         if isinstance(given["masks"], Tensor):
             given["masks"] = CroppedMasks.from_masks(given["masks"])
         count = len(given["boxes"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,17 +33,35 @@ def fitted(model: dict[str, Any], data_set: ImageDataset) -> tuple[dict[str, Any
     return model, lines
 
 
-def fitted_size(model: dict[str, Any], objects: Objects) -> tuple[dict[str, Any], str]:
-    """Returns min_size, and max_size where it is not given, and a line about them.
+class Fit(NamedTuple):
+    """The shorter side of images that suits their objects, and what it follows from, in pixels.
 
-    Nine of ten objects get SMALL_SIDE pixels or more, but images are not enlarged more than ENLARGED times; none is
-    reduced for it, but to LARGEST.
+    shorter: that of the images, the median; small: the side that nine of ten objects exceed; bounded: SMALLEST has
+    raised the size, and not the objects.
+    """
+
+    size: int
+    shorter: float
+    small: float
+    bounded: bool
+
+
+def size_for(objects: Objects) -> Fit:
+    """Returns the size at which nine of ten objects get SMALL_SIDE pixels or more.
+
+    Images are not enlarged more than ENLARGED times for it; none is reduced, but to LARGEST.
     """
     sides = objects.clipped[:, 2:] - objects.clipped[:, :2]
     small = float(np.quantile(np.sqrt(sides.prod(1))[~objects.crowd], 0.1)) if (~objects.crowd).any() else SMALL_SIDE
     shorter = float(np.median(objects.sizes.min(1)))
     factor = min(max(SMALL_SIDE / max(small, 1.0), 1.0), ENLARGED)
-    size = int(min(max(round(shorter * factor / 32) * 32, SMALLEST), LARGEST))
+    wanted = round(shorter * factor / 32) * 32
+    return Fit(int(min(max(wanted, SMALLEST), LARGEST)), shorter, small, wanted < SMALLEST)
+
+
+def fitted_size(model: dict[str, Any], objects: Objects) -> tuple[dict[str, Any], str]:
+    """Returns min_size by `size_for`, and max_size where it is not given, and a line about them."""
+    size, shorter, small, _ = size_for(objects)
     found = {"min_size": (size,), "max_size": model.get("max_size") or round(size * LONGEST)}
     return found, (
         f"min_size: {size} (auto), max_size: {found['max_size']}: images have a shorter side of {shorter:g} pixels in "

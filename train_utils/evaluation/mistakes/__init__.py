@@ -17,7 +17,7 @@ from train_utils.evaluation.mistakes.advice import advise, raise_limit, train_on
 from train_utils.evaluation.mistakes.average_precision import curves_at
 from train_utils.evaluation.mistakes.confusion import confusion_matrix
 from train_utils.evaluation.mistakes.crowding import by_crowding
-from train_utils.evaluation.mistakes.errors import costs, kinds_of
+from train_utils.evaluation.mistakes.errors import by_size, costs, kinds_of
 from train_utils.evaluation.mistakes.gallery import Shown, make_gallery
 from train_utils.evaluation.mistakes.matching import IOU_THRESHOLDS, empty_masks, match
 from train_utils.evaluation.mistakes.scores import best_of_all, best_of_classes, calibration, score_to_show
@@ -101,7 +101,7 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
         ),
         sections.curves_section(means, names, each[0], int(objects.argmax())),
         sections.confusion_section(matrix, names, least_score),
-        sections.groups_section(stats, iou_type, by_crowding(matches)),
+        sections.groups_section(stats, iou_type, by_size(matches, kinds, areas), by_crowding(matches)),
         sections.calibration_section(*calibration(matches), left_out, strange),
     ]
     shapes, (ap, ap50) = IOU_TYPES[iou_type], map(sections.value, stats[iou_type].stats[:2])

@@ -5,10 +5,12 @@ import numpy as np
 from train_utils.evaluation.mistakes.confusion import most_confused
 from train_utils.evaluation.mistakes.errors import KINDS, kinds_of, missed_of
 from train_utils.evaluation.mistakes.matching import Matches
+from train_utils.io.plain_text import counted
 
 WORTH = 0.03  # of AP at IoU 0.5: what a kind must cost to be mentioned
 SURE = 0.5  # score from which a false positive is sure of itself
 SMALL = 32**2  # pixels, COCO's
+MORE = 0.1  # by which a share of the missed must be above that of all objects to say something
 FALLING, LEAST_STEPS = 0.05, 10  # of the loss, from one stretch of steps to the next; steps in each
 
 
@@ -112,14 +114,15 @@ def _missed(matches: Matches, missed: np.ndarray, areas: np.ndarray, per_image: 
     in_full = float(full[matches.object_image[missed]].mean())
     if in_full >= 0.5:
         return (
-            f"{in_full:.0%} of the objects that are missed lie in images with {per_image} detections, all that the "
-            "model may find in one. Give a higher --box-detections-per-img, which needs no training."
+            f"{in_full:.0%} of the objects that are missed lie in images with {counted(per_image, 'detection')}, all "
+            "that the model may find in one. Give a higher --box-detections-per-img, which needs no training."
         )
-    small = float((areas[missed] < SMALL).mean())
-    if small >= 0.5:
+    small, of_all = (float((areas[some] < SMALL).mean()) for some in (missed, ~matches.crowd))
+    if small >= 0.5 and small >= of_all + MORE:
         return (
-            f"{small:.0%} of the objects that are missed are smaller than 32 x 32 pixels. Give the network larger "
-            "images (--min-size, --max-size) or smaller anchors (--anchor-sizes)."
+            f"{small:.0%} of the objects that are missed are smaller than 32 x 32 pixels, of all objects "
+            f"{of_all:.0%}. Give the network larger images (--min-size, --max-size) or smaller anchors "
+            "(--anchor-sizes)."
         )
     return (
         "objects are not found at all, not even with low scores. Train longer (--epochs), and compare the objects' "

@@ -27,6 +27,7 @@ from train_utils.evaluation.mistakes.matching import BACKGROUND, FOREGROUND, NON
 
 KINDS = ("class", "location", "both", "duplicate", "background", "missed")
 CLASS, LOCATION, BOTH, DUPLICATE, GROUND, MISSED = range(6)
+SIZES = (32**2, 96**2)  # pixels from which on an object is medium and large, COCO's
 RIGHT = -1  # in place of a kind: right, or inside a crowd
 
 
@@ -49,6 +50,19 @@ def missed_of(matches: Matches, kinds: np.ndarray, shown: np.ndarray | None = No
     for objects in (matches.matched[0], meant_of(matches, kinds)):
         missed[objects[shown & (objects >= 0)]] = False
     return missed
+
+
+def by_size(matches: Matches, kinds: np.ndarray, areas: np.ndarray) -> list[tuple[int, int, int]]:
+    """Returns (objects, found at IoU 0.5, of the kind missed) of the small, the medium and the large objects.
+
+    areas: of the objects in pixels, float [G].
+    """
+    found = np.zeros(len(matches.crowd), dtype=bool)
+    right = ~matches.ignored[0] & (matches.matched[0] >= 0)
+    found[matches.matched[0, right]] = True
+    missed, size = missed_of(matches, kinds), np.digitize(areas, SIZES)
+    each = [~matches.crowd & (size == i) for i in range(len(SIZES) + 1)]
+    return [(int(own.sum()), int((own & found).sum()), int((own & missed).sum())) for own in each]
 
 
 class Oracle:

@@ -147,7 +147,9 @@ def errors_section(
         )
         if empty
         else "",
-        note(f"{cut:,} object(s) that only detections beyond the limit lie on are not called missed.") if cut else "",
+        note(f"Not called missed: {counted(cut, 'object')} that only detections beyond the limit lie on.")
+        if cut
+        else "",
     )
 
 
@@ -236,13 +238,22 @@ def confusion_section(matrix: np.ndarray, names: list[str], least_score: float) 
     )
 
 
-def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Sequence[Crowding]) -> Section:
-    """Shows AP by the size and by the number of objects."""
-    sizes = dict(zip(STAT_NAMES, stats[iou_type].stats, strict=True))
+def groups_section(
+    stats: dict[str, IouTypeResult], iou_type: str, sizes: Sequence[tuple[int, int, int]], crowding: Sequence[Crowding]
+) -> Section:
+    """Shows AP by the size and by the number of objects.
+
+    sizes: how many small, medium and large objects there are, how many are found, and how many missed.
+    """
+    ap = dict(zip(STAT_NAMES, stats[iou_type].stats, strict=True))
+    named = [
+        ["small", "below 32 x 32 pixels", "APs"],
+        ["medium", "", "APm"],
+        ["large", "from 96 x 96 pixels on", "APl"],
+    ]
     by_size = [
-        ["small", "below 32 x 32 pixels", value(sizes["APs"])],
-        ["medium", "", value(sizes["APm"])],
-        ["large", "from 96 x 96 pixels on", value(sizes["APl"])],
+        [name, said, *(f"{count:,}" for count in counts), value(ap[own])]
+        for (name, said, own), counts in zip(named, sizes, strict=True)
     ]
     by_count = [
         [group.label, f"{group.images:,}", f"{group.objects:,}", value(group.ap), value(group.ap50)]
@@ -252,7 +263,12 @@ def groups_section(stats: dict[str, IouTypeResult], iou_type: str, crowding: Seq
         "groups",
         "Size and crowding",
         tag("h3", "AP by the size of the objects"),
-        table(["objects", "", "AP"], by_size, id="by-size"),
+        table(["size", "", "objects", "found", "missed", "AP"], by_size, id="by-size"),
+        note(
+            f"Found: matched by a detection of its class at IoU {FOREGROUND}, whatever its score. Missed is the kind "
+            "above; objects that are neither are found in a wrong place, as another class "
+            "or beyond the limit."
+        ),
         tag("h3", "AP by the number of objects in the image"),
         table(["an image has", "images", "objects", "AP", "AP50"], by_count, id="by-crowding"),
         note("Each row is an evaluation of these images alone. A few images say little."),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ from backbone.errors import InputError
 from network_files import MaskRCNN
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import atomic_file, new_folder
+from train_utils.io.plain_text import counted
 from train_utils.io.unfinished import unfinished_folder
 from train_utils.io.version import __version__
 from train_utils.prediction.exporting.graph import CoreGraph
@@ -39,6 +42,7 @@ EXAMPLE = (96, 128)  # height and width of the image that is traced
 MOST = 1000  # times 32: the longest side
 FORMATS = ("onnx", "openvino", "torch_export")
 SUFFIXES = {"onnx": ".onnx", "openvino": "_openvino", "torch_export": ".pt2"}
+TRANSLATOR = "torch.onnx._internal.exporter._registration"  # the logger of what knows operators in ONNX
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 
 
@@ -96,12 +100,17 @@ def format_of(path: str | Path) -> str:
 
 
 def export_model(
-    model: MaskRCNN, label_map: LabelMap, content: Mapping[str, Any], export: Export, images: Sequence[Tensor] = ()
+    model: MaskRCNN,
+    label_map: LabelMap,
+    content: Mapping[str, Any],
+    export: Export,
+    images: Sequence[Tensor] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Proof | Scores:
     """Writes the file, and returns how far its detections are from the model's, on images and on drawn ones.
 
-    In 8 bits: the AP of both. content: of the weights' file. Raises InputError, and leaves no file, where differences
-    are above LIMITS, or more than MOST_LOST of an AP is lost.
+    In 8 bits: the AP of both. content: of the weights' file; say: is told of each stage as it begins, None: nobody is.
+    Raises InputError, and leaves no file, where differences are above LIMITS, or more than MOST_LOST of an AP is lost.
     """
     if isinstance(model, ExportedModel):
         raise InputError("the model is of an exported file; give the checkpoint that it was made of")
@@ -114,12 +123,17 @@ def export_model(
     names = ("torch", *(name for name in PACKAGES.get(export.format, ()) if name != "onnxscript"))
     about["versions"] = {"maskrcnn": __version__, **{name: version(name) for name in names}}
     images = [*images, *check_images(channels_of(model), min(model.config.min_size[-1], model.config.max_size))]
-    proofs = []
+    proofs, stage = [], say or (lambda line: None)
 
     def proven(run: Run) -> str:
         """Returns the description with the proof, as JSON."""
         exported = opened(run, about)
-        proofs.append(export.int8.judge(model, exported) if export.int8 else prove(model, exported, images))
+        if export.int8:
+            stage("scoring the model and the file")
+            proofs.append(export.int8.judge(model, exported))
+        else:
+            stage(f"comparing the file with the model on {counted(len(images), 'image')}")
+            proofs.append(prove(model, exported, images, shown=say is not None))
         faults = proofs[0].faults()
         if faults:
             raise InputError(
@@ -129,17 +143,37 @@ def export_model(
 
     def in_onnx() -> Any:
         """Returns the model in ONNX, in 8 bits where that is asked for."""
-        whole = to_onnx(trace(model, export.batch))
+        program = in_torch()
+        stage("translating the trace to ONNX")
+        with without_torchvision():
+            whole = to_onnx(program)
         if export.int8 is not None:
+            stage(f"calibrating 8 bits on {counted(len(export.int8.images), 'image')}")
             with unfinished_folder(export.path.parent) as room:
                 whole = quantised(whole, model, export.int8.images, room)
         return with_whole_image(whole, model.config, export.photo) if export.photo else whole
 
     def in_torch() -> torch.export.ExportedProgram:
+        stage("tracing the model")
         return trace(model, export.batch)
 
     WRITERS[export.format](export.path, in_onnx if export.format in PACKAGES else in_torch, proven)
     return proofs[0]
+
+
+@contextmanager
+def without_torchvision() -> Iterator[None]:
+    """Drops the translator's warnings that torchvision is not installed: of its operators, the model has none."""
+
+    def tells(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("torchvision is not installed")
+
+    logger = logging.getLogger(TRANSLATOR)
+    logger.addFilter(tells)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tells)
 
 
 Made = Callable[[], Any]  # gives an onnx.ModelProto, or a torch.export.ExportedProgram

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from network_files import MaskRCNN
 from network_files.operators.instance_masks import paste_masks
+from train_utils.io.plain_text import counted
+from train_utils.logs.console import ImageProgress
 from train_utils.prediction.predictor import detect
 
 LIMITS = {"boxes": 1e-2, "scores": 1e-4, "masks": 1e-3}  # pixels of the image, score, probability
@@ -37,28 +39,35 @@ class Proof(NamedTuple):
         few = "" if self.empty else "; none of them is without a detection"
         few = few if self.detections else "; they hold nothing to compare: give images to check"
         labels = f"{self.alone} without a counterpart" if self.alone else "labels are equal"
-        return f"proof: {self.detections} detections in {self.images} images: {numbers}, {labels}{few}"
+        compared = f"{counted(self.detections, 'detection')} in {counted(self.images, 'image')}"
+        return f"proof: {compared}: {numbers}, {labels}{few}"
 
     def faults(self) -> list[str]:
         """Returns what is above its limit."""
         values = self._asdict()
         above = [f"{name} differ by {values[name]:.2g}" for name, most in LIMITS.items() if not values[name] <= most]
-        return above + ([f"{self.alone} detections have no counterpart"] if self.alone else [])
+        return above + ([f"{counted(self.alone, 'detection')} without a counterpart"] if self.alone else [])
 
     def record(self) -> dict[str, Any]:
         """Returns plain values."""
         return self._asdict()
 
 
-def prove(model: MaskRCNN, exported: nn.Module, images: Sequence[Tensor]) -> Proof:
-    """Returns the differences between a model on the CPU and its exported file, over images [C, H, W]."""
+def prove(model: MaskRCNN, exported: nn.Module, images: Sequence[Tensor], shown: bool = False) -> Proof:
+    """Returns the differences between a model on the CPU and its exported file, over images [C, H, W].
+
+    shown: show how many images are done, where that takes long.
+    """
     cpu, parts = torch.device("cpu"), []
+    progress = ImageProgress("proof", len(images), enabled=shown)
     for image in images:
         one, other = (detect(of, [image], cpu)[0] for of in (model, exported))
         if "masks" in other:
             where = one["boxes"], tuple(image.shape[-2:]), model.config.geometry
             one["masks"] = paste_masks(one["mask_probs"], *where)[:, 0]
         parts.append(_compared(one, other, model))
+        progress.add(1)
+    progress.close()
     empty = sum(not part.detections for part in parts)
     counts = [sum(column) for column in zip(*(part[2:4] for part in parts), strict=True)]
     return Proof(

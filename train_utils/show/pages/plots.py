@@ -11,6 +11,8 @@ from train_utils.show.pages import Html, joined, tag
 WIDTH, HEIGHT = 520, 260  # pixels of a plot; the page makes it narrower
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 44  # room around it for ticks and labels
 COLORS = 7  # --c0 .. of page.css
+LETTER, DIGIT = 6.5, 7.5  # pixels that a letter of a word and one of a number take, about
+ROW, MARK = 18, 26  # of the legend: pixels of a row, and of the line before a name
 
 
 class Axes:
@@ -45,37 +47,43 @@ class Axes:
         lines = []
         for value in ticks(*self.y_range, least=self.least):
             lines.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(value), y2=self.y(value), class_="grid"))
-            lines.append(_text(LEFT - 6, self.y(value) + 4, f"{value:,g}", "end"))
+            lines.append(_text(LEFT - 6, self.y(value) + 4, f"{value:,.10g}", "end"))
         return joined(*lines)
 
     def x_ticks(self) -> Html:
         """Draws a number at each tick of x."""
-        return joined(*(_text(self.x(value), HEIGHT - BOTTOM + 16, f"{value:,g}") for value in ticks(*self.x_range)))
+        return joined(*(_text(self.x(value), HEIGHT - BOTTOM + 16, f"{value:,.10g}") for value in ticks(*self.x_range)))
 
     def labels(self) -> Html:
-        """Draws the names of both axes."""
-        middle = (TOP + HEIGHT - BOTTOM) / 2
+        """Draws the names of both axes: that of y left of its numbers."""
+        middle, at = (TOP + HEIGHT - BOTTOM) / 2, 14 - self.widened
         return joined(
             _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, self.x_label),
-            tag("text", self.y_label, x=14, y=middle, text_anchor="middle", transform=f"rotate(-90 14 {middle})"),
+            tag("text", self.y_label, x=at, y=middle, text_anchor="middle", transform=f"rotate(-90 {at} {middle})"),
         )
+
+    @property
+    def widened(self) -> float:
+        """The pixels that y's numbers need left of the plot's usual edge."""
+        longest = max(len(f"{value:,.10g}") for value in ticks(*self.y_range, least=self.least))
+        return max(0.0, round(DIGIT * longest - (LEFT - 6 - 22), 1))
 
 
 def bars(values: Sequence[float], labels: Sequence[str], x_label: str, y_label: str) -> Html:
     """Draws a bar for each value, and the label of every bar that has room for it."""
     whole = all(float(value).is_integer() for value in values)
     axes = Axes((0, max(len(values), 1)), (0, max([*values, 0]) or 1), x_label, y_label, whole)
-    every = max(1, math.ceil(max(map(len, labels), default=1) * 6.5 * len(labels) / (WIDTH - LEFT - RIGHT)))
+    every = max(1, math.ceil(max(map(len, labels), default=1) * LETTER * len(labels) / (WIDTH - LEFT - RIGHT)))
     parts = []
     for i, (value, label) in enumerate(zip(values, labels, strict=True)):
         top = axes.y(value)
         width, height = round(axes.x(0.84) - axes.x(0), 1), round(axes.y(0) - top, 1)
         box = tag("rect", x=axes.x(i + 0.08), y=top, width=width, height=height, fill="var(--c0)")
-        parts.append(tag("g", tag("title", f"{label}: {value:,g}"), box))
+        parts.append(tag("g", tag("title", f"{label}: {value:,.10g}"), box))
         if i % every == 0:
             parts.append(_text(axes.x(i + 0.5), HEIGHT - BOTTOM + 16, label))
-    summary = ", ".join(f"{label}: {value:,g}" for label, value in zip(labels, values, strict=True))
-    return _plot(f"{y_label} by {x_label}. {summary}", axes.y_ticks(), *parts, axes.labels())
+    summary = ", ".join(f"{label}: {value:,.10g}" for label, value in zip(labels, values, strict=True))
+    return _plot(f"{y_label} by {x_label}. {summary}", (axes.widened, 0), axes.y_ticks(), *parts, axes.labels())
 
 
 def curves(
@@ -86,7 +94,7 @@ def curves(
     y_range: tuple[float, float] | None = None,
     diagonal: bool = False,
 ) -> Html:
-    """Draws a curve for each name -> (x, y); diagonal: y = x too."""
+    """Draws a curve for each name -> (x, y), and above the plot a legend of several; diagonal: y = x too."""
     known = [[value for xy in lines.values() for value in xy[axis]] or [0, 1] for axis in (0, 1)]
     axes = Axes(x_range or (min(known[0]), max(known[0])), y_range or (min(known[1]), max(known[1])), x_label, y_label)
     parts = []
@@ -98,12 +106,28 @@ def curves(
         points = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in zip(xs, ys, strict=True))
         color = f"stroke:var(--c{i % COLORS})"
         parts.append(tag("polyline", tag("title", name), points=points, class_="curve", style=color))
-        if len(lines) > 1:
-            at = TOP + 14 + 16 * i
-            parts.append(tag("line", x1=WIDTH - 150, x2=WIDTH - 130, y1=at - 4, y2=at - 4, class_="curve", style=color))
-            parts.append(_text(WIDTH - 124, at, name, "start"))
+    legend, above = _legend(list(lines)) if len(lines) > 1 else ("", 0)
     summary = f"{y_label} over {x_label}: {', '.join(lines)}"
-    return _plot(summary, axes.y_ticks(), axes.x_ticks(), *parts, axes.labels())
+    return _plot(summary, (axes.widened, above), axes.y_ticks(), axes.x_ticks(), *parts, axes.labels(), legend)
+
+
+def _legend(names: Sequence[str]) -> tuple[Html, int]:
+    """Draws the colour of each curve and its name in rows above the plot; returns them, and the pixels they need."""
+    parts, x, rows = [], float(LEFT), [[]]
+    for i, name in enumerate(names):
+        width = round(MARK + LETTER * len(name) + 16, 1)
+        if rows[-1] and x + width > WIDTH:
+            x = float(LEFT)
+            rows.append([])
+        rows[-1].append((i, name, x))
+        x += width
+    for row, entries in enumerate(rows):
+        y = TOP - ROW * (len(rows) - row) + 6
+        for i, name, x in entries:
+            color = f"stroke:var(--c{i % COLORS})"
+            parts.append(tag("line", x1=x, x2=x + MARK - 6, y1=y - 4, y2=y - 4, class_="curve", style=color))
+            parts.append(_text(x + MARK, y, name, "start"))
+    return joined(*parts), ROW * len(rows)
 
 
 def ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
@@ -124,7 +148,9 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> Html:
     return tag("text", text, x=x, y=y, text_anchor=anchor)
 
 
-def _plot(summary: str, *parts: Html) -> Html:
-    return tag(
-        "svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT, role="img", aria_label=summary
-    )
+def _plot(summary: str, more: tuple[float, float], *parts: Html) -> Html:
+    """Puts a plot together; more: pixels that it needs left of and above its usual edges."""
+    left, above = more
+    width, height = WIDTH + left, HEIGHT + above
+    box = f"{0 - left:g} {0 - above:g} {width:g} {height:g}"
+    return tag("svg", *parts, viewBox=box, width=f"{width:g}", height=f"{height:g}", role="img", aria_label=summary)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from backbone.errors import InputError
 from train_utils.data.formats.coco.layout import FEW, ROLE, ROLES, data_root, files_in, image_path, is_inside
-from train_utils.data.images import image_suffixes
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import file_of
 from train_utils.io.files import user_path
 

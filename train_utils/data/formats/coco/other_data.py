@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data.images import image_suffixes
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import read_json
 
 AS_COCO = "export it there as COCO (instances, with masks)"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from backbone.errors import InputError
 from train_utils.data.formats.coco.layout import ROLE, role_of
 from train_utils.data.formats.found import folders_in, images_in
-from train_utils.data.images import image_suffixes
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.io.plain_text import visible
 
 IMAGES = ("images", "image", "imgs", "img", "PNGImages", "JPEGImages")
