@@ -34,7 +34,8 @@ from train_utils.cli.flags import add_flags, add_model_flags, given_model, given
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats import FORMATS as DATA_FORMATS
-from train_utils.data.images import image_suffixes, read_image
+from train_utils.data.images import read_image
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.reading import Reading
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import format_of
