@@ -15,16 +15,17 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 def in_order(function: Callable[[Item], Made], items: Iterable[Item], at_once: int) -> Generator[Made, None, None]:
     """Yields function(item) for each item, in order; at_once: threads that work beside each other, 1: none but this.
 
-    Each has its share of torch's threads. As many items again wait, taken or made, for their turn. An error, of the
-    function or of `items`, is raised when all before it are yielded. Close the generator where it is left early: what
-    is in work is then waited for, what waits is dropped.
+    Each has its share of torch's threads, but two where there are several: with one alone torch's bilinear resizing
+    takes another kernel, which rounds differently. As many items again wait, taken or made, for their turn. An error,
+    of the function or of `items`, is raised when all before it are yielded. Close the generator where it is left early:
+    what is in work is then waited for, what waits is dropped.
     """
     if at_once == 1:
         yield from map(function, items)
         return
     threads, waiting = torch.get_num_threads(), deque[Future]()
-    share = (max(threads // at_once, 1),)
-    pool = ThreadPoolExecutor(at_once, "in_flight", torch.set_num_threads, share)
+    share = max(threads // at_once, min(threads, 2))
+    pool = ThreadPoolExecutor(at_once, "in_flight", torch.set_num_threads, (share,))
     try:
         for item, error in _attempts(items):
             waiting.append(Future() if error else pool.submit(function, item))
