@@ -203,7 +203,10 @@ def of_folder(sides: Sequence[str], room: Path, args: argparse.Namespace) -> dic
             started.stdout.readline()
             started.stdin.write(f"{args.photos}\n")
             started.stdin.flush()
-            found[side] = tuple(map(float, started.stdout.readline().split()))
+            line = started.stdout.readline()
+        if not line:
+            raise InputError(f"{side}: its process ended before the folder was done; see above")
+        found[side] = tuple(map(float, line.split()))
     return found
 
 

@@ -88,6 +88,9 @@ def open_ours(path: Path) -> tuple[Detect, DetectAll]:
     def detect_all(paths: list[Path]) -> list[list[dict]]:
         predictor, found = Predictor(detector.model, detector.label_map, 0.0), []
 
+        def keep(done: pipeline.Finished) -> None:
+            found.append(done.results)
+
         def finished(seen: pipeline.Seen) -> pipeline.Finished:
             results, _ = predictor.results(seen.found, seen.read.at, tuple(seen.read.image.shape[-2:]))
             return pipeline.Finished(results=results)
@@ -96,7 +99,7 @@ def open_ours(path: Path) -> tuple[Detect, DetectAll]:
         print(line or "one image is in work at once", file=sys.stderr)
         work = pipeline.Work(pipeline.Source(paths.__getitem__, lambda at: read_image(paths[at])), finished)
         pace = pipeline.pace_of(detector.device, None, None)
-        pipeline.predict_all(list(range(len(paths))), work, predictor, pace, lambda done: found.append(done.results))
+        pipeline.predict_all(list(range(len(paths))), work, predictor, pace, keep, None)  # no tiles of an image to keep
         return found
 
     return lambda photo: detector(torch.from_numpy(photo), score=0.0).rle(), detect_all
