@@ -493,6 +493,8 @@ def test_a_mistake_is_one_line(folder, tmp_path, command):
     assert "--batch 0: give a number" in line(tool, "--weights-path", folder / "model.pth", "--batch", 0)
     words = "--weights-path", folder / "model.pth", "--format", "torch_export", "--int8"
     assert "--int8 goes with onnx or openvino" in line(tool, *words)
+    of_image = "--weights-path", folder / "model.pth", "--int8", "--check", folder / "data/images/0.png"
+    assert "a file in 8 bits is proven by its AP; give data" in line(tool, *of_image)
     (tmp_path / "other.onnx").write_bytes(b"nothing")
     assert "its runtime cannot open it" in line(predict, "--weights-path", tmp_path / "other.onnx", *image)
     assert "no such file" in line(predict, "--weights-path", tmp_path / "none.onnx", *image)
