@@ -51,6 +51,7 @@ from train_utils.prediction.detector import Detector
 from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import exported_with_classes, with_date
 from train_utils.prediction.results import Results, save_data_set
+from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.prediction.runtimes.opening import is_exported
 from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
@@ -215,6 +216,7 @@ def validate(
         reading = replace(reading, by_windows=looking.tile is not None)
         data_set, about = scored.data_set.read_as(reading), scored.counts()
     smallest = detector.content.get("smallest_scale")
+    have_in_flight(model, len(data_set), options.get("batch_size"))
     result = measure(model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
         *(f"not evaluated: {name}" for name in result.found.skipped),

@@ -47,6 +47,7 @@ from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
+from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, detections_per_image, measure, of_limits, write_measured
 
@@ -194,6 +195,9 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     output_dir = world.on_main(folder_to_write, user_path(options.output_dir))  # rather now than after hours
     say_if_busy(world, len(data_set))
     model = options.looking(model, content)
+    line = have_in_flight(model, len(data_set), given.get("batch_size"))
+    if line:
+        print(line)
     result = measure(model, data_set, loading, world, options.max_dets, content.get("smallest_scale"))
 
     def written() -> int:
