@@ -130,7 +130,9 @@ class PredictOptions(ModelOptions, LookingOptions):
         "also write images and detections as a data set that train.py opens, into data_set/ of the output folder",
         choices=FORMS,
     )
-    batch_size: int | None = setting(None, "images at a time on a GPU (default: 8)", least=1, short="-b")
+    batch_size: int | None = setting(
+        None, "images at a time on a GPU, most in work at once of an exported file (default: 8)", least=1, short="-b"
+    )
     workers: int | None = setting(
         None, "processes that read images (default: on a CPU none, else up to 8)", least=0, most=1024, short="-j"
     )
@@ -209,6 +211,10 @@ def predict_images(options: PredictOptions, world: World) -> int:
             return
         kept.add(read.at, {"image": str(path), "stamp": read.stamp, **predictor.since(before)}, [])
 
+    pace = options.pace(world.device)
+    if world.device.type == "cpu" and any(map(video.is_video, images)):
+        pace = pace._replace(batch_size=1)  # its frames come one after another, and want all threads
+
     def read(at: int) -> torch.Tensor | None:
         return None if video.is_video(images[at]) else open_image(images[at], predictor.reading)
 
@@ -217,7 +223,7 @@ def predict_images(options: PredictOptions, world: World) -> int:
     refuse_other_work(world, asked(options), predictor.model, predictor.label_map)
     world.on_main(say_replaced, options, *([json_path] if as_json else []))
     with stopping(world), GrowingResults(json_path, asked(options), len(images), as_json, world) as kept:
-        predict_and_keep(work, predictor, kept, options.pace(world.device), options.resume)
+        predict_and_keep(work, predictor, kept, pace, options.resume)
     return world.on_main(conclude, options, predictor, kept, images)
 
 

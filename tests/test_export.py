@@ -4,8 +4,12 @@ import copy
 import io
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from unittest.mock import patch
 
@@ -26,6 +30,7 @@ from network_files import InputError
 from network_files.operators.instance_masks import paste_masks
 from network_files.roi_heads import Detections
 from network_files.transform import resized_size
+from tests import small_runs
 from tests.small_runs import ROOT, call
 from tests.tiny_model import tiny, tiny_model, write_checkpoint, write_coco
 from tools import export as tool
@@ -36,6 +41,7 @@ from train_utils.prediction.exporting.graph import CoreGraph
 from train_utils.prediction.exporting.int8 import Int8
 from train_utils.prediction.exporting.onnx_file import to_onnx
 from train_utils.prediction.predictor import detect
+from train_utils.prediction.runtimes import exported_model
 
 FORMS = {"model.onnx": "onnx", "model_openvino": "openvino"}
 FILES = {"torch_export": "model.pt2", "onnx": "model.onnx", "openvino": "model_openvino"}
@@ -46,6 +52,7 @@ def folder(tmp_path_factory):
     """A checkpoint, and its file in each format, for any batch: all of one trace, which takes most of the time."""
     place = tmp_path_factory.mktemp("exported")
     weights = write_checkpoint(place / "model.pth")
+    os.utime(weights, (1e9, 1e9))  # in 2001
     detector = maskrcnn.load(weights, "cpu")
     program = export.trace(detector.model, None)
     with patch.object(export, "trace", return_value=program):
@@ -102,11 +109,83 @@ def test_predict_and_validation_take_a_file(folder, tmp_path, command):
             predict, *of_weights, "--img-path", folder / "data/images/0.png", "--output-dir", place
         )
         assert status == 0 and f"weights: {folder / name}: epoch 0 of a run" in out
+        (line,) = (line for line in out.splitlines() if line.startswith("weights: "))
+        exported = time.strftime(", exported %Y-%m-%d", time.localtime((folder / name).stat().st_mtime))
+        assert ", 2001-09-09 " in line and (exported in line) == (name == "model.onnx")
         status, out, _ = command(validation, *of_weights, "--data-path", folder / "data", "--output-dir", place)
         assert status == 0 and ("\nloss " in out) == (name == "model.pth")
         results, stats = (json.loads((place / name).read_text()) for name in ("test_result.json", "record_mAP.json"))
         found[name] = [[r["file_name"], r["segmentation"]] for r in results], stats["segm"]["stats"]
     assert found["model.pth"] == found["model.onnx"] and found["model.pth"][0]
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """As on two cores, where any two images are many."""
+    monkeypatch.setattr(exported_model, "IMAGES_EACH", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # a fork of a process with OpenMP's threads waits
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_two_of_many_images_are_in_work_at_once(folder, two_cores, name):
+    paths, detector = sorted((folder / "data/images").iterdir()), maskrcnn.load(folder / name)
+    alone = [detector(path, score=0.0) for path in paths]
+    opened, together, most, inside = detector.model.open_again, threading.Barrier(2, timeout=60), [], []
+
+    def open_again(in_flight):
+        run = opened(in_flight)
+
+        def met(*inputs):
+            inside.append(1)
+            together.wait()  # four images, always two at once
+            most.append(len(inside))
+            together.wait()
+            inside.pop()
+            return run(*inputs)
+
+        return met if in_flight > 1 else run
+
+    detector.model.open_again = open_again
+    found = detector(paths, score=0.0)
+    assert detector.model.in_flight == 2 and max(most) == 2
+    assert [one.source for one in found] == list(map(str, paths)) and len(found[0]) > 5
+    for one, other in zip(alone, found, strict=True):
+        assert one.boxes.equal(other.boxes) and one.scores.equal(other.scores) and one.rle() == other.rle()
+    assert len(detector(paths[0], score=0.0)) == len(alone[0]) and detector.model.in_flight == 1
+
+
+def test_files_are_the_same_for_any_number_in_flight(folder, tmp_path, command, two_cores):
+    found = {}
+    for at_once in (1, 2):
+        words = "--weights-path", folder / "model_openvino", "--batch-size", at_once, "--output-dir", tmp_path / "out"
+        status, out, _ = command(predict, *words, "--img-path", folder / "data/images")
+        assert status == 0 and ("2 images are in work at once, each on 1 of 2 threads" in out) == (at_once == 2)
+        validated, out, _ = command(validation, *words, "--data-path", folder / "data")
+        assert validated == 0 and ("2 images are in work at once" in out) == (at_once == 2)
+        found[at_once] = small_runs.files_of(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+    assert found[1] == found[2] and {"3.jpg", "test_result.json", "detections.json"} <= found[1].keys()
+
+
+def test_an_image_that_the_runtime_fails_in_is_named(folder, tmp_path, command, two_cores):
+    opened = onnxruntime.InferenceSession
+
+    class Failing(opened):
+        def run(self, names, inputs):
+            if inputs["sizes"][0].tolist() == [64, 64]:  # the last one
+                raise RuntimeError("no such kernel")
+            return super().run(names, inputs)
+
+    words, data = ("--weights-path", folder / "model.onnx", "--output-dir", tmp_path), folder / "data"
+    with patch.object(onnxruntime, "InferenceSession", Failing):
+        status, out, err = command(predict, *words, "--img-path", data / "images")
+        assert status == 2 and f"error: {data / 'images/3.png'}: the file's runtime fails (no such kernel)" in err
+        assert [name in out for name in ("0.png: ", "1.png: ", "2.png: ", "3.png: ")] == [True] * 3 + [False]
+        status, _, err = command(validation, *words, "--data-path", data)
+        assert status == 2 and f"error: {data / 'images/3.png'}: the file's runtime fails (no such kernel)" in err
+        with pytest.raises(InputError, match=r"3.png: the file's runtime fails .*; .*, batch_size 1 takes one image"):
+            maskrcnn.load(folder / "model.onnx")(data / "images")
 
 
 def test_forty_lines_run_it_without_torch(folder):
@@ -420,6 +499,8 @@ def test_a_mistake_is_one_line(folder, tmp_path, command):
     assert "--batch 0: give a number" in line(tool, "--weights-path", folder / "model.pth", "--batch", 0)
     words = "--weights-path", folder / "model.pth", "--format", "torch_export", "--int8"
     assert "--int8 goes with onnx or openvino" in line(tool, *words)
+    of_image = "--weights-path", folder / "model.pth", "--int8", "--check", folder / "data/images/0.png"
+    assert "a file in 8 bits is proven by its AP; give data" in line(tool, *of_image)
     (tmp_path / "other.onnx").write_bytes(b"nothing")
     assert "its runtime cannot open it" in line(predict, "--weights-path", tmp_path / "other.onnx", *image)
     assert "no such file" in line(predict, "--weights-path", tmp_path / "none.onnx", *image)

@@ -48,6 +48,7 @@ from train_utils.prediction.exporting.export import FORMATS, SUFFIXES, Export, e
 from train_utils.prediction.exporting.int8 import Int8
 from train_utils.prediction.exporting.whole_image import PHOTOS
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
+from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.prediction.runtimes.opening import open_exported
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import measure
@@ -110,15 +111,18 @@ def main() -> int:
     print(about_weights(options.weights_file, content, label_map))
     name = options.weights_file.stem + "_int8" * options.int8 + SUFFIXES[options.format]
     reading = Reading.of(model.config)
+    on_data = bool(options.check) and len(options.check) == 1 and is_data(options.check[0])
+    if options.int8 and options.check and not on_data:
+        raise InputError("--check: a file in 8 bits is proven by its AP; give data, or leave it out")
     int8 = eight_bits(options, content, label_map, reading) if options.int8 else None
     path = user_path(options.output_dir) / name
     export = Export(path, options.format, batch_of(options.batch), int8, options.postprocess)
     data_set, images = None, []
-    if options.check and len(options.check) == 1 and is_data(options.check[0]):
+    if on_data and not (options.int8 and options.check[0] == options.calibration):  # there the proof has the AP
         of_data = {"data_path": options.check[0], "weights_path": options.weights_file}
         data_set = open_split_of(content, "val", of_data, label_map)[0].data_set.read_as(reading)
         images = [data_set[i][0] for i in range(min(LOOKED_AT, len(data_set)))]
-    elif options.check:
+    elif options.check and not on_data:
         images = [read_image(file, reading=reading) for file in find_images(options.check, flag="--check")]
 
     def say(stage: str) -> None:
@@ -162,6 +166,7 @@ def say_ap(weights: Path, path: Path, model: torch.nn.Module, data_set: ImageDat
 def ap_of(model: torch.nn.Module, data_set: ImageDataset) -> dict[str, float]:
     """Returns a model's AP on a data set, by IoU type."""
     cpu = World.single(torch.device("cpu"))
+    have_in_flight(model, len(data_set))
     stats = measure(model, data_set, LoaderOptions(workers=0), cpu, MAX_DETS, None).stats
     return {iou_type: found.stats[0] for iou_type, found in stats.items()}
 

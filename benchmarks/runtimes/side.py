@@ -2,8 +2,9 @@
 
     python -m benchmarks.runtimes.side SIDE FOLDER BACKBONE [THREADS]
 
-Prints a line after the first result, and one for each line read, "seconds CPU-seconds peak-MiB": those of the second
-kind are of one photo, from its values to run-length codes of all masks. Imports what a user of the side imports.
+Prints a line after the first result, and one for each line read, "seconds CPU-seconds peak-MiB": of one photo, from its
+values to run-length codes of all masks, or, of a line that is a number, of so many files of the folder. Imports what a
+user of the side imports.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-WEIGHTS, PHOTO, TORCHVISION = "weights.pth", "photo.npy", "torchvision"
+WEIGHTS, PHOTO, PHOTOS = "weights.pth", "photo.npy", "photos"
+TORCHVISION, TORCHVISION_ONNX = "torchvision", "torchvision_onnx"
 FILES = {
     TORCHVISION: WEIGHTS,
+    TORCHVISION_ONNX: "torchvision.onnx",
     "eager": WEIGHTS,
     "torch_export": "model.pt2",
     "onnx": "model.onnx",
@@ -27,33 +30,79 @@ FILES = {
     "onnx_int8": "model_int8.onnx",
     "openvino_int8": "model_int8_openvino",
 }
-Detect = Callable[[np.ndarray], list[dict]]
+Detect = Callable[[np.ndarray], list[dict]]  # a photo uint8 [3, H, W] -> masks as RLE
+DetectAll = Callable[[list[Path]], list[list[dict]]]
 
 
-def open_torchvision(path: Path, backbone: str) -> Detect:
-    """Returns torchvision's detector: a photo uint8 [3, H, W] -> masks as RLE."""
-    from pycocotools import mask as coco_mask  # of this side alone, as are those below
+def as_torchvision_takes(photo: np.ndarray) -> torch.Tensor:
+    """Returns a photo uint8 [3, H, W] as floats in 0..1."""
+    return torch.from_numpy(photo) / 255
 
-    from benchmarks import torchvision_model
 
-    model = torchvision_model.build(backbone=backbone, trainable=3).eval()
-    model.load_state_dict(torch.load(path, weights_only=True))
+def open_torchvision(path: Path, backbone: str) -> tuple[Detect, DetectAll]:
+    """Returns torchvision's detector: of weights, or of a file of ONNX."""
+    from PIL import Image  # of this side alone, as are those below
+    from pycocotools import mask as coco_mask
 
-    @torch.inference_mode()
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors alone
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def masks_of(photo: np.ndarray) -> np.ndarray:
+            image = as_torchvision_takes(photo).numpy()
+            return session.run(None, {session.get_inputs()[0].name: image})[3]
+    else:
+        from benchmarks import torchvision_model
+
+        model = torchvision_model.build(backbone=backbone, trainable=3).eval()
+        model.load_state_dict(torch.load(path, weights_only=True))
+
+        @torch.inference_mode()
+        def masks_of(photo: np.ndarray) -> np.ndarray:
+            return model([as_torchvision_takes(photo)])[0]["masks"].numpy()
+
     def detect(photo: np.ndarray) -> list[dict]:
-        (found,) = model([torch.from_numpy(photo) / 255])
-        masks = (found["masks"][:, 0] > 0.5).to(torch.uint8)  # [D, H, W]
-        return coco_mask.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy()))
+        masks = masks_of(photo)[:, 0] > 0.5  # [D, H, W]
+        return coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).view(np.uint8)))
 
-    return detect
+    def detect_all(paths: list[Path]) -> list[list[dict]]:
+        return [detect(np.array(Image.open(file).convert("RGB")).transpose(2, 0, 1)) for file in paths]
+
+    return detect, detect_all
 
 
-def open_ours(path: Path) -> Detect:
-    """Returns the detector of a checkpoint or of an exported file: a photo uint8 [3, H, W] -> masks as RLE."""
+def open_ours(path: Path) -> tuple[Detect, DetectAll]:
+    """Returns the detector of a checkpoint or of an exported file; a folder is what predict.py makes of it, undrawn."""
     import maskrcnn
+    from train_utils.data.images import read_image
+    from train_utils.prediction import pipeline
+    from train_utils.prediction.predictor import Predictor
+    from train_utils.prediction.runtimes.exported_model import have_in_flight
 
     detector = maskrcnn.load(path, "cpu")
-    return lambda photo: detector(torch.from_numpy(photo), score=0.0).rle()
+
+    def detect_all(paths: list[Path]) -> list[list[dict]]:
+        predictor, found = Predictor(detector.model, detector.label_map, 0.0), []
+
+        def keep(done: pipeline.Finished) -> None:
+            found.append(done.results)
+
+        def finished(seen: pipeline.Seen) -> pipeline.Finished:
+            results, _ = predictor.results(seen.found, seen.read.at, tuple(seen.read.image.shape[-2:]))
+            return pipeline.Finished(results=results)
+
+        line = have_in_flight(detector.model, len(paths))
+        print(line or "one image is in work at once", file=sys.stderr)
+        work = pipeline.Work(pipeline.Source(paths.__getitem__, lambda at: read_image(paths[at])), finished)
+        pace = pipeline.pace_of(detector.device, None, None)
+        pipeline.predict_all(list(range(len(paths))), work, predictor, pace, keep, None)  # no tiles of an image to keep
+        return found
+
+    return lambda photo: detector(torch.from_numpy(photo), score=0.0).rle(), detect_all
 
 
 def main(words: list[str]) -> None:
@@ -64,11 +113,14 @@ def main(words: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*that box_detections_per_img allows")  # it is what is measured
     photo = np.load(room / PHOTO)
     path = room / FILES[side]
-    detect = open_torchvision(path, words[2]) if side == TORCHVISION else open_ours(path)
+    detect, detect_all = open_torchvision(path, words[2]) if side.startswith(TORCHVISION) else open_ours(path)
     print(len(detect(photo)), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
-        detect(photo)
+        if line.strip().isdecimal():
+            detect_all(sorted((room / PHOTOS).iterdir())[: int(line)])
+        else:
+            detect(photo)
         took = time.perf_counter() - wall, time.process_time() - cpu
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         print(*took, int(peak.split()[1]) / 1024, flush=True)

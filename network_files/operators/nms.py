@@ -57,14 +57,16 @@ def nms_of_rows(
     threshold, cheap = _float_threshold(iou_threshold, boxes.dtype), waits_are_cheap(boxes.device)
     one_by_one = cheap or k * k > OVERLAPS
     at_once = max((BOXES if one_by_one else OVERLAPS) // max(k if one_by_one else k * k, 1), 1)
+    choose = _keep_of_some if one_by_one else _keep_at_once
+    if rows <= at_once:
+        return choose(boxes, valid, threshold, groups)
     keep, counts = [], []
     for start in range(0, rows, at_once):
         some = slice(start, start + at_once)
-        choose = _keep_of_some if one_by_one else _keep_at_once
         kept, number = choose(boxes[some], valid[some], threshold, None if groups is None else groups[some])
         keep.append(kept)
         counts += number
-    return keep[0] if len(keep) == 1 else torch.cat(keep), counts
+    return torch.cat(keep), counts
 
 
 def _keep_of_some(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> tuple[Tensor, list[int]]:
@@ -81,7 +83,10 @@ def _keep_of_some(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor
 
 
 def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> tuple[Tensor, list[int]]:
-    """Returns the result of `nms_of_rows` by comparing all with all; rounds as in `_by_pairs`, many for each look."""
+    """Returns the result of `nms_of_rows` by comparing all with all; rounds as in `_by_pairs`, many for each look.
+
+    What stays by one round holds what stays by the next, or is held by it: where they are as many, they are the same.
+    """
     over = box_iou(boxes, boxes) > threshold  # [B, K, K]
     if groups is not None:
         over &= groups.unsqueeze(2) == groups.unsqueeze(1)
@@ -93,10 +98,9 @@ def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor
         while True:
             for _ in range(ROUNDS):
                 previous, keep = keep, torch.baddbmm(given, keep, over, alpha=-1).gt_(0)
-            kept = keep.squeeze(1) > 0
-            changed, *counts = torch.cat(((keep != previous).any()[None], kept.sum(1))).tolist()
-            if not changed:
-                return kept, counts
+            before, after = torch.stack((previous, keep)).sum((2, 3), dtype=torch.float32).tolist()
+            if before == after:
+                return keep.squeeze(1) > 0, [int(count) for count in after]
 
 
 def _float_threshold(threshold: float, dtype: torch.dtype) -> float:

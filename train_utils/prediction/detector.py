@@ -6,6 +6,7 @@ import itertools
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +23,14 @@ from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
+from train_utils.io.naming import naming
 from train_utils.io.plain_text import counted
 from train_utils.prediction.exporting.export import Export, export_model, format_of
 from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.results import Results
+from train_utils.prediction.runtimes.exported_model import have_in_flight
+from train_utils.processes.in_flight import in_order
 from train_utils.show.image_lists import find_images, pages_of
 from train_utils.show.video import is_video
 
@@ -107,8 +111,9 @@ class Detector:
         images: a path, bytes, a PIL image, a numpy array [H, W] or [H, W, 3] (uint8, uint16, or float in 0..1), a
         tensor [H, W] or [3, H, W]; or several of them; a path may be a folder or a glob.
         score: least score; classes: names, None for all; mask_threshold: a mask's pixels are those with a probability
-        above it; batch_size: images at a time on a GPU, which changes no number; strict: an image file that cannot be
-        read is an error, else it is left out with a warning; tile: images are looked at in tiles of so many pixels a
+        above it; batch_size: images at a time on a GPU, and the most that are in work at once where an exported file
+        has many, which changes no number; strict: an image file that cannot be read is an error, else it is left out
+        with a warning; tile: images are looked at in tiles of so many pixels a
         side ("auto": those of training, or of a size that suits its images), of which neighbours share `overlap` of a
         side (default 0.2, with "auto" that of training), and what they show is joined; tta: "flips" averages over the
         mirror images that training had. Of a model that takes each page as an image, a file of several pages is
@@ -149,33 +154,40 @@ class Detector:
             predictor = Predictor(looking, self.label_map, *thresholds, smallest)
         at_once = 1 if one_by_one(self.device) else wanted.batch_size * BATCHES_AHEAD
         count = len(images) if hasattr(images, "__len__") else None
+        with speaking_python():
+            have_in_flight(self.model, 1 if predictor.tiled or count is None else count, wanted.batch_size)
         silent = None if "ipykernel" not in sys.modules else False  # a notebook is no terminal
         with tqdm(total=count, unit="image", disable=True if count == 1 else silent, delay=SHOWN_AFTER) as bar:
-            numbered = enumerate(images)
-            while some := list(itertools.islice(numbered, at_once)):
-                with speaking_python():
-                    yield from self._of_some(some, predictor, wanted)
-                bar.update(len(some))
+            look = partial(self._looked, predictor, wanted)
+            read = _read(images, at_once, predictor.reading, wanted.strict)
+            with speaking_python(), closing(in_order(look, read, predictor.in_flight)) as all_looked:
+                for some, counts, left_out in all_looked:
+                    for error in left_out:
+                        warnings.warn(f"left out: {error}", stacklevel=2)
+                    for of_image in counts:
+                        predictor.recall(of_image)
+                    yield from some
+                    bar.update(len(some) + len(left_out))
         for limit in predictor.limits():
             warnings.warn(in_python_words(limit.line), stacklevel=3)
 
-    def _of_some(self, some: list[tuple[int, Any]], predictor: Predictor, wanted: Wanted) -> Iterator[Results]:
-        """Yields the Results of some images, numbered, which run in batches of those padded to one shape."""
-        images, found, values = [], {}, dict(some)
-        reading = predictor.reading
-        for number, value in some:
-            try:
-                image = image_of(value, f"image {number}", reading)
-            except ImageError as error:
-                if wanted.strict:
-                    raise
-                warnings.warn(f"left out: {error}", stacklevel=3)
-                continue
-            images.append((number, image))
+    def _looked(
+        self, predictor: Predictor, wanted: Wanted, some: list[tuple[int, Any, torch.Tensor | ImageError]]
+    ) -> tuple[list[Results], list[dict], list[ImageError]]:
+        """Returns the Results of some images, as of `_read`, what each counts for, and the errors of those left out.
+
+        They run in batches of those that are padded to one shape.
+        """
+        images = [(number, image) for number, _, image in some if not isinstance(image, ImageError)]
+        found, counts, values = {}, [], {number: value for number, value, _ in some}
         for numbers, batch in alike(images, self.model.config, wanted.batch_size):
-            for number, image, one in zip(numbers, batch, predictor.detect_in(batch), strict=True):
+            with naming(*(_source(values[number], number) for number in numbers)):
+                looked = predictor.look_in(batch)
+            for number, image, (one, count) in zip(numbers, batch, looked, strict=True):
                 found[number] = self._results(values[number], number, image, one, wanted)
-        yield from (found[number] for number in sorted(found))
+                counts.append(count)
+        left_out = [image for _, _, image in some if isinstance(image, ImageError)]
+        return [found[number] for number in sorted(found)], counts, left_out
 
     def _results(
         self, value: Any, number: int, image: torch.Tensor, found: dict[str, torch.Tensor], wanted: Wanted
@@ -185,11 +197,34 @@ class Detector:
         again = partial(image_of, value if a_file else image, reading=Reading.of(self.model.config))  # can be pickled
         # cloned outside of inference mode, tensors may be changed
         found = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
-        source = str(value) if a_file else f"image {number}"
+        source = _source(value, number)
         size, geometry = tuple(image.shape[-2:]), self.model.config.geometry
         return Results(found, size, self.label_map, geometry, again, source, wanted.mask_threshold)
 
     def __repr__(self) -> str:
         config = self.model.config
         few = ", ".join(self.names[:4]) + (", ..." if len(self.names) > 4 else "")
-        return f"Detector({config.backbone} {config.variant}, {len(self.names)} classes: {few}; {self.device})"
+        classes = f"{counted(len(self.names), 'class')}: {few}"
+        return f"Detector({config.backbone} {config.variant}, {classes}; {self.device})"
+
+
+def _source(value: Any, number: int) -> str:
+    """Returns what an image is called: a file's path, or its number."""
+    return str(value) if isinstance(value, str | Path) else f"image {number}"
+
+
+def _read(
+    images: Iterable[Any], at_once: int, reading: Reading, strict: bool
+) -> Iterator[list[tuple[int, Any, torch.Tensor | ImageError]]]:
+    """Yields (number, value, image) of some images at a time; in place of one that cannot be read its error."""
+    numbered = enumerate(images)
+    while some := list(itertools.islice(numbered, at_once)):
+        read = []
+        for number, value in some:
+            try:
+                read.append((number, value, image_of(value, f"image {number}", reading)))
+            except ImageError as error:
+                if strict:
+                    raise
+                read.append((number, value, error))
+        yield read

@@ -1,7 +1,8 @@
 """Images by position -> what is made of each, in their order: read ahead, detected in batches, finished in threads.
 
-Three stages work at once: processes read (`workers`), this thread computes, others finish (draw, encode, write), and
-one keeps what is finished, an image after another. A stage waits for the next, so memory holds few images at a time.
+Stages work at once: processes read (`workers`), this thread computes, or those of `in_order` where an exported file has
+several images in flight, others finish (draw, encode, write), and one keeps what is finished, an image after another.
+A stage waits for the next, so memory holds few images at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -28,9 +29,12 @@ from train_utils.data.loaders import Loader
 from train_utils.evaluation.tiled_model import as_plain, from_plain
 from train_utils.io import unfinished
 from train_utils.io.files import user_path
+from train_utils.io.naming import naming
 from train_utils.prediction.growing_results import FIRST_TILE, GrowingResults
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
+from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.processes.distributed import World
+from train_utils.processes.in_flight import in_order
 
 BATCH, WORKERS, THREADS = 8, 8, 4  # beside a GPU: images at a time; most processes that read, most threads that draw
 BATCHES_AHEAD = 4  # that images are gathered from, to be sorted by shape
@@ -102,9 +106,12 @@ class Work(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """How many images are in work at once; usual: `workers` is no wish, so few images are read without."""
+    """How many images are in work at once; usual: `workers` is no wish, so few images are read without.
 
-    batch_size: int
+    batch_size: of a GPU; of an exported file the most that are in flight.
+    """
+
+    batch_size: int | None
     workers: int
     threads: int
     usual: bool
@@ -113,12 +120,12 @@ class Pace(NamedTuple):
 def pace_of(device: torch.device, batch_size: int | None, workers: int | None) -> Pace:
     """Returns the pace on a device; batch_size, workers: what was asked for, or None.
 
-    A CPU computes images one by one, whatever the batch: its cores are the network's. The processes of a machine's GPUs
-    share its cores.
+    A CPU computes images one by one, whatever the batch: its cores are the network's, or several images' in flight. The
+    processes of a machine's GPUs share its cores.
     """
     usual = workers is None
     if device.type == "cpu":
-        return Pace(batch_size or 1, workers or 0, 1, usual)
+        return Pace(batch_size, workers or 0, 1, usual)
     cores = max((os.cpu_count() or 1) // max(torch.cuda.device_count(), 1), 1)
     return Pace(batch_size or BATCH, min(WORKERS, cores) if usual else workers, min(THREADS, cores), usual)
 
@@ -154,6 +161,9 @@ def predict_and_keep(work: Work, predictor: Predictor, kept: GrowingResults, pac
     kept.share()
     todo = [at for at in range(kept.of) if at not in kept][world.rank :: world.size]
     world.phase("prediction")
+    line = have_in_flight(predictor.model, len(todo), pace.batch_size)
+    if line and world.is_main:
+        print(line, flush=True)
     with tqdm(total=len(todo), unit="image", disable=None if work.silent and world.is_main else True) as bar:
 
         def keep(done: Finished) -> None:
@@ -217,15 +227,23 @@ def predict_all(
     all images before it are kept.
     """
     workers = min(pace.workers, len(todo) // IMAGES_A_WORKER) if pace.usual else pace.workers
-    loader = Loader(work.source, workers, World.single(predictor.device))
-    with _Finishing(work.finish, keep, pace.threads) as finishing:
-        at_once = 1 if one_by_one(predictor.device) or predictor.tiled is not None else pace.batch_size * BATCHES_AHEAD
-        for some in _gathered(loader.batches(todo), at_once):
-            if predictor.tiled is not None:
-                (one,) = some
-                named = str(work.source.name(one.at))
-                predictor.tiled.keeper = None if one.image is None else KeptTiles(kept, one, named)  # a video is none
-            for seen in _seen(some, predictor, pace.batch_size):
+    loader, in_flight = Loader(work.source, workers, World.single(predictor.device)), predictor.in_flight
+    batch_size = 1 if one_by_one(predictor.device) or predictor.tiled is not None else pace.batch_size
+
+    def look(some: list[Read]) -> list[Seen]:
+        if predictor.tiled is not None:
+            (one,) = some
+            named = str(work.source.name(one.at))
+            predictor.tiled.keeper = None if one.image is None else KeptTiles(kept, one, named)  # a video is none
+        return _seen(some, work.source.name, predictor, batch_size)
+
+    gathered = _gathered(loader.batches(todo), 1 if batch_size == 1 else batch_size * BATCHES_AHEAD)
+    with (
+        _Finishing(work.finish, keep, max(pace.threads, in_flight)) as finishing,
+        closing(in_order(look, gathered, in_flight)) as looked,
+    ):
+        for some in looked:
+            for seen in some:
                 if seen.read.image is None and seen.read.error is None:
                     finishing.wait()
                     work.other(seen.read)
@@ -246,14 +264,15 @@ def _gathered(images: Iterable[Read], most: int) -> Iterator[list[Read]]:
         yield some
 
 
-def _seen(some: list[Read], predictor: Predictor, batch_size: int) -> list[Seen]:
-    """Returns what is found in some images, in their order."""
+def _seen(some: list[Read], name: Callable[[int], str | Path], predictor: Predictor, batch_size: int) -> list[Seen]:
+    """Returns what is found in some images, in their order; name: of an image, by position."""
     seen = {i: Seen(read, {}, {}, read.seconds) for i, read in enumerate(some)}
     images = [(i, read.image) for i, read in enumerate(some) if read.image is not None]
     for numbers, batch in alike(images, predictor.model.config, batch_size):
         start = time.perf_counter()
         try:
-            looked = predictor.look_in(batch)
+            with naming(*(name(some[i].at) for i in numbers)):
+                looked = predictor.look_in(batch)
         except ImageError as error:  # of an image that is read in parts
             if len(batch) > 1:
                 raise

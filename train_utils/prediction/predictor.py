@@ -118,6 +118,11 @@ class Predictor:
         self.foreign = 0  # detections of classes that the data lacks
         self.doubts: dict[int, float] = {}  # of images by position, see `doubt_of`
 
+    @property
+    def in_flight(self) -> int:
+        """Images that may be looked at beside each other, each in a thread."""
+        return getattr(self.model, "in_flight", 1)
+
     def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the detections of image (as `reading` says) with at least the least score and one of the classes."""
         return self.detect_in([image])[0]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,9 @@ from train_utils.evaluation.limits import (
 from train_utils.evaluation.numbers import IouTypeResult, evaluate_results, to_coco_results, write_record, write_results
 from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import LESS_IN_EVALUATION, explaining_lack_of_memory
+from train_utils.io.naming import naming
 from train_utils.processes.distributed import World
+from train_utils.processes.in_flight import in_order
 
 
 class Found(NamedTuple):
@@ -90,15 +93,20 @@ def evaluate(
     world.phase("evaluation")
     model.eval()
     parts, samples = [], []
-    for batch in loader:
+
+    def evaluated(batch: Batch) -> tuple[Batch, Found, list[tuple]]:
         sizes = ", ".join(f"{image.shape[-1]}x{image.shape[-2]}" for image in batch.images)
-        with explaining_lack_of_memory(f"evaluation of {sizes} pixels", LESS_IN_EVALUATION):
-            found, seen = evaluate_batch(model, batch, data_set.label_map, world.device, loader.strict)
-        parts.append(found)
-        for image, target, detection in seen[: keep_samples - len(samples)]:
-            samples.append((unopened(image), target, {key: value.to("cpu") for key, value in detection.items()}))
-        if on_batch:
-            on_batch(batch)
+        what = explaining_lack_of_memory(f"evaluation of {sizes} pixels", LESS_IN_EVALUATION)
+        with naming(*map(data_set.file_name, batch.indices)), what:
+            return batch, *evaluate_batch(model, batch, data_set.label_map, world.device, loader.strict)
+
+    with closing(in_order(evaluated, loader, getattr(model, "in_flight", 1))) as all_evaluated:
+        for batch, found, seen in all_evaluated:
+            parts.append(found)
+            for image, target, detection in seen[: keep_samples - len(samples)]:
+                samples.append((unopened(image), target, {key: value.to("cpu") for key, value in detection.items()}))
+            if on_batch:
+                on_batch(batch)
     turns = itertools.zip_longest(*world.gather_on_main(parts))  # batches in the loader's order again
     found = joined(part for turn in turns for part in turn if part is not None)
     found.skipped.sort()  # batches of another size come in another order
@@ -106,6 +114,7 @@ def evaluate(
     return EvalResult(stats, losses, found, samples, time.perf_counter() - start, limits)
 
 
+@torch.inference_mode()
 def evaluate_batch(
     model: MaskRCNN | TiledModel, batch: Batch, label_map: LabelMap, device: torch.device, strict: bool = False
 ) -> tuple[Found, list[tuple]]:

@@ -17,17 +17,22 @@ from network_files.shared import Shared
 from network_files.transform import WHITE, Transform, check_image
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.data.labels import LabelMap
+from train_utils.io.memory import is_lack_of_memory
+from train_utils.io.plain_text import one_line
 
 OUTSIDE = ("min_size", "max_size", "fixed_size")  # fields of the config that the file does not have built in
 # (images [N, C, h, w], sizes float [N, 2]) -> boxes, labels, scores, masks, image, as of `exporting.graph.CoreGraph`;
 # or photo [C, H, W] -> boxes, labels, scores, masks, as of `exporting.whole_image`
 Run = Callable[..., list[Tensor]]
+MOST_IN_FLIGHT = 8  # images that are in work at once; each takes memory
+IMAGES_EACH = 8  # of a thread: fewer don't repay to open the file again
 
 
 class ExportedModel(nn.Module):
     """A model of a file: images are prepared and detections moved back as MaskRCNN does, a runtime does the rest.
 
     run: the file's; about: its description, `describe`'s; config: fields of OUTSIDE that precede the file's.
+    in_flight: images that may be in work at once, each in a thread that calls the model; see `have_in_flight`.
     """
 
     to_original = MaskRCNN.to_original
@@ -40,7 +45,11 @@ class ExportedModel(nn.Module):
         self.shared = Shared(MaskRCNNConfig.from_dict({**about["config"], **config}))
         self.transform = Transform(self.shared)
         self.run, self.about = run, about
+        self.in_flight, self.open_again = 1, None
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # asked for as any model's, for its device
+
+    in_flight: int
+    open_again: Callable[[int], Run] | None  # by the number in flight; None: the file has one at a time
 
     @property
     def config(self) -> MaskRCNNConfig:
@@ -67,11 +76,22 @@ class ExportedModel(nn.Module):
             found += self._detect(images[i : i + at_once], at_once, paste_masks)
         return found if targets is None else ({}, found)
 
+    def computed(self, *inputs: Tensor) -> list[Tensor]:
+        """Returns what the runtime makes of the inputs; raises InputError where it fails."""
+        try:
+            return self.run(*inputs)
+        except Exception as error:  # the runtimes' errors have no common class
+            if is_lack_of_memory(error):
+                raise
+            less = "; where memory is short, --batch-size 1 takes one image at a time" * (self.in_flight > 1)
+            raise InputError(f"the file's runtime fails ({one_line(str(error))[:200]}){less}") from error
+
     def _detect(self, images: list[Tensor], at_once: int, paste: bool) -> list[dict[str, Tensor]]:
         """Returns the detections of a batch, which is filled up to as many images as the file takes."""
         batch = self.transform.batch([*images, *itertools.repeat(images[-1], at_once - len(images))], None, False,
                                      torch.float32)  # fmt: skip
-        boxes, labels, scores, masks, image = self.run(batch.images, torch.tensor(batch.sizes, dtype=torch.float32))
+        sizes = torch.tensor(batch.sizes, dtype=torch.float32)
+        boxes, labels, scores, masks, image = self.computed(batch.images, sizes)
         counts = torch.bincount(image, minlength=len(batch.sizes)).tolist()
         return self.to_original(Detections(counts, boxes, labels, scores, masks), batch, paste)[: len(images)]
 
@@ -98,9 +118,30 @@ class WholeModel(ExportedModel):
             raise InputError(f"image is {image.dtype}: the file takes uint8; export it with --postprocess float")
         if photo == "float" and not image.is_floating_point():
             image = image.float() / WHITE[image.dtype]
-        boxes, labels, scores, masks = self.run(image if photo == "uint8" else image.float())
+        boxes, labels, scores, masks = self.computed(image if photo == "uint8" else image.float())
         masks = masks[:, None].float() if paste else CroppedMasks.from_masks(masks)
         return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
+
+
+def have_in_flight(model: nn.Module, images: int, most: int | None = None) -> str | None:
+    """Lets the runtime of an exported file work on several images at once, where there are many; returns a line on it.
+
+    Two cores do more with two images than with two threads of one. The file is opened again where the number changes;
+    results are the same for any. images: that are to come; most: at once. None: one at a time.
+    """
+    if not isinstance(model, ExportedModel) or model.open_again is None:
+        return None
+    threads = torch.get_num_threads()
+    count = max(min(MOST_IN_FLIGHT, threads, images // IMAGES_EACH, *([] if most is None else [most])), 1)
+    if count != model.in_flight:
+        model.run = None  # gives back its memory before the next takes it
+        model.run, model.in_flight = model.open_again(count), count
+    each = threads // count
+    return (
+        f"{count} images are in work at once, each on {each} of {threads} threads (--batch-size 1: one after another)"
+        if count > 1
+        else None
+    )
 
 
 def describe(

@@ -13,11 +13,14 @@ from train_utils.prediction.runtimes.packages import optional_package
 KEY = "maskrcnn"  # of the description, in the file's metadata
 
 
-def open_onnx(source: Path | bytes) -> tuple[Run, dict[str, Any]]:
-    """Opens a file, or its content, with as many threads as torch has. Raises RuntimeError for what is no such file."""
+def open_onnx(source: Path | bytes, in_flight: int = 1) -> tuple[Run, dict[str, Any]]:
+    """Opens a file, or its content, with as many threads as torch has. Raises RuntimeError for what is no such file.
+
+    in_flight: threads that call it at once, among whom these are shared.
+    """
     onnxruntime = optional_package("onnxruntime", "an ONNX file")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = max(torch.get_num_threads() // in_flight, 1)
     options.log_severity_level = 3  # errors alone
     content = source if isinstance(source, bytes) else str(source)
     try:

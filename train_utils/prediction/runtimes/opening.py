@@ -12,7 +12,8 @@ from train_utils.prediction.runtimes.onnx_runtime import open_onnx
 from train_utils.prediction.runtimes.openvino_runtime import MODEL, open_openvino
 from train_utils.prediction.runtimes.torch_programs import open_program
 
-OPENERS: dict[str, Callable[[Path], tuple[Run, dict[str, Any]]]] = {".onnx": open_onnx, ".pt2": open_program}
+Opener = Callable[..., tuple[Run, dict[str, Any]]]
+OPENERS: dict[str, Opener] = {".onnx": open_onnx, ".pt2": open_program}
 VERSION = 1
 
 
@@ -31,17 +32,25 @@ def open_exported(path: str | Path, **config: Any) -> ExportedModel:
     opener = open_openvino if path.is_dir() else OPENERS[path.suffix.lower()]
     if not path.exists():
         raise InputError(f"{path}: no such file")
+    run, about = _by(opener, path)
+    if about.get("format_version") != VERSION:
+        raise InputError(f"{path}: is not of tools.export, or of another version of it; export it again")
+    model = opened(run, about, **config)
+    if opener is not open_program:  # torch rounds differently on another number of threads
+        model.open_again = lambda in_flight: _by(opener, path, in_flight)[0]
+    return model
+
+
+def _by(opener: Opener, path: Path, *options: int) -> tuple[Run, dict[str, Any]]:
+    """Returns what an opener makes of a file; raises InputError for what is none of its runtime."""
     try:
-        run, about = opener(path)
+        return opener(path, *options)
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{path}: its runtime cannot open it ({one_line(str(error))[:200]}); export it again"
         ) from error
-    if about.get("format_version") != VERSION:
-        raise InputError(f"{path}: is not of tools.export, or of another version of it; export it again")
-    return opened(run, about, **config)
 
 
 def opened(run: Run, about: dict[str, Any], **config: Any) -> ExportedModel:

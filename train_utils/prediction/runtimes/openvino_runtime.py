@@ -14,10 +14,11 @@ from train_utils.prediction.runtimes.packages import optional_package
 MODEL, KEY = "model.xml", "maskrcnn"
 
 
-def open_openvino(folder: Path, mapped: bool = True) -> tuple[Run, dict[str, Any]]:
+def open_openvino(folder: Path, in_flight: int = 1, mapped: bool = True) -> tuple[Run, dict[str, Any]]:
     """Opens a folder, with as many threads as torch has.
 
-    mapped: the weights stay in their file, which must not change. Raises RuntimeError for what is no such folder.
+    in_flight: threads that call it at once, each with a stream and its share of these; mapped: the weights stay in
+    their file, which must not change. Raises RuntimeError for what is no such folder.
     """
     openvino = optional_package("openvino", "an OpenVINO model")
     core = openvino.Core()
@@ -26,7 +27,10 @@ def open_openvino(folder: Path, mapped: bool = True) -> tuple[Run, dict[str, Any
     about = json.loads(model.get_rt_info(KEY).astype(str)) if model.has_rt_info(KEY) else {}
     # left to itself OpenVINO computes in bf16 where the CPU has AVX512-BF16: errors of percents
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(model, "CPU", {**hints, "PERFORMANCE_HINT": "LATENCY"})
+    hints |= {"PERFORMANCE_HINT": "LATENCY"}
+    if in_flight > 1:
+        hints |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": in_flight}
+    compiled = core.compile_model(model, "CPU", hints)
     own = threading.local()  # a request serves one thread
 
     def run(*inputs: Tensor) -> list[Tensor]:
