@@ -49,7 +49,7 @@ from train_utils.logs.result_files import history
 from train_utils.prediction.data import OF_DATA, open_split_of
 from train_utils.prediction.detector import Detector
 from train_utils.prediction.looking import LookingOptions
-from train_utils.prediction.model import exported_with_classes
+from train_utils.prediction.model import exported_with_classes, with_date
 from train_utils.prediction.results import Results, save_data_set
 from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.prediction.runtimes.opening import is_exported
@@ -98,7 +98,7 @@ def load(
         model, label_map = exported_with_classes(user_path(weights), label_map, **config)
         return Detector(model, label_map, model.content)
     source = weights if isinstance(weights, dict) else weights_file(weights)
-    content = weights if isinstance(weights, dict) else load_file(source)
+    content = weights if isinstance(weights, dict) else with_date(source, load_file(source))
     model, label_map = model_from_checkpoint(source, device, label_map, content, **config)
     return Detector(model, label_map, content)
 

@@ -119,7 +119,7 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     print(format_record(of_masks))
     say_limits(limits)
     counts = f"{counted(len(found['bbox']), 'box')}, {counted(len(found.get('segm', [])), 'mask')}"
-    print(f"{counts} in {images} of {len(data_set)} images", *map(visible, notes), sep="\n")
+    print(f"{counts} in {images} of {counted(len(data_set), 'image')}", *map(visible, notes), sep="\n")
     print("written:", *(visible(str(path)) for path in paths))
     if not options.report:
         return EXIT_OK
@@ -146,7 +146,7 @@ def write_page_of(evaluated: Evaluated, options: ValidationOptions, strict: bool
         made = write_report(folder, evaluated, options.report_images, strict)
     for name in made.unreadable:
         print(visible(f"not in the report: {name}"), file=sys.stderr)
-    shown = f"{made.size / 1e6:.2f} MB, {made.drawn} of {made.images} images to look at"
+    shown = f"{made.size / 1e6:.2f} MB, {made.drawn} of {counted(made.images, 'image')} to look at"
     print(visible(f"written: {made.path} ({shown}, {time.perf_counter() - start:.1f} s)"))
     return EXIT_SOME_UNUSABLE if made.unreadable else EXIT_OK
 
@@ -171,7 +171,7 @@ def report(folder: Path, result: EvalResult, scored: Scored, options: Validation
     print(format_record(result.stats))
     say_limits(result.limits)
     loss = f"loss {sum(result.losses.values()):.4f}, " if result.losses else ""  # an exported file has none
-    print(f"{loss}{len(result.found.results)} detections, {result.seconds:.1f} s")
+    print(f"{loss}{counted(len(result.found.results), 'detection')}, {result.seconds:.1f} s")
     print(*notes, sep="\n", end="\n" if notes else "")
     for name in result.found.skipped:
         print(visible(f"not evaluated: {name}"), file=sys.stderr)

@@ -22,6 +22,7 @@ class Rules(TypedDict, total=False):
     short: str  # another spelling of the flag, such as -b
     word: str  # a word that stands beside numbers, such as auto
     bare: Any  # what the flag means without a value
+    usual: str  # what --help calls the default, where a command chooses it
     metavar: str | tuple[str, ...]  # how --help names the flag's value
     resume: str  # what a resumed run may change; see train_utils/run/resume.py
     training: bool  # a trained model has no use for it: it acts in training, and on the losses of an evaluation

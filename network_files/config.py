@@ -126,10 +126,12 @@ class MaskRCNNConfig:
     roi_sampling_ratio: int = setting(2, "RoIAlign points along each side of a cell (torchvision)", least=1)
     geometry: str = setting(
         TORCHVISION,
-        "where RoIs and masks have their values: half_pixel (at the centres of cells and pixels: masks fit; training "
-        "takes it for a new mask head), torchvision (half a pixel off, as its published weights were trained) or "
-        "half_pixel_masks (masks half_pixel, RoIs torchvision: training takes it for new predictors on such weights)",
+        "where RoIs and masks have their values: half_pixel (at the centres of cells and pixels: masks fit), "
+        "torchvision (half a pixel off, as its published weights were trained) or half_pixel_masks (masks half_pixel, "
+        "RoIs torchvision)",
         choices=GEOMETRIES,
+        usual="what the weights were trained with; half_pixel for a new mask head, half_pixel_masks for new predictors "
+        "on published weights",
     )
     crowd_ioa_thresh: float | None = setting(
         0.7,

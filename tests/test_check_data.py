@@ -326,7 +326,8 @@ def test_better_anchors_are_proposed_and_reach_what_is_said(run, tmp_path):
     assert again["anchors"] == [better]
     _, out, _, of_auto = run(tmp_path / "d", "--min-size", 20, "--max-size", 30, "--anchor-sizes", "auto")
     assert of_auto["anchors"] == [better] and f"anchor_sizes: {' '.join(sizes)} (auto): they overlap 100.0% by" in out
-    assert "min_size: 128 (auto)" in run(tmp_path / "d", "--min-size", "auto", "--quick")[1]
+    whole = write(tmp_path / "whole", many(10)), "--image-dir", tmp_path / "whole/images"  # of which training has 8
+    assert "of 8 training objects" in run(*whole, "--min-size", "auto", "--anchor-sizes", "auto", "--quick")[1]
 
 
 def test_what_a_perfect_mask_head_reaches_is_said(run, tmp_path):

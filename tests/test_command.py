@@ -162,6 +162,8 @@ def test_help_begins_with_what_is_used_most(script, command):
     ]
     assert text.index("Used most:") < text.index("options:")
     assert ("--dropout" in text) == ("--rpn-fg-iou-thresh" in text) == script.startswith("train")
+    assert ("a checkpoint's own precede these defaults" in text) != script.startswith("train")
+    assert "default: torchvision" not in text and "half_pixel for a new mask head" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_images_without_objects_train_unless_dropped(tmp_path):
     assert ids(open_data(tmp_path).train) == [1, 2, 3, 4]
     splits = open_data(tmp_path, drop_empty=True)
     assert ids(splits.train) == [1, 3] and ids(splits.val) == [1, 2, 3, 4]
-    assert "2 images without objects are left out (--drop-empty)" in splits.train.describe()
+    assert "2 images without objects left out (--drop-empty)" in splits.train.describe()
     assert "left out" not in splits.val.describe()
 
 

@@ -133,7 +133,7 @@ def test_a_folder_that_is_not_complete_is_named(tmp_path):
 
 def test_masks_that_lie_the_other_way(tmp_path):
     data = one(tmp_path, turned(TWO))
-    assert (masks_of(data) == TWO["masks"]).all() and "masks are [n, width, height] in 1 files" in data.describe()
+    assert (masks_of(data) == TWO["masks"]).all() and "masks are [n, width, height] in 1 file" in data.describe()
 
 
 def square(*objects):
@@ -159,7 +159,7 @@ def test_square_images_lie_as_the_others(tmp_path):
     add(tmp_path / "a", 2, turned(TWO))
     data = whole(tmp_path / "a")
     assert (masks_of(data) == unclear["masks"]).all() and data.target(0)["masks"].areas().tolist() == [80]
-    assert "in 1 files, as the others'" in data.describe()
+    assert "in 1 file, as the others'" in data.describe()
     add(tmp_path / "b", 1, square((1, 5, 5, 15, 15)), size=(24, 24))
     (tmp_path / "b" / "annotations" / "1.npy").unlink()
     np.save(tmp_path / "b" / "annotations" / "1.npy", {**unclear, "masks": unclear["masks"] * 0 + 1})

@@ -4,10 +4,12 @@ import copy
 import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from unittest.mock import patch
 
@@ -50,6 +52,7 @@ def folder(tmp_path_factory):
     """A checkpoint, and its file in each format, for any batch: all of one trace, which takes most of the time."""
     place = tmp_path_factory.mktemp("exported")
     weights = write_checkpoint(place / "model.pth")
+    os.utime(weights, (1e9, 1e9))  # in 2001
     detector = maskrcnn.load(weights, "cpu")
     program = export.trace(detector.model, None)
     with patch.object(export, "trace", return_value=program):
@@ -106,6 +109,9 @@ def test_predict_and_validation_take_a_file(folder, tmp_path, command):
             predict, *of_weights, "--img-path", folder / "data/images/0.png", "--output-dir", place
         )
         assert status == 0 and f"weights: {folder / name}: epoch 0 of a run" in out
+        (line,) = (line for line in out.splitlines() if line.startswith("weights: "))
+        exported = time.strftime(", exported %Y-%m-%d", time.localtime((folder / name).stat().st_mtime))
+        assert ", 2001-09-09 " in line and (exported in line) == (name == "model.onnx")
         status, out, _ = command(validation, *of_weights, "--data-path", folder / "data", "--output-dir", place)
         assert status == 0 and ("\nloss " in out) == (name == "model.pth")
         results, stats = (json.loads((place / name).read_text()) for name in ("test_result.json", "record_mAP.json"))

@@ -191,7 +191,7 @@ def test_boxes_without_masks_are_said_to_count_as_background(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     words = ("--weights-path", write_checkpoint(tmp_path / "w.pth"), "--data-path", tmp_path / "data")
     assert call(validation, *words) == 0
-    said = "skipped 2 annotations without segmentation (first: id 1); 2 boxes without a mask count as background"
+    said = "skipped 2 annotations without segmentation (first: id 1); background: 2 boxes without a mask"
     assert said in capsys.readouterr().out
     assert record(tmp_path)["about"]["skipped"] == {"annotations without segmentation": 2}
 

@@ -13,6 +13,7 @@ from tests.test_dataset_voc import CAT, DOG, Maker
 from tools import check_data
 from train_utils.data.demands import without_objects
 from train_utils.data.opening import open_data
+from train_utils.io.plain_text import counted
 
 TWO = [{"id": 1, "name": "ring"}, {"id": 2, "name": "bar"}]
 
@@ -42,7 +43,7 @@ def crowds(tmp_path):
         (as_rle(many(4)), "4 annotations are crowd regions (iscrowd 1), of 'thing' (4); --crowd-as-objects reads them"),
         (many(4, bbox=[2, 3, 0, 1]), "skipped 4 annotations whose box has no area in the image (first: id 1)"),
         (many(4, segmentation={"size": [20, 30], "counts": [600]}), "skipped 4 annotations whose mask is empty"),
-        (coco(annotations=[]), "no object in its 1 images: none is annotated"),
+        (coco(annotations=[]), "no object in its 1 image: none is annotated"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--drop-empty",)])
@@ -60,7 +61,7 @@ def test_objects_that_are_all_held_out_are_named(tmp_path):
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == held_out]
     write(tmp_path, content)
     cause = without_objects(open_data(tmp_path, "train", val_fraction=0.25).train)
-    assert cause == "no object in its 3 images: 1 objects are in the images left out of it (--val-fraction)"
+    assert cause == "no object in its 3 images: 1 object is in the images left out of it (--val-fraction)"
 
 
 def test_crowds_as_objects(crowds, tmp_path):
@@ -71,7 +72,7 @@ def test_crowds_as_objects(crowds, tmp_path):
         assert after.target(0)["iscrowd"].tolist() == [0]
         assert after.target(0)["masks"].to_masks().equal(before.target(0)["masks"].to_masks())
         assert {a["iscrowd"] for a in after.ground_truth()["annotations"]} == {0}
-        assert f"{len(after)} crowd regions are read as objects" in after.describe()
+        assert f"{counted(len(after), 'crowd region', 'are')} read as objects" in after.describe()
 
 
 def test_difficult_objects_stay_ignored_where_crowds_become_objects(tmp_path):
@@ -88,7 +89,7 @@ def test_validation_without_objects_is_said_and_the_loss_chooses(tmp_path, capsy
     assert printed.count("AP is n/a: the lowest validation loss chooses the best, model_min_val_loss.pth") == 1
     assert "model_best" not in printed and not (run / "model_best.pth").exists()
     assert "done: best mask AP n/a" in printed and f"--weights-path {run} --report" in printed
-    assert (run / "model_1.pth").exists() or "stopping early: no lower validation loss for 1 epochs" in printed
+    assert (run / "model_1.pth").exists() or "stopping early: no lower validation loss for 1 epoch" in printed
 
 
 def test_classes_of_crowds_alone_or_mostly_skipped_are_named(tmp_path):

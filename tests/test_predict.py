@@ -241,7 +241,7 @@ def test_coco_json_without_annotations(run, tmp_path):
         if own[r["category_id"]] or r["category_id"] in free
     ]
     assert json.loads(Path("out/R.json").read_text()) == expected
-    assert "1 classes of the model are not there, and keep its ids: 'circle' (1)" in out
+    assert "not there: 1 class of the model, whose ids stay: 'circle' (1)" in out
     assert 0 < len(expected) < len(results) and {1, 9} == {r["category_id"] for r in expected}
     assert (
         "2 classes are matched by name" in out and f"{len(results) - len(expected)} detections of classes that" in out

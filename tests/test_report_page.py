@@ -383,6 +383,8 @@ def test_without_detections_or_objects_nothing_is_said_of_them(made, tmp_path):
     empty = open_data(data, split="val").val
     text = write_report(tmp_path, Evaluated("r", {"segm": evaluated(empty, [])}, [], empty)).path.read_text()
     assert "no object to find: there is no AP" in text and "nothing stands out" not in text
+    for ap50, said in ((0.98, "nothing stands out"), (0.02, "AP at IoU 0.5 is 0.020, and no kind of mistake")):
+        assert said in str(sections.advice_section([], ap50))
 
 
 def test_detections_inside_crowds_are_left_out_and_it_is_said(tmp_path):

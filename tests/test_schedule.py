@@ -70,7 +70,7 @@ def test_the_schedule_is_told_in_steps():
         describe(config, 39) == "19 steps of warm-up, gradients clipped to a norm of 10, the rate falls after step 66"
     )
     config, _ = planned(78, 39, epochs=2, lr_steps=(1, 1.5, 9))
-    assert describe(config, 39).endswith("the rate falls after step 39 and 58")
+    assert describe(config, 39).endswith("the rate falls after steps 39 and 58")
     config, _ = planned(78, 39, epochs=2, lr_schedule="cosine")
     assert describe(config, 39).endswith("then half a cosine to 0")
 

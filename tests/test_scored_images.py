@@ -129,7 +129,7 @@ def test_test_only_scores_the_same_images(tmp_path, trained, capsys):
 
 def test_test_only_of_fewer_classes_than_training_keeps_the_checkpoints(tmp_path, trained, capsys):
     ten(tmp_path / "data", 1, "instances_train.json", "images")
-    weights = trained(tmp_path / "data" / "instances_train.json")
+    weights = trained(tmp_path / "data" / "instances_train.json", "--channels", 1)  # images are read so, too
     part = many(2, 70)
     write(tmp_path / "test", coco(part["images"], part["annotations"], CATEGORIES[:1]), "instances_test.json")
     assert call(train, *flags(tmp_path / "test", tmp_path / "out", "--test-only", "--weights", weights)) == 0

@@ -37,7 +37,7 @@ def test_it_runs(stored, monkeypatch, tmp_path):
     said = texts(notebook)
     losses = [float(loss) for loss in re.findall(r"step +\d+  loss ([\d.]+)", said)]
     assert len(losses) == 2 and losses[-1] < 0.8 * losses[0]
-    assert "keep the same ones: True" in said and "proposals    1 record(s)" in said
+    assert "keep the same ones: True" in said and "proposals    records: 1," in said
     places = {match[0] for match in PLACE.finditer(said)}
     assert places >= {where(function) for lesson in LESSONS for function in lesson.code}
     images = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]

@@ -108,7 +108,7 @@ def test_images_without_a_txt_are_negatives_and_other_leftovers_are_said(tmp_pat
         "annotations whose polygons have no area in the image": 1,
     }
     assert data.first_skipped["annotations without segmentation"] == "labels/train/1.txt: line 3"
-    assert "1 boxes without a mask count as background" in data.describe()
+    assert "background: 1 box without a mask" in data.describe()
     assert data.describe().endswith("1 images without a txt have no objects")
     box = data.ground_truth(unmasked=True)["annotations"][1]
     assert np.allclose(box.pop("bbox"), [16, 6, 8, 8]) and "segmentation" not in box and box["category_id"] == 1

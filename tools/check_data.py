@@ -46,6 +46,7 @@ from train_utils.data.loaders import image_factors
 from train_utils.data.objects import anchors
 from train_utils.data.objects.balance import samples_per_epoch
 from train_utils.data.objects.fitting import FITTED, asks_for_fit, fitted
+from train_utils.data.opening import split_positions
 from train_utils.data.options import BELOW_SEED, OF_PLACE, SHAPES_FOLDER, DataOptions, LoaderOptions
 from train_utils.data.tiles.cutting import Tiles
 from train_utils.data.tiles.tiling import TrainingTiles
@@ -143,8 +144,7 @@ class Report:
         self.seen = {split: table_of(part) for split, part in self.shown.items() if split in self.tables}
         if self.tables and (not options.weights_path or asks_for_fit(options.model)):
             classes = next(iter(self.opened.splits.values())).label_map.num_labels
-            data_set = self.trained.data_set if self.trained and len(self.trained.sizes) else None
-            self.config, self.assumed, self.fitted = model_config(options, classes, data_set)
+            self.config, self.assumed, self.fitted = model_config(options, classes, self.not_held_out())
         self.classes = looks.look_at_all(self.tables, self.seen, self.config, finds)
         if self.tables:
             tables = list(self.seen.values())
@@ -215,6 +215,13 @@ class Report:
     def trained(self) -> Table | None:
         """The objects that training sees; None where there are none to train on."""
         return self.seen.get("train", self.seen.get("all"))
+
+    def not_held_out(self) -> ImageDataset | None:
+        """Returns the images that training has, or None: of undivided data its share; tiles, where --tile cuts them."""
+        part, whole, usual = self.opened.splits.get("train"), self.opened.splits.get("all"), DataOptions()
+        if whole is not None:
+            part = whole.subset(split_positions(whole, usual.val_fraction, usual.seed)[0])
+        return in_tiles({"train": part}, self.options)["train"] if part is not None and len(part) else None
 
     @cached_property
     def typical(self) -> Sizing:

@@ -36,7 +36,7 @@ from train_utils.data.loaders import AUGMENTATION, sample_of, sample_rng, sample
 from train_utils.data.tiles.cutting import Tiles
 from train_utils.data.tiles.tiling import TrainingTiles
 from train_utils.io.files import folder_to_write, user_path
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.model import ModelOptions, load_model
 from train_utils.prediction.runtimes.opening import is_exported
@@ -144,7 +144,7 @@ def main() -> int:
     cfg, seconds = model.config, time.perf_counter() - start
     lead = [
         *sample.lead,
-        f"Weights: {options.weights_file} ({cfg.backbone} {cfg.variant}, {len(label_map)} classes). "
+        f"Weights: {options.weights_file} ({cfg.backbone} {cfg.variant}, {counted(len(label_map), 'class')}). "
         "The model runs as in evaluation, in one pass; what is shown is what its stages recorded in it.",
     ]
     paths = write_stages(view, folder, f"What each stage sees: {sample.title}", lead)

@@ -26,10 +26,6 @@ from train_utils.run.schedule import default_epochs
 
 LARGER = 1.2  # times the images' size, from which on what suits the objects is a choice of its own
 ROOM = 1.5  # detections that an image may have, of its objects: some are wrong
-SMALL_MODEL = (
-    "--backbone mobilenet_v2 --fpn-channels 64 --box-head-channels 256 --mask-head-channels 64 "
-    "--box-batch-size-per-image 64"
-)  # docs/fine_tuning.md, section 4, has its time
 
 
 class Choice(NamedTuple):
@@ -135,7 +131,7 @@ def on_length(images: int, resized: tuple[int, int], backbone: str) -> list[str]
         f"{each - needed:.2g} GiB for each further image ({of}, float32, as measured on a CPU)"
     )
     lines.append(
-        "train.py says after ten steps how long it takes. On a CPU, --epochs 3 is a beginning, and a small network "
-        f"takes a fraction: {SMALL_MODEL}"
+        "train.py says after ten steps how long it takes. On a CPU, --epochs 3 is a beginning, and --recipe small, "
+        "with a small network, takes a fraction"
     )
     return lines

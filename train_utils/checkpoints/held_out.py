@@ -19,6 +19,7 @@ from train_utils.data.demands import without_objects
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import find_places, open_data, split_positions
 from train_utils.data.options import PLACES, DataOptions
+from train_utils.io.plain_text import counted
 
 SHARE = ("val_fraction", "seed")
 OF_TRAINING = (*PLACES, *SHARE, "crowd_as_objects", "split_components")  # what a checkpoint says about its data
@@ -61,9 +62,10 @@ def open_scored(
             if not len(data_set):
                 raise InputError(f"{path}: no image is left for validation; check --val-fraction")
             by = "that the command asks for" if asked else "that training held out"
-            lines.append(f"scored: {len(data_set)} of the {whole} images, the share of {options.val_fraction:g} {by}")
+            of = f"{len(data_set)} of the {counted(whole, 'image')}"
+            lines.append(f"scored: {of}, the share of {options.val_fraction:g} {by}")
         else:
-            lines.append(f"scored: all {whole} images")
+            lines.append(f"scored: all {counted(whole, 'image')}")
     cause = without_objects(data_set)
     return Scored(data_set, whole, [*lines, f"AP is n/a: {cause}"] if cause else lines)
 

@@ -61,7 +61,8 @@ def add_model_flags(parser: Parser, training: bool = True, may_be_auto: Collecti
         if field.metadata.get("training") and not training:
             parser.training.add("--" + name.replace("_", "-"))
         elif name != "num_classes":
-            group = parser.group_of(name, "Model: fields of MaskRCNNConfig")
+            of_weights = "" if training else "; a checkpoint's own precede these defaults"
+            group = parser.group_of(name, f"Model: fields of MaskRCNNConfig{of_weights}")
             _add_flag(group, field, hints[name], word_for_none=True)
             if name in may_be_auto:
                 action = group._group_actions[-1]
@@ -165,7 +166,8 @@ def _flag_type(kind: type, rules: Rules, word_for_none: bool) -> FlagType:
 def _help_text(field: dataclasses.Field, defaults: bool, word_for_none: bool) -> str:
     default, bare = field.default, field.metadata.get("bare")
     off = " ('none' switches it off)" if word_for_none and default is not None else ""
-    notes = [] if default is None or isinstance(default, bool) or not defaults else [f"default: {_shown(default)}"]
+    usual = field.metadata.get("usual", _shown(default))
+    notes = [] if default is None or isinstance(default, bool) or not defaults else [f"default: {usual}"]
     notes += [] if bare is None else [f"bare flag: {_shown(bare)}"]
     return (field.metadata["help"] + off + (f" ({'; '.join(notes)})" if notes else "")).replace("%", "%%")
 

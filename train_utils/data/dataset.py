@@ -212,7 +212,7 @@ class ImageDataset:
         skips = describe_skips(table.skipped, table.first_skipped)
         parts += [f"skipped {skips}"] if skips else []
         unmasked = table.skipped.get(NO_SEGMENTATION, 0) + table.skipped.get(NO_MASK, 0)
-        parts += [f"{unmasked} boxes without a mask count as background"] if unmasked else []
+        parts += [f"background: {counted(unmasked, 'box')} without a mask"] if unmasked else []
         for what, classes in self.lacking_classes().items():
             parts += [f"classes {what}: {few_counts(classes)}"] if classes else []
         if self.missing.any():

@@ -6,6 +6,7 @@ from backbone.errors import InputError
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.coco.file_names import nearest
 from train_utils.data.problems import STOP, StopAtFirst, describe_skips, few_counts
+from train_utils.io.plain_text import counted
 
 
 def report_missing(data_set: ImageDataset, problems: StopAtFirst = STOP) -> None:
@@ -38,8 +39,10 @@ def without_objects(data_set: ImageDataset) -> str:
             "--crowd-as-objects reads them as objects"
         )
     causes += [f"skipped {skips}"] if skips else []
-    causes += [f"{elsewhere} objects are in the images left out of it (--val-fraction)"] if elsewhere else []
-    return f"no object in its {len(data_set)} images: {'; '.join(causes) or 'none is annotated'}"
+    causes += (
+        [f"{counted(elsewhere, 'object', 'are')} in the images left out of it (--val-fraction)"] if elsewhere else []
+    )
+    return f"no object in its {counted(len(data_set), 'image')}: {'; '.join(causes) or 'none is annotated'}"
 
 
 def refuse_nothing_to_learn(data_set: ImageDataset) -> None:

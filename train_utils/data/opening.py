@@ -20,6 +20,7 @@ from train_utils.data.labels import LabelMap, match_names
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import STOP, StopAtFirst
 from train_utils.io.files import user_path
+from train_utils.io.plain_text import counted
 
 LAYOUTS = ("auto", *FORMATS)
 KNOWN = f"looked for data of {', '.join(FORMATS)}; --dataset with one of these says which files"
@@ -68,7 +69,8 @@ def open_data(
         dropped = len(parts["train"]) - len(kept)
         parts["train"] = parts["train"].subset(kept)
         if dropped:
-            parts["train"] = parts["train"].noted(f"{dropped} images without objects are left out (--drop-empty)")
+            note = f"{counted(dropped, 'image')} without objects left out (--drop-empty)"
+            parts["train"] = parts["train"].noted(note)
     for role, part in parts.items():
         if not len(part):
             use = {"train": "training", "val": "validation"}[role]
@@ -151,7 +153,7 @@ def read_parts(
 
 def crowds_as_objects(table: Annotations) -> Annotations:
     """Returns the table with its crowd regions as objects, and a note that says how many."""
-    note = f"{int(table.iscrowd.sum())} crowd regions are read as objects"
+    note = f"{counted(int(table.iscrowd.sum()), 'crowd region', 'are')} read as objects"
     none = np.zeros_like(table.iscrowd)
     return replace(table, iscrowd=none, ignored=table.ignored & (1 - table.iscrowd), notes=(*table.notes, note))
 

@@ -15,7 +15,7 @@ from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
 from train_utils.data.options import OF_PLACE, PLACES, DataOptions
 from train_utils.data.problems import few_counts
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 
 OF_DATA = (*OF_TRAINING, "follow_links", "strict")
 
@@ -60,7 +60,7 @@ def check_same_classes(weights_path: str | Path, label_map: LabelMap, data_set: 
     data_map = data_set.label_map
     if data_map.num_labels != label_map.num_labels:
         raise InputError(
-            f"{weights_path}: was trained for {label_map.num_labels - 1} classes (without "
+            f"{weights_path}: was trained for {counted(label_map.num_labels - 1, 'class')} (without "
             f"background), the data has {data_map.num_labels - 1}; give the data's own weights"
         )
     if not named:
@@ -86,5 +86,5 @@ def notes_on_classes(data_set: ImageDataset) -> list[str]:
         lines.append(f"{len(other)} classes have the model's ids, but other names: {names}; ids are gone by")
     lacking = {name: i for i, name in model.items() if i not in table.categories}
     if lacking:
-        lines.append(f"{len(lacking)} classes of the model are not there, and keep its ids: {few_counts(lacking)}")
+        lines.append(f"not there: {counted(len(lacking), 'class')} of the model, whose ids stay: {few_counts(lacking)}")
     return [f"{table.source}: {line}" for line in lines]

@@ -204,7 +204,8 @@ class Detector:
     def __repr__(self) -> str:
         config = self.model.config
         few = ", ".join(self.names[:4]) + (", ..." if len(self.names) > 4 else "")
-        return f"Detector({config.backbone} {config.variant}, {len(self.names)} classes: {few}; {self.device})"
+        classes = f"{counted(len(self.names), 'class')}: {few}"
+        return f"Detector({config.backbone} {config.variant}, {classes}; {self.device})"
 
 
 def _source(value: Any, number: int) -> str:

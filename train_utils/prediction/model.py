@@ -23,6 +23,8 @@ from train_utils.prediction.runtimes.exported_model import ExportedModel
 from train_utils.prediction.runtimes.opening import is_exported, open_exported
 
 KNOWN = 12  # classes that are named
+WRITTEN = "written"  # in a checkpoint's content, once it is read: when its file was written, in seconds since 1970
+LATEST = 2.0**33  # seconds, in the year 2242
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,15 @@ def load_model(
         model, label_map = exported_with_classes(path, label_map, **options.model)
         content = model.content
     else:
-        content = load_file(path)
+        content = with_date(path, load_file(path))
         model, label_map = model_from_checkpoint(path, device, label_map, content, **options.model)
     check_num_classes(options.num_classes, label_map, f"{path} was trained for", "leave the flag out")
     return model, label_map, content
+
+
+def with_date(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint's content with the time of its file, which an exported file then keeps; others as given."""
+    return {**content, WRITTEN: Path(path).stat().st_mtime} if is_checkpoint(content) else content
 
 
 def exported_with_classes(path: Path, label_map: LabelMap | None, **config: Any) -> tuple[ExportedModel, LabelMap]:
@@ -82,19 +89,27 @@ def exported_with_classes(path: Path, label_map: LabelMap | None, **config: Any)
 def about_weights(path: Path, content: dict[str, Any], label_map: LabelMap) -> str:
     """Returns a line that says which weights these are: of which epoch, when, of which data, for which classes.
 
-    A second one names a newer run beside theirs. content: of the file.
+    The date is that of the checkpoint; of an exported file, that of the export stands beside it. A second line names a
+    newer run beside theirs. content: of the file, see `with_date`.
     """
     parts = []
     if is_checkpoint(content):
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        written = _day(content.get(WRITTEN))
         args = content.get("args")
         data = (args.get("data_path") if isinstance(args, dict) else None) or "the built-in data"
-        parts.append(f"epoch {content.get('epoch')} of a run on {data}, {written}")
+        parts.append(", ".join(filter(None, [f"epoch {content.get('epoch')} of a run on {data}", written])))
         parts += unfinished(content)
         parts += ["its averaged weights (--ema)"] if "ema" in content else []
+    parts += [f"exported {_day(path.stat().st_mtime)}"] if is_exported(path) else []
     line = visible(f"weights: {path}: {', '.join([*parts, f'knows {known_classes(label_map)}'])}")
     newer = newer_run(path)
     return f"{line}\n{newer.line()}" if newer else line
+
+
+def _day(seconds: object) -> str:
+    """Returns a time as day and minute; "" for what is none: older exported files say nothing of it."""
+    is_time = isinstance(seconds, float) and 0 <= seconds < LATEST
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if is_time else ""
 
 
 def unfinished(content: Mapping[str, Any]) -> list[str]:

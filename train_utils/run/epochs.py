@@ -181,7 +181,7 @@ class Trainer:
             for epoch in range(progress.epochs_done, config.epochs):
                 if config.early_stop and progress.epochs_since_best >= config.early_stop:
                     what = "better mask AP" if progress.best_ap >= 0 else "lower validation loss"
-                    self.say(f"stopping early: no {what} for {progress.epochs_since_best} epochs")
+                    self.say(f"stopping early: no {what} for {counted(progress.epochs_since_best, 'epoch')}")
                     break
                 averages = self.train_epoch(epoch)
                 result = self.evaluate(epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from backbone.errors import InputError
+from train_utils.io.plain_text import counted
 from train_utils.run.config import REFERENCE, SMALL, RunConfig
 
 EPOCHS = 26  # of torchvision's references, and of all data with that many samples in EPOCHS epochs:
@@ -54,7 +55,8 @@ def with_length(
         epochs = EPOCHS if reference else default_epochs(samples, config.recipe == SMALL)
         config = config.replaced({"epochs": epochs})
         if not reference:
-            lines = [f"epochs: {config.epochs}, as an epoch has {samples} images (--epochs says another number)"]
+            of = counted(samples, "image")
+            lines = [f"epochs: {config.epochs}, as an epoch has {of} (--epochs says another number)"]
     if config.lr_step_size is not None:
         config = config.replaced({"lr_steps": lr_steps(config, config.epochs)})
     short = not reference and config.epochs * steps_per_epoch < SHORT
@@ -83,10 +85,11 @@ def fall_steps(config: RunConfig, steps_per_epoch: int) -> list[int]:
 
 def describe(config: RunConfig, steps_per_epoch: int) -> str:
     """Returns what the rate does, in steps: `50 steps of warm-up, the rate falls after steps 214 and 294`."""
-    total, warmup = config.epochs * steps_per_epoch, f"{config.warmup_iters} steps of warm-up"
+    total, warmup = config.epochs * steps_per_epoch, f"{counted(config.warmup_iters, 'step')} of warm-up"
     if config.clip_grad_norm:
         warmup += f", gradients clipped to a norm of {config.clip_grad_norm:g}"
     if config.lr_schedule == "cosine":
         return f"{warmup}, then half a cosine to 0"
     falls = [str(step) for step in fall_steps(config, steps_per_epoch) if step < total]
-    return f"{warmup}, " + (f"the rate falls after step {' and '.join(falls)}" if falls else "the rate never falls")
+    steps = f"step{'s' if len(falls) > 1 else ''} {' and '.join(falls)}"
+    return f"{warmup}, " + (f"the rate falls after {steps}" if falls else "the rate never falls")

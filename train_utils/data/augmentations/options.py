@@ -51,36 +51,63 @@ class Augmentation(Settings):
     )
     rotate: float = setting(
         0.0,
-        "turn every other image by up to so many degrees either way",
+        "turn half of the images (by chance) by up to so many degrees either way",
         least=0,
         most=180,
         metavar="DEGREES",
         bare=15.0,
     )
     zoom: tuple[float, float] = setting(
-        (1.0, 1.0), "scale every other image, in its frame", length=2, least=0.1, most=10, metavar=("LOW", "HIGH")
+        (1.0, 1.0),
+        "scale half of the images (by chance), each in its frame",
+        length=2,
+        least=0.1,
+        most=10,
+        metavar=("LOW", "HIGH"),
     )
     shift: float = setting(
-        0.0, "move every other image by up to this share of its sides", least=0, most=0.5, metavar="SHARE", bare=0.1
+        0.0,
+        "move half of the images (by chance) by up to this share of their sides",
+        least=0,
+        most=0.5,
+        metavar="SHARE",
+        bare=0.1,
     )
     copy_paste: float = setting(
         0.0, "probability that objects of another image are put on top", least=0, most=1, metavar="P", bare=0.5
     )
-    cutout: int = setting(0, "cover up to N rectangles of every other image", least=0, most=100, metavar="N", bare=3)
+    cutout: int = setting(
+        0, "cover up to N rectangles of half of the images (by chance)", least=0, most=100, metavar="N", bare=3
+    )
     blur: float = setting(
-        0.0, "smooth every other image by up to so many pixels", least=0, most=20, metavar="SIGMA", bare=1.5
+        0.0,
+        "smooth half of the images (by chance) by up to so many pixels",
+        least=0,
+        most=20,
+        metavar="SIGMA",
+        bare=1.5,
     )
     noise: float = setting(
-        0.0, "noise in every other image, up to this share of the range", least=0, most=1, metavar="SHARE", bare=0.05
+        0.0,
+        "noise in half of the images (by chance), up to this share of the range",
+        least=0,
+        most=1,
+        metavar="SHARE",
+        bare=0.05,
     )
     gamma: float = setting(
-        1.0, "every other image to a power of 1/MAX to MAX", least=1, most=10, metavar="MAX", bare=1.5
+        1.0, "half of the images (by chance) to a power of 1/MAX to MAX", least=1, most=10, metavar="MAX", bare=1.5
     )
     contrast: float = setting(
-        1.0, "contrast of every other image times 1/MAX to MAX", least=1, most=10, metavar="MAX", bare=1.5
+        1.0, "contrast of half of the images (by chance) times 1/MAX to MAX", least=1, most=10, metavar="MAX", bare=1.5
     )
     channel_jitter: float = setting(
-        0.0, "change each channel of every other image by up to this share", least=0, most=1, metavar="SHARE", bare=0.1
+        0.0,
+        "change each channel of half of the images (by chance) by up to this share",
+        least=0,
+        most=1,
+        metavar="SHARE",
+        bare=0.1,
     )
     stain_jitter: float = setting(
         0.0, "the same of the stains of histology (H, E, DAB)", least=0, most=1, metavar="SHARE", bare=0.2

@@ -34,6 +34,7 @@ from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
 from train_utils.io.checksums import file_checksums
+from train_utils.io.plain_text import counted
 
 UNUSED = {
     **dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders"),
@@ -224,9 +225,9 @@ def _orientation(scans: list[Scan]) -> tuple[bool, str]:
         agreement = sum(scan.agreement() for scan in scans if scan.rows_first is None)
         turn, why = agreement < 0, "as the boxes lie" if agreement else "as nothing says otherwise"
     ways = {True: "[n, height, width]", False: "[n, width, height]"}
-    parts = [f"masks are {ways[way]} in {count} files" for way, count in sorted(known.items(), reverse=True)]
+    parts = [f"masks are {ways[way]} in {counted(count, 'file')}" for way, count in sorted(known.items(), reverse=True)]
     if open_ones:
-        parts.append(f"masks that fit both ways are taken as {ways[not turn]} in {open_ones} files, {why}")
+        parts.append(f"masks that fit both ways are taken as {ways[not turn]} in {counted(open_ones, 'file')}, {why}")
     return turn, ", ".join(parts) or "no masks"
 
 

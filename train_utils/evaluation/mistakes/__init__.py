@@ -22,7 +22,7 @@ from train_utils.evaluation.mistakes.gallery import Shown, make_gallery
 from train_utils.evaluation.mistakes.matching import IOU_THRESHOLDS, empty_masks, match
 from train_utils.evaluation.mistakes.scores import best_of_all, best_of_classes, calibration, score_to_show
 from train_utils.evaluation.numbers import IOU_TYPES, IouTypeResult, category_names
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 from train_utils.show.pages import joined, note, page, tag, write_page
 
 IMAGES = 300  # that can be looked at, by default
@@ -87,7 +87,7 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
         *advise(matches, cost, matrix, least_score, names, areas, per_image),
     ]
     parts = [
-        sections.advice_section(advice, bool(known.any())),
+        sections.advice_section(advice, stats[iou_type].stats[1] if known.any() else None),
         sections.numbers_section(stats, max_dets),
         sections.errors_section(cost, least_score, left_out, int(matches.cut.sum()), empty_masks(matches, results)),
         sections.images_section(gallery, names, least_score, why),
@@ -109,9 +109,9 @@ def write_report(folder: Path, evaluated: Evaluated, images: int = IMAGES, stric
         tag("p", f"{source}, on {data_set.describe()}"),
         tag("p", f"AP of {shapes}: ", tag("b", ap), ", at IoU 0.5: ", tag("b", ap50)),
         note(
-            f"{len(results):,} detections in {len(matches.image_ids):,} images. IoU below is that of {shapes}; "
-            f"AP, crowds and the limit of {max_dets} detections of a class in an image are as in COCO."
-            + ("" if max_dets == MAX_DETS else f" COCO's own limit is {MAX_DETS}.")
+            f"{counted(len(results), 'detection')} in {counted(len(matches.image_ids), 'image')}. "
+            f"IoU below is that of {shapes}; AP, crowds and the limit of {max_dets} detections of a class in an image "
+            "are as in COCO." + ("" if max_dets == MAX_DETS else f" COCO's own limit is {MAX_DETS}.")
         ),
         *(tag("p", limit.line, class_="warn") for limit in limits),
         sections.data_block(gallery, names, each[0]),

@@ -87,14 +87,18 @@ def numbers_section(stats: dict[str, IouTypeResult], max_dets: int) -> Section:
     )
 
 
-def advice_section(lines: Sequence[str], is_any: bool) -> Section:
-    """Shows the lines of advice; is_any: there is an object to find."""
-    none = (
-        f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out."
-        if is_any
-        else "These images hold no object to find: there is no AP, and no mistake has a cost."
-    )
-    listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", none)
+def advice_section(lines: Sequence[str], ap50: float | None) -> Section:
+    """Shows the lines of advice; ap50: None where there is no object to find."""
+    if ap50 is None:
+        none = "These images hold no object to find: there is no AP, and no mistake has a cost."
+    elif 1 - ap50 < WORTH:
+        none = f"No kind of mistake costs {WORTH} AP (at IoU 0.5) or more: nothing stands out."
+    else:
+        none = (
+            f"AP at IoU 0.5 is {ap50:.3f}, and no kind of mistake costs {WORTH} or more by itself: one hides another, "
+            "as where a model has learnt little yet. Train longer first (--epochs); the images show what it finds."
+        )
+    listed = tag("ul", *(tag("li", _with_flags(line)) for line in lines)) if lines else tag("p", *_flags(none))
     about = note(
         f"A line for each kind of mistake that costs {WORTH} AP or more, at most four. Where no score is "
         "named, all detections count."
@@ -105,8 +109,13 @@ def advice_section(lines: Sequence[str], is_any: bool) -> Section:
 def _with_flags(text: str) -> Html:
     """Returns the text with what comes before its first bracket in bold, and flags as code."""
     kind, bracket, rest = text.partition(" (")
-    parts = re.split("(--[a-z-]+)", bracket + rest)
-    return joined(tag("b", kind), *(tag("code", part) if part.startswith("--") else part for part in parts))
+    return joined(tag("b", kind), *_flags(bracket + rest))
+
+
+def _flags(text: str) -> list[Html | str]:
+    """Returns the parts of a text, flags as code."""
+    parts = re.split("(--[a-z-]+)", text)
+    return [tag("code", part) if part.startswith("--") else part for part in parts]
 
 
 def in_crowds(left_out: int) -> Html | str:
