@@ -158,7 +158,7 @@ def test_two_of_many_images_are_in_work_at_once(folder, two_cores, name):
 def test_files_are_the_same_for_any_number_in_flight(folder, tmp_path, command, two_cores):
     found = {}
     for at_once in (1, 2):
-        words = "--weights-path", folder / "model_openvino", "--batch-size", at_once, "--output-dir", tmp_path / "out"
+        words = "--weights-path", folder / "model.onnx", "--batch-size", at_once, "--output-dir", tmp_path / "out"
         status, out, _ = command(predict, *words, "--img-path", folder / "data/images")
         assert status == 0 and ("2 images are in work at once, each on 1 of 2 threads" in out) == (at_once == 2)
         validated, out, _ = command(validation, *words, "--data-path", folder / "data")
@@ -445,10 +445,12 @@ def files_of(place):
 def test_the_benchmark_of_runtimes_runs_a_file_and_compares(folder, tmp_path, capfd, monkeypatch):
     np.save(tmp_path / side.PHOTO, np.zeros((3, 40, 40), np.uint8))
     (tmp_path / "model.onnx").symlink_to(folder / "model.onnx")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("go\n"))
+    (tmp_path / side.PHOTOS).symlink_to(folder / "data/images")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("go\n2\n"))
     side.main(["onnx", str(tmp_path), "resnet18"])
-    count, took = capfd.readouterr().out.splitlines()
-    assert int(count) >= 0 and len(took.split()) == 3
+    out, err = capfd.readouterr()
+    count, took, of_two = out.splitlines()
+    assert int(count) >= 0 and len(took.split()) == len(of_two.split()) == 3 and "one image is in work" in err
     first, turns = (
         {"torchvision": [4.0], "onnx": [1.0]},
         {"torchvision": [(2.0, 3.0, 900.0)], "onnx": [(1.0, 1.5, 450)]},
@@ -458,6 +460,10 @@ def test_the_benchmark_of_runtimes_runs_a_file_and_compares(folder, tmp_path, ca
     rows = capfd.readouterr().out.splitlines()[2:]
     assert rows[0] == "| torchvision, eager | 2.000 | 1.00 | 3.00 | 4.0 s | 1.00 | 900 MiB | 1.00 | 2 MB |"
     assert rows[1].startswith("| ONNX Runtime | 1.000 | 0.50 | 1.50 | 1.0 s | 0.25 | 450 MiB | 0.50 | ")
+    runtimes.report_folder(4, {"torchvision": (8.0, 12.0, 900.0), "onnx": (4.0, 6.0, 450.0)})
+    rows = capfd.readouterr().out.splitlines()[3:]
+    assert rows[0] == "| torchvision, eager | 0.500 | 1.00x |  | 3.00 | 900 MiB | 1.00 |"
+    assert rows[1] == "| ONNX Runtime | 1.000 | 2.00x |  | 1.50 | 450 MiB | 0.50 |"
 
 
 def compared(change):

@@ -1,6 +1,6 @@
 """A ResNet-50-FPN as a checkpoint and as each exported file -> seconds, memory, size, and time to the first result.
 
-    python -m benchmarks runtimes                    two tables; 15 minutes or so on 2 quiet cores
+    python -m benchmarks runtimes                    two tables; 20 minutes or so on 2 quiet cores
     python -m benchmarks runtimes --beside 2         the same with two busy processes beside it
     python -m benchmarks runtimes --photos 0         one photo alone; --turns 0 --loads 0: a folder alone
     python -m benchmarks runtimes --room FOLDER      keeps the files there, and takes those that are there
