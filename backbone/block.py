@@ -18,3 +18,8 @@ class Block(nn.Module):
         if self.recompute and torch.is_grad_enabled():  # stops before the last convolution: nothing needs its output
             return checkpoint(self.branch, x, use_reentrant=False, preserve_rng_state=False)
         return self.branch(x)
+
+    def joined(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Returns branch(x) + shortcut, in the memory of the branch: new memory would take longer than the sum."""
+        branch = self.run_branch(x)
+        return branch.add_(shortcut) if branch.dtype == shortcut.dtype else branch + shortcut

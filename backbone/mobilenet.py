@@ -80,7 +80,7 @@ class InvertedResidual(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the block."""
-        return x + self.run_branch(x) if self.shortcut else self.run_branch(x)
+        return self.joined(x, x) if self.shortcut else self.run_branch(x)
 
 
 class MobileNet(nn.Module):

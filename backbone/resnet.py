@@ -30,7 +30,7 @@ class ResidualBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """Runs the block."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.run_branch(x) + shortcut, inplace=True)
+        return F.relu(self.joined(x, shortcut), inplace=True)
 
 
 class BasicBlock(ResidualBlock):

@@ -5,6 +5,7 @@
     python -m benchmarks                           all but those that take minutes a turn
     python -m benchmarks --figures                 the same, and their table into docs/figures.md
     python -m benchmarks launches                  operators and waits, counted (see `benchmarks/device/launches.py`)
+    python -m benchmarks profile                   where a CPU's time goes in a prediction and in a training step
     python -m benchmarks gpu                       one GPU: fidelity, resume, images a second, a profile
     python -m benchmarks runtimes                  exported files: seconds, memory, size, time to the first result
 
@@ -22,6 +23,7 @@ from backbone.errors import InputError
 from benchmarks import annotations, evaluation, loading, models, operators
 from benchmarks.device import gpu, launches
 from benchmarks.harness import HEADER, LeftOut, Settings, describe_machine, measure
+from benchmarks.machine import profile
 from benchmarks.runtimes import __main__ as runtimes
 from train_utils.cli.command import run_command
 from train_utils.cli.device import pick_device
@@ -30,7 +32,7 @@ from train_utils.cli.parser import Parser
 from train_utils.io.files import write_text
 
 BENCHMARKS = [one for part in (operators, models, loading, evaluation, annotations) for one in part.BENCHMARKS]
-PROGRAMS = {"launches": launches.main, "gpu": gpu.main, "runtimes": runtimes.main}
+PROGRAMS = {"launches": launches.main, "profile": profile.main, "gpu": gpu.main, "runtimes": runtimes.main}
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures.md"
 DATA = Path(os.environ.get("MASKRCNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -55,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Runs the benchmarks that are asked for, or one of the programs of `benchmarks/device`."""
+    """Runs the benchmarks that are asked for, or one of PROGRAMS."""
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in PROGRAMS:
         return PROGRAMS[words[0]](words[1:])

@@ -3,6 +3,8 @@
     python -m benchmarks.distributed --data-path DATA                     a ResNet-50 at 800 px
     python -m benchmarks.distributed --data-path DATA --backbone resnet18 --min-size 256 --batch-size 4
 
+The model's flags are train.py's.
+
 By turns: one rank alone; every rank for itself (what the machine's cores and memory can give, nothing exchanged);
 all ranks as one run. Each rank takes --batch-size images a step; a step's seconds are the slowest rank's.
 """
@@ -19,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from network_files import create_model
+from network_files import MaskRCNNConfig, create_model
 from train_utils.cli.command import run_command
-from train_utils.cli.flags import number
+from train_utils.cli.flags import add_model_flags, given_model, number
 from train_utils.cli.parser import Parser
 from train_utils.data.loaders import TrainLoader
 from train_utils.data.opening import DataSplits, open_data
@@ -41,19 +43,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=number(int, least=1), default=2)
     parser.add_argument("--turns", type=number(int, least=1), default=3, help="measured turns (default: 3)")
     parser.add_argument("--steps", type=number(int, least=1), default=3, help="steps of a mode in a turn (default: 3)")
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--min-size", type=number(int, least=1), default=800)
-    parser.add_argument("--max-size", type=number(int, least=1), default=1333)
     parser.add_argument("--batch-size", type=number(int, least=1), default=1, help="images per rank (default: 1)")
-    parser.add_argument("--trainable-layers", type=int, default=3)
-    return parser.parse_args(argv)
+    add_model_flags(parser)
+    return argparse.Namespace(**parser.given(argv))
 
 
 def train_state(world: World, args: argparse.Namespace, num_classes: int) -> TrainState:
     """Builds a model and what trains it."""
     torch.manual_seed(0)
-    sizes = {"min_size": args.min_size, "max_size": args.max_size}
-    model = create_model(num_classes, args.backbone, **sizes, trainable_layers=args.trainable_layers)
+    model = create_model(num_classes, **given_model(vars(args)))
     optimizer = build_optimizer(model, "sgd", 1e-4)
     schedule = build_schedule(optimizer, total_steps=10**6, warmup_steps=0)
     return TrainState(model, world.wrap(model), optimizer, schedule, Precision(world.device))
@@ -114,9 +112,10 @@ def main(argv: list[str] | None = None) -> int:
         return launch(argv, args.ranks)
     seconds = work(args)
     if seconds:
+        config = MaskRCNNConfig.from_dict({"num_classes": 2, **given_model(vars(args))})
         print(
-            f"torch {torch.__version__}, {args.backbone}, {args.min_size} px, batch size {args.batch_size} per rank, "
-            f"{args.ranks} ranks of one thread, {os.cpu_count()} cores"
+            f"torch {torch.__version__}, {config.backbone}, {config.min_size[-1]} px, batch size {args.batch_size} "
+            f"per rank, {args.ranks} ranks of one thread, {os.cpu_count()} cores"
         )
         for mode, median in seconds.items():
             share = seconds["one rank"] / median * (1 if mode == "one rank" else args.ranks)

@@ -20,6 +20,7 @@ from train_utils.io.memory import returning_freed_memory
 from train_utils.run.optimization import Precision, build_optimizer, cpu_has_bf16
 
 TRAINED = 3  # stages, as both sides' default
+_LIVE: dict[str, dict[str, torch.Tensor]] = {}  # the last state of `live_state`, by its key
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,8 @@ def build_sides(case: Case, settings: Settings, training: bool) -> tuple[MaskRCN
     if torch.bfloat16 in (case.ours, case.theirs) and settings.device.type == "cpu" and not cpu_has_bf16():
         raise LeftOut("this processor does not compute in bfloat16 itself")
     pairs = photos(settings.data, case.images, case.size, case.objects)
-    images, targets = as_torchvision(pairs[:1], torch.device("cpu"))
     options = {"backbone": case.backbone, **case.options}
-    # enough to make the weights alive, and quicker
-    small = {"min_size": min(320, options.get("min_size", 320)), "max_size": min(544, options.get("max_size", 544))}
-    state = torchvision_model.live_state([(images[0], targets[0])], **options | small, trainable=TRAINED)
+    state = live_state(pairs[:1], options, repr((case.size, case.objects, settings.data, options)))
     theirs = torchvision_model.build(**options, trainable=TRAINED)
     ours = create_model(91, **options, trainable_layers=TRAINED, fixed_size=case.fixed_size)
     for model in (ours, theirs):
@@ -69,6 +67,18 @@ def build_sides(case: Case, settings: Settings, training: bool) -> tuple[MaskRCN
     if case.fixed_size and settings.device.type == "cuda":
         capture_backbone(ours, case)
     return ours, theirs, pairs
+
+
+def live_state(pairs: list[Pair], options: dict, key: str) -> dict[str, torch.Tensor]:
+    """Returns weights that are alive on these pairs, kept for the next call of the same key: it takes seconds."""
+    if key not in _LIVE:
+        images, targets = as_torchvision(pairs, torch.device("cpu"))
+        # enough to make the weights alive, and quicker
+        small = {"min_size": min(320, options.get("min_size", 320)), "max_size": min(544, options.get("max_size", 544))}
+        samples = list(zip(images, targets, strict=True))
+        _LIVE.clear()
+        _LIVE[key] = torchvision_model.live_state(samples, **options | small, trainable=TRAINED)
+    return _LIVE[key]
 
 
 def capture_backbone(model: MaskRCNN, case: Case) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from backbone.tracing import is_traced
+from network_files.operators.padded import at_least_float32
 
 
 def cell_anchors(size: int, aspect_ratios: tuple[float, ...]) -> Tensor:
@@ -29,6 +30,7 @@ class AnchorGrid:
         self.cells = [cell_anchors(size, aspect_ratios) for size in sizes]
         self.per_cell = len(aspect_ratios)
         self._kept: tuple[tuple, list[Tensor]] = ((), [])  # key and anchors in one: other threads see both or neither
+        self._joined: tuple[list[Tensor], Tensor | None] = ([], None)  # anchors, and all of them one after another
 
     def __call__(self, maps: list[Tensor], padded: tuple[int, int]) -> list[Tensor]:
         """Returns the anchors [H W R, 4] of each level, cell by cell along rows, in pixels.
@@ -37,7 +39,7 @@ class AnchorGrid:
         at least float32: a bf16 coordinate above 256 is off by pixels. A trace makes them anew and keeps none: its own
         may be fake, and kept ones would be constants of it.
         """
-        dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        dtype = at_least_float32(maps[0].dtype)
         key = (maps[0].device, dtype, padded, *(m.shape[-2:] for m in maps))
         traced = is_traced(maps[0])
         kept, anchors = self._kept
@@ -49,6 +51,15 @@ class AnchorGrid:
             if not traced:
                 self._kept = key, anchors
         return anchors
+
+    def joined(self, anchors: list[Tensor]) -> Tensor:
+        """Returns the anchors of all levels [A, 4], kept as long as these are."""
+        of, whole = self._joined
+        if of is not anchors:
+            whole = torch.cat(anchors)
+            if not is_traced(whole):
+                self._joined = anchors, whole
+        return whole
 
     @staticmethod
     def _level(cell: Tensor, grid: tuple[int, int], padded: tuple[int, int]) -> Tensor:

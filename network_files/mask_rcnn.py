@@ -9,7 +9,7 @@ from backbone import Block, FrozenBatchNorm2d, InputError, build_backbone
 from network_files.config import MaskRCNNConfig
 from network_files.operators.boxes import scale_to_sizes
 from network_files.operators.instance_masks import paste_masks
-from network_files.operators.padded import Padded
+from network_files.operators.padded import Padded, at_least_float32
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
 from network_files.roi_heads import Detections, RoIHeads
@@ -85,7 +85,7 @@ class MaskRCNN(nn.Module):
         recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
         objects = targets and prepare_objects(targets, batch, self.config.num_classes)
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
-        dtype = torch.promote_types(batch.images.dtype, torch.float32)
+        dtype = at_least_float32(batch.images.dtype)
         table = FeatureTable(self.backbone(batch.images), self.backbone.strides, dtype, self.config.geometry)
         proposals, losses = self.rpn(batch, table, objects, recorder)
         if objects is not None:

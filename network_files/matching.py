@@ -3,6 +3,7 @@
 Shapes: N images, G objects, B boxes (anchors or proposals), S sampled boxes of all images, K of them positive.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from network_files.operators.boxes import box_ioa, box_iou
-from network_files.operators.padded import HostCopy, Padded, from_host, image_of_each, portions, waits_are_cheap
+from network_files.operators.padded import HostCopy, Padded, cat_parts, from_host, portions, waits_are_cheap
 
 OVERLAPS = 4_000_000  # computed at once
 OVERLAPS_GPU = 100_000_000
@@ -42,7 +43,7 @@ class Candidates:
 
     def __init__(self, labels: Tensor) -> None:
         self.kinds = torch.stack((labels >= 1, labels == 0), 1)  # [N, 2, B]
-        self.there = HostCopy(self.kinds.sum(2).flatten())  # [2 N]
+        self.there = HostCopy(self.kinds.sum(2))  # [N, 2]
 
 
 def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, keep_best: bool = False) -> Tensor:
@@ -53,24 +54,23 @@ def match(overlaps: Callable[[], Iterable[Tensor]], high: float, low: float, kee
     low-quality rule): the boxes that overlap an object more than all others do (ties included) stand for the object
     that they overlap most, however little.
     """
-    found, alone = [], None
+    parts, alone = [], None
     for part in overlaps():
-        alone = None if found else part  # one part alone is kept, and not computed again
-        found.append(_best(part))
-    best, index, peaks = zip(*found, strict=True)
-    best, index = torch.cat(best, -1), torch.cat(index, -1)  # [..., B]
+        alone = None if parts else part  # one part alone is kept, and not computed again
+        parts.append((*part.max(-2), _peaks(part) if keep_best else None))
+    best, index = cat_parts([part[0] for part in parts], -1), cat_parts([part[1] for part in parts], -1)  # [..., B]
     matched = index.masked_fill(best < high, BETWEEN).masked_fill_(best < low, BELOW)
     if keep_best:
-        peak = torch.stack(peaks).amax(0)  # [..., G]
-        peak = torch.where(peak > 0, peak, math.inf)[..., None]  # an object that no box touches has no best one
-        is_best = torch.cat([(iou == peak).any(-2) for iou in (overlaps() if alone is None else [alone])], -1)
+        peak = functools.reduce(torch.maximum, (part[2] for part in parts))  # [..., G]
+        peak = peak.masked_fill(peak <= 0, math.inf)[..., None]  # an object that no box touches has no best one
+        is_best = cat_parts([(iou == peak).any(-2) for iou in (overlaps() if alone is None else [alone])], -1)
         matched = torch.where(is_best, index, matched)
     return matched
 
 
-def _best(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the largest overlap of each box and its object, [..., b], and that of each object, [..., G]."""
-    return *iou.max(-2), iou.amax(-1) if iou.shape[-1] else iou.new_zeros(iou.shape[:-1])
+def _peaks(iou: Tensor) -> Tensor:
+    """Returns the largest overlap of each object, [..., G], of iou [..., G, b]."""
+    return iou.amax(-1) if iou.shape[-1] else iou.new_zeros(iou.shape[:-1])
 
 
 def match_near(objects: Tensor, boxes: Tensor, high: float, low: float, keep_best: bool) -> Tensor:
@@ -145,7 +145,7 @@ def match_boxes(
             in_crowd = torch.cat(shares, -1) >= crowd_ioa_thresh
             matched = torch.where((matched == BELOW) & in_crowd, BETWEEN, matched)
         found.append(matched)
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return cat_parts(found)
 
 
 def _overlaps(measure: Callable[[Tensor, Tensor], Tensor], others: Padded, boxes: Tensor) -> Iterable[Tensor]:
@@ -173,19 +173,21 @@ def sample_balanced(
     (None: torch's global one). The host waits once, for the numbers that there are to choose from.
     """
     candidates = candidates or Candidates(labels)
-    there = candidates.there.read().tolist()
+    there = [count for pair in candidates.there.read().tolist() for count in pair]
     counts, ranks = [], []  # a box is named by its rank among the candidates of its image and kind
     for positives, negatives, generator in zip(there[::2], there[1::2], generators, strict=True):
         n_positive = min(positives, int(count * positive_fraction))
         counts.append((n_positive, min(negatives, count - n_positive)))
         ranks += [draw(*pair, generator) for pair in zip((positives, negatives), counts[-1], strict=True)]
-    kinds = image_of_each([n for pair in counts for n in pair])  # [S], 2 i: positives of image i
-    before = torch.tensor([0, *there[:-1]]).cumsum(0)  # candidates of the kinds before
+    # of each kind how many candidates there are up to its first, and its image: [S, 2]
+    of_kind = [(before + 1, kind // 2) for kind, before in enumerate(itertools.accumulate(there[:-1], initial=0))]
+    sizes = torch.tensor([n for pair in counts for n in pair])
+    first, image = torch.tensor(of_kind).repeat_interleave(sizes, 0, output_size=sum(map(sum, counts))).unbind(1)
     starts = itertools.accumulate(map(sum, counts), initial=0)
     positive = [start + i for start, (positives, _) in zip(starts, counts, strict=False) for i in range(positives)]
     positive = torch.tensor(positive, dtype=torch.int64)
-    chosen = from_host(torch.cat((torch.cat(ranks) + before[kinds] + 1, kinds // 2, positive)), labels.device)
-    rank, batch_index, positive = chosen.split((len(kinds), len(kinds), len(positive)))
+    chosen = from_host(torch.cat((torch.cat(ranks).add_(first), image, positive)), labels.device)
+    rank, batch_index, positive = chosen.split((len(first), len(first), len(positive)))
     place = torch.searchsorted(candidates.kinds.flatten().cumsum(0), rank)  # of the rank-th candidate
     return Sampled(batch_index, place % labels.shape[1], positive, counts)
 
@@ -195,4 +197,5 @@ def draw(candidates: int, count: int, generator: torch.Generator | None) -> Tens
 
     On the CPU whatever the device: the same seed then draws the same boxes everywhere.
     """
-    return torch.randperm(candidates, generator=generator)[:count]
+    order = torch.randperm(candidates, generator=generator)
+    return order if count == candidates else order[:count]

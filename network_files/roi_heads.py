@@ -20,7 +20,7 @@ from network_files.losses import box_losses, mask_loss
 from network_files.operators.boxes import BoxCoder, at_least, clip_to_sizes
 from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import nms_of_rows
-from network_files.operators.padded import Padded, portions, waits_are_cheap
+from network_files.operators.padded import Padded, at_least_float32, cat_parts, portions, waits_are_cheap
 from network_files.operators.roi_align import FeatureTable, roi_align, roi_levels
 from network_files.recorder import SILENT, Observer, Stage
 from network_files.shared import Part, Shared, number
@@ -118,9 +118,10 @@ class MaskPredictor(nn.Module):
         """Returns logits [K, 28, 28] of each RoI's own class, labels [K], and of no other, from [K, c, 14, 14]."""
         x = F.relu(self.conv5_mask(x), inplace=True)  # [K, c, 28, 28]
         # permuted to its order in memory: its gradient then comes in that order too
-        weight = self.mask_fcn_logits.weight.permute(0, 2, 3, 1)[labels, 0, 0]  # [K, c]
-        own = torch.einsum("kcyx,kc->kyx", x, weight.to(x.dtype))
-        return own + self.mask_fcn_logits.bias[labels, None, None].to(x.dtype)
+        weight = self.mask_fcn_logits.weight.permute(0, 2, 3, 1).flatten(1)[labels]  # [K, c]
+        cells = x.permute(0, 2, 3, 1).flatten(1, 2)  # [K, 28 28, c]
+        own = torch.bmm(cells, weight.to(x.dtype).unsqueeze(2)).view(x.shape[0], *x.shape[2:])
+        return own + self.mask_fcn_logits.bias[labels].view(-1, 1, 1).to(x.dtype)
 
 
 @dataclass
@@ -142,7 +143,8 @@ class Samples:
 
     def positives(self, values: Tensor) -> list[Tensor]:
         """Returns those of the RoIs that stand for an object, of values [S, ...], by image."""
-        return list(values[self.chosen.positive].split([positives for positives, _ in self.chosen.counts]))
+        counts, values = [positives for positives, _ in self.chosen.counts], values[self.chosen.positive]
+        return [values] if len(counts) == 1 else list(values.split(counts))
 
 
 class Detections(NamedTuple):
@@ -159,6 +161,8 @@ class Detections(NamedTuple):
 
     def each(self) -> list[dict[str, Tensor]]:
         """Returns a dict for each image."""
+        if len(self.counts) == 1:
+            return [dict(zip(self._fields[1:], self[1:], strict=True))]
         parts = [t.split(self.counts) for t in self[1:]]
         return [dict(zip(self._fields[1:], part, strict=True)) for part in zip(*parts, strict=True)]
 
@@ -259,7 +263,7 @@ class RoIHeads(Part, nn.Module):
     def boxes(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Returns class logits [K, C] and deltas [K, 4 C], at least float32, from RoI features [K, c, S, S]."""
         logits, deltas = self.box_predictor(self.box_head(pooled))
-        dtype = torch.promote_types(logits.dtype, torch.float32)
+        dtype = at_least_float32(logits.dtype)
         return logits.to(dtype), deltas.to(dtype)
 
     def masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
@@ -278,7 +282,7 @@ class RoIHeads(Part, nn.Module):
                 f"{classes} classes, as box_predictor, [{cells}, {cells}] cells; replace both predictors"
             )
         logits = logits if own else logits[torch.arange(len(labels), device=labels.device), labels]  # [K, M, M]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.to(at_least_float32(logits.dtype))
 
     def losses(
         self, table: FeatureTable, proposals: Padded, objects: Objects, recorder: Observer = SILENT
@@ -318,9 +322,9 @@ class RoIHeads(Part, nn.Module):
         matched = matching.match_boxes(
             own, crowds, boxes, cfg.box_fg_iou_thresh, cfg.box_bg_iou_thresh, False, cfg.crowd_ioa_thresh
         )  # [N, P + G]
-        label = torch.where(matched == matching.BELOW, 0, -1)
+        label, matched_or_first = (matched + 1).clamp(max=0), matched.clamp(min=0)  # BELOW is -1, BETWEEN -2
         if own.values.shape[1]:
-            label = torch.where(matched >= 0, objects.labels.values.gather(1, matched.clamp(min=0)), label)
+            label = torch.where(matched >= 0, objects.labels.values.gather(1, matched_or_first), label)
         if not (proposals.whole and own.whole):
             label = label.masked_fill(~torch.cat((proposals.present(), own.present()), 1), -1)
         generators = [pair[1] for pair in objects.generators]
@@ -329,7 +333,7 @@ class RoIHeads(Part, nn.Module):
         if recorder is not SILENT:
             self._record_samples(recorder, proposals, own, (boxes, matched, label), chosen)
         which = chosen.batch_index, chosen.index
-        return Samples(boxes[which], label[which], matched[which].clamp(min=0), chosen)
+        return Samples(boxes[which], label[which], matched_or_first[which], chosen)
 
     @staticmethod
     def _record_samples(
@@ -362,7 +366,7 @@ class RoIHeads(Part, nn.Module):
 
         at_once = len(pooled) if self.training and self.batch_statistics else masks_at_once(pooled.device)
         parameters = [*self.mask_head.parameters(), *self.mask_predictor.parameters()]
-        return {"loss_mask": loss_in_portions(loss, (pooled, torch.cat(labels), targets), at_once, parameters)}
+        return {"loss_mask": loss_in_portions(loss, (pooled, cat_parts(labels), targets), at_once, parameters)}
 
     def detect(
         self, batch: ImageBatch, table: FeatureTable, proposals: Padded, recorder: Observer = SILENT
@@ -386,7 +390,8 @@ class RoIHeads(Part, nn.Module):
         self, sizes: list[tuple[int, int]], table: FeatureTable, proposals: Padded, first: int, recorder: Observer
     ) -> Detections:
         """Returns the detections of some images, the first of which is number `first` of the batch."""
-        rois, image = proposals.flat(), proposals.image() + first
+        rois, image = proposals.flat(), proposals.image()
+        image = image + first if first else image
 
         def report(*values: Tensor) -> None:
             for each in zip(*(v.split(proposals.counts) for v in values), strict=True):
@@ -395,11 +400,14 @@ class RoIHeads(Part, nn.Module):
         report_to = None if recorder is SILENT else report
         pooled = self.pool(table, rois, image, self.config.box_roi_size, report=report_to)
         counts, boxes, labels, scores = self.detect_boxes(*self.boxes(pooled), proposals, sizes, recorder)
-        image = Padded(boxes, counts).image() + first
+        image = Padded(boxes, counts).image()
+        image = image + first if first else image
         boxes, labels, scores = (Padded(t, counts).flat() for t in (boxes, labels, scores))
         pooled, at_once = self.pool(table, boxes, image, self.config.mask_roi_size), masks_at_once(boxes.device)
-        logits = [self.masks(*some) for some in zip(pooled.split(at_once), labels.split(at_once), strict=True)]
-        probs = torch.cat(logits).to(boxes.dtype).sigmoid()
+        some = [(pooled, labels)]
+        if len(labels) > at_once:
+            some = zip(pooled.split(at_once), labels.split(at_once), strict=True)
+        probs = cat_parts([self.masks(*each) for each in some]).to(boxes.dtype).sigmoid()
         if recorder is not SILENT:
             for each in probs.split(counts):
                 recorder(Stage.MASKS, probs=each)
@@ -431,7 +439,7 @@ class RoIHeads(Part, nn.Module):
         good = at_least(boxes, MIN_SIDE) & there
         keep, counts = nms_of_rows(boxes, good, cfg.box_nms_thresh, label)
         counts = [min(count, cfg.box_detections_per_img) for count in counts]
-        kept = (~keep).byte().argsort(dim=1, stable=True)[:, : max(counts, default=0)]  # [N, D], by falling score
+        kept = keep.byte().argsort(dim=1, descending=True, stable=True)[:, : max(counts, default=0)]  # by falling score
         if recorder is not SILENT:
             chosen, each = Padded(kept, counts).each(), scores.split(proposals.counts)
             for i, candidates in enumerate(there):
@@ -454,11 +462,13 @@ def _best_above(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tenso
 
     Also returns which are there, bool [N, M]: rows with fewer than M are padded. The host waits once.
     """
-    above = scores > threshold
     if len(scores) == 1:
-        place = above[0].nonzero()[:, 0]
-        score, order = scores[0, place].sort(descending=True, stable=True)
-        return place[order][None], score[None], torch.ones_like(order, dtype=torch.bool)[None]
+        own = scores.flatten()
+        place = (own > threshold).nonzero()[:, 0]
+        score, order = own[place].sort(descending=True, stable=True)
+        score = score[None]
+        return place[order][None], score, torch.ones_like(score, dtype=torch.bool)
+    above = scores > threshold
     most = int(above.sum(1).max())
     score, place = scores.masked_fill(~above, -1).sort(dim=1, descending=True, stable=True)
     return place[:, :most], score[:, :most], score[:, :most] >= 0

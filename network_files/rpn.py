@@ -3,10 +3,11 @@
 Shapes: N images, L levels, A anchors of an image over all levels, R anchors per cell, P proposals.
 """
 
+import functools
+import itertools
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network_files import matching
@@ -15,10 +16,10 @@ from network_files.config import MaskRCNNConfig
 from network_files.losses import rpn_losses
 from network_files.operators.boxes import BoxCoder, at_least, clip_to_sizes
 from network_files.operators.nms import nms_of_rows
-from network_files.operators.padded import Padded
+from network_files.operators.padded import Padded, cat_parts, from_host
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
-from network_files.sampled_rpn_head import predict
+from network_files.sampled_rpn_head import Predictions, predict
 from network_files.shared import Part, Shared, number
 from network_files.transform import ImageBatch, Objects
 
@@ -115,50 +116,45 @@ class RegionProposalNetwork(Part, nn.Module):
         predictions = predict(self.head, maps, table, samples)
         logits, deltas, anchors = predictions.logits, predictions.deltas, self.anchors(maps, batch.padded)
         recorder(Stage.RPN, maps=maps, anchors=anchors, logits=logits, deltas=deltas)
-        matches = None if objects is None else self.match(torch.cat(anchors), objects)
-        proposals = self.propose(batch, logits, deltas, anchors, recorder)  # the host waits for these and the matches
+        every = self.anchors.joined(anchors)  # [A, 4]
+        matches = None if objects is None else self.match(every, objects)
+        proposals = self.propose(batch, predictions, every, recorder)  # the host waits for these and the matches
         if objects is None:
             return proposals, {}
-        sampled, labels, targets = self.sample(torch.cat(anchors), objects, matches, recorder)
+        sampled, labels, targets = self.sample(every, objects, matches, recorder)
         logit, delta = predictions.at(sampled.batch_index, sampled.index)  # [S], [S, 4]
         return proposals, rpn_losses(logit, labels, delta[sampled.positive], targets)
 
     @torch.no_grad()
     def propose(
-        self,
-        batch: ImageBatch,
-        logits: list[Tensor],
-        deltas: list[Tensor],
-        anchors: list[Tensor],
-        recorder: Observer = SILENT,
+        self, batch: ImageBatch, predictions: Predictions, anchors: Tensor, recorder: Observer = SILENT
     ) -> Padded:
         """Returns the best anchors of each level, decoded, clipped, cleared of near-duplicates within the level.
 
-        Per level: logits [N, A_l], deltas [N, A_l, 4], anchors [A_l, 4]. Returns boxes [N, P, 4].
+        anchors [A, 4], of all levels. Returns boxes [N, P, 4].
         """
         cfg = self.config
         before = cfg.rpn_pre_nms_top_n_train if self.training else cfg.rpn_pre_nms_top_n_test
         after = cfg.rpn_post_nms_top_n_train if self.training else cfg.rpn_post_nms_top_n_test
-        best, references, objectness = [], [], []
-        image = torch.arange(len(logits[0]), device=logits[0].device).unsqueeze(1)
-        for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
-            score, top = logit.topk(min(before, logit.shape[1]), dim=1)  # [N, k]
-            best.append(delta[image, top])
-            references.append(anchor[top])
-            objectness.append(score)
+        counts = tuple(logit.shape[1] for logit in predictions.logits)
+        best = [logit.topk(min(before, count), dim=1) for logit, count in zip(predictions.logits, counts, strict=True)]
+        for _, top in best:
             recorder(Stage.CANDIDATES, anchor=top)
-        sizes = [score.shape[1] for score in objectness]
-        boxes = clip_to_sizes(self.coder.decode(torch.cat(best, 1), torch.cat(references, 1)), batch.sizes)  # [N, K, 4]
-        scores = torch.cat(objectness, 1).sigmoid()
-        good = at_least(boxes, MIN_SIDE) & (scores >= cfg.rpn_score_thresh)
-        by_level = [_by_level(t, sizes) for t in (boxes, scores, good)]  # [N, L, k, ...]
-        keep, counts = nms_of_rows(*(t.flatten(0, 1) for t in by_level[::2]), cfg.rpn_nms_thresh)
-        images = range(len(boxes))
-        counts = [min(sum(counts[i * len(sizes) : (i + 1) * len(sizes)]), after) for i in images]
-        boxes, scores = (t.flatten(1, 2) for t in by_level[:2])
+        sizes = [top.shape[1] for _, top in best]
+        scores, anchor = (cat_parts(parts, 1) for parts in zip(*best, strict=True))  # [N, sum k_l]
+        place, first, there = _side_by_side(counts, before, anchors.device)  # [L k]
+        scores, anchor = scores[:, place].sigmoid(), anchor[:, place] + first  # [N, L k]
+        image = torch.arange(len(anchor), device=anchor.device).unsqueeze(1)
+        boxes = self.coder.decode(predictions.joined_deltas()[image, anchor], anchors[anchor])
+        boxes = clip_to_sizes(boxes, batch.sizes)  # [N, L k, 4]
+        good = at_least(boxes, MIN_SIDE) & (scores >= cfg.rpn_score_thresh) & there
+        levels = len(sizes), max(sizes)
+        keep, counts = nms_of_rows(boxes.view(-1, levels[1], 4), good.view(-1, levels[1]), cfg.rpn_nms_thresh)
+        counts = [min(sum(counts[i : i + levels[0]]), after) for i in range(0, len(counts), levels[0])]
         falling = scores.masked_fill(~keep.view_as(scores), -1).sort(dim=1, descending=True, stable=True).indices
         chosen = falling[:, : max(counts)]  # [N, P]
         if recorder is not SILENT:
+            by_level = [t.unflatten(1, levels) for t in (boxes, scores, good)]
             self._record_proposals(recorder, by_level, sizes, Padded(chosen, counts))
         return Padded(boxes[image, chosen], counts)
 
@@ -191,7 +187,7 @@ class RegionProposalNetwork(Part, nn.Module):
             True,
             cfg.crowd_ioa_thresh,
         )
-        label = torch.where(matched >= 0, 1, torch.where(matched == matching.BELOW, 0, -1))
+        label = (matched + 1).clamp(max=1)  # BELOW is -1, BETWEEN -2
         return Matches(matched, label, matching.Candidates(label))
 
     @torch.no_grad()
@@ -232,11 +228,21 @@ class RegionProposalNetwork(Part, nn.Module):
             )
 
 
-def _by_level(values: Tensor, sizes: list[int]) -> Tensor:
-    """Returns values [N, sum k_l, ...] as [N, L, k, ...], k the largest k_l, padded with zeros."""
-    k, parts = max(sizes), values.split(sizes, 1)
-    blank = [0] * (2 * (values.dim() - 2) + 1)
-    return torch.stack([p if p.shape[1] == k else F.pad(p, (*blank, k - p.shape[1])) for p in parts], 1)
+@functools.lru_cache(maxsize=64)
+def _side_by_side(counts: tuple[int, ...], most: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns how levels of so many anchors, at most `most` of each chosen, lie side by side in rows as long: [L k].
+
+    Of each place: which of all chosen ones, level after level, it holds; the first anchor of its level; whether it
+    holds any. Those that hold none repeat the first of their level.
+    """
+    sizes = torch.tensor(counts).clamp(max=most)  # [L]
+    k = torch.arange(int(sizes.max()))
+    there = k < sizes[:, None]  # [L, k]
+    place = torch.where(there, k, 0) + (sizes.cumsum(0) - sizes)[:, None]
+    first = torch.tensor((0, *itertools.accumulate(counts[:-1])))[:, None].expand_as(place)
+    with torch.inference_mode(False):  # nobody writes into them
+        place, first, there = (from_host(t.flatten().clone(), device) for t in (place, first, there))
+    return place, first, there
 
 
 def _set_all(top_n: TopN, values: dict[str, int]) -> None:

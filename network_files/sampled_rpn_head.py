@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network_files.operators.padded import from_host
+from network_files.operators.padded import at_least_float32, cat_parts, constant
 from network_files.operators.roi_align import FeatureTable
 
 
@@ -24,6 +24,7 @@ class Predictions(NamedTuple):
     logits: list[Tensor]  # [N, A_l] per level
     deltas: list[Tensor]  # [N, A_l, 4] per level
     at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # batch index, anchor over all levels, [S] -> [S], [S, 4]
+    joined_deltas: Callable[[], Tensor]  # [N, A, 4], of all levels
 
 
 def predict(head: nn.Module, maps: list[Tensor], table: FeatureTable, samples: int) -> Predictions:
@@ -37,17 +38,17 @@ def predict(head: nn.Module, maps: list[Tensor], table: FeatureTable, samples: i
     if sparse:  # older versions of torch would take the weights again that autocast has cast without gradient
         torch.clear_autocast_cache()
     # under autocast the head speaks bf16; boxes and losses want at least float32
-    dtype = torch.promote_types(logits[0].dtype, torch.float32)
+    dtype = at_least_float32(logits[0].dtype)
     logits, deltas = [t.to(dtype) for t in logits], [t.to(dtype) for t in deltas]
 
     def dense_at(batch_index: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat(logits, 1)[batch_index, anchor], torch.cat(deltas, 1)[batch_index, anchor]
+        return cat_parts(logits, 1)[batch_index, anchor], cat_parts(deltas, 1)[batch_index, anchor]
 
     def sparse_at(batch_index: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
         logit, delta = predict_anchors(head, table, batch_index, anchor, [t.shape[1] for t in logits])
         return logit.to(dtype), delta.to(dtype)
 
-    return Predictions(logits, deltas, sparse_at if sparse else dense_at)
+    return Predictions(logits, deltas, sparse_at if sparse else dense_at, lambda: cat_parts(deltas, 1))
 
 
 def sampling_pays(head: nn.Module, samples: int, maps: list[Tensor]) -> bool:
@@ -61,9 +62,9 @@ def predict_anchors(
     head: nn.Module, table: FeatureTable, batch_index: Tensor, anchor: Tensor, counts: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Returns logits [S] and deltas [S, 4] of some anchors, numbered over levels of so many (`counts`) each."""
-    ends = from_host(list(itertools.accumulate(counts)), anchor.device)
-    level = torch.bucketize(anchor, ends, right=True)
-    anchor = anchor - F.pad(ends, (1, 0))[level]
+    starts = (0, *itertools.accumulate(counts))
+    level = torch.bucketize(anchor, constant(starts[1:], anchor), right=True)
+    anchor = anchor - constant(starts, anchor)[level]
     per_cell = head.cls_logits.out_channels
     own = anchor % per_cell
     logits, deltas = predict_cells(head, table, level, batch_index, anchor // per_cell)
@@ -93,7 +94,8 @@ def patches(
 
     level, batch_index, cell: int64 [S]. Also returns which of the cells are inside: bool [S, D, D].
     """
-    first, height, width = (t[:, None] for t in table.locate(level, batch_index))
+    first, sides = table.locate(level, batch_index)  # [S, 1], [S, 2]
+    width, height = sides.split(1, 1)
     offset = torch.arange(-radius, radius + 1, device=cell.device)
     y, x = cell[:, None] // width + offset, cell[:, None] % width + offset  # [S, D]
     inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]

@@ -106,7 +106,7 @@ class Transform(Part):
         for i, image in enumerate(images):
             check_image(image, f"image {i}", in_range, config.channels)
         colours = config.image_mean, config.image_std
-        mean, std = (constant(tuple(numbers), images[0], dtype).view(-1, 1, 1) for numbers in colours)
+        mean, std = (constant(tuple(((n,),) for n in numbers), images[0], dtype) for numbers in colours)  # [C, 1, 1]
         for i, image in enumerate(images):
             min_size = config.min_size[-1]
             if training and len(config.min_size) > 1:

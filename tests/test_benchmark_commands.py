@@ -11,6 +11,7 @@ from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
 from benchmarks.large_images import huge_image, slide
 from network_files import matching
+from tests import tiny_model
 from tests.coco_folders import many, write
 from tests.tiny_model import write_checkpoint, write_coco
 from train_utils.data.images import windows
@@ -58,9 +59,10 @@ def test_mini_masks_are_measured(tmp_path, capfd):
 
 def test_ranks_are_timed_beside_one_rank(tmp_path, capfd):
     data = write(tmp_path, many(6))
-    assert distributed.main(["--data-path", str(data), "--turns", "1", "--steps", "1", *SMALL]) == 0
+    model = tiny_model.flags_of(**tiny_model.FIELDS | tiny_model.FEW)
+    assert distributed.main(["--data-path", str(data), "--turns", "1", "--steps", "1", *model]) == 0
     head, *lines = capfd.readouterr().out.splitlines()[-4:]
-    assert "2 ranks of one thread" in head
+    assert "resnet18, 64 px, batch size 1 per rank, 2 ranks of one thread" in head
     assert [line[:22].strip() for line in lines] == list(distributed.MODES) and "1.00 x one rank" in lines[0]
 
 

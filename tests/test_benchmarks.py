@@ -11,14 +11,11 @@ from backbone.errors import InputError
 from benchmarks import models
 from benchmarks.__main__ import BENCHMARKS, FIGURES, main, write_table
 from benchmarks.harness import Benchmark, Settings, inputs, largest_difference, measure
-from network_files import matching
+from benchmarks.machine import profile
+from network_files import matching, rpn
+from tests.greedy import prepare_greedy
 
 SETTINGS = Settings(torch.device("cpu"), None, 1)
-MIB_64 = 16 * 2**20  # float32 numbers
-
-
-def prepare_greedy(settings):
-    return lambda: torch.ones(MIB_64).sum(), lambda: torch.ones(1).sum()
 
 
 def test_a_row_and_a_line_of_json_for_each(capsys):
@@ -87,7 +84,9 @@ def test_the_page_of_figures_has_a_place_for_the_table(tmp_path):
 def test_results_of_the_models_agree(name, monkeypatch):
     monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
     (benchmark,) = (b for b in models.BENCHMARKS if b.name == name)
-    case = replace(benchmark.prepare.keywords["case"], images=1, backbone="resnet18", options=models.SMALL)
+    few = {"min_size": 128, "max_size": 128, "rpn_post_nms_top_n_test": 100, "box_batch_size_per_image": 64}
+    options = {**models.SMALL, **few, "box_detections_per_img": 20}
+    case = replace(benchmark.prepare.keywords["case"], images=1, backbone="resnet18", options=options)
     ours, theirs = (run() for run in benchmark.prepare.func(SETTINGS, case))
     assert benchmark.difference(ours, theirs) < 0.02  # in float32 a proposal or two may be others
 
@@ -98,3 +97,20 @@ def test_a_gpu_and_bfloat16_are_left_out_where_they_are_missing(capsys, monkeypa
     output = capsys.readouterr().out
     assert "left out: gpu_training: it is for a GPU" in output
     assert "left out: inference_bf16: this processor" in output
+
+
+def test_the_profile_counts_each_operator_once(capsys, monkeypatch):
+    def nms():
+        rpn.nms_of_rows(torch.rand(1, 300, 4).cumsum(2), torch.ones(1, 300, dtype=torch.bool), 0.5)
+
+    def both():
+        nms()
+        torch.conv2d(torch.rand(1, 8, 64, 64), torch.rand(8, 8, 3, 3)).relu_().sort()
+
+    monkeypatch.setattr(profile, "prepare_inference", lambda *args: (both, None))
+    monkeypatch.setattr(profile, "prepare_training", lambda *args: (nms, None))
+    main(["profile"])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()[4:]]
+    shares = {kind.strip(): [float(cell.strip(" %")) for cell in cells] for _, kind, *cells, _ in lines[1:]}
+    assert shares["NMS"][0] > 0 and shares["NMS"][1] > 20 and shares["convolutions"] == [shares["convolutions"][0], 0]
+    assert {"ReLU", "the rest"} < set(shares) and 99 < sum(share for share, _ in shares.values()) < 101

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.device import launches
+from benchmarks.device.gpu import TINY
 from benchmarks.device.pretended import Pretended, to_device
 from network_files.operators import nms as nms_module
 from network_files.operators import padded
@@ -62,8 +63,8 @@ def test_operators_and_waits_stay_few_whatever_the_batch():
         assert waits == 3 and detected[1] == 3
         found[count] = step, detected[0]
     (step, detected), (step_of_3, detected_of_3) = found.values()
-    assert step < 1450 and detected < 660
-    assert step_of_3 - step < 2 * 100 and detected_of_3 - detected < 2 * 50  # for each further image
+    assert step < 1180 and detected < 550
+    assert step_of_3 - step < 2 * 60 and detected_of_3 - detected < 2 * 40  # for each further image
 
 
 def test_the_device_that_is_not_there_gives_the_same():
@@ -107,7 +108,7 @@ def test_what_is_counted():
 
 @pytest.mark.slow
 def test_the_table_stands_beside_torchvisions(capsys, monkeypatch):
-    monkeypatch.setattr(launches, "SMALL", {**launches.SMALL, "min_size": 64, "max_size": 96})
+    monkeypatch.setattr(launches, "SMALL", TINY)
     main(["launches", "--images", "1", "--places", "2"])
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split("|")[1:-1] for line in lines[2:] if line.startswith("|")]

@@ -36,7 +36,13 @@ def tiny(num_classes: int = len(NAMES) + 1, **fields):
 def train_flags(**fields) -> list[str]:
     """Flags of train.py for such a model, on one CPU; fields: of the model or of the run, True for a bare flag."""
     words = ["--device", "cpu", "--workers", "0", "--weights", "none", "--batch-size", "2", "--lr", "0.002"]
-    for field, value in (FIELDS | FEW | fields).items():
+    return words + flags_of(**FIELDS | FEW | fields)
+
+
+def flags_of(**fields) -> list[str]:
+    """Fields as flags, True for a bare one."""
+    words = []
+    for field, value in fields.items():
         values = () if value is True else value if isinstance(value, tuple) else (value,)
         words += ["--" + field.replace("_", "-"), *map(str, values)]
     return words

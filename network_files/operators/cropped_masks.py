@@ -182,7 +182,7 @@ def nearest_source(cell: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
     All int64, of shapes that broadcast. The ratio is rounded to float32 before it multiplies, as torch does.
     """
-    return (cell.float() * (source.float() / target)).long().minimum(source - 1)
+    return (cell * (source.float() / target)).long().minimum(source - 1)
 
 
 def nearest_index(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from network_files.operators.boxes import TORCHVISION
 from network_files.operators.cropped_masks import CroppedMasks, nearest_source
-from network_files.operators.padded import from_host, image_of_each, waits_are_cheap
+from network_files.operators.padded import cat_parts, from_host, image_of_each, waits_are_cheap
 from network_files.operators.roi_align import bilinear_taps
 
 CHUNK = 125_000  # padded mask pixels held at once: few stay in a CPU's cache
@@ -40,24 +40,24 @@ def mask_targets(
     """
     counts, of_batch, device = [len(r) for r in rois], joined(masks), rois[0].device
     starts = itertools.accumulate(map(len, masks), initial=0)
-    frames = [(start, *m.size, *size) for start, m, size in zip(starts, masks, resized, strict=False)]
+    frames = [(start, *m.size[::-1], *size[::-1]) for start, m, size in zip(starts, masks, resized, strict=False)]
     frames = from_host(torch.tensor(frames)[image_of_each(counts)], device)  # [P, 5]
-    rois, sides = torch.cat(rois), frames[:, 1:]  # [P, 4] original and resized height, width
-    which = torch.cat(matched) + frames[:, 0]  # of all the masks
-    about = torch.cat((of_batch.offsets()[:-1, None], of_batch.boxes, of_batch.sides()), 1)  # [M, 7]
-    offsets, boxes, sizes = from_host(about, device)[which].split((1, 4, 2), 1)
+    rois = cat_parts(rois)  # [P, 4]
+    which, sides = cat_parts(matched) + frames[:, 0], frames[:, 1:]  # of all the masks; [P, 4]
+    about = torch.cat((of_batch.offsets()[:-1, None], of_batch.sides(), of_batch.boxes), 1)  # [M, 7]
+    about = torch.cat((from_host(about, device)[which], sides), 1)  # [P, 11]
     pixels = from_host(of_batch.pixels, device)
-    kept = sizes if of_batch.limit is not None else sizes[:0]
     samples = torch.ceil((rois[:, 2:] - rois[:, :2]).clamp(min=1) / cells).long()  # per cell: as in _sampled_weights
-    known = torch.cat((sizes, samples), 1).tolist()  # the host waits for these alone
-    axis_weights = _sampled_weights if geometry == TORCHVISION else _covered_weights
-    rows = axis_weights(rois[:, 1::2], boxes[:, 1::2], kept[:, 1], sides[:, 0::2], cells)
-    columns = axis_weights(rois[:, 0::2], boxes[:, 0::2], kept[:, 0], sides[:, 1::2], cells)
+    known = torch.cat((about[:, 1:3], samples), 1).tolist()  # the host waits for these alone
+    weights_of = _sampled_weights if geometry == TORCHVISION else _covered_weights
     targets = rois.new_zeros(len(rois), cells, cells)
     for some, here in _alike(known, device):
         wide, high, across, down = (max(most, 1) for most in map(max, zip(*here, strict=True)))
-        crops = _padded_crops(pixels, offsets[some, 0], sizes[some], (high, wide)).to(rois.dtype)  # [p, h, w]
-        targets[some] = _product(rows(some, high, down), crops, columns(some, wide, across))
+        offset, kept, crop, frame = about[some].split((1, 2, 4, 4), 1)
+        crops = _padded_crops(pixels, offset, kept, (high, wide)).to(rois.dtype)  # [p, h, w]
+        most = cells, max(wide, high), max(across, down)
+        columns, rows = weights_of(rois[some], crop, None if of_batch.limit is None else kept, frame, most).unbind(1)
+        targets[some] = _product(rows[..., :high].contiguous(), crops, columns[..., :wide].contiguous())
     return targets
 
 
@@ -100,70 +100,72 @@ def _alike(known: list[list[int]], device: torch.device) -> Iterator[tuple[Tenso
 def _product(rows: Tensor, middle: Tensor, columns: Tensor) -> Tensor:
     """Returns rows @ middle @ columns^T in their own type, also where autocast would multiply in bf16."""
     with torch.autocast(middle.device.type, enabled=False):
-        return rows @ middle @ columns.mT
+        return torch.bmm(torch.bmm(rows, middle), columns.mT)
 
 
 def _padded_crops(pixels: Tensor, offsets: Tensor, sizes: Tensor, largest: tuple[int, int]) -> Tensor:
-    """Returns crops of sizes (width, height) [p, 2], padded with zeros to the largest (h, w): uint8 [p, h, w]."""
+    """Returns crops of sizes (width, height) [p, 2], padded with zeros to the largest (h, w): uint8 [p, h, w].
+
+    offsets [p, 1]: where in pixels each begins.
+    """
     if not len(pixels):
         return pixels.new_zeros(len(offsets), 1, 1)
     width, height = sizes.unbind(1)
     y, x = (torch.arange(side, device=pixels.device) for side in largest)
-    index = offsets[:, None, None] + y[:, None] * width[:, None, None] + x  # [p, h, w]
+    index = offsets[:, :, None] + y[:, None] * width[:, None, None] + x  # [p, h, w]
     inside = (y < height[:, None])[:, :, None] & (x < width[:, None])[:, None, :]
     return pixels[index.clamp_(max=len(pixels) - 1)] * inside
 
 
-def _covered_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int) -> Callable:
-    """Returns one axis of `mask_targets` for "half_pixel"; arguments and result as of `_sampled_weights`.
+def _covered_weights(
+    rois: Tensor, crops: Tensor, kept: Tensor | None, sides: Tensor, most: tuple[int, int, int]
+) -> Tensor:
+    """Returns the two matrices of `mask_targets` for "half_pixel"; arguments and result as of `_sampled_weights`.
 
     A weight is the share of a cell that a pixel of the crop covers; of a limited crop, that what is kept covers.
     """
-
-    def weights(some: Tensor, length: int, most: int) -> Tensor:
-        source, resized = sides[some].to(rois.dtype).unbind(1)
-        start, end = crops[some].to(rois.dtype).unbind(1)
-        lo, hi = (rois[some] * (source / resized)[:, None]).unbind(1)  # in the original image
-        count = kept[some] if len(kept) else crops[some, 1] - crops[some, 0]
-        edge = torch.arange(length + 1, device=rois.device).minimum(count[:, None])  # [p, length + 1]
-        edge = edge * ((end - start) / count.clamp(min=1))[:, None] + (start - lo)[:, None]
-        edge = edge * (cells / (hi - lo).clamp(min=TINY))[:, None]  # in cells
-        cell = torch.arange(cells, device=rois.device)[:, None]
-        return edge[:, None].clamp(cell, cell + 1).diff()
-
-    return weights
+    cells, length, _ = most
+    source, resized = sides.view(-1, 2, 2).to(rois.dtype).unbind(1)  # [p, 2]
+    first, last = crops.view(-1, 2, 2).unbind(1)
+    start, end = first.to(rois.dtype), last.to(rois.dtype)
+    lo, hi = (rois.view(-1, 2, 2) * (source / resized)[:, None]).unbind(1)  # in the original image
+    count = last - first if kept is None else kept
+    edge = torch.arange(length + 1, device=rois.device).minimum(count[..., None])  # [p, 2, length + 1]
+    edge = edge * ((end - start) / count.clamp(min=1))[..., None] + (start - lo)[..., None]
+    edge = edge * (cells / (hi - lo).clamp(min=TINY))[..., None]  # in cells
+    cell = torch.arange(cells, device=rois.device)[:, None]
+    return edge[:, :, None].clamp(cell, cell + 1).diff()
 
 
-def _sampled_weights(rois: Tensor, crops: Tensor, kept: Tensor, sides: Tensor, cells: int) -> Callable:
-    """Returns one axis of `mask_targets` for "torchvision".
+def _sampled_weights(
+    rois: Tensor, crops: Tensor, kept: Tensor | None, sides: Tensor, most: tuple[int, int, int]
+) -> Tensor:
+    """Returns the two matrices of `mask_targets` for "torchvision", [p, 2, cells, length]: along x, along y.
 
-    That is a function (which RoIs, crop length, most samples) -> weights [p, cells, length]. rois, crops [P, 2]: start
-    and end; kept int64 [P]: how many cells the crop's pixels are kept as (empty: none are limited); sides int64 [P, 2]:
-    the image's original and resized length. Each cell averages ceil(RoI length / cells) bilinear samples; each sample
-    reads two resized pixels; each of these is one source pixel, which counts if it lies in the crop.
+    rois, crops [p, 4]: x1 y1 x2 y2; kept int64 [p, 2]: how many cells the crop's pixels are kept as (None: none are
+    limited); sides int64 [p, 4]: the image's original and resized width and height; most: cells of a mask, pixels of a
+    crop, samples of a cell. Each cell averages ceil(RoI length / cells) bilinear samples; each sample reads two resized
+    pixels; each of these is one source pixel, which counts if it lies in the crop.
     """
-
-    def weights(some: Tensor, length: int, most: int) -> Tensor:
-        lo, hi = rois[some].view(-1, 2, 1, 1).unbind(1)  # [p, 1, 1]
-        size = (hi - lo).clamp(min=1) / cells
-        samples = torch.ceil(size)  # per cell, at most `most`
-        k = torch.arange(most, device=rois.device)
-        cell = torch.arange(cells, device=rois.device)[:, None]
-        # in torchvision's order of operations, so that float32 rounds alike
-        position = lo + cell * size + (k + 0.5) * size / samples  # [p, cells, k]
-        source, resized = sides[some].view(-1, 2, 1, 1, 1).unbind(1)
-        pixel, weight = bilinear_taps(position, resized.squeeze(-1))  # [p, cells, k, 2]
-        weight = weight * (k < samples)[..., None] / samples[..., None]
-        start, end = crops[some].view(-1, 2, 1, 1, 1).unbind(1)
-        row = nearest_source(pixel, source, resized)
-        weight = weight * ((row >= start) & (row < end))
-        out = weight.new_zeros(len(some), cells, length)
-        place = row - start
-        if len(kept):  # else spared: it costs a tenth more
-            place = place * kept[some, None, None, None] // (end - start).clamp(min=1)
-        return out.scatter_add_(2, place.clamp(0, length - 1).flatten(2), weight.flatten(2))
-
-    return weights
+    cells, length, most_samples = most
+    lo, hi = rois.view(-1, 2, 2, 1, 1).unbind(1)  # [p, 2, 1, 1]
+    size = (hi - lo).clamp(min=1) / cells
+    samples = torch.ceil(size)  # per cell
+    k = torch.arange(most_samples, device=rois.device)
+    cell = torch.arange(cells, device=rois.device)[:, None]
+    # in torchvision's order of operations, so that float32 rounds alike
+    position = lo + cell * size + (k + 0.5) * size / samples  # [p, 2, cells, k]
+    source, resized = sides.view(-1, 2, 2, 1, 1, 1).unbind(1)
+    pixel, weight = bilinear_taps(position, resized.squeeze(-1))  # [p, 2, cells, k, 2]
+    weight = weight * (k < samples)[..., None] / samples[..., None]
+    start, end = crops.view(-1, 2, 2, 1, 1, 1).unbind(1)
+    row = nearest_source(pixel, source, resized)
+    weight = weight * ((row >= start) & (row < end))
+    out = weight.new_zeros(len(rois), 2, cells, length)
+    place = row - start
+    if kept is not None:  # else spared: it costs a tenth more
+        place = place * kept[..., None, None, None] // (end - start).clamp(min=1)
+    return out.scatter_add_(3, place.clamp(0, length - 1).flatten(3), weight.flatten(3))
 
 
 class _Place(NamedTuple):

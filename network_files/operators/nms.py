@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.operators.boxes import box_iou
-from network_files.operators.padded import waits_are_cheap
+from network_files.operators.padded import cat_parts, waits_are_cheap
 
 BLOCK = 256  # boxes decided at once
 PAIRS = 4_000_000  # candidates that are worth being looked at one by one
@@ -51,23 +51,23 @@ def nms_of_rows(
     """Runs `nms` within each row, and there within each group: says which boxes stay, and how many of each row.
 
     boxes [B, K, 4] by falling score, valid bool [B, K]: those that count, groups int64 [B, K] (None: a row is one).
-    Returns bool [B, K], and B numbers: where the host's waits are dear, one wait for a portion of the rows.
+    Returns bool [B, K], and B numbers: where the host's waits are dear, after one wait, or more for long chains.
     """
     rows, k = valid.shape
     threshold, cheap = _float_threshold(iou_threshold, boxes.dtype), waits_are_cheap(boxes.device)
     one_by_one = cheap or k * k > OVERLAPS
     at_once = max((BOXES if one_by_one else OVERLAPS) // max(k if one_by_one else k * k, 1), 1)
-    keep, counts = [], []
-    for start in range(0, rows, at_once):
-        some = slice(start, start + at_once)
-        choose = _keep_of_some if one_by_one else _keep_at_once
-        kept, number = choose(boxes[some], valid[some], threshold, None if groups is None else groups[some])
-        keep.append(kept)
-        counts += number
-    return keep[0] if len(keep) == 1 else torch.cat(keep), counts
+    given = (boxes, valid) if groups is None else (boxes, valid, groups)
+    portions = [given] if rows <= at_once else list(zip(*(t.split(at_once) for t in given), strict=True))
+    if not one_by_one:
+        return _keep_at_once(portions, threshold)
+    keep, counts = zip(*(_keep_of_some(threshold, *some) for some in portions), strict=True)
+    return cat_parts(keep), list(itertools.chain(*counts))
 
 
-def _keep_of_some(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> tuple[Tensor, list[int]]:
+def _keep_of_some(
+    threshold: float, boxes: Tensor, valid: Tensor, groups: Tensor | None = None
+) -> tuple[Tensor, list[int]]:
     """Returns the result of `nms_of_rows` by looking at the boxes that count alone."""
     row, place = valid.nonzero().unbind(1)
     if groups is not None:
@@ -80,8 +80,23 @@ def _keep_of_some(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor
     return keep, keep.sum(1).tolist()
 
 
-def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> tuple[Tensor, list[int]]:
-    """Returns the result of `nms_of_rows` by comparing all with all; rounds as in `_by_pairs`, many for each look."""
+def _keep_at_once(portions: list[tuple[Tensor, ...]], threshold: float) -> tuple[Tensor, list[int]]:
+    """Returns the result of `nms_of_rows` for portions of its rows by comparing all with all.
+
+    Rounds as in `_by_pairs`, many for each look. What stays by one round holds what stays by the next, or is held by
+    it: where they are as many, they are the same. Else all is done again in more rounds, which is rare.
+    """
+    rounds = ROUNDS
+    while True:
+        last = cat_parts([_last_rounds(rounds, threshold, *some) for some in portions], 1)  # [2, B, 1, K]
+        before, after = last.sum((2, 3), dtype=torch.float32).tolist()
+        if before == after:
+            return last[1].squeeze(1) > 0, [int(count) for count in after]
+        rounds *= 2
+
+
+def _last_rounds(rounds: int, threshold: float, boxes: Tensor, valid: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Returns what stays by the last two of so many rounds, 1, else 0: [2, B, 1, K]."""
     over = box_iou(boxes, boxes) > threshold  # [B, K, K]
     if groups is not None:
         over &= groups.unsqueeze(2) == groups.unsqueeze(1)
@@ -90,13 +105,9 @@ def _keep_at_once(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor
     over, given = over.triu_(1).to(dtype), valid.to(dtype).unsqueeze(1)  # [B, K, K], [B, 1, K]
     keep = given
     with torch.autocast(over.device.type, enabled=False):
-        while True:
-            for _ in range(ROUNDS):
-                previous, keep = keep, torch.baddbmm(given, keep, over, alpha=-1).gt_(0)
-            kept = keep.squeeze(1) > 0
-            changed, *counts = torch.cat(((keep != previous).any()[None], kept.sum(1))).tolist()
-            if not changed:
-                return kept, counts
+        for _ in range(rounds):
+            previous, keep = keep, torch.baddbmm(given, keep, over, alpha=-1).gt_(0)
+    return torch.stack((previous, keep))
 
 
 def _float_threshold(threshold: float, dtype: torch.dtype) -> float:

@@ -33,6 +33,11 @@ def from_host(values: Sequence | Tensor, device: torch.device, dtype: torch.dtyp
     return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Returns the type that `torch.promote_types` gives with float32, which would count as an operator."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
 def constant(values: tuple, beside: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Returns numbers that never change as a tensor on another one's device, kept there; nobody may write into it."""
     if is_traced(beside):
@@ -40,7 +45,7 @@ def constant(values: tuple, beside: Tensor, dtype: torch.dtype | None = None) ->
     return _kept(values, beside.device, dtype)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=1024)
 def _kept(values: tuple, device: torch.device, dtype: torch.dtype | None) -> Tensor:
     with torch.inference_mode(False):  # else no backward pass could keep it
         return from_host(values, device, dtype)
@@ -60,6 +65,11 @@ class HostCopy:
         if self.event:
             self.event.synchronize()
         return self.value
+
+
+def cat_parts(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Returns tensors side by side; one alone as it is, not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def image_of_each(counts: Sequence[int]) -> Tensor:
@@ -102,6 +112,8 @@ class Padded:
 
     def __getitem__(self, which: slice) -> "Padded":
         """Returns some images, padded no more than they need."""
+        if which == slice(0, len(self)):
+            return self
         counts = self.counts[which]
         return Padded(self.values[which, : max(counts, default=0)], counts)
 
@@ -130,4 +142,6 @@ class Padded:
 
     def image(self) -> Tensor:
         """Returns the image of each row of `flat`, int64 [sum P_i]."""
+        if len(self) == 1:
+            return torch.zeros(self.counts[0], dtype=torch.int64, device=self.values.device)
         return from_host(image_of_each(self.counts), self.values.device)

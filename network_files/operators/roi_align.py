@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.operators.boxes import HALF_PIXEL, TORCHVISION, box_area
-from network_files.operators.padded import constant, from_host, waits_are_cheap
+from network_files.operators.padded import constant, waits_are_cheap
 from network_files.operators.sparse_rows import SparseRows
 
 
@@ -25,7 +25,7 @@ def bilinear_taps(position: Tensor, length: Tensor | int) -> tuple[Tensor, Tenso
     inside = (position >= -1) & (position <= length)
     length = length if isinstance(length, Tensor) else torch.full((), length, device=position.device)
     last = length - 1
-    position = torch.minimum(position.clamp(min=0), last.to(position.dtype))
+    position = position.clamp(min=0).minimum(last)
     low = position.floor()
     fraction = position - low
     low = low.long()
@@ -41,7 +41,7 @@ def roi_levels(boxes: Tensor, levels: int, canonical_scale: int = 224, canonical
     """
     side = box_area(boxes).sqrt()
     # 1e-6: a side of exactly 224 must not fall to the level below by rounding (as torchvision)
-    level = torch.floor(canonical_level + torch.log2(side / canonical_scale) + 1e-6)
+    level = canonical_level + torch.log2(side / canonical_scale) + 1e-6
     return level.clamp(2, levels + 1).long() - 2
 
 
@@ -65,21 +65,21 @@ class FeatureTable(SparseRows):
         self.channels, self.strides, self.geometry = channels, strides, geometry
         self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
         starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)
-        places = [(start, h, w) for start, (_, h, w) in zip(starts, self.shapes, strict=False)]
-        self._places = from_host(places, maps[0].device)  # [L, 3]: first row, height, width of each level
+        places = tuple((start, h * w, w, h) for start, (_, h, w) in zip(starts, self.shapes, strict=False))
+        self._places = constant(places, maps[0])  # [L, 4]: first row, cells, width, height of each level
 
     def maps(self) -> list[Tensor]:
         """Returns the maps again, [N, C, H, W] per level: views, channels-last."""
         parts = self.rows.split([n * h * w for n, h, w in self.shapes])
         return [part.view(*shape, -1).permute(0, 3, 1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def locate(self, level: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the row of the first cell, the height and the width of some maps, int64 [K] each.
+    def locate(self, level: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the row of the first cell of some maps, int64 [K, 1], and their width and height, int64 [K, 2].
 
         level, batch_index: int64 [K], which maps.
         """
-        start, height, width = self._places[level].unbind(1)
-        return start + batch_index * height * width, height, width
+        start, cells, sides = self._places[level].split((1, 1, 2), 1)
+        return start + batch_index.unsqueeze(1) * cells, sides
 
 
 def roi_align(
@@ -98,33 +98,31 @@ def roi_align(
     Matches torchvision.ops.roi_align with spatial_scale = 1 / stride: aligned=False where the table's geometry is
     not "half_pixel" (a RoI then has sides of at least a cell), aligned=True where it is.
     """
-    first, height, width = table.locate(level, batch_index)  # [K]
-    device = rois.device
-    scaled = rois / constant(tuple(table.strides), rois, rois.dtype)[level].unsqueeze(1)
-    corner, end = scaled.split(2, 1)
-    size = end - corner  # [K, 2]
+    first, sides = table.locate(level, batch_index)  # [K, 1], [K, 2]
+    scaled = rois / constant(tuple((stride,) for stride in table.strides), rois, rois.dtype)[level]
+    corner, end = scaled.reshape(-1, 2, 2, 1, 1).unbind(1)  # [K, 2, 1, 1]
+    size = end - corner
     if table.geometry == HALF_PIXEL:
         corner = corner - 0.5
     else:
         size = size.clamp(min=1)
-    # the centres of R equal parts of each bin along both axes, in cells: [K, 2, S, R]
-    step, corner = ((size / output_size).view(-1, 2, 1, 1), corner.view(-1, 2, 1, 1))
+    # the centres of R equal parts of each bin along both axes, in cells
+    step = size / output_size
     bins = constant(tuple((i,) for i in range(output_size)), rois, rois.dtype)  # [S, 1]
     parts = constant(tuple(i + 0.5 for i in range(sampling_ratio)), rois, rois.dtype)
-    points = (corner + bins * step + parts * step / sampling_ratio).flatten(2)  # [K, 2, S R]
+    points = corner + bins * step + parts * step / sampling_ratio  # [K, 2, S, R]
 
-    cells, weights = bilinear_taps(points, torch.stack((width, height), 1).unsqueeze(2))  # [K, 2, S R, 2]
-    shape = (len(rois), 2, output_size, 2 * sampling_ratio)
-    (x_cell, y_cell), (x_weight, y_weight) = (t.view(shape).unbind(1) for t in (cells, weights))
-
-    rows = first.view(-1, 1, 1) + y_cell * width.view(-1, 1, 1)  # [K, S, 2 R]
+    cells, weights = bilinear_taps(points, sides.view(-1, 2, 1, 1))  # [K, 2, S, R, 2]
+    (x_cell, y_cell), (x_weight, y_weight) = cells.unbind(1), weights.unbind(1)
+    rows = first.view(-1, 1, 1, 1) + y_cell * sides[:, 0].view(-1, 1, 1, 1)  # [K, S, R, 2]
     taps = 2 * sampling_ratio
     down, across = (len(rois), output_size, 1, taps, 1), (len(rois), 1, output_size, 1, taps)
     index = rows.view(down) + x_cell.reshape(across)  # [K, S, S, 2 R, 2 R]
     weight = y_weight.reshape(down) * x_weight.reshape(across) / sampling_ratio**2
-    weight = weight.view(-1, taps**2).to(table.rows.dtype)
-    index = index.view(-1, taps**2).int()  # half the bytes to sort in the backward pass
-    few = sparse_grad and waits_are_cheap(device)  # else the rows in use are not known
+    weight = weight.flatten().to(table.rows.dtype)
+    index = index.flatten().int()  # half the bytes to sort in the backward pass
+    few = sparse_grad and waits_are_cheap(rois.device)  # else the rows in use are not known
     rows, index = table.sparse(index) if few else (table.rows, index)
-    pooled = F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")  # [K S S, C]
+    bags = torch.arange(0, len(index), taps**2, dtype=index.dtype, device=index.device)  # where each begins
+    pooled = F.embedding_bag(index, rows, bags, per_sample_weights=weight, mode="sum")  # [K S S, C]
     return pooled.view(len(rois), output_size, output_size, table.channels).permute(0, 3, 1, 2)

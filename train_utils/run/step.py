@@ -4,7 +4,9 @@ A step takes `accumulate_steps` micro-batches on each of the world's ranks. Its 
 them, so that 2 ranks equal 1 rank with twice the accumulation. The 5 losses are LOSS_NAMES, in this order.
 """
 
+import functools
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -150,8 +152,7 @@ class Step:
         if any(True for _ in batch_norms(state.model)):
             return False
         losses = [copy.sent for copy, batch in zip(self.copies, self.batches, strict=True) if batch.images]
-        finite = [values.isfinite().all() for values in losses]
-        bad = (~torch.stack(finite).all()).float() if finite else torch.zeros((), device=self.world.device)
+        bad = (~torch.stack(losses).isfinite()).any().float() if losses else torch.zeros((), device=self.world.device)
         self._use(self.world.largest(bad))
         self.seconds = time.perf_counter() - self.start
         return True
@@ -171,10 +172,11 @@ class Step:
         with_images = [len(batch.images) > 0 for batch in batches]
         skipped_files = [name for batch in batches for name in batch.skipped]
         counts = torch.tensor([sum(with_images), len(skipped_files), hooks.stop_requested()], dtype=torch.float64)
-        total = self.world.sum(torch.cat([losses[with_images].sum(dim=0), counts]))  # [5 + 3]
+        present = losses if all(with_images) else losses[with_images]
+        total = self.world.sum(torch.cat([present.sum(dim=0), counts]))  # [5 + 3]
         *sums, used, skipped, stop = total.tolist()
 
-        bad = None if total.isfinite().all() else non_finite(self.number, batches, losses)
+        bad = None if all(map(math.isfinite, sums)) else non_finite(self.number, batches, losses)
         if bad and not hooks.may_skip():
             raise bad
         if not self.used:
@@ -266,9 +268,11 @@ def forward_backward(
     images, targets = batch.to(world.device)
     with state.precision.autocast():
         losses = state.parallel(images, targets, recorder=recorder)
-    copy = HostCopy(torch.stack([losses[name].detach() for name in LOSS_NAMES]))
+    with torch.no_grad():
+        copy = HostCopy(torch.stack([losses[name] for name in LOSS_NAMES]))
+    total = functools.reduce(torch.add, losses.values())
     with world.together():  # gradients are exchanged while they are computed
-        state.precision.backward(sum(losses.values()) * weight)
+        state.precision.backward(total if weight == 1 else total * weight)
     return copy
 
 
