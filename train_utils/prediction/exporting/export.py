@@ -136,9 +136,11 @@ def export_model(
             proofs.append(prove(model, exported, images, shown=say is not None))
         faults = proofs[0].faults()
         if faults:
-            raise InputError(
-                f"{export.path}: not written, as it finds other things than the model: {', '.join(faults)}"
-            )
+            helps = ""
+            if export.int8:
+                helps = f"; more images to calibrate on than {len(export.int8.images)} may help, else leave it in float"
+            found = f"it finds other things than the model: {', '.join(faults)}"
+            raise InputError(f"{export.path}: not written, as {found}{helps}")
         return json.dumps({**about, "proof": proofs[0].record()})
 
     def in_onnx() -> Any:
