@@ -111,8 +111,11 @@ class MaskPredictor(nn.Module):
         super().__init__()
         self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
         self.mask_fcn_logits = nn.Conv2d(channels, num_classes, 1)
-        for layer in (self.conv5_mask, self.mask_fcn_logits):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(self.conv5_mask.weight, mode="fan_out", nonlinearity="relu")
+        # so that logits begin near 1; torchvision's grow with the width and shrink with the classes: a first loss of
+        # up to 27, which a network without published weights recovers from slowly
+        nn.init.normal_(self.mask_fcn_logits.weight, std=channels**-0.5)
+        nn.init.zeros_(self.mask_fcn_logits.bias)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns logits [K, 28, 28] of each RoI's own class, labels [K], and of no other, from [K, c, 14, 14]."""

@@ -205,7 +205,7 @@ def test_a_broken_file_among_many(detector, folder):
 
 def test_limits_are_warned_of(folder, pixels):
     few = maskrcnn.load(folder / "model.pth", device="cpu", box_detections_per_img=2)
-    with pytest.warns(UserWarning, match="1 image.s. have 2 detections, all that box_detections_per_img allows"):
+    with pytest.warns(UserWarning, match="1 image has 2 detections, all that box_detections_per_img allows"):
         few(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
