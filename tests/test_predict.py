@@ -35,7 +35,7 @@ def run(weights, tmp_path, monkeypatch, command):
 
 @pytest.mark.parametrize(
     ("step", "done", "said"),
-    [(72, 1, ["stopped after 5 of the 67 steps of that epoch (--resume goes on)"]), (67, 1, []), (0, 0, [])],
+    [(72, 1, ["saved after 5 of the 67 steps of that epoch (--resume goes on)"]), (67, 1, []), (0, 0, [])],
 )
 def test_weights_of_the_middle_of_an_epoch_are_told(step, done, said):
     progress = {"steps_per_epoch": 67, "step": step, "epochs_done": done}

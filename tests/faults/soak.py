@@ -318,7 +318,8 @@ def lost(cut: Cut, fault: str, codes: list, before: int, since: int) -> list[str
         problems.append("a traceback")
     path = begun(cut)
     saved = torch.load(path, weights_only=True)["step"] if path else 0
-    if set(codes) <= {143, 130, 129} and saved < finished_steps(cut.folder):
+    trained = "Epoch:" in cut.said(since)  # else the steps beyond those saved are of a start that was killed
+    if set(codes) <= {143, 130, 129} and trained and saved < finished_steps(cut.folder):
         problems.append(f"{finished_steps(cut.folder)} steps done, {saved} saved")
     if saved < before - 1 and fault != "damaged checkpoint":
         problems.append(f"{before} steps were done before, {saved} are saved")

@@ -22,6 +22,7 @@ from network_files.weight_files.file_stamp import make_stamp
 from network_files.weight_files.torch_file import UNREADABLE, read_torch_file
 from train_utils.data.labels import LabelMap, coco_names
 from train_utils.io.files import atomic_file, second_name
+from train_utils.io.plain_text import counted
 
 FORMAT_VERSION = 1
 COCO_LABELS = 91  # background, and ids 1..90
@@ -193,8 +194,8 @@ def check_classes(path: str | Path, of_file: int, label_map: LabelMap) -> None:
     """Raises InputError unless a label map has as many labels, background included, as the weights' file."""
     if label_map.num_labels != of_file:
         raise InputError(
-            f"{path}: made for {of_file - 1} classes (without background), the list of names "
-            f"has {label_map.num_labels - 1}; give the list that it was trained with"
+            f"{path}: made for {counted(of_file - 1, 'class')} (without background), the list of names "
+            f"has {label_map.num_labels - 1}; give as many names"
         )
 
 

@@ -122,7 +122,7 @@ def unfinished(content: Mapping[str, Any]) -> list[str]:
     )
     if not all(isinstance(value, int) for value in (step, of, done)) or step <= done * of:
         return []
-    return [f"stopped after {step - done * of} of the {counted(of, 'step')} of that epoch (--resume goes on)"]
+    return [f"saved after {step - done * of} of the {counted(of, 'step')} of that epoch (--resume goes on)"]
 
 
 def known_classes(label_map: LabelMap) -> str:
