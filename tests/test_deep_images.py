@@ -238,7 +238,7 @@ def test_first_convolution_for_other_channels():
     grey, found = torch.rand(1, 64, 64), {}
     for n, model in models.items():
         lines = load_weights(model, models[3].state_dict())
-        assert (f"from 3 to {n} channel" in lines[-1]) == (n != 3)
+        assert (f"3 channels become {n}" in lines[-1]) == (n != 3)
         with torch.no_grad():
             found[n] = model([grey.expand(n, -1, -1)])[0]
     for n in (1, 4):

@@ -55,7 +55,7 @@ def test_other_counts_and_kinds_are_a_value_error(model):
         ([image * 255], None, r"image 0 has float values from .* to .*: divide it by 255"),
         ([image - 3], None, r"image 0 has float values from .*: it must be in 0..1"),
         ([image * float("nan")], None, "from nan to nan"),
-        ([image], [GOOD, GOOD], r"1 image\(s\), but 2 target\(s\)"),
+        ([image], [GOOD, GOOD], "as many targets as images are needed: 2, not 1"),
         ([image], [{"boxes": BOX, "labels": GOOD["labels"]}], "no masks"),
         ([image > 0.5], None, "image 0 is torch.bool"),
         ([(image * 9).to(torch.int16)], None, "image 0 is torch.int16"),

@@ -144,7 +144,7 @@ def test_datasets_of_torch_are_trained_on_and_validated(folder, capsys):
 
 
 def test_validation_gives_the_numbers_of_the_run(run, folder):
-    with pytest.warns(UserWarning, match="4 image.s. have 10 detections, all that box_detections_per_img allows"):
+    with pytest.warns(UserWarning, match="4 images have 10 detections, all that box_detections_per_img allows"):
         numbers = maskrcnn.validate(run.folder / "model_0.pth", device="cpu")  # on the data that it was trained with
     last = run.history[-1]
     assert list(numbers["bbox"]) == list(numbers["segm"]) == list(STAT_NAMES)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from train_utils.io.plain_text import counted
 from train_utils.processes.distributed import World
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
@@ -22,7 +23,9 @@ def planned(images, steps, **given):
 )
 def test_epochs_follow_from_the_images(images, epochs):
     config, (line,) = planned(images, max(1, images // 2))
-    assert config.epochs == epochs and line.startswith(f"epochs: {epochs}, as an epoch has {images} images")
+    assert config.epochs == epochs and line.startswith(
+        f"epochs: {epochs}, as an epoch has {counted(images, 'image')} ("
+    )
     assert planned(images, 10, epochs=3)[1] == []
 
 

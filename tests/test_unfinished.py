@@ -116,7 +116,7 @@ def test_what_a_living_process_writes_stays_until_it_is_killed(tmp_path, capsys)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     unfinished.clear_leftovers(tmp_path)
-    assert names(tmp_path) == [] and "2 unfinished" in capsys.readouterr().out
+    assert names(tmp_path) == [] and "(2 in all)" in capsys.readouterr().out
 
 
 def test_a_file_that_was_cleared_between_its_making_and_its_lock_is_made_anew(tmp_path):
@@ -163,7 +163,10 @@ def test_the_next_start_clears_what_a_killed_converter_left(tmp_path, shapes, ca
     leave(tmp_path)
     assert call(pack_dataset, shapes, tmp_path / "out") == 0
     assert names(tmp_path) == ["out"] and stat.S_IMODE((tmp_path / "out").stat().st_mode) != 0o700
-    assert f"removed from {tmp_path}: 3 unfinished" in capsys.readouterr().out
+    assert (
+        f"removed from {tmp_path}: unfinished files or folders of killed processes (3 in all)"
+        in capsys.readouterr().out
+    )
 
 
 def test_nohup_is_respected(tmp_path):
