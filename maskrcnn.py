@@ -33,6 +33,7 @@ from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
 from train_utils.cli.flags import given_model, given_settings, settings_of
 from train_utils.cli.in_python import in_python_words, speaking_python
+from train_utils.cli.suggestions import no_such
 from train_utils.data.augmentations.own import OwnAugmentation
 from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.data_sets import data_set_of
@@ -64,6 +65,12 @@ __all__ = [
     "DataOptions", "Detector", "InputError", "Results", "Run", "__version__", "load", "save_data_set", "train",
     "validate",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    """Returns what is there to be used: a notebook completes names from it."""
+    return list(__all__)
+
 
 Weights = str | Path | dict[str, Any]
 Data = str | Path | DataOptions | Dataset
@@ -198,7 +205,7 @@ def validate(
     looking = LookingOptions(**given_settings(LookingOptions, options))
     known = {*model_options, *settings_of(LoaderOptions), *settings_of(LookingOptions), *OF_DATA, "device"}
     if unknown := given.keys() - known:
-        raise InputError(f"{', '.join(sorted(unknown))}: validate has no such option")
+        raise InputError(no_such(unknown, known, "validate"))
     if isinstance(weights, Detector):
         if model_options or device is not None or names is not None:
             raise InputError("a detector has its settings already; give device, names and the model's options to load")

@@ -106,7 +106,10 @@ def test_a_key_that_is_not_the_id_is_named(tmp_path):
         ({"1.xml": "<annotation><object/>"}, "1.xml is VOC's XML, which has boxes alone: masks are needed"),
         ({"export.zip": "PK"}, "export.zip is an archive: unpack it, and give the folder"),
         ({"gt/1.png": None, "pictures/1.png": None}, "gt/ holds images, perhaps masks: call it masks/"),
-        ({"a/1.png": None, "a/2.png": None, "INDEX.tsv": "1"}, "2 images are there without annotations"),
+        (
+            {"a/1.png": None, "a/2.png": None, "INDEX.tsv": "1"},
+            "2 images are there without annotations: give the folder that holds both (docs/data.md has the layouts)",
+        ),
         ({"some.json": "{"}, "some.json is no valid json: download or export it again"),
         ({"read.me": "?"}, "no data set found; looked for"),
     ],

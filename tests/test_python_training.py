@@ -158,7 +158,11 @@ def test_validation_gives_the_numbers_of_the_run(run, folder):
     ("given", "said"),
     [
         ({"data": "nowhere"}, "^nowhere: no such file or folder; check data_path"),
-        ({"epoch": 3}, "^epoch: a run has no such option"),
+        ({"epoch": 3}, r"^epoch: a run has no such option; did you mean epochs\?$"),
+        (
+            {"imgsz": 64, "iou": 0.5},
+            r"^imgsz, iou: a run .*; did you mean min_size or max_size\?; did you mean box_nms",
+        ),
         ({"epochs": -1}, "^epochs: -1 is not a whole number of at least 1"),
         ({"amp": "False"}, "^amp 'False' is neither True nor False"),
         ({"test_only": True}, r"^test_only: validate\("),

@@ -76,7 +76,9 @@ FILLED_HOLES = Kind(
     "holes.",
 )
 FROM_ZERO = Kind(NOTE, "category ids that begin at 0", "They become labels from 1 on; results have the given ones.")
-TEXT_IDS = Kind(NOTE, "ids that are not integers", "Numbers stand for them in training; results have the given ones.")
+TEXT_IDS = Kind(
+    NOTE, "files whose ids are not integers", "Numbers stand for them in training; results have the given ones."
+)
 NO_BOXES_AT_ALL = Kind(WARNING, "splits without any object", "Their AP is n/a.")
 
 

@@ -63,6 +63,16 @@ def suggestions(word: str, known: Collection[str], training: Collection[str] = (
     return f"did you mean {_either(found[:MOST])}?" if found else ""
 
 
+def no_such(names: Collection[str], known: Collection[str], what: str) -> str:
+    """Returns the words for names that are no options of `what`, with what they may stand for.
+
+    known: the options that there are, as Python names.
+    """
+    flags = [f"--{name.replace('_', '-')}" for name in known]
+    meant = (suggestions(name, flags) for name in sorted(names))
+    return "; ".join([f"{', '.join(sorted(names))}: {what} has no such option", *filter(None, meant)])
+
+
 def _either(flags: Sequence[str]) -> str:
     *first, last = flags
     return f"{', '.join(first)} or {last}" if first else last

@@ -17,6 +17,7 @@ from backbone.settings import Settings, setting
 from network_files import MaskRCNNConfig
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, given_settings, settings_of
 from train_utils.cli.parser import Parser
+from train_utils.cli.suggestions import no_such
 from train_utils.data.augmentations.options import Augmentation, with_preset
 from train_utils.data.objects.fitting import AUTO, FITTED
 from train_utils.data.options import BELOW_SEED, DataOptions, LoaderOptions
@@ -232,7 +233,7 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, TrainingTile
         own, model = given_settings(type(self), values), given_model(values)
         unknown = values.keys() - own.keys() - model.keys()
         if unknown:
-            raise InputError(f"{', '.join(sorted(unknown))}: a run has no such option")
+            raise InputError(no_such(unknown, {*settings_of(type(self)), *model_fields()}, "a run"))
         return replace(self, **own, model={**self.model, **model})
 
     def without(self, name: str) -> RunConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 from backbone.errors import InputError
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import read_json
+from train_utils.io.plain_text import counted
 
 AS_COCO = "export it there as COCO (instances, with masks)"
 CONVERT = "convert it to COCO"
@@ -88,7 +89,8 @@ def nothing_found(root: Path, is_data: Callable[[Path], bool]) -> str:
     labels = next((file.parent for file in files if file.suffix == ".txt" and file.parent.name == "labels"), None)
     if labels:
         return f"{labels.relative_to(root)}/ holds .txt files, as YOLO's data has them: put images/ beside it"
-    return f"{len(images)} images are there without annotations" if images else ""
+    there = f"{counted(len(images), 'image', 'are')} there without annotations: give the folder that holds both"
+    return f"{there} (docs/data.md has the layouts)" if images else ""
 
 
 def _json_file(path: Path) -> str:
