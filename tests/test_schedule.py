@@ -65,6 +65,9 @@ def test_the_small_recipe_is_what_no_flag_says_otherwise():
     assert (config.zoom, config.rotate, medium.rotate) == (medium.zoom, 0.0, 10.0) and config.zoom != RunConfig().zoom
     assert (config.value("backbone"), config.weights) == ("mobilenet_v2", "imagenet")
     assert (config.value("min_size"), config.value("anchor_sizes")) == ((64,), ("auto",))
+    other, same = (planned(9, 9, recipe="small", optimizer=name)[0] for name in ("sgd", "adamw"))
+    assert (other.lr, same.lr) == (planned(9, 9)[0].lr, 5e-4)  # a rate is its optimiser's
+    assert planned(9, 9, recipe="small", lr_steps=(2,))[0].lr_schedule == "steps"
 
 
 def test_the_schedule_is_told_in_steps():

@@ -52,6 +52,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+def with_recipe(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns options by name with what --recipe stands for, which those given overrule.
+
+    A rate is its optimiser's, and steps at which it falls are none of a cosine: another one given leaves these out.
+    """
+    recipe = dict(RECIPES.get(given.get("recipe"), {}))
+    if given.get("optimizer") not in (None, recipe.get("optimizer")):
+        recipe.pop("lr", None)
+    if given.keys() & {"lr_steps", "lr_step_size"}:
+        recipe.pop("lr_schedule", None)
+    return {**recipe, **given}
+
+
 @dataclass(frozen=True)
 class Optimisation(Settings):
     """Optimisation: how gradients become steps."""
@@ -226,7 +239,7 @@ class RunConfig(OtherProjects, Optimisation, Running, Augmentation, TrainingTile
     @classmethod
     def of(cls, given: dict[str, Any]) -> RunConfig:
         """Returns the config of given options and model fields, by name. InputError for a name that there is not."""
-        return cls().replaced(with_preset({**RECIPES.get(given.get("recipe"), {}), **given}))
+        return cls().replaced(with_preset(with_recipe(given)))
 
     def replaced(self, values: dict[str, Any]) -> RunConfig:
         """Returns the config with other values of options and model fields, by name."""
