@@ -334,6 +334,8 @@ def test_a_run_on_12_bits(tmp_path, capsys):
     assert call(predict, *weights, "--img-path", picture, "--output-dir", tmp_path, "--box-score-thresh", 0) == 0
     assert np.ptp(np.asarray(Image.open(tmp_path / "test_result.jpg").convert("L"))) > 100  # is not all dark
     capsys.readouterr()
+    assert call(train, *words, "--output-dir", tmp_path / "stained", "--stain-jitter", 0.1) == 2
+    assert "--stain-jitter splits red, green and blue, and images have 1 channel here: leave" in capsys.readouterr().err
     more = ["--epochs", 2, "--allow-changed", "epochs", "--value-range", "auto", "--resume", "auto"]
     assert call(train, *words, "--output-dir", run, *more) == 0
     again = torch.load(run / "model_1.pth", weights_only=True)["config"]
@@ -347,8 +349,8 @@ def test_the_range_of_a_torch_data_set_is_measured(kind, tmp_path):
     for i in range(2):
         values = np.full((16, 16), 4000, np.uint16)
         values[i + 2 : 12, 3:9] = 1000
-        image = {"uint8": (values // 16).astype(np.uint8), "float32": values / np.float32(4000), "uint16": values}.get(kind)
-        if image is None:
+        image = {"uint8": np.uint8(values // 16), "float32": values / np.float32(4000)}.get(kind, values)
+        if kind == "path":
             image = tmp_path / f"{i}.png"
             Image.fromarray(values).save(image)
         masks = torch.from_numpy(values == 1000)[None]
