@@ -95,6 +95,26 @@ def test_a_set_of_tiles_has_the_targets_counts_and_sizes_of_its_windows(large, m
     assert f"{int((tiles.annotations.iscrowd == 1).sum())} of which are less than 25%" in tiles.describe_cut()
 
 
+def test_tiles_show_an_object_whose_box_is_smaller_than_its_mask(tmp_path):
+    """Of polygons and of RLEs; the boxes of others stay as annotated."""
+    images = [{"id": i, "file_name": "a.png", "height": 100, "width": 200} for i in (1, 2)]
+    objects = squares((10, 10, 20), (5, 5, 90), (100, 40, 50))
+    objects[1] |= {"bbox": [10, 10, 20, 20]}
+    objects[2] |= {"bbox": [100.4, 40, 49.6, 50]}
+    rle = {"size": [100, 200], "counts": [100 * 20, 100 * 150, 100 * 30]}
+    objects += [annotation(4, 2, segmentation=rle, bbox=[20, 0, 30, 100], area=15000)]
+    write(tmp_path, coco(images, objects), "instances_train.json")
+    write(tmp_path, coco(images, objects), "instances_val.json")
+    whole = open_data(tmp_path).train
+    tiles = Tiles(whole, Tiling(64, 0.0), 0.5)
+    for i in range(len(tiles)):
+        image, (x1, y1, x2, y2) = tiles.place(i), tiles.window(i)
+        masks = whole.target(image)["masks"].to_masks()[:, y1:y2, x1:x2]
+        assert len(tiles.target(i)["labels"]) == int(masks.any(2).any(1).sum())
+    assert "; the boxes of 2 objects do not hold their masks, by which tiles go instead; " in tiles.describe_cut()
+    assert torch.equal(whole.target(0)["boxes"][2], torch.tensor([100.4, 40, 150, 90]))
+
+
 def test_some_masks_of_a_source_that_gives_all_are_those_asked_for(large):
     source, numbers = large.annotations.masks, np.array([1, 3])
     of_all = SimpleNamespace(crops=source.crops)  # as most formats have it

@@ -52,9 +52,10 @@ class Ragged:
 class MaskSource(Protocol):
     """What a format needs for its masks; row: of the image in the table, size: its (H, W).
 
-    It may have two more, by which a change of the data is noticed: `mask_checksums(first) -> uint32 [I]`, of each
+    It may have more: two by which a change of the data is noticed: `mask_checksums(first) -> uint32 [I]`, of each
     image's masks as the table has them, and `mask_path(row)`, where an image's masks are a file. And `crops_of(numbers,
-    size)`, where some objects of an image (int64 [N]) are sooner at hand than all.
+    size)`, where some objects of an image (int64 [N]) are sooner at hand than all; `bounds(objects, size)`, where boxes
+    may be annotated otherwise: x1 y1 x2 y2 that hold the masks of an image's objects, float64 [N, 4], nan if unknown.
     """
 
     def crops(self, row: int, objects: slice, size: tuple[int, int]) -> CroppedMasks:
@@ -93,6 +94,23 @@ class PolygonsAndRle:
     def crops_of(self, numbers: np.ndarray, size: tuple[int, int]) -> CroppedMasks:
         """Returns the masks of some objects of one image, int64 [N]."""
         return cropped_masks([self.rle(k, size) for k in numbers.tolist()], size)
+
+    def bounds(self, objects: slice, size: tuple[int, int]) -> np.ndarray:
+        """Returns what holds the masks, float64 [N, 4], by polygons' corners and RLEs, without decoding any."""
+        kinds, starts = self.kinds[objects], self.parts.first[self.first_part[objects.start : objects.stop + 1]]
+        if not len(kinds):
+            return np.zeros((0, 4))
+        if (kinds == RLE).all():
+            boxes = coco_mask.toBbox([self.rle(k, size) for k in range(objects.start, objects.stop)])
+            return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
+        if (kinds != kinds[0]).any() or not np.diff(starts).all():  # one by one
+            if len(kinds) == 1:
+                return np.full((1, 4), np.nan)  # without a polygon
+            return np.concatenate([self.bounds(slice(k, k + 1), size) for k in range(objects.start, objects.stop)])
+        content = self.parts.values[starts[0] : starts[-1]].tobytes()
+        points = unpack_polygon(kinds[0], content).reshape(-1, 2)
+        first = (starts[:-1] - starts[0]) * len(points) // len(content)
+        return np.concatenate((np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)), 1)
 
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
         """Returns polygons and RLEs as the data has them."""
@@ -159,6 +177,10 @@ class IndexImages:
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
         """Returns RLEs of the crops."""
         return encoded(self.crops(row, objects, size))
+
+    def bounds(self, objects: slice, size: tuple[int, int]) -> np.ndarray:
+        """Returns the tight boxes, float64 [N, 4]."""
+        return self.boxes[objects].astype(np.float64)
 
     def mask_checksums(self, first: np.ndarray) -> np.ndarray:
         """Returns a checksum of each image's pixel values and their boxes, uint32 [I]; first: as in `Annotations`."""

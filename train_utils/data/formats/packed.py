@@ -155,6 +155,10 @@ class PackedRecords:
             pixels = np.concatenate(parts)
         return CroppedMasks(torch.from_numpy(pixels), torch.from_numpy(boxes.copy()), size)
 
+    def bounds(self, objects: slice, size: tuple[int, int]) -> np.ndarray:
+        """Returns the crops' boxes, float64 [N, 4]."""
+        return self.index["crops"][objects].astype(np.float64)
+
     def segmentations(self, row: int, objects: slice, size: tuple[int, int]) -> list:
         """Returns RLEs of the crops."""
         return encoded(self.crops(row, objects, size))

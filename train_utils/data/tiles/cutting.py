@@ -55,7 +55,8 @@ class Tiles(ImageDataset):
     """
 
     def __init__(self, whole: ImageDataset, tiling: Tiling, negatives: float) -> None:
-        cut = _cut(whole, tiling)
+        self._boxes, self._grown = _holding(whole)
+        cut = _cut(whole, tiling, self._boxes)
         super().__init__(_table(whole.annotations, cut, whole.rows[cut.images]))
         self.label_map, self.reading = whole.label_map, whole.reading
         whole = in_parts(whole, whole.reading)
@@ -117,6 +118,9 @@ class Tiles(ImageDataset):
         if empty:
             line += f"; of the {empty:,} without an epoch has {taken:,}, others each time (--tile-negatives)"
         below = int((cut.shares < MIN_VISIBLE).sum())
+        if self._grown:
+            what = counted(self._grown, "object")
+            line += f"; the boxes of {what} do not hold their masks, by which tiles go instead"
         return (
             f"{line}; borders cut {int((cut.shares < 1).sum()):,} of {counted(len(cut.shares), 'part')} of objects, "
             f"{below:,} of which are less than {MIN_VISIBLE:.0%} of the object, and ignored"
@@ -139,7 +143,7 @@ class Tiles(ImageDataset):
             return self.whole.target(place)
         table = self.whole.annotations
         objects = table.objects(self.whole.rows[place])
-        corners = clip_boxes(table.boxes[objects], self._image_size(i))
+        corners = clip_boxes(self._boxes[objects], self._image_size(i))
         seen = (corners[:, :2] < window[2:]).all(1) & (corners[:, 2:] > window[:2]).all(1)
         return cut_target(self.whole.target(place, objects.start + np.flatnonzero(seen)), window)
 
@@ -165,12 +169,33 @@ class _Cut(NamedTuple):
     shares: np.ndarray
 
 
-def _cut(whole: ImageDataset, tiling: Tiling) -> _Cut:
-    """Cuts each image."""
+def _holding(whole: ImageDataset) -> tuple[np.ndarray, int]:
+    """Returns boxes x y w h [A, 4] that hold their masks too, and of how many objects the annotated ones do not.
+
+    What a tile shows of an object would else be background where a box is wrong. Less than a pixel is rounding.
+    """
+    table, grown = whole.annotations, 0
+    boxes = table.boxes
+    if not hasattr(table.masks, "bounds"):
+        return boxes, grown
+    for row, (height, width) in zip(whole.rows.tolist(), whole.sizes.tolist(), strict=True):
+        own = table.objects(row)
+        low, high = np.split(np.clip(table.masks.bounds(own, (height, width)), 0, [width, height] * 2), 2, 1)
+        corner, end = boxes[own, :2], boxes[own, :2] + boxes[own, 2:]
+        beyond = ((corner - low > 1) | (high - end > 1)).any(1)
+        if beyond.any():
+            boxes, grown = boxes if grown else boxes.copy(), grown + int(beyond.sum())
+            corner, end = np.minimum(corner, low), np.maximum(end, high)
+            boxes[own] = np.where(beyond[:, None], np.concatenate((corner, end - corner), 1), boxes[own])
+    return boxes, grown
+
+
+def _cut(whole: ImageDataset, tiling: Tiling, all_boxes: np.ndarray) -> _Cut:
+    """Cuts each image; all_boxes x y w h [A, 4]: of the table's objects."""
     table, images, windows, objects, tiles, count = whole.annotations, [], [], [], [], 0
     for i, size in enumerate(whole.sizes.tolist()):
         boxes, own = tiling.boxes(size).numpy(), table.objects(whole.rows[i])
-        some, places = _parts(clip_boxes(table.boxes[own], size), size, tiling)
+        some, places = _parts(clip_boxes(all_boxes[own], size), size, tiling)
         images.append(np.full(len(boxes), i))
         windows.append(boxes)
         objects.append(own.start + some)
@@ -180,7 +205,7 @@ def _cut(whole: ImageDataset, tiling: Tiling) -> _Cut:
     order = np.argsort(tiles, kind="stable")
     objects, tiles = objects[order], tiles[order]
     height, width = table.sizes[whole.rows[images[tiles]]].T
-    corners = table.boxes[objects]  # [A', 4]
+    corners = all_boxes[objects]  # [A', 4]
     corners[:, 2:] += corners[:, :2]
     corners = np.clip(corners, 0, np.stack((width, height, width, height), 1))
     corner = windows[tiles][:, [0, 1, 0, 1]]
