@@ -110,7 +110,9 @@ def test_an_image_without_detections_is_written(run, tmp_path):
     )
     assert best and "The model knows circle, square, big triangle\n" in out
     assert "nothing found" not in run("--img-path", image, "--score", float(best[1]) - 0.01)[1]
-    _, out, _ = run("--img-path", image, "--box-score-thresh", 1)
+    Path("names.json").write_text(json.dumps({"1": "cell", "2": "square", "3": "big triangle"}))
+    _, out, _ = run("--img-path", image, "--box-score-thresh", 1, "--label-json-path", "names.json")
+    assert "2 classes are called otherwise than in the checkpoint: 1 circle -> 1 cell, 4 big triangle -> 3 big" in out
     assert "nothing found: no detection has any score" in out
     run("--img-path", image, "--score", 1, "--magnify", 1)
     assert json.loads(Path("test_result.json").read_text()) == []
