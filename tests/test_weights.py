@@ -356,7 +356,7 @@ class TestWhatDoesNotFit:
             ({"variant": "v2", "norm": "frozen"}, "resnet18 v1 for 3 classes.*this model, resnet18 v2.*variant"),
             ({"backbone": "resnet34"}, "resnet18 v1.*this model, resnet34 v1.*check backbone"),
             ({"fpn_channels": 8}, "16 in the pyramid.*8 in the pyramid"),
-            ({"num_classes": 7}, "is for 3 classes, not 6 .*a model of 3 classes"),
+            ({"num_classes": 7}, "is for 3 classes, not 6 .*a model of as many"),
         ],
     )
     def test_weights(self, config, message):
