@@ -19,3 +19,8 @@ def usual_wait(environment: Mapping[str, str]) -> dict[str, str]:
 def chosen_by_user(environment: Mapping[str, str]) -> bool:
     """Returns whether the environment says something else than `usual_wait` does."""
     return any(environment[name] != WAIT.get(name) for name in WAIT_VARIABLES & environment.keys())
+
+
+def without_wait(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment as it was before `usual_wait`: for programs that are to run as torch has them."""
+    return {name: value for name, value in environment.items() if WAIT.get(name) != value}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from unittest.mock import patch
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_each_oddity_is_told(run, tmp_path):
             assert masks.areas[k] == (masks.tight[k, 2:] - masks.tight[k, :2]).prod()
 
 
-def test_images_and_splits(run, tmp_path):
+def test_images_and_splits(run, tmp_path, monkeypatch):
     data = many(12)
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] != 3]
     data["annotations"] += [annotation(100 + i, 4, bbox=[i % 28, i % 17, 2, 3]) for i in range(60)]
@@ -231,7 +232,9 @@ def test_images_and_splits(run, tmp_path):
     assert listed["skipped: images that cannot be read"] == [7]
     assert counts(found)["image ids both in train and in val"] == counts(found)["category ids that begin at 0"] == 1
     assert counts(found)["classes in val, but not in train"] == 1
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     quick = run(folder, "--quick", samples=2)
+    assert all(stage in quick[2] for stage in ("reading the data", "looking at the objects", "trying anchors", "sheet"))
     assert "images of one colour" not in counts(quick[3])
     assert "--full opens all" in (tmp_path / "checked" / "check_data.html").read_text()
 
@@ -248,7 +251,7 @@ def test_doubles(tmp_path, shared_data):
         ("e.png", image.transpose(0)),
     ):
         other.save(tmp_path / name, quality=60)
-    seen = {"": images.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, check_data.Finds())}
+    seen = {"": images.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, finds.Finds())}
     found = {(double.first[1], double.second[1]) for double in duplicates.find_doubles(seen)}
     assert found == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
 

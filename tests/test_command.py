@@ -16,7 +16,7 @@ import torch
 
 from backbone.errors import InputError
 from backbone.settings import Settings, setting
-from backbone.waiting import WAIT_VARIABLES, chosen_by_user, usual_wait
+from backbone.waiting import WAIT_VARIABLES, chosen_by_user, usual_wait, without_wait
 from network_files import MaskRCNNConfig
 from tests.small_runs import ROOT, call
 from train_utils.cli import busy
@@ -396,6 +396,8 @@ def test_how_threads_wait_is_set_unless_the_user_says():
     assert usual_wait({"HOME": "/"}) == {"GOMP_SPINCOUNT": "10000"} and not chosen_by_user(usual_wait({}))
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "7"), ("KMP_BLOCKTIME", "0")):
         assert usual_wait({name: value}) == {} and chosen_by_user({name: value})
+        assert without_wait({name: value}) == {name: value}
+    assert without_wait({"HOME": "/"} | usual_wait({})) == {"HOME": "/"}
     for script in [*ROOT.glob("*.py"), ROOT / "tools" / "__init__.py", ROOT / "train_utils" / "__init__.py"]:
         imports = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         roots = [(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in imports]

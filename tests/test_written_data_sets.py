@@ -82,7 +82,7 @@ def test_shared_pixels_are_the_surer_ones_and_said(tmp_path):
     results = [result(1, disc, 3, 0.5), result(1, over, 3, 0.6)]
     line = write_data_set("voc", tmp_path / "out", [tmp_path / "a.png"], results, LABELS)
     shared = int((disc & over).sum())
-    assert f"; {shared} pixels that detections share are the surer one's; train.txt and val.txt both list" in line
+    assert f"; {shared} pixels shared by detections became the surer one's; train.txt and val.txt both list" in line
     masks = open_data(tmp_path / "out").val.target(0)["masks"].to_masks().numpy().astype(bool)
     assert (masks[0] == over).all() and (masks[1] == disc & ~over).all()
 

@@ -7,15 +7,17 @@
 
 Photos of 640x480, resized to 1088x800, to detections with masks as run-length codes; weights are random but alive
 (`torchvision_model.live_state`), so 8 bits are measured for time, not for accuracy. Each side is a process of its own,
-which waits while others have their turn. To the first result: from the start of the process, imports included. The
-second table is of a folder, files read: torchvision takes photo after photo, this project as predict.py does, which has
-several in flight of an exported file. torchvision's ONNX file is of torch's older exporter, the one that can export it.
+which waits while others have their turn; torchvision's threads wait as torch has them wait, this project's as it sets
+them. To the first result: from the start of the process, imports included. The second table is of a folder, files read:
+torchvision takes photo after photo, this project as predict.py does, which has several in flight of an exported file.
+torchvision's ONNX file is of torch's older exporter, the one that can export it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +35,7 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
+from backbone.waiting import without_wait
 from benchmarks import torchvision_model
 from benchmarks.harness import Settings, describe_machine
 from benchmarks.harness.inputs import photos
@@ -155,8 +158,9 @@ def process(side: str, room: Path, args: argparse.Namespace) -> Iterator[subproc
     """Starts a side; it ends with the block."""
     command = [sys.executable, "-m", "benchmarks.runtimes.side", side, room, args.backbone]
     command += [args.threads] if args.threads else []
+    env = without_wait(os.environ) if side.startswith(TORCHVISION) else None
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    started = subprocess.Popen(list(map(str, command)), cwd=Path(__file__).resolve().parents[2], **pipes)
+    started = subprocess.Popen(list(map(str, command)), cwd=Path(__file__).resolve().parents[2], env=env, **pipes)
     try:
         yield started
     finally:

@@ -28,6 +28,7 @@ from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import FEW, MEASURED, advise, measure, spread
+from train_utils.io.plain_text import counted
 from train_utils.io.silence import without_warnings
 
 THUMB = 32  # pixels a side of the copies that doubles are compared by
@@ -192,8 +193,8 @@ def pixel_values(
     levels, (least, most) = values.levels(low, high), values.value_range()
     lines, where = list(advice.lines), f"{part.source}: {levels} different values from {low:g} to {high:g}"
     if levels < FEW:
-        finds.add(FEW_LEVELS, f"{where} in {values.of} images", split)
-        lines.append(f"{levels} different values in {values.of} images, which is few")
+        finds.add(FEW_LEVELS, f"{where} in {counted(values.of, 'image')}", split)
+        lines.append(f"{levels} different values in {counted(values.of, 'image')}, which is few")
     elif not values.in_bytes and (most - least) < LEAST_SHARE * (high - low):
         finds.add(NARROW, f"{where}, nearly all of them within {least:g} to {most:g}", split)
     histograms = values.histogram(low, high, BINS)

@@ -21,6 +21,7 @@ import numpy as np
 from lxml import etree
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from backbone.errors import InputError
 from train_utils.data.images import ImageError, image_size
@@ -70,7 +71,7 @@ def write_data_set(
     counts = [0, 0]
     with new_folder(folder) as room:
         writer = WRITERS[form](room, label_map)
-        for number, path in enumerate(paths, 1):
+        for number, path in enumerate(tqdm(paths, desc=folder.name, unit="image", disable=None, leave=False), 1):
             try:
                 size = image_size(path)
             except ImageError:  # said when it was to be predicted
@@ -230,7 +231,7 @@ class MasksWriter(CocoWriter):
 
     def notes(self) -> list[str]:
         """Returns how many pixels overlap."""
-        return [f"{self.lost} pixels that detections share are the surer one's"] if self.lost else []
+        return [f"{counted(self.lost, 'pixel')} shared by detections became the surer one's"] if self.lost else []
 
 
 def _folder_name(name: str) -> str:
@@ -290,8 +291,8 @@ class VocWriter(MasksWriter):
 
     def notes(self) -> list[str]:
         """Returns what was left out."""
-        cut = [f"{self.cut} objects are left out, as an image has room for {MOST_OF_VOC}"] if self.cut else []
-        return [*super().notes(), *cut, "train.txt and val.txt both list all images"]
+        cut = f"{counted(self.cut, 'object', 'are')} left out, as an image has room for {MOST_OF_VOC}"
+        return [*super().notes(), *[cut] * bool(self.cut), "train.txt and val.txt both list all images"]
 
 
 def _elements(parent: etree._Element, values: Mapping) -> None:

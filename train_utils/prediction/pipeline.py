@@ -177,7 +177,7 @@ def predict_and_keep(work: Work, predictor: Predictor, kept: GrowingResults, pac
                 print(done.said, flush=True)
 
         predict_all(todo, work, predictor, pace, keep, kept)
-    predictor.unreadable = sum(world.gather(predictor.unreadable))
+    predictor.broken = sum(world.gather(predictor.broken), [])
     kept.finish(predictor.recall)
 
 

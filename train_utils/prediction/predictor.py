@@ -111,7 +111,8 @@ class Predictor:
         self.least_score, self.mask_threshold = least_score, mask_threshold
         self.reading = replace(Reading.of(model.config), by_windows=self.tiled is not None)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
-        self.strict, self.unreadable, self.in_part = strict, 0, 0
+        self.strict, self.in_part = strict, 0
+        self.broken: list[str] = []  # of the images that could not be read, what each error said
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
         self.counting = threading.Lock()  # `detect` may be called from several threads
         self.full = 0  # images with as many sure detections as the model may find
@@ -278,12 +279,13 @@ class Predictor:
         if self.strict:
             raise error
         print(f"not predicted: {error}", file=sys.stderr, flush=True)
-        self.unreadable += 1
+        self.broken.append(str(error))
 
     def status(self, images: int) -> int:
         """Says how many of the images were predicted; returns the exit status."""
-        note = f", {self.unreadable} could not be read" if self.unreadable else ""
-        note += f", {self.in_part} in part" if self.in_part else ""
+        unreadable, first = len(self.broken), "".join(self.broken[:1])
+        note = f", {unreadable:,} could not be read{', the first' * (unreadable > 1)}: {first}" if unreadable else ""
+        partly = f", {self.in_part} in part" if self.in_part else ""
         if self.reduced:
             print(
                 f"{counted(self.reduced, 'image', 'are')} drawn smaller: a JPEG has at most {LONGEST:,} pixels a side"
@@ -301,5 +303,5 @@ class Predictor:
             print(f"{empty} a mask without a pixel above --mask-threshold {self.mask_threshold:g}")
         for limit in self.limits():
             print(limit.line)
-        print(f"{images - self.unreadable:,} of {counted(images, 'image')} predicted{note}")
-        return EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else EXIT_OK
+        print(f"{images - unreadable:,} of {counted(images, 'image')} predicted{partly}{note}")
+        return EXIT_SOME_UNUSABLE if unreadable or self.in_part else EXIT_OK
