@@ -87,6 +87,7 @@ class MaskRCNN(nn.Module):
             raise ValueError(f"as many targets as images are needed: {len(targets)}, not {len(images)}")
         recorder = recorder or SILENT
         batch = self.transform.batch(images, targets, self.training, next(self.parameters()).dtype)
+        self._check_norm(batch)
         recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
         objects = targets and prepare_objects(targets, batch, self.config.num_classes)
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
@@ -116,6 +117,14 @@ class MaskRCNN(nn.Module):
     def _check_device(self, images: list[Tensor]) -> None:
         if self.training and self.config.norm == "sync" and images[0].device.type == "cpu":
             raise InputError("norm sync works on GPUs only: choose batch, frozen or group on a CPU")
+
+    def _check_norm(self, batch: ImageBatch) -> None:
+        alone = len(batch.sizes) == 1 and max(batch.padded) <= 32  # 1 x 1 in the body's last map, of stride 32
+        if self.training and self.config.norm == "batch" and alone:
+            raise InputError(
+                "norm batch needs several values of each channel, and a batch of one image of at most 32x32 pixels has "
+                "one: choose norm group or frozen, or a larger min_size"
+            )
 
     def recompute_activations(self) -> None:
         """Makes the backward pass compute activations of the body again, from now on: slower, smaller.

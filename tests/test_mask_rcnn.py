@@ -314,6 +314,11 @@ class TestRecompute:
         assert seen[1][0] < 0.9 * seen[0][0]
         assert all(torch.equal(a, b) for a, b in zip(seen[0][1], seen[1][1], strict=True))
 
+    def test_batch_norm_of_a_single_value(self):
+        model = tiny(norm="batch", min_size=32, max_size=32).train()
+        with pytest.raises(InputError, match="a batch of one image of at most 32x32 pixels has one: choose norm group"):
+            model([noise_image()], [target(OBJECTS)])
+
     def test_batch_norm_would_count_twice(self):
         with pytest.raises(InputError, match="recompute does not go with norm batch"):
             tiny(norm="batch").recompute_activations()
