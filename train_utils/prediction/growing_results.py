@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from backbone.errors import InputError
 from train_utils.io import unfinished
-from train_utils.io.files import atomic_file, open_to_append, writing
+from train_utils.io.files import atomic_file, open_to_append, replaced_lines, writing
 from train_utils.io.plain_text import counted, visible
 from train_utils.processes.distributed import World
 
@@ -48,6 +48,7 @@ class GrowingResults:
         # likewise of an image in progress, by its first tile there
         self.tiles: dict[int, dict[int, tuple[Path, int, int]]] = {}
         self.appending = threading.Lock()  # tiles and images are kept by two threads
+        self.known: dict[Path, int] = {}  # of a file of an earlier call: the bytes that `resume` has looked at
         self.done: frozenset[int] = frozenset()  # what the first process has taken up
         self.count = 0  # results
 
@@ -68,8 +69,9 @@ class GrowingResults:
         done, goes_on = f"{len(self.places):,} of {counted(self.of, 'image')}", "the same command with --resume goes on"
         goes_on += ", also within an image" if self.tiles else ""
         if cut:
-            where = f", {counted(self.count, 'detection')} in {visible(str(self.path))}" if self.as_json else ""
-            if self.as_json:
+            begun = self.as_json and self.file is not None  # else the json is of an earlier call, and whole
+            where = f", {counted(self.count, 'detection')} in {visible(str(self.path))}" if begun else ""
+            if begun:
                 self.write()
             print(f"stopped: {done} predicted{where}; {goes_on}", flush=True)
         elif self.places or self.tiles:
@@ -83,6 +85,8 @@ class GrowingResults:
         """
         if not self._open(existing=True):
             print(f"--resume: nothing unfinished beside {visible(str(self.path))}, starting fresh", flush=True)
+            for line in replaced_lines(self.path) if self.as_json else []:
+                print(visible(line), flush=True)
             return
         with open(self.kept, "rb") as file:
             self._check(file.readline())
@@ -100,8 +104,11 @@ class GrowingResults:
         cut: whether to cut off a line that a kill has left incomplete.
         """
         with open(part, "rb") as file:
-            head = file.readline()
-            end = len(head) if head.endswith(b"\n") else 0
+            end = self.known.get(part, 0)
+            file.seek(end)
+            if not end:
+                head = file.readline()
+                end = len(head) if head.endswith(b"\n") else 0
             for line in file:
                 about, count = _read(line)
                 if about is None:
@@ -120,6 +127,7 @@ class GrowingResults:
         if cut:
             with open_to_append(part) as file:
                 file.truncate(end)
+            self.known[part] = end
 
     def share(self) -> None:
         """Lets each of several processes keep a file of its own; all call it, once the first has resumed or not."""
@@ -239,14 +247,19 @@ class GrowingResults:
 
     def _open(self, existing: bool) -> bool:
         """Opens and locks the first file that no other process writes; returns False where none is there."""
-        for number in itertools.count(1):
+        for number in self._numbers() if existing else itertools.count(1):
             self.kept = self.path.with_name(self.path.name + ".unfinished" + (f"-{number}" if number > 1 else ""))
-            if existing and not self.kept.exists():
-                return False
             self.file = open_to_append(self.kept)
             if unfinished.locked(self.file.fileno()) is not False and unfinished.is_at(self.file.fileno(), self.kept):
                 return True
             self.file.close()
+        self.file = None
+        return False
+
+    def _numbers(self) -> list[int]:
+        """Returns the numbers of the files that calls which were cut have left."""
+        name = re.compile(re.escape(self.path.name) + r"\.unfinished(?:-(\d+))?")
+        return sorted(int(found[1] or 1) for path in self.path.parent.iterdir() if (found := name.fullmatch(path.name)))
 
     def _begin(self) -> None:
         """Begins anew; results of an earlier call would look current."""
