@@ -180,6 +180,7 @@ def test_an_empty_tile_has_one_value_in_each_channel():
     assert Tiling(64, empty=10).is_empty(speck)
     assert Tiling(64, empty=10).is_empty(speck / 255)
     assert not Tiling(64, empty=-1).is_empty(flat)
+    assert Tiling(64).is_empty(flat.to(torch.uint16)) and not Tiling(64).is_empty(speck.to(torch.uint16))
 
 
 @pytest.mark.parametrize(
