@@ -212,11 +212,13 @@ def save_data_set(results: Sequence[Results], form: str, folder: str | Path) -> 
 def labels_of(label_map: LabelMap, classes: str | Sequence[str]) -> list[int]:
     """Returns the labels of classes by name, in any capitals. InputError for a name that there is not."""
     names = [classes] if isinstance(classes, str) else list(classes)
-    known = {label_map.name(label).lower(): label for label in label_map.labels()}
+    known: dict[str, list[int]] = {}  # several classes may have one name
+    for label in label_map.labels():
+        known.setdefault(label_map.name(label).lower(), []).append(label)
     unknown = [name for name in names if name.lower() not in known]
     if unknown:
         raise InputError(f"--classes {', '.join(unknown)}: the model knows {', '.join(known)}")
-    return [known[name.lower()] for name in names]
+    return [label for name in names for label in known[name.lower()]]
 
 
 def _positions(which: Which, count: int) -> list[int]:
