@@ -125,7 +125,9 @@ def test_what_has_changed_is_done_again(runs, capsys):
     whole = runs.result.read_bytes()
     assert runs(cut=4, act=stop) == 130
     write_images(Path("data/images"))  # the same pixels at another time
+    capsys.readouterr()
     assert runs("--resume") == 0 and len(runs.seen) == 4
+    assert "resuming: 0 of 4 images done" in (out := capsys.readouterr().out) and "; 3 images that it has kept" in out
     assert runs.result.read_bytes() == whole
     assert runs(cut=4, act=stop) == 130
     if runs.result.name == "test_result.json":
@@ -213,8 +215,10 @@ def test_two_processes_with_one_json(tmp_path):
             one.add(at, {}, [{"one": at}])
             two.add(at, {}, [{"two": at}, {"two": at}])
         one.finish()
+        one.remove()
         assert json.loads(path.read_text()) == [{"one": 0}, {"one": 1}]
         two.finish()
+        two.remove()
     assert path.read_text() == json.dumps([{"two": 0}, {"two": 0}, {"two": 1}, {"two": 1}])
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -225,6 +229,7 @@ def test_of_two_calls_the_cut_one_goes_on_when_the_other_is_done(tmp_path):
     done.add(0, {"of": "done"}, [])
     cut.add(0, {"of": "cut"}, [])
     done.finish()
+    done.remove()
     cut.file.close()
     assert [about["of"] for about in GrowingResults(path, {}, 2).resume(lambda *_: True)] == ["cut"]
     assert [p.name for p in tmp_path.glob("*.unfinished*")] == [f"{path.name}.unfinished-2"]
@@ -234,7 +239,7 @@ def test_what_another_process_kept_before_a_cut_does_not_come_back_where_it_is_o
     path, told = tmp_path / "R.json", []
     part = tmp_path / "R.json.unfinished.1"
     for file, at in ((path.with_name("R.json.unfinished"), 0), (part, 1)):
-        file.write_text('{}\n{"at": %d, "of": "before"}\t["before"]\n' % at)
+        file.write_text('{}\n{"of": "before", "at": ' + f'{at}}}\t["before"]\n')
     two = SimpleNamespace(size=2, rank=0, is_main=True, gather=lambda value: [value])
     kept = GrowingResults(path, {}, 2, world=two)
     assert [about["at"] for about in kept.resume(lambda at, _: at == 0)] == [0]  # the other image has changed

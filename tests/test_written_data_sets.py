@@ -14,7 +14,7 @@ from backbone.errors import InputError
 from tests.tiny_model import write_checkpoint, write_images
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
-from train_utils.prediction.data_sets import FORMS, WRITERS, write_data_set
+from train_utils.prediction.data_sets import FORMS, WRITERS, check_classes, check_place, write_data_set
 from train_utils.prediction.outlines import bridged, outlines
 
 SIZE = (60, 80)
@@ -131,12 +131,31 @@ def test_outlines_enclose_the_mask_and_have_corners_alone():
     assert len(fewer) < len(exact) / 3
 
 
+def full_disk(*_):
+    raise InputError("no room")
+
+
+def test_what_a_form_cannot_hold_is_refused_before_the_prediction(tmp_path):
+    check_place("masks", tmp_path / "out", [tmp_path / "caf\udce9.png"])
+    with pytest.raises(InputError, match="--write voc: .*this name is no UTF-8; rename it"):
+        check_place("voc", tmp_path / "out", [tmp_path / "caf\udce9.png"])
+    many = LabelMap.from_categories({i: f"class {i}" for i in range(1, 256)})
+    check_classes("masks", many)
+    with pytest.raises(InputError, match="--write voc: the model knows 255 classes, its images number 254"):
+        check_classes("voc", many)
+
+
 def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     weights, images = write_checkpoint(tmp_path / "model.pth"), write_images(tmp_path / "in")[:2]
     flags = ("--weights-path", weights, "--device", "cpu", "--img-path", *images, "--score", 0, "--write", "coco")
     flags = (*flags[:-2], "--order", "uncertain", *flags[-2:])
-    status, out, _ = command(predict, *flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_data_set", full_disk)
+        status, out, err = command(predict, *flags)
+    assert status == 2 and "no room" in err and "ended by an error: 2 of 2 images kept in test_result.json" in out
+    status, out, _ = command(predict, *flags, "--resume")
+    assert "resuming: 2 of 2 images done" in out and not list(tmp_path.glob("*.unfinished"))
     results = json.loads((tmp_path / "test_result.json").read_text())
     content = json.loads((tmp_path / "data_set" / "instances.json").read_text())
     assert status == 0 and f"2 images with {len(content['annotations'])} objects written as coco data" in out

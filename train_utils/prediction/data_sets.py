@@ -69,6 +69,7 @@ def write_data_set(
     """
     folder, paths = Path(folder), [Path(path) for path in images]
     check_place(form, folder, paths)
+    check_classes(form, label_map)
     rows = {label_map.given.get(number, number): row for row, number in enumerate(label_map.category_ids)}
     of_image: dict[int, list[Mapping]] = {}
     for result in results:
@@ -104,6 +105,20 @@ def check_place(form: str, folder: str | Path, images: Iterable[str | Path]) -> 
     for path in map(Path, images):
         if (other := names.setdefault(path.stem, path)) is not path:
             raise InputError(f"--write {form}: {other} and {path} would have one name; rename one of them")
+        if form == "voc" and not _is_text(path.name):
+            raise InputError(f"--write voc: {path}: its lists name files, and this name is no UTF-8; rename it")
+
+
+def check_classes(form: str, label_map: LabelMap) -> None:
+    """Raises InputError where a data set of this form cannot have so many classes."""
+    if form == "voc" and len(label_map.names) > MOST_OF_VOC:
+        many = counted(len(label_map.names), "class")
+        raise InputError(f"--write voc: the model knows {many}, its images number {MOST_OF_VOC}; --write masks has all")
+
+
+def _is_text(name: str) -> bool:
+    """Returns whether a file's name is UTF-8: others are read with surrogates, which no text file takes."""
+    return name.encode(errors="replace").decode() == name
 
 
 def _detected(result: Mapping, rows: dict[int | str, int]) -> Detected:
@@ -275,10 +290,6 @@ class VocWriter(MasksWriter):
         super().__init__(folder, label_map)
         self.root, self.images = folder / "VOC2012", folder / "VOC2012" / "JPEGImages"
         self.stems: list[str] = []
-        if len(label_map.names) > MOST_OF_VOC:
-            raise InputError(
-                f"--write voc: {len(label_map.names)} classes, and its images number {MOST_OF_VOC}; write masks"
-            )
         self.cut = 0
 
     def add(self, image: Written) -> None:

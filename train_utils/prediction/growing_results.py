@@ -48,6 +48,7 @@ class GrowingResults:
         # likewise of an image in progress, by its first tile there
         self.tiles: dict[int, dict[int, tuple[Path, int, int]]] = {}
         self.appending = threading.Lock()  # tiles and images are kept by two threads
+        self.outdated: set[int] = set()  # positions of images that an earlier call has kept, and that are others now
         self.known: dict[Path, int] = {}  # of a file of an earlier call: the bytes that `resume` has looked at
         self.done: frozenset[int] = frozenset()  # what the first process has taken up
         self.count = 0  # results
@@ -94,7 +95,10 @@ class GrowingResults:
             yield from self._take(part, is_current, cut=True)
         tiles = f", and tiles of {len(self.tiles)} more" if self.tiles else ""
         done = f"{len(self.places):,} of {counted(self.of, 'image')} done{tiles}"
-        print(f"resuming: {done}, in {visible(str(self.kept))}", flush=True)
+        lost = len(self.outdated - self.places.keys())
+        again = "have changed, lie elsewhere or stand at another place in the list, and are not used"
+        others = f"; {counted(lost, 'image')} that it has kept {again}" if lost else ""
+        print(f"resuming: {done}, in {visible(str(self.kept))}{others}", flush=True)
 
     def _take(
         self, part: Path, is_current: Callable[[int, dict], bool] | None = None, cut: bool = False
@@ -114,7 +118,10 @@ class GrowingResults:
                 if about is None:
                     break
                 start, end = end + line.index(b"\t") + 1, end + len(line)
-                if about["at"] in self.places or not (is_current is None or is_current(about["at"], about)):
+                if about["at"] in self.places:
+                    continue
+                if is_current is not None and not is_current(about["at"], about):
+                    self.outdated |= {about["at"]} if FIRST_TILE not in about else set()
                     continue
                 place = (part, start, end - start - 1)
                 if FIRST_TILE in about:
@@ -205,7 +212,7 @@ class GrowingResults:
         return shown
 
     def finish(self, tell: Callable[[dict[str, Any]], None] = lambda about: None) -> None:
-        """Writes the json once all processes are done, and removes what it was made of.
+        """Writes the json once all processes are done; what it was made of stays until `remove`.
 
         tell: is told what is known of each image of the other processes.
         """
@@ -218,6 +225,9 @@ class GrowingResults:
             tell(about)
         if self.as_json:
             self.write()
+
+    def remove(self) -> None:
+        """Removes what the json was made of; the first process does, once nothing else is made of it either."""
         if self.file is not None:
             self._remove_parts()
             self.kept.unlink()
