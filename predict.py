@@ -41,7 +41,7 @@ from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io import files
 from train_utils.io.plain_text import counted, visible
 from train_utils.prediction.agreeing import refuse_other_work
-from train_utils.prediction.data_sets import write_data_set
+from train_utils.prediction.data_sets import check_classes, write_data_set
 from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.jobs.drawn_images import DrawnImages
 from train_utils.prediction.jobs.json_images import kept_of, open_images
@@ -51,12 +51,14 @@ from train_utils.prediction.jobs.videos import predict_video
 from train_utils.prediction.model import about_weights, load_model
 from train_utils.prediction.pipeline import Source, Work, predict_and_keep, stopping
 from train_utils.prediction.predictor import Predictor
+from train_utils.prediction.runtimes.exported_model import filled_up
 from train_utils.processes.distributed import World
 from train_utils.show import video
 
 USED_MOST = (
     "weights_path", "img_path", "output_dir", "score", "classes", "captions", "write", "verbose", "device", "resume"
 )  # fmt: skip
+DRAWING = ("output_dir", "captions", "no_boxes", "magnify", "every", "show_channels")  # options of what is drawn
 LISTED = 10  # images that --order prints
 
 
@@ -71,6 +73,12 @@ def parse(words: list[str] | None = None) -> PredictOptions:
         parser.error("give either --img-path, or --coco-json with --image-dir and --output")
     if options.coco_json is not None and (options.image_dir is None or options.output is None):
         parser.error("--coco-json needs --image-dir and --output")
+    for name in DRAWING if options.coco_json is not None else ():
+        if name in given:
+            parser.error(f"--{name.replace('_', '-')} goes with --img-path: --coco-json draws nothing")
+    for flag, value in (("--output", options.output), ("--image-dir", options.image_dir)):
+        if value is not None and options.coco_json is None:
+            parser.error(f"{flag} goes with --coco-json; what --img-path makes goes into --output-dir")
     if options.order is not None and options.coco_json is not None:
         parser.error("--order goes with --img-path")
     if options.write is not None and options.coco_json is not None:
@@ -82,7 +90,7 @@ def predictor_of(options: PredictOptions, least_score: float, world: World) -> P
     """Returns the model with what the options say about its detections."""
     model, label_map, content = load_model(options, world.device)
     with world.one_voice():
-        print(about_weights(options.weights_file, content, label_map))
+        print(about_weights(options.weights_file, content, label_map), *filter(None, [filled_up(model)]), sep="\n")
     model = options.looking(model, content, options.mask_threshold)
     if isinstance(model, TiledModel):
         model.bar = world.is_main
@@ -97,6 +105,8 @@ def predict_images(options: PredictOptions, world: World) -> int:
         predictor = predictor_of(options, options.least_score, world)
     if predictor.reading.pages == EACH_PAGE:
         images = world.on_main(all_pages, options, images)
+    if options.write:
+        world.on_main(check_classes, options.write, predictor.label_map)
     drawn = DrawnImages(options, predictor, images, *world.on_main(places_of, options, images))
     say_if_busy(world, None if drawn.has_videos else len(images))
     refuse_other_work(world, options.asked(), predictor.model, predictor.label_map)
@@ -104,7 +114,9 @@ def predict_images(options: PredictOptions, world: World) -> int:
     world.on_main(say_replaced, options, *[path] * drawn.as_json)
     with stopping(world), GrowingResults(path, options.asked(), len(images), drawn.as_json, world) as kept:
         predict_and_keep(drawn.work(kept), predictor, kept, drawn.pace(world.device), options.resume)
-    return world.on_main(conclude, options, predictor, kept, images)
+        status = world.on_main(conclude, options, predictor, kept, images)  # may fail, as disks are full
+        world.on_main(kept.remove)
+    return status
 
 
 def say_replaced(options: PredictOptions, *results: Path) -> None:
@@ -130,7 +142,7 @@ def ordered(folder: Path, images: list[Path], doubts: dict[int, float]) -> list[
     most = sorted(doubts, key=lambda at: (-doubts[at], at))
     rows = [f"{doubts[at]:.3f}\t{images[at]}" for at in most]
     path = folder / f"{RESULT_NAME}_order.txt"
-    files.write_text(path, "".join(f"{row}\n" for row in rows))
+    files.write_text(path, "".join(f"{row}\n" for row in rows).encode(errors="backslashreplace").decode())
     first = [visible("  " + row.replace("\t", "  ")) for row in rows[:LISTED]]
     return [f"annotate next, by doubtful objects (all {len(rows)} are in {visible(str(path))}):", *first]
 
@@ -147,21 +159,24 @@ def predict_camera(options: PredictOptions, number: int) -> int:
 
 def predict_coco_json(options: PredictOptions, world: World) -> int:
     """Writes the results file for every image that a COCO json names; returns the exit status."""
+    path = files.user_path(options.output)
     with world.main_first(), world.one_voice():
         raw = read_json(options.coco_json)
-        files.folder_to_write(Path(options.output).parent)  # rather now than after hours
-        if Path(options.output).is_dir():
+        files.folder_to_write(path.parent)  # rather now than after hours
+        if path.is_dir():
             raise InputError(f"--output {options.output}: is a folder; give the results file's name")
         predictor = predictor_of(options, options.score or 0.0, world)
         data_set = open_images(options, raw, predictor.label_map).read_as(predictor.reading)
     say_if_busy(world, len(data_set))
-    start, path = time.perf_counter(), Path(options.output)
+    start = time.perf_counter()
     work = Work(Source(data_set.file_name, lambda at: data_set[at][0]), partial(kept_of, predictor, data_set))
     refuse_other_work(world, options.asked(), predictor.model, predictor.label_map, data_set)
     world.on_main(say_replaced, options, path)
     with stopping(world), GrowingResults(path, options.asked(), len(data_set), world=world) as kept:
         predict_and_keep(work, predictor, kept, options.pace(world.device), options.resume)
-    return world.on_main(conclude_json, options, predictor, kept, data_set, start)
+        status = world.on_main(conclude_json, options, predictor, kept, data_set, start)
+        world.on_main(kept.remove)
+    return status
 
 
 def conclude_json(

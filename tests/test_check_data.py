@@ -252,7 +252,7 @@ def test_doubles(tmp_path, shared_data):
     ):
         other.save(tmp_path / name, quality=60)
     seen = {"": images.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, finds.Finds())}
-    found = {(double.first[1], double.second[1]) for double in duplicates.find_doubles(seen)}
+    found = {(double.first[1], double.second[1]) for double in duplicates.find_doubles(seen, finds.Finds())}
     assert found == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
 
 
@@ -261,8 +261,13 @@ def test_images_of_one_hash_are_told_apart_by_their_thumbnails():
     thumbs[1, :600] = thumbs[0, :600]  # correlate by a half
     thumbs[2] = thumbs[0] // 2
     seen = [images.Seen(i, None, False, (), bytes([i]), 5, thumb.tobytes(), 0.0) for i, thumb in enumerate(thumbs)]
-    (double,) = duplicates.find_doubles({"train": seen[:2], "val": seen[2:]})
+    noted = finds.Finds()
+    (double,) = duplicates.find_doubles({"train": seen[:2], "val": seen[2:]}, noted)
     assert (double.first, double.second) == (("train", 0), ("val", 2)) and not double.same
+    assert not noted.texts(finds.WARNING)
+    with patch.object(duplicates, "MOST_PAIRS", 2):
+        duplicates.find_doubles({"": seen}, noted)
+    assert noted.texts(finds.WARNING) == ["after 3 pairs of images that look alike, of 3 images"]
 
 
 def test_near_hashes_are_those_of_a_plain_loop():

@@ -335,16 +335,21 @@ def test_a_bare_state_dict(run, tmp_path):
         (("--img-path", "in/0.png", "--score", "1.5"), "--score"),
         (("--coco-json", "in/0.png", "--image-dir", "in", "--output", "R.json"), "0.png"),
         (("--coco-json", "a.json", "--image-dir", "in"), "--output"),
+        (("--img-path", "in/0.png", "--output", "mine.jpg"), "--output goes with --coco-json"),
+        (
+            ("--coco-json", "a.json", "--image-dir", "in", "--output", "R.json", "--every", 3),
+            "--every goes with --img-",
+        ),
         ((), "--img-path"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said):
+def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said, capsys):
     write_images(tmp_path / "in")
     (tmp_path / "empty").mkdir()
     try:
         status, _, err = run(*flags)
     except SystemExit as stop:  # argparse
-        status, err = stop.code, said
+        status, err = stop.code, capsys.readouterr().err.splitlines()[-1]
     assert status == 2 and said in err and err.count("\n") <= 1
     assert not Path("test_result.json").exists()
 

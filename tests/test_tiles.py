@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,6 +196,7 @@ def test_an_empty_tile_has_one_value_in_each_channel():
     assert Tiling(64, empty=10).is_empty(speck)
     assert Tiling(64, empty=10).is_empty(speck / 255)
     assert not Tiling(64, empty=-1).is_empty(flat)
+    assert Tiling(64).is_empty(flat.to(torch.uint16)) and not Tiling(64).is_empty(speck.to(torch.uint16))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +259,13 @@ def test_a_large_image_is_drawn_as_an_overview_and_its_fullest_tiles(tmp_path, m
     for name, image in drawn.items():
         x, y = (int(part[1:]) for part in name.removesuffix(".jpg").split("_"))
         assert np.abs(np.array(image).astype(int) - whole[y : y + 96, x : x + 96]).mean() < 60  # the tile's own pixels
+
+
+def test_without_a_detection_no_tile_is_drawn_at_full_size(tmp_path):
+    predictor = SimpleNamespace(tiled=SimpleNamespace(tiling=Tiling(64, 0.0)))
+    image, found = torch.zeros(3, 64, 192), {"boxes": torch.zeros(0, 4)}
+    said = large_drawings.draw_parts(predictor, found, image, None, None, tmp_path / "a.jpg")
+    assert said == "an overview, without a tile at full size, as none has a detection"
 
 
 def test_the_fullest_tiles_are_those_with_most_detections():

@@ -210,6 +210,8 @@ def test_what_a_yaml_may_hold(tmp_path):
 
     assert read("---\nnames:\n- a\n- yes\n- 'it''s # c' # no\n- 1.0\n") == {"names": ["a", "yes", "it's # c", "1.0"]}
     assert read('names: {0: a, 1: "b: c, d", "2": it\'s}') == {"names": {"0": "a", "1": "b: c, d", "2": "it's"}}
+    assert read(r'names: ["caf\xE9", "\u7EC6", "\U0001F331\n"]') == {"names": ["café", "细", "🌱\n"]}  # as of PyYAML
+    assert read(r'names: ["\ud83c\udf31", "\UFFFFFFFF"]') == {"names": ["🌱", r"\UFFFFFFFF"]}  # as of json; none
     assert read('names: [a,\n   "b\\"c",\n  d e]\n# end') == {"names": ["a", 'b"c', "d e"]}
     assert read("download: |\n  x = {'a': [1}\n\n  y: z\nother:\n  a:\n    - b: c\ntrain:\n") == {"train": None}
 

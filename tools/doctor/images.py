@@ -28,6 +28,7 @@ from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import FEW, MEASURED, advise, measure, spread
+from train_utils.data.images.windows import Windows
 from train_utils.io.plain_text import counted
 from train_utils.io.silence import without_warnings
 
@@ -87,6 +88,7 @@ class Reader:
         notes = tuple(header_notes(path))
         try:
             image = read_image(path, reading=AS_STORED) if self.paths else self.data[i][0]
+            image = image.window(0, 0, *image.shape[1:]) if isinstance(image, Windows) else image
         except InputError as error:
             return Seen(i, (str(error), isinstance(error, ImageError)), False, notes, b"", 0, b"", 0.0)
         digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=str(tuple(image.shape)).encode()).digest()

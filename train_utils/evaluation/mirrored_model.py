@@ -106,7 +106,7 @@ class MirroredModel(nn.Module):
             boxes.append(mirrored(own, view.axes, size))
         mean = torch.stack(boxes).mean(0)
         reference = proposals[:, None].expand_as(mean)
-        deltas = heads.coder.encode(mean.flatten(0, 1), reference.flatten(0, 1)).view(len(mean), -1)
+        deltas = heads.coder.encode(mean.flatten(0, 1), reference.flatten(0, 1)).view_as(mean).flatten(1)
         return torch.stack(probs).mean(0).log(), deltas
 
     def _masks(self, views: list[View], boxes: Tensor, labels: Tensor, size: Size, needed: Tensor | None) -> Tensor:

@@ -74,4 +74,6 @@ def draw_parts(
             drawn.save(file, **QUALITY)
         count += 1
     tiles = len(tiling.boxes(tuple(image.shape[-2:])))
+    if not count:
+        return "an overview, without a tile at full size, as none has a detection"
     return f"an overview; the fullest {count} of {counted(tiles, 'tile')} at full size in {folder}"

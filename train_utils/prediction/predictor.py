@@ -33,12 +33,11 @@ from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import counted
 from train_utils.prediction.model import known_classes
-from train_utils.prediction.results import labels_of
+from train_utils.prediction.results import OVERVIEW, labels_of
 from train_utils.show.captions import FEW
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
-OVERVIEW = 4000  # pixels a side that are drawn of an image that is read in parts, or is large and looked at in tiles
 
 # of a Predictor: sums of images'
 TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "unboxed", "empty", "foreign", "dropped", "left_out")

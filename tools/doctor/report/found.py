@@ -18,6 +18,7 @@ from train_utils.data.objects import anchors
 from train_utils.data.objects.fitting import asks_for_fit
 from train_utils.data.opening import split_positions
 from train_utils.data.options import DataOptions
+from train_utils.data.tiles.cutting import in_parts
 from train_utils.evaluation.advice import Sizing, sizing
 
 SMALL = 2000  # images up to which all are opened unless --quick says otherwise
@@ -89,12 +90,13 @@ class Report:
             self.config, self.assumed, self.fitted = model_config(options, classes, self.not_held_out())
 
     def open_images(self) -> None:
-        """Opens every image, and compares them."""
-        seen = {
-            split: images.full_pass(part, self.options.workers, self.of_images, split)
-            for split, part in self.splits.items()
-        }
-        self.doubles = duplicates.find_doubles(seen)
+        """Opens every image, and compares them; with --tile also those that are too large without."""
+        seen = {}
+        for split, part in self.splits.items():
+            if self.options.tiling is not None and not isinstance(part, list):
+                part = in_parts(part, part.reading)
+            seen[split] = images.full_pass(part, self.options.workers, self.of_images, split)
+        self.doubles = duplicates.find_doubles(seen, self.of_images)
         duplicates.report_doubles(self.doubles, self.splits, self.of_images)
 
     @property

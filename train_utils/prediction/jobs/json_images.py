@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from backbone.errors import InputError
@@ -10,6 +9,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.demands import report_missing
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.labels import LabelMap
+from train_utils.io.files import user_path
 from train_utils.prediction.data import notes_on_classes
 from train_utils.prediction.jobs.options import PredictOptions
 from train_utils.prediction.pipeline import Finished, Seen
@@ -18,7 +18,7 @@ from train_utils.prediction.predictor import Predictor
 
 def open_images(options: PredictOptions, raw: Any, label_map: LabelMap) -> ImageDataset:
     """Returns the images that a COCO json (`raw`: its content) names; its annotations are not looked at."""
-    folder = Path(options.image_dir)
+    folder = user_path(options.image_dir)
     if not folder.is_dir():
         raise InputError(f"--image-dir {options.image_dir}: no such folder")
     if isinstance(raw, dict):  # a test set's json need not have either
