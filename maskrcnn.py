@@ -27,7 +27,13 @@ from torch.utils.data import Dataset
 
 from network_files import InputError, create_model, load_weights
 from network_files.weight_files.weights import PUBLISHED
-from train_utils.checkpoints.checkpoint import COCO_LABELS, default_label_map, load_file, model_from_checkpoint
+from train_utils.checkpoints.checkpoint import (
+    COCO_LABELS,
+    check_classes,
+    default_label_map,
+    load_file,
+    model_from_checkpoint,
+)
 from train_utils.checkpoints.run_folder import best_checkpoint
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
@@ -98,7 +104,9 @@ def load(
         variant = {} if weights == "coco" else {"variant": PUBLISHED[weights][1]}
         model = create_model(COCO_LABELS, **{**variant, **config})
         load_weights(model, weights)
-        return Detector(model.to(device), label_map or default_label_map(COCO_LABELS), {})
+        label_map = label_map or default_label_map(COCO_LABELS)
+        check_classes(weights, COCO_LABELS, label_map)
+        return Detector(model.to(device), label_map, {})
     if isinstance(weights, str | Path) and is_exported(user_path(weights)):
         if device.type != "cpu" and given_device is not None:
             raise InputError(f"device {given_device}: an exported file runs on the CPU; leave it out")

@@ -47,7 +47,7 @@ from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data import add_data_flags, open_split_of
 from train_utils.prediction.looking import LookingOptions
 from train_utils.prediction.model import ModelOptions, about_weights, load_model
-from train_utils.prediction.runtimes.exported_model import have_in_flight
+from train_utils.prediction.runtimes.exported_model import filled_up, have_in_flight
 from train_utils.processes.distributed import World
 from train_utils.run.evaluation import EvalResult, detections_per_image, measure, of_limits, write_measured
 
@@ -91,6 +91,9 @@ def parse(words: list[str] | None = None) -> dict[str, Any]:
         parser.error("give either --weights-path W, or --detections R.json with --data-path DATA")
     if "detections" in given and "data_path" not in given:
         parser.error("--detections needs --data-path DATA, the data that the results are about")
+    if "detections" in given:
+        for name in (*given_settings(LookingOptions, given), *given_model(given)):
+            parser.error(f"--{name.replace('_', '-')} is about a model; --detections R.json are scored as they are")
     return given
 
 
@@ -186,7 +189,7 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     loading = LoaderOptions(**given_settings(LoaderOptions, given))
     with world.main_first():
         model, label_map, content = load_model(options, world.device)
-        print(about_weights(options.weights_file, content, label_map))
+        print(about_weights(options.weights_file, content, label_map), *filter(None, [filled_up(model)]), sep="\n")
         scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
     tiled = options.tile is not None
     data_set = scored.data_set.read_as(replace(Reading.of(model.config), by_windows=tiled))

@@ -1,6 +1,7 @@
 """A dataclass field that knows its explanation and its bounds: flags, --help and checks follow from it."""
 
 import math
+from collections.abc import Sized
 from dataclasses import field, fields
 from numbers import Real
 from typing import Any, TypedDict
@@ -50,6 +51,11 @@ def lists_to_tuples(settings: Any) -> None:
             object.__setattr__(settings, f.name, (value,))
 
 
+def of_numbers(values: Sized) -> str:
+    """Returns how many values there are: "1 number", "2 numbers"."""
+    return f"{len(values)} number{'s' * (len(values) != 1)}"
+
+
 def check(settings: Any) -> None:
     """Raises InputError for the first field of a dataclass instance that breaks its own rules; None breaks none."""
     for f in fields(settings):
@@ -60,7 +66,7 @@ def check(settings: Any) -> None:
             raise InputError(f"{name} {value!r} is neither True nor False")
         values = value if isinstance(value, tuple) else (value,)
         if "length" in rules and len(values) != rules["length"]:
-            raise InputError(f"{name} has {len(values)} numbers: give {rules['length']}")
+            raise InputError(f"{name} has {of_numbers(values)}: give {rules['length']}")
         if "choices" in rules and value not in rules["choices"]:
             raise InputError(f"{name} {value!r} is not known: {' or '.join(map(str, rules['choices']))}")
         if not values:

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from backbone import BACKBONES, NORMS, InputError, usual_width
-from backbone.settings import check, lists_to_tuples, setting
+from backbone.settings import check, lists_to_tuples, of_numbers, setting
 from network_files.operators.boxes import GEOMETRIES, TORCHVISION
 
 FIRST_PAGE, ALL_PAGES, EACH_PAGE = "first", "channels", "each"  # values of `pages`
@@ -172,10 +172,10 @@ class MaskRCNNConfig:
         if self.num_classes < 2:
             raise InputError(f"num_classes is {self.num_classes}: it counts background, so at least 2")
         if len(self.anchor_sizes) != 5:
-            raise InputError(f"anchor_sizes has {len(self.anchor_sizes)} numbers: give 5, one per level")
+            raise InputError(f"anchor_sizes has {of_numbers(self.anchor_sizes)}: give 5, one per level")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.channels:
-                raise InputError(f"{name} has {len(getattr(self, name))} numbers: give {self.channels}")
+                raise InputError(f"{name} has {of_numbers(getattr(self, name))}: give {self.channels}")
         check(self)
         for part in ("rpn", "box"):
             low, high = (getattr(self, f"{part}_{which}_iou_thresh") for which in ("bg", "fg"))

@@ -84,7 +84,7 @@ def test_the_same_from_the_cache(tmp_path, cache, no_parsing):
     no_parsing()
     again = CocoDataset(path, tmp_path / "images")
     same(first.annotations, again.annotations)
-    assert again.describe() == first.describe() and "; skipped 1 annotations whose box" in again.describe()
+    assert again.describe() == first.describe() and "; skipped 1 annotation whose box" in again.describe()
     assert again.ground_truth() == first.ground_truth() and again.label_map == first.label_map
     for i in range(len(first)):
         assert (again[i][0] == first[i][0]).all() and (again[i][1]["masks"].pixels == first[i][1]["masks"].pixels).all()

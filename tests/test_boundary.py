@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
@@ -19,7 +20,7 @@ def rles(masks) -> list[dict]:
 
 
 def test_a_border_is_what_has_an_unset_pixel_or_the_images_edge_near():
-    masks = ellipses(12, seed=3)
+    masks = torch.cat([ellipses(12, seed=3), torch.zeros(1, *SIZE, dtype=torch.uint8)])  # one without a pixel
     distance = border_distance(SIZE)
     assert distance == round(0.02 * math.hypot(*SIZE)) > 1
     for mask, rle in zip(masks.numpy(), borders(rles(masks)), strict=True):

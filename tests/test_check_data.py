@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from unittest.mock import patch
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_each_oddity_is_told(run, tmp_path):
             assert masks.areas[k] == (masks.tight[k, 2:] - masks.tight[k, :2]).prod()
 
 
-def test_images_and_splits(run, tmp_path):
+def test_images_and_splits(run, tmp_path, monkeypatch):
     data = many(12)
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] != 3]
     data["annotations"] += [annotation(100 + i, 4, bbox=[i % 28, i % 17, 2, 3]) for i in range(60)]
@@ -231,7 +232,9 @@ def test_images_and_splits(run, tmp_path):
     assert listed["skipped: images that cannot be read"] == [7]
     assert counts(found)["image ids both in train and in val"] == counts(found)["category ids that begin at 0"] == 1
     assert counts(found)["classes in val, but not in train"] == 1
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     quick = run(folder, "--quick", samples=2)
+    assert all(stage in quick[2] for stage in ("reading the data", "looking at the objects", "trying anchors", "sheet"))
     assert "images of one colour" not in counts(quick[3])
     assert "--full opens all" in (tmp_path / "checked" / "check_data.html").read_text()
 
@@ -248,8 +251,8 @@ def test_doubles(tmp_path, shared_data):
         ("e.png", image.transpose(0)),
     ):
         other.save(tmp_path / name, quality=60)
-    seen = {"": images.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, check_data.Finds())}
-    found = {(double.first[1], double.second[1]) for double in duplicates.find_doubles(seen)}
+    seen = {"": images.full_pass([*sorted(tmp_path.iterdir()), *paths], 0, finds.Finds())}
+    found = {(double.first[1], double.second[1]) for double in duplicates.find_doubles(seen, finds.Finds())}
     assert found == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
 
 
@@ -258,8 +261,13 @@ def test_images_of_one_hash_are_told_apart_by_their_thumbnails():
     thumbs[1, :600] = thumbs[0, :600]  # correlate by a half
     thumbs[2] = thumbs[0] // 2
     seen = [images.Seen(i, None, False, (), bytes([i]), 5, thumb.tobytes(), 0.0) for i, thumb in enumerate(thumbs)]
-    (double,) = duplicates.find_doubles({"train": seen[:2], "val": seen[2:]})
+    noted = finds.Finds()
+    (double,) = duplicates.find_doubles({"train": seen[:2], "val": seen[2:]}, noted)
     assert (double.first, double.second) == (("train", 0), ("val", 2)) and not double.same
+    assert not noted.texts(finds.WARNING)
+    with patch.object(duplicates, "MOST_PAIRS", 2):
+        duplicates.find_doubles({"": seen}, noted)
+    assert noted.texts(finds.WARNING) == ["after 3 pairs of images that look alike, of 3 images"]
 
 
 def test_near_hashes_are_those_of_a_plain_loop():

@@ -9,6 +9,7 @@ from tests.coco_folders import annotation, coco, write_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
 from train_utils.evaluation.numbers import evaluate_results
+from train_utils.prediction.results import labels_of
 
 TRAIN = {1: "red", 2: "green"}
 
@@ -73,3 +74,9 @@ def test_what_names_do_not_tell_is_an_error(tmp_path, train, val, said):
 def test_equal_ids_and_names_stay_though_names_are_not_unique(tmp_path):
     splits = open_data(make(tmp_path, train={1: "red", 2: "red"}, val={1: "red", 2: "red", 3: "blue"}))
     assert splits.label_map.names == ("red", "red", "blue") and "matched" not in splits.val.describe()
+
+
+def test_a_name_that_several_classes_have_in_any_capitals_means_all_of_them():
+    labels = LabelMap.from_categories({1: "Cell", 2: "dog", 3: "cell"})
+    assert labels_of(labels, "cell") == labels_of(labels, ["CELL"]) == [1, 3] and labels_of(labels, "dog") == [2]
+    assert labels_of(LabelMap.from_categories({1: "cell", 2: "cell"}), ["cell"]) == [1, 2]

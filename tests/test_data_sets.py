@@ -236,7 +236,7 @@ def test_strict_refuses_what_would_be_skipped(tmp_path):
     content["annotations"] += [annotation(17, 2, segmentation=[]), annotation(9, 2, bbox=[2, 3, 0, 1])]
     write(tmp_path, content)
     assert sum(open_data(path).train.skipped.values()) == 2
-    with pytest.raises(InputError, match=r"s.json: --strict: 1 annotations without .*first: id 17\), 1 .*id 9\);"):
+    with pytest.raises(InputError, match=r"s.json: --strict: 1 annotation without .*first: id 17\), 1 .*id 9\);"):
         open_data(path, strict=True)
 
 

@@ -368,7 +368,7 @@ def test_missing_and_broken_images_are_image_errors(tmp_path):
     with pytest.raises(ImageError, match="a.png: no such file"):
         ds[0]
     ds = CocoDataset(tmp_path / "instances.json", tmp_path / "images")
-    assert "1 image files are missing" in ds.describe()
+    assert "1 image file is missing" in ds.describe()
 
 
 def test_categories_outside_a_given_label_map(tmp_path):

@@ -447,7 +447,7 @@ def test_bad_lists_and_images_are_named(maker):
     for i, name in ((2, "c.jpg"), (3, "d.jpg")):
         with pytest.raises(ImageError, match=name):
             data[i]
-    assert "1 image files are missing" in data.describe() and data.missing.tolist() == [False, False, False, True]
+    assert "1 image file is missing" in data.describe() and data.missing.tolist() == [False, False, False, True]
     assert data.subset([3, 0]).missing.tolist() == [True, False]
     for names, message in (([], "lists no image"), (["../a"], "not the plain name"), (["/etc/x"], "plain")):
         maker.list("train", names)

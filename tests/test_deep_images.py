@@ -32,6 +32,7 @@ from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import advise
 from train_utils.data.in_python.data_sets import data_set_of
+from train_utils.data.in_python.images import image_of
 from train_utils.data.opening import open_data
 
 Y, X = np.mgrid[:5, :7]
@@ -180,6 +181,10 @@ def test_channels(tmp_path):
     Image.fromarray((HWC >> 8).astype(np.uint8)).save(colours)
     grey = np.asarray(Image.open(colours).convert("L"))
     assert (read_image(colours, reading=Reading(1)).numpy() == grey).all()
+    for palette in (Image.open(colours).quantize(8), Image.fromarray(grey > 99)):  # one value, which is no grey
+        palette.save(tmp_path / "palette.png")
+        of_file = read_image(tmp_path / "palette.png", reading=Reading(1))
+        assert torch.equal(image_of(palette, reading=Reading(1)), of_file)
     for file, reading, why in (
         (path, five.__class__(3, "channels"), "has 5 channels, the model takes 3; give --channels 5"),
         (colours, Reading(4), "has 3 channels, the model takes 4; give --channels 3"),

@@ -234,7 +234,15 @@ def test_classes_that_a_json_names(run, tmp_path, monkeypatch):
     assert status == 0 and "dog" in out and "class_" not in out
 
 
-@pytest.mark.parametrize("flags", [(), ("--detections", "r.json"), ("--detections", "r.json", "--weights-path", "w")])
+IN_VAIN = [
+    ("--detections", "r.json", "--data-path", "d", *more)
+    for more in (("--tile", 64), ("--tta", "flips"), ("--box-score-thresh", 0.5))
+]
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--detections", "r.json"), ("--detections", "r.json", "--weights-path", "w"), *IN_VAIN]
+)
 def test_flags_that_do_not_go_together(run, flags):
     status, _, err = run(*flags)
     assert status == 2 and "--detections" in err and err.count("\n") == 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbone.errors import InputError
 from train_utils.run.ema import EMA
@@ -38,6 +39,31 @@ def test_average_follows_the_formula_and_buffers_are_copied():
     for name in ("0.bias", "1.running_mean", "1.num_batches_tracked"):  # frozen, buffers
         assert torch.equal(average[name], model.state_dict()[name])
     assert average.keys() == model.state_dict().keys()
+
+
+def test_an_update_is_as_many_operators_for_any_number_of_layers():
+    counts = []
+    for layers in (1, 5):
+        model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(layers)), nn.Linear(2, 1)).requires_grad_(False)
+        model[-1].requires_grad_(True)
+        ema = EMA(model)
+        with Counted() as seen:
+            ema.update(model, 0)
+        counts.append(len(seen.operators))
+    assert counts[0] == counts[1] > 0
+
+
+class Counted(TorchDispatchMode):
+    """Notes the operators of a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "detach" not in str(func):  # of state_dict: no work of a device
+            self.operators.append(func)
+        return func(*args, **(kwargs or {}))
 
 
 def test_applied_lends_the_average_and_gives_the_weights_back():

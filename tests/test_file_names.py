@@ -57,7 +57,7 @@ def test_the_file_that_is_meant_is_found_and_said(tmp_path, name, file, sized):
     data = opened(make(tmp_path, names, files, sized))
     assert [data.file_name(i) for i in range(2)] == [str(tmp_path / one) for one in files]
     assert data[0][0].shape == (3, 20, 30) and not data.missing.any()
-    assert "2 file names differ from their files'" in data.describe()
+    assert "2 file names differ from the files'" in data.describe()
 
 
 def test_names_that_are_files_stay_as_they_are(tmp_path):
@@ -141,7 +141,10 @@ def test_names_in_a_list_of_voc_data(tmp_path, listed, image, mask):
     data = open_data(tmp_path, "train").train
     assert [data.file_name(i).rsplit("/", 1)[1] for i in range(2)] == [f"{image}.jpg", "b.jpg"]
     assert [data[i][1]["boxes"].tolist() for i in range(2)] == [[[2, 3, 22, 13]], [[2, 3, 12, 13]]]
-    assert re.search("[12] file names differ from their files'", data.describe()) and not data.missing.any()
+    assert (
+        re.search("(1 file name differs|2 file names differ) from the files'", data.describe())
+        and not data.missing.any()
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_names_of_npy_files(tmp_path):
     (tmp_path / "annotations/B.npy").rename(tmp_path / "annotations/b.npy")
     data = open_data(tmp_path, "train", val_fraction=0).train
     assert [data.file_name(i).rsplit("/", 1)[1] for i in range(3)] == ["a.png", "B.png", "c.png"]
-    assert "1 file names differ from their files', as 'b' from 'B'" in data.describe() and not data.skipped
+    assert "1 file name differs from the files', as 'b' from 'B'" in data.describe() and not data.skipped
     add(tmp_path, "b", rectangles((1, 2, 3, 12, 13)))  # now B has no .npy, and is not taken for another
     data = open_data(tmp_path, "train", val_fraction=0).train
     assert len(data) == 3 and data.skipped == {"images without annotation": 1}

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,8 +112,12 @@ def test_a_kill_loses_the_images_in_progress_alone(runs, capsys):
     assert runs("--resume", cut=2, act=stop) == 130
     assert runs("--resume") == 0 and len(runs.seen) == 2
     assert runs.result.read_bytes() == whole and not runs.unfinished.exists()
-    assert runs("--resume") == 0 and len(runs.seen) == 4 and "starting fresh" in capsys.readouterr().out
-    assert runs.result.read_bytes() == whole
+    capsys.readouterr()
+    assert runs("--resume", cut=1, act=stop) == 130 and runs.result.read_bytes() == whole  # of an earlier call, whole
+    out = capsys.readouterr().out
+    assert "starting fresh" in out and f"of an earlier call, of {time.strftime('%Y-')}" in out
+    assert "stopped: 0 of 4 images predicted; the same command" in out
+    assert runs("--resume") == 0 and len(runs.seen) == 4 and runs.result.read_bytes() == whole
 
 
 def test_what_has_changed_is_done_again(runs, capsys):
@@ -119,7 +125,9 @@ def test_what_has_changed_is_done_again(runs, capsys):
     whole = runs.result.read_bytes()
     assert runs(cut=4, act=stop) == 130
     write_images(Path("data/images"))  # the same pixels at another time
+    capsys.readouterr()
     assert runs("--resume") == 0 and len(runs.seen) == 4
+    assert "resuming: 0 of 4 images done" in (out := capsys.readouterr().out) and "; 3 images that it has kept" in out
     assert runs.result.read_bytes() == whole
     assert runs(cut=4, act=stop) == 130
     if runs.result.name == "test_result.json":
@@ -207,7 +215,35 @@ def test_two_processes_with_one_json(tmp_path):
             one.add(at, {}, [{"one": at}])
             two.add(at, {}, [{"two": at}, {"two": at}])
         one.finish()
+        one.remove()
         assert json.loads(path.read_text()) == [{"one": 0}, {"one": 1}]
         two.finish()
+        two.remove()
     assert path.read_text() == json.dumps([{"two": 0}, {"two": 0}, {"two": 1}, {"two": 1}])
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_of_two_calls_the_cut_one_goes_on_when_the_other_is_done(tmp_path):
+    path = tmp_path / "test_result.json"
+    done, cut = GrowingResults(path, {}, 2), GrowingResults(path, {}, 2)
+    done.add(0, {"of": "done"}, [])
+    cut.add(0, {"of": "cut"}, [])
+    done.finish()
+    done.remove()
+    cut.file.close()
+    assert [about["of"] for about in GrowingResults(path, {}, 2).resume(lambda *_: True)] == ["cut"]
+    assert [p.name for p in tmp_path.glob("*.unfinished*")] == [f"{path.name}.unfinished-2"]
+
+
+def test_what_another_process_kept_before_a_cut_does_not_come_back_where_it_is_outdated(tmp_path):
+    path, told = tmp_path / "R.json", []
+    part = tmp_path / "R.json.unfinished.1"
+    for file, at in ((path.with_name("R.json.unfinished"), 0), (part, 1)):
+        file.write_text('{}\n{"of": "before", "at": ' + f'{at}}}\t["before"]\n')
+    two = SimpleNamespace(size=2, rank=0, is_main=True, gather=lambda value: [value])
+    kept = GrowingResults(path, {}, 2, world=two)
+    assert [about["at"] for about in kept.resume(lambda at, _: at == 0)] == [0]  # the other image has changed
+    with open(part, "a") as file:
+        file.write('{"at": 1, "of": "now"}\t["now"]\n')
+    kept.finish(told.append)
+    assert json.loads(path.read_text()) == ["before", "now"] and [about["of"] for about in told] == ["now"]

@@ -115,9 +115,11 @@ def test_a_json_that_names_pages(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_packed_pages(tmp_path, dtype):
     assert call(pack_dataset, stacks(tmp_path / "data", dtype), tmp_path / "packed") == 0
-    one, two = open_data(tmp_path / "data").train, open_data(tmp_path / "packed").train
-    for i in range(PAGES):
-        assert torch.equal(one.image(i), two.image(i)) and two.given_id(i) == f"stack#{i}"
+    assert call(pack_dataset, tmp_path / "data", tmp_path / "encoded", "--keep-encoded") == 0
+    one = open_data(tmp_path / "data").train
+    for two in (open_data(tmp_path / "packed").train, open_data(tmp_path / "encoded").train):
+        for i in range(PAGES):
+            assert torch.equal(one.image(i), two.image(i)) and two.given_id(i) == f"stack#{i}"
 
 
 def test_a_run(tmp_path, capsys):

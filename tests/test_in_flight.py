@@ -5,6 +5,12 @@ import threading
 import pytest
 import torch
 
+from backbone.errors import InputError
+from tests.tiny_model import NAMES, tiny_model
+from train_utils.data.labels import LabelMap
+from train_utils.prediction.agreeing import weights_digest
+from train_utils.prediction.exporting.export import Export
+from train_utils.prediction.runtimes.exported_model import ExportedModel, describe, filled_up, have_in_flight
 from train_utils.processes.in_flight import in_order
 
 AT_ONCE = 3
@@ -61,3 +67,37 @@ def test_an_error_is_raised_when_all_before_it_are_there(bad, error, at_once):
         for item in in_order(lambda item: 1 / (item - bad) and item, spoilt(), at_once):
             found.append(item)
     assert found == list(range(bad))
+
+
+def exported(batch=1, path=None):
+    """A model of a file that cannot be opened."""
+    model = ExportedModel(None, describe(tiny_model(width=8).config, LabelMap.from_categories(NAMES), {}, batch))
+    model.file = path
+    return model
+
+
+def test_a_file_that_cannot_be_opened_again_is_named_each_time(monkeypatch):
+    def gone(in_flight):
+        raise InputError(f"a.onnx: no such file, for {in_flight}")
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model = exported()
+    model.open_again = gone
+    with pytest.raises(InputError, match="a.onnx: no such file, for 2"):
+        have_in_flight(model, 100)
+    with pytest.raises(InputError, match="a.onnx: no such file, for 1"):
+        model([torch.zeros(3, 48, 64, dtype=torch.uint8)])
+
+
+def test_what_processes_must_have_alike_of_a_file_and_how_many_images_it_takes(tmp_path):
+    for folder in ("one", "two", "three"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.bin").write_text(folder[0])
+    (tmp_path / "a.pt2").write_text("t")
+    one, two, three, file = (weights_digest(exported(path=tmp_path / n)) for n in ("one", "two", "three", "a.pt2"))
+    assert one != two and two == three == file
+    assert filled_up(exported(4)).startswith("the file takes 4 images at a time and gets one here")
+    assert filled_up(exported(1)) is filled_up(exported(None)) is filled_up(torch.nn.Identity()) is None
+    for batch in (0, -1, 2.5):
+        with pytest.raises(InputError, match=f"batch {batch}: give a whole number from 1"):
+            Export(tmp_path / "a.onnx", batch=batch)

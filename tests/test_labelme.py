@@ -148,7 +148,7 @@ def test_the_image_within_the_json_stands_for_a_missing_file(tmp_path):
     make(tmp_path, shape(), name="2", image=None, imageData="?")
     data = whole(tmp_path)
     assert (data[0][0].numpy() == pixels.transpose(2, 0, 1)).all() and not data.missing.any()
-    assert data.describe().endswith("2 images have no file and are read from their jsons")
+    assert data.describe().endswith("2 images have no file: read from the json")
     with pytest.raises(ImageError, match=r"2\.json: its imageData is no base64 text"):
         data[1]
 
@@ -175,7 +175,7 @@ def test_a_size_that_is_not_the_images_is_an_error(tmp_path):
 
 
 MISTAKES = {
-    "points": (shape(((1, 2), (3,), (4, 5))), r"shapes\[1\]: a point has 1 numbers, x y are 2"),
+    "points": (shape(((1, 2), (3,), (4, 5))), r"shapes\[1\]: a point has 1 number, x y are 2"),
     "text": (shape((("a", 2), (3, 4), (4, 5))), r"shapes\[1\]: a point is not a list of numbers"),
     "none": (shape(()), r"shapes\[1\]: has no points"),
     "circle": (shape(kind="circle"), r"shapes\[1\]: a circle has 2 points, this one has 3"),

@@ -1,5 +1,7 @@
 """The way that the network goes on a GPU, taken on a CPU: the same numbers, few operators, and hardly a wait."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -116,6 +118,21 @@ def test_what_is_counted():
     assert seen.waits == 7 and seen.operators == 14
     places = sum(n for place, n in seen.places.items() if "tests/test_launches.py" in place)
     assert places == seen.waits + seen.operators - 2  # HostCopy's own
+
+
+def test_a_copy_is_waited_for_on_the_tensors_own_gpu(monkeypatch):
+    class Stream:
+        def record_event(self):
+            told.append("recorded")
+            return SimpleNamespace(synchronize=lambda: told.append("waited"))
+
+    told, own = [], torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: told.append(device) or Stream())
+    sent = SimpleNamespace(is_cuda=True, is_mps=False, device=own, to=lambda *_, **how: told.append(how) or "copy")
+    copy = HostCopy(sent)
+    assert told == [{"non_blocking": True}, own, "recorded"] and copy.read() == "copy" and told[-1] == "waited"
+    HostCopy(SimpleNamespace(is_cuda=False, is_mps=True, to=lambda *_, **how: told.append(how))).read()
+    assert told[-1] == {"non_blocking": False}
 
 
 @pytest.mark.slow

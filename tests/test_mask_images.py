@@ -110,7 +110,7 @@ def test_each_colour_of_an_rgb_mask_is_an_object_and_vocs_outline_is_none(tmp_pa
     data = whole(tmp_path)
     found_masks = {mask.tobytes() for mask in masks_of(data)}
     assert found_masks == {mask.tobytes() for mask in expected(SAMPLE)}
-    assert data.describe().endswith("1 masks are coloured: each colour but black is an object")
+    assert data.describe().endswith("1 mask is coloured: each colour but black is an object")
 
 
 def test_the_outline_of_vocs_palette_is_no_object(tmp_path):
@@ -231,7 +231,7 @@ def test_binary_masks_are_not_guessed(tmp_path, capsys):
     assert message in " ".join(capsys.readouterr().out.split())
     data = whole(tmp_path, split_components=True)
     assert data.target(0)["boxes"].tolist() == [[2, 2, 12, 12], [20, 2, 25, 9]]
-    assert "6 objects are connected regions (8 neighbours) of their masks: those that touch are one" in data.describe()
+    assert "6 objects are connected regions (8 neighbours) of masks: those that touch are one" in data.describe()
     assert data.label_map.names == ("object",)
     assert len(masks_of(whole(tmp_path, split_components=False))) == 1
     assert call(check_data, tmp_path, "--split-components", "--output-dir", tmp_path.parent / "split") in (0, 1)
@@ -254,7 +254,7 @@ CLASSES = labels(*((1 + k % 2, 3 * k, 2, 3 * k + 2, 9) for k in range(8)))
 
 def test_values_in_many_regions_are_classes_under_split_components(tmp_path):
     pair(tmp_path, CLASSES)
-    with pytest.raises(InputError, match=r"the 2 values of 1 images lie in 8 separate regions, .*--split-components"):
+    with pytest.raises(InputError, match=r"8 separate regions have the 2 values of 1 image, .*--split-components"):
         whole(tmp_path)
     data = whole(tmp_path, split_components=True)
     assert data.target(0)["labels"].tolist() == [1, 2] * 4 and data.label_map.names == ("class_1", "class_2")
@@ -319,7 +319,7 @@ def test_images_without_a_mask_file_are_left_out_and_said_and_empty_masks_are_ne
     assert len(data) == 2 and data.object_counts().tolist() == [3, 0]
     assert data.skipped == {"images without a mask file": 1, "mask files without an image": 1}
     assert data.first_skipped == {"images without a mask file": "2.png", "mask files without an image": "4.png"}
-    with pytest.raises(InputError, match="--strict: 1 images without a mask file"):
+    with pytest.raises(InputError, match="--strict: 1 image without a mask file"):
         whole(tmp_path, strict=True)
 
 

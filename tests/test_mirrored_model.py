@@ -21,11 +21,14 @@ def close(one: torch.Tensor, two: torch.Tensor) -> bool:
     return one.shape == two.shape and torch.allclose(one, two, atol=1e-3)
 
 
-def test_one_view_is_the_model_itself():
+def test_one_view_is_the_model_itself(monkeypatch):
     model, image = tiny_model(), torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
     (alone,), (same,) = MirroredModel(model, ())([image]), model([image], paste_masks=False)
     assert alone.keys() == same.keys() and len(same["scores"]) > 5
     assert all(close(alone[key].float(), same[key].float()) for key in same)
+    monkeypatch.setattr(mirrored_model, "merged", lambda *_: torch.zeros(0, 4))
+    (nothing,) = MirroredModel(model, ALL)([image])
+    assert nothing.keys() == same.keys() and all(len(value) == 0 for value in nothing.values())
 
 
 @pytest.mark.parametrize("axes", ALL)

@@ -373,6 +373,9 @@ def test_advice_looks_at_scores_and_sizes(score, area, said):
     assert len(lines) == 2 and all(part in line for part, line in zip(said, lines, strict=True))
     lines = advise(matches, cost, np.zeros((3, 3)), 0.3, ["a", "b"], np.array(area), per_image=1)
     assert "100% of the objects that are missed lie in images with 1 detection, all that the model may" in lines[1]
+    last = "100% are right. Give a higher --box-detections-per-img" if score > 0.5 else "0% are right."
+    assert f"of the quarter with the lowest scores {last}" in lines[1]
+    assert ("A higher --box-detections-per-img would find little: 100% of" in lines[1]) == (score < 0.5)
 
 
 @pytest.mark.parametrize(("epochs", "steps", "said"), [

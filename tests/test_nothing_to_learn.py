@@ -40,7 +40,7 @@ def crowds(tmp_path):
 @pytest.mark.parametrize(
     "content, cause",
     [
-        (as_rle(many(4)), "4 annotations are crowd regions (iscrowd 1), of 'thing' (4); --crowd-as-objects reads them"),
+        (as_rle(many(4)), "4 crowd regions (iscrowd 1), of 'thing' (4); --crowd-as-objects reads them"),
         (many(4, bbox=[2, 3, 0, 1]), "skipped 4 annotations whose box has no area in the image (first: id 1)"),
         (many(4, segmentation={"size": [20, 30], "counts": [600]}), "skipped 4 annotations whose mask is empty"),
         (coco(annotations=[]), "no object in its 1 image: none is annotated"),
@@ -139,7 +139,7 @@ def run_doctor(tmp_path, capsys, *words):
 def test_the_doctor_names_the_cause(crowds, tmp_path, capsys):
     status, said, found = run_doctor(tmp_path, capsys, crowds)
     assert status == 2 and "train.py would stop" in said
-    assert "nothing to learn: no object in its 4 images: 4 annotations are crowd regions (iscrowd 1)" in found["error"]
+    assert "nothing to learn: no object in its 4 images: 4 crowd regions (iscrowd 1)" in found["error"]
     assert "warning: classes with crowd regions alone: 2" in said and "annotate some" not in said
     assert found["anchors"] == [] and "% of the objects" not in said  # of none
     assert run_doctor(tmp_path, capsys, crowds, "--crowd-as-objects")[1:] != (said, found)

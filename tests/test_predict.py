@@ -15,9 +15,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import predict
-from tests.small_runs import ROOT
+from network_files.roi_heads import RoIHeads
+from tests.small_runs import ROOT, files_of
 from tests.tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
+from train_utils.evaluation.tiled_model import all_need
 from train_utils.prediction.model import unfinished
+from train_utils.prediction.predictor import Predictor
 from train_utils.show.image_lists import output_names
 
 
@@ -101,6 +104,31 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert both == [r for r in every if r["category_id"] in (1, 4)]
 
 
+@pytest.mark.parametrize(
+    "words", [("--order", "uncertain", "--classes", "square"), ("--tta", "flips"), ("--tile", 112, "--overlap", 0.1)]
+)
+def test_what_is_left_out_takes_no_masks_and_changes_no_file(run, tmp_path, monkeypatch, words):
+    image, taken, masks = tmp_path / "image.png", [], RoIHeads.masks
+    pixels = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(image)
+    monkeypatch.setattr(RoIHeads, "masks", lambda *given: taken.append(len(given[2])) or masks(*given))
+
+    def outcome(score):
+        taken.clear()
+        status, out, _ = run("--img-path", image, "--output-dir", "out", "--verbose", "--score", score, *words)
+        assert status == 0
+        files = files_of("out")
+        shutil.rmtree("out")
+        return sum(taken), {"said": re.sub(r" in [\d.]+ s", "", out), **files}
+
+    results = json.loads(outcome(0)[1]["test_result.json"])
+    score = sorted(result["score"] for result in results)[len(results) // 2]
+    few, files = outcome(score)
+    monkeypatch.setattr(Predictor, "_is_wanted", lambda self, found: all_need(found))
+    every, same = outcome(score)
+    assert 0 < few < every and files == same and json.loads(files["test_result.json"])
+
+
 def test_an_image_without_detections_is_written(run, tmp_path):
     (image,) = write_images(tmp_path / "in")[:1]
     status, out, _ = run("--img-path", image, "--score", 1, "--magnify", 1)
@@ -110,7 +138,9 @@ def test_an_image_without_detections_is_written(run, tmp_path):
     )
     assert best and "The model knows circle, square, big triangle\n" in out
     assert "nothing found" not in run("--img-path", image, "--score", float(best[1]) - 0.01)[1]
-    _, out, _ = run("--img-path", image, "--box-score-thresh", 1)
+    Path("names.json").write_text(json.dumps({"1": "cell", "2": "square", "3": "big triangle"}))
+    _, out, _ = run("--img-path", image, "--box-score-thresh", 1, "--label-json-path", "names.json")
+    assert "2 classes are called otherwise than in the checkpoint: 1 circle -> 1 cell, 4 big triangle -> 3 big" in out
     assert "nothing found: no detection has any score" in out
     run("--img-path", image, "--score", 1, "--magnify", 1)
     assert json.loads(Path("test_result.json").read_text()) == []
@@ -142,7 +172,8 @@ def test_a_folder_keeps_every_image_and_names_the_broken_ones(run, tmp_path):
     status, out, err = run("--img-path", tmp_path / "in", "--output-dir", "out")
     assert status == 1
     assert "in: 1 sub-folder is not searched" in out
-    assert "broken.jpg" in err and "notes.txt" in out and "6 of 7 images predicted, 1 could not be read" in out
+    assert "broken.jpg" in err and "notes.txt" in out
+    assert f"6 of 7 images predicted, 1 could not be read: {tmp_path / 'in' / 'broken.jpg'}: " in out
     drawn = [path.name for path in Path("out").iterdir() if path.name != "test_result.json"]
     assert sorted(drawn) == ["0_bmp.jpg", "0_png.jpg", "0_png_2.jpg", "1.jpg", "2.jpg", "3.jpg"]
     results = json.loads(Path("out/test_result.json").read_text())
@@ -304,16 +335,21 @@ def test_a_bare_state_dict(run, tmp_path):
         (("--img-path", "in/0.png", "--score", "1.5"), "--score"),
         (("--coco-json", "in/0.png", "--image-dir", "in", "--output", "R.json"), "0.png"),
         (("--coco-json", "a.json", "--image-dir", "in"), "--output"),
+        (("--img-path", "in/0.png", "--output", "mine.jpg"), "--output goes with --coco-json"),
+        (
+            ("--coco-json", "a.json", "--image-dir", "in", "--output", "R.json", "--every", 3),
+            "--every goes with --img-",
+        ),
         ((), "--img-path"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said):
+def test_wrong_input_is_one_line_and_status_2(run, tmp_path, flags, said, capsys):
     write_images(tmp_path / "in")
     (tmp_path / "empty").mkdir()
     try:
         status, _, err = run(*flags)
     except SystemExit as stop:  # argparse
-        status, err = stop.code, said
+        status, err = stop.code, capsys.readouterr().err.splitlines()[-1]
     assert status == 2 and said in err and err.count("\n") <= 1
     assert not Path("test_result.json").exists()
 

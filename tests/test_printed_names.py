@@ -15,7 +15,7 @@ from tests.tiny_model import write_checkpoint, write_coco
 from tools import check_data, pack_dataset
 from train_utils.checkpoints.run_folder import prepare_run_folder, write_args
 from train_utils.data.opening import open_data
-from train_utils.io.plain_text import CONTROL, pasted
+from train_utils.io.plain_text import CONTROL, of_several, pasted
 from train_utils.run.config import RunConfig
 from train_utils.run.reports import print_outcome, resume_command
 
@@ -26,6 +26,24 @@ def shell(line):
     """What bash makes of the words of a line."""
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
     return [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("plural", "one"),
+    [
+        ("annotations without segmentation", "annotation without segmentation"),
+        ("annotations whose polygons have fewer than 3 points", "annotation whose polygons have fewer than 3 points"),
+        ("annotations of images that are not listed", "annotation of images that are not listed"),
+        ("files that are neither images nor .npy", "file that is neither images nor .npy"),
+        ("XML objects without a mask", "XML object without a mask"),
+        ("skipped: images that cannot be read", "skipped: image that cannot be read"),
+        ("objects that cover over 95% of their image", "object that covers over 95% of their image"),
+        ("image files are missing", "image file is missing"),
+        ("points and lines, which have no area", "points and lines, which have no area"),
+    ],
+)
+def test_one_has_its_noun_in_the_singular(plural, one):
+    assert (of_several(1, plural), of_several(2, plural)) == (one, plural)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -186,6 +186,12 @@ def test_what_is_no_image_is_named(detector, value, said):
 def test_what_is_asked_wrongly_is_named(detector, pixels):
     with pytest.raises(ValueError, match="^classes dog: the model knows circle, square"):
         detector(pixels, classes="dog")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maskrcnn, "create_model", lambda *_, **__: tiny_model(classes=90, width=8))
+        patch.setattr(maskrcnn, "load_weights", lambda *_: None)
+        with pytest.raises(ValueError, match="coco: made for .* classes"):
+            maskrcnn.load("coco", names=["cat", "dog"])
+        assert len(maskrcnn.load("coco").names) == 80
     with pytest.raises(ValueError, match="config field 'nms' does not exist"):
         maskrcnn.load({**tiny_model().state_dict()}, nms=1)
     assert in_python_words("a/--b.jpg: give --max-size or --resume auto; leave the flag out") == (

@@ -78,6 +78,27 @@ def test_run_folder_without_resume_is_never_used_twice(tmp_path, capsys):
     assert str(folder.with_name("run-3")) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("before", "written", "left"),
+    [
+        ((), ("tensorboard/events", "steps.jsonl"), []),
+        (("deep",), ("tensorboard/events",), ["deep"]),
+        (("deep", "deep/run"), (), ["deep", "deep/run", "deep/run/.lock"]),  # the user's own
+        ((), ("args.json",), ["deep", "deep/run", "deep/run/.lock", "deep/run/args.json"]),  # of a run that did a step
+    ],
+)
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path, before, written, left):
+    for name in before:
+        (tmp_path / name).mkdir()
+    run = prepare_run_folder(tmp_path / "deep" / "run")
+    with run.lock:
+        for name in written:
+            make_folder((run.path / name).parent)
+            (run.path / name).touch()
+        run.remove_unused()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == left
+
+
 def test_run_folder_may_be_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -169,7 +169,7 @@ def test_images_may_be_linked(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(conversion.os, "link", other_disk)
     status, told, _ = command(coco_to_npy, path, tmp_path / "npy2", "--link")
-    assert status == 0 and "2 images are symbolic links: training needs --follow-links" in told
+    assert status == 0 and "2 images are linked: training needs --follow-links" in told
     assert (tmp_path / "npy2/images/1.png").is_symlink()
 
 
@@ -188,7 +188,7 @@ def test_images_that_cannot_be_read_are_named(command, tmp_path):
     assert not (tmp_path / "npy/images/2.png").exists() and not (tmp_path / "npy/annotations/2.npy").exists()
     (tmp_path / "npy" / "images" / "3.png").write_bytes(b"broken")
     status, told, error = command(npy_to_coco, tmp_path / "npy", tmp_path / "coco")
-    assert status == 1 and "1 images, 1 objects" in told and "3.png" in error
+    assert status == 1 and "1 image, 1 object" in told and "3.png" in error
     assert [i["id"] for i in json.loads((tmp_path / "coco" / "instances.json").read_text())["images"]] == [1]
     (tmp_path / "npy" / "annotations" / "3.npy").unlink()
     assert command(npy_to_coco, tmp_path / "npy", tmp_path / "coco2")[0] == 1
@@ -215,7 +215,7 @@ def test_mistakes_are_named(command, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(coco_to_npy.npy_reader, "MAX_PICKLE", 2**20 + 599)
         status, _, error = command(coco_to_npy, path, out)
-        assert status == 2 and "1.png: its 1 masks would take more than a .npy file may have" in error
+        assert status == 2 and "1.png: its 1 mask would take more than a .npy file may have" in error
         patch.setattr(coco_to_npy.npy_reader, "MAX_PICKLE", 2**20 + 600)
         assert command(coco_to_npy, path, tmp_path / "fits")[0] == 0
 

@@ -278,6 +278,7 @@ def test_wrong_input_is_one_line(shapes, tmp_path, monkeypatch, capsys, more, me
     assert call(train, *arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error: ") and message in lines[-1] and "Traceback" not in "".join(lines)
+    assert not (tmp_path / "run").exists()
 
 
 def resolved(*arguments, size=1):

@@ -15,7 +15,10 @@ from maskrcnn import load
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.coco_folders import annotation, coco, write
 from tests.small_runs import call, differences, flags
-from tools.check_data import Options, Report
+from tools.doctor.report import writing
+from tools.doctor.report.found import Report
+from tools.doctor.report.options import Options
+from tools.doctor.report.summary import data_lines
 from tools.visualise_stages import StageOptions, sample_of_data
 from train_utils.checkpoints.checkpoint import load_file
 from train_utils.data.dataset import ImageDataset
@@ -179,11 +182,12 @@ def test_the_doctor_looks_at_tiles(tmp_path):
     data = make_shapes(tmp_path / "shapes", train=1, val=1, size=100)
     report = Report(Options(str(data), tile=64, samples=4, model={"min_size": (64,), "max_size": 64}))
     report.look()
-    assert any(line.startswith("train: 1 image cut into 4 tiles") for line in report.lines())
+    assert any(line.startswith("train: 1 image cut into 4 tiles") for line in data_lines(report))
     assert len(report.seen["train"].sizes) == 4 and len(report.tables["train"].sizes) == 1
     assert "64" in str(report.sizes) and "100" not in str(report.sizes)
-    assert any("--tile 64" in line for line in report.advice if line.startswith("train with"))
-    assert (report.write(tmp_path / "out").read_text()).count("<figure") >= 4
+    advice = writing.write(report, tmp_path / "out")
+    assert any("--tile 64" in line for line in advice if line.startswith("train with"))
+    assert (tmp_path / "out" / "check_data.html").read_text().count("<figure") >= 4
 
 
 def test_a_torch_data_set_cuts_its_own_tiles(samples):

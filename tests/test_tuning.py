@@ -34,6 +34,7 @@ def test_a_rate_and_a_batch_that_fit_are_found(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert counts[:2] == [4, 2] and set(counts[2:]) == {2}
     assert "batch_size: 2 (auto), accumulate_steps: 2: the largest images fit so; global batch 4" in out
+    assert "batch_size: tries a step of 4 images\nbatch_size: tries a step of 2 images\n" in out
     rate = re.search(r"learning rate: (\S+) \(auto\): in \d steps", out)[1]
     assert f"learning rate {rate}, global batch 4" in out
     known = ("--lr", rate, "--batch-size", 2, "--accumulate-steps", 2)
@@ -48,6 +49,7 @@ def test_a_rate_and_a_batch_that_fit_are_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(MaskRCNN, "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
     assert call(train, *flags(data, tmp_path / "none", *more, "--batch-size", "auto")) == 2
     assert "there is not enough memory for one image" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     assert call(train, *flags(data, tmp_path / "none", "--lr", "most")) == 2
 
 

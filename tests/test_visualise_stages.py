@@ -194,6 +194,8 @@ ODD = {  # height, width, boxes, crowds, config
     "300 objects and a crowd": (200, 300, many_boxes(300, 200, 300), 1, {}),
     "a tall panorama": (900, 30, [(3, 100, 25, 400)], 0, {"max_size": 256}),
     "fixed size": (40, 90, [(10, 10, 30, 30)], 0, {"fixed_size": (64, 128)}),
+    "one channel of 16 bits": (40, 60, [(5, 5, 30, 30)], 0, {"channels": 1, "value_range": (0, 4000)}),
+    "five channels": (40, 60, [(5, 5, 30, 30)], 0, {"channels": 5}),
     "MobileNet, v2": (60, 60, [(10, 10, 40, 40)], 0, {"backbone": "mobilenet_v2", "variant": "v2"}),
 }
 
@@ -203,7 +205,8 @@ def test_odd_samples(case):
     height, width, boxes, crowds, config = ODD[case]
     given = {**tiny_model(width=WIDTH).config.to_dict(), "norm": None, **config}
     model = create_model(**given)
-    image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
+    image = torch.randint(0, 255, (model.config.channels, height, width), dtype=torch.uint8)
+    image = image if model.config.value_range is None else image / 255  # as it is read
     view = look(model, image, target_of(boxes, height, width, crowds), str, mini=4)
     assert lessons_for(view) == list(LESSONS) and len(view.objects) == len(boxes) - crowds
     for lesson in LESSONS:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,15 @@ from backbone.errors import InputError
 from tests.small_runs import call
 from tests.test_deep_images import CASES
 from tests.tiny_model import write_checkpoint, write_coco
+from tools.doctor import finds
+from tools.doctor.report.found import Report
 from train_utils.data.images import read_image, windows
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.windows import Windows, open_image
+from train_utils.data.opening import open_data
+from train_utils.data.tiles.tiling import Tiling
 from train_utils.prediction import predictor
+from train_utils.prediction import results as of_python_results
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (70, 90, 3), dtype=np.uint8)
@@ -124,9 +130,12 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
         assert "c.png: cannot be decoded" in said.err and "2 of 3 images predicted" in said.out
         on_data = ("--weights-path", weights, "--data-path", data, "--output-dir", out, "--tile", 64, "--report")
         assert call(validation, *on_data) == 0
-        tensors = maskrcnn.load(weights)(str(folder / "a.png"), score=0, tile=64)
+        tensors_of = maskrcnn.load(weights)
+        tensors = tensors_of(str(folder / "a.png"), score=0, tile=64)
         numbers = json.loads((out / "record_mAP.json").read_text())["segm"]
         found[large] = [json.loads((out / "test_result.json").read_text()), numbers, tensors.boxes.tolist()]
+    with pytest.warns(UserWarning, match="left out: .*c.png: cannot be decoded"):
+        assert [len(one) > 0 for one in tensors_of([folder / "c.png", png], strict=False, tile=64)] == [True]
     assert found[30] == found[10**6] and {r["image_id"] for r in found[30][0]} == {1, 2}
     monkeypatch.setattr(windows, "LARGE", 30)
     in_python = {"tile": 64, "device": "cpu", "batch_size": 2}
@@ -145,16 +154,32 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
     words = (*words, "--img-path", tmp_path / "bomb.png", "--output-dir", tmp_path)
     assert call(predict, *words) == 2
     assert "take it out of the data, or look at it in tiles (--tile)" in capsys.readouterr().err
-    assert call(predict, *words, "--tile", 128, "--magnify", 1) == 0
+    assert call(predict, *words, "--tile", 128, "--magnify", 1, "--write", "coco") == 0
+    assert (tmp_path / "data_set" / "images" / "bomb.png").stat().st_size == (tmp_path / "bomb.png").stat().st_size
     assert "1 image is drawn smaller" in capsys.readouterr().out
     with Image.open(tmp_path / "test_result.jpg") as drawn:
         assert drawn.size == (90, 70)
+    monkeypatch.setattr(of_python_results, "OVERVIEW", 90)
+    bomb = tensors_of(tmp_path / "bomb.png", tile=128)
+    with pytest.warns(UserWarning, match=r"bomb\.png: is drawn at 90x70, too large as a whole"):
+        overview = np.array(bomb.draw(boxes=False, captions="none", magnify=1))
+    with Image.open(tmp_path / "test_result.jpg") as drawn:
+        assert len(bomb) and np.abs(overview - np.array(drawn).astype(int)).mean() < 30
     monkeypatch.setattr(windows, "MOST_DECODED", 1000)
     assert call(predict, *words, "--tile", 128) == 2
     assert "pixels would be decoded at once: save it as a tiled TIFF" in capsys.readouterr().err
     monkeypatch.setattr(windows, "MOST", 1000)
     with pytest.raises(InputError, match=r"a\.png: 90x70 is more than results can count"):
         open_image(folder / "a.png", Reading(by_windows=True))
+
+
+def test_the_doctor_opens_what_training_in_tiles_opens(tmp_path, monkeypatch):
+    data = open_data(write_coco(tmp_path / "data"), "val").val
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 3 of the 4 have more than twice as many
+    for tiling, errors in ((None, 3), (Tiling(64), 0)):
+        options, of_images = SimpleNamespace(workers=0, tiling=tiling), finds.Finds()
+        Report.open_images(SimpleNamespace(splits={"val": data}, options=options, of_images=of_images))
+        assert len(of_images.texts(finds.ERROR)) == errors
 
 
 def test_tiles_of_a_tiff_are_read_alone(tmp_path):

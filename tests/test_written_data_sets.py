@@ -1,6 +1,7 @@
 """Detections written as data sets: train.py's reader gives them back, holes, parts and classes included."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from backbone.errors import InputError
 from tests.tiny_model import write_checkpoint, write_images
 from train_utils.data.labels import LabelMap
 from train_utils.data.opening import open_data
-from train_utils.prediction.data_sets import FORMS, WRITERS, write_data_set
+from train_utils.prediction.data_sets import FORMS, WRITERS, check_classes, check_place, write_data_set
 from train_utils.prediction.outlines import bridged, outlines
 
 SIZE = (60, 80)
-LABELS = LabelMap.from_categories({3: "cell", 9: "dirt: wet"})
+LABELS = LabelMap.from_categories({3: "cellulé 细胞", 9: "dirt/ wet", 12: "dirt: wet"})
 
 
 def shapes():
@@ -45,7 +46,7 @@ def make(folder, form):
         folder.mkdir(exist_ok=True)
         Image.fromarray(np.full((*SIZE, 3), 70, np.uint8)).save(folder / name)
         paths.append(folder / name)
-    results = [result(1, mask, 3 if k < 3 else 9, 0.9 - k / 10) for k, mask in enumerate(shapes())]
+    results = [result(1, mask, (3, 3, 9, 12)[k], 0.9 - k / 10) for k, mask in enumerate(shapes())]
     return write_data_set(form, folder / "out", [*paths, folder / "missing.png"], results, LABELS)
 
 
@@ -54,11 +55,11 @@ def test_the_reader_gives_them_back(tmp_path, form):
     line = make(tmp_path, form)
     assert line.startswith(f"2 images with 4 objects written as {form} data to {tmp_path / 'out'}")
     data = open_data(tmp_path / "out", "train", val_fraction=0).train
-    names = ("cell", "dirt_ wet") if form == "masks" else ("cell", "dirt: wet")
+    names = (LABELS.names[0], "dirt_ wet", "dirt_ wet_3") if form == "masks" else LABELS.names
     assert data.label_map.names == names and data.object_counts().sum() == 4 and not data.skipped
     (i,) = data.object_counts().nonzero()[0].tolist()
     image, target = data[i]
-    assert image.shape == (3, *SIZE) and target["labels"].tolist() == [1, 1, 1, 2]
+    assert image.shape == (3, *SIZE) and target["labels"].tolist() == [1, 1, 2, 3]
     masks = target["masks"].to_masks().numpy().astype(bool)
     assert [(one == other).all() for one, other in zip(masks, shapes(), strict=True)] == [True] * 4
 
@@ -82,9 +83,23 @@ def test_shared_pixels_are_the_surer_ones_and_said(tmp_path):
     results = [result(1, disc, 3, 0.5), result(1, over, 3, 0.6)]
     line = write_data_set("voc", tmp_path / "out", [tmp_path / "a.png"], results, LABELS)
     shared = int((disc & over).sum())
-    assert f"; {shared} pixels that detections share are the surer one's; train.txt and val.txt both list" in line
+    assert f"; {shared} pixels shared by detections became the surer one's; train.txt and val.txt both list" in line
     masks = open_data(tmp_path / "out").val.target(0)["masks"].to_masks().numpy().astype(bool)
     assert (masks[0] == over).all() and (masks[1] == disc & ~over).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_are_decoded_one_after_another(tmp_path, form):
+    mask = np.zeros((300, 400), np.uint8)
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    mask[9:12, 9:12] = 1
+    rle = {"size": mask.shape, "counts": coco_mask.encode(np.asfortranarray(mask))["counts"].decode()}
+    results = [{"image_id": 1, "category_id": 3, "score": 0.5, "segmentation": rle}] * 30
+    tracemalloc.start()
+    write_data_set(form, tmp_path / "out", [tmp_path / "a.png"], results, LABELS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15 * mask.size  # bytes; together they have 30 times as many
 
 
 def test_nothing_is_overwritten_and_names_are_told_apart(tmp_path):
@@ -116,12 +131,31 @@ def test_outlines_enclose_the_mask_and_have_corners_alone():
     assert len(fewer) < len(exact) / 3
 
 
+def full_disk(*_):
+    raise InputError("no room")
+
+
+def test_what_a_form_cannot_hold_is_refused_before_the_prediction(tmp_path):
+    check_place("masks", tmp_path / "out", [tmp_path / "caf\udce9.png"])
+    with pytest.raises(InputError, match="--write voc: .*this name is no UTF-8; rename it"):
+        check_place("voc", tmp_path / "out", [tmp_path / "caf\udce9.png"])
+    many = LabelMap.from_categories({i: f"class {i}" for i in range(1, 256)})
+    check_classes("masks", many)
+    with pytest.raises(InputError, match="--write voc: the model knows 255 classes, its images number 254"):
+        check_classes("voc", many)
+
+
 def test_predict_writes_a_data_set(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     weights, images = write_checkpoint(tmp_path / "model.pth"), write_images(tmp_path / "in")[:2]
     flags = ("--weights-path", weights, "--device", "cpu", "--img-path", *images, "--score", 0, "--write", "coco")
     flags = (*flags[:-2], "--order", "uncertain", *flags[-2:])
-    status, out, _ = command(predict, *flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_data_set", full_disk)
+        status, out, err = command(predict, *flags)
+    assert status == 2 and "no room" in err and "ended by an error: 2 of 2 images kept in test_result.json" in out
+    status, out, _ = command(predict, *flags, "--resume")
+    assert "resuming: 2 of 2 images done" in out and not list(tmp_path.glob("*.unfinished"))
     results = json.loads((tmp_path / "test_result.json").read_text())
     content = json.loads((tmp_path / "data_set" / "instances.json").read_text())
     assert status == 0 and f"2 images with {len(content['annotations'])} objects written as coco data" in out

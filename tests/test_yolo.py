@@ -109,10 +109,10 @@ def test_images_without_a_txt_are_negatives_and_other_leftovers_are_said(tmp_pat
     }
     assert data.first_skipped["annotations without segmentation"] == "labels/train/1.txt: line 3"
     assert "background: 1 box without a mask" in data.describe()
-    assert data.describe().endswith("1 images without a txt have no objects")
+    assert data.describe().endswith("1 image has no txt, and so no objects")
     box = data.ground_truth(unmasked=True)["annotations"][1]
     assert np.allclose(box.pop("bbox"), [16, 6, 8, 8]) and "segmentation" not in box and box["category_id"] == 1
-    with pytest.raises(InputError, match="--strict: 1 annotations without an image"):
+    with pytest.raises(InputError, match="--strict: 1 annotation without an image"):
         open_data(tmp_path, strict=True)
 
 
@@ -121,7 +121,7 @@ def test_corners_a_little_outside_are_cut_and_said(tmp_path):
     data = open_data(tmp_path).train
     target = data.target(0)
     assert target["boxes"].tolist() == [[20, 10, 40, 20]] and target["masks"].areas().tolist() == [200]
-    assert data.describe().endswith("1 polygons reach past their image, by 4.00% at most, and are cut at its edge")
+    assert data.describe().endswith("1 polygon is cut at the image's edge, reaching past it by 4.00% at most")
 
 
 def test_the_same_images_in_both_splits_are_said(tmp_path):
@@ -171,7 +171,7 @@ def test_the_doctor_names_each(tmp_path, capsys):
     make(tmp_path / "data", text="0 1\n7 0.1 0.1 0.5 0.1 0.5 0.5\n" + TRIANGLE)
     assert call(check_data, tmp_path / "data", "--output-dir", tmp_path / "out") == 2
     said = capsys.readouterr().out
-    assert "line 1: has 1 numbers" in said and "line 2: class 7" in said
+    assert "line 1: has 1 number behind" in said and "line 2: class 7" in said
 
 
 YAMLS = {
@@ -210,6 +210,8 @@ def test_what_a_yaml_may_hold(tmp_path):
 
     assert read("---\nnames:\n- a\n- yes\n- 'it''s # c' # no\n- 1.0\n") == {"names": ["a", "yes", "it's # c", "1.0"]}
     assert read('names: {0: a, 1: "b: c, d", "2": it\'s}') == {"names": {"0": "a", "1": "b: c, d", "2": "it's"}}
+    assert read(r'names: ["caf\xE9", "\u7EC6", "\U0001F331\n"]') == {"names": ["café", "细", "🌱\n"]}  # as of PyYAML
+    assert read(r'names: ["\ud83c\udf31", "\UFFFFFFFF"]') == {"names": ["🌱", r"\UFFFFFFFF"]}  # as of json; none
     assert read('names: [a,\n   "b\\"c",\n  d e]\n# end') == {"names": ["a", 'b"c', "d e"]}
     assert read("download: |\n  x = {'a': [1}\n\n  y: z\nother:\n  a:\n    - b: c\ntrain:\n") == {"train": None}
 

@@ -35,7 +35,7 @@ from train_utils.data.images.pages import page_of
 from train_utils.data.labels import LabelMap
 from train_utils.data.options import BELOW_SEED, DataOptions
 from train_utils.io.files import new_folder, write_text
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, of_several, visible
 from train_utils.io.unfinished import new_file
 from train_utils.show.image_lists import output_names
 
@@ -121,7 +121,7 @@ def content_of(target: dict, labels: dict[int, int], source: Path) -> tuple[dict
     kept = [k for k, label in enumerate(target["labels"].tolist()) if label in labels and full[k]]
     if len(kept) * masks.size[0] * masks.size[1] > npy_reader.MAX_PICKLE - 2**20:
         raise InputError(
-            f"{source}: its {len(kept)} masks would take more than a .npy file may have "
+            f"{source}: its {counted(len(kept), 'mask')} would take more than a .npy file may have "
             f"({npy_reader.MAX_PICKLE >> 30} GiB); scale the image down, or choose fewer --classes"
         )
     own = target["labels"][kept].tolist()
@@ -172,15 +172,17 @@ def write_split(out: Path, name: str, data_set: ImageDataset, labels: dict[int, 
         counts["objects"] += written.total()
         counts["objects of other classes left out"] += len(target["labels"]) - wanted
         counts["objects without a pixel left out"] += wanted - written.total()
-        counts["images are symbolic links: training needs --follow-links"] += symbolic
+        counts["images are linked: training needs --follow-links"] += symbolic
     report(folders[0].name, data_set, counts, shown)
     return counts["images could not be read"]
 
 
 def report(folder: str, data_set: ImageDataset, counts: Counter[str], shown: Counter[int]) -> None:
     """Prints what was written; shown: {label: images that show it}."""
-    line = f"{folder}: {counts.pop('images', 0)} of {len(data_set)} images, {counts.pop('objects', 0)} objects"
-    print(visible(", ".join([line, *(f"{count} {what}" for what, count in counts.items() if count)])))
+    images, objects = counts.pop("images", 0), counts.pop("objects", 0)
+    line = f"{folder}: {images} of {counted(len(data_set), 'image')}, {counted(objects, 'object')}"
+    others = (f"{count} {of_several(count, what)}" for what, count in counts.items() if count)
+    print(visible(", ".join([line, *others])))
     if len(shown) <= 20:
         classes = (f"{data_set.label_map.name(label)} {count}" for label, count in shown.items())
         print(visible(f"images of each class: {', '.join(classes)}"))

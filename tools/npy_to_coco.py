@@ -31,7 +31,7 @@ from train_utils.data.images import ImageError, image_size
 from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.options import DataOptions
 from train_utils.io.files import new_folder, user_path, write_text
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import counted, visible
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
         {**a, "image_id": new_ids[a["image_id"]]} for a in content["annotations"] if a["image_id"] in usable
     ]
     write_text(json_path, json.dumps(content))
-    notes = f", {linked} images are symbolic links: training needs --follow-links" if linked else ""
-    print(f"{json_path.relative_to(out)}: {len(usable)} images, {len(content['annotations'])} objects{notes}")
+    notes = f", {counted(linked, 'image', 'are')} linked: training needs --follow-links" if linked else ""
+    objects = counted(len(content["annotations"]), "object")
+    print(f"{json_path.relative_to(out)}: {counted(len(usable), 'image')}, {objects}{notes}")
     without = sum(data_set.skipped.get(reason, 0) for reason in (NO_ANNOTATION, NO_IMAGE))
     return len(data_set) - len(usable) + without
 

@@ -34,7 +34,7 @@ from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.packed import AS_STORED, INDEX, MAGIC, PIXELS, TAIL, UPRIGHT, PackedRecords
 from train_utils.data.images import CHANNELS, PAGES, ImageError, raw_values, read_image, take_dropped
-from train_utils.data.images.pages import page_of
+from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.images.reading import AS_STORED as OF_ANY_FILE
 from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
@@ -174,7 +174,7 @@ def pack(data_set: ImageDataset, path: Path, keep_encoded: bool = False, strict:
     if keep_encoded and isinstance(data_set.annotations.images, PackedRecords):
         raise InputError(f"--keep-encoded: {data_set.source} is packed already; give the data that it was packed from")
     need = (
-        sum(Path(data_set.file_name(i)).stat().st_size for i in range(len(data_set)))
+        sum(Path(file_of(data_set.file_name(i))).stat().st_size for i in range(len(data_set)))
         if keep_encoded
         else (3 * int(data_set.sizes.prod(dim=1).sum()))
     )

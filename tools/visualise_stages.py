@@ -38,7 +38,7 @@ from train_utils.data.tiles.tiling import TrainingTiles
 from train_utils.io.files import folder_to_write, user_path
 from train_utils.io.plain_text import counted, visible
 from train_utils.prediction.data import add_data_flags, open_split_of
-from train_utils.prediction.model import ModelOptions, load_model
+from train_utils.prediction.model import ModelOptions, load_model, renamed
 from train_utils.prediction.runtimes.opening import is_exported
 from transforms import augmentation_of
 
@@ -144,6 +144,7 @@ def main() -> int:
     cfg, seconds = model.config, time.perf_counter() - start
     lead = [
         *sample.lead,
+        *renamed(content, label_map),
         f"Weights: {options.weights_file} ({cfg.backbone} {cfg.variant}, {counted(len(label_map), 'class')}). "
         "The model runs as in evaluation, in one pass; what is shown is what its stages recorded in it.",
     ]

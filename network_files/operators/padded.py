@@ -55,10 +55,10 @@ class HostCopy:
     """A small tensor on its way to the host: sent before other work is queued, read after it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.sent, self.value, self.event = tensor, tensor.to("cpu", non_blocking=True), None
-        if tensor.is_cuda:
-            self.event = torch.cuda.Event()
-            self.event.record()
+        # an MPS device's copies are complete only when waited for, and nothing here would wait
+        self.sent, self.value = tensor, tensor.to("cpu", non_blocking=not tensor.is_mps)
+        # on the tensor's own GPU, which need not be the current one, whose stream knows nothing of the copy
+        self.event = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def read(self) -> Tensor:
         """Returns the tensor, on the CPU, as soon as it is there."""

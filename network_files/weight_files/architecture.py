@@ -93,7 +93,12 @@ def describe(state: Mapping) -> str:
     name = _name(state) or "an unknown backbone"
     variant = "v1" if "roi_heads.box_head.fc6.weight" in state else "v2"
     widths = f"{state[stem_of(state)].shape[0]} channels in the stem, {state[FPN].shape[0]} in the pyramid"
-    return f"{name} {variant} for {len(state[CLASSES]) - 1} classes ({widths})"
+    return f"{name} {variant} for {of_classes(len(state[CLASSES]) - 1)} ({widths})"
+
+
+def of_classes(count: int) -> str:
+    """Returns "1 class", "2 classes"."""
+    return f"{count} class{'es' * (count != 1)}"
 
 
 def _rows(state: Mapping, key: str, origin: str) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from backbone import InputError
 from network_files.mask_rcnn import MaskRCNN
 from network_files.operators.boxes import TORCHVISION
-from network_files.weight_files.architecture import describe, state_of, stem_of
+from network_files.weight_files.architecture import describe, of_classes, state_of, stem_of
 from network_files.weight_files.torch_file import read_torch_file
 
 SITE = "https://download.pytorch.org/models/"
@@ -234,7 +234,7 @@ def _drop_predictors(model: MaskRCNN, state: dict, own: dict, name: str, replace
     if not replace:
         theirs, ours = len(scores) - 1, model.config.num_classes - 1
         raise InputError(
-            f"{name}: is for {theirs} classes, not {ours} (background not counted): take a model of {theirs} classes, "
+            f"{name}: is for {of_classes(theirs)}, not {ours} (background not counted): take a model of as many, "
             "or fine-tune, which replaces the predictors"
         )
     dropped = [key for key in own if key.startswith(PREDICTORS)]

@@ -273,7 +273,7 @@ CASES = [
     ),
     goes_on("an image without objects", one_without, has_none),
     teaches_nothing("no objects at all", none_at_all, no_average, "none is annotated"),
-    teaches_nothing("crowds only", only_crowds, no_crowd_counts, "4 annotations are crowd regions (iscrowd 1), of"),
+    teaches_nothing("crowds only", only_crowds, no_crowd_counts, "4 crowd regions (iscrowd 1), of"),
     goes_on("id 0", numbered(annotations=lambda i: i - 1), all_are_found),
     goes_on("no ids", numbered(annotations=lambda i: None), all_are_found),
     of_ids("sparse ids", images=lambda i: i**9, annotations=lambda i: i**20, categories=lambda i: i**20),

@@ -147,7 +147,7 @@ def taken_from_the_mask(seen):
     target = seen.data[0][1]
     assert [seen.data.label_map.name(label) for label in target["labels"].tolist()] == ["dog", "cat"]
     for done in (seen.run, seen.validated):
-        assert "1 instances without an XML object (class from SegmentationClass)" in done.out
+        assert "1 instance without an XML object (class from SegmentationClass)" in done.out
 
 
 def contradicts(data):
@@ -156,7 +156,7 @@ def contradicts(data):
 
 def the_xml_counts(seen):
     assert [seen.data.label_map.name(label) for label in seen.data[0][1]["labels"].tolist()] == ["dog", "car"]
-    assert "1 instances with another class in SegmentationClass than in the XML" in seen.validated.out
+    assert "1 instance with another class in SegmentationClass than in the XML" in seen.validated.out
 
 
 def more_than_masks(data):

@@ -80,7 +80,8 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
         if training is not None and training[label] > UNEVEN * max(np.median(training[labels]), 1):
             finds.add(
                 IMBALANCE,
-                f"{class_}: {training[label]} objects, the middle class has {np.median(training[labels]):.0f}",
+                f"{class_}: {counted(int(training[label]), 'object')}, "
+                f"the middle class has {np.median(training[labels]):.0f}",
             )
     for label in rare:
         finds.add(RARE, f"{sources}: class {label_map.name(label)!r}: {counted(int(training[label]), 'object')}")
@@ -114,7 +115,11 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
     shared = ids[0] & ids[1]
     if shared:
         some = ", ".join(map(str, sorted(shared, key=str)[:5]))
-        finds.add(SAME_IDS, f"{train.source} and {val.source}: {len(shared)} ids, such as {some}", count=len(shared))
+        finds.add(
+            SAME_IDS,
+            f"{train.source} and {val.source}: {counted(len(shared), 'id')}, such as {some}",
+            count=len(shared),
+        )
 
 
 def _base_names(data_set: ImageDataset) -> list[str]:

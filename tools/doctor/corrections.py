@@ -20,7 +20,7 @@ from train_utils.data.formats.coco.file_names import settle
 from train_utils.data.formats.coco.layout import image_path, listed_names, size_reader
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
 from train_utils.data.masks import LONGEST_OUTLINE, RLE, outline, rasterise, unpack_polygon
-from train_utils.io.plain_text import brief, one_line
+from train_utils.io.plain_text import brief, counted, one_line
 
 
 class Change(NamedTuple):
@@ -170,7 +170,7 @@ class Corrector:
         try:
             box = finite(given, "bbox")
             if len(box) != 4:
-                raise InputError(f"it has {len(box)} numbers")
+                raise InputError(f"it has {counted(len(box), 'number')}")
         except InputError as error:
             return self._boxed(annotation, tight, f"the mask's box is taken, as {error}")
         clipped = _clip(box, size)

@@ -29,6 +29,13 @@ NEAR = Kind(NOTE, "nearly the same image twice in a split", "Fine for frames of 
 SPLIT_BY_CHANCE = " A split by chance (--val-fraction) puts some of them on both sides."
 
 
+ENDED = Kind(
+    WARNING,
+    "the search for doubles ended early",
+    "More of them, across splits too, may be there: take out those that are named, and check again.",
+)
+
+
 class Double(NamedTuple):
     """Two images, (split, position) each; same: in every pixel; correlation of their thumbnails."""
 
@@ -38,16 +45,21 @@ class Double(NamedTuple):
     correlation: float
 
 
-def find_doubles(seen: dict[str, list]) -> list[Double]:
-    """Returns the doubles among the `Seen` of each split: across splits first, then the most alike."""
+def find_doubles(seen: dict[str, list], finds: Finds) -> list[Double]:
+    """Returns the doubles among the `Seen` of each split: across splits first, then the most alike.
+
+    finds: takes a note where there are so many that the search ends early.
+    """
     everything = [(split, one) for split, records in seen.items() for one in records if not one.blank]
     if len(everything) < 2:
         return []
     hashes = np.array([one.hash for _, one in everything], dtype=np.uint64)
     thumbs = np.stack([np.frombuffer(one.thumb, np.uint8) for _, one in everything])  # [N, THUMB^2]
     digests = [one.digest for _, one in everything]
-    found = []
-    for i, j in near_hashes(hashes):
+    found, pairs = [], near_hashes(hashes)
+    if len(pairs) > MOST_PAIRS:
+        finds.add(ENDED, f"after {len(pairs):,} pairs of images that look alike, of {len(hashes):,} images")
+    for i, j in pairs:
         same, alike = digests[i] == digests[j], correlation(thumbs[i], thumbs[j])
         if same or alike > CORRELATION:
             first, second = ((everything[k][0], everything[k][1].i) for k in (i, j))
@@ -56,7 +68,10 @@ def find_doubles(seen: dict[str, list]) -> list[Double]:
 
 
 def near_hashes(hashes: np.ndarray) -> list[tuple[int, int]]:
-    """Returns pairs i < j of hashes uint64 [N] that differ in at most MOST_BITS bits, each once."""
+    """Returns pairs i < j of hashes uint64 [N] that differ in at most MOST_BITS bits, each once.
+
+    With more than MOST_PAIRS of them the search has ended early, and others may be missing.
+    """
     pairs: set[tuple[int, int]] = set()
     octets = hashes[:, None].view(np.uint8)  # [N, 8]
     for column in range(8):

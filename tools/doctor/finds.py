@@ -19,7 +19,7 @@ MOST_KINDS = 200  # kinds made of messages
 TITLES = {  # of the commonest messages, by how they begin
     r"the image is \d+x\d+": "images of another size than annotated",
     r"a size of \S+x\S+$": "images whose size cannot be",
-    r"bbox has \d+ numbers": "boxes that have not four numbers",
+    r"bbox has \d+ number": "boxes that have not four numbers",
     r"polygon reaches": "polygons that reach far out of their image",
     r"RLE is for a size": "RLEs for another size than their image's",
     r"RLE does not fit its size": "RLEs that do not fit their size",
@@ -27,8 +27,6 @@ TITLES = {  # of the commonest messages, by how they begin
     r"cannot be read: '\S+' codec": "files that are no UTF-8 text",
     r"\S+ images are not read": "images of a format that is not read",
 }
-SINGULAR = {f"{word}s": word for word in ("annotation", "instance", "image", "object", "file", "split")}
-SINGULAR["classes"] = "class"
 ADVICE = {"annotation id is duplicated": "--fix numbers them anew, and drops those that are the same."}  # by title
 VALUES = re.compile(
     r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
@@ -109,14 +107,6 @@ class Finds:
             {**kind._asdict(), "count": count, "finds": [find._asdict() for find in self._of[kind]]}
             for kind, count in self.counts()
         ]
-
-
-def of_several(count: int, what: str) -> str:
-    """Returns a plural that goes on, for so many: (1, "instances without a box") -> "instance without a box"."""
-    first, *rest = what.split(" ")
-    if count != 1 or not {"that", "whose", "are"}.isdisjoint(rest):
-        return what
-    return " ".join([SINGULAR.get(first, first), *rest])
 
 
 def kind_of(message: str) -> str:

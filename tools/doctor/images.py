@@ -28,6 +28,8 @@ from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import AS_STORED, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import FEW, MEASURED, advise, measure, spread
+from train_utils.data.images.windows import Windows
+from train_utils.io.plain_text import counted
 from train_utils.io.silence import without_warnings
 
 THUMB = 32  # pixels a side of the copies that doubles are compared by
@@ -86,6 +88,7 @@ class Reader:
         notes = tuple(header_notes(path))
         try:
             image = read_image(path, reading=AS_STORED) if self.paths else self.data[i][0]
+            image = image.window(0, 0, *image.shape[1:]) if isinstance(image, Windows) else image
         except InputError as error:
             return Seen(i, (str(error), isinstance(error, ImageError)), False, notes, b"", 0, b"", 0.0)
         digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=str(tuple(image.shape)).encode()).digest()
@@ -192,8 +195,8 @@ def pixel_values(
     levels, (least, most) = values.levels(low, high), values.value_range()
     lines, where = list(advice.lines), f"{part.source}: {levels} different values from {low:g} to {high:g}"
     if levels < FEW:
-        finds.add(FEW_LEVELS, f"{where} in {values.of} images", split)
-        lines.append(f"{levels} different values in {values.of} images, which is few")
+        finds.add(FEW_LEVELS, f"{where} in {counted(values.of, 'image')}", split)
+        lines.append(f"{levels} different values in {counted(values.of, 'image')}, which is few")
     elif not values.in_bytes and (most - least) < LEAST_SHARE * (high - low):
         finds.add(NARROW, f"{where}, nearly all of them within {least:g} to {most:g}", split)
     histograms = values.histogram(low, high, BINS)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from backbone.errors import InputError
 from tools.doctor import images
 from tools.doctor.advice import Choice
 from tools.doctor.duplicates import Double, path_of
-from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds, of_several
+from tools.doctor.finds import ERROR, NOTE, SEVERITIES, WARNING, Finds
 from tools.doctor.statistics import MaskReach
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import read_image
@@ -19,7 +20,7 @@ from train_utils.data.images.reading import AS_STORED
 from train_utils.data.images.shown import shown
 from train_utils.data.loaders import AUGMENTATION, sample_of, sample_rng
 from train_utils.data.objects.anchors import Reach
-from train_utils.io.plain_text import counted, one_line
+from train_utils.io.plain_text import counted, of_several, one_line
 from train_utils.show.drawing import Style, draw_detections, fitting_size, resized_to_draw
 from train_utils.show.pages import Html, Section, figure, img_tag, joined, note, page, section, table, tag
 from train_utils.show.pages.plots import bars, curves
@@ -65,7 +66,7 @@ def contact_sheet(
     ]
     order = np.random.default_rng(seed).permutation(len(places))
     cards, seconds = [], []
-    for k in order[:count].tolist():
+    for k in tqdm(order[:count].tolist(), desc="contact sheet", unit="image", disable=None, leave=False):
         split, i = places[k]
         part = splits[split]
         seen = images.Reader(part)[i]

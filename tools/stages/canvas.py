@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from train_utils.data.images.shown import shown
 from train_utils.show.colors import instance_color
 
 SIDE, LEAST, MOST = 720, 240, 1600  # pixels: longer side of a drawn image, shorter side of a long one, its longer
@@ -31,7 +32,7 @@ class Canvas:
     def __init__(
         self, pixels: torch.Tensor, window: Sequence[float] | None = None, faded: bool = False, side: int = SIDE
     ) -> None:
-        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        image = Image.fromarray(shown(pixels).permute(1, 2, 0).contiguous().numpy())
         x1, y1, x2, y2 = window or (0, 0, *image.size)
         width, height = max(x2 - x1, 1), max(y2 - y1, 1)
         scale = max(side / max(width, height), min(LEAST / min(width, height), MOST / max(width, height)))

@@ -12,6 +12,7 @@ from tools.stages.regions import SHOWN
 from tools.stages.stage import Panel, Shown, shape, size_of, spread
 from tools.stages.trace import roi_align_points
 from tools.stages.view import View, best_overlap
+from train_utils.io.plain_text import counted
 from train_utils.show.drawing import Style, draw_detections
 
 CLOSE = 6  # objects or detections looked at closely
@@ -160,7 +161,7 @@ def detections(view: View) -> Shown:
     style = Style(magnify=max(1, SIDE // max(size)))
     image = draw_detections(view.image, boxes, labels, scores, masks, view.name_of, style)
     image.thumbnail((2 * SIDE, 2 * SIDE))
-    caption = f"all {len(boxes)} detections: none has a score of 0.5"
+    caption = f"{counted(len(boxes), 'detection')} in all: none has a score of 0.5"
     if least:
         caption = f"the {len(boxes)} of {len(found['scores'])} detections with a score of 0.5 or more"
     panels = [Panel(caption, image)]

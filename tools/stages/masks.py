@@ -12,6 +12,7 @@ from tools.stages.canvas import Canvas, heat_image, tiles, window_around
 from tools.stages.heads import CLOSE, closely
 from tools.stages.stage import Panel, Shown, shape
 from tools.stages.view import View
+from train_utils.data.images.shown import shown
 
 
 def mask_targets(view: View) -> Shown:
@@ -62,7 +63,7 @@ def masks(view: View) -> Shown:
     for d in range(min(CLOSE, len(probs))):
         x1, y1, x2, y2 = window_around(boxes[d : d + 1], size, margin=0.1)
         pasted = paste_masks(probs[d : d + 1], boxes[d : d + 1], size, view.config.geometry)[0, 0, y1:y2, x1:x2]
-        cut = torch.where(pasted > 0.5, view.image[:, y1:y2, x1:x2], 255)
+        cut = torch.where(pasted > 0.5, shown(view.image)[:, y1:y2, x1:x2], 255)
         parts = [
             (f"{probs.shape[1]} x {probs.shape[2]} probabilities", heat_image(probs[d])),
             ("pasted into the image", heat_image(pasted)),

@@ -86,7 +86,7 @@ def compare(before: Mapping[str, Any], now: State, data_set: ImageDataset) -> tu
     one, two = _common(_column(before, "names"), _column(now, "names"))
     counts = len(_column(before, "names")), len(_column(now, "names"))
     if len(one) < counts[0]:
-        changed.append(f"{counts[0] - len(one)} of {counts[0]} images are gone")
+        changed.append(f"{counts[0] - len(one)} of {counted(counts[0], 'image', 'are')} gone")
     if len(two) < counts[1]:
         changed.append(f"{counted(counts[1] - len(two), 'image', 'are')} new")
     if not changed and (one != two).any():

@@ -5,31 +5,48 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from backbone.errors import InputError
 from network_files.weight_files.file_stamp import find_damage, saved_at
 from train_utils.checkpoints.checkpoint import copy_checkpoint
-from train_utils.checkpoints.run_lock import RunLock, busy, holder, launcher_name
-from train_utils.io.files import make_folder, user_path, write_text, writing
+from train_utils.checkpoints.run_lock import NAME, RunLock, busy, holder, launcher_name
+from train_utils.io.files import make_folder, missing_folders, user_path, write_text, writing
 from train_utils.io.plain_text import pasted, visible
 from train_utils.io.unfinished import clear_leftovers
 
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best|min_val_loss|previous)\.pth")
-
-
+BEFORE_STEPS = (NAME, "steps.jsonl", "tensorboard")  # what is in the folder of a run that has not done a step
 MOST_RUNS = 4  # that a message names
 
 
 class RunFolder(NamedTuple):
-    """Where a run writes, and the lock that it holds there."""
+    """Where a run writes, the lock that it holds there, and the folders that were made for it, the inner one first."""
 
     path: Path
     lock: RunLock
+    made: list[Path]
+
+    def remove_unused(self) -> None:
+        """Removes the folders that were made, where the run has failed before its first step: they hold nothing.
+
+        To be called while the lock is held, so that no other run is in them. (Windows keeps them: the lock's file is
+        open.)
+        """
+        with suppress(OSError):  # another run has come meanwhile
+            if not self.made or {path.name for path in self.path.iterdir()} - {*BEFORE_STEPS}:
+                return
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            for name in ("steps.jsonl", NAME):
+                (self.path / name).unlink(missing_ok=True)
+            for folder in self.made:
+                folder.rmdir()
 
 
 def checkpoint_path(folder: str | Path, epoch: int | str) -> Path:
@@ -132,30 +149,27 @@ def prepare_run_folder(
     folder or None, else `output_dir` as for None. checkpoint: what `find_checkpoint` returned for the same flags.
     Raises InputError if another run writes to the folder, or it cannot be created.
     """
-    folder = _chosen(output_dir, default)
+    folder, free = _chosen(output_dir, default), False
     own = _folder_of_restarted(folder, resume)
     if own is not None:
-        folder, lock = own, _lock(own)
+        folder = own
     elif resume is None:
-        folder, lock = _free_folder(folder)
+        free = True
     elif str(resume) == "auto":
-        if checkpoint is None and _has_results(folder):  # lines of a run whose checkpoints were deleted
-            folder, lock = _free_folder(folder)
-        else:
-            lock = _lock(folder)
+        free = checkpoint is None and _has_results(folder)  # lines of a run whose checkpoints were deleted
     elif output_dir is None or folder.resolve() == checkpoint.parent.resolve():
         folder = checkpoint.parent
-        lock = _lock(folder)
     else:
-        folder, lock = _free_folder(folder)
-    if lock is None:
+        free = True
+    run = _free_folder(folder) if free else _locked(folder)
+    if run is None:
         raise InputError(f"{folder}: {busy(folder)}; wait for it, or give another --output-dir")
-    clear_leftovers(folder)
+    clear_leftovers(run.path)
     if checkpoint is not None:
         print(visible(f"resuming from {checkpoint}"), flush=True)
     elif resume is not None:
-        print(visible(f"--resume auto: no checkpoint in {folder}, starting fresh"), flush=True)
-    return RunFolder(folder, lock)
+        print(visible(f"--resume auto: no checkpoint in {run.path}, starting fresh"), flush=True)
+    return run
 
 
 def _chosen(output_dir: str | Path | None, default: str | Path) -> Path:
@@ -180,13 +194,16 @@ def _folder_of_restarted(folder: Path, resume: str | Path | None) -> Path | None
     return max(own, key=lambda place: str(holder(place).get("since")), default=None)
 
 
-def _lock(folder: Path) -> RunLock | None:
+def _locked(folder: Path) -> RunFolder | None:
+    """Creates and locks a folder; returns None if another run writes there."""
+    made = missing_folders(folder)
     make_folder(folder)
-    return RunLock.take(folder)
+    lock = RunLock.take(folder)
+    return None if lock is None else RunFolder(folder, lock, made)
 
 
 def write_args(folder: str | Path, args: dict) -> None:
-    """Writes args.json; args: plain values."""
+    """Writes args.json, by which a folder holds a run; args: plain values."""
     write_text(Path(folder) / "args.json", json.dumps(args, indent=2) + "\n")
 
 
@@ -201,18 +218,19 @@ def _resume_path(path: Path) -> Path:
     return path
 
 
-def _free_folder(folder: Path) -> tuple[Path, RunLock]:
+def _free_folder(folder: Path) -> RunFolder:
     """Creates and locks `folder`, or its first free numbered sibling if it holds a run."""
+    made = missing_folders(folder.parent)
     make_folder(folder.parent)
     for number in itertools.count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        lock = None if _holds_run(place) else _lock(place)
-        if lock is not None:
+        run = None if _holds_run(place) else _locked(place)
+        if run is not None:
             if number > 1:
                 line = f"{visible(str(folder))} holds a run already: writing to {visible(str(place))}"
                 goes_on = f"--output-dir {pasted(folder)} --resume auto"
                 print(f"{line} (to go on with the run of the former: {goes_on})", flush=True)
-            return place, lock
+            return run._replace(made=run.made + made)
 
 
 def _holds_run(folder: Path) -> bool:

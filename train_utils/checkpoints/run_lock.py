@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from train_utils.io.files import open_to_append, writing
 from train_utils.io.plain_text import visible
+from train_utils.io.unfinished import is_at
 
 try:
     import fcntl
@@ -49,6 +50,9 @@ class RunLock:
         except OSError as error:  # network file systems without locks
             line = f"warning: {path}: {error.strerror}; nothing keeps a second run out"
             print(visible(line), file=sys.stderr, flush=True)
+        if not is_at(file.fileno(), path):  # its holder has just removed it
+            file.close()
+            return None
         with writing(path):
             who = {
                 "pid": os.getpid(),

@@ -218,7 +218,7 @@ class ImageDataset:
             parts += [f"classes {what}: {few_counts(classes)}"] if classes else []
         if self.missing.any():
             first = self.file_name(int(self.missing.argmax()))
-            parts.append(f"{int(self.missing.sum())} image files are missing, such as {first}")
+            parts.append(f"{counted(int(self.missing.sum()), 'image file', 'are')} missing, such as {first}")
         return visible("; ".join([*parts, *table.notes]))
 
     def ground_truth(self, unmasked: bool = False) -> dict:
@@ -283,7 +283,8 @@ def _labelled(table: Annotations, label_map: LabelMap) -> tuple[Annotations, Lab
     """Returns the table under another label map, and the map. Raises InputError where the two do not fit."""
     if table.fixed_labels and label_map != table.label_map:
         raise InputError(
-            f"{table.source}: its {len(table.label_map)} classes are not those of the others, or of the weights"
+            f"{table.source}: its {counted(len(table.label_map), 'class', 'are')} not those of the others, or of the "
+            "weights"
         )
     table = _matched_by_name(table, dict(zip(label_map.category_ids, label_map.names, strict=True)))
     check_labels(table, label_map)
@@ -301,7 +302,7 @@ def _matched_by_name(table: Annotations, known: dict[int, str]) -> Annotations:
     own, places = np.unique(table.category_ids, return_inverse=True)
     number = next(iter(matched))
     note = (
-        f"{len(matched)} classes are matched by name, as their ids or capitals differ: category {number} "
+        f"{counted(len(matched), 'class', 'are')} matched by name, as ids or capitals differ: category {number} "
         f"({table.categories[number]!r}) is category {moved[number]} ({known[moved[number]]!r})"
     )
     return replace(

@@ -35,7 +35,7 @@ def without_objects(data_set: ImageDataset) -> str:
     causes = []
     if crowds:
         causes.append(
-            f"{sum(crowds.values())} annotations are crowd regions (iscrowd 1), of {few_counts(crowds)}; "
+            f"{counted(sum(crowds.values()), 'crowd region')} (iscrowd 1), of {few_counts(crowds)}; "
             "--crowd-as-objects reads them as objects"
         )
     causes += [f"skipped {skips}"] if skips else []

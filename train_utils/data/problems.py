@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from backbone.errors import InputError
+from train_utils.io.plain_text import of_several
 
 MISTAKE, SKIP, NOTE = "mistake", "skip", "note"
 MISSING = "image files are missing"
@@ -107,7 +108,8 @@ STOP = StopAtFirst()
 
 def describe_skips(skipped: dict[str, int], first: dict[str, str]) -> str:
     """Returns "3 annotations without segmentation (first: id 17), ..."; empty where nothing was skipped."""
-    return ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in skipped.items() if count)
+    counts = [(reason, count) for reason, count in skipped.items() if count]
+    return ", ".join(f"{count} {of_several(count, reason)} (first: {first[reason]})" for reason, count in counts)
 
 
 def few_counts(counts: dict[str, object]) -> str:

@@ -37,6 +37,9 @@ def borders(rles: Sequence[dict]) -> list[dict]:
     masks = cropped_masks([{**rle, "counts": _as_bytes(rle["counts"])} for rle in rles], size)
     distance, made = border_distance(size), []
     for crop, (x, y, _, _) in zip(masks.crops(), masks.boxes.tolist(), strict=True):
+        if not crop.numel():  # an empty mask has no border
+            made.append(encode_crop(crop.bool(), 0, 0, size))
+            continue
         outside = F.pad(1.0 - crop[None].float(), (distance,) * 4, value=1.0)  # what is around a crop is not set
         near = F.max_pool2d(F.max_pool2d(outside, (2 * distance + 1, 1), 1), (1, 2 * distance + 1), 1)[0] > 0
         made.append(encode_crop(crop.bool() & near, x, y, size))

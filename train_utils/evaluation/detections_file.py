@@ -189,7 +189,7 @@ def _rasterised(segmentation: list, size: list[int]) -> dict:
     polygons = polygon_points(segmentation, size)
     for points in polygons:
         if len(points) < 6 or len(points) % 2:
-            raise InputError(f"a polygon of {len(points)} numbers; x and y of at least 3 points are needed")
+            raise InputError(f"a polygon of {counted(len(points), 'number')}; x and y of at least 3 points are needed")
     if outline(polygons, (size[0], size[1])) > LONGEST_OUTLINE:
         raise InputError(f"its polygons go to and fro for more than {LONGEST_OUTLINE} pixels")
     return rasterise(polygons, (size[0], size[1]))

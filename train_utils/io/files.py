@@ -152,6 +152,11 @@ def make_folder(path: str | Path) -> Path:
     return Path(path)
 
 
+def missing_folders(path: str | Path) -> list[Path]:
+    """Returns what of a folder and its parents is not there, the inner one first."""
+    return [each for each in (Path(path), *Path(path).parents) if not each.exists()]
+
+
 def folder_to_write(path: str | Path) -> Path:
     """Creates the folder that a command writes to, and clears it of what killed processes left unfinished."""
     folder = make_folder(path)
@@ -163,7 +168,7 @@ def folder_to_write(path: str | Path) -> Path:
 def folder_of_result(path: str | Path) -> Iterator[Path]:
     """Creates a folder as `folder_to_write`; removes at the end what it has made and nothing was written into."""
     path = Path(path)
-    made = [each for each in (path, *path.parents) if not each.exists()]
+    made = missing_folders(path)
     try:
         yield folder_to_write(path)
     finally:

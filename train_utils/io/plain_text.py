@@ -13,7 +13,9 @@ from typing import Any
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 IN_QUOTES = re.compile(CONTROL.pattern[:-1] + "\ud800-\udfff\\\\']")  # what needs an escape there
 LONGEST = 1500  # characters of a line
-OF_ONE = {"are": "is", "have": "has"}  # verbs that do not add an s
+OF_ONE = {"are": "is", "have": "has", "cannot": "cannot"}  # verbs that do not add an s
+NOUNS = ("annotation", "file", "id", "image", "instance", "line", "object", "polygon", "shape", "split")
+SINGULAR = {f"{noun}s": noun for noun in NOUNS} | {"classes": "class"}
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlist, _brief.maxdict = 3, 80, 80, 6, 6
 
@@ -62,6 +64,20 @@ def counted(count: int, what: str, verb: str = "") -> str:
     if count == 1:
         return f"1 {what} {OF_ONE.get(verb, f'{verb}s')}" if verb else f"1 {what}"
     return f"{count:,} {what}{'es' if what.endswith(('s', 'x')) else 's'}{f' {verb}' if verb else ''}"
+
+
+def of_several(count: int, what: str) -> str:
+    """Returns a plural that goes on, for so many: (1, "files that are not listed") -> "file that is not listed"."""
+    words = what.split(" ")
+    at = next((k for k, word in enumerate(words[:2]) if word in SINGULAR), None)
+    if count != 1 or at is None:
+        return what
+    words[at] = SINGULAR[words[at]]
+    that, verb = words[at + 1 : at + 2] == ["that"], at + 1
+    if that or words[verb : verb + 1] == ["are"]:
+        verb += that
+        words[verb] = OF_ONE.get(words[verb], f"{words[verb]}s")
+    return " ".join(words)
 
 
 def json_text(value: Any) -> str:

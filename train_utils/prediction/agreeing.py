@@ -12,6 +12,7 @@ from network_files import MaskRCNN
 from train_utils.checkpoints.data_state import data_state, digests
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.labels import LabelMap
+from train_utils.prediction.runtimes.exported_model import ExportedModel
 from train_utils.processes.agreement import Digest, Fact, digest, refuse_differences, version_facts
 from train_utils.processes.distributed import World
 
@@ -43,8 +44,12 @@ def refuse_other_work(
 
 
 def weights_digest(model: MaskRCNN) -> Digest:
-    """Returns a digest of a model's settings, weights and buffers."""
+    """Returns a digest of a model's settings, weights and buffers; of an exported one, of what its file holds."""
     state = hashlib.sha256(repr(model.config).encode())
+    file = model.file if isinstance(model, ExportedModel) else None
+    for path in [] if file is None else [file, *sorted(file.rglob("*"))]:
+        if path.is_file():
+            state.update(path.read_bytes())
     for name, tensor in model.state_dict().items():
         state.update(name.encode())
         state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())  # of any type

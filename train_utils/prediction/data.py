@@ -83,7 +83,9 @@ def notes_on_classes(data_set: ImageDataset) -> list[str]:
     other = [i for i, name in table.categories.items() if name not in (model.get(i, name), str(i))]
     if other:
         names = f"category {other[0]} is {table.categories[other[0]]!r} there and {model[other[0]]!r} in the model"
-        lines.append(f"{len(other)} classes have the model's ids, but other names: {names}; ids are gone by")
+        lines.append(
+            f"{counted(len(other), 'class', 'have')} the model's ids, but other names: {names}; ids are gone by"
+        )
     lacking = {name: i for i, name in model.items() if i not in table.categories}
     if lacking:
         lines.append(f"not there: {counted(len(lacking), 'class')} of the model, whose ids stay: {few_counts(lacking)}")

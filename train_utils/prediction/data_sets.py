@@ -14,6 +14,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ import numpy as np
 from lxml import etree
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from backbone.errors import InputError
 from train_utils.data.images import ImageError, image_size
@@ -36,12 +38,16 @@ VERSION = "5.5.0"  # of LabelMe, whose jsons these are
 
 
 class Detected(NamedTuple):
-    """One detection: mask bool [H, W], score, and its class's row in the label map."""
+    """One detection: its mask as RLE, score, and its class's row in the label map."""
 
-    mask: np.ndarray
     rle: dict
     score: float
     row: int
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The mask, bool [H, W], decoded each time: those of a large image together would take its memory."""
+        return coco_mask.decode(self.rle).astype(bool)
 
 
 class Written(NamedTuple):
@@ -63,6 +69,7 @@ def write_data_set(
     """
     folder, paths = Path(folder), [Path(path) for path in images]
     check_place(form, folder, paths)
+    check_classes(form, label_map)
     rows = {label_map.given.get(number, number): row for row, number in enumerate(label_map.category_ids)}
     of_image: dict[int, list[Mapping]] = {}
     for result in results:
@@ -70,14 +77,14 @@ def write_data_set(
     counts = [0, 0]
     with new_folder(folder) as room:
         writer = WRITERS[form](room, label_map)
-        for number, path in enumerate(paths, 1):
+        for number, path in enumerate(tqdm(paths, desc=folder.name, unit="image", disable=None, leave=False), 1):
             try:
-                size = image_size(path)
+                size = image_size(path, guarded=False)  # --tile reads any
             except ImageError:  # said when it was to be predicted
                 continue
             found = sorted(of_image.get(number, ()), key=lambda result: -result["score"])
             detected = [_detected(result, rows) for result in found]
-            image = Written(path.name, size, [each for each in detected if each.mask.any()])
+            image = Written(path.name, size, [each for each in detected if coco_mask.area(each.rle)])
             with atomic_file(make_folder(writer.images) / path.name) as file, path.open("rb") as source:
                 shutil.copyfileobj(source, file)
             writer.add(image)
@@ -98,11 +105,25 @@ def check_place(form: str, folder: str | Path, images: Iterable[str | Path]) -> 
     for path in map(Path, images):
         if (other := names.setdefault(path.stem, path)) is not path:
             raise InputError(f"--write {form}: {other} and {path} would have one name; rename one of them")
+        if form == "voc" and not _is_text(path.name):
+            raise InputError(f"--write voc: {path}: its lists name files, and this name is no UTF-8; rename it")
+
+
+def check_classes(form: str, label_map: LabelMap) -> None:
+    """Raises InputError where a data set of this form cannot have so many classes."""
+    if form == "voc" and len(label_map.names) > MOST_OF_VOC:
+        many = counted(len(label_map.names), "class")
+        raise InputError(f"--write voc: the model knows {many}, its images number {MOST_OF_VOC}; --write masks has all")
+
+
+def _is_text(name: str) -> bool:
+    """Returns whether a file's name is UTF-8: others are read with surrogates, which no text file takes."""
+    return name.encode(errors="replace").decode() == name
 
 
 def _detected(result: Mapping, rows: dict[int | str, int]) -> Detected:
     rle = result["segmentation"]
-    return Detected(coco_mask.decode(rle).astype(bool), rle, result["score"], rows[result["category_id"]])
+    return Detected(rle, result["score"], rows[result["category_id"]])
 
 
 class CocoWriter:
@@ -200,7 +221,9 @@ class YoloWriter(CocoWriter):
 
     def finish(self) -> None:
         """Writes the data.yaml."""
-        names = "".join(f"  {row}: {json.dumps(name)}\n" for row, name in enumerate(self.label_map.names))
+        names = "".join(
+            f"  {row}: {json.dumps(name, ensure_ascii=False)}\n" for row, name in enumerate(self.label_map.names)
+        )
         text = f"path: .\ntrain: images\nval: images  # of your own choice\nnames:\n{names}"
         write_text(make_folder(self.folder) / "data.yaml", text)
 
@@ -210,27 +233,37 @@ class MasksWriter(CocoWriter):
 
     lost = 0  # pixels of detections that surer ones cover
 
+    @cached_property
+    def folders(self) -> list[str]:
+        """The folder of each class: no two have one, also on disks that ignore case."""
+        made: dict[str, str] = {}
+        for name in self.label_map.names:
+            base = folder = _folder_name(name)
+            while folder.lower() in made:
+                folder = f"{base}_{len(made) + 1}"
+            made[folder.lower()] = folder
+        return list(made.values())
+
     def add(self, image: Written) -> None:
         """Writes the label images of an image."""
         several = len(self.label_map.names) > 1
-        for row, name in enumerate(self.label_map.names):
-            labels, lost = painted(image.size, [one.mask for one in image.detected if one.row == row], np.uint16)
+        for row in range(len(self.label_map.names)):
+            labels, lost = painted(image.size, [one for one in image.detected if one.row == row], np.uint16)
             self.lost += lost
             if several and not labels.any() and row:
                 continue  # a class without an object needs no file where another has one
-            path = make_folder(self.folder / "masks" / (_folder_name(name) if several else ""))
+            path = make_folder(self.folder / "masks" / (self.folders[row] if several else ""))
             with atomic_file(path / f"{Path(image.name).stem}.png") as file:
                 Image.fromarray(labels).save(file, "PNG")
 
     def finish(self) -> None:
         """Writes the names of the classes."""
-        several = len(self.label_map.names) > 1
-        names = [_folder_name(name) if several else name for name in self.label_map.names]
+        names = self.folders if len(self.label_map.names) > 1 else self.label_map.names
         write_text(make_folder(self.folder) / "classes.txt", "".join(f"{name}\n" for name in names))
 
     def notes(self) -> list[str]:
         """Returns how many pixels overlap."""
-        return [f"{self.lost} pixels that detections share are the surer one's"] if self.lost else []
+        return [f"{counted(self.lost, 'pixel')} shared by detections became the surer one's"] if self.lost else []
 
 
 def _folder_name(name: str) -> str:
@@ -238,12 +271,13 @@ def _folder_name(name: str) -> str:
     return "".join("_" if character in '/\\:*?"<>|' else character for character in name).strip(". ") or "_"
 
 
-def painted(size: tuple[int, int], masks: list[np.ndarray], dtype: type) -> tuple[np.ndarray, int]:
+def painted(size: tuple[int, int], detected: list[Detected], dtype: type) -> tuple[np.ndarray, int]:
     """Returns (a label image of masks, the first above the others; how many pixels of masks others cover)."""
     labels, covered = np.zeros(size, dtype=dtype), 0
-    if len(masks) > np.iinfo(dtype).max:
-        raise InputError(f"--write: {len(masks)} objects of an image are more than a label image can number")
-    for number, mask in reversed(list(enumerate(masks, 1))):
+    if len(detected) > np.iinfo(dtype).max:
+        raise InputError(f"--write: {len(detected)} objects of an image are more than a label image can number")
+    for number, one in reversed(list(enumerate(detected, 1))):
+        mask = one.mask
         covered += int(np.count_nonzero(labels[mask]))
         labels[mask] = number
     return labels, covered
@@ -262,7 +296,7 @@ class VocWriter(MasksWriter):
         """Writes the index images and the XML of an image."""
         kept, stem = image.detected[:MOST_OF_VOC], Path(image.name).stem
         self.cut += len(image.detected) - len(kept)
-        objects, lost = painted(image.size, [one.mask for one in kept], np.uint8)
+        objects, lost = painted(image.size, kept, np.uint8)
         self.lost += lost
         classes = np.array([0, *(one.row + 1 for one in kept)], dtype=np.uint8)[objects]
         for kind, values in (("Object", objects), ("Class", classes)):
@@ -290,8 +324,8 @@ class VocWriter(MasksWriter):
 
     def notes(self) -> list[str]:
         """Returns what was left out."""
-        cut = [f"{self.cut} objects are left out, as an image has room for {MOST_OF_VOC}"] if self.cut else []
-        return [*super().notes(), *cut, "train.txt and val.txt both list all images"]
+        cut = f"{counted(self.cut, 'object', 'are')} left out, as an image has room for {MOST_OF_VOC}"
+        return [*super().notes(), *[cut] * bool(self.cut), "train.txt and val.txt both list all images"]
 
 
 def _elements(parent: etree._Element, values: Mapping) -> None:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.in_python import in_python_words, speaking_python
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.images.reading import Reading
+from train_utils.data.images.windows import Windows, is_bomb
 from train_utils.data.in_python.images import image_of, is_one_image
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
@@ -180,13 +182,19 @@ class Detector:
         """
         images = [(number, image) for number, _, image in some if not isinstance(image, ImageError)]
         found, counts, values = {}, [], {number: value for number, value, _ in some}
-        for numbers, batch in alike(images, self.model.config, wanted.batch_size):
-            with naming(*(_source(values[number], number) for number in numbers)):
-                looked = predictor.look_in(batch)
+        left_out = [image for _, _, image in some if isinstance(image, ImageError)]
+        for numbers, batch in alike(images, self.model.config, 1 if predictor.tiled else wanted.batch_size):
+            try:
+                with naming(*(_source(values[number], number) for number in numbers)):
+                    looked = predictor.look_in(batch)
+            except ImageError as error:  # of an image that is read in parts
+                if wanted.strict:
+                    raise
+                left_out.append(error)
+                continue
             for number, image, (one, count) in zip(numbers, batch, looked, strict=True):
                 found[number] = self._results(values[number], number, image, one, wanted)
                 counts.append(count)
-        left_out = [image for _, _, image in some if isinstance(image, ImageError)]
         return [found[number] for number in sorted(found)], counts, left_out
 
     def _results(
@@ -194,7 +202,9 @@ class Detector:
     ) -> Results:
         """Returns the Results; an image of a file is read again where it is drawn, others are kept."""
         a_file = isinstance(value, str | Path)
-        again = partial(image_of, value if a_file else image, reading=Reading.of(self.model.config))  # can be pickled
+        beyond = isinstance(image, Windows) and is_bomb(image.shape[-2:])
+        reading = replace(Reading.of(self.model.config), by_windows=beyond)
+        again = partial(image_of, value if a_file else image, reading=reading)  # can be pickled
         # cloned outside of inference mode, tensors may be changed
         found = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in found.items()}
         source = _source(value, number)

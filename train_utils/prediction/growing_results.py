@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from backbone.errors import InputError
 from train_utils.io import unfinished
-from train_utils.io.files import atomic_file, open_to_append, writing
+from train_utils.io.files import atomic_file, open_to_append, replaced_lines, writing
 from train_utils.io.plain_text import counted, visible
 from train_utils.processes.distributed import World
 
@@ -48,6 +48,8 @@ class GrowingResults:
         # likewise of an image in progress, by its first tile there
         self.tiles: dict[int, dict[int, tuple[Path, int, int]]] = {}
         self.appending = threading.Lock()  # tiles and images are kept by two threads
+        self.outdated: set[int] = set()  # positions of images that an earlier call has kept, and that are others now
+        self.known: dict[Path, int] = {}  # of a file of an earlier call: the bytes that `resume` has looked at
         self.done: frozenset[int] = frozenset()  # what the first process has taken up
         self.count = 0  # results
 
@@ -68,8 +70,9 @@ class GrowingResults:
         done, goes_on = f"{len(self.places):,} of {counted(self.of, 'image')}", "the same command with --resume goes on"
         goes_on += ", also within an image" if self.tiles else ""
         if cut:
-            where = f", {counted(self.count, 'detection')} in {visible(str(self.path))}" if self.as_json else ""
-            if self.as_json:
+            begun = self.as_json and self.file is not None  # else the json is of an earlier call, and whole
+            where = f", {counted(self.count, 'detection')} in {visible(str(self.path))}" if begun else ""
+            if begun:
                 self.write()
             print(f"stopped: {done} predicted{where}; {goes_on}", flush=True)
         elif self.places or self.tiles:
@@ -83,6 +86,8 @@ class GrowingResults:
         """
         if not self._open(existing=True):
             print(f"--resume: nothing unfinished beside {visible(str(self.path))}, starting fresh", flush=True)
+            for line in replaced_lines(self.path) if self.as_json else []:
+                print(visible(line), flush=True)
             return
         with open(self.kept, "rb") as file:
             self._check(file.readline())
@@ -90,7 +95,10 @@ class GrowingResults:
             yield from self._take(part, is_current, cut=True)
         tiles = f", and tiles of {len(self.tiles)} more" if self.tiles else ""
         done = f"{len(self.places):,} of {counted(self.of, 'image')} done{tiles}"
-        print(f"resuming: {done}, in {visible(str(self.kept))}", flush=True)
+        lost = len(self.outdated - self.places.keys())
+        again = "have changed, lie elsewhere or stand at another place in the list, and are not used"
+        others = f"; {counted(lost, 'image')} that it has kept {again}" if lost else ""
+        print(f"resuming: {done}, in {visible(str(self.kept))}{others}", flush=True)
 
     def _take(
         self, part: Path, is_current: Callable[[int, dict], bool] | None = None, cut: bool = False
@@ -100,14 +108,20 @@ class GrowingResults:
         cut: whether to cut off a line that a kill has left incomplete.
         """
         with open(part, "rb") as file:
-            head = file.readline()
-            end = len(head) if head.endswith(b"\n") else 0
+            end = self.known.get(part, 0)
+            file.seek(end)
+            if not end:
+                head = file.readline()
+                end = len(head) if head.endswith(b"\n") else 0
             for line in file:
                 about, count = _read(line)
                 if about is None:
                     break
                 start, end = end + line.index(b"\t") + 1, end + len(line)
-                if about["at"] in self.places or not (is_current is None or is_current(about["at"], about)):
+                if about["at"] in self.places:
+                    continue
+                if is_current is not None and not is_current(about["at"], about):
+                    self.outdated |= {about["at"]} if FIRST_TILE not in about else set()
                     continue
                 place = (part, start, end - start - 1)
                 if FIRST_TILE in about:
@@ -120,6 +134,7 @@ class GrowingResults:
         if cut:
             with open_to_append(part) as file:
                 file.truncate(end)
+            self.known[part] = end
 
     def share(self) -> None:
         """Lets each of several processes keep a file of its own; all call it, once the first has resumed or not."""
@@ -197,7 +212,7 @@ class GrowingResults:
         return shown
 
     def finish(self, tell: Callable[[dict[str, Any]], None] = lambda about: None) -> None:
-        """Writes the json once all processes are done, and removes what it was made of.
+        """Writes the json once all processes are done; what it was made of stays until `remove`.
 
         tell: is told what is known of each image of the other processes.
         """
@@ -210,6 +225,9 @@ class GrowingResults:
             tell(about)
         if self.as_json:
             self.write()
+
+    def remove(self) -> None:
+        """Removes what the json was made of; the first process does, once nothing else is made of it either."""
         if self.file is not None:
             self._remove_parts()
             self.kept.unlink()
@@ -239,14 +257,19 @@ class GrowingResults:
 
     def _open(self, existing: bool) -> bool:
         """Opens and locks the first file that no other process writes; returns False where none is there."""
-        for number in itertools.count(1):
+        for number in self._numbers() if existing else itertools.count(1):
             self.kept = self.path.with_name(self.path.name + ".unfinished" + (f"-{number}" if number > 1 else ""))
-            if existing and not self.kept.exists():
-                return False
             self.file = open_to_append(self.kept)
             if unfinished.locked(self.file.fileno()) is not False and unfinished.is_at(self.file.fileno(), self.kept):
                 return True
             self.file.close()
+        self.file = None
+        return False
+
+    def _numbers(self) -> list[int]:
+        """Returns the numbers of the files that calls which were cut have left."""
+        name = re.compile(re.escape(self.path.name) + r"\.unfinished(?:-(\d+))?")
+        return sorted(int(found[1] or 1) for path in self.path.parent.iterdir() if (found := name.fullmatch(path.name)))
 
     def _begin(self) -> None:
         """Begins anew; results of an earlier call would look current."""

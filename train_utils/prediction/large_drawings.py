@@ -18,6 +18,7 @@ from torch import Tensor
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.io.files import atomic_file, make_folder
+from train_utils.io.plain_text import counted
 from train_utils.prediction.predictor import OVERVIEW, Predictor
 from train_utils.show.drawing import Style
 
@@ -73,4 +74,6 @@ def draw_parts(
             drawn.save(file, **QUALITY)
         count += 1
     tiles = len(tiling.boxes(tuple(image.shape[-2:])))
-    return f"an overview; the fullest {count} of {tiles} tiles at full size in {folder}"
+    if not count:
+        return "an overview, without a tile at full size, as none has a detection"
+    return f"an overview; the fullest {count} of {counted(tiles, 'tile')} at full size in {folder}"

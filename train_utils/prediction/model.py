@@ -89,8 +89,8 @@ def exported_with_classes(path: Path, label_map: LabelMap | None, **config: Any)
 def about_weights(path: Path, content: dict[str, Any], label_map: LabelMap) -> str:
     """Returns a line that says which weights these are: of which epoch, when, of which data, for which classes.
 
-    The date is that of the checkpoint; of an exported file, that of the export stands beside it. A second line names a
-    newer run beside theirs. content: of the file, see `with_date`.
+    The date is that of the checkpoint; of an exported file, that of the export stands beside it. Further lines name the
+    classes that are renamed, and a newer run beside theirs. content: of the file, see `with_date`.
     """
     parts = []
     if is_checkpoint(content):
@@ -103,7 +103,7 @@ def about_weights(path: Path, content: dict[str, Any], label_map: LabelMap) -> s
     parts += [f"exported {_day(path.stat().st_mtime)}"] if is_exported(path) else []
     line = visible(f"weights: {path}: {', '.join([*parts, f'knows {known_classes(label_map)}'])}")
     newer = newer_run(path)
-    return f"{line}\n{newer.line()}" if newer else line
+    return "\n".join([line, *renamed(content, label_map), *([newer.line()] if newer else [])])
 
 
 def _day(seconds: object) -> str:
@@ -129,3 +129,23 @@ def known_classes(label_map: LabelMap) -> str:
     """Returns the names of the classes; of many, the first."""
     names = [label_map.name(label) for label in label_map.labels()]
     return ", ".join(names[:KNOWN]) + (f" and {len(names) - KNOWN} more" if len(names) > KNOWN else "")
+
+
+def renamed(content: dict[str, Any], label_map: LabelMap) -> list[str]:
+    """Returns a line on the classes that are called otherwise than in a checkpoint, by --label-json-path; else none.
+
+    Where ids change, it has them, too, as results are written with the new ones. content: of the weights' file.
+    """
+    if not is_checkpoint(content):
+        return []
+    own = LabelMap.from_dict(content["label_map"])
+    ids_change = any(label_map.has_label(i) and label_map.to_category(i) != own.to_category(i) for i in own.labels())
+
+    def called(labels: LabelMap, i: int) -> str:
+        return f"{labels.to_category(i)} {labels.name(i)}" if ids_change and labels.has_label(i) else labels.name(i)
+
+    pairs = ((called(own, i), called(label_map, i)) for i in own.labels())
+    other = [f"{was} -> {now}" for was, now in pairs if was != now]
+    more = f" and {len(other) - KNOWN} more" if len(other) > KNOWN else ""
+    line = f"{counted(len(other), 'class', 'are')} called otherwise than in the checkpoint: "
+    return [visible(line + ", ".join(other[:KNOWN]) + more)] if other else []

@@ -151,7 +151,7 @@ def stopping(world: World) -> Iterator[None]:
 
 
 def predict_and_keep(work: Work, predictor: Predictor, kept: GrowingResults, pace: Pace, resume: bool) -> None:
-    """Predicts what is not done yet, each process its share of it, and writes the json.
+    """Predicts what is not done yet, each process its share of it, and writes the json; `kept.remove` is left.
 
     resume: takes up what an earlier call has kept. Lines and what is counted follow the images' order.
     """
@@ -177,7 +177,7 @@ def predict_and_keep(work: Work, predictor: Predictor, kept: GrowingResults, pac
                 print(done.said, flush=True)
 
         predict_all(todo, work, predictor, pace, keep, kept)
-    predictor.unreadable = sum(world.gather(predictor.unreadable))
+    predictor.broken = sum(world.gather(predictor.broken), [])
     kept.finish(predictor.recall)
 
 

@@ -19,6 +19,7 @@ from network_files import InputError, MaskRCNN, MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
+from network_files.roi_heads import NeedsMask
 from network_files.transform import padded_size
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
@@ -32,24 +33,28 @@ from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import counted
 from train_utils.prediction.model import known_classes
-from train_utils.prediction.results import labels_of
+from train_utils.prediction.results import OVERVIEW, labels_of
 from train_utils.show.captions import FEW
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
-OVERVIEW = 4000  # pixels a side that are drawn of an image that is read in parts, or is large and looked at in tiles
 
 # of a Predictor: sums of images'
 TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "unboxed", "empty", "foreign", "dropped", "left_out")
 
 
 @torch.inference_mode()
-def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Returns the detections of each image [C, H, W], masks as cropped probabilities, on the CPU."""
+def detect(
+    model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device, need: NeedsMask | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """Returns the detections of each image [C, H, W], masks as cropped probabilities, on the CPU.
+
+    need: which of them need a mask; None: all.
+    """
     at_once, found = 1 if one_by_one(device) else len(images), []
     for i in range(0, len(images), at_once):
         some = [image.to(device) for image in images[i : i + at_once]]  # of Windows what is read later
-        found += model(some, paste_masks=False)
+        found += model(some, paste_masks=False, needs=None if need is None else [need] * len(some))
     return [{key: value.to("cpu") for key, value in detections.items()} for detections in found]
 
 
@@ -105,7 +110,8 @@ class Predictor:
         self.least_score, self.mask_threshold = least_score, mask_threshold
         self.reading = replace(Reading.of(model.config), by_windows=self.tiled is not None)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
-        self.strict, self.unreadable, self.in_part = strict, 0, 0
+        self.strict, self.in_part = strict, 0
+        self.broken: list[str] = []  # of the images that could not be read, what each error said
         self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
         self.counting = threading.Lock()  # `detect` may be called from several threads
         self.full = 0  # images with as many sure detections as the model may find
@@ -138,9 +144,15 @@ class Predictor:
     def look_in(self, images: Sequence[torch.Tensor]) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
         """Returns for each image its detections, as `detect_in`, and what it counts for, which is not counted yet."""
         what = f"prediction on an image of {images[0].shape[-1]}x{images[0].shape[-2]}"
+        need = self._is_wanted if self.least_score > 0 or self.labels is not None else None
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
-            found = detect(self.model, images, self.device)
+            found = detect(self.model, images, self.device, need)
         return [self._wanted(one, tuple(image.shape[-2:])) for one, image in zip(found, images, strict=True)]
+
+    def _is_wanted(self, found: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns which detections have at least the least score and one of the classes, bool [D]."""
+        keep = found["scores"] >= self.least_score
+        return keep if self.labels is None else keep & torch.isin(found["labels"], self.labels.to(keep.device))
 
     def _wanted(
         self, found: dict[str, torch.Tensor], size: tuple[int, int]
@@ -266,12 +278,13 @@ class Predictor:
         if self.strict:
             raise error
         print(f"not predicted: {error}", file=sys.stderr, flush=True)
-        self.unreadable += 1
+        self.broken.append(str(error))
 
     def status(self, images: int) -> int:
         """Says how many of the images were predicted; returns the exit status."""
-        note = f", {self.unreadable} could not be read" if self.unreadable else ""
-        note += f", {self.in_part} in part" if self.in_part else ""
+        unreadable, first = len(self.broken), "".join(self.broken[:1])
+        note = f", {unreadable:,} could not be read{', the first' * (unreadable > 1)}: {first}" if unreadable else ""
+        partly = f", {self.in_part} in part" if self.in_part else ""
         if self.reduced:
             print(
                 f"{counted(self.reduced, 'image', 'are')} drawn smaller: a JPEG has at most {LONGEST:,} pixels a side"
@@ -289,5 +302,5 @@ class Predictor:
             print(f"{empty} a mask without a pixel above --mask-threshold {self.mask_threshold:g}")
         for limit in self.limits():
             print(limit.line)
-        print(f"{images - self.unreadable:,} of {counted(images, 'image')} predicted{note}")
-        return EXIT_SOME_UNUSABLE if self.unreadable or self.in_part else EXIT_OK
+        print(f"{images - unreadable:,} of {counted(images, 'image')} predicted{partly}{note}")
+        return EXIT_SOME_UNUSABLE if unreadable or self.in_part else EXIT_OK

@@ -6,6 +6,7 @@ D detections of an image of H x W pixels. Masks are kept as probabilities in the
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +18,20 @@ import torch
 from PIL import Image
 
 from backbone.errors import InputError
+from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import encode_cropped, mask_probs_to_bool
+from train_utils.data.images.shown import shown
+from train_utils.data.images.windows import Windows
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.mistakes.outlines import border_loops, simplified
 from train_utils.evaluation.numbers import to_coco_results
 from train_utils.io.files import atomic_file, user_path
 from train_utils.prediction.data_sets import write_data_set
 from train_utils.show.captions import AUTO
-from train_utils.show.drawing import Style, draw_detections
+from train_utils.show.drawing import Style, draw_detections, fitting_size, resized
 
+OVERVIEW = 4000  # pixels a side that are drawn of an image that is read in parts, or is large and looked at in tiles
 Which = int | slice | Sequence[int] | Sequence[bool] | np.ndarray | torch.Tensor
 
 
@@ -63,8 +68,8 @@ class Results:
 
     found: boxes float32 [D, 4] (x1 y1 x2 y2 in the image's pixels), labels int64 [D], scores float32 [D] in 0..1,
     mask_probs [D, 28, 28], or of tiles masks (CroppedMasks); size: (H, W); geometry: the model's; image: gives the
-    image [3, H, W]; source: its path, or what stands for it; mask_threshold: a mask's pixels are those with a
-    probability above it.
+    image [3, H, W], as Windows where it is too large to be read whole; source: its path, or what stands for it;
+    mask_threshold: a mask's pixels are those with a probability above it.
 
     results[i], results[a:b], results[results.scores > 0.9] are the Results of these detections alone.
     """
@@ -73,7 +78,7 @@ class Results:
     size: tuple[int, int]
     label_map: LabelMap
     geometry: str
-    image: Callable[[], torch.Tensor]
+    image: Callable[[], torch.Tensor | Windows]
     source: str = "an image"
     mask_threshold: float = 0.5
 
@@ -151,9 +156,18 @@ class Results:
         return save_data_set([self], "voc", folder)
 
     def draw(self, captions: str = AUTO, boxes: bool = True, magnify: int | None = None) -> Image.Image:
-        """Returns the image with masks, boxes, names and scores on it; arguments as of `show.drawing.Style`."""
-        shown = self.labels, self.scores, self.cropped_masks(), self.label_map.name, Style(captions, boxes, magnify)
-        return draw_detections(self.image(), self.boxes, *shown)
+        """Returns the image with masks, boxes, names and scores on it; arguments as of `show.drawing.Style`.
+
+        Of one that is too large to be read whole, an overview of at most OVERVIEW pixels a side is drawn.
+        """
+        image, rectangles, masks = self.image(), self.boxes, self.cropped_masks()
+        if isinstance(image, Windows):
+            size = fitting_size(self.size, (OVERVIEW, OVERVIEW))
+            warnings.warn(f"{self.source}: is drawn at {size[1]}x{size[0]}, too large as a whole", stacklevel=2)
+            image = resized(shown(image.overview(OVERVIEW)), size)
+            rectangles, masks = scale_boxes(rectangles, self.size, size), masks.resize(size)
+        instances = self.labels, self.scores, masks, self.label_map.name, Style(captions, boxes, magnify)
+        return draw_detections(image, rectangles, *instances)
 
     def save(self, path: str | Path) -> None:
         """Writes the drawn image; the suffix of the path says as what."""
@@ -212,11 +226,13 @@ def save_data_set(results: Sequence[Results], form: str, folder: str | Path) -> 
 def labels_of(label_map: LabelMap, classes: str | Sequence[str]) -> list[int]:
     """Returns the labels of classes by name, in any capitals. InputError for a name that there is not."""
     names = [classes] if isinstance(classes, str) else list(classes)
-    known = {label_map.name(label).lower(): label for label in label_map.labels()}
+    known: dict[str, list[int]] = {}  # several classes may have one name
+    for label in label_map.labels():
+        known.setdefault(label_map.name(label).lower(), []).append(label)
     unknown = [name for name in names if name.lower() not in known]
     if unknown:
         raise InputError(f"--classes {', '.join(unknown)}: the model knows {', '.join(known)}")
-    return [known[name.lower()] for name in names]
+    return [label for name in names for label in known[name.lower()]]
 
 
 def _positions(which: Which, count: int) -> list[int]:

@@ -34,8 +34,10 @@ class EMA:
         weights = model.state_dict()
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         torch._foreach_lerp_([self.average[n] for n in trained], [weights[n] for n in trained], 1 - decay)
-        for name in weights.keys() - set(trained):
-            self.average[name].copy_(weights[name])
+        rest = sorted(weights.keys() - set(trained))  # in one call for each type of values, as a GPU wants few
+        for dtype in {weights[name].dtype for name in rest}:
+            same = [name for name in rest if weights[name].dtype == dtype]
+            torch._foreach_copy_([self.average[n] for n in same], [weights[n] for n in same])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the averaged weights under the model's own keys: what a checkpoint holds as "ema"."""

@@ -135,6 +135,7 @@ class Trainer:
         self.run, self.config, self.world, self.splits, self.folder = run, config, world, splits, run.folder
         self.stop, self.say, self.reported = stop, run.say, set()
         self.steps_here, self.seconds_of_evaluation = 0, 0.0  # by this process; of the last one
+        self.has_args = False  # whether args.json is written
         augment = run.additions.augment or augmentation_of(config, splits.train)
         self.loader = TrainLoader(splits.train, augment, world, config)
         self.val_loader = EvalLoader(splits.val, world, config, model.config)
@@ -173,8 +174,6 @@ class Trainer:
         """Trains and evaluates the epochs that are left."""
         config, progress = self.config, self.progress
         self.say_start()
-        if self.world.is_main:
-            run_folders.write_args(self.folder, config.to_args())
         command = shlex.join(["python", *sys.argv])
         self.board.run(progress.step, command, flags=config.to_args(), model=self.state.model.config.to_dict())
         with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
@@ -349,7 +348,9 @@ class Trainer:
         self.say_rewritten()
         skipped = self.progress.skipped, len(result.found.skipped)
         if self.progress.overflows:
-            self.say(f"float16 overflows: {self.progress.overflows} steps left out so far, the scale was lowered")
+            self.say(
+                f"float16 overflows: {counted(self.progress.overflows, 'step')} left out so far, the scale was lowered"
+            )
         if any(skipped):
             self.report_skipped(result.found.skipped)
             self.say(f"unreadable images left out: {skipped[0]} in training so far, {skipped[1]} in validation")
@@ -367,7 +368,10 @@ class Trainer:
         write_curves(self.folder, self.writer, progress.curve, progress.curve_stride, steps, self.about())
 
     def tell(self, numbers: StepNumbers | EpochNumbers) -> None:
-        """Tells the callbacks of a step or an epoch, on the main process."""
+        """Tells the callbacks of a step or an epoch, on the main process; with the first the folder holds a run."""
+        if self.world.is_main and not self.has_args:
+            run_folders.write_args(self.folder, self.config.to_args())
+            self.has_args = True
         for callback in self.callbacks:
             callback.on_step(numbers) if isinstance(numbers, StepNumbers) else callback.on_epoch(numbers)
 
@@ -394,8 +398,8 @@ class Trainer:
         config, model, train = self.config, self.state.model.config, self.splits.train
         return (
             f"{self.folder.resolve().name}: {model.backbone} {model.variant}, {len(train.whole)} training and "
-            f"{len(self.splits.val)} validation images, {counted(len(train.label_map), 'class')}, "
-            f"{self.global_batch} images a step, {config.optimizer}, rate {config.lr:g}"
+            f"{counted(len(self.splits.val), 'validation image')}, {counted(len(train.label_map), 'class')}, "
+            f"{counted(self.global_batch, 'image')} a step, {config.optimizer}, rate {config.lr:g}"
         )
 
     def report_skipped(self, files: Iterable[str]) -> None:

@@ -198,10 +198,11 @@ def cut_into_tiles(config: RunConfig, splits: DataSplits) -> tuple[DataSplits, l
 
 
 def own_folder(start: Start, output_dir: str, at_end: ExitStack) -> Path:
-    """Returns the folder that the run writes into, locked until the end."""
+    """Returns the folder that the run writes into, locked until the end; one that then holds nothing goes again."""
     config, path = start.config, start.path
     prepared = run_folders.prepare_run_folder(config.output_dir, config.resume, path, output_dir)
     at_end.enter_context(prepared.lock)
+    at_end.callback(prepared.remove_unused)
     if path and path.parent.resolve() == prepared.path.resolve():
         run_folders.complete_names(prepared.path, path, start.checkpoint.get("names", ()))
     return prepared.path

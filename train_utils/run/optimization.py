@@ -68,7 +68,8 @@ def amp_dtype(device: torch.device, amp: bool | str = True) -> torch.dtype | Non
     if not amp:
         return None
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # it asks the current one
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     return torch.bfloat16 if amp == FORCE or cpu_has_bf16(fast=True) else None
 

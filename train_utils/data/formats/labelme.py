@@ -44,7 +44,7 @@ from train_utils.data.labels import read_json
 from train_utils.data.masks import RLE, rasterise, unpack_polygon
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
-from train_utils.io.plain_text import brief, visible
+from train_utils.io.plain_text import brief, counted, visible
 
 UNUSED = {
     "label_json_path": "whose classes have names",
@@ -217,7 +217,7 @@ def _read_files(
 
 def _notes(images: dict[str, tuple[Entry, Path]]) -> list[str]:
     count = sum(image.embedded for image, _ in images.values())
-    return [f"{count} images have no file and are read from their jsons"] if count else []
+    return [f"{counted(count, 'image', 'have')} no file: read from the json"] if count else []
 
 
 def _is_labelme(content: Any) -> bool:
@@ -282,7 +282,7 @@ def _part(shape: dict, size: tuple[int, int]) -> tuple[int, list[bytes]]:
     points = []
     for point in given:
         if len(numbers := finite(point, "a point")) != 2:
-            raise InputError(f"a point has {len(numbers)} numbers, x y are 2")
+            raise InputError(f"a point has {counted(len(numbers), 'number')}, x y are 2")
         points.append(numbers)
     if kind == "mask":
         return _mask(shape, np.array(points), size)

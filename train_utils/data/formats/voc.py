@@ -31,6 +31,7 @@ from train_utils.data.links import links_out, links_out_of
 from train_utils.data.masks import IndexImages, Ragged
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
+from train_utils.io.plain_text import of_several
 
 UNUSED = {
     "label_json_path": "whose classes have names",
@@ -153,7 +154,7 @@ def _report(
                 problems.note(title, f"{xml}: {title}: {count}", name, count=count)
         if scan.fraction is not None:
             problems.note(FRACTIONS, f"{xml}: boxes with fractions, such as {scan.fraction}", name)
-    noted = ", ".join(f"{count} {title}" for title, count in notes.items())
+    noted = ", ".join(f"{count} {of_several(count, title)}" for title, count in notes.items())
     return {
         "skipped": dict(skipped),
         "first_skipped": first_skipped,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from backbone.errors import InputError
 from network_files.config import EACH_PAGE, FIRST_PAGE
@@ -22,6 +23,7 @@ from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats, page_coun
 from train_utils.data.images.depth import is_deep
 from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.images.reading import ANY_CHANNELS, USUAL, Reading, sample_of
+from train_utils.io.plain_text import counted
 from train_utils.io.silence import without_warnings
 
 LOOKED_AT, MEASURED = 256, 64  # images whose headers, and whose values, are read, at most
@@ -139,7 +141,7 @@ def measure(data_set: ImageDataset, reading: Reading, places: list[int]) -> Valu
     """
     part, samples, kinds = data_set.read_as(replace(reading, value_range=None, unscaled=True)), [], set()
     chosen = [places[k] for k in spread(len(places), MEASURED)]
-    for i in chosen:
+    for i in tqdm(chosen, desc="values of images", unit="image", disable=None, leave=False):
         try:
             image = part.image(i).numpy()
         except ImageError:  # which training counts and names
@@ -195,9 +197,10 @@ def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_me
     low, high = (0.0, 255.0) if values.in_bytes else _pair(reading.value_range) or values.value_range()
     if measures_range:
         fields["value_range"] = (low, high)
-        levels, shares = values.levels(low, high), f"{SHARE}% and {100 - SHARE}%"
+        levels = values.levels(low, high)
+        shares = f"{SHARE}% and {100 - SHARE}% of {counted(values.of, 'training image')}"
         lines.append(
-            f"value range: {low:g} to {high:g} become 0 to 1 ({shares} of {values.of} training images), {levels} levels"
+            f"value range: {low:g} to {high:g} become 0 to 1 ({shares}), {levels} levels"
             + (f": few are left, the images may have been scaled before ({FEW} are few)" if levels < FEW else "")
         )
     if measures_mean and (values.in_bytes or reading.value_range is None or len(reading.value_range) == 2):

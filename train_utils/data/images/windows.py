@@ -156,6 +156,11 @@ def open_image(path: str | Path, reading: Reading, rotate: bool = True) -> torch
     return read_image(path, rotate, reading=reading)
 
 
+def is_bomb(size: tuple[int, int]) -> bool:
+    """Returns whether an image of (H, W) has more pixels than are read whole: Pillow's limit twice over."""
+    return math.prod(size) > 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+
+
 def unopened(image: torch.Tensor | Windows) -> torch.Tensor | Windows:
     """Returns an image to be kept: of Windows nothing is in memory until a part is read again."""
     return Windows(*image.__reduce__()[1]) if isinstance(image, Windows) else image

@@ -37,6 +37,7 @@ def image_of(value: Any, name: str = "the image", reading: Reading = USUAL) -> t
         return read_image(f"{name} (bytes)", content=bytes(value), reading=reading)
     if isinstance(value, Image.Image):
         plain = value.mode in DEEP_MODES or len(value.getbands()) == reading.channels != 3
+        plain = plain and value.mode not in ("1", "P")  # whose values are no grey
         value = np.array(value if plain else value.convert("L" if reading.channels == 1 else "RGB"))
         value = value.astype(np.uint16) if value.dtype == np.int32 and _fits(value) else value
     if not isinstance(value, torch.Tensor):

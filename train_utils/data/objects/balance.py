@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from train_utils.data.dataset import ImageDataset
+from train_utils.io.plain_text import counted
 
 
 def class_factors(data_set: ImageDataset, threshold: float) -> tuple[dict[int, float], np.ndarray]:
@@ -54,4 +55,5 @@ def describe(data_set: ImageDataset, threshold: float, samples: int) -> str:
     if not rare:
         return f"--balance {threshold:g}: without effect, each class is in at least that share of the images"
     few = ", ".join(f"{name} x {factor:.2g}" for factor, name in rare[:5]) + (", ..." if len(rare) > 5 else "")
-    return f"--balance {threshold:g}: an epoch has {samples} samples of {len(data_set)} images; more often come {few}"
+    of = f"{counted(samples, 'sample')} of {counted(len(data_set), 'image')}"
+    return f"--balance {threshold:g}: an epoch has {of}; more often come {few}"

@@ -9,6 +9,7 @@ import numpy as np
 from network_files import MaskRCNNConfig
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.objects.anchors import Objects, best_iou, objects_of, scene, suggest
+from train_utils.io.plain_text import counted
 
 AUTO = "auto"
 FITTED = ("min_size", "anchor_sizes")  # the fields of MaskRCNNConfig that may be AUTO, in this order
@@ -82,7 +83,8 @@ def fitted_anchors(model: dict[str, Any], objects: Objects) -> tuple[dict[str, A
         return " and ".join(f"{(found >= iou).mean():.1%} by IoU {iou}" for iou in (0.5, 0.7))
 
     chosen, default = (" ".join(f"{size:g}" for size in each) for each in (sizes, config.anchor_sizes))
+    objects = counted(len(seen.boxes), "training object")
     return {"anchor_sizes": sizes}, (
-        f"anchor_sizes: {chosen} (auto): they overlap {shares(sizes)} of {len(seen.boxes)} training objects; "
+        f"anchor_sizes: {chosen} (auto): they overlap {shares(sizes)} of {objects}; "
         f"{default} {shares(config.anchor_sizes)}"
     )

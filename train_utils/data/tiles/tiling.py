@@ -63,7 +63,8 @@ class Tiling:
         """Returns whether a tile [C, h, w] shows too little to be looked at."""
         if self.empty < 0:
             return False
-        low, high = (value.double() for value in tile.flatten(1).aminmax(dim=1))
+        values = tile.int() if tile.dtype == torch.uint16 else tile  # torch compares no uint16
+        low, high = (value.double() for value in values.flatten(1).aminmax(dim=1))
         white = WHITE.get(tile.dtype, 1)
         return float((high - low).max()) * 255 / white <= self.empty
 

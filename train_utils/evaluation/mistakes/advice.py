@@ -4,11 +4,12 @@ import numpy as np
 
 from train_utils.evaluation.mistakes.confusion import most_confused
 from train_utils.evaluation.mistakes.errors import KINDS, kinds_of, missed_of
-from train_utils.evaluation.mistakes.matching import Matches
+from train_utils.evaluation.mistakes.matching import NONE, Matches
 from train_utils.io.plain_text import counted
 
 WORTH = 0.03  # of AP at IoU 0.5: what a kind must cost to be mentioned
 SURE = 0.5  # score from which a false positive is sure of itself
+PAYS = 0.1  # of the last detections of full images, the share of right ones from which more of them are worth it
 SMALL = 32**2  # pixels, COCO's
 MORE = 0.1  # by which a share of the missed must be above that of all objects to say something
 FALLING, LEAST_STEPS = 0.05, 10  # of the loss, from one stretch of steps to the next; steps in each
@@ -112,19 +113,35 @@ def _missed(matches: Matches, missed: np.ndarray, areas: np.ndarray, per_image: 
         )
     full = np.bincount(matches.image, minlength=len(matches.image_ids)) >= (per_image or np.inf)  # [I]
     in_full = float(full[matches.object_image[missed]].mean())
+    more = ""
     if in_full >= 0.5:
-        return (
+        right = right_at_the_end(matches, full)
+        where = (
             f"{in_full:.0%} of the objects that are missed lie in images with {counted(per_image, 'detection')}, all "
-            "that the model may find in one. Give a higher --box-detections-per-img, which needs no training."
+            f"that the model may find in one, and of the quarter with the lowest scores {right:.0%} are right"
         )
+        if right >= PAYS:
+            return f"{where}. Give a higher --box-detections-per-img, which needs no training."
+        more = f" A higher --box-detections-per-img would find little: {where}."
     small, of_all = (float((areas[some] < SMALL).mean()) for some in (missed, ~matches.crowd))
     if small >= 0.5 and small >= of_all + MORE:
         return (
             f"{small:.0%} of the objects that are missed are smaller than 32 x 32 pixels, of all objects "
             f"{of_all:.0%}. Give the network larger images (--min-size, --max-size) or smaller anchors "
-            "(--anchor-sizes)."
+            f"(--anchor-sizes).{more}"
         )
     return (
         "objects are not found at all, not even with low scores. Train longer (--epochs), and compare the objects' "
-        "sizes and shapes with the anchors (--anchor-sizes)."
+        f"sizes and shapes with the anchors (--anchor-sizes).{more}"
     )
+
+
+def right_at_the_end(matches: Matches, images: np.ndarray) -> float:
+    """Returns the share of right ones in the quarter of detections with the lowest scores: what more would be like.
+
+    images: that are looked at, bool [I].
+    """
+    counts = np.bincount(matches.image, minlength=len(images))  # [I]
+    from_end = np.cumsum(counts)[matches.image] - np.arange(len(matches.image))  # [D]: 1 of an image's last
+    last = images[matches.image] & (from_end <= np.maximum(counts // 4, 1)[matches.image]) & ~matches.ignored[0]
+    return float((matches.matched[0, last] != NONE).mean()) if last.any() else 0.0

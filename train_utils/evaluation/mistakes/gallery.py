@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from backbone.errors import InputError
 from train_utils.data.images.shown import shown
@@ -120,7 +121,7 @@ def _draw(
         for column in (matches.object_image, matches.image)
     ]
     room = ROOM
-    for i in order:
+    for i in tqdm(order, desc="report", unit="image", disable=None, leave=False):
         place = places[matches.image_ids[i]]
         objects, detections = (range(*bound[i : i + 2].tolist()) for bound in bounds)
         try:

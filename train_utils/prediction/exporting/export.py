@@ -81,6 +81,8 @@ class Export:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise InputError(f"format {self.format!r} is not known: {', '.join(FORMATS)}")
+        if self.batch is not None and (not isinstance(self.batch, int) or self.batch < 1):
+            raise InputError(f"batch {self.batch!r}: give a whole number from 1, or None for any number")
         if self.int8 and self.format not in PACKAGES:
             raise InputError(f"int8: {self.format} stays in float; take onnx or openvino")
         if self.photo is not None and (self.format not in PACKAGES or self.batch != 1 or self.photo not in PHOTOS):

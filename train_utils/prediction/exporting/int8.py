@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from network_files import InputError, MaskRCNN
+from train_utils.io.plain_text import counted
 from train_utils.io.unfinished import new_file
 from train_utils.prediction.predictor import detect
 from train_utils.prediction.runtimes.packages import optional_package
@@ -106,7 +107,9 @@ class _Calibration:
         cpu = torch.device("cpu")
         telling = [image for image in images if len(detect(model, [image], cpu)[0]["boxes"])]
         if not telling:
-            raise InputError(f"int8: the model finds nothing in {len(images)} images to calibrate on; give others")
+            raise InputError(
+                f"int8: the model finds nothing in {counted(len(images), 'image')} to calibrate on; give others"
+            )
         self.batches = self._batches(model, telling)
 
     @staticmethod

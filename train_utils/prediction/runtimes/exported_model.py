@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,11 +46,12 @@ class ExportedModel(nn.Module):
         self.shared = Shared(MaskRCNNConfig.from_dict({**about["config"], **config}))
         self.transform = Transform(self.shared)
         self.run, self.about = run, about
-        self.in_flight, self.open_again = 1, None
+        self.in_flight, self.open_again, self.file = 1, None, None
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # asked for as any model's, for its device
 
     in_flight: int
     open_again: Callable[[int], Run] | None  # by the number in flight; None: the file has one at a time
+    file: Path | None  # or folder; None: it is not known
 
     @property
     def config(self) -> MaskRCNNConfig:
@@ -67,9 +69,12 @@ class ExportedModel(nn.Module):
         return LabelMap.from_dict(self.about["label_map"])
 
     def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True
+        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True, needs: object = None
     ) -> list[dict[str, Tensor]] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Returns the detections, with targets ({}, detections): a file has no losses."""
+        """Returns the detections, with targets ({}, detections): a file has no losses, and gives each its mask.
+
+        needs: without effect.
+        """
         at_once = self.about["batch"] or len(images)
         found = []
         for i in range(0, len(images), at_once):
@@ -78,6 +83,8 @@ class ExportedModel(nn.Module):
 
     def computed(self, *inputs: Tensor) -> list[Tensor]:
         """Returns what the runtime makes of the inputs; raises InputError where it fails."""
+        if self.run is None:  # it could not be opened again: what is wrong is said each time
+            self.run = self.open_again(self.in_flight)
         try:
             return self.run(*inputs)
         except Exception as error:  # the runtimes' errors have no common class
@@ -121,6 +128,14 @@ class WholeModel(ExportedModel):
         boxes, labels, scores, masks = self.computed(image if photo == "uint8" else image.float())
         masks = masks[:, None].float() if paste else CroppedMasks.from_masks(masks)
         return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
+
+
+def filled_up(model: nn.Module) -> str | None:
+    """Returns a line on a file of a fixed number of images, which is filled up where images come one by one."""
+    batch = (model.about["batch"] or 1) if isinstance(model, ExportedModel) else 1
+    if batch == 1:
+        return None
+    return f"the file takes {batch} images at a time and gets one here, in {batch} times the time; export --batch 1"
 
 
 def have_in_flight(model: nn.Module, images: int, most: int | None = None) -> str | None:

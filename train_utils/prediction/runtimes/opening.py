@@ -36,6 +36,7 @@ def open_exported(path: str | Path, **config: Any) -> ExportedModel:
     if about.get("format_version") != VERSION:
         raise InputError(f"{path}: is not of tools.export, or of another version of it; export it again")
     model = opened(run, about, **config)
+    model.file = path
     if opener is not open_program:  # torch rounds differently on another number of threads
         model.open_again = lambda in_flight: _by(opener, path, in_flight)[0]
     return model

@@ -12,6 +12,7 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ImageError
 from train_utils.data.loaders import Batch, sample_seed
 from train_utils.io.memory import LESS_IN_TRAINING, is_lack_of_memory
+from train_utils.io.plain_text import counted
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig
 from train_utils.run.optimization import Precision
@@ -37,6 +38,8 @@ def fitting_batch(
     """
     batch, whole = config.batch_size, config.batch_size * config.accumulate_steps
     while True:
+        if world.is_main:
+            print(f"batch_size: tries a step of {counted(batch, 'image')}", flush=True)
         failed = world.sum(torch.tensor(float(not fits(model, data_set, batch, config, precision)))).item()
         if not failed:
             break

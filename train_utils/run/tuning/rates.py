@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from tqdm import tqdm
 
 from train_utils.data.loaders import TrainLoader
 from train_utils.processes.distributed import World
@@ -35,7 +36,9 @@ def range_test(state: TrainState, loader: TrainLoader, world: World, usual: floa
     set_rate(state, usual)
     growth = (HIGHEST / LOWEST) ** (1 / (STEPS - 1))
     state.schedule = torch.optim.lr_scheduler.LambdaLR(state.optimizer, lambda step: LOWEST * growth**step)
-    found = list(itertools.islice(_means(state, loader, world), STEPS))  # (rate, mean loss)
+    bar = {"total": STEPS, "desc": "--lr auto", "unit": "step", "leave": False}
+    steps = itertools.islice(_means(state, loader, world), STEPS)
+    found = list(tqdm(steps, **bar, disable=None if world.is_main else True))  # (rate, mean loss)
 
     state.model.load_state_dict(model)
     state.optimizer.zero_grad()

@@ -19,7 +19,7 @@ from train_utils.data.annotations import NO_ID
 from train_utils.data.formats.coco.other_data import other_json
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
 from train_utils.data.problems import Id, StopAtFirst
-from train_utils.io.plain_text import brief, shown, visible
+from train_utils.io.plain_text import brief, counted, shown, visible
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # text that is an integer of 64 bits, in its one spelling
 MOST_PIXELS = 2**31  # pycocotools counts in 32 bits; images of a twelfth of it are refused as bombs
@@ -89,7 +89,7 @@ def _hashed(text: str) -> int:
 
 def is_text(text: str) -> bool:
     """Returns whether a string can be written as UTF-8: json may hold halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_categories(
@@ -218,7 +218,7 @@ def check_annotation(annotation: dict, categories: Container[int] | None, size: 
     box = annotation.get("bbox")
     box = finite(box, "bbox") if box else box_of(kind, parts, size)
     if len(box) != 4:
-        raise InputError(f"bbox has {len(box)} numbers, x y width height are 4")
+        raise InputError(f"bbox has {counted(len(box), 'number')}, x y width height are 4")
     if not (overlaps(box[0], box[2], size[1]) and overlaps(box[1], box[3], size[0])):
         raise Skip("annotations whose box has no area in the image")
     area = annotation.get("area")

@@ -19,6 +19,7 @@ from train_utils.data.formats.coco.layout import FEW, ROLE, ROLES, data_root, fi
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import file_of
 from train_utils.io.files import user_path
+from train_utils.io.plain_text import counted
 
 MOST_FILES = 1_000_000  # that are looked through
 MOST_COMPARED = 20_000  # file names that a missing one is compared with
@@ -52,7 +53,7 @@ class FileNames(NamedTuple):
         if not self.renamed:
             return ()
         given, found = next(iter(self.renamed.items()))
-        return (f"{len(self.renamed)} file names differ from their files', as {given!r} from {found!r}",)
+        return (f"{counted(len(self.renamed), 'file name', 'differ')} from the files', as {given!r} from {found!r}",)
 
 
 def image_folder(root: Path, json_path: Path, image_dir: str | Path | None, names: list[str]) -> tuple[Path, Path]:

@@ -221,9 +221,9 @@ def _ambiguous(scans: list[Scan]) -> str:
     values, regions = sum(scan.values for scan in scans), sum(scan.regions for scan in scans)
     if several and regions >= MANY_REGIONS * values:
         return (
-            f"the {values} values of {len(scans)} images lie in {regions} separate regions, so they do not number "
-            f"objects (are they classes, or were they blurred when they were scaled?); {SPLIT} of the class that its "
-            f"value is, or {BY_VALUE}"
+            f"{regions} separate regions have the {counted(values, 'value')} of {counted(len(scans), 'image')}, which "
+            f"do not number objects (are they classes, or were they blurred when they were scaled?); {SPLIT} of the "
+            f"class that its value is, or {BY_VALUE}"
         )
     return ""
 
@@ -233,17 +233,21 @@ def _notes(scans: list[Scan], split: bool | None) -> list[str]:
     colours, notes = sum(scan.colours for scan in scans), []
     if split:
         count = sum(len(classes) for scan in scans for _, _, classes in scan.objects)
-        notes = [f"{count} objects are connected regions (8 neighbours) of their masks: those that touch are one"]
+        notes = [
+            f"{counted(count, 'object', 'are')} connected regions (8 neighbours) of masks: those that touch are one"
+        ]
     elif colours:
-        notes = [f"{colours} masks are coloured: each colour but black is an object"]
+        notes = [f"{counted(colours, 'mask', 'are')} coloured: each colour but black is an object"]
     return notes
 
 
 def _notes_on_pages(names: list[str]) -> list[str]:
     """Returns how many of the images are pages, and of how many files."""
     paged = [name for name in names if page_of(name)[1] is not None]
-    files = counted(len(set(map(file_of, paged))), "file")
-    return [f"{len(paged)} images are pages of {files}, such as {paged[0]}; so are their masks"] if paged else []
+    if not paged:
+        return []
+    images, files = counted(len(paged), "image", "are"), counted(len(set(map(file_of, paged))), "file")
+    return [f"{images} pages of {files}, such as {paged[0]}; so are the masks"]
 
 
 def _scan_or_error(

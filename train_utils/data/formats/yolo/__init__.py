@@ -38,7 +38,7 @@ from train_utils.data.formats.yolo.data_yaml import Value, read_yaml
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_SEGMENTATION, StopAtFirst
 from train_utils.io.files import read_text
-from train_utils.io.plain_text import brief, visible
+from train_utils.io.plain_text import brief, counted, visible
 
 UNUSED = {
     "label_json_path": "whose classes have names",
@@ -184,7 +184,7 @@ def _class_names(place: Place) -> dict[int, str] | None:
     if not rows:
         raise InputError(f"{place.yaml}: names is no list of names; write names: [first, second, ...]")
     if count is not None and int(count) != len(rows):
-        raise InputError(f"{place.yaml}: nc is {count}, but names has {len(rows)} classes; make them agree")
+        raise InputError(f"{place.yaml}: nc is {count}, but names has {counted(len(rows), 'class')}; make them agree")
     return {int(number): visible(name) for number, name in rows}
 
 
@@ -314,10 +314,11 @@ def _read_files(
         )
     notes = [place.note] * bool(place.note)
     if texts < len(labels):
-        notes.append(f"{len(labels) - texts} images without a txt have no objects")
+        notes.append(f"{counted(len(labels) - texts, 'image', 'have')} no txt, and so no objects")
     if past:
         notes.append(
-            f"{len(past)} polygons reach past their image, by {max(past):.2%} at most, and are cut at its edge"
+            f"{counted(len(past), 'polygon', 'are')} cut at the image's edge, reaching past it by {max(past):.2%} at "
+            "most"
         )
     return found.values(notes=notes), found.arrays()
 
@@ -341,8 +342,8 @@ def _numbers(where: str, line: str, names: dict[int, str] | None) -> tuple[int, 
         )
     if len(corners) % 2 or len(corners) in (0, 2):
         raise InputError(
-            f"{where}: has {len(corners)} numbers behind its class; x y of three corners and more, or a box of 4 "
-            "numbers, are needed"
+            f"{where}: has {counted(len(corners), 'number')} behind its class; x y of three corners and more, or a "
+            "box of 4 numbers, are needed"
         )
     low, high = corners.min(), corners.max()
     if max(high - 1, -low) > PAST:

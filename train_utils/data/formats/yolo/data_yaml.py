@@ -18,6 +18,7 @@ KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s#'"\[\]{},][^#]*?)\s*
 QUOTED = r'"(?:[^"\\]|\\.)*"' + r"|'(?:[^']|'')*'"
 TOKEN = re.compile(rf"\s*((?:[^\s\[\]{{}},'\":]+:\s+)?(?:{QUOTED})|[\[\]{{}},]|[^\s\[\]{{}},'\"][^\[\]{{}},]*)")
 UNREAD = ("&", "*", "!", "|", ">", "%", "@", "`")  # marks of anchors, tags, texts of several lines
+ESCAPE = re.compile(r"\\(?:x([\da-fA-F]{2})|u([\da-fA-F]{4})|U(000[\da-fA-F]{5}|0010[\da-fA-F]{4})|(.))")
 ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\", "/": "/"}
 
 
@@ -143,12 +144,20 @@ def _inline(path: Path, line: Line, text: str) -> list[str] | dict[str, str]:
 def _scalar(path: Path, line: Line, text: str) -> str:
     """Returns a text as it is meant: without quotes."""
     if re.fullmatch(r'"(?:[^"\\]|\\.)*"', text):
-        return re.sub(r"\\(.)", lambda found: ESCAPES.get(found[1], found[0]), text[1:-1])
+        text = ESCAPE.sub(_unescaped, text[1:-1])
+        # json escapes a character beyond 16 bits as two surrogates
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if re.fullmatch(r"'(?:[^']|'')*'", text):
         return text[1:-1].replace("''", "'")
     if text.startswith(UNREAD) or text.startswith(("'", '"')):
         raise _error(path, line, f"{brief(text)} is YAML that is not read here; write the value itself, quotes closed")
     return text
+
+
+def _unescaped(found: re.Match) -> str:
+    """Returns what an escape in double quotes stands for."""
+    code = found[1] or found[2] or found[3]
+    return chr(int(code, 16)) if code else ESCAPES.get(found[4], found[0])
 
 
 def _error(path: Path, line: Line, what: str) -> InputError:
