@@ -16,7 +16,7 @@ from network_files.operators.boxes import box_ioa, box_iou
 from network_files.operators.padded import HostCopy, Padded, cat_parts, from_host, portions, waits_are_cheap
 
 OVERLAPS = 4_000_000  # computed at once
-OVERLAPS_GPU = 100_000_000
+OVERLAPS_GPU = 25_000_000  # of 16 bytes each: 400 MB
 NEAR = 256  # boxes of many that are compared with the objects near them alone
 BELOW = -1  # overlaps every object by less than the low threshold: background
 BETWEEN = -2  # between the thresholds: neither object nor background, ignored

@@ -19,7 +19,7 @@ BLOCK = 256  # boxes decided at once
 PAIRS = 4_000_000  # candidates that are worth being looked at one by one
 PORTION = 16_000  # of them looked at together: a few MiB
 BOXES = 10_000  # of a CPU's rows looked at together: an image's
-OVERLAPS = 100_000_000  # compared at once where all are compared with all: 1.3 GB
+OVERLAPS = 100_000_000  # compared at once where all are compared with all, 16 bytes each: 1.6 GB
 ROUNDS = 12  # of greedy choice between two looks of the host
 
 
