@@ -35,6 +35,7 @@ from train_utils.data.augmentations.common import (
     kept,
     on_canvas,
     on_masks,
+    top_of,
     uniform,
 )
 from train_utils.data.augmentations.occlusion import CopyPaste, Cutout
@@ -135,7 +136,7 @@ class PhotometricJitter:
         if (brightness, contrast, saturation, hue) == (1.0, 1.0, 1.0, 0.0):
             return image.clone(), dict(target)
 
-        top = 1.0 if image.is_floating_point() else 255.0
+        top = top_of(image)
         colours = (image.float() * brightness).clamp_(0, top)
         in_colour = len(colours) == 3
         mean_luma = (torch.einsum("c,chw->hw", RGB_TO_YIQ[0], colours) if in_colour else colours).mean()
@@ -196,9 +197,11 @@ class LargeScaleJitter:
         )
 
     def _cut_image(self, image: Tensor, resized: tuple[int, int], top: int, left: int) -> Tensor:
-        # of bytes torch makes no 1 x 1 image: an assertion fails inside
-        given = image.float() if resized == (1, 1) else image
+        # torch resizes no uint16, and makes no 1 x 1 image of bytes: an assertion fails inside
+        deep = image.dtype == torch.uint16
+        given = image.float() if deep or resized == (1, 1) else image
         resized_image = F.interpolate(given[None], size=resized, mode="bilinear", antialias=True)[0]
+        resized_image = resized_image.round_() if deep else resized_image
         image = resized_image.to(image.dtype)[:, top : top + self.size, left : left + self.size]
         return on_canvas(image, self.fill, (self.size, self.size))
 

@@ -1,5 +1,6 @@
 """Images -> boxes, classes and masks, or their losses: Mask R-CNN (He et al. 2017), its forward pass on one screen."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from network_files.operators.instance_masks import paste_masks
 from network_files.operators.padded import Padded, at_least_float32
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
-from network_files.roi_heads import Detections, RoIHeads
+from network_files.roi_heads import Detections, NeedsMask, RoIHeads
 from network_files.rpn import RegionProposalNetwork
 from network_files.shared import Shared
 from network_files.transform import ImageBatch, Transform, prepare_objects
@@ -71,8 +72,12 @@ class MaskRCNN(nn.Module):
         targets: list[dict] | None = None,
         paste_masks: bool = True,
         recorder: Observer | None = None,
+        needs: Sequence[NeedsMask] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Returns losses in training, detections in evaluation, both with targets in evaluation."""
+        """Returns losses in training, detections in evaluation, both with targets in evaluation.
+
+        needs: of each image, which detections need a mask: those of others are zeros, and take no time.
+        """
         if self.training and targets is None:
             raise ValueError("training needs targets: call model(images, targets), or model.eval() first")
         if not len(images):
@@ -82,6 +87,7 @@ class MaskRCNN(nn.Module):
             raise ValueError(f"as many targets as images are needed: {len(targets)}, not {len(images)}")
         recorder = recorder or SILENT
         batch = self.transform.batch(images, targets, self.training, next(self.parameters()).dtype)
+        self._check_norm(batch)
         recorder(Stage.BATCH, images=batch.images, sizes=batch.sizes, original_sizes=batch.original_sizes)
         objects = targets and prepare_objects(targets, batch, self.config.num_classes)
         # P2..P6; RoIAlign and boxes want at least float32, also where autocast makes the maps bf16
@@ -92,7 +98,8 @@ class MaskRCNN(nn.Module):
             losses = self.roi_heads.losses(table, proposals, objects, recorder) | losses
         if self.training:
             return losses
-        detections = self.to_original(self.roi_heads.detect(batch, table, proposals, recorder), batch, paste_masks)
+        found = self.roi_heads.detect(batch, table, proposals, recorder, needs)
+        detections = self.to_original(found, batch, paste_masks)
         return detections if objects is None else (losses, detections)
 
     def to_original(self, found: Detections, batch: ImageBatch, paste: bool) -> list[dict[str, Tensor]]:
@@ -110,6 +117,14 @@ class MaskRCNN(nn.Module):
     def _check_device(self, images: list[Tensor]) -> None:
         if self.training and self.config.norm == "sync" and images[0].device.type == "cpu":
             raise InputError("norm sync works on GPUs only: choose batch, frozen or group on a CPU")
+
+    def _check_norm(self, batch: ImageBatch) -> None:
+        alone = len(batch.sizes) == 1 and max(batch.padded) <= 32  # 1 x 1 in the body's last map, of stride 32
+        if self.training and self.config.norm == "batch" and alone:
+            raise InputError(
+                "norm batch needs several values of each channel, and a batch of one image of at most 32x32 pixels has "
+                "one: choose norm group or frozen, or a larger min_size"
+            )
 
     def recompute_activations(self) -> None:
         """Makes the backward pass compute activations of the body again, from now on: slower, smaller.

@@ -4,7 +4,7 @@ Shapes: N images, P proposals of one image, K RoIs over all images, D detections
 background, M = 28 mask cells a side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from network_files import matching
 from network_files.config import MaskRCNNConfig
 from network_files.loss_portions import loss_in_portions
 from network_files.losses import box_losses, mask_loss
-from network_files.operators.boxes import BoxCoder, at_least, clip_to_sizes
+from network_files.operators.boxes import BoxCoder, at_least, clip_to_sizes, scale_to_sizes
 from network_files.operators.instance_masks import mask_targets
 from network_files.operators.nms import nms_of_rows
 from network_files.operators.padded import Padded, at_least_float32, cat_parts, portions, waits_are_cheap
@@ -31,7 +31,8 @@ MASKS_AT_ONCE = 32  # RoIs in the mask branch: they stay in a CPU's cache
 MASKS_AT_ONCE_GPU = 2048  # they keep a GPU busy, and a batch of 16 images has no more in training
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped (torchvision)
 
-
+# tells which detections of an image need a mask, bool [D], from boxes in its own pixels, labels and scores
+NeedsMask = Callable[[dict[str, Tensor]], Tensor]
 Norm = Callable[[int], nn.Module]
 
 
@@ -168,6 +169,17 @@ class Detections(NamedTuple):
             return [dict(zip(self._fields[1:], self[1:], strict=True))]
         parts = [t.split(self.counts) for t in self[1:]]
         return [dict(zip(self._fields[1:], part, strict=True)) for part in zip(*parts, strict=True)]
+
+
+def needed_of(
+    needs: Sequence[NeedsMask], found: tuple[list[int], Tensor, Tensor, Tensor], batch: ImageBatch, some: slice
+) -> Tensor:
+    """Returns which detections need a mask, bool [D]; found: of `RoIHeads.detect_boxes`, of some images of a batch."""
+    counts, boxes, labels, scores = found
+    boxes = scale_to_sizes(boxes, batch.sizes[some], batch.original_sizes[some])  # as `MaskRCNN.to_original`
+    each = zip(*(Padded(t, counts).each() for t in (boxes, labels, scores)), strict=True)
+    names = Detections._fields[1:4]
+    return cat_parts([need(dict(zip(names, one, strict=True))) for need, one in zip(needs, each, strict=True)])
 
 
 def masks_at_once(device: torch.device) -> int:
@@ -372,14 +384,20 @@ class RoIHeads(Part, nn.Module):
         return {"loss_mask": loss_in_portions(loss, (pooled, cat_parts(labels), targets), at_once, parameters)}
 
     def detect(
-        self, batch: ImageBatch, table: FeatureTable, proposals: Padded, recorder: Observer = SILENT
+        self,
+        batch: ImageBatch,
+        table: FeatureTable,
+        proposals: Padded,
+        recorder: Observer = SILENT,
+        needs: Sequence[NeedsMask] | None = None,
     ) -> Detections:
         """Returns the detections of each image in the resized image, and their masks.
 
-        On a CPU image by image, so that an image's numbers do not depend on the others in its batch.
+        needs: of each image; masks that are not needed are zeros. On a CPU image by image, so that an image's numbers
+        do not depend on the others in its batch.
         """
         parts = [
-            self._detect(batch.sizes[some], table, proposals[some], some.start, recorder)
+            self._detect(batch, some, table, proposals[some], recorder, needs)
             for some in portions(len(proposals), proposals.values.device)
         ]
         counts = [count for part in parts for count in part.counts]
@@ -390,10 +408,16 @@ class RoIHeads(Part, nn.Module):
         )
 
     def _detect(
-        self, sizes: list[tuple[int, int]], table: FeatureTable, proposals: Padded, first: int, recorder: Observer
+        self,
+        batch: ImageBatch,
+        some: slice,
+        table: FeatureTable,
+        proposals: Padded,
+        recorder: Observer,
+        needs: Sequence[NeedsMask] | None,
     ) -> Detections:
-        """Returns the detections of some images, the first of which is number `first` of the batch."""
-        rois, image = proposals.flat(), proposals.image()
+        """Returns the detections of some images of the batch, whose proposals these are."""
+        rois, image, first = proposals.flat(), proposals.image(), some.start
         image = image + first if first else image
 
         def report(*values: Tensor) -> None:
@@ -402,19 +426,39 @@ class RoIHeads(Part, nn.Module):
 
         report_to = None if recorder is SILENT else report
         pooled = self.pool(table, rois, image, self.config.box_roi_size, report=report_to)
-        counts, boxes, labels, scores = self.detect_boxes(*self.boxes(pooled), proposals, sizes, recorder)
-        image = Padded(boxes, counts).image()
+        found = self.detect_boxes(*self.boxes(pooled), proposals, batch.sizes[some], recorder)
+        counts, needed = found[0], None if needs is None else needed_of(needs[some], found, batch, some)
+        image = Padded(found[1], counts).image()
         image = image + first if first else image
-        boxes, labels, scores = (Padded(t, counts).flat() for t in (boxes, labels, scores))
-        pooled, at_once = self.pool(table, boxes, image, self.config.mask_roi_size), masks_at_once(boxes.device)
-        some = [(pooled, labels)]
-        if len(labels) > at_once:
-            some = zip(pooled.split(at_once), labels.split(at_once), strict=True)
-        probs = cat_parts([self.masks(*each) for each in some]).to(boxes.dtype).sigmoid()
+        boxes, labels, scores = (Padded(t, counts).flat() for t in found[1:])
+        probs = self.mask_probs(table, boxes, image, labels, needed)
         if recorder is not SILENT:
             for each in probs.split(counts):
                 recorder(Stage.MASKS, probs=each)
         return Detections(counts, boxes, labels, scores, probs)
+
+    def mask_probs(
+        self, table: FeatureTable, boxes: Tensor, image: Tensor, labels: Tensor, needed: Tensor | None = None
+    ) -> Tensor:
+        """Returns mask probabilities [D, M, M] of boxes [D, 4] of these images and classes, int64 [D].
+
+        needed: bool [D], None: all; masks of others are zeros. Which are needed changes no bit of a mask: a RoI stays
+        in its portion, and is alone there only where it was.
+        """
+        at_once, size = masks_at_once(boxes.device), self.config.mask_roi_size
+        if needed is not None:
+            probs = boxes.new_zeros(len(labels), 2 * size, 2 * size)
+            for some in torch.arange(len(labels), device=labels.device).split(at_once):
+                own = some[needed[some]]
+                if len(own):
+                    own = own.expand(2) if len(own) == 1 < len(some) else own  # a CPU rounds otherwise for one
+                    probs[own] = self.mask_probs(table, boxes[own], image[own], labels[own])
+            return probs
+        pooled = self.pool(table, boxes, image, size)
+        some = [(pooled, labels)]
+        if len(labels) > at_once:
+            some = zip(pooled.split(at_once), labels.split(at_once), strict=True)
+        return cat_parts([self.masks(*each) for each in some]).to(boxes.dtype).sigmoid()
 
     def detect_boxes(
         self,

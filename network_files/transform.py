@@ -189,7 +189,8 @@ def prepare_objects(targets: list[dict], batch: ImageBatch, num_classes: int) ->
         ]
         regions = Padded.of([b[c] for b, c in zip(padded.each(), crowd, strict=True)])
         objects, labels = (Padded.of([v[~c] for v, c in zip(p.each(), crowd, strict=True)]) for p in (padded, labels))
-        masks = [m[~c] for m, c in zip(masks, crowd, strict=True)]
+        # masks may have stayed on the CPU: those who move a target's tensors alone leave CroppedMasks there
+        masks = [m[~c.to(m.boxes.device)] for m, c in zip(masks, crowd, strict=True)]
     seeds = [target.get("sample_seed") for target in targets]
     generators = [(None, None) if seed is None else (seeded(seed, 0), seeded(seed, 1)) for seed in seeds]
     device = batch.images.device

@@ -10,6 +10,7 @@ from my_dataset_coco import CocoDataset
 from tests.coco_folders import annotation, coco, square
 from train_utils.data.formats.coco import packer as annotation_packer
 from train_utils.data.formats.coco import reading as coco_annotations
+from train_utils.data.formats.coco.polygon_text import TAKEN_OUT, take_out
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, pack_polygons, unpack_polygon
 from train_utils.io import json_stream
@@ -56,6 +57,9 @@ SKIPPED = [
     {"segmentation": [[-3, 5, -1, 5, -1, 9]]},
     {"image_id": "99"},
 ]
+TEXT = [form for form in (*FINE, *SKIPPED) if not {"area", "bbox", "iscrowd", "id", "category_id"} & form.keys()]
+TEXT += [{"bbox": [2, 3, 0, 10]}, {"bbox": [30, 3, 10, 10]}, {"area": 12.345}, {"iscrowd": 1}]
+TEXT += [{"segmentation": {"size": [25, 30], "counts": [100, 50, 600]}, "image_id": 5}]
 WRONG = [
     {"bbox": [1, 2, 3]},
     {"bbox": [1, 2, 3, True]},
@@ -97,9 +101,8 @@ def read_both_ways(path, monkeypatch, streamed=True):
     for one_by_one in (False, True):
         with monkeypatch.context() as patch:
             if one_by_one:
-                patch.setattr(
-                    annotation_packer._Plain, "take", lambda self, batch, _: list(enumerate(batch, self.start))
-                )
+                patch.setattr(annotation_packer._Plain, "take", lambda self, annotations, _: annotations)
+                patch.setattr(annotation_packer, "take_out", lambda text: None)
             raw = None if streamed else json.loads(path.read_text())
             try:
                 results.append(read_annotations(path, raw=raw))
@@ -108,18 +111,10 @@ def read_both_ways(path, monkeypatch, streamed=True):
     return results
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("streamed", [True, False])
-def test_batches_equal_single_annotations(tmp_path, monkeypatch, seed, streamed):
-    monkeypatch.setattr(json_stream, "BATCH", 8)
-    monkeypatch.setattr(coco_annotations, "BATCH", 8)
-    rng = np.random.default_rng(seed)
-    path = tmp_path / "instances.json"
-    path.write_text(json.dumps(coco(IMAGES, some(rng, FINE * 4 + SKIPPED, 60))))
-    batch, single = read_both_ways(path, monkeypatch, streamed)
-    assert list(batch.skipped.items()) == list(single.skipped.items()) and sum(batch.skipped.values())
+def assert_same(batch, single):
+    assert list(batch.skipped.items()) == list(single.skipped.items())
     assert batch.first_skipped == single.first_skipped and batch.first_skipped.keys() == batch.skipped.keys()
-    assert set(np.unique(batch.masks.kinds)) == {HUNDREDTHS, POLYGON}
+    assert set(np.unique(batch.masks.kinds)) >= {HUNDREDTHS, POLYGON}
     for name in ("first", "annotation_ids", "category_ids", "iscrowd", "boxes"):
         assert np.array_equal(getattr(batch, name), getattr(single, name)), name
     for name in ("kinds", "first_part"):
@@ -127,6 +122,114 @@ def test_batches_equal_single_annotations(tmp_path, monkeypatch, seed, streamed)
     assert np.array_equal(batch.areas, single.areas, equal_nan=True)
     assert np.array_equal(batch.masks.parts.first, single.masks.parts.first)
     assert np.array_equal(batch.masks.parts.values, single.masks.parts.values)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("streamed", [True, False])
+def test_batches_equal_single_annotations(tmp_path, monkeypatch, seed, streamed):
+    for module, name, value in (
+        (json_stream, "BATCH", 8),
+        (json_stream, "PORTION", 1500),
+        (coco_annotations, "BATCH", 8),
+    ):
+        monkeypatch.setattr(module, name, value)
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(IMAGES, some(rng, FINE * 4 + SKIPPED, 60))))
+    batch, single = read_both_ways(path, monkeypatch, streamed)
+    assert sum(batch.skipped.values())
+    assert_same(batch, single)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("spelling", [{}, {"separators": (",", ":")}, {"indent": 1}])
+def test_polygons_from_text_equal_single_annotations(tmp_path, monkeypatch, seed, spelling):
+    rng, sizes, from_text = np.random.default_rng(seed), [], annotation_packer._FromText.take
+    annotations = some(rng, [{}] * 4 * len(TEXT) + TEXT, 150)
+    for a in annotations:
+        if a.get("segmentation") == square():
+            polygons = [rng.integers(0, 2000, 2 * n) for n in rng.integers(3, 9, rng.integers(1, 4))]
+            a["segmentation"] = [(numbers / 100).tolist() for numbers in polygons]
+
+    def take(self, *given):
+        others = from_text(self, *given)
+        sizes.append(len(self.taken))
+        return others
+
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(IMAGES, annotations), **spelling))
+    monkeypatch.setattr(json_stream, "PORTION", 4000)
+    monkeypatch.setattr(annotation_packer._FromText, "take", take)
+    assert_same(*read_both_ways(path, monkeypatch))
+    assert (len(sizes) > 3 and sum(sizes) > 75) == ("indent" not in spelling)
+
+
+COUNTED = "0 7 10 655 655.35 0.0 0.5 0.05 0.00 0.10 12.3 99.99 123.45".split()
+OTHER = "655.36 700 12.345 -1 -0 1e2 1E-1 0.1e1 1000 65535 1e-400".split()
+OTHER += ["1 ", "\n1", " 1.5\t"]
+NO_JSON = [
+    "01",
+    "00.5",
+    "1.",
+    ".5",
+    "1.2.3",
+    "1..2",
+    "+1",
+    "",
+    "1 2",
+    "1,,2",
+    "- 1",
+    "0x1",
+    "1]",
+    "[1",
+    "é",
+    "1/2",
+    "nan",
+]
+NO_JSON += ["1\x002", "1\x012", "1\n2", "1;2", "1:2"]
+
+
+@pytest.mark.parametrize("place", [0, 3, 9])
+@pytest.mark.parametrize("number", [*COUNTED, *OTHER, *NO_JSON])
+def test_numbers_of_a_text_are_those_of_json(number, place):
+    numbers = ["1.5", "20", "3.25", "400.01", "5", "66.6", "7.77", "80", "9.9", "0"]
+    fine, numbers[place] = ",".join(numbers), number
+    odd = ", ".join(numbers)
+    text = ", ".join(f'{{"id": {i}, "segmentation": [[{odd if i == 3 else fine}], [{fine}]]}}' for i in range(7))
+    taken = take_out(text)
+    if number in NO_JSON:
+        assert taken is None
+        return
+    expected = json.loads(f"[{text}]")
+    annotations, polygons = taken
+    starts = np.cumsum([0, *polygons.lengths]).tolist()
+    for i, entry in enumerate(annotations):
+        if entry["segmentation"] is TAKEN_OUT:
+            parts = [polygons.hundredths[starts[r] : starts[r + 1]] / 100 for r in (2 * i, 2 * i + 1)]
+            entry["segmentation"] = [part.tolist() for part in parts]
+            assert polygons.parsed(i) == entry["segmentation"]
+    assert annotations == expected and polygons.plain.all() == (number in COUNTED) and polygons.plain.sum() >= 6
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        '{"id": 1, "id": 2, "segmentation": [[1,2,3,4,5,6]]}',
+        '{"segmentation": [[1,2,3,4,5,6]], "segmentation": [[1,2,3,4,5,6]]}',
+        '{"of": {"segmentation": [[1,2,3,4,5,6]]}}',
+        '{"text": "a \\"segmentation\\": [[1,2,3,4,5,6]]"}',
+        '{"segmentation": [[{"k": 1, "k": 2}]]}',
+        '{"segmentation": NaN}',
+        '{"area": NaN}',
+        '{"segmentation": [[1,2,3,4,5,6]',
+        '"segmentation": [[1,2,3,4,5,6]]',
+        "[]",
+    ],
+)
+def test_a_text_is_not_taken_where_it_may_say_something_else(other):
+    plain = '{"id": 1, "segmentation": [[1,2,3,4,5,6]]}'
+    assert take_out(f"{plain}, {plain}") is not None
+    assert take_out(f"{plain}, {other}, {plain}") is None
 
 
 @pytest.mark.parametrize("form", range(len(WRONG)))

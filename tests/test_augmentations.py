@@ -199,9 +199,12 @@ def test_presets_are_overruled_by_single_flags():
 
 
 OWN = """
+from __future__ import annotations
 import random
+from dataclasses import dataclass
 import numpy as np
 import torch
+from beside_mine import mirrored
 
 def darker(image, target):
     shift = random.random() + np.random.rand() + torch.rand(()).item()
@@ -215,11 +218,23 @@ def fails(image, target):
 
 def _private():
     return None
+
+@dataclass
+class Mirror:
+    p: float = 1.0
+    def __call__(self, image, target, scale=0.5, train=True):
+        return (mirrored(image) * scale).to(image.dtype), target
+
+mirror = Mirror()
+
+def named(image, target, rng=None):
+    return (image * torch.rand((), generator=rng)).to(image.dtype), target
 """
 
 
 def test_an_own_file_draws_by_the_generator_whatever_it_draws_from(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "beside_mine.py").write_text("def mirrored(image):\n    return image.flip(2)\n")
     place = str(tmp_path / "mine.py")
     darker, (image, target) = own_augmentation(f"{place}:darker"), sample(4)
     first = darker(image, target, generator(1))
@@ -232,10 +247,17 @@ def test_an_own_file_draws_by_the_generator_whatever_it_draws_from(tmp_path):
     assert str(darker) == f"{place}:darker" and augmentation_of(Augmentation(augment=str(darker))).name == str(darker)
     removed = own_augmentation(f"{place}:loses")(image, {**target, "image_id": 3}, generator())[1]
     assert removed[REMOVED] == len(target["labels"]) - 1
+    mirror, named = (own_augmentation(f"{place}:{name}") for name in ("mirror", "named"))
+    assert torch.equal(mirror(image, target, generator())[0], (image.flip(2) * 0.5).to(torch.uint8))
+    assert not mirror.takes_rng and named.takes_rng
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text("def f(image, target): return image, target")
+    other = own_augmentation(str(tmp_path / "other" / "mine.py:f"))
+    assert other.function.__module__ != mirror.function.__module__
     (tmp_path / "broken.py").write_text("import nothing_of_this_name")
     for wrong, said in (
         ("none.py:f", "there is no file"),
-        (f"{place}:dark", "mine.py has no function dark; it has darker, loses, fails"),
+        (f"{place}:dark", "mine.py has no function dark; it has dataclass, mirrored, darker, loses, fails, named"),
         (f"{tmp_path / 'broken.py'}:f", "ModuleNotFoundError: No module named .* .broken.py, line 1"),
     ):
         with pytest.raises(InputError, match=said):
@@ -243,7 +265,7 @@ def test_an_own_file_draws_by_the_generator_whatever_it_draws_from(tmp_path):
     loader = TrainLoader(
         Two([sample(3)]), own_augmentation(f"{place}:fails"), World.single("cpu"), LoaderOptions(1, workers=0)
     )
-    with pytest.raises(InputError, match=r"mine.py:fails: KeyError: 'keypoints' \(mine.py, line 14\), of image 3"):
+    with pytest.raises(InputError, match=r"mine.py:fails: KeyError: 'keypoints' \(mine.py, line 17\), of image 3"):
         list(loader.epoch(0))
 
 

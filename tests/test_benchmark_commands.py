@@ -3,18 +3,22 @@
 import json
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import train
 from benchmarks import compare_models, distributed, mini_masks, models
 from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
-from benchmarks.large_images import huge_image, slide
+from benchmarks.large_images import huge_image, slide, training
 from network_files import matching
-from tests import tiny_model
+from tests import small_runs, tiny_model
 from tests.coco_folders import many, write
 from tests.tiny_model import write_checkpoint, write_coco
 from train_utils.data.images import windows
+from train_utils.data.opening import open_data
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +42,46 @@ def test_a_slide_is_read_in_parts(tmp_path, capfd, monkeypatch):
     weights = str(write_checkpoint(tmp_path / "model.pth"))
     assert slide.main([*small, "--weights-path", weights, "--tile", "200"]) == 0
     assert re.search(r"predict.py: exit status 0, [\d.]+ s of CPU time, peak \d+ MiB", capfd.readouterr().out)
+
+
+def test_of_many_discs_those_are_found_that_a_box_meets():
+    boxes, colours = slide.discs(300, 10)
+    assert len(boxes) == len(colours) == 10 and slide.squares(300, 10) == (4, 75)
+    results = [{"bbox": [x1, y1, x2 - x1, y2 - y1]} for x1, y1, x2, y2 in boxes.tolist()]
+    half = [{"bbox": [*result["bbox"][:2], result["bbox"][2] * 0.4, result["bbox"][3]]} for result in results]
+    outside = {"bbox": [290, 290, 9, 9]}  # of a square without a disc
+    assert slide.found([*results[:7], results[0], half[8], outside], 300, 10) == 7
+
+
+def test_training_in_tiles_is_measured_beside_whole_mosaics(tmp_path, capfd, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[6:])  # behind the places of data and run
+        return SimpleNamespace(returncode=small_runs.call(train, *command[2:]))
+
+    monkeypatch.setattr(training, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    monkeypatch.setattr(training, "SIDE", 32)
+    monkeypatch.setattr(training, "ACROSS", 2)
+    monkeypatch.setattr(training, "NETWORK", " ".join(tiny_model.train_flags(backbone_width=16)))
+    assert training.main(["--mosaics", "1", "--epochs", "1", "--keep", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert commands[0][:-2] == commands[1][:-2]
+    assert [words[-2:] for words in commands] == [["--tile", "32"], ["--repeat", "9"]]
+    line = r"^--(?:tile 32|repeat 9): mask AP -?[\d.]+, AP50 -?[\d.]+, \d+ s of CPU time$"
+    assert len(re.findall(line, out, re.M)) == 2
+    (mosaic, target), parts = open_data(tmp_path / "mosaics").train[0], open_data(tmp_path / "shapes").train
+    masks, labels = [], []
+    for place in range(4):
+        y, x = (32 * along for along in divmod(place, 2))
+        image, own = parts[place]
+        assert torch.equal(mosaic[:, y : y + 32, x : x + 32], image)
+        masks.append(torch.zeros(len(own["labels"]), 64, 64, dtype=torch.uint8))
+        masks[-1][:, y : y + 32, x : x + 32] = own["masks"].to_masks()
+        labels.append(own["labels"])
+    assert torch.equal(target["masks"].to_masks(), torch.cat(masks)) and torch.equal(
+        target["labels"], torch.cat(labels)
+    )
 
 
 def test_formats_are_compared(tmp_path, capfd):

@@ -204,6 +204,10 @@ def test_mistakes_are_named(tmp_path):
     one = tmp_path / "instances_a.json"
     with pytest.raises(InputError, match="no image is left for validation"):
         open_data(one, val_fraction=0)
+    write(tmp_path / "single", many(1), "instances_a.json")
+    with pytest.raises(InputError, match="has one image, which cannot be divided .* give validation data beside it"):
+        open_data(tmp_path / "single")
+    assert len(open_data(tmp_path / "single", split="val", val_fraction=1).val) == 1
     with pytest.raises(InputError, match="--val-fraction 2"):
         open_data(one, val_fraction=2)
     write(tmp_path / "v", many(2), "instances_val.json")

@@ -31,6 +31,7 @@ from train_utils.data.images.depth import is_narrowed
 from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.images.shown import shown
 from train_utils.data.images.survey import advise
+from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.data.in_python.images import image_of
 from train_utils.data.opening import open_data
 
@@ -338,10 +339,33 @@ def test_a_run_on_12_bits(tmp_path, capsys):
     assert call(predict, *weights, "--img-path", picture, "--output-dir", tmp_path, "--box-score-thresh", 0) == 0
     assert np.ptp(np.asarray(Image.open(tmp_path / "test_result.jpg").convert("L"))) > 100  # is not all dark
     capsys.readouterr()
+    assert call(train, *words, "--output-dir", tmp_path / "stained", "--stain-jitter", 0.1) == 2
+    assert "--stain-jitter splits red, green and blue, and images have 1 channel here: leave" in capsys.readouterr().err
     more = ["--epochs", 2, "--allow-changed", "epochs", "--value-range", "auto", "--resume", "auto"]
     assert call(train, *words, "--output-dir", run, *more) == 0
     again = torch.load(run / "model_1.pth", weights_only=True)["config"]
     assert again == config and "become 0 to 1" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "uint16", "path"])
+def test_the_range_of_a_torch_data_set_is_measured(kind, tmp_path):
+    """Of uint16, as of files; floats are in 0..1 already."""
+    pairs = []
+    for i in range(2):
+        values = np.full((16, 16), 4000, np.uint16)
+        values[i + 2 : 12, 3:9] = 1000
+        image = {"uint8": np.uint8(values // 16), "float32": values / np.float32(4000)}.get(kind, values)
+        if kind == "path":
+            image = tmp_path / f"{i}.png"
+            Image.fromarray(values).save(image)
+        masks = torch.from_numpy(values == 1000)[None]
+        pairs.append((image, {"boxes": [[3, i + 2, 9, 12]], "labels": [1], "masks": masks}))
+    reading = Reading(1)
+    fields, lines, _ = advise(data_set_of(pairs, reading=reading), reading, wants_range=True, wants_mean=False)
+    if kind in ("uint16", "path"):
+        assert fields == {"value_range": (1000.0, 4000.0)} and "1000 to 4000 become 0 to 1" in lines[0]
+    else:
+        assert fields == {} and lines == ["value range: the training images have 8 bits and stay as they are"]
 
 
 def saved(form, **how):

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from train_utils.io import json_stream
-from train_utils.io.json_stream import Unusual, no_collection, read_lists
+from train_utils.io.json_stream import RepeatedKey, Unusual, no_collection, object_of, read_lists
 
 DOCUMENT = {
     "info": {"year": 2017, "nested": [[1, -2.5e3], {"a": None}], "text": 'a "quoted" }],[ é \\ \u4e2d'},
@@ -30,22 +30,64 @@ def streamed(text: bytes, keys=KEYS):
     return order, read
 
 
+@pytest.mark.parametrize("portion", [50, 10**6])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 10**6])
 @pytest.mark.parametrize("spelling", [{}, {"indent": 2}, {"separators": (",", ":"), "ensure_ascii": False}])
-def test_lists_are_whole(monkeypatch, chunk, spelling):
+def test_lists_are_whole(monkeypatch, chunk, spelling, portion):
     monkeypatch.setattr(json_stream, "CHUNK", chunk)
     monkeypatch.setattr(json_stream, "BATCH", 3)
+    monkeypatch.setattr(json_stream, "PORTION", portion)
     for before in (b"", b"\xef\xbb\xbf", b" \n"):
         text = before + json.dumps(DOCUMENT, **spelling).encode() + b"\n "
         assert streamed(text) == (list(DOCUMENT), {key: DOCUMENT[key] for key in KEYS})
 
 
-def test_batches_are_of_the_size_set(monkeypatch):
+def batches_of(text):
+    batches = []
+    read_lists(io.BytesIO(text.encode()), {"images": batches.append}, len)
+    return batches
+
+
+def test_batches_are_of_the_sizes_set(monkeypatch):
+    text = json.dumps(DOCUMENT, ensure_ascii=False)
+    assert list(map(len, batches_of(text))) == [10, 1]  # the last one shows by what follows where it ends
+    monkeypatch.setattr(json_stream, "PORTION", 100)
+    batches = batches_of(text)
+    assert sum(map(len, batches)) == 11 and all(len(json.dumps(batch, ensure_ascii=False)) <= 102 for batch in batches)
+    assert max(map(len, batches)) > 1
+    monkeypatch.setattr(json_stream, "plain_objects", lambda text: None)
     monkeypatch.setattr(json_stream, "BATCH", 4)
-    sizes = []
-    takers = {"images": lambda batch: sizes.append(len(batch))}
-    read_lists(io.BytesIO(json.dumps(DOCUMENT).encode()), takers, lambda data: None)
-    assert sizes == [4, 4, 3]
+    assert list(map(len, batches_of(text))) == [4, 4, 3]
+
+
+AT_ONCE = [
+    '{"id": 7, "list": [1, 2.5, "}"], "none": null}',
+    '{"id": 7, "url": "http://a.b:80/c", "date": "17:02:52"}',
+    '{"id" : 7 , "rle"\t:\n{"size": [3, 4], "counts": "12:4"}}',
+    '{"nan": NaN, "far": -Infinity, "empty": {}}',
+]
+CALLED_FOR = ['{"list": ["}, {"]}', '{"a": "say \\": so"}', '{"a": [{"b": 1}, {"b": 2}]}', '{"a": {"b": {"c": 1}}}']
+
+
+@pytest.mark.parametrize("form", [*AT_ONCE, *CALLED_FOR])
+def test_objects_are_parsed_at_once_or_with_a_call_for_each_but_are_the_same(monkeypatch, form):
+    calls = []
+    monkeypatch.setattr(json_stream, "object_of", lambda pairs: calls.append(pairs) or object_of(pairs))
+    text = f'{{"images": [{", ".join([form] * 40)}], "more": 1}}'
+    found = [image for batch in batches_of(text) for image in batch]
+    assert repr(found) == repr(json.loads(text)["images"]) and (len(calls) < 4) == (form in AT_ONCE)
+
+
+@pytest.mark.parametrize("place", [0, 17, 39])
+@pytest.mark.parametrize("form", AT_ONCE)
+@pytest.mark.parametrize(
+    "twice", ['"k": 1, "k": 2', '"k" : 1, "l": "a:b", "k"\n: 2', '"o": {"k": 1, "k": 1}', '"k": 1, "k": {}']
+)
+def test_a_key_that_is_duplicated_is_named_among_any_others(place, form, twice):
+    forms = [form] * 40
+    forms[place] = f"{{{twice}}}"
+    with pytest.raises(RepeatedKey, match="^key 'k' is duplicated in the object of "):
+        batches_of(f'{{"images": [{", ".join(forms)}]}}')
 
 
 WHOLE = json.dumps({key: [{"a": [1]}, {"a": [2]}] for key in KEYS})

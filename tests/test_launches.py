@@ -13,6 +13,7 @@ from network_files.operators import nms as nms_module
 from network_files.operators import padded
 from network_files.operators.nms import nms, nms_of_rows
 from network_files.operators.padded import HostCopy, Padded
+from network_files.transform import ImageBatch, prepare_objects
 from tests.plain_loops import random_boxes
 from tests.test_recorder import sample
 from tests.tiny_model import FEW, tiny, tiny_model
@@ -84,6 +85,17 @@ def test_the_device_that_is_not_there_gives_the_same():
         for one, other, image in zip(detections, found, images, strict=True):
             torch.testing.assert_close(one["boxes"], other["boxes"].cpu(), rtol=0, atol=1e-4)
             assert other["masks"].shape == (len(one["scores"]), 1, *image.shape[1:])
+
+
+def test_masks_of_crowds_may_stay_where_tensors_alone_are_moved():
+    """As in training loops that move the tensors of a target, of which CroppedMasks are none."""
+    images, targets = batch_of(1, crowd=True)
+    with Pretended():
+        target = {k: to_device(v) if isinstance(v, torch.Tensor) else v for k, v in targets[0].items()}
+        size = tuple(images[0].shape[1:])
+        batch = ImageBatch(to_device(torch.zeros(1, 3, *size)), [size], [size])
+        (masks,) = prepare_objects([target], batch, 4).masks
+    assert torch.equal(masks.to_masks(), targets[0]["masks"].to_masks()[[0, 2]])
 
 
 def test_what_is_counted():

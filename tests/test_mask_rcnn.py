@@ -314,6 +314,11 @@ class TestRecompute:
         assert seen[1][0] < 0.9 * seen[0][0]
         assert all(torch.equal(a, b) for a, b in zip(seen[0][1], seen[1][1], strict=True))
 
+    def test_batch_norm_of_a_single_value(self):
+        model = tiny(norm="batch", min_size=32, max_size=32).train()
+        with pytest.raises(InputError, match="a batch of one image of at most 32x32 pixels has one: choose norm group"):
+            model([noise_image()], [target(OBJECTS)])
+
     def test_batch_norm_would_count_twice(self):
         with pytest.raises(InputError, match="recompute does not go with norm batch"):
             tiny(norm="batch").recompute_activations()
@@ -432,6 +437,26 @@ class TestDetections:
         assert cropped.keys() == {"boxes", "labels", "scores", "mask_probs"}
         assert cropped["mask_probs"].shape == (count, 28, 28)
         assert all(torch.equal(cropped[k], found[k]) for k in ("boxes", "labels", "scores"))
+
+    @pytest.mark.parametrize("rows", [[0], [33], [0, 5, 39], list(range(32)), []])
+    def test_masks_that_nobody_needs_are_zeros_and_change_no_bit_of_others(self, rows):
+        many = {"rpn_post_nms_top_n_test": 80, "box_detections_per_img": 40, "box_score_thresh": 0.0}
+        model = tiny_model.tiny(4, backbone_width=16, norm="batch", **many).eval()
+        images, seen = [noise_image(), noise_image(64, 64, 1)], []
+
+        def need(found):
+            seen.append(found)
+            return torch.zeros(len(found["scores"]), dtype=torch.bool).index_fill_(0, torch.tensor(rows).long(), True)
+
+        with torch.no_grad():
+            expected = model(images, paste_masks=False)
+            found = model(images, paste_masks=False, needs=[need, need])
+        for one, whole, told in zip(found, expected, seen, strict=True):
+            assert len(one["scores"]) == 40
+            assert all(torch.equal(one[key], whole[key]) and torch.equal(told[key], whole[key]) for key in told)
+            masks = torch.zeros_like(whole["mask_probs"])
+            masks[rows] = whole["mask_probs"][rows]
+            assert torch.equal(one["mask_probs"], masks)
 
     def test_gradients_may_be_on(self):
         model, image = tiny().eval(), noise_image()

@@ -15,9 +15,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import predict
-from tests.small_runs import ROOT
+from network_files.roi_heads import RoIHeads
+from tests.small_runs import ROOT, files_of
 from tests.tiny_model import NAMES, SIZES, tiny_model, write_checkpoint, write_coco, write_images
+from train_utils.evaluation.tiled_model import all_need
 from train_utils.prediction.model import unfinished
+from train_utils.prediction.predictor import Predictor
 from train_utils.show.image_lists import output_names
 
 
@@ -99,6 +102,31 @@ def test_score_and_classes_only_filter(run, tmp_path):
     assert results("--score", 0, "--classes", "Square") == [r for r in every if r["category_id"] == 2]
     both = results("--score", 0, "--classes", "circle", "big triangle")
     assert both == [r for r in every if r["category_id"] in (1, 4)]
+
+
+@pytest.mark.parametrize(
+    "words", [("--order", "uncertain", "--classes", "square"), ("--tta", "flips"), ("--tile", 112, "--overlap", 0.1)]
+)
+def test_what_is_left_out_takes_no_masks_and_changes_no_file(run, tmp_path, monkeypatch, words):
+    image, taken, masks = tmp_path / "image.png", [], RoIHeads.masks
+    pixels = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(image)
+    monkeypatch.setattr(RoIHeads, "masks", lambda *given: taken.append(len(given[2])) or masks(*given))
+
+    def outcome(score):
+        taken.clear()
+        status, out, _ = run("--img-path", image, "--output-dir", "out", "--verbose", "--score", score, *words)
+        assert status == 0
+        files = files_of("out")
+        shutil.rmtree("out")
+        return sum(taken), {"said": re.sub(r" in [\d.]+ s", "", out), **files}
+
+    results = json.loads(outcome(0)[1]["test_result.json"])
+    score = sorted(result["score"] for result in results)[len(results) // 2]
+    few, files = outcome(score)
+    monkeypatch.setattr(Predictor, "_is_wanted", lambda self, found: all_need(found))
+    every, same = outcome(score)
+    assert 0 < few < every and files == same and json.loads(files["test_result.json"])
 
 
 def test_an_image_without_detections_is_written(run, tmp_path):

@@ -14,14 +14,14 @@ import maskrcnn
 import predict
 import validation
 from backbone.errors import InputError
-from benchmarks.large_images.tiles import Found, cut
+from benchmarks.large_images.tiles import Found, Truth, cut, kinds_of
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import encode_cropped
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
 from train_utils.data.labels import LabelMap
 from train_utils.data.tiles.tiling import Tiling
 from train_utils.evaluation.compact_masks import CompactMasks
-from train_utils.evaluation.tiled_model import TiledModel, joined
+from train_utils.evaluation.tiled_model import TiledModel, joined, needed_in
 from train_utils.io.plain_text import counted
 from train_utils.prediction import large_drawings
 from train_utils.prediction.jobs import drawn_images
@@ -141,6 +141,21 @@ def test_parts_of_two_classes_become_the_surer_one_and_whole_objects_of_two_clas
         (2, [20, 10, 80, 20]),
         (2, [44, 30, 54, 40]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("t", "boxes", "needed"),
+    [
+        (0, [[20, 10, 41, 20], [5, 5, 40, 30], [5, 5, 30, 30]], [True, False, True]),
+        (1, [[19, 0, 40, 9], [20, 0, 40, 9], [1, 1, 2, 2]], [True, False, True]),
+    ],
+)
+def test_what_reaches_into_another_tile_needs_a_mask_whatever_its_score(t, boxes, needed):
+    tiles, seen = torch.tensor([[0, 0, 60, 50], [40, 0, 100, 50]]), []
+    found = {"boxes": torch.tensor(boxes).float(), "scores": torch.tensor([0.3, 0.3, 0.9])}
+    in_tile = needed_in(lambda found: seen.append(found["boxes"]) or found["scores"] > 0.5, tiles, t, found)
+    assert in_tile.tolist() == needed
+    assert torch.equal(seen[0], found["boxes"] + torch.tensor([40 * t, 0] * 2))  # in the image
 
 
 def test_two_objects_of_a_tile_are_never_joined():
@@ -270,6 +285,16 @@ def test_the_benchmark_counts_what_ends_at_a_tiles_border():
         assert cut(found, whole, tiling, (64, 128)) == expected
     inside = Found(torch.tensor([[40.0, 10, 55, 20]]), one)
     assert cut(inside, Found(torch.tensor([[40.0, 10, 80, 20]]), one), tiling, (64, 128)) == 0
+
+
+def test_the_benchmark_tells_what_detections_are():
+    truth = Truth(torch.tensor([[0.0, 0, 20, 20], [15, 0, 35, 20]]), torch.tensor([[60.0, 60, 99, 99]]))
+    boxes = [[1.0, 0, 21, 20], [0, 0, 20, 21], [15, 0, 36, 20], [50, 60, 70, 70], [2, 2, 9, 9], [40, 60, 70, 70]]
+    found = Found(torch.tensor(boxes), torch.ones(6))
+    expected = {"of objects": 2, "of one again": 1, "in crowd regions": 1, "within an object": 1, "elsewhere": 1}
+    assert kinds_of(found, truth) == expected
+    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, 4))
+    assert kinds_of(found, nothing) == {"elsewhere": 6} and not kinds_of(Found(*(t[:0] for t in found)), truth)
 
 
 def test_validation_by_tiles_counts_full_ones_and_scores_borders(tmp_path, monkeypatch, command):

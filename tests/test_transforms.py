@@ -282,6 +282,15 @@ def test_photometric_jitter_changes_colours_only():
     assert as_float.dtype == torch.float32 and (as_float * 255 - new_image.float()).abs().max() < 0.51
 
 
+@pytest.mark.parametrize("augment", [PhotometricJitter(p=1), LargeScaleJitter(48), EVERY])
+def test_16_bits_are_changed_as_8_are(augment):
+    image, target = sample(11)
+    deep, of_deep = augment((image.int() * 257).to(torch.uint16), target, generator(2))
+    found, expected = augment(image, target, generator(2))
+    assert deep.dtype == torch.uint16 and same(of_deep["boxes"], expected["boxes"])
+    assert (deep.float() / 257 - found.float()).abs().max() < 2.1  # roundings of bytes
+
+
 @pytest.mark.parametrize(
     ("knob", "expected"),
     [

@@ -4,15 +4,21 @@
     python -m benchmarks.large_images.tiles --weights-path W --data-path DATA --side 256
     python -m benchmarks.large_images.tiles --weights-path save_weights --offsets 50       borders in 50 places, too
 
-SAHI is measured where it is installed (`pip install sahi`). Recall: the share of the objects whose box a detection
-meets by an IoU of 0.5. Doubled: pairs of detections of one class whose boxes meet by so much. Seconds are the
-process's CPU time. Offsets: the mosaic is moved under the tiles; each detection of the whole image at full size should
-be met once. Cut: detections that end at a border of a tile, beyond which the whole image's goes on.
+SAHI is measured where it is installed (`pip install sahi`). Recall: the share of the objects, without crowd regions,
+whose box a detection meets by an IoU of 0.5. Of the detections, each object has the one that meets it best; others meet
+an object that another one has ("again"), lie with half of their box in that of a crowd region, whose shapes are no
+objects, or with nine tenths in the box of an object, or are elsewhere. Doubled: pairs of detections of one class whose
+boxes meet. Lost and more: those of the whole image at full size that are met by none, and those that meet none of it.
+Seconds are the process's CPU time, the median of --repeats. Without --one-ground the borders of the images are to be
+seen, and a corner of an image may pass for a rectangle. Offsets: the mosaic is moved under the tiles, and counted is
+the same. Cut: detections that end at a border of a tile, beyond which the whole image's goes on.
 """
 
 import argparse
+import itertools
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,19 +26,22 @@ import torch
 from torch import Tensor
 
 import maskrcnn
-from network_files.operators.boxes import box_iou
+from network_files.operators.boxes import box_ioa, box_iou
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
 from train_utils.data.opening import open_data
 from train_utils.data.options import DataOptions
 from train_utils.data.tiles.tiling import Tiling
-from train_utils.evaluation.tiled_model import AT_BORDER
+from train_utils.evaluation.tiled_model import AT_BORDER, PROPOSALS, room_for
+from train_utils.io.plain_text import counted
 from train_utils.prediction.detector import Detector
 from train_utils.prediction.looking import tiling_of
 
-MET = 0.5  # IoU of boxes
+MET = 0.5  # IoU of boxes; share of a box in a crowd region's
+WITHIN = 0.9  # share of a box in an object's
 SCORE = 0.5  # least score
+FULL = "whole, at full size"
 
 
 class Found(NamedTuple):
@@ -42,6 +51,13 @@ class Found(NamedTuple):
     labels: Tensor
 
 
+class Truth(NamedTuple):
+    """Boxes [G, 4] of an image's objects, and [K, 4] of its crowd regions."""
+
+    boxes: Tensor
+    crowds: Tensor
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(description=__doc__)
@@ -49,34 +65,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-path", help="default: the built-in shapes")
     parser.add_argument("--side", type=number(int, least=32), default=128, help="of each image of the mosaic, and tile")
     parser.add_argument("--images", type=number(int, least=1), default=6, help="images a row, and a column")
+    parser.add_argument("--one-ground", action="store_true", help="bring the images' grounds to one colour")
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--offsets", type=number(int, least=0), default=0, metavar="N")
     parser.add_argument("--repeats", type=number(int, least=1), default=3)
     return parser.parse_args(argv)
 
 
-def mosaic_of(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Returns an image uint8 [3, H, W] of validation images beside each other, and the boxes [G, 4] of its objects."""
+def mosaic_of(args: argparse.Namespace) -> tuple[Tensor, Truth]:
+    """Returns an image uint8 [3, H, W] of validation images, again from the first when all are there, and its truth."""
     data = open_data(DataOptions(data_path=args.data_path), "val").val
     side, across = args.side, args.images
-    image, boxes, placed = torch.zeros(3, side * across, side * across, dtype=torch.uint8), [], 0
-    for i in range(len(data)):
+    image, boxes, crowds = torch.zeros(3, side * across, side * across, dtype=torch.uint8), [], []
+    large = [i for i, size in enumerate(data.sizes.tolist()) if min(size) >= side]
+    for placed, i in enumerate(itertools.islice(itertools.cycle(large), across**2)):
         part, target = data[i]
-        if min(part.shape[1:]) < side or placed == across**2:
-            continue
         y, x = (side * place for place in divmod(placed, across))
-        image[:, y : y + side, x : x + side] = part[:, :side, :side]
+        image[:, y : y + side, x : x + side] = (one_ground(part, target) if args.one_ground else part)[:, :side, :side]
         own = target["boxes"].clamp(max=side)
-        boxes.append(own[((own[:, 2:] - own[:, :2]) > 1).all(1)] + torch.tensor([x, y, x, y]))
-        placed += 1
-    return image, torch.cat(boxes)
+        seen, crowd = ((own[:, 2:] - own[:, :2]) > 1).all(1), target["iscrowd"] > 0
+        own = own + torch.tensor([x, y, x, y])
+        boxes.append(own[seen & ~crowd])
+        crowds.append(own[seen & crowd])
+    return image, Truth(torch.cat(boxes), torch.cat(crowds))
+
+
+def one_ground(image: Tensor, target: dict) -> Tensor:
+    """Returns an image uint8 [3, H, W] in other colours: its mean outside of the objects becomes the middle grey."""
+    ground = ~target["masks"].to_masks().bool().any(0)
+    shift = 128 - image[:, ground].float().mean(1)
+    return (image + shift[:, None, None]).round().clamp(0, 255).to(torch.uint8)
 
 
 def at_full_size(args: argparse.Namespace, trained: Detector) -> Detector:
     """Returns a detector that sees the mosaic at the scale of training, with room for its objects."""
     config = trained.model.config
     wanted = round(config.min_size[-1] * args.images * args.side / min(args.side, config.min_size[-1]))
-    room = dict.fromkeys(("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"), 6000)
+    room = {name: max(count, 6000) for name, count in room_for(config, wanted**2, PROPOSALS).items()}
     return maskrcnn.load(
         args.weights_path, min_size=(wanted,), max_size=wanted, box_detections_per_img=2000, device="cpu", **room
     )
@@ -103,6 +128,35 @@ def by_sahi(args: argparse.Namespace, trained: Detector) -> Callable[[Tensor], F
         return Found(boxes, torch.tensor([int(one.category.id) for one in own]))
 
     return look
+
+
+def each_alone(args: argparse.Namespace, trained: Detector) -> Callable[[Tensor], Found]:
+    """Returns a look at each image of the mosaic by itself."""
+
+    def look(image: Tensor) -> Found:
+        corners = [(x, y) for y in range(0, image.shape[1], args.side) for x in range(0, image.shape[2], args.side)]
+        results = trained([image[:, y : y + args.side, x : x + args.side] for x, y in corners], score=SCORE)
+        boxes = [one.boxes + torch.tensor([x, y, x, y]) for one, (x, y) in zip(results, corners, strict=True)]
+        return Found(torch.cat(boxes), torch.cat([one.labels for one in results]))
+
+    return look
+
+
+def kinds_of(found: Found, truth: Truth) -> Counter[str]:
+    """Returns how many detections are of objects, of one again, in crowd regions, within an object, elsewhere."""
+    iou = box_iou(found.boxes, truth.boxes)  # [D, G]
+    pairs = torch.nonzero(iou >= MET).tolist()
+    taken: dict[int, int] = {}  # detections by object
+    for i, g in sorted(pairs, key=lambda pair: -float(iou[tuple(pair)])):
+        if g not in taken and i not in taken.values():
+            taken[g] = i
+    again = {i for i, _ in pairs} - {*taken.values()}
+    crowd, own = (
+        (box_ioa(boxes, found.boxes) >= least).any(0) for boxes, least in ((truth.crowds, MET), (truth.boxes, WITHIN))
+    )
+    rest = [i for i in range(len(found.boxes)) if i not in again and i not in taken.values()]
+    kinds = ["in crowd regions" if crowd[i] else "within an object" if own[i] else "elsewhere" for i in rest]
+    return Counter({"of objects": len(taken), "of one again": len(again)}) + Counter(kinds)
 
 
 def doubled(found: Found) -> int:
@@ -150,14 +204,16 @@ def main() -> int:
         return look
 
     ways = {
+        FULL: ours(large),
         "whole, as trained": ours(trained),
-        "whole, at full size": ours(large),
+        "each image alone": each_alone(args, trained),
         f"tiles of {args.side}": ours(trained, tile=args.side, overlap=args.overlap),
         "tiles, auto": ours(trained, tile="auto", overlap=args.overlap),
         "SAHI": by_sahi(args, trained),
     }
-    print(f"{len(truth)} objects in {image.shape[2]}x{image.shape[1]}, overlap {args.overlap:g}")
-    seconds = {name: [] for name, look in ways.items() if look}
+    shown = f"{len(truth.boxes)} objects and {counted(len(truth.crowds), 'crowd region')}"
+    print(f"{shown} in {image.shape[2]}x{image.shape[1]}, overlap {args.overlap:g}")
+    seconds, whole = {name: [] for name, look in ways.items() if look}, ways[FULL](image)
     for _ in range(args.repeats):
         for name in seconds:
             start = time.process_time()
@@ -165,15 +221,17 @@ def main() -> int:
             seconds[name].append(time.process_time() - start)
             if len(seconds[name]) == args.repeats:
                 middle = sorted(seconds[name])[args.repeats // 2]
-                counts = f"{len(found.boxes)} detections, {doubled(found)} doubled"
-                recall = float(met(truth, found.boxes).float().mean())
-                print(f"{name}: recall {recall:.3f}, {counts}, {middle:.2f} s", flush=True)
+                kinds = ", ".join(f"{count} {kind}" for kind, count in kinds_of(found, truth).items())
+                lost, more = int((~met(whole.boxes, found.boxes)).sum()), int((~met(found.boxes, whole.boxes)).sum())
+                recall = float(met(truth.boxes, found.boxes).float().mean())
+                print(f"{name}: recall {recall:.3f}, {len(found.boxes)} detections: {kinds}; {doubled(found)} doubled; "
+                      f"beside the whole's {lost} lost, {more} more; {middle:.2f} s", flush=True)  # fmt: skip
     generator, lost, more, twice, ended, count = torch.Generator().manual_seed(0), 0, 0, 0, 0, 0
     tiling = tiling_of("auto", args.overlap, 0.0, trained.model.config, trained.content)
     for _ in range(args.offsets):
         dy, dx = torch.randint(1, args.side, (2,), generator=generator).tolist()
         moved = image.roll((dy, dx), (1, 2))
-        whole, tiled = ways["whole, at full size"](moved), ways["tiles, auto"](moved)
+        whole, tiled = ways[FULL](moved), ways["tiles, auto"](moved)
         lost += int((~met(whole.boxes, tiled.boxes)).sum())
         more += int((~met(tiled.boxes, whole.boxes)).sum())
         twice += doubled(tiled) - doubled(whole)

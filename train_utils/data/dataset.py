@@ -39,6 +39,7 @@ class ImageDataset:
     """
 
     reading: Reading = USUAL  # of the model that the images are for
+    in_python = False  # whether images come from a torch Dataset, not from files
 
     def __init__(
         self,

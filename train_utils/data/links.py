@@ -34,6 +34,8 @@ def links_out(
         if isinstance(found, InputError):
             yield name, found
             continue
+        if not found:
+            continue
         path = file_of(os.path.join(image_dir, name))
         if os.path.basename(path) in found and (error := _leads_out(source, path, inside)):
             yield name, error

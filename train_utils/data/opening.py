@@ -60,6 +60,11 @@ def open_data(
         places = {role: place for role, place in places.items() if role in (split, "all")}
     parts = read_parts(module, places, wanted, label_map)
     if "all" in parts:
+        if split is None and len(parts["all"]) == 1:
+            raise InputError(
+                f"{path}: has one image, which cannot be divided into training and validation data: give validation "
+                "data beside it, or at least two images"
+            )
         halves = split_positions(parts["all"], wanted.val_fraction, wanted.seed)
         train, val = (parts["all"].subset(positions) for positions in halves)
         parts = {"train": train, "val": val} if split is None else {split: train if split == "train" else val}

@@ -6,6 +6,7 @@ resized image, which all views share but for their mirroring.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from network_files import MaskRCNN, MaskRCNNConfig
 from network_files.operators.nms import nms
 from network_files.operators.padded import Padded
 from network_files.operators.roi_align import FeatureTable
-from network_files.roi_heads import Detections, masks_at_once
+from network_files.roi_heads import Detections, NeedsMask, needed_of
 from network_files.shared import Shared
 
 Axes = tuple[int, ...]  # of an image [C, H, W] that a view mirrors: 2 left and right, 1 top and bottom
@@ -57,13 +58,18 @@ class MirroredModel(nn.Module):
         return self.model.shared
 
     def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
+        self,
+        images: list[Tensor],
+        targets: list[dict] | None = None,
+        paste_masks: bool = False,
+        needs: Sequence[NeedsMask] | None = None,
     ) -> list[dict[str, Tensor]] | tuple[dict, list[dict[str, Tensor]]]:
         """Returns the detections of images [C, H, W], with targets ({}, detections): averages have no losses."""
-        found = [self._detect(image, paste_masks) for image in images]
+        each = zip(images, needs or [None] * len(images), strict=True)
+        found = [self._detect(image, paste_masks, need) for image, need in each]
         return found if targets is None else ({}, found)
 
-    def _detect(self, image: Tensor, paste_masks: bool) -> dict[str, Tensor]:
+    def _detect(self, image: Tensor, paste_masks: bool, need: NeedsMask | None) -> dict[str, Tensor]:
         model, heads, cfg = self.model, self.model.roi_heads, self.config
         dtype = next(model.parameters()).dtype
         batch = model.transform.batch([image], None, False, dtype)
@@ -71,8 +77,10 @@ class MirroredModel(nn.Module):
         views = [self._look(image if not axes else image.flip(axes), axes, dtype) for axes in self.views]
         proposals = merged([view.proposals for view in views], cfg.rpn_nms_thresh, cfg.rpn_post_nms_top_n_test)
         logits, deltas = self._boxes(views, proposals, size)
-        _, boxes, labels, scores = heads.detect_boxes(logits, deltas, Padded.of([proposals]), [size])
-        probs = self._masks(views, boxes[0], labels[0], size)
+        some = heads.detect_boxes(logits, deltas, Padded.of([proposals]), [size])
+        needed = None if need is None else needed_of([need], some, batch, slice(0, 1))
+        _, boxes, labels, scores = some
+        probs = self._masks(views, boxes[0], labels[0], size, needed)
         found = Detections([len(probs)], boxes[0], labels[0], scores[0], probs)
         return model.to_original(found, batch, paste_masks)[0]
 
@@ -101,14 +109,13 @@ class MirroredModel(nn.Module):
         deltas = heads.coder.encode(mean.flatten(0, 1), reference.flatten(0, 1)).view_as(mean).flatten(1)
         return torch.stack(probs).mean(0).log(), deltas
 
-    def _masks(self, views: list[View], boxes: Tensor, labels: Tensor, size: Size) -> Tensor:
+    def _masks(self, views: list[View], boxes: Tensor, labels: Tensor, size: Size, needed: Tensor | None) -> Tensor:
         """Returns mean mask probabilities [K, M, M]."""
-        heads, at_once, probs = self.model.roi_heads, masks_at_once(boxes.device), []
+        probs = []
         for view in views:
             rois = mirrored(boxes, view.axes, size)
-            pooled = heads.pool(view.table, rois, first_image(rois), self.config.mask_roi_size)
-            logits = [heads.masks(*some) for some in zip(pooled.split(at_once), labels.split(at_once), strict=True)]
-            probs.append(torch.cat(logits).to(boxes.dtype).sigmoid().flip(view.axes))  # [K, M, M]: the axes of an image
+            own = self.model.roi_heads.mask_probs(view.table, rois, first_image(rois), labels, needed)
+            probs.append(own.flip(view.axes))  # [K, M, M]: the axes of an image
         return torch.stack(probs).mean(0)
 
 

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from network_files import MaskRCNN, MaskRCNNConfig
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
+from network_files.roi_heads import NeedsMask
 from train_utils.data.tiles.cutting import cut_target
 from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.evaluation.compact_masks import CompactMasks, code_of
@@ -79,28 +80,36 @@ class TiledModel(nn.Module):
         return self.model.config
 
     def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = False
+        self,
+        images: list[Tensor],
+        targets: list[dict] | None = None,
+        paste_masks: bool = False,
+        needs: Sequence[NeedsMask] | None = None,
     ) -> list[dict] | tuple[dict, list[dict]]:
-        """Returns the detections of images [C, H, W], or Windows, with targets (losses, detections)."""
+        """Returns the detections of images [C, H, W], or Windows, with targets (losses, detections).
+
+        needs: of each image, which of its joined detections need a mask.
+        """
         if paste_masks:
             raise ValueError("a model of tiles gives masks cropped: paste_masks=False")
         sums: dict[str, Tensor] = {}
         found = []
         for i, image in enumerate(images):
             target = targets[i] if targets is not None and self.losses else None
-            losses, one = self._detect(image, target)
+            losses, one = self._detect(image, target, all_need if needs is None else needs[i])
             found.append(one)
             self.counted += one["tiles"]
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value / len(images)
         return found if targets is None else (sums, found)
 
-    def _detect(self, image: Tensor, target: dict | None) -> tuple[dict[str, Tensor], dict]:
+    def _detect(self, image: Tensor, target: dict | None, need: NeedsMask) -> tuple[dict[str, Tensor], dict]:
         """Returns the mean losses of an image's tiles, none without a target, and its detections."""
         size, limit = tuple(image.shape[-2:]), self.config.box_detections_per_img
         tiles = self.tiling.boxes(size)
         if len(tiles) == 1 and scale_of(size, self.whole.config) >= (self.tiling.scale or 0):
-            losses, (found,) = looked_at(self.whole, [image[:, :, :]], None if target is None else [target])
+            given = None if target is None else [target]
+            losses, (found,) = looked_at(self.whole, [image[:, :, :]], given, [need])
             full = len(found["scores"]) >= self.whole.config.box_detections_per_img
             return losses, {**found, "tiles": torch.tensor([1, int(full), 0])}
         if self.tiling.scale is not None:
@@ -121,7 +130,8 @@ class TiledModel(nn.Module):
             if waiting and (len(waiting) == at_once or t == len(tiles) - 1):
                 places, windows, views = zip(*waiting, strict=True)
                 cut = target and [cut_target(target, tuple(window)) for window in windows]
-                losses, some = looked_at(self.model, list(views), cut)
+                needs = [partial(needed_in, need, tiles, place) for place in places]
+                losses, some = looked_at(self.model, list(views), cut, needs)
                 for place, one in zip(places, some, strict=True):
                     shown[place] = self._masked(one, self.tiling.tile_size(size))
                 for name, value in losses.items():
@@ -175,11 +185,30 @@ def from_plain(plain: dict[str, Any] | None) -> dict | None:
     }
 
 
-def looked_at(model: nn.Module, images: list[Tensor], targets: list[dict] | None) -> tuple[dict, list[dict]]:
-    """Returns a model's losses, none without targets, and its detections."""
+def looked_at(
+    model: nn.Module, images: list[Tensor], targets: list[dict] | None, needs: Sequence[NeedsMask]
+) -> tuple[dict, list[dict]]:
+    """Returns a model's losses, none without targets, and its detections; needs: of each image."""
     if targets is None:
-        return {}, model(images, paste_masks=False)
-    return model(images, targets, paste_masks=False)
+        return {}, model(images, paste_masks=False, needs=needs)
+    return model(images, targets, paste_masks=False, needs=needs)
+
+
+def all_need(found: dict[str, Tensor]) -> Tensor:
+    """Returns that every detection needs a mask."""
+    return torch.ones_like(found["scores"], dtype=torch.bool)
+
+
+def needed_in(need: NeedsMask, tiles: Tensor, t: int, found: dict[str, Tensor]) -> Tensor:
+    """Returns which detections of tile t need a mask, bool [D], for `joined` to give those of the image that need one.
+
+    need: of the image; tiles int64 [T, 4]; found: boxes [D, 4] in the tile's pixels, labels, scores. What reaches into
+    another tile needs one, whatever its score and class: it may be a part of an object that another part is surer of.
+    """
+    boxes = found["boxes"] + tiles[t, :2].repeat(2).to(found["boxes"].device)
+    others = tiles[_neighbours(tiles, t)].to(boxes.device)  # [n, 4]
+    begin, end = boxes[:, None, :2] < others[:, 2:], boxes[:, None, 2:] > others[:, :2]  # [D, n, 2]
+    return need({**found, "boxes": boxes}) | (begin & end).all(2).any(1)
 
 
 def roomier(model: MaskRCNN | MirroredModel, area: float) -> MaskRCNN | MirroredModel:

@@ -13,9 +13,12 @@ from json import JSONDecoder
 from typing import Any, BinaryIO
 
 CHUNK = 2**22  # bytes read at once
-BATCH = 2048  # elements handed over at once
+PORTION = 2**20  # characters whose objects are parsed at once, and handed over
+BATCH = 2048  # objects handed over at once where they are parsed one by one
 BLANK = re.compile(r"[ \t\n\r]*")
 FOLLOWS = re.compile(r"[ \t\n\r]*,[ \t\n\r]*\{")
+Scan = Callable[[str, int], tuple[Any, int]]  # text and where a value begins -> the value and where it ends
+PLAIN: Scan = JSONDecoder().scan_once
 
 
 class Unusual(Exception):
@@ -36,12 +39,43 @@ def object_of(pairs: list[tuple]) -> dict:
     return found
 
 
-def read_lists(file: BinaryIO, lists: dict[str, Callable[[list], None]], seen: Callable[[bytes], None]) -> list[str]:
+def plain_objects(text: str, scan: Scan = PLAIN) -> tuple[list[dict], int] | None:
+    """Parses the objects, parted by commas, at the head of `text`, to its end or that of the list that they are in.
+
+    Returns them as `object_of` makes them, without a call for each, and how many characters they are. None where that
+    is not certain: json has a colon for each key, and dicts have fewer keys than that where one is duplicated.
+    """
+    try:
+        found, end = scan(f"[{text}]", 0)
+    except (StopIteration, ValueError, RecursionError):
+        return None
+    end -= 2  # both brackets
+    return (found, end) if {*map(type, found)} == {dict} and _has_all_keys(found, text, end) else None
+
+
+def _has_all_keys(found: list[dict], text: str, end: int) -> bool:
+    """Returns whether the objects, and those right in them, certainly have as many keys as text[:end]."""
+    keys, colons = sum(map(len, found)), text.count(":", 0, end)
+    if keys < colons:
+        keys += sum(len(value) for entry in found for value in entry.values() if type(value) is dict)
+    if keys < colons:  # of which some stand in strings, as a URL's: that of a key follows a quotation mark or a blank
+        colons = sum(text.count(before + ":", 0, end) for before in '" \t\n\r')
+    return keys == colons
+
+
+def read_lists(
+    file: BinaryIO,
+    lists: dict[str, Callable[[list], None]],
+    seen: Callable[[bytes], object],
+    texts: dict[str, Callable[[str], bool]] | None = None,
+) -> list[str]:
     """Reads a json object from a binary file; returns its keys in the file's order.
 
     lists: key -> function that is called with each batch of the list's elements, all objects; seen: called with all
-    bytes of the file, piece by piece. Raises Unusual unless the file is a json object that has each of these keys, and
-    each key once; OSError as reading does.
+    bytes of the file, piece by piece. texts: key -> function that is offered the text of elements before they are
+    parsed, and returns whether it takes them: it has to make sure, as `plain_objects` does, that they are whole.
+    Raises Unusual unless the file is a json object that has each of these keys, and each key once; OSError as reading
+    does.
     """
     text = _Text(file, seen)
     keys: dict[str, None] = {}
@@ -53,7 +87,7 @@ def read_lists(file: BinaryIO, lists: dict[str, Callable[[list], None]], seen: C
         keys[key] = None
         text.expect(":")
         if key in lists:
-            for batch in text.elements():
+            for batch in text.elements((texts or {}).get(key)):
                 lists[key](batch)
         else:
             text.value()
@@ -79,7 +113,7 @@ def no_collection() -> Iterator[None]:
 class _Text:
     """The part of the file that is being read, from `at` on."""
 
-    def __init__(self, file: BinaryIO, seen: Callable[[bytes], None]) -> None:
+    def __init__(self, file: BinaryIO, seen: Callable[[bytes], object]) -> None:
         self.file, self.seen = file, seen
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.at, self.ended = "", 0, False
@@ -140,32 +174,49 @@ class _Text:
                 return value
             self.more()
 
-    def elements(self) -> Iterator[list]:
-        """Yields the objects of a list, in batches."""
+    def elements(self, take: Callable[[str], bool] | None) -> Iterator[list]:
+        """Yields the objects of a list, in batches; take: None, or a function of `texts`."""
         self.expect("[")
         self.skip_blank()
         separator = ","
         if self.text[self.at] == "]":
             separator = self.separator()
+        plain = True  # until some can't be parsed at once: others of the list would be like them
         while separator == ",":
-            batch: list = []
-            while separator == "," and len(batch) < BATCH:
-                self.skip_blank()
-                if self.text[self.at] != "{":  # objects alone show where they end
-                    raise Unusual("not an object")
-                batch.append(self.value())
-                self._scan_on(batch)
-                separator = self.separator()
-            yield batch
+            self.skip_blank()
+            portion = self._portion() if plain else ""
+            if portion and take and take(portion):
+                self.at += len(portion)
+            elif portion and (found := plain_objects(portion)):
+                self.at += found[1]
+                yield found[0]
+            else:
+                plain = not portion and plain
+                yield self._one_by_one()
+            separator = self.separator()
         if separator != "]":
             raise Unusual("no bracket")
 
-    def _scan_on(self, batch: list) -> None:
-        """Appends the objects that follow, as far as the text goes: the fast path for nearly all of them."""
+    def _portion(self) -> str:
+        """Returns the text of the objects that follow, up to what seems to be a border of two; else nothing."""
+        if len(self.text) - self.at < PORTION and not self.ended:
+            self.more()
+        end = self.at + PORTION
+        while (end := self.text.rfind("}", self.at, end)) >= 0:
+            if FOLLOWS.match(self.text, end + 1):
+                return self.text[self.at : end + 1]
+        return ""
+
+    def _one_by_one(self) -> list:
+        """Returns the objects that follow: at least one, more as far as the text goes."""
+        if self.text[self.at] != "{":  # objects alone show where they end
+            raise Unusual("not an object")
+        batch = [self.value()]
         text, scan, follows = self.text, self.scan, FOLLOWS.match
         try:
             while len(batch) < BATCH and (found := follows(text, self.at)):
                 value, self.at = scan(text, found.end() - 1)
                 batch.append(value)
         except (StopIteration, ValueError, RecursionError):
-            return  # cut off, or wrong: `value` finds out
+            pass  # cut off, or wrong: `value` finds out
+        return batch

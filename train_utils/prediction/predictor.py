@@ -19,6 +19,7 @@ from network_files import InputError, MaskRCNN, MaskRCNNConfig
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
+from network_files.roi_heads import NeedsMask
 from network_files.transform import padded_size
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
@@ -43,12 +44,17 @@ TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "unboxed", "emp
 
 
 @torch.inference_mode()
-def detect(model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Returns the detections of each image [C, H, W], masks as cropped probabilities, on the CPU."""
+def detect(
+    model: MaskRCNN, images: Sequence[torch.Tensor], device: torch.device, need: NeedsMask | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """Returns the detections of each image [C, H, W], masks as cropped probabilities, on the CPU.
+
+    need: which of them need a mask; None: all.
+    """
     at_once, found = 1 if one_by_one(device) else len(images), []
     for i in range(0, len(images), at_once):
         some = [image.to(device) for image in images[i : i + at_once]]  # of Windows what is read later
-        found += model(some, paste_masks=False)
+        found += model(some, paste_masks=False, needs=None if need is None else [need] * len(some))
     return [{key: value.to("cpu") for key, value in detections.items()} for detections in found]
 
 
@@ -138,9 +144,15 @@ class Predictor:
     def look_in(self, images: Sequence[torch.Tensor]) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
         """Returns for each image its detections, as `detect_in`, and what it counts for, which is not counted yet."""
         what = f"prediction on an image of {images[0].shape[-1]}x{images[0].shape[-2]}"
+        need = self._is_wanted if self.least_score > 0 or self.labels is not None else None
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
-            found = detect(self.model, images, self.device)
+            found = detect(self.model, images, self.device, need)
         return [self._wanted(one, tuple(image.shape[-2:])) for one, image in zip(found, images, strict=True)]
+
+    def _is_wanted(self, found: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns which detections have at least the least score and one of the classes, bool [D]."""
+        keep = found["scores"] >= self.least_score
+        return keep if self.labels is None else keep & torch.isin(found["labels"], self.labels.to(keep.device))
 
     def _wanted(
         self, found: dict[str, torch.Tensor], size: tuple[int, int]

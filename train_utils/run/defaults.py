@@ -211,6 +211,11 @@ def with_images(
         config.value("pages") or Reading.pages,
         as_value_range(config.value("value_range")),
     )
+    if config.stain_jitter and reading.channels != 3 and not config.test_only:
+        raise InputError(
+            f"--stain-jitter splits red, green and blue, and images have {counted(reading.channels, 'channel')} here: "
+            "leave it out"
+        )
     if not resumed and not config.test_only:
         wants_mean = all(config.value(name) is None for name in ("image_mean", "image_std"))
         advice = world.on_main(advise, splits.train, reading, asked, wants_mean)

@@ -6,10 +6,12 @@ Law: what it gives is a function of (image, target, generator), whatever it draw
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import random
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,20 +29,25 @@ from train_utils.data.in_python.data_sets import target_of
 from train_utils.data.in_python.images import image_of
 from train_utils.io.files import user_path
 
+RNG_NAMES = ("rng", "generator")  # of a third parameter with a default, that is given the generator nevertheless
+
 
 class OwnAugmentation:
     """A function of a user's, (image, target, rng) -> (image, target), in the place of transforms.build_augment.
 
     Its target has masks uint8 [N, H, W]. It may leave rng out, and draw from torch, numpy.random and random: these
-    are seeded by it for the call, and are afterwards as before. So every draw is a function of seed, epoch and image
+    are seeded by it for the call, and are afterwards as before; a third parameter with a default is left at it, unless
+    it is named rng or generator. So every draw is a function of seed, epoch and image
     in any number of worker processes, and a resumed run repeats it. name: what messages call it.
     """
 
     def __init__(self, function: Callable[..., tuple[Any, dict]], name: str = "augment") -> None:
         self.function, self.name = function, name
         try:
-            inspect.signature(function).bind(None, None, None)
-            self.takes_rng = True
+            signature = inspect.signature(function)
+            signature.bind(None, None, None)
+            third = list(signature.parameters.values())[2:3]  # with a default it is an option, unless its name says rng
+            self.takes_rng = all(p.default is p.empty or p.name in RNG_NAMES for p in third)
         except TypeError:
             self.takes_rng = False
         except ValueError:  # a builtin without a signature
@@ -100,11 +107,16 @@ def own_augmentation(place: str) -> OwnAugmentation:
     path = user_path(file)
     if not path.is_file():
         raise InputError(f"augment {place}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    place_on_disk = path.resolve()
+    unique = hashlib.sha256(str(place_on_disk).encode()).hexdigest()[:12]  # files of other folders may have this name
+    spec = importlib.util.spec_from_file_location(f"augment_{path.stem}_{unique}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
+    if str(place_on_disk.parent) not in sys.path:
+        sys.path.append(str(place_on_disk.parent))  # for modules beside it; last, so that they hide no other
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's file may raise anything
+        del sys.modules[spec.name]
         raise InputError(f"augment {place}: {where(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):

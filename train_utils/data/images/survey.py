@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from backbone.errors import InputError
 from network_files.config import EACH_PAGE, FIRST_PAGE
+from network_files.transform import OUTSIDE
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats, page_count
 from train_utils.data.images.depth import is_deep
@@ -40,13 +42,16 @@ class Headers(NamedTuple):
     pages: list[int]  # the same, of those that are no pages themselves
 
 
-def look(data_set: ImageDataset) -> Headers:
-    """Reads the headers of a sample of the image files; those that cannot be read count as ordinary ones."""
+def look(data_set: ImageDataset, channels: int) -> Headers:
+    """Reads the headers of a sample of the image files; those that cannot be read count as ordinary ones.
+
+    channels: of the model, that images of a torch Dataset must suit.
+    """
     deep, pages, places = [], [], spread(len(data_set), LOOKED_AT)
     files = (file_of(data_set.file_name(i)) for i in places)
     if places and not any(map(os.path.isfile, files)):  # packed, or within other files
         places = places[:: max(1, len(places) // DECODED)]
-        return Headers(len(places), [i for i in places if _is_read_deep(data_set, i)], [])
+        return Headers(len(places), [i for i in places if _is_read_deep(data_set, i, channels)], [])
     for i in places:
         path, page = page_of(data_set.file_name(i))
         if path.lower().endswith(EIGHT_BITS) or not os.path.isfile(path):
@@ -77,11 +82,15 @@ def _of_header(path: str) -> tuple[bool, bool]:
         return False, False
 
 
-def _is_read_deep(data_set: ImageDataset, i: int) -> bool:
+def _is_read_deep(data_set: ImageDataset, i: int, channels: int) -> bool:
+    own = data_set.in_python  # whose floats are in 0..1 already, unless they are of a file
     try:
-        return data_set.read_as(replace(USUAL, channels=ANY_CHANNELS, unscaled=True)).image(i).is_floating_point()
+        reading = replace(USUAL, channels=channels if own else ANY_CHANNELS, unscaled=True)
+        image = data_set.read_as(reading).image(i)
     except InputError:  # reading it says what is wrong
         return False
+    beyond = image.is_floating_point() and (not own or float(image.max()) > 1 + OUTSIDE)
+    return beyond or image.dtype == torch.uint16
 
 
 def _is_deep_array(path: str) -> bool:
@@ -158,7 +167,7 @@ def advise(data_set: ImageDataset, reading: Reading, wants_range: bool, wants_me
     wants_range: also where no file has more than 8 bits, as --value-range auto says; wants_mean: whether mean and
     deviation are to be measured where they are not ImageNet's: for other channels than RGB, and more than 8 bits.
     """
-    headers, fields, lines = look(data_set), {}, []
+    headers, fields, lines = look(data_set, reading.channels), {}, []
     if headers.pages and reading.pages == EACH_PAGE:
         path = data_set.file_name(headers.pages[0])
         raise InputError(

@@ -34,6 +34,7 @@ class Pairs(ImageDataset):
     """The pairs of a torch Dataset, which is asked anew each time: its own augmentation, if any, stays at work."""
 
     pairs: Any  # the torch Dataset
+    in_python = True
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
         image, target = pair_of(self.pairs, int(self.rows[i]), reading=self.reading)

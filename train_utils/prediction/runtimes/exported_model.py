@@ -69,9 +69,12 @@ class ExportedModel(nn.Module):
         return LabelMap.from_dict(self.about["label_map"])
 
     def forward(
-        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True
+        self, images: list[Tensor], targets: list[dict] | None = None, paste_masks: bool = True, needs: object = None
     ) -> list[dict[str, Tensor]] | tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Returns the detections, with targets ({}, detections): a file has no losses."""
+        """Returns the detections, with targets ({}, detections): a file has no losses, and gives each its mask.
+
+        needs: without effect.
+        """
         at_once = self.about["batch"] or len(images)
         found = []
         for i in range(0, len(images), at_once):

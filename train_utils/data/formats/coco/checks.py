@@ -89,7 +89,7 @@ def _hashed(text: str) -> int:
 
 def is_text(text: str) -> bool:
     """Returns whether a string can be written as UTF-8: json may hold halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_categories(

@@ -8,6 +8,7 @@ A annotations, R parts (polygons or RLEs), K annotations of one batch.
 import math
 from array import array
 from collections.abc import Container, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from backbone.errors import InputError
 from train_utils.data.annotations import NO_ID
 from train_utils.data.formats.coco.checks import annotation_id, as_id, box_alone, check_annotation, id_of, number_of
+from train_utils.data.formats.coco.polygon_text import Polygons, take_out
 from train_utils.data.formats.coco.segmentation import Skip
 from train_utils.data.masks import FAR, HUNDREDTHS, POLYGON, is_hundredths
 from train_utils.data.problems import STOP, StopAtFirst
@@ -66,22 +68,36 @@ class Packer:
         self.category_ids: set[int] = set()
         self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in (*FIELDS, "lengths")}
         self._bytes = bytearray()
+        self._takes_text = True  # as long as that pays
 
-    def add(self, annotations: list) -> None:
-        """Checks and keeps a batch. A mistake names path, annotation id and what is wrong."""
-        plain = _Plain(self.count)
-        others = plain.take(annotations, self.row_of)
+    def add(self, annotations: list, polygons: Polygons | None = None) -> None:
+        """Checks and keeps a batch. A mistake names path, annotation id and what is wrong.
+
+        polygons: those that were taken out of the annotations, if any were.
+        """
+        others = list(enumerate(annotations, self.count))
         self.count += len(annotations)
-        self.category_ids.update(plain.category_ids)
-        if plain.sequence:
-            with np.errstate(all="ignore"):  # of numbers that the check is there to find
-                good = plain.check(self.sizes, self.categories)  # bool [K]
-                for block in plain.blocks(good):
-                    self._keep(*block)
-            failed = [plain.sequence[i] for i in np.flatnonzero(~good)]
-            others += [(sequence, annotations[sequence - plain.start]) for sequence in failed]
+        groups = [_Plain()] if polygons is None else [_FromText(polygons), _Plain()]
+        for plain in groups:
+            others = plain.take(others, self.row_of)
+            if plain.taken:
+                self.category_ids.update(np.unique(plain.category_ids).tolist())
+                with np.errstate(all="ignore"):  # of numbers that the check is there to find
+                    good = plain.check(self.sizes, self.categories)  # bool [K]
+                    for block in plain.blocks(good):
+                        self._keep(*block)
+                others += [plain.given(i) for i in np.flatnonzero(~good).tolist()]
+        self._takes_text &= 2 * len(groups[0].taken) > len(annotations)
         others.sort(key=lambda other: other[0])  # the first mistake is the one to name
         self._add_one_by_one(others)
+
+    def add_text(self, text: str) -> bool:
+        """Adds the annotations that a text lists; returns False where they are to be given to `add` instead."""
+        taken = take_out(text) if self._takes_text else None
+        self._takes_text = taken is not None
+        if taken is not None:
+            self.add(*taken)
+        return taken is not None
 
     def _add_one_by_one(self, annotations: list[tuple[int, Any]]) -> None:
         fields: dict[str, list] = {name: [] for name in FIELDS}
@@ -179,27 +195,28 @@ class Packer:
 
 
 class _Plain:
-    """The annotations of a batch that have polygons and every field, in flat lists."""
+    """Annotations that have polygons and every field, in flat lists or arrays."""
 
-    def __init__(self, start: int) -> None:
-        self.start = start
-        self.sequence: list[int] = []
-        self.rows: list[int] = []
-        self.ids: list[int] = []
-        self.category_ids: list[int] = []
-        self.iscrowd: list[int] = []
-        self.areas: list[float] = []
-        self.counts: list[int] = []  # parts of each
-        self.boxes = array("d")  # 4 for each
-        self.lengths: list[int] = []  # numbers of each part
-        self.points = array("d")  # the parts' numbers
+    per_pixel = 1  # units of the parts' numbers
 
-    def take(self, annotations: list, row_of: dict[int, int]) -> list[tuple[int, Any]]:
-        """Keeps the plain ones; returns the others as (sequence, annotation)."""
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, Any]] = []  # (sequence, annotation)
+        self.rows: Sequence[int] | np.ndarray = []
+        self.ids: Sequence[int] | np.ndarray = []
+        self.category_ids: Sequence[int] | np.ndarray = []
+        self.iscrowd: Sequence[int] | np.ndarray = []
+        self.areas: Sequence[float] | np.ndarray = []
+        self.counts: Sequence[int] | np.ndarray = []  # parts of each
+        self.boxes: array | np.ndarray = array("d")  # 4 for each
+        self.lengths: Sequence[int] | np.ndarray = []  # numbers of each part
+        self.numbers: array | np.ndarray = array("d")  # the parts'
+
+    def take(self, annotations: list[tuple[int, Any]], row_of: dict[int, int]) -> list[tuple[int, Any]]:
+        """Keeps the plain ones of (sequence, annotation); returns the others."""
         others = []
-        boxes, points, lengths = self.boxes, self.points, self.lengths
-        for sequence, annotation in enumerate(annotations, self.start):
-            ends = len(boxes), len(points), len(lengths)
+        boxes, numbers, lengths = self.boxes, self.numbers, self.lengths
+        for sequence, annotation in annotations:
+            ends = len(boxes), len(numbers), len(lengths)
             try:
                 row, category, number = row_of[annotation["image_id"]], annotation["category_id"], annotation["id"]
                 area, crowd = annotation.get("area", 0.0), annotation.get("iscrowd", 0)
@@ -224,13 +241,13 @@ class _Plain:
                     count = len(polygon)
                     if count < 6 or count % 2:
                         raise ValueError("not plain")
-                    points.fromlist(polygon)
+                    numbers.fromlist(polygon)
                     lengths.append(count)
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 others.append((sequence, annotation))  # `check_annotation` will say what it is
-                del boxes[ends[0] :], points[ends[1] :], lengths[ends[2] :]
+                del boxes[ends[0] :], numbers[ends[1] :], lengths[ends[2] :]
                 continue
-            self.sequence.append(sequence)
+            self.taken.append((sequence, annotation))
             self.rows.append(row)
             self.ids.append(number)
             self.category_ids.append(category)
@@ -239,14 +256,20 @@ class _Plain:
             self.counts.append(len(polygons))
         return others
 
+    def given(self, i: int) -> tuple[int, Any]:
+        """Returns (sequence, annotation) as it was taken."""
+        return self.taken[i]
+
     def check(self, sizes: np.ndarray, categories: Container[int] | None) -> np.ndarray:
         """Returns bool [K]: what `check_annotation` would keep as it is. sizes [I, 2], categories as Packer's."""
         height, width = sizes[self.rows].T  # [K] each
         x, y, w, h = np.array(self.boxes).reshape(-1, 4).T
-        points = np.frombuffer(self.points)
+        numbers = np.asarray(self.numbers)
         starts = _running(self.lengths)[_running(self.counts)[:-1]] // 2
-        left, top = (np.minimum.reduceat(points[axis::2], starts) for axis in (0, 1))  # [K] each, NaN where a number is
-        right, bottom = (np.maximum.reduceat(points[axis::2], starts) for axis in (0, 1))
+        (left, top), (right, bottom) = (  # [K] each, NaN where a number is
+            [extreme.reduceat(numbers[axis::2], starts) / self.per_pixel for axis in (0, 1)]
+            for extreme in (np.minimum, np.maximum)
+        )
         good = np.abs((left, top, right, bottom)).max(0) <= FAR * np.maximum(height, width)  # False for NaN
         good &= (np.abs((x, y, w, h)) < 1e300).all(0)
         good[good] &= (_overlap(x, w, width) & _overlap(y, h, height))[good]
@@ -255,29 +278,99 @@ class _Plain:
 
     def blocks(self, good: np.ndarray) -> Iterator[tuple[dict, np.ndarray, bytes]]:
         """Yields the good ones for `Packer._keep` (fields, lengths, bytes), in the fewest bytes that lose nothing."""
-        points = np.frombuffer(self.points)
-        rounded = np.rint(points * 100)
-        counts, lengths = np.array(self.counts), np.array(self.lengths)
-        exact = np.logical_and.reduceat(is_hundredths(points, rounded), _running(lengths)[_running(counts)[:-1]])
+        numbers, counts, lengths = np.asarray(self.numbers), np.array(self.counts), np.array(self.lengths)
+        rounded, exact = numbers, np.ones(len(counts), dtype=bool)
+        if self.per_pixel == 1:
+            rounded = np.rint(numbers * 100)
+            exact = np.logical_and.reduceat(is_hundredths(numbers, rounded), _running(lengths)[_running(counts)[:-1]])
+        fields = {
+            "sequence": [sequence for sequence, _ in self.taken],
+            "rows": self.rows,
+            "annotation_ids": self.ids,
+            "category_ids": self.category_ids,
+            "iscrowd": self.iscrowd,
+            "boxes": np.array(self.boxes).reshape(-1, 4),
+            "areas": self.areas,
+            "counts": counts,
+        }
         for kind, chosen in ((HUNDREDTHS, good & exact), (POLYGON, good & ~exact)):
             if not chosen.any():
                 continue
             parts = np.repeat(chosen, counts)  # bool [R]
-            numbers = np.repeat(parts, lengths)  # bool, of each number
-            content = rounded[numbers].astype(np.uint16) if kind == HUNDREDTHS else points[numbers]
-            fields = {
-                "sequence": self.sequence,
-                "rows": self.rows,
-                "annotation_ids": self.ids,
-                "category_ids": self.category_ids,
-                "iscrowd": self.iscrowd,
-                "boxes": np.array(self.boxes).reshape(-1, 4),
-                "areas": self.areas,
-                "counts": counts,
-            }
-            fields = {name: np.asarray(values)[chosen] for name, values in fields.items()}
-            fields["kinds"] = np.full(len(fields["rows"]), kind)
-            yield fields, lengths[parts] * content.itemsize, content.tobytes()
+            of_parts = np.repeat(parts, lengths)  # bool, of each number
+            content = rounded[of_parts].astype(np.uint16) if kind == HUNDREDTHS else numbers[of_parts]
+            kept = {name: np.asarray(values)[chosen] for name, values in fields.items()}
+            kept["kinds"] = np.full(len(kept["rows"]), kind)
+            yield kept, lengths[parts] * content.itemsize, content.tobytes()
+
+
+class _FromText(_Plain):
+    """Annotations whose polygons were taken out of their text."""
+
+    per_pixel = 100
+
+    def __init__(self, polygons: Polygons) -> None:
+        super().__init__()
+        self.polygons = polygons
+        self.segmentations = np.zeros(0, np.int64)  # [K] which of the polygons are those of the annotations kept
+
+    def take(self, annotations: list[tuple[int, Any]], row_of: dict[int, int]) -> list[tuple[int, Any]]:
+        """Keeps the plain ones of all annotations of a text; returns the others, with their polygons."""
+        polygons = self.polygons
+        plain = np.flatnonzero(polygons.plain)
+        mine = [annotations[i] for i in polygons.owners[plain].tolist()]
+        columns = _columns([annotation for _, annotation in mine], row_of)
+        good = np.zeros(len(mine), dtype=bool) if columns is None else _in_range(columns)
+        for k in plain[~good].tolist():
+            annotations[polygons.owners[k]][1]["segmentation"] = polygons.parsed(k)
+        self.segmentations = plain[good]
+        kept, rest = np.zeros(len(polygons.plain), dtype=bool), np.ones(len(annotations), dtype=bool)
+        kept[self.segmentations], rest[polygons.owners[self.segmentations]] = True, False
+        if kept.any():
+            self.taken = [mine[i] for i in np.flatnonzero(good).tolist()]
+            for name, values in columns.items():
+                setattr(self, name, values[good])
+            parts = np.repeat(kept, polygons.counts)  # bool [R]
+            self.counts, self.lengths = polygons.counts[kept], polygons.lengths[parts]
+            self.numbers = polygons.hundredths[np.repeat(parts, polygons.lengths)]
+        return [annotations[i] for i in np.flatnonzero(rest).tolist()]
+
+    def given(self, i: int) -> tuple[int, Any]:
+        """Returns (sequence, annotation) as it was taken, with its polygons."""
+        sequence, annotation = self.taken[i]
+        return sequence, {**annotation, "segmentation": self.polygons.parsed(int(self.segmentations[i]))}
+
+
+def _columns(annotations: list[dict], row_of: dict[int, int]) -> dict[str, np.ndarray] | None:
+    """Returns `_Plain`'s fields as arrays, row -1 for an image not listed; None unless all are of the usual types."""
+    try:
+        integers = {
+            "category_ids": [annotation["category_id"] for annotation in annotations],
+            "ids": [annotation["id"] for annotation in annotations],
+            "iscrowd": [annotation.get("iscrowd", 0) for annotation in annotations],
+        }
+        areas = [annotation.get("area", math.nan) for annotation in annotations]
+        boxes = [annotation["bbox"] for annotation in annotations]
+        numbers = list(chain.from_iterable(boxes))
+        if {*map(len, boxes)} != {4} or not NUMBERS.issuperset(map(type, chain(numbers, areas))):
+            return None
+        if {*map(type, chain(*integers.values()))} != {int}:
+            return None
+        return {
+            "rows": np.array([row_of.get(annotation["image_id"], -1) for annotation in annotations]),
+            "boxes": np.array(numbers, dtype=np.float64).reshape(-1, 4),
+            "areas": np.array(areas, dtype=np.float64),
+            **{name: np.array(values, dtype=np.int64) for name, values in integers.items()},
+        }
+    except (KeyError, TypeError, OverflowError):
+        return None
+
+
+def _in_range(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns which annotations are as `_Plain.take` wants them, bool [K]."""
+    category, crowd = columns["category_ids"], columns["iscrowd"]
+    good = (columns["rows"] >= 0) & (category >= 0) & (category < 2**31) & (columns["ids"] > 0)
+    return good & (crowd >= 0) & (crowd <= 1) & ~(np.abs(columns["areas"]) >= 1e300)
 
 
 def name_of(sequence: int, annotation: Any) -> str:

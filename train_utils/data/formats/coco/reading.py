@@ -80,7 +80,7 @@ def read_indexed(path: str | Path) -> Annotations | None:
     None for any other json: one with a mistake, with images without a size, with annotations before the images, or
     that can't be opened.
     """
-    content = None
+    content, state = None, array_cache.new_hash()
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size >= array_cache.WORTHWHILE and array_cache.cache_folder():
@@ -90,10 +90,10 @@ def read_indexed(path: str | Path) -> Annotations | None:
                     return found
                 file.seek(0)
             with no_collection():
-                read, parsed = _read_in_batches(path, file)
+                read = _read_in_batches(path, file, state.update if content else len)
     except (Unusual, InputError, OSError):
         return None
-    if content is None or parsed != content:  # too small, or written while it was read
+    if content is None or state.hexdigest() != content:  # too small, or written while it was read
         return _table(path, *read)
     note = array_cache.store(content, *read)
     found = None if note else _from_index(path, content)  # whose memory other processes share
@@ -109,9 +109,8 @@ def _table(path: str | Path, values: dict, arrays: dict[str, np.ndarray], notes:
     return polygon_table(path, values, arrays, ImageFiles("", str(path)), notes=notes)
 
 
-def _read_in_batches(path: str | Path, file: BinaryIO) -> tuple[tuple[dict, dict], str]:
-    """Returns ((values, arrays), hash of what was read); Unusual or InputError for a json that is not sound."""
-    state = array_cache.new_hash()
+def _read_in_batches(path: str | Path, file: BinaryIO, seen: Callable[[bytes], object]) -> tuple[dict, dict]:
+    """Returns (values, arrays); seen: as `read_lists` has it. Unusual or InputError for a json that is not sound."""
     images: list[tuple] = []
     listed: list = []
     packer: Packer | None = None
@@ -119,15 +118,19 @@ def _read_in_batches(path: str | Path, file: BinaryIO) -> tuple[tuple[dict, dict
     def add_images(batch: list) -> None:
         images.extend(check_image(named(image), path, None) for image in batch)
 
-    def add_annotations(batch: list) -> None:
+    def packer_of_images() -> Packer:
         nonlocal packer
         if not images:
             raise Unusual("annotations before images")
         packer = packer or Packer(path, images)
-        packer.add(batch)
+        return packer
 
-    takers = {"images": add_images, "annotations": add_annotations, "categories": listed.extend}
-    read_lists(file, takers, state.update)
+    takers = {
+        "images": add_images,
+        "annotations": lambda batch: packer_of_images().add(batch),
+        "categories": listed.extend,
+    }
+    read_lists(file, takers, seen, {"annotations": lambda text: packer_of_images().add_text(text)})
     packer = packer or Packer(path, images)
     categories, given = check_categories(listed, path, STOP)
     if len(packer.row_of) < len(images) or packer.skipped.get(NO_SEGMENTATION) == packer.count > 0:
@@ -136,7 +139,7 @@ def _read_in_batches(path: str | Path, file: BinaryIO) -> tuple[tuple[dict, dict
         raise Unusual("a category that is not listed")
     if packer.repeated_ids():
         raise Unusual("a duplicated id")
-    return _packed_values(categories, given, images, packer), state.hexdigest()
+    return _packed_values(categories, given, images, packer)
 
 
 def _packed_values(
