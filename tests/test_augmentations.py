@@ -238,7 +238,7 @@ def test_an_own_file_draws_by_the_generator_whatever_it_draws_from(tmp_path):
     place = str(tmp_path / "mine.py")
     darker, (image, target) = own_augmentation(f"{place}:darker"), sample(4)
     first = darker(image, target, generator(1))
-    random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002: which play no part
+    random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002 which play no part
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert_same(darker(image, target, generator(1)), first)
     assert (before[0], before[1]) == (random.getstate(), np.random.get_state()[1].tolist())

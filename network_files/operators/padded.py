@@ -57,7 +57,7 @@ class HostCopy:
     def __init__(self, tensor: Tensor) -> None:
         # an MPS device's copies are complete only when waited for, and nothing here would wait
         self.sent, self.value = tensor, tensor.to("cpu", non_blocking=not tensor.is_mps)
-        # of the tensor's own GPU, which need not be the current one: another's stream would not have waited for the copy
+        # on the tensor's own GPU, which need not be the current one, whose stream knows nothing of the copy
         self.event = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def read(self) -> Tensor:

@@ -83,7 +83,7 @@ class OwnAugmentation:
 def seeded(rng: Generator) -> Iterator[None]:
     """Lets torch, numpy.random and random draw what follows from the generator; afterwards all four are as before."""
     seed = int(torch.randint(2**62, (), generator=torch.Generator().set_state(rng.get_state())))
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002: what users' functions draw from
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 what users' functions draw from
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
