@@ -93,6 +93,8 @@ def test_images_to_predict(tmp_path):
         with pytest.raises(InputError, match="--follow-links"):
             find_images([str(path)])
         assert find_images([str(path)], follow_links=True) == [folder / "a.png"]
+        with pytest.raises(InputError, match="^--check /"):
+            find_images([str(path)], flag="--check")
     (tmp_path / "linked").symlink_to(folder)
     (folder / "a.png").unlink()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "b.png")

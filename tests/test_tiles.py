@@ -24,6 +24,7 @@ from train_utils.evaluation.compact_masks import CompactMasks
 from train_utils.evaluation.tiled_model import TiledModel, joined, needed_in
 from train_utils.io.plain_text import counted
 from train_utils.prediction import large_drawings
+from train_utils.prediction.jobs import drawn_images
 from train_utils.prediction.looking import LookingOptions, tiling_of
 from train_utils.prediction.runtimes.exported_model import ExportedModel, describe
 
@@ -242,7 +243,7 @@ def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, comman
 def test_a_large_image_is_drawn_as_an_overview_and_its_fullest_tiles(tmp_path, monkeypatch, command):
     weights, path = write_checkpoint(tmp_path / "model.pth"), mosaic(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for module in (predict, large_drawings):
+    for module in (drawn_images, large_drawings):
         monkeypatch.setattr(module, "OVERVIEW", 100)
     (tmp_path / "test_result_tiles").mkdir()
     (tmp_path / "test_result_tiles" / "x7_y7.jpg").touch()  # of an earlier call

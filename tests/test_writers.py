@@ -25,7 +25,8 @@ TARGETS = {  # which argument
     "torch.save": 1, "torch.export.save": 1,
 }  # fmt: skip
 ALLOWED = {  # file -> what it may do, and why
-    "train_utils/checkpoints/run_folder.py": {"unlink"},  # checkpoints that are not kept, by their exact names
+    # checkpoints that are not kept, by their exact names; TensorBoard's folder within one that a failed run has made
+    "train_utils/checkpoints/run_folder.py": {"unlink", "rmtree"},
     "train_utils/run/epochs.py": {"unlink"},  # model_previous.pth
     "train_utils/io/array_cache.py": {"unlink"},  # indexes, by exact name and content
     "train_utils/prediction/large_drawings.py": {"unlink"},  # tiles of an earlier call, by the form of their names

@@ -49,14 +49,14 @@ def links_out_of(folders: Iterable[Path], root: Path) -> Iterator[InputError]:
                 yield error
 
 
-def refuse_links_of(pattern: str | Path, paths: Iterable[Path]) -> None:
-    """Raises InputError if one of a folder's files, or of a glob's matches, is a link out of it, or lies beyond one."""
+def refuse_links_of(pattern: str | Path, paths: Iterable[Path], flag: str) -> None:
+    """Raises InputError if a file of the folder or glob that `flag` names is a link out of it, or lies beyond one."""
     fixed = str(pattern)
     while glob.has_magic(fixed):
         fixed = os.path.dirname(fixed)
     inside = _inside(fixed or ".", fixed or ".")
     for path in paths:
-        if error := _leads_out(f"--img-path {pattern}", path, inside):
+        if error := _leads_out(f"{flag} {pattern}", path, inside):
             raise error
 
 

@@ -31,7 +31,7 @@ def find_images(img_paths: Iterable[str], follow_links: bool = False, flag: str 
         if path.is_dir():
             in_folder = _images_in(path, flag)
             if not follow_links:
-                refuse_links_of(path, in_folder)
+                refuse_links_of(path, in_folder, flag)
             found += in_folder
         elif os.path.exists(file_of(path)):
             found.append(path)
@@ -41,7 +41,7 @@ def find_images(img_paths: Iterable[str], follow_links: bool = False, flag: str 
             if not matches:
                 raise InputError(f"{flag} {name}: no such file or folder; as a glob it matches no file")
             if not follow_links:
-                refuse_links_of(path, matches)
+                refuse_links_of(path, matches, flag)
             found += matches
     return list(dict.fromkeys(found))
 
