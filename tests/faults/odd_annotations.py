@@ -5,6 +5,7 @@ from pycocotools import mask as coco_mask
 
 from tests.faults.catalogue import ERROR, GO_ON, SKIP, Case
 from train_utils.evaluation.numbers import evaluate_results
+from train_utils.io.plain_text import of_several
 
 SIZE = (64, 48)  # of image 11, height and width
 SQUARE = [[4, 4, 24, 4, 24, 28, 4, 28]]
@@ -25,7 +26,7 @@ def add(*several, **fields):
 
 
 def skip(what, reason, *forms) -> Case:
-    said = (f"{len(forms)} {reason} (first: id 17)",)
+    said = (f"{len(forms)} {of_several(len(forms), reason)} (first: id 17)",)
     return Case(f"annotation: {what}", SKIP, add(*forms), said, skips=len(forms))
 
 

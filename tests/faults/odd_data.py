@@ -178,7 +178,7 @@ VOC = [
     voc("class that is like no other", ERROR, renamed("xyzzy"), "b.xml: object 2: class 'xyzzy' is not in"),
     voc("mask without an XML object", GO_ON, fewer, check=taken_from_the_mask, of="images"),
     voc("another class in XML than in the mask", GO_ON, contradicts, check=the_xml_counts, of="images"),
-    voc("XML object without a mask", SKIP, more_than_masks, "1 XML objects without a mask (first: b)"),
+    voc("XML object without a mask", SKIP, more_than_masks, "1 XML object without a mask (first: b)"),
     voc("empty image file", SKIP, cut("JPEGImages", "jpg"), "b.jpg", "the file is empty", of="images"),
     voc("missing image", ERROR, gone("JPEGImages", "jpg"), "1 of its 4 image files", "b.jpg"),
     voc("missing mask", ERROR, gone("SegmentationObject", "png"), "b.png: no such mask"),
