@@ -21,6 +21,7 @@ from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.images import ImageError
 from train_utils.data.labels import LabelMap, coco_names, read_json
 from train_utils.data.rle import decode_counts, decode_many, rles_fit
+from train_utils.io.plain_text import of_several
 
 SIZE = (20, 30)
 RING = [[2, 3, 12, 3, 12, 13, 2, 13], [15.5, 5, 25, 5, 25, 10.25, 15.5, 10.25]]  # two parts
@@ -124,7 +125,7 @@ def test_what_has_no_area_is_skipped_and_counted(tmp_path):
     assert sorted(ds.skipped.values()) == [1, 1, 1, 1, 1, 2, 4] and sum(ds.skipped.values()) == 11
     assert list(ds.first_skipped.values()) == [f"id {i}" for i in (1, 5, 6, 8, 9, 11, 12)]
     for reason, count in ds.skipped.items():
-        assert f"{count} {reason} (first: {ds.first_skipped[reason]})" in ds.describe()
+        assert f"{count} {of_several(count, reason)} (first: {ds.first_skipped[reason]})" in ds.describe()
     assert [a["id"] for a in ds.ground_truth()["annotations"]] == [10]
 
 
