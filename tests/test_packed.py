@@ -198,7 +198,7 @@ def test_the_command_names_what_it_leaves_out(tmp_path):
     assert done.returncode == 1 and f"left out: {broken}" in done.stderr
     splits = open_data(tmp_path / "out")
     assert len(splits.train) + len(splits.val) == 3
-    assert "1 unreadable images" in splits.train.describe() + splits.val.describe()
+    assert "1 unreadable image" in splits.train.describe() + splits.val.describe()
     strict = run(tmp_path / "data", tmp_path / "strict", "--strict")
     assert strict.returncode == 2 and str(broken) in strict.stderr and not (tmp_path / "strict").exists()
     again = run(tmp_path / "data", tmp_path / "out")

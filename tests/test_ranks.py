@@ -67,7 +67,10 @@ def test_ranks_predict_as_one_process(place, capsys):
     assert len(whole) == 5 and files_of("four") == whole
     assert {name: two[name] for name in whole} == whole and "instances.json" in two
     said = log.read_text()
-    assert said.count("0.png: ") == said.count("1.png: ") == 1 and said.count("9.png: not an image") == 1
+    assert (
+        said.count("0.png: ") == said.count("1.png: ") == 1
+        and said.count("not predicted: data/images/9.png: not an image") == 1
+    )
     assert "4 of 5 images predicted, 1 could not be read" in said and said.count("4 images have 40 detections") == 1
     assert said.count("detections written to two/test_result.json") == 1 and "Traceback" not in said
     assert alone.out.splitlines()[-1] in said.splitlines()
