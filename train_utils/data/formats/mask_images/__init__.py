@@ -13,6 +13,7 @@ nearly every file, or values in many regions), are refused until --split-compone
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,8 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
         )
         return None
     named = names is not None or used <= {1} or bool(place.classes)
-    return table_of(source, content, categories, MaskedImages(place.root, source), named=named)
+    table = table_of(source, content, categories, MaskedImages(place.root, source), named=named)
+    return table and replace(table, notes=(*filter(None, [place.note]), *table.notes))
 
 
 class MaskedImages(ImageFiles):

@@ -30,6 +30,8 @@ from train_utils.data.formats.found import (
     holds_coco,
     images_below,
     kept,
+    note_unread,
+    one_of_each,
     refuse_links,
     size_of,
     table_of,
@@ -115,7 +117,10 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     highest = int(content[1]["category_ids"].max(initial=0))
     categories = names or {number: f"class_{number}" for number in range(highest + 1)}
     table = table_of(source, content, categories, YoloImages(place.root, source), named=names is not None)
-    return table and replace(table, missing=np.array([name in absent for name in table.file_names()], dtype=bool))
+    if table is None:
+        return None
+    missing = np.array([name in absent for name in table.file_names()], dtype=bool)
+    return replace(table, missing=missing, notes=(*filter(None, [place.note]), *table.notes))
 
 
 class YoloImages(ImageFiles):
@@ -148,16 +153,20 @@ def _plain_places(root: Path) -> dict[str, Place]:
     """Returns the places of data without a data.yaml; empty where there is none."""
     if _holds_texts(root / "labels") and (root / "images").is_dir():
         return {"all": Place(root, "", (root / "images",))}
-    places = {}
+    found, unread = [], {}
     for folder in folders_in(root / "labels") if (root / "labels").is_dir() else folders_in(root):
         role = role_of(folder, folder.parent)
         pair = (root / "images" / folder.name, folder)
         pair = pair if folder.parent.name == "labels" else (folder / "images", folder / "labels")
-        if role != "all" and pair[0].is_dir() and _holds_texts(pair[1]):
-            places[role] = Place(root, "", (pair[0],))
-    if "val" not in places and "test" in places:
-        places["val"] = places["test"]
-    return {role: places[role] for role in ("train", "val") if role in places}
+        if role == "all":
+            unread[str(pair[1].relative_to(root))] = len(list(pair[1].glob("*.txt"))) * pair[0].is_dir()
+        elif pair[0].is_dir() and _holds_texts(pair[1]):
+            found.append((role, pair[1], Place(root, "", (pair[0],))))
+    places = one_of_each(found, root)
+    if places:
+        first = next(iter(places))
+        places[first] = places[first]._replace(note=note_unread(unread, "txt file"))
+    return places
 
 
 def _holds_texts(folder: Path) -> bool:
@@ -312,7 +321,7 @@ def _read_files(
             f"{found.source}: all {lines} lines of its txt files are boxes of 4 numbers, as detectors use them; export "
             "polygons (YOLO segmentation)"
         )
-    notes = [place.note] * bool(place.note)
+    notes = []
     if texts < len(labels):
         notes.append(f"{counted(len(labels) - texts, 'image', 'have')} no txt, and so no objects")
     if past:
