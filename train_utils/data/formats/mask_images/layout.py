@@ -41,7 +41,8 @@ LOOKED_FOR = (
 class Place(NamedTuple):
     """Where a split lies: root, of the data; kind: FOLDERS (of images and of masks), BESIDE or EACH (both the same).
 
-    classes: the folders of classes that any split has, sorted; note: what is not read of the data, "" where all is.
+    classes: the folders of classes that any split has, sorted; others: the other splits; note: what is not read of
+    the data, "" where all is.
     """
 
     root: Path
@@ -50,6 +51,7 @@ class Place(NamedTuple):
     masks: Path
     classes: tuple[str, ...] = ()
     note: str = ""
+    others: tuple["Place", ...] = ()
 
 
 class MaskFile(NamedTuple):
@@ -75,7 +77,10 @@ def find_places(root: Path) -> dict[str, Place]:
         whole = _place_in(root, root)
         places = {"all": whole} if whole else {}
     named = sorted({name for place in places.values() for name in _class_folders(place)})
-    return {role: place._replace(classes=tuple(named)) for role, place in places.items()}
+    return {
+        role: place._replace(classes=tuple(named), others=tuple(each for each in places.values() if each is not place))
+        for role, place in places.items()
+    }
 
 
 def _by_role(root: Path) -> dict[str, Place]:

@@ -49,7 +49,7 @@ UNUSED = {
 }
 CACHED = "yolo 1"  # to be raised when arrays, or what is checked or skipped, change
 YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
-ENTRIES = ("path", "train", "val", "test", "names", "nc")
+ENTRIES = ("path", "train", "val", "test", "names", "nc", "kpt_shape")
 PAST = 0.05  # of the image's side: how far a corner may lie outside, where a mask is cut at the edge
 TWICE = "lines that are there twice"
 SAME = "train and val are the same images, so that validation scores what was trained on"
@@ -87,6 +87,11 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
             raise InputError(f"{path}: no YOLO data found; {LOOKED_FOR}")
         return places
     entries = read_yaml(yaml, ENTRIES)
+    if entries.get("kpt_shape"):
+        raise InputError(
+            f"{yaml}: has kpt_shape: pose data has boxes with keypoints, and no polygons; export polygons (YOLO "
+            "segmentation)"
+        )
     places = {}
     for role, words in {"train": ("train",), "val": ("val", "test")}.items():
         given = next((entries[word] for word in words if entries.get(word)), None)
@@ -248,6 +253,14 @@ def _listed(place: Place) -> tuple[list[str], set[str]]:
                 absent.add(name)
     if not found:
         raise InputError(f"{' and '.join(map(str, place.lists))}: no image found; put them there")
+    by_stem: dict[str, str] = {}
+    for name in found:
+        other = by_stem.setdefault(os.path.splitext(name)[0], name)
+        if other != name:
+            raise InputError(
+                f"{place.root}: {visible(other)} and {visible(name)} have one name but for the ending, and so one txt; "
+                "rename one of them"
+            )
     return list(found), absent
 
 
