@@ -29,7 +29,7 @@ from train_utils.data.formats.coco.segmentation import overlaps
 from train_utils.data.formats.found import READ, SETTLED
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.links import links_out, links_out_of
-from train_utils.data.masks import RLE
+from train_utils.data.masks import NO_ID, RLE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
@@ -40,7 +40,7 @@ UNUSED = {
     **dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders"),
     "split_components": "which has a mask for each object",
 }
-CACHED = "npy 3"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "npy 4"  # to be raised when arrays, or what is checked or skipped, change
 EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"
 Place = tuple[Path, Path, Path]  # folder of the data, of its images, of its .npy files
 recognises = npy_folder.is_npy
@@ -263,7 +263,7 @@ def _pack(
     table = np.array(kept, dtype=np.float64).reshape(-1, 7)  # [A, 7]
     arrays = {
         "first": np.cumsum([0, *per_image]),
-        "annotation_ids": np.arange(1, len(kept) + 1),
+        "annotation_ids": np.full(len(kept), NO_ID),
         "category_ids": table[:, 0],
         "iscrowd": table[:, 1],
         "areas": table[:, 2].copy(),
