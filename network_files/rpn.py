@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backbone.convolution import Conv2d
 from network_files import matching
 from network_files.anchors import AnchorGrid
 from network_files.config import MaskRCNNConfig
@@ -32,7 +33,7 @@ class RPNHead(nn.Module):
     def __init__(self, channels: int, anchors_per_cell: int, depth: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            *(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(depth))
+            *(nn.Sequential(Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(depth))
         )
         self.cls_logits = nn.Conv2d(channels, anchors_per_cell, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors_per_cell * 4, 1)
