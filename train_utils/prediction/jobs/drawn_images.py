@@ -13,9 +13,9 @@ from train_utils.data.images.pages import page_of
 from train_utils.data.images.windows import open_image
 from train_utils.io import files
 from train_utils.io.plain_text import visible
-from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.jobs.options import PredictOptions
 from train_utils.prediction.jobs.videos import predict_video
+from train_utils.prediction.kept.growing_results import GrowingResults
 from train_utils.prediction.large_drawings import OVERVIEW, QUALITY, draw_parts, is_large
 from train_utils.prediction.pipeline import Finished, Pace, Read, Seen, Source, Work
 from train_utils.prediction.predictor import Predictor
