@@ -155,7 +155,8 @@ def predict_camera(options: PredictOptions, number: int) -> int:
     world = World.single(pick_device(options.device))
     predictor = predictor_of(options, options.least_score, world)
     folder = files.folder_to_write(options.folder)
-    predict_video(options, predictor, container, f"camera {number}", folder / f"{RESULT_NAME}.mp4")
+    counts = predict_video(options, predictor, container, f"camera {number}", folder / f"{RESULT_NAME}.mp4")
+    predictor.recall(counts)
     return predictor.status(1)
 
 
@@ -186,8 +187,8 @@ def conclude_json(
 ) -> int:
     """Says what was written since `start`, and what the json has no class for; returns the exit status."""
     print(kept.outcome(f" in {time.perf_counter() - start:.1f} s"))
-    if predictor.foreign:
-        print(left_out_line(options.output, predictor.foreign))
+    if predictor.images.foreign:
+        print(left_out_line(options.output, predictor.images.foreign))
     return predictor.status(len(data_set))
 
 

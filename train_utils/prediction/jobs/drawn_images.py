@@ -67,13 +67,14 @@ class DrawnImages(NamedTuple):
 
     def film(self, read: Read) -> dict[str, Any] | None:
         """Draws a video; returns what is kept of it, None where it is broken."""
-        before, path = self.predictor.tally(), self.images[read.at]
+        path = self.images[read.at]
         try:
-            predict_video(self.options, self.predictor, video.open_video(path), path, self.place(read.at))
+            counts = predict_video(self.options, self.predictor, video.open_video(path), path, self.place(read.at))
         except ImageError as error:
             self.predictor.skip(error)
             return None
-        return {"image": str(path), "stamp": read.stamp, **self.predictor.since(before)}
+        self.predictor.recall(counts)
+        return {"image": str(path), "stamp": read.stamp, **counts}
 
     def finish(self, seen: Seen) -> Finished:
         """Draws an image's detections; returns what is kept of it."""
