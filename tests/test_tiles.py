@@ -20,6 +20,7 @@ from network_files.operators.instance_masks import encode_cropped
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
 from train_utils.data.labels import LabelMap
 from train_utils.data.tiles.tiling import Tiling
+from train_utils.evaluation import tiled_model
 from train_utils.evaluation.compact_masks import CompactMasks
 from train_utils.evaluation.tiled_model import TiledModel, joined, needed_in
 from train_utils.io.plain_text import counted
@@ -219,6 +220,9 @@ def mosaic(folder):
 def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, command):
     weights, path = write_checkpoint(tmp_path / "model.pth"), mosaic(tmp_path)
     monkeypatch.chdir(tmp_path)
+    given_back = []  # after the 4th and the 8th of 9 tiles, and after the joining
+    monkeypatch.setattr(tiled_model, "GIVEN_BACK", 4)
+    monkeypatch.setattr(tiled_model, "give_back_freed_memory", lambda: given_back.append(1))
     shared = ("--weights-path", weights, "--device", "cpu", "--score", 0.3)
     status, out, err = command(predict, *shared, "--img-path", path, "--tile", 96, "--overlap", 0.25)
     assert status == 0, err
@@ -227,6 +231,7 @@ def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, comman
     assert results and [result["score"] for result in results] == found.scores.tolist()
     assert [result["segmentation"] for result in results] == found.rle()
     assert found.masks[0].shape == (192, 192) and len(found.polygons()) == len(found)
+    assert len(given_back) == 2 * 3
 
     one = write_images(tmp_path / "one")[0]
     detector = maskrcnn.load(weights)

@@ -27,6 +27,7 @@ from train_utils.processes.distributed import World
 
 FIRST_TILE = "first_tile"  # what a line about tiles has
 GRACE = 10.0  # seconds that the first process waits for the others' last images where all are stopped
+WRITTEN_AT_ONCE = 2000  # results of an image
 
 
 class GrowingResults:
@@ -191,10 +192,13 @@ class GrowingResults:
         with self.appending, writing(self.path):
             if self.file is None:
                 self._begin()
-            head, body = json.dumps(about).encode() + b"\t", json.dumps(values).encode()
+            head, step = json.dumps(about).encode() + b"\t", WRITTEN_AT_ONCE
             start = self.file.seek(0, os.SEEK_END) + len(head)
-            self._append(head + body + b"\n")
-        return self.kept, start, len(body)
+            for i in range(0, max(len(values), 1), step):  # the text of all results of an image may be large
+                part = json.dumps(values[i : i + step])[1:-1].encode()
+                self._append((b", " if i else head + b"[") + part + (b"" if i + step < len(values) else b"]\n"))
+            end = self.file.seek(0, os.SEEK_END) - 1
+        return self.kept, start, end - start
 
     def add_tiles(self, at: int, about: dict[str, Any], first: int, shown: list) -> None:
         """Keeps what tiles of an image in progress show, from the first on; about: what `resume` knows the image by."""
