@@ -274,6 +274,21 @@ def test_without_a_detection_no_tile_is_drawn_at_full_size(tmp_path):
     assert said == "an overview, without a tile at full size, as none has a detection"
 
 
+def test_a_tile_is_drawn_without_objects_of_which_it_has_a_part_of_the_box_alone():
+    crops = [torch.ones(20, 20), torch.zeros(5, 5), torch.ones(30, 30)]
+    corners = torch.tensor([[40, 40, 0, 0], [80, 80, 0, 0], [50, 50, 0, 0]])
+    masks = CroppedMasks.from_crops(crops, corners, (128, 128))
+    boxes = torch.tensor([[40.0, 40, 100, 100], [80, 80, 85, 85], [50, 50, 80, 80]])
+    found, drawn = {"boxes": boxes, "labels": torch.arange(3), "scores": torch.ones(3)}, []
+    predictor = SimpleNamespace(draw=lambda found, *rest: drawn.append(found) or (None, False))
+    where = [place for place, _ in large_drawings.parts(
+        predictor, found, torch.zeros(3, 128, 128), None, masks, Tiling(64, 0.0)
+    )]  # fmt: skip
+    assert where == [(64, 64)] and drawn[0]["labels"].tolist() == [1, 2]
+    assert drawn[0]["boxes"].tolist() == [[16, 16, 21, 21], [0, 0, 16, 16]]
+    assert drawn[0]["masks"].areas().tolist() == [0, 256]
+
+
 def test_the_fullest_tiles_are_those_with_most_detections():
     tiles = Tiling(64, 0.0).boxes((64, 192))
     boxes = torch.tensor([[70.0, 0, 80, 10], [60, 20, 70, 30], [75, 40, 85, 50], [5, 5, 9, 9]])
