@@ -194,7 +194,7 @@ def test_the_doctor_opens_what_training_in_tiles_opens(tmp_path, monkeypatch):
 
 
 def test_tiles_of_a_tiff_are_read_alone(tmp_path):
-    """A part reads the tiles that it lies in, and keeps few."""
+    """A part reads the tiles that it lies in; those above it are let go."""
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(DEEP, **TILED))
     image = Windows(str(path), ALL, True, DEEP.shape)
@@ -202,6 +202,8 @@ def test_tiles_of_a_tiff_are_read_alone(tmp_path):
     assert list(image._store.kept) == [0]
     image[:, 30:40, 10:20]
     assert sorted(image._store.kept) == [0, 1, 6, 7]
+    image[:, 64:70, 0:10]
+    assert list(image._store.kept) == [12] and image._store.room == windows.KEPT - 32 * 16 * DEEP.itemsize
 
 
 def test_a_file_is_decoded_once(tmp_path):
