@@ -136,6 +136,24 @@ def test_test_only_of_fewer_classes_than_training_keeps_the_checkpoints(tmp_path
     assert "3 classes" in capsys.readouterr().out
 
 
+def test_test_only_refuses_other_classes_as_validation_does(tmp_path, capsys):
+    weights, words = write_checkpoint(tmp_path / "w.pth"), flags("", tmp_path / "out", "--test-only")
+    words[words.index("none")] = weights
+    for categories, said in [
+        ([*CATEGORIES, {"id": 5, "name": "fig"}], "category 5 (fig) of image id 2 is not one of the 3 categories"),
+        ([{"id": c["id"], "name": f"other {c['name']}"} for c in CATEGORIES], "category 1 is 'circle', the data's is"),
+    ]:
+        content = many(10)
+        content["annotations"][1]["category_id"] = categories[-1]["id"]
+        words[1] = write(tmp_path / "data", {**content, "categories": categories}, "_annotations.coco.json", ".")
+        for script, arguments in ((train, words), (validation, ("--weights-path", weights, "--data-path", words[1]))):
+            assert call(script, *arguments) == 2
+            assert said in capsys.readouterr().err
+    torch.save(torch.load(weights, weights_only=True)["model"], weights)
+    words[1] = write(tmp_path / "data", many(10), "_annotations.coco.json", ".")
+    assert call(train, *words) == 2 and "is for 3 classes, not 1 (" in capsys.readouterr().err
+
+
 def test_results_are_scored_on_all_images_and_the_record_says_so(tmp_path, monkeypatch):
     path = ten(tmp_path / "data")
     (tmp_path / "R.json").write_text("[]")
