@@ -9,9 +9,14 @@ import torch
 
 import train
 import validation
+from network_files import MaskRCNNConfig
 from tests.coco_folders import coco, many, write
 from tests.small_runs import call, flags
 from tests.tiny_model import NAMES, write_checkpoint
+from train_utils.checkpoints.held_out import open_scored
+from train_utils.data.labels import LabelMap
+from train_utils.data.options import DataOptions
+from train_utils.prediction.runtimes.exported_model import describe
 
 CATEGORIES = [{"id": i, "name": name} for i, name in NAMES.items()]
 
@@ -91,6 +96,11 @@ def test_dropped_images_do_not_hide_the_training_data(tmp_path, trained, scored)
     weights = trained(path, "--drop-empty")
     shutil.move(tmp_path / "data", tmp_path / "moved")
     assert scored(weights, "--data-path", tmp_path / "moved")[1]["images"] == 2
+    content = torch.load(weights, weights_only=True)  # and so does what an exported file says of itself
+    config, label_map = MaskRCNNConfig.from_dict(content["config"]), LabelMap.from_dict(content["label_map"])
+    kept = json.loads(json.dumps(describe(config, label_map, content, 1)["content"]))
+    assert len(open_scored(DataOptions(tmp_path / "moved"), kept, asked=False).data_set) == 2
+    assert kept["progress"]["step"] == content["step"] and "curve" not in kept["progress"]
 
 
 def test_a_split_of_its_own_is_scored_as_before(tmp_path, scored):
