@@ -139,6 +139,7 @@ def test_datasets_of_torch_are_trained_on_and_validated(folder, capsys):
     assert numbers["report"].exists() and [path.name for path in numbers["files"]] == [
         "record_mAP.txt",
         "record_mAP.json",
+        "detections.json",
     ]
     assert "Squares: 3 images (0 without objects), 3 objects of 2 classes" in capsys.readouterr().out
 
