@@ -64,6 +64,8 @@ def run(
         if world.device.type == "cpu":
             at_end.enter_context(returning_freed_memory())
         start = read_options(given, output_dir, world)
+        if start.checkpoint:
+            start.notes += resume.check_function(start.config, start.checkpoint, additions.augment)
         say = print if world.is_main else lambda *_, **__: None
         scored, splits, states = open_alike(start, given, additions, world, say)
         data = "" if scored else fingerprint(splits.train)
