@@ -93,6 +93,8 @@ def run(
             config, about_batch = fitting_batch(model, splits.train, config, precision, world)
             this = replace(this, config=config)
             say(about_batch)
+        for line in world.on_main(run_folders.set_back, folder, start.path) if checkpoint else ():
+            say(visible(line))
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
         return folder
