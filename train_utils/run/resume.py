@@ -37,6 +37,7 @@ from train_utils.run.state import reading_training_state
 
 FUNCTION = "augment_function"  # a checkpoint's entry: the name of the one given in Python, or None
 DATA = "data"  # what --allow-changed calls the images
+OF_OPTIMIZER = {"lr", "weight_decay"}  # whose usual values are each optimiser's own
 Checkpoint = dict[str, Any]
 
 
@@ -65,6 +66,11 @@ def take_over(
     before, here = checkpoint["args"], config.to_args()
     changed = {} if config.test_only else _changes(config, names, checkpoint)
     for name, (old, new) in changed.items():
+        if name == "recipe":
+            raise InputError(
+                f"--resume: --recipe {new} was {old} before; it stands for other flags, which the run keeps: "
+                "leave it out, and change those"
+            )
         if name not in allowed:
             flag = name.replace("_", "-")
             raise InputError(
@@ -78,6 +84,10 @@ def take_over(
     if "augment" in changed:  # with all that it stands for
         names |= settings_of(Augmentation).keys()
     lines = [f"changed: --{n.replace('_', '-')} {_text(old)} -> {_text(new)}" for n, (old, new) in changed.items()]
+    if "optimizer" in changed and (others := OF_OPTIMIZER - names):
+        names |= others
+        what = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
+        lines.append(f"changed: {what}: the usual of {config.optimizer}, as no other was given")
     config = config.with_args(before, before.keys() - names - own)
     if config.test_only:
         return config, []
