@@ -143,7 +143,11 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
     broken = data / "images" / "0.png"
     broken.write_bytes(broken.read_bytes()[:2000])  # its size can be read, but no tile
     with pytest.warns(UserWarning, match=r"not evaluated: .*0\.png: cannot be decoded"):
-        assert maskrcnn.validate(weights, data, **in_python)["images"] == 3
+        of_python = maskrcnn.validate(weights, data, **in_python, output_dir=tmp_path)
+    about = json.loads((tmp_path / "record_mAP.json").read_text())["about"]
+    assert of_python["images"] == about["images"] == 3 and (about["of"], about["unreadable"]) == (4, 1)
+    assert "0.png" in about["unreadable_images"][0] and about["results_left_out"] == 0
+    assert of_python["files"][-1].name == "detections.json"
     with pytest.raises(InputError, match=r"0\.png: cannot be decoded"):
         maskrcnn.validate(weights, data, strict=True, **in_python)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
