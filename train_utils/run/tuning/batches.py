@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from backbone.errors import InputError
+from backbone.norm import APART, sync_norms
 from network_files import MaskRCNN
 from network_files.transform import resized_size
 from train_utils.data.dataset import ImageDataset
@@ -55,13 +56,16 @@ def fitting_batch(
 
 
 def fits(model: MaskRCNN, data_set: ImageDataset, count: int, config: RunConfig, precision: Precision) -> bool:
-    """Returns whether a step of the `count` heaviest images has the memory that it needs."""
+    """Returns whether a step of the `count` heaviest images has the memory that it needs.
+
+    Processes exchange nothing here: where one lacks memory, no other waits for what it would send.
+    """
     statistics, device = running_statistics(model), next(model.parameters()).device
     model.train()
     try:
         images, targets = heaviest(model, data_set, count).to(device)
         moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad] * MOMENTS[config.optimizer]
-        with precision.autocast():
+        with precision.autocast(), sync_norms(model, APART):
             losses = model(images, targets)
         sum(losses.values()).backward()
         return len(moments) > 0
