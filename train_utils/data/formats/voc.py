@@ -43,6 +43,7 @@ CLASS_FILES = (voc_files.CLASS_FILE, voc_files.LABEL_MAP)
 # skipped
 NO_CLASS = "instances without a class (neither XML object nor SegmentationClass)"
 LISTED_TWICE = "images listed twice"
+VOID_ALONE = "instances that have the number 255, which is void in VOC's masks (number them from 1)"
 # notes
 FROM_CLASS_MASK = "instances without an XML object (class from SegmentationClass)"
 CLASS_DIFFERS = "instances with another class in SegmentationClass than in the XML (XML's used)"
@@ -214,6 +215,7 @@ def _scan(folder: Path, name: str, known: voc_files.Classes) -> Scan:
     classes[matched], difficult[matched] = xml.classes[partner[matched]], xml.difficult[partner[matched]]
     known = classes > 0
     skipped = {NO_MASK: int(len(xml.classes) - matched.sum()), NO_CLASS: int((~known).sum())}
+    skipped[VOID_ALONE] = int(not len(numbers) and bool((objects == voc_files.VOID).any()))
     notes = {
         FROM_CLASS_MASK: int((known & ~matched).sum()),
         CLASS_DIFFERS: int((matched & (by_mask > 0) & (by_mask != classes)).sum()),

@@ -34,8 +34,8 @@ def fitting_batch(
 ) -> tuple[RunConfig, str]:
     """Returns the config with a batch that fits, and a line about it; the model is as before.
 
-    A step of the largest images with most objects is tried, and the batch halved while some process lacks memory.
-    InputError where not even one image fits.
+    A step of the largest images with most objects is tried; while some process lacks memory, of at most half as many,
+    a divisor of a process's images of a step. InputError where not even one image fits.
     """
     batch, whole = config.batch_size, config.batch_size * config.accumulate_steps
     while True:
@@ -46,7 +46,7 @@ def fitting_batch(
             break
         if batch == 1:
             raise InputError(f"batch_size auto: there is not enough memory for one image; {LESS_IN_TRAINING}")
-        batch //= 2
+        batch = max(size for size in range(1, batch // 2 + 1) if whole % size == 0)
     accumulate = whole // batch
     chosen = config.replaced({"batch_size": batch, "accumulate_steps": accumulate})
     return chosen, (
