@@ -57,7 +57,7 @@ def take_out(text: str) -> tuple[list[dict], Polygons] | None:
         return None
     pieces = SEGMENTATION.split(text)
     rest, spelt = IN_ITS_PLACE.join(pieces[::2]), pieces[1::2]
-    if 2 * len(spelt) < text.count('"image_id"') or rest.count("NaN") > len(spelt):  # another NaN would count as one
+    if not spelt or rest.count("NaN") > len(spelt):  # another NaN would count as one that was put there
         return None
     found = plain_objects(rest)
     if found is None or found[1] < len(rest) or 2 * len(spelt) < len(found[0]):
