@@ -269,6 +269,22 @@ def test_without_a_detection_no_tile_is_drawn_at_full_size(tmp_path):
     assert said == "an overview, without a tile at full size, as none has a detection"
 
 
+def test_a_part_shows_what_lies_in_it_where_it_lies():
+    image, masks = torch.rand(3, 128, 128), torch.zeros(2, 128, 128, dtype=torch.uint8)
+    masks[0, 70:90, 10:30] = masks[1, 70:90, 60:80] = 1
+    whole = CroppedMasks.from_masks(masks)
+    found = {"boxes": whole.boxes.float(), "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.8])}
+    predictor = SimpleNamespace(draw=lambda *given: [given])
+    parts = dict(large_drawings.parts(predictor, found, image, None, whole, Tiling(64, 0.0)))
+    expected = {(0, 64): [[10, 6, 30, 26], [60, 6, 64, 26]], (64, 64): [[0, 6, 16, 26]]}
+    assert parts.keys() == expected.keys()
+    for (x, y), boxes in expected.items():
+        here, pixels, _, own = parts[x, y]
+        assert here["boxes"].tolist() == boxes and here["labels"].tolist() == [1, 2][-len(boxes) :]
+        assert torch.equal(pixels, image[:, y : y + 64, x : x + 64])
+        assert torch.equal(own.to_masks(), masks[-len(boxes) :, y : y + 64, x : x + 64]) and own is here["masks"]
+
+
 def test_the_fullest_tiles_are_those_with_most_detections():
     tiles = Tiling(64, 0.0).boxes((64, 192))
     boxes = torch.tensor([[70.0, 0, 80, 10], [60, 20, 70, 30], [75, 40, 85, 50], [5, 5, 9, 9]])
