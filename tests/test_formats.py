@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,26 @@ def test_it_is_packed_and_converted_and_scored_without_loss(folder, name, tmp_pa
                 assert torch.equal(image, image_too)
                 assert torch.equal(target["masks"].to_masks(), target_too["masks"].to_masks())
                 assert target["labels"].tolist() == target_too["labels"].tolist()
+
+
+BESIDE = {"labelme": "2 jsons", "yolo": "2 txt files", "masks": "2 mask files"}
+
+
+@pytest.mark.parametrize(("name", "files"), BESIDE.items())
+def test_folders_beside_the_splits_are_said_and_two_of_one_split_refused(folder, name, files):
+    (folder / "data.yaml").unlink(missing_ok=True)
+    shutil.copytree(folder / "val", folder / "extra")
+    splits = open_data(folder)
+    _, folders = splits.train.describe().split(f"not read: {files} outside the splits' folders, in ")
+    assert "extra" in folders
+    assert "not read" not in splits.val.describe() and numbers_of(splits.train) == [1, 2, 3]
+    (folder / "extra").rename(folder / "train_2")
+    with pytest.raises(InputError, match=r"several folders for train: train\S*, train_2\S*; give one as --data-path"):
+        open_data(folder)
+
+
+def numbers_of(data) -> list[int]:
+    return [data.image_id(i) for i in range(len(data))]
 
 
 def test_a_whole_is_left_to_the_sink_that_stops():
