@@ -1,21 +1,29 @@
 """Benchmarks that run whole commands: a huge image through validation.py, ranks beside one rank. Made small."""
 
 import json
+import os
 import re
+import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 import train
 from benchmarks import compare_models, distributed, mini_masks, models
 from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
-from benchmarks.large_images import huge_image, slide, training
-from network_files import matching
+from benchmarks.large_images import borders, huge_image, perfect, slide, training
+from network_files import MaskRCNN, matching
+from network_files.operators.cropped_masks import CroppedMasks
 from tests import small_runs, tiny_model
 from tests.coco_folders import many, write
+from tests.faults.processes import end_all, start_rank
 from tests.tiny_model import write_checkpoint, write_coco
 from train_utils.data.images import windows
 from train_utils.data.opening import open_data
@@ -25,7 +33,8 @@ pytestmark = pytest.mark.slow
 SMALL = ["--backbone", "resnet18", "--min-size", "32", "--max-size", "64"]
 
 
-def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
+def test_a_huge_image_is_validated_and_measured(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(huge_image, "subprocess", SimpleNamespace(Popen=small_runs.Forked))
     options = ["--width", "96", "--height", "64", "--objects", "4", "--detections", "3", *SMALL]
     assert huge_image.main([*options, "--keep", str(tmp_path)]) == 0
     out = capfd.readouterr().out
@@ -35,6 +44,12 @@ def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
 
 
 def test_a_slide_is_read_in_parts(tmp_path, capfd, monkeypatch):
+    def run_code(command, cwd, **_):
+        assert command[1] == "-c"
+        (tmp_path / "code.py").write_text(command[2])
+        assert small_runs.Forked([command[0], tmp_path / "code.py", *command[3:]], cwd).wait() == 0
+
+    monkeypatch.setattr(slide, "subprocess", SimpleNamespace(Popen=small_runs.Forked, run=run_code))
     monkeypatch.setattr(windows, "LARGE", 1000)
     small = ["--side", "300", "--keep", str(tmp_path)]
     assert slide.main([*small, "--form", "tif"]) == 0
@@ -51,6 +66,44 @@ def test_of_many_discs_those_are_found_that_a_box_meets():
     half = [{"bbox": [*result["bbox"][:2], result["bbox"][2] * 0.4, result["bbox"][3]]} for result in results]
     outside = {"bbox": [290, 290, 9, 9]}  # of a square without a disc
     assert slide.found([*results[:7], results[0], half[8], outside], 300, 10) == 7
+
+
+def test_a_network_that_shows_what_is_drawn_finds_all_discs_in_tiles(tmp_path, capfd, monkeypatch):
+    for place, name in ((MaskRCNN, "forward"), (sys, "argv")):
+        monkeypatch.setattr(place, name, getattr(place, name))  # put back what the benchmark replaces
+    slide.draw(tmp_path / "slide300_12.png", 300, 12)
+
+    def run(path, program, words, folder):  # in this process
+        return perfect.main([*program[2:], "--img-path", str(path), "--output-dir", str(folder), *words])
+
+    monkeypatch.setattr(slide, "predict", run)
+    small = ["--form", "png", "--side", "300", "--objects", "12", "--tile", "128", "--keep", str(tmp_path)]
+    assert slide.main([*small, "--perfect"]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"^\d+ MiB with the first tile, \d+ MiB more at the peak$", out, re.M)
+    assert "12 detections, 12 of 12 discs found" in out and "all that --box-detections-per-img allows" not in out
+    shown = np.zeros((300, 300), bool)
+    for result in json.loads((tmp_path / "test_result.json").read_text()):
+        shown |= coco_mask.decode(result["segmentation"]) > 0
+    with Image.open(tmp_path / "slide300_12.png") as image:
+        drawn = np.asarray(image).max(2) > 40
+    assert (shown != drawn).sum() < 0.05 * drawn.sum()
+
+
+def test_borders_of_tiles_cost_a_network_without_fault_nothing(tmp_path, capfd):
+    data = ["--data-path", str(write_coco(tmp_path)), "--side", "40", "--images", "2", "--tile", "32", "--offsets", "3"]
+    assert borders.main(data) == 0
+    where, sums = capfd.readouterr().out.strip().split(": ")
+    assert where == "4 objects in 25 tiles of 32 pixels, overlap 0.25, 3 places, 12 in all"
+    assert sums == "0 lost, 0 more, 0 doubled, 0 cut"
+    square = [torch.zeros(30, 30, dtype=torch.uint8) for _ in range(5)]
+    for one, (x1, x2) in zip(square, [(0, 10), (0, 9), (1, 10), (15, 20), (0, 10)], strict=True):
+        one[:10, x1:x2] = 1
+    masks = CroppedMasks.from_masks(torch.stack(square))
+    assert borders.differences(masks[[1, 2]], masks[[0]]) == Counter({"doubled": 1, "cut": 1})
+    assert borders.differences(masks[[3]], masks[[0]]) == Counter({"lost": 1, "more": 1})
+    assert borders.differences(masks[[]], masks[[0]]) == Counter({"lost": 1})
+    assert borders.differences(masks[[0]], masks[[4]]) == Counter()
 
 
 def test_training_in_tiles_is_measured_beside_whole_mosaics(tmp_path, capfd, monkeypatch):
@@ -101,11 +154,19 @@ def test_mini_masks_are_measured(tmp_path, capfd):
     assert len(mini) == 7 and 0 <= float(mini[4]) <= float(mini[5]) <= 1
 
 
-def test_ranks_are_timed_beside_one_rank(tmp_path, capfd):
-    data = write(tmp_path, many(6))
+def test_ranks_are_timed_beside_one_rank(tmp_path, monkeypatch):
+    data, log = write(tmp_path, many(6)), tmp_path / "log"
     model = tiny_model.flags_of(**tiny_model.FIELDS | tiny_model.FEW)
+
+    def start(command, env):
+        assert command[1:3] == ["-m", "benchmarks.distributed"]
+        given = {name: env[name] for name in env if env[name] != os.environ.get(name)}
+        rank = start_rank(command[2], command[3:], given, log)
+        return SimpleNamespace(wait=lambda: end_all([rank])[0])
+
+    monkeypatch.setattr(distributed, "subprocess", SimpleNamespace(Popen=start))
     assert distributed.main(["--data-path", str(data), "--turns", "1", "--steps", "1", *model]) == 0
-    head, *lines = capfd.readouterr().out.splitlines()[-4:]
+    head, *lines = log.read_text().splitlines()[-4:]
     assert "resnet18, 64 px, batch size 1 per rank, 2 ranks of one thread" in head
     assert [line[:22].strip() for line in lines] == list(distributed.MODES) and "1.00 x one rank" in lines[0]
 
@@ -124,7 +185,9 @@ def test_models_are_timed_beside_one_another(tmp_path, capfd):
 def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
     out = tmp_path / "gpu.json"
-    monkeypatch.setattr(models, "cpu_has_bf16", lambda: True)  # emulated, it is as right
+    monkeypatch.setattr(models, "cpu_has_bf16", lambda: True)  # emulated, it is as right, and slow
+    few = {"min_size": 32, "max_size": 64, "box_batch_size_per_image": 4, "rpn_post_nms_top_n_train": 20}
+    monkeypatch.setattr(gpu, "TINY", gpu.TINY | few)
     some = ["v1 float64", "resume", "mixed", "CUDA graphs", "profile"]
     words = ["--device", "cpu", "--tiny", "--repeats", "1", "--seconds", "9999", "--out", str(out)]
     assert gpu.main([*words, "--parts", *some]) == 0

@@ -25,6 +25,7 @@ from train_utils.data.problems import MISTAKE, STOP, Collect
 from train_utils.evaluation.numbers import evaluate_results
 
 SIZE = (20, 30)  # height, width
+KNOW_BOUNDS = {"coco", "voc", "packed", "masks", "yolo", "labelme"}  # of masks, without decoding them
 OBJECTS = {  # image: (class number, x1, y1, x2, y2) each
     "train": {"1.png": [(1, 2, 3, 12, 15), (2, 14, 0, 30, 8)], "2.png": [], "3.png": [(2, 0, 0, 9, 20)]},
     "val": {"4.png": [(1, 5, 5, 25, 15)], "5.png": [(2, 1, 1, 8, 9), (1, 10, 2, 20, 18)]},
@@ -201,7 +202,7 @@ def test_every_format_is_tried():
     assert FORMATS.keys() == WRITERS.keys() - {"csv"}
 
 
-def test_samples(folder):
+def test_samples(folder, name):
     splits = open_data(folder)
     for split, images in OBJECTS.items():
         data = getattr(splits, split)
@@ -219,6 +220,9 @@ def test_samples(folder):
             assert target["area"].dtype == torch.float32 and target["iscrowd"].dtype == torch.uint8
             assert target["area"].tolist() == target["masks"].areas().tolist()
             assert target["masks"].boxes.tolist() == [list(row[1:]) for row in rows]
+            if name in KNOW_BOUNDS:
+                bounds = data.annotations.masks.bounds(data.annotations.objects(data.rows[i]), SIZE)
+                np.testing.assert_allclose(bounds, target["boxes"], atol=1e-3)
             assert target["image_id"] == data.image_id(i) and target["iscrowd"].tolist() == [0] * len(rows)
 
 

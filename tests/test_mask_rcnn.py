@@ -9,25 +9,26 @@ import pytest
 import torch
 
 from benchmarks import torchvision_model as oracle
-from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, loss_portions, matching, roi_heads
+from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, loss_portions, matching
+from network_files.heads import mask_head
 from tests import tiny_model
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 # Initialisations that are left out where all weights are loaded: they take longer than the forward pass.
 DRAWN = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "trunc_normal_")
 SMALL = {
-    "min_size": 96,
-    "max_size": 144,
+    "min_size": 64,
+    "max_size": 96,
     "rpn_post_nms_top_n_train": 60,
     "rpn_post_nms_top_n_test": 20,
     "box_batch_size_per_image": 8,
-    "box_detections_per_img": 8,
+    "box_detections_per_img": 4,
 }
-# one with images large enough that RoIs reach P4; anchors that fit small images for v2
+# one with an image large enough that RoIs reach P4; anchors that fit small images for v2
 CASES = {
     "v1": {"backbone": "resnet50", "variant": "v1"},
     "v1-large": {"backbone": "resnet18", "variant": "v1", "min_size": 224, "max_size": 320},
-    "v2": {"backbone": "resnet50", "variant": "v2", "anchor_sizes": (8, 16, 32, 64, 128)},
+    "v2": {"backbone": "resnet18", "variant": "v2", "anchor_sizes": (8, 16, 32, 64, 128)},
 }
 
 
@@ -37,6 +38,11 @@ def photos(samples):
     return [(image.float() / 255, target) for image, target in samples]
 
 
+def count_of(case):
+    """How many images: convolutions in float64 take long."""
+    return 1 if case == "v1-large" else 2
+
+
 @pytest.fixture(scope="module")
 def live_states(photos):
     """Case -> state dict, built when first asked for."""
@@ -44,7 +50,7 @@ def live_states(photos):
 
     def get(case):
         if case not in states:
-            states[case] = oracle.live_state(photos[:2], **SMALL | CASES[case])
+            states[case] = oracle.live_state(photos[: count_of(case)], **SMALL | CASES[case])
         return states[case]
 
     return get
@@ -78,10 +84,10 @@ def assert_same_detections(ours, theirs, tolerance=1e-6):
 @pytest.mark.parametrize("case", CASES)
 def test_detections_equal_torchvision(case, photos, live_states):
     theirs, ours = model_pair(case, live_states(case))
-    images, _ = float64(photos[:2])
+    images, _ = float64(photos[: count_of(case)])
     with torch.no_grad():
         expected, found = theirs.eval()(images), ours.eval()(images)
-    assert min(len(e["scores"]) for e in expected) >= 8
+    assert min(len(e["scores"]) for e in expected) >= 4
     assert len(set().union(*(e["labels"].tolist() for e in expected))) >= 3
     assert_same_detections(found, expected)
 
@@ -200,7 +206,7 @@ class TestLosses:
     def test_norms_of_the_mask_branch_see_all_rois_at_once(self, monkeypatch):
         losses = []
         for count in (64, 1):
-            monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+            monkeypatch.setattr(mask_head, "MASKS_AT_ONCE", count)
             model = tiny(variant="v2", norm="batch").train()
             losses.append(model([noise_image()], [target(OBJECTS, sample_seed=3)])["loss_mask"].item())
             assert model.roi_heads.mask_head[0][1].num_batches_tracked == 1
@@ -274,7 +280,7 @@ def test_masks_a_few_at_a_time_give_the_same_losses_and_gradients(fp16, monkeypa
     # then the gradients wait for the backward pass; torch's own queries can't be replaced, autocast keeps their answers
     monkeypatch.setattr(loss_portions, "in_float16", lambda _: fp16)
     for count in (1000, 1):
-        monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+        monkeypatch.setattr(mask_head, "MASKS_AT_ONCE", count)
         found_losses = model(*inputs)
         trained = [p for p in model.parameters() if p.requires_grad]
         found.append((*found_losses.values(), *torch.autograd.grad(sum(found_losses.values()), trained)))
@@ -286,7 +292,7 @@ def test_masks_a_few_at_a_time_train_in_bfloat16(monkeypatch):
     model = tiny(norm="frozen").train()
     inputs, found = ([noise_image()], [target(OBJECTS, sample_seed=3)]), []
     for count in (1000, 1):
-        monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+        monkeypatch.setattr(mask_head, "MASKS_AT_ONCE", count)
         with torch.autocast("cpu", torch.bfloat16):
             found_losses = model(*inputs)
         trained = [p for name, p in model.named_parameters() if p.requires_grad and "mask" in name]
@@ -389,14 +395,15 @@ class TestDropout:
             seen.append(tuple(x.shape))
             return x
 
-        monkeypatch.setattr(roi_heads.F, "dropout", spy)
+        monkeypatch.setattr(mask_head.F, "dropout", spy)
         heads.box_head(torch.randn(5, 16, 7, 7))
         heads.mask_head(torch.randn(6, 16, 14, 14))
         assert seen == [(5, 32)] * linear + [(6, 16, 14, 14)] * 3
 
     @pytest.mark.parametrize("variant", ["v1", "v2"])
     def test_works_in_training_alone_on_box_and_mask_heads(self, variant):
-        model = tiny(norm="frozen", variant=variant, dropout=0.5)
+        fields = {"norm": "frozen", "variant": variant, "box_score_thresh": 0.0}
+        model = tiny(dropout=0.5, **fields)
         seen, image = target(OBJECTS, sample_seed=5), noise_image()
         model.train()
         a, b = model([image], [seen]), model([image], [seen])
@@ -406,7 +413,7 @@ class TestDropout:
         first = model([image], [seen])
         torch.manual_seed(4)
         assert all(torch.equal(v, first[k]) for k, v in model([image], [seen]).items())
-        plain = tiny(norm="frozen", variant=variant)
+        plain = tiny(**fields)
         plain.load_state_dict(model.state_dict())
         expected, found = plain.eval()([image]), model.eval()([image])
         assert len(found[0]["scores"]) and torch.equal(found[0]["scores"], expected[0]["scores"])

@@ -163,7 +163,11 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
     broken = data / "images" / "0.png"
     broken.write_bytes(broken.read_bytes()[:2000])  # its size can be read, but no tile
     with pytest.warns(UserWarning, match=r"not evaluated: .*0\.png: cannot be decoded"):
-        assert maskrcnn.validate(weights, data, **in_python)["images"] == 3
+        of_python = maskrcnn.validate(weights, data, **in_python, output_dir=tmp_path)
+    about = json.loads((tmp_path / "record_mAP.json").read_text())["about"]
+    assert of_python["images"] == about["images"] == 3 and (about["of"], about["unreadable"]) == (4, 1)
+    assert "0.png" in about["unreadable_images"][0] and about["results_left_out"] == 0
+    assert of_python["files"][-1].name == "detections.json"
     with pytest.raises(InputError, match=r"0\.png: cannot be decoded"):
         maskrcnn.validate(weights, data, strict=True, **in_python)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
@@ -214,7 +218,7 @@ def test_the_doctor_opens_what_training_in_tiles_opens(tmp_path, monkeypatch):
 
 
 def test_tiles_of_a_tiff_are_read_alone(tmp_path):
-    """A part reads the tiles that it lies in, and keeps few."""
+    """A part reads the tiles that it lies in; those above it are let go."""
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(DEEP, **TILED))
     image = Windows(str(path), ALL, True, DEEP.shape)
@@ -222,6 +226,8 @@ def test_tiles_of_a_tiff_are_read_alone(tmp_path):
     assert list(image._store.kept) == [0]
     image[:, 30:40, 10:20]
     assert sorted(image._store.kept) == [0, 1, 6, 7]
+    image[:, 64:70, 0:10]
+    assert list(image._store.kept) == [12] and image._store.room == windows.KEPT - 32 * 16 * DEEP.itemsize
 
 
 def test_a_file_is_decoded_once(tmp_path):

@@ -15,7 +15,6 @@ used is skipped and counted, what was decided is noted. Everything but the image
 N instances of one image of H x W pixels, A instances in all.
 """
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from train_utils.data.masks import NO_ID, IndexImages, Ragged
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
 from train_utils.io.plain_text import of_several
+from train_utils.processes.cores import usable_cores
 
 UNUSED = {
     "label_json_path": "whose classes have names",
@@ -91,7 +91,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
     files, missing, of_images = voc_files.find_images(folder, names)
     for mistake in of_images.mistakes(path, "name"):
         problems.mistake(mistake)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         scans = list(pool.map(lambda name: _scan_or_error(folder, name, classes), names))
     said = _report(source, folder, listed, dict(zip(names, scans, strict=True)), problems)
     sound = [i for i, scan in enumerate(scans) if isinstance(scan, Scan)]

@@ -60,7 +60,7 @@ MOST_DECODED = 2**30  # pixels of a file that is decoded whole: 4 GB
 MOST = 2**31  # pixels of any: results count them in 32 bits
 MOST_OF_TILE = 2**25  # pixels of a TIFF's tile or strip: larger ones are no help
 RGB = 2  # of TIFF 6.0's photometric interpretations
-KEPT = 2**28  # bytes of a TIFF's decoded tiles that are kept for the parts beside
+KEPT = 2**28  # bytes of a TIFF's decoded tiles that are kept for the parts beside and below, at most
 ROWS_AT_ONCE = 2**22  # values that an overview is made of at a time
 Box = tuple[int, int, int, int]  # y1, x1, y2, x2
 
@@ -322,6 +322,7 @@ class _TiffPage:
 
     def read(self, box: Box) -> tuple[np.ndarray, bool]:
         y1, x1, y2, x2 = box
+        self._forget(y1)
         page = self.page
         bands = page.samplesperpixel
         raw = np.zeros((bands, y2 - y1, x2 - x1), page.dtype.newbyteorder("="))
@@ -339,6 +340,12 @@ class _TiffPage:
         if int(page.photometric) == WHITE_IS_ZERO:
             raw = (1 << page.bitspersample) - 1 - raw
         return (raw[:3], False) if self.has_further else (raw, self.alpha)
+
+    def _forget(self, y: int) -> None:
+        """Lets go of what lies above row y: parts are read row by row, and nothing of it is asked for again."""
+        for index in [i for i in self.kept if (i // self.across % self.down + 1) * self.high <= y]:
+            old = self.kept.pop(index)
+            self.room += 0 if old is None else old.nbytes
 
     def _tile(self, index: int) -> np.ndarray | None:
         """Returns a tile or strip, [C or 1, h, w]; None for one that the file leaves out."""

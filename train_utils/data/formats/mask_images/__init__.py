@@ -49,6 +49,7 @@ from train_utils.data.masks import RLE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io.plain_text import counted, visible
+from train_utils.processes.cores import usable_cores
 
 UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
 CACHED = "masks 3"  # to be raised when arrays, or what is checked or skipped, change
@@ -167,7 +168,7 @@ def _read_files(
         found.leave_out(why, files)
     numbers = _class_numbers(place, names)
     scans: list[tuple[Sample, Scan]] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         outcomes = pool.map(lambda sample: _scan_or_error(place.root, sample, numbers, split), samples)
         bar = tqdm(outcomes, total=len(samples), desc=place.masks.name, unit="image", disable=None, leave=False)
         for sample, outcome in zip(samples, bar, strict=True):
