@@ -455,6 +455,13 @@ def test_links_out_of_the_data_need_a_flag(tmp_path):
     assert len(whole(tmp_path / "data", follow_links=True)) == 1
 
 
+def test_images_may_be_arrays(tmp_path):
+    pair(tmp_path, SAMPLE)
+    (tmp_path / "images" / "1.jpg").unlink()
+    np.save(tmp_path / "images" / "1.npy", np.zeros((*SIZE, 5), np.uint16))
+    assert (masks_of(whole(tmp_path)) == expected(SAMPLE)).all()
+
+
 def test_folders_in_other_capitals(tmp_path):
     pair(tmp_path, SAMPLE)
     (tmp_path / "images").rename(tmp_path / "Images")

@@ -16,6 +16,7 @@ from train_utils.data.formats.yolo.data_yaml import read_yaml
 from train_utils.data.opening import find_data, open_data
 from train_utils.data.options import DataOptions
 from train_utils.io import array_cache
+from train_utils.show.image_lists import find_images
 
 TRIANGLE = "0 0.1 0.1 0.5 0.1 0.5 0.5"  # of an image of 20 x 40 (H, W): corners (4, 2), (20, 2), (20, 10)
 NAMES = "names: [cell, dirt]\n"
@@ -93,6 +94,17 @@ def test_what_lies_outside_the_yamls_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"images/train is a link out of .*; give --follow-links"):
         open_data(tmp_path / "data")
     assert numbers(open_data(tmp_path / "data", follow_links=True)) == [1, 2]
+
+
+def test_images_may_be_arrays(tmp_path):
+    make(tmp_path)
+    (images := tmp_path / "images" / "train").joinpath("1.png").unlink()
+    np.save(images / "1.npy", np.full((20, 40, 3), 9, np.uint8))
+    assert open_data(tmp_path).train.image(0).unique().tolist() == [9] and find_images([str(images)]) == [
+        images / "1.npy"
+    ]
+    picture(images / "1.png")  # beside which the array is something else
+    assert open_data(tmp_path).train.file_name(0).endswith("1.png") and find_images([str(images)]) == [images / "1.png"]
 
 
 def test_folders_in_capitals_are_to_be_renamed(tmp_path):

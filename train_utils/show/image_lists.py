@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backbone.errors import InputError
-from train_utils.data.images import page_count
+from train_utils.data.images import ARRAY_SUFFIX, page_count
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import file_of, page_name, page_of, stem_of
 from train_utils.data.links import refuse_links_of
@@ -56,7 +56,9 @@ def _images_in(folder: Path, flag: str) -> list[Path]:
     known = image_suffixes() | SUFFIXES
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     images = [path for path in files if path.suffix.lower() in known]
-    others = [path.name for path in files if path.suffix.lower() not in known]
+    images = images or [path for path in files if path.suffix.lower() == ARRAY_SUFFIX]
+    taken = set(images)
+    others = [path.name for path in files if path not in taken]
     if not images:
         raise InputError(
             f"{flag} {folder}: no images in this folder (sub-folders are not searched; "

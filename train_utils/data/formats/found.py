@@ -19,7 +19,7 @@ from train_utils.data.annotations import DTYPES, Annotations, ImageSource, image
 from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, given_id, is_text
 from train_utils.data.formats.coco.layout import find_jsons
 from train_utils.data.formats.npy_folder import few, is_number
-from train_utils.data.images import ImageError, image_size
+from train_utils.data.images import ARRAY_SUFFIX, ImageError, image_size
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import stem_of, without_suffix
 from train_utils.data.links import links_out_of
@@ -128,10 +128,10 @@ def image_ids(names: list[str]) -> list[tuple[int, str]]:
     return ids
 
 
-def images_in(folder: Path) -> dict[str, str]:
+def images_in(folder: Path, arrays: bool = False) -> dict[str, str]:
     """Returns {stem: file name} of the images directly in a folder, in the order of their numbers.
 
-    InputError where two have one stem, or a name is no text.
+    arrays: .npy files, too, where no image has the stem. InputError where two have one stem, or a name is no text.
     """
     suffixes, found = image_suffixes(), {}
     for name in sorted(os.listdir(folder)):
@@ -143,16 +143,29 @@ def images_in(folder: Path) -> dict[str, str]:
         if stem in found:
             raise InputError(f"{folder}: {found[stem]} and {name} have one name but for the ending; rename one of them")
         found[stem] = name
+    found = {**_arrays_among(os.listdir(folder)), **found} if arrays else found
     return {stem: found[stem] for stem in sorted(found, key=_by_number)}
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """Yields the images in a folder and in those below it that are not hidden."""
+def _arrays_among(names: Iterable[str]) -> dict[str, str]:
+    """Returns {stem: file name} of the .npy files among some names."""
+    pairs = ((os.path.splitext(name), name) for name in names if not name.startswith(".") and is_text(name))
+    return {stem: name for (stem, suffix), name in pairs if suffix.lower() == ARRAY_SUFFIX}
+
+
+def images_below(folder: Path, arrays: bool = False) -> Iterator[Path]:
+    """Yields the images in a folder and in those below it that are not hidden; arrays: as of `images_in`."""
     suffixes = image_suffixes()
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        stems = set()
         for name in names:
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in suffixes and not name.startswith("."):
+                stems.add(stem)
+                yield Path(parent, name)
+        for stem, name in _arrays_among(names).items() if arrays else ():
+            if stem not in stems:
                 yield Path(parent, name)
 
 

@@ -196,7 +196,7 @@ def _stems_of(mask_stem: str) -> Iterator[str]:
 def _class_folders(place: Place) -> set[str]:
     """Returns the names of the folders of classes."""
     if place.kind == FOLDERS:
-        stems = images_in(place.images)
+        stems = images_in(place.images, arrays=True)
         inner = {path.name for path in folders_in(place.masks)}
         return inner if inner.isdisjoint(stems) else set()
     if place.kind == BESIDE:
@@ -257,7 +257,7 @@ def _beside(place: Place, left: dict[str, list[str]]) -> list[Sample]:
 
 def _of_one_folder(place: Place, image_dir: Path, mask_dir: Path, left: dict[str, list[str]]) -> list[Sample]:
     """Returns the sample of a folder of one image and its masks; of several images, those that go by stem."""
-    images, masks = images_in(image_dir), images_in(mask_dir)
+    images, masks = images_in(image_dir, arrays=True), images_in(mask_dir)
     (stem, name), *more = [*images.items()] or [("", "")]
     if more or stem in masks:
         return _by_stem(place, image_dir, mask_dir, left)
@@ -273,7 +273,7 @@ def _of_one_folder(place: Place, image_dir: Path, mask_dir: Path, left: dict[str
 
 def _by_stem(place: Place, image_dir: Path, mask_dir: Path, left: dict[str, list[str]]) -> list[Sample]:
     """Returns the samples of a folder of images and one of masks."""
-    images, below = images_in(image_dir), mask_dir.relative_to(place.root)
+    images, below = images_in(image_dir, arrays=True), mask_dir.relative_to(place.root)
     masks: dict[str, list[MaskFile]] = {stem: [] for stem in images}
     separate = set()
     for class_name in ["", *(path.name for path in folders_in(mask_dir))]:

@@ -269,7 +269,9 @@ def _listed(place: Place) -> tuple[list[str], set[str]]:
     absent = set()
     for path in place.lists:
         if path.is_dir():
-            names = sorted((str(file.relative_to(place.root)) for file in images_below(path)), key=_by_number)
+            names = sorted(
+                (str(file.relative_to(place.root)) for file in images_below(path, arrays=True)), key=_by_number
+            )
             found |= dict.fromkeys(names)
             continue
         for number, line in enumerate(read_text(path).splitlines(), 1):
