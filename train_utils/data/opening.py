@@ -60,11 +60,8 @@ def open_data(
         places = {role: place for role, place in places.items() if role in (split, "all")}
     parts = read_parts(module, places, wanted, label_map)
     if "all" in parts:
-        if split is None and len(parts["all"]) == 1:
-            raise InputError(
-                f"{path}: has one image, which cannot be divided into training and validation data: give validation "
-                "data beside it, or at least two images"
-            )
+        if split is None:
+            refuse_one_image(path, parts["all"])
         halves = split_positions(parts["all"], wanted.val_fraction, wanted.seed)
         train, val = (parts["all"].subset(positions) for positions in halves)
         parts = {"train": train, "val": val} if split is None else {split: train if split == "train" else val}
@@ -77,13 +74,27 @@ def open_data(
             note = f"{counted(dropped, 'image')} without objects left out (--drop-empty)"
             parts["train"] = parts["train"].noted(note)
     for role, part in parts.items():
-        if not len(part):
-            use = {"train": "training", "val": "validation"}[role]
-            raise InputError(f"{path}: no image is left for {use}; check --val-fraction and --drop-empty")
+        refuse_no_image(path, role, part)
         report_missing(part)
         if wanted.strict:
             refuse_skips(part)
     return DataSplits(parts.get("train"), parts.get("val"), next(iter(parts.values())).label_map)
+
+
+def refuse_one_image(source: str | Path, whole: ImageDataset) -> None:
+    """Raises InputError for data to be divided that have one image."""
+    if len(whole) == 1:
+        raise InputError(
+            f"{source}: has one image, which cannot be divided into training and validation data: give validation "
+            "data beside it, or at least two images"
+        )
+
+
+def refuse_no_image(source: str | Path, role: str, part: ImageDataset) -> None:
+    """Raises InputError for a part of data ("train" or "val") without an image."""
+    if not len(part):
+        use = {"train": "training", "val": "validation"}[role]
+        raise InputError(f"{source}: no image is left for {use}; check --val-fraction and --drop-empty")
 
 
 def find_places(options: DataOptions, split: str | None = None) -> tuple[Path, ModuleType, dict[str, Any]]:
