@@ -27,7 +27,7 @@ def fitted(model: dict[str, Any], data_set: ImageDataset) -> tuple[dict[str, Any
     """Returns a model's fields with numbers in place of AUTO, and a line about each."""
     model, lines, objects = dict(model), [], objects_of(data_set)
     for name in asks_for_fit(model):
-        given = {k: v for k, v in model.items() if k not in asks_for_fit(model)}
+        given = {k: v for k, v in model.items() if k not in ("value_range", *asks_for_fit(model))}  # not known yet
         found, line = (fitted_size if name == "min_size" else fitted_anchors)(given, objects)
         model |= found
         lines.append(line)
@@ -63,6 +63,7 @@ def size_for(objects: Objects) -> Fit:
 def fitted_size(model: dict[str, Any], objects: Objects) -> tuple[dict[str, Any], str]:
     """Returns min_size by `size_for`, and max_size where it is not given, and a line about them."""
     size, shorter, small, _ = size_for(objects)
+    size = min(size, model.get("max_size") or size)
     found = {"min_size": (size,), "max_size": model.get("max_size") or round(size * LONGEST)}
     return found, (
         f"min_size: {size} (auto), max_size: {found['max_size']}: images have a shorter side of {shorter:g} pixels in "
