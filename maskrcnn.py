@@ -237,6 +237,7 @@ def validate(
     have_in_flight(model, len(data_set), options.get("batch_size"))
     result = measure(model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
+        *looking.notes(detector.content),
         *(f"not evaluated: {name}" for name in result.found.skipped),
         *(limit.line for limit in result.limits),
     ]:
