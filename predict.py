@@ -39,15 +39,15 @@ from train_utils.data.labels import read_json
 from train_utils.evaluation.limits import left_out_line
 from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.io import files
-from train_utils.io.plain_text import counted, visible
+from train_utils.io.plain_text import visible
 from train_utils.prediction.agreeing import refuse_other_work
 from train_utils.prediction.data_sets import check_classes, write_data_set
-from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.jobs.drawn_images import DrawnImages
 from train_utils.prediction.jobs.json_images import kept_of, open_images
 from train_utils.prediction.jobs.options import DATA_SET, RESULT_NAME, PredictOptions
 from train_utils.prediction.jobs.places import all_pages, images_of, places_of
 from train_utils.prediction.jobs.videos import predict_video
+from train_utils.prediction.kept.growing_results import GrowingResults
 from train_utils.prediction.model import about_weights, load_model
 from train_utils.prediction.pipeline import Source, Work, predict_and_keep, stopping
 from train_utils.prediction.predictor import Predictor
@@ -129,7 +129,9 @@ def say_replaced(options: PredictOptions, *results: Path) -> None:
 def conclude(options: PredictOptions, predictor: Predictor, kept: GrowingResults, images: list[Path]) -> int:
     """Says what was written, and writes a data set where that is asked for; returns the exit status."""
     if kept.as_json:
-        print(f"{counted(kept.count, 'detection')} written to {visible(str(kept.path))}")
+        print(kept.outcome())
+    if kept.as_json and not kept.is_written:
+        return predictor.status(len(images))
     if options.order:
         print(*ordered(options.folder, images, predictor.doubts), sep="\n")
     if options.write:
@@ -154,7 +156,8 @@ def predict_camera(options: PredictOptions, number: int) -> int:
     world = World.single(pick_device(options.device))
     predictor = predictor_of(options, options.least_score, world)
     folder = files.folder_to_write(options.folder)
-    predict_video(options, predictor, container, f"camera {number}", folder / f"{RESULT_NAME}.mp4")
+    counts = predict_video(options, predictor, container, f"camera {number}", folder / f"{RESULT_NAME}.mp4")
+    predictor.recall(counts)
     return predictor.status(1)
 
 
@@ -184,10 +187,9 @@ def conclude_json(
     options: PredictOptions, predictor: Predictor, kept: GrowingResults, data_set: ImageDataset, start: float
 ) -> int:
     """Says what was written since `start`, and what the json has no class for; returns the exit status."""
-    seconds = time.perf_counter() - start
-    print(f"{counted(kept.count, 'detection')} written to {visible(str(kept.path))} in {seconds:.1f} s")
-    if predictor.foreign:
-        print(left_out_line(options.output, predictor.foreign))
+    print(kept.outcome(f" in {time.perf_counter() - start:.1f} s"))
+    if predictor.images.foreign:
+        print(left_out_line(options.output, predictor.images.foreign))
     return predictor.status(len(data_set))
 
 

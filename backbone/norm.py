@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
+from backbone.convolution import Conv2d, Convolution
 from backbone.errors import InputError
 from backbone.tracing import is_traced
 
@@ -81,44 +80,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
     if conv.bias is not None:
         shift = shift + conv.bias * scale.flatten()
     geometry = conv.stride, conv.padding, conv.dilation
-    return FoldedConvolution.apply(x, conv.weight, scale, shift, geometry, conv.groups)
-
-
-class FoldedConvolution(torch.autograd.Function):
-    """The convolution of x with weight * scale, and shift as its bias; no folded weight is kept for the backward pass.
-
-    scale [C, 1, 1, 1] is a constant; geometry: stride, padding, dilation.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: tuple, groups: int
-    ) -> Tensor:
-        """Convolves with the folded weight."""
-        ctx.save_for_backward(x, weight, scale)
-        ctx.geometry, ctx.groups = geometry, groups
-        return F.conv2d(x, weight * scale, shift, *geometry, groups)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Folds the weight again, and returns the gradients of x, weight and shift."""
-        x, weight, scale = ctx.saved_tensors
-        x_grad, weight_grad, shift_grad = torch.ops.aten.convolution_backward(
-            grad,
-            x.to(grad.dtype),
-            (weight * scale).to(grad.dtype),
-            [len(scale)],
-            *ctx.geometry,
-            False,
-            [0, 0],
-            ctx.groups,
-            [ctx.needs_input_grad[i] for i in (0, 1, 3)],
-        )
-        if weight_grad is not None:
-            weight_grad = weight_grad.to(weight.dtype).mul_(scale)
-        # autograd casts the other two where autocast made the convolution's type another
-        return x_grad, weight_grad, None, shift_grad, None, None
+    return Convolution.apply(x, conv.weight, scale, shift, geometry, conv.groups)
 
 
 class ConvNorm(nn.Sequential):
@@ -133,7 +95,7 @@ class ConvNorm(nn.Sequential):
         stride: int = 1,
         groups: int = 1,
     ) -> None:
-        conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=norm is None)
+        conv = Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=norm is None)
         super().__init__(*([conv] if norm is None else [conv, norm(c_out)]))
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.block import Block
+from backbone.convolution import Conv2d
 from backbone.norm import ConvNorm, conv_norm
 
 Norm = Callable[[int], nn.Module]
 
 
-def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> Conv2d:
     """Returns a convolution without bias that keeps the size (at stride 1)."""
-    return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+    return Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def projection(c_in: int, c_out: int, stride: int, norm: Norm) -> ConvNorm | None:

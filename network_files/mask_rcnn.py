@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from backbone import Block, FrozenBatchNorm2d, InputError, build_backbone
 from network_files.config import MaskRCNNConfig
+from network_files.heads.detections import Detections, NeedsMask
 from network_files.operators.boxes import scale_to_sizes
 from network_files.operators.instance_masks import paste_masks
 from network_files.operators.padded import Padded, at_least_float32
 from network_files.operators.roi_align import FeatureTable
 from network_files.recorder import SILENT, Observer, Stage
-from network_files.roi_heads import Detections, NeedsMask, RoIHeads
+from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
 from network_files.shared import Shared
 from network_files.transform import ImageBatch, Transform, prepare_objects

@@ -179,10 +179,11 @@ def sample_balanced(
         n_positive = min(positives, int(count * positive_fraction))
         counts.append((n_positive, min(negatives, count - n_positive)))
         ranks += [draw(*pair, generator) for pair in zip((positives, negatives), counts[-1], strict=True)]
-    # of each kind how many candidates there are up to its first, and its image: [S, 2]
-    of_kind = [(before + 1, kind // 2) for kind, before in enumerate(itertools.accumulate(there[:-1], initial=0))]
+    # of each image's positives, then its negatives: the first one's rank among all candidates, from 1, and the image
+    firsts = itertools.accumulate(there[:-1], initial=1)
+    of_kind = torch.tensor([(first, kind // 2) for kind, first in enumerate(firsts)])  # [2 N, 2]
     sizes = torch.tensor([n for pair in counts for n in pair])
-    first, image = torch.tensor(of_kind).repeat_interleave(sizes, 0, output_size=sum(map(sum, counts))).unbind(1)
+    first, image = of_kind.repeat_interleave(sizes, 0, output_size=sum(map(sum, counts))).unbind(1)  # [S]
     starts = itertools.accumulate(map(sum, counts), initial=0)
     positive = [start + i for start, (positives, _) in zip(starts, counts, strict=False) for i in range(positives)]
     positive = torch.tensor(positive, dtype=torch.int64)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backbone.convolution import Conv2d
 from network_files import matching
 from network_files.anchors import AnchorGrid
 from network_files.config import MaskRCNNConfig
@@ -32,7 +33,7 @@ class RPNHead(nn.Module):
     def __init__(self, channels: int, anchors_per_cell: int, depth: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            *(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(depth))
+            *(nn.Sequential(Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(depth))
         )
         self.cls_logits = nn.Conv2d(channels, anchors_per_cell, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors_per_cell * 4, 1)
@@ -136,27 +137,24 @@ class RegionProposalNetwork(Part, nn.Module):
         cfg = self.config
         before = cfg.rpn_pre_nms_top_n_train if self.training else cfg.rpn_pre_nms_top_n_test
         after = cfg.rpn_post_nms_top_n_train if self.training else cfg.rpn_post_nms_top_n_test
-        counts = tuple(logit.shape[1] for logit in predictions.logits)
-        best = [logit.topk(min(before, count), dim=1) for logit, count in zip(predictions.logits, counts, strict=True)]
+        best = [logit.topk(min(before, logit.shape[1]), dim=1) for logit in predictions.logits]  # [N, k_l] per level
         for _, top in best:
             recorder(Stage.CANDIDATES, anchor=top)
-        sizes = [top.shape[1] for _, top in best]
-        scores, anchor = (cat_parts(parts, 1) for parts in zip(*best, strict=True))  # [N, sum k_l]
-        place, first, there = _side_by_side(counts, before, anchors.device)  # [L k]
-        scores, anchor = scores[:, place].sigmoid(), anchor[:, place] + first  # [N, L k]
-        image = torch.arange(len(anchor), device=anchor.device).unsqueeze(1)
+        counts = tuple(logit.shape[1] for logit in predictions.logits)
+        logit, anchor, there = _side_by_side(best, counts)  # [N, L k], [N, L k], [L k]
+        scores, image = logit.sigmoid(), torch.arange(len(anchor), device=anchor.device).unsqueeze(1)
         boxes = self.coder.decode(predictions.joined_deltas()[image, anchor], anchors[anchor])
         boxes = clip_to_sizes(boxes, batch.sizes)  # [N, L k, 4]
         good = at_least(boxes, MIN_SIDE) & (scores >= cfg.rpn_score_thresh) & there
-        levels = len(sizes), max(sizes)
-        keep, counts = nms_of_rows(boxes.view(-1, levels[1], 4), good.view(-1, levels[1]), cfg.rpn_nms_thresh)
-        counts = [min(sum(counts[i : i + levels[0]]), after) for i in range(0, len(counts), levels[0])]
+        levels = len(best), max(top.shape[1] for _, top in best)  # L, k
+        keep, kept = nms_of_rows(boxes.view(-1, levels[1], 4), good.view(-1, levels[1]), cfg.rpn_nms_thresh)
+        kept = [min(sum(kept[i : i + levels[0]]), after) for i in range(0, len(kept), levels[0])]  # of each image
         falling = scores.masked_fill(~keep.view_as(scores), -1).sort(dim=1, descending=True, stable=True).indices
-        chosen = falling[:, : max(counts)]  # [N, P]
+        chosen = falling[:, : max(kept)]  # [N, P]
         if recorder is not SILENT:
             by_level = [t.unflatten(1, levels) for t in (boxes, scores, good)]
-            self._record_proposals(recorder, by_level, sizes, Padded(chosen, counts))
-        return Padded(boxes[image, chosen], counts)
+            self._record_proposals(recorder, by_level, [top.shape[1] for _, top in best], Padded(chosen, kept))
+        return Padded(boxes[image, chosen], kept)
 
     @staticmethod
     def _record_proposals(recorder: Observer, by_level: list[Tensor], sizes: list[int], chosen: Padded) -> None:
@@ -228,17 +226,27 @@ class RegionProposalNetwork(Part, nn.Module):
             )
 
 
-@functools.lru_cache(maxsize=64)
-def _side_by_side(counts: tuple[int, ...], most: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns how levels of so many anchors, at most `most` of each chosen, lie side by side in rows as long: [L k].
+def _side_by_side(best: list[tuple[Tensor, Tensor]], counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lays the best anchors of each level side by side, in rows as long as the longest, k.
 
-    Of each place: which of all chosen ones, level after level, it holds; the first anchor of its level; whether it
-    holds any. Those that hold none repeat the first of their level.
+    best: of each level, which has so many anchors (`counts`), logits and numbers within it [N, k_l]. Returns logits
+    [N, L k], numbers over all levels int64 [N, L k], and which there are, bool [L k]: others repeat the level's first.
     """
-    sizes = torch.tensor(counts).clamp(max=most)  # [L]
-    k = torch.arange(int(sizes.max()))
-    there = k < sizes[:, None]  # [L, k]
-    place = torch.where(there, k, 0) + (sizes.cumsum(0) - sizes)[:, None]
+    logits, anchors = (cat_parts(parts, 1) for parts in zip(*best, strict=True))  # [N, sum k_l]
+    place, first, there = _places(counts, tuple(top.shape[1] for _, top in best), logits.device)
+    return logits[:, place], anchors[:, place] + first, there
+
+
+@functools.lru_cache(maxsize=64)
+def _places(counts: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what the rows [L k] of `_side_by_side` hold, for levels of so many anchors, of which `sizes` are chosen.
+
+    For each place: which of all chosen ones, level after level; the first anchor of its level; whether it holds any.
+    """
+    size = torch.tensor(sizes)[:, None]  # [L, 1]
+    k = torch.arange(max(sizes))
+    there = k < size  # [L, k]
+    place = torch.where(there, k, 0) + (size.cumsum(0) - size)
     first = torch.tensor((0, *itertools.accumulate(counts[:-1])))[:, None].expand_as(place)
     with torch.inference_mode(False):  # nobody writes into them
         place, first, there = (from_host(t.flatten().clone(), device) for t in (place, first, there))

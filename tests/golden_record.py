@@ -40,7 +40,7 @@ from tools.doctor import page
 from train_utils.checkpoints import held_out
 from train_utils.cli.command import run_command
 from train_utils.data import opening as data_opening
-from train_utils.data.formats import npy
+from train_utils.data.formats import found
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.images import read_image
 from train_utils.data.labels import LabelMap
@@ -160,7 +160,7 @@ def caching(folder: Path | None) -> Iterator[None]:
         stack.enter_context(patch.dict(os.environ, {"MASKRCNN_CACHE": value}))
         if folder is not None:
             stack.enter_context(patch.object(array_cache, "WORTHWHILE", 1))
-            stack.enter_context(patch.object(npy, "SETTLED", 0))
+            stack.enter_context(patch.object(found, "SETTLED", 0))
         yield
 
 

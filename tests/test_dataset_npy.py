@@ -16,6 +16,7 @@ from backbone.errors import InputError
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.npy_folders import add, image, many, rectangles, turned
 from tests.small_runs import call, flags
+from train_utils.data.formats import found as found_objects
 from train_utils.data.formats import npy
 from train_utils.data.formats import npy_folder as npy_format
 from train_utils.data.images import ImageError
@@ -406,7 +407,7 @@ def test_kept_for_the_next_time(tmp_path, monkeypatch):
     data = many(tmp_path / "data", 4)
     whole(data)
     assert not (tmp_path / "cache").exists()  # files that are quite new may change without a trace
-    monkeypatch.setattr(npy, "SETTLED", -(10**12))
+    monkeypatch.setattr(found_objects, "SETTLED", -(10**12))
     first = whole(data)
     read = []
     monkeypatch.setattr(npy_format, "read_npy", lambda path: read.append(path) or TWO)
@@ -417,7 +418,7 @@ def test_kept_for_the_next_time(tmp_path, monkeypatch):
     np.save(data / "annotations" / "2.npy", rectangles((1, 2, 3, 12, 15)))
     os.utime(data / "annotations" / "2.npy", ns=(found.st_atime_ns, found.st_mtime_ns))  # of the same size and date
     assert len(whole(data)) == 4 and len(read) == 4
-    monkeypatch.setattr(npy, "os", SimpleNamespace(stat=without_change_times, path=os.path))
+    monkeypatch.setattr(found_objects, "os", SimpleNamespace(stat=without_change_times))
     whole(data)
     content = bytearray((data / "annotations" / "2.npy").read_bytes())
     content[-1] ^= 1

@@ -29,8 +29,8 @@ import validation
 from benchmarks.runtimes import __main__ as runtimes
 from benchmarks.runtimes import side
 from network_files import InputError
+from network_files.heads.detections import Detections
 from network_files.operators.instance_masks import paste_masks
-from network_files.roi_heads import Detections
 from network_files.transform import resized_size
 from tests import small_runs
 from tests.small_runs import ROOT, call

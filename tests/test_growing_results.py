@@ -20,7 +20,7 @@ from tests.tiny_model import write_checkpoint, write_coco, write_images
 from train_utils.evaluation import tiled_model
 from train_utils.io.plain_text import counted
 from train_utils.prediction import pipeline
-from train_utils.prediction.growing_results import GrowingResults
+from train_utils.prediction.kept.growing_results import GrowingResults
 from train_utils.prediction.predictor import Predictor
 
 IMAGES = 4
@@ -130,14 +130,14 @@ def test_what_has_changed_is_done_again(runs, capsys):
     assert "resuming: 0 of 4 images done" in (out := capsys.readouterr().out) and "; 3 images that it has kept" in out
     assert runs.result.read_bytes() == whole
     assert runs(cut=4, act=stop) == 130
-    if runs.result.name == "test_result.json":
+    if drawn := runs.result.name == "test_result.json":
         Path("o/1.jpg").unlink()
-        assert runs("--resume") == 0 and len(runs.seen) == 2
+    assert runs("--resume") == 0 and len(runs.seen) == 1 + drawn
     assert runs(cut=2, act=stop) == 130
     assert runs("--resume", "--mask-threshold", 0.4) == 2
     assert "was begun with another mask_threshold; give the same, or leave --resume out" in capsys.readouterr().err
-    assert runs() == 0 and len(runs.seen) == 4
-    assert "of an earlier call that was cut; not used, as --resume is not given" in capsys.readouterr().out
+    assert runs() == 0 and len(runs.seen) == 4 and runs.result.read_bytes() == whole
+    assert f"{runs.unfinished}: 1 image of an earlier call that was cut; it stays" in capsys.readouterr().out
     runs.unfinished.write_bytes(b"\0\0")
     assert runs("--resume") == 2 and "is damaged" in capsys.readouterr().err
 
@@ -233,6 +233,34 @@ def test_of_two_calls_the_cut_one_goes_on_when_the_other_is_done(tmp_path):
     cut.file.close()
     assert [about["of"] for about in GrowingResults(path, {}, 2).resume(lambda *_: True)] == ["cut"]
     assert [p.name for p in tmp_path.glob("*.unfinished*")] == [f"{path.name}.unfinished-2"]
+
+
+def test_what_cut_calls_have_kept_stays_and_the_most_useful_goes_on(tmp_path, capsys):
+    path = tmp_path / "R.json"
+
+    def cut(images, first=0, **asked):
+        """A call without --resume that is cut after so many images."""
+        kept = GrowingResults(path, asked, 99)
+        kept.share()
+        for at in range(first, first + images):
+            kept.add(at, {"first": first}, [at])
+        kept.file.close()
+        said = capsys.readouterr().out
+        assert said.count("of an earlier call that was cut; it stays: --resume goes on with it") == len(kept._staying)
+        return said
+
+    assert cut(5) == ""
+    assert f"{path}.unfinished: 5 images of an earlier call" in cut(2, first=10)
+    cut(3, other=1)
+    cut(1)
+    assert f"{path}.unfinished-4: of an earlier call that was cut; not used, as 3 others" in cut(4, first=20)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [f"R.json.unfinished{end}" for end in ("", "-2", "-3", "-4")]
+    fitting = GrowingResults(path, {}, 99)
+    assert [about["at"] for about in fitting.resume(lambda at, _: at >= 10)] == [20, 21, 22, 23]
+    assert [about["at"] for about in GrowingResults(path, {"other": 1}, 99).resume(lambda *_: True)] == [0, 1, 2]
+    fitting.finish()
+    fitting.remove()
+    assert not (tmp_path / "R.json.unfinished-4").exists() and json.loads(path.read_text()) == [20, 21, 22, 23]
 
 
 def test_what_another_process_kept_before_a_cut_does_not_come_back_where_it_is_outdated(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import torchvision_model as oracle
-from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, loss_portions, matching, roi_heads
+from network_files import CroppedMasks, InputError, MaskRCNNConfig, create_model, loss_portions, matching
+from network_files.heads import mask_head
 from tests import tiny_model
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
@@ -200,7 +201,7 @@ class TestLosses:
     def test_norms_of_the_mask_branch_see_all_rois_at_once(self, monkeypatch):
         losses = []
         for count in (64, 1):
-            monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+            monkeypatch.setattr(mask_head, "MASKS_AT_ONCE", count)
             model = tiny(variant="v2", norm="batch").train()
             losses.append(model([noise_image()], [target(OBJECTS, sample_seed=3)])["loss_mask"].item())
             assert model.roi_heads.mask_head[0][1].num_batches_tracked == 1
@@ -274,7 +275,7 @@ def test_masks_a_few_at_a_time_give_the_same_losses_and_gradients(fp16, monkeypa
     # then the gradients wait for the backward pass; torch's own queries can't be replaced, autocast keeps their answers
     monkeypatch.setattr(loss_portions, "in_float16", lambda _: fp16)
     for count in (1000, 1):
-        monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+        monkeypatch.setattr(mask_head, "MASKS_AT_ONCE", count)
         found_losses = model(*inputs)
         trained = [p for p in model.parameters() if p.requires_grad]
         found.append((*found_losses.values(), *torch.autograd.grad(sum(found_losses.values()), trained)))
@@ -286,7 +287,7 @@ def test_masks_a_few_at_a_time_train_in_bfloat16(monkeypatch):
     model = tiny(norm="frozen").train()
     inputs, found = ([noise_image()], [target(OBJECTS, sample_seed=3)]), []
     for count in (1000, 1):
-        monkeypatch.setattr(roi_heads, "MASKS_AT_ONCE", count)
+        monkeypatch.setattr(mask_head, "MASKS_AT_ONCE", count)
         with torch.autocast("cpu", torch.bfloat16):
             found_losses = model(*inputs)
         trained = [p for name, p in model.named_parameters() if p.requires_grad and "mask" in name]
@@ -389,7 +390,7 @@ class TestDropout:
             seen.append(tuple(x.shape))
             return x
 
-        monkeypatch.setattr(roi_heads.F, "dropout", spy)
+        monkeypatch.setattr(mask_head.F, "dropout", spy)
         heads.box_head(torch.randn(5, 16, 7, 7))
         heads.mask_head(torch.randn(6, 16, 14, 14))
         assert seen == [(5, 32)] * linear + [(6, 16, 14, 14)] * 3

@@ -198,8 +198,9 @@ def test_too_large_frames_and_other_codecs_are_refused(tmp_path, monkeypatch):
 def test_a_folder_of_images_and_videos(run, tmp_path):
     write_images(tmp_path / "in")
     clip(tmp_path / "in" / "clip.avi", codec="mpeg4", frames=3)
-    status, out, err = run("--img-path", "in", "--output-dir", "out")
+    status, out, err = run("--img-path", "in", "--output-dir", "out", "--score", 0, "--box-detections-per-img", 1)
     assert status == 0, err
+    assert "4 images have 1 detection, all that" in out and "3 frames have 1 detection, all that" in out
     names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "clip.mp4", "test_result.json"]
     assert sorted(path.name for path in Path("out").iterdir()) == names
     assert "in/clip.avi: 3 frames in " in out and "frames/s -> out/clip.mp4" in out
@@ -212,11 +213,11 @@ def test_a_signal_leaves_a_whole_video(run, tmp_path, monkeypatch, number, statu
     clip(tmp_path / "a.mp4", frames=9)
     detect, seen = Predictor.detect, []
 
-    def signalled(self, image):
+    def signalled(self, image, tally):
         seen.append(image)
         if len(seen) == 4:
             os.kill(os.getpid(), number)
-        return detect(self, image)
+        return detect(self, image, tally)
 
     monkeypatch.setattr(Predictor, "detect", signalled)
     ended, out, err = run("--img-path", "a.mp4")
@@ -233,11 +234,11 @@ def test_a_camera_runs_until_ctrl_c(run, tmp_path, monkeypatch):
     def open_device(name, mode="r", **options):
         return opened(name, mode, **options) if mode == "w" else seen.append((name, options)) or opened(str(source))
 
-    def signalled(self, image):
+    def signalled(self, image, tally):
         seen.append(image)
         if len(seen) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return detect(self, image)
+        return detect(self, image, tally)
 
     with monkeypatch.context() as patch:
         patch.setattr(av, "open", open_device)

@@ -30,7 +30,8 @@ ALLOWED = {  # file -> what it may do, and why
     "train_utils/run/epochs.py": {"unlink"},  # model_previous.pth
     "train_utils/io/array_cache.py": {"unlink"},  # indexes, by exact name and content
     "train_utils/prediction/large_drawings.py": {"unlink"},  # tiles of an earlier call, by the form of their names
-    "train_utils/prediction/growing_results.py": {"unlink", "truncate"},  # NAME.unfinished, and the json
+    "train_utils/prediction/kept/kept_file.py": {"unlink", "truncate"},  # NAME.unfinished
+    "train_utils/prediction/kept/growing_results.py": {"unlink"},  # the json of an earlier call
     "train_utils/checkpoints/run_lock.py": {"truncate"},  # the lock, opened by open_to_append
     "train_utils/logs/board.py": {"SummaryWriter"},  # TensorBoard's own files, in a folder that is no link
     "train_utils/data/formats/shapes.py": {"os.rename"},  # of an unfinished folder

@@ -21,13 +21,14 @@ from torch.autograd.profiler_util import FunctionEvent
 from benchmarks.harness import Settings, describe_machine
 from benchmarks.models import Case, prepare_inference, prepare_training
 from network_files import mask_rcnn, matching, roi_heads, rpn
+from network_files.heads import detections
 from train_utils.cli.command import run_command
 from train_utils.cli.flags import number
 from train_utils.cli.parser import Parser
 
 # what is told apart -> the functions of it
 PARTS = {
-    "NMS": [(rpn, "nms_of_rows"), (roi_heads, "nms_of_rows")],
+    "NMS": [(rpn, "nms_of_rows"), (detections, "nms_of_rows")],
     "RoIAlign": [(roi_heads, "roi_align")],
     "matching, sampling": [(matching, "match_boxes"), (matching, "sample_balanced")],
     "mask targets": [(roi_heads, "mask_targets")],

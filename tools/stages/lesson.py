@@ -7,12 +7,15 @@ from backbone import Backbone
 from backbone.feature_pyramid_network import FeaturePyramidNetwork
 from network_files import losses, matching
 from network_files.anchors import AnchorGrid, cell_anchors
+from network_files.heads.detections import best_boxes
+from network_files.heads.mask_head import MaskPredictor
+from network_files.heads.sampling import sample_rois
 from network_files.mask_rcnn import MaskRCNN
 from network_files.operators import nms, roi_align
 from network_files.operators.boxes import BoxCoder
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_targets, paste_masks
-from network_files.roi_heads import MaskPredictor, RoIHeads
+from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork, RPNHead
 from network_files.transform import Transform
 from tools.stages import heads, inputs, masks, regions
@@ -153,7 +156,7 @@ LESSONS = (
         "Box targets",
         heads.box_targets,
         (("Mask R-CNN", "3.1"), ("Faster R-CNN", "3.1.2, equation 2")),
-        (RoIHeads.sample, BoxCoder.encode, losses.box_losses),
+        (sample_rois, BoxCoder.encode, losses.box_losses),
         """
         A RoI that overlaps an object by {box_fg_iou_thresh} or more is positive: it shall become that object's
         class and box. All others are background, and again a balanced part is drawn. A positive RoI's four numbers
@@ -166,7 +169,7 @@ LESSONS = (
         "Refined boxes: anchor, proposal, detection",
         heads.refinement,
         (("Faster R-CNN", "3.1.2, equation 2"), ("Mask R-CNN", "3.1")),
-        (BoxCoder.decode, RoIHeads.detect_boxes),
+        (BoxCoder.decode, best_boxes),
         """
         A detection's box has moved twice: the RPN moved an anchor (yellow) to a proposal (blue), and the box head,
         which saw the RoI's features, moved that to the detection (green). For every RoI it gives each class a score

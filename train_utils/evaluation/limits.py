@@ -105,7 +105,9 @@ def smallest_scale(
     return min(scales)
 
 
-def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smallest: object) -> list[Limit]:
+def shrunk_images(
+    sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smallest: object, what: str = "image"
+) -> list[Limit]:
     """Returns the limit of images that are shrunk more than twice as far as any in training.
 
     smallest: `smallest_scale` of the training, as a checkpoint has it; anything but a number: not known.
@@ -115,7 +117,7 @@ def shrunk_images(sizes: Iterable[tuple[int, int]], config: MaskRCNNConfig, smal
     least = min(1.0, smallest) * SHRUNK
     scales = [scale for scale in (scale_of(size, config) for size in sizes) if scale < least]
     line = (
-        f"{counted(len(scales), 'image', 'are')} shrunk to as little as {min(scales, default=1):.2g} of the size, in "
+        f"{counted(len(scales), what, 'are')} shrunk to as little as {min(scales, default=1):.2g} of the size, in "
         f"training to {min(1.0, smallest):.2g} at most: small objects may be missed; a larger --min-size and "
         "--max-size shrink less, --tile auto looks at parts"
     )

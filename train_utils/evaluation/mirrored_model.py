@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from network_files import MaskRCNN, MaskRCNNConfig
+from network_files.heads.detections import Detections, NeedsMask, best_boxes, needed_of
 from network_files.operators.nms import nms
 from network_files.operators.padded import Padded
 from network_files.operators.roi_align import FeatureTable
-from network_files.roi_heads import Detections, NeedsMask, needed_of
 from network_files.shared import Shared
 
 Axes = tuple[int, ...]  # of an image [C, H, W] that a view mirrors: 2 left and right, 1 top and bottom
@@ -77,11 +77,11 @@ class MirroredModel(nn.Module):
         views = [self._look(image if not axes else image.flip(axes), axes, dtype) for axes in self.views]
         proposals = merged([view.proposals for view in views], cfg.rpn_nms_thresh, cfg.rpn_post_nms_top_n_test)
         logits, deltas = self._boxes(views, proposals, size)
-        some = heads.detect_boxes(logits, deltas, Padded.of([proposals]), [size])
+        some = best_boxes(logits, deltas, Padded.of([proposals]), [size], cfg, heads.coder)
         needed = None if need is None else needed_of([need], some, batch, slice(0, 1))
-        _, boxes, labels, scores = some
-        probs = self._masks(views, boxes[0], labels[0], size, needed)
-        found = Detections([len(probs)], boxes[0], labels[0], scores[0], probs)
+        boxes, labels, scores = (padded[0] for padded in some[1:])
+        probs = self._masks(views, boxes, labels, size, needed)
+        found = Detections(some.counts, boxes, labels, scores, probs)
         return model.to_original(found, batch, paste_masks)[0]
 
     def _look(self, image: Tensor, axes: Axes, dtype: torch.dtype) -> View:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from network_files import MaskRCNN, MaskRCNNConfig
+from network_files.heads.detections import NeedsMask
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
-from network_files.roi_heads import NeedsMask
 from train_utils.data.tiles.cutting import cut_target
 from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.evaluation.compact_masks import CompactMasks, code_of

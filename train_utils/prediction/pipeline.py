@@ -30,7 +30,8 @@ from train_utils.evaluation.tiled_model import as_plain, from_plain
 from train_utils.io import unfinished
 from train_utils.io.files import user_path
 from train_utils.io.naming import naming
-from train_utils.prediction.growing_results import FIRST_TILE, GrowingResults
+from train_utils.prediction.kept.growing_results import GrowingResults
+from train_utils.prediction.kept.kept_file import FIRST_TILE
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.runtimes.exported_model import have_in_flight
 from train_utils.processes.distributed import World

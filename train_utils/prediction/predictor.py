@@ -7,7 +7,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +15,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from network_files import InputError, MaskRCNN, MaskRCNNConfig
+from network_files.heads.detections import NeedsMask
 from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
-from network_files.roi_heads import NeedsMask
 from network_files.transform import padded_size
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.images import ImageError, take_dropped
@@ -34,13 +33,11 @@ from train_utils.io.memory import explaining_lack_of_memory
 from train_utils.io.plain_text import counted
 from train_utils.prediction.model import known_classes
 from train_utils.prediction.results import OVERVIEW, labels_of
+from train_utils.prediction.tally import Tally
 from train_utils.show.captions import FEW
 from train_utils.show.drawing import Style, draw_detections, fitting_size, magnified, resized
 
 LONGEST = 65_500  # pixels a side that a JPEG can have
-
-# of a Predictor: sums of images'
-TALLIED = ("full", "tiles", "empty_tiles", "in_part", "reduced", "unboxed", "empty", "foreign", "dropped", "left_out")
 
 
 @torch.inference_mode()
@@ -104,24 +101,16 @@ class Predictor:
     ) -> None:
         self.model, self.label_map, self.device = model, label_map, next(model.parameters()).device
         self.tiled = model if isinstance(model, TiledModel) else None
-        self.tiles = self.empty_tiles = 0  # tiles that images were cut into; of these left out as empty
         if getattr(model, "mask_threshold", mask_threshold) != mask_threshold:
             raise InputError(f"mask_threshold: {model.mask_threshold} is built into the file; leave it out")
         self.least_score, self.mask_threshold = least_score, mask_threshold
         self.reading = replace(Reading.of(model.config), by_windows=self.tiled is not None)
         self.labels = None if classes is None else torch.tensor(labels_of(label_map, classes))
-        self.strict, self.in_part = strict, 0
-        self.broken: list[str] = []  # of the images that could not be read, what each error said
-        self.smallest_scale, self.sizes = smallest_scale, Counter()  # images by (H, W)
+        self.strict, self.smallest_scale = strict, smallest_scale
+        self.images, self.frames = Tally(), Tally()  # of images, of frames of videos
         self.counting = threading.Lock()  # `detect` may be called from several threads
-        self.full = 0  # images with as many sure detections as the model may find
-        self.dropped: Counter[str] = Counter()  # `take_dropped`'s
-        self.best: tuple[float, int] | None = None  # highest score of all images, and its label, of the classes wanted
-        self.reduced = 0  # images that are drawn smaller than asked for
-        self.unboxed = 0  # images that are drawn without boxes, as they have more objects than FEW
-        self.left_out: Counter[str] = Counter()  # detections, by why
-        self.empty = 0  # detections whose mask has no pixel
-        self.foreign = 0  # detections of classes that the data lacks
+        self.broken: list[str] = []  # of the images that could not be read, what each error said
+        self.in_part = 0  # videos that could be read in part
         self.doubts: dict[int, float] = {}  # of images by position, see `doubt_of`
 
     @property
@@ -129,20 +118,21 @@ class Predictor:
         """Images that may be looked at beside each other, each in a thread."""
         return getattr(self.model, "in_flight", 1)
 
-    def detect(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the detections of image (as `reading` says) with at least the least score and one of the classes."""
-        return self.detect_in([image])[0]
+    def detect(self, image: torch.Tensor, tally: Tally | None = None) -> dict[str, torch.Tensor]:
+        """Returns the detections of image (as `reading` says) with at least the least score and one of the classes.
 
-    def detect_in(self, images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """Returns `detect` of each image; on a GPU all at once, so they are to be padded to one shape."""
-        seen = self.look_in(images)
+        tally: where it counts, in place of `images`.
+        """
+        ((found, counts),) = self.look_in([image])
         with self.counting:
-            for _, counts in seen:
-                self.recall(counts)
-        return [found for found, _ in seen]
+            (tally or self.images).add(counts)
+        return found
 
     def look_in(self, images: Sequence[torch.Tensor]) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-        """Returns for each image its detections, as `detect_in`, and what it counts for, which is not counted yet."""
+        """Returns for each image its detections, as `detect`, and what it counts for, which is not counted yet.
+
+        On a GPU all at once, so they are to be padded to one shape.
+        """
         what = f"prediction on an image of {images[0].shape[-1]}x{images[0].shape[-2]}"
         need = self._is_wanted if self.least_score > 0 or self.labels is not None else None
         with explaining_lack_of_memory(what, "try a smaller --max-size or fewer --box-detections-per-img"):
@@ -168,7 +158,7 @@ class Predictor:
             wanted = torch.isin(found["labels"], self.labels)
             left_out["of other classes than --classes"] = int((keep & ~wanted).sum())
             keep &= wanted
-        counts = {"size": size, "best": self._best_of(found), "full": tiles[1], "left_out": left_out}
+        counts = {"sizes": [(size, 1)], "best": self._best_of(found), "full": tiles[1], "left_out": left_out}
         counts |= {"tiles": tiles[0], "empty_tiles": tiles[2]}
         counts["doubt"] = doubt_of(found["scores"] if self.labels is None else found["scores"][wanted])
         return {key: value[keep] for key, value in found.items()}, counts
@@ -226,35 +216,24 @@ class Predictor:
             )
         ]
 
-    def tally(self) -> dict[str, Any]:
-        """Returns what the images so far count for in `status`, beside their sizes and the best score."""
-        self.dropped += take_dropped()
-        return {name: copy(getattr(self, name)) for name in TALLIED}
-
-    def since(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Returns what a video counts for, as plain values for `recall`; before: the tally before it."""
-        return {"best": self.best, **{name: value - before[name] for name, value in self.tally().items()}}
-
     def recall(self, counted: Mapping[str, Any]) -> None:
-        """Counts an image for `status`: "size" (H, W), "best" (score, label), and what it has of TALLIED."""
-        self.sizes.update([tuple(counted["size"])] if counted.get("size") else [])
+        """Counts for `status` an image, or the frames of a video."""
         if "doubt" in counted and "image" in counted:
             self.doubts[counted["at"]] = counted["doubt"]
-        known = [tuple(best) for best in (self.best, counted.get("best")) if best]
-        self.best = max(known, key=lambda best: best[0], default=None)
-        for name in TALLIED:
-            own = getattr(self, name)
-            count = counted.get(name, 0)
-            setattr(self, name, own + (Counter(count or {}) if isinstance(own, Counter) else count))
+        self.in_part += counted.get("in_part", 0)
+        self.images.add(counted)
+        self.frames.add(counted.get("frames", {}))
 
     def limits(self) -> list[Limit]:
         """Returns the limits that the images met, which may have cost detections."""
-        if self.tiled is None:
-            full = full_images(self.full, self.model.config.box_detections_per_img)
-        else:
-            full = self.tiled.limits([self.tiles, self.full, self.empty_tiles])
-        shrunk = shrunk_images(self.sizes.elements(), self.model.config, self.smallest_scale)
-        return [*full, *shrunk, *dropped_limits(self.dropped + take_dropped())]
+        met = []
+        for what, tally in (("image", self.images), ("frame", self.frames)):
+            if self.tiled is None:
+                met += full_images(tally.full, self.model.config.box_detections_per_img, what)
+            else:
+                met += self.tiled.limits([tally.tiles, tally.full, tally.empty_tiles])
+            met += shrunk_images(tally.sizes.elements(), self.model.config, self.smallest_scale, what)
+        return [*met, *dropped_limits(self.images.dropped + take_dropped())]
 
     def _best_of(self, found: dict) -> tuple[float, int] | None:
         """Returns the highest score of the classes wanted, and its label."""
@@ -262,12 +241,12 @@ class Predictor:
         scores, labels = found["scores"][wanted], found["labels"][wanted]
         return (float(scores.max()), int(labels[scores.argmax()])) if len(scores) else None
 
-    def _nothing_found(self) -> str:
-        """Returns what the model came nearest to, what it knows, and what to try."""
-        if self.best is None:
+    def _nothing_found(self, best: tuple[float, int] | None) -> str:
+        """Returns what the model came nearest to (score and label), what it knows, and what to try."""
+        if best is None:
             near = "no detection has any score; --box-score-thresh 0 keeps the lowest, a larger --min-size shows more"
         else:
-            score, label = self.best
+            score, label = best
             lower = math.floor(100 * score) / 100
             near = f"the best score is {score:.2f} ({self.label_map.name(label)}), below --score {self.least_score:g}; "
             near += f"try --score {lower:g}"
@@ -285,20 +264,22 @@ class Predictor:
         unreadable, first = len(self.broken), "".join(self.broken[:1])
         note = f", {unreadable:,} could not be read{', the first' * (unreadable > 1)}: {first}" if unreadable else ""
         partly = f", {self.in_part} in part" if self.in_part else ""
-        if self.reduced:
-            print(
-                f"{counted(self.reduced, 'image', 'are')} drawn smaller: a JPEG has at most {LONGEST:,} pixels a side"
-            )
-        if self.unboxed:
-            of = f"without boxes around masks, with more than {FEW} objects in an image (json and data sets have them)"
-            print(f"{counted(self.unboxed, 'image', 'are')} drawn {of}")
-        if self.sizes and (self.best is None or self.best[0] < self.least_score):
-            print(self._nothing_found())
-        left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
+        every = Tally()
+        for what, tally in (("image", self.images), ("frame", self.frames)):
+            every.add(tally.plain())
+            if tally.reduced:
+                smaller = f"{counted(tally.reduced, what, 'are')} drawn smaller"
+                print(f"{smaller}: a JPEG has at most {LONGEST:,} pixels a side")
+            if tally.unboxed:
+                of = f"with more than {FEW} objects in an image (json and data sets have them)"
+                print(f"{counted(tally.unboxed, what, 'are')} drawn without boxes around masks, {of}")
+        if every.sizes and (every.best is None or every.best[0] < self.least_score):
+            print(self._nothing_found(every.best))
+        left_out = ", ".join(f"{count} {why}" for why, count in every.left_out.items() if count)
         if left_out:
             print(f"left out: {left_out}")
-        if self.empty:
-            empty = counted(self.empty, "detection", "have")
+        if self.images.empty:
+            empty = counted(self.images.empty, "detection", "have")
             print(f"{empty} a mask without a pixel above --mask-threshold {self.mask_threshold:g}")
         for limit in self.limits():
             print(limit.line)

@@ -12,8 +12,8 @@ I images, A objects, n objects of one image.
 """
 
 import os
-import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,21 +26,19 @@ from train_utils.data.annotations import DTYPES, Annotations, ImageFiles, image_
 from train_utils.data.formats import npy_folder
 from train_utils.data.formats.coco.checks import MOST_PIXELS, as_id, duplicated, given_id
 from train_utils.data.formats.coco.segmentation import overlaps
-from train_utils.data.formats.found import READ, SETTLED
+from train_utils.data.formats.found import kept
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.links import links_out, links_out_of
 from train_utils.data.masks import RLE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
-from train_utils.io import array_cache
-from train_utils.io.checksums import file_checksums
 from train_utils.io.plain_text import counted
 
 UNUSED = {
     **dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders"),
     "split_components": "which has a mask for each object",
 }
-CACHED = "npy 3"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "npy 4"  # to be raised when arrays, or what is checked or skipped, change
 EMPTY, NO_BOX = "objects whose mask is empty", "objects whose box has no area in the image"
 Place = tuple[Path, Path, Path]  # folder of the data, of its images, of its .npy files
 recognises = npy_folder.is_npy
@@ -126,16 +124,27 @@ def _read_folder(
     for reason, names in left.items():
         for name in names:
             problems.skip(reason, f"{annotation_dir.parent}: {name}: skipped: {reason}")
-    paths = [(image_dir / image, annotation_dir / annotation) for image, annotation in pairs]
-    key, worthwhile = _stamp(paths, left)
-    found = array_cache.load(key, DTYPES) if worthwhile and not problems.collects else None
-    if found is not None:
-        return *found, (found[0]["note"], *names_differ)
+    said = CACHED, left, [(image, *_stamp(image_dir / image)) for image, _ in pairs]
+    annotations = [annotation_dir / annotation for _, annotation in pairs]
+    read_all = partial(_read_pairs, image_dir, annotation_dir, pairs, left, problems)
+    values, arrays, notes = kept(said, annotations, problems, read_all)
+    return values, arrays, (*notes, values["note"], *names_differ)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Returns what the disk says of a file: it changes with the file."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read_pairs(
+    image_dir: Path, annotation_dir: Path, pairs: list[tuple[str, str]], left: dict, problems: StopAtFirst
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Reads pairs (image, .npy) of names; returns as `_read_folder`. left: names of files that are left out, by why."""
     scans, sound = [], []
-    bar = tqdm(paths, desc=annotation_dir.name, unit="file", disable=None, leave=False)
-    for pair, files in zip(pairs, bar, strict=True):
+    for pair in tqdm(pairs, desc=annotation_dir.name, unit="file", disable=None, leave=False):
         try:
-            scans.append(scan_pair(*files))
+            scans.append(scan_pair(image_dir / pair[0], annotation_dir / pair[1]))
             sound.append(pair)
         except InputError as error:
             problems.mistake(error, image=_stem(pair))
@@ -151,32 +160,7 @@ def _read_folder(
             problems.mistake(duplicated(image_dir, by_id[image[0]], image))
     values = {"categories": [], "given": [], "skipped": skipped, "first_skipped": first, "note": note}
     values["skipped_of"] = list(skipped_of.items())
-    arrays |= image_arrays(images)
-    notes = (note, *names_differ)
-    if worthwhile and len(sound) == len(pairs) and key == _stamp(paths, left)[0]:
-        kept = array_cache.store(key, values, arrays)
-        notes = (kept, *notes) if kept else notes
-    return values, arrays, notes
-
-
-def _stamp(paths: list[tuple[Path, Path]], left: dict) -> tuple[str, bool]:
-    """Returns (a hash of what the disk says of all files and of some contents, whether to keep what they give).
-
-    It is kept where it is much, and not quite new. Contents of READ bytes tell a changed file whose size and times are
-    as they were, as on disks that keep no time of a change: surely where the data is small, else mostly.
-    """
-    state = array_cache.new_hash()
-    state.update(repr((CACHED, left)).encode(errors="surrogateescape"))
-    total, newest, sizes = 0, 0, []
-    for image, annotation in paths:
-        for path in (image, annotation):
-            found = os.stat(path)
-            state.update(repr((path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
-            newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
-        total += found.st_size  # of the .npy
-        sizes.append(found.st_size)
-    state.update(file_checksums([annotation for _, annotation in paths], np.array(sizes, np.int64), READ))
-    return state.hexdigest(), total >= array_cache.WORTHWHILE and newest < time.time_ns() - SETTLED
+    return values, arrays | image_arrays(images)
 
 
 def scan_pair(image: Path, annotation: Path) -> Scan:

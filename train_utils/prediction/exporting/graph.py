@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network_files import MaskRCNN
+from network_files.heads.detections import MIN_SIDE as LEAST_DETECTION
 from network_files.operators.roi_align import roi_levels
-from network_files.roi_heads import MIN_SIDE as LEAST_DETECTION
 from network_files.roi_heads import STRIDES
 from network_files.rpn import MIN_SIDE as LEAST_PROPOSAL
 from train_utils.prediction.runtimes.operators import DROPPED

@@ -13,9 +13,9 @@ from train_utils.data.images.pages import page_of
 from train_utils.data.images.windows import open_image
 from train_utils.io import files
 from train_utils.io.plain_text import visible
-from train_utils.prediction.growing_results import GrowingResults
 from train_utils.prediction.jobs.options import PredictOptions
 from train_utils.prediction.jobs.videos import predict_video
+from train_utils.prediction.kept.growing_results import GrowingResults
 from train_utils.prediction.large_drawings import OVERVIEW, QUALITY, draw_parts, is_large
 from train_utils.prediction.pipeline import Finished, Pace, Read, Seen, Source, Work
 from train_utils.prediction.predictor import Predictor
@@ -67,13 +67,14 @@ class DrawnImages(NamedTuple):
 
     def film(self, read: Read) -> dict[str, Any] | None:
         """Draws a video; returns what is kept of it, None where it is broken."""
-        before, path = self.predictor.tally(), self.images[read.at]
+        path = self.images[read.at]
         try:
-            predict_video(self.options, self.predictor, video.open_video(path), path, self.place(read.at))
+            counts = predict_video(self.options, self.predictor, video.open_video(path), path, self.place(read.at))
         except ImageError as error:
             self.predictor.skip(error)
             return None
-        return {"image": str(path), "stamp": read.stamp, **self.predictor.since(before)}
+        self.predictor.recall(counts)
+        return {"image": str(path), "stamp": read.stamp, **counts}
 
     def finish(self, seen: Seen) -> Finished:
         """Draws an image's detections; returns what is kept of it."""

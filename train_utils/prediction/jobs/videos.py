@@ -16,6 +16,7 @@ from train_utils.data.images import ImageError
 from train_utils.io.plain_text import counted, visible
 from train_utils.prediction.jobs.options import PredictOptions
 from train_utils.prediction.predictor import Predictor
+from train_utils.prediction.tally import Tally
 from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.show import video
@@ -32,8 +33,8 @@ def check_video(path: Path, strict: bool) -> None:
 
 def predict_video(
     options: PredictOptions, predictor: Predictor, container: Any, source: Path | str, target: Path
-) -> None:
-    """Writes the drawn video of a file (source: its Path) or a camera.
+) -> dict[str, Any]:
+    """Writes the drawn video of a file (source: its Path) or a camera; returns what it counts for (`recall`).
 
     SIGINT and SIGTERM end the video after a frame, so that it is whole, and then the command; a camera's SIGINT ends
     the video alone.
@@ -42,11 +43,11 @@ def predict_video(
         raise InputError(
             f"{source}: a video is RGB, and the model takes {counted(predictor.reading.channels, 'channel')}"
         )
-    style = replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
+    tally, style = Tally(), replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:
-        drawn, reduced = predictor.draw(predictor.detect(image), image, style)
-        predictor.reduced += reduced
+        drawn, reduced = predictor.draw(predictor.detect(image, tally), image, style)
+        tally.reduced += reduced
         return drawn
 
     with StopSignal(World.single(predictor.device)) as stop:
@@ -59,6 +60,7 @@ def predict_video(
     )
     if done.broken:
         print(f"predicted in part: {ImageError(source, done.broken)}", file=sys.stderr, flush=True)
-        predictor.in_part += 1
+    counts = {"in_part": int(bool(done.broken)), "frames": tally.plain()}
     if stop.requested() and (isinstance(source, Path) or stop.number != signal.SIGINT):
         stop.leave()
+    return counts

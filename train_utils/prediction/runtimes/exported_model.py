@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backbone.errors import InputError
 from network_files import CroppedMasks, MaskRCNN
 from network_files.config import MaskRCNNConfig
-from network_files.roi_heads import Detections
+from network_files.heads.detections import Detections
 from network_files.shared import Shared
 from network_files.transform import WHITE, Transform, check_image
 from train_utils.checkpoints.checkpoint import is_checkpoint
