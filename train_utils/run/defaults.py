@@ -172,6 +172,7 @@ def with_network(config: RunConfig, begun: Mapping[str, Any]) -> tuple[RunConfig
     own = begun.get("config") if is_checkpoint(begun) else None
     if not isinstance(own, dict):
         return config, []
+    own = {**own, "norm": "batch"} if own.get("norm") == "sync" else own  # the same in evaluation, on a CPU too
     fitting_settings(config.weights, own, {}, begun["model"])
     names = model_fields() - {"geometry", *OF_FILES, *OF_VALUES} if config.test_only else {*OF_SHAPES}
     names -= {"norm"} if own.get("norm") != "group" and not config.test_only else set()
