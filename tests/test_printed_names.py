@@ -108,6 +108,8 @@ def test_the_next_commands_of_a_run_are_quoted(data, tmp_path, capsys):
     assert shell(lines[1]) == ["predict.py", *weights, "--img-path", image] and Path(image).exists()
     assert shell(lines[0]) == ["validation.py", *weights, "--max-dets", "300", "--follow-links", "--report"]
     assert shell(lines[2]) == ["train.py", "--output-dir", str(folder), "--resume", "auto", "--follow-links"]
+    print_outcome(folder, 0.5, SimpleNamespace(file_name=lambda i: "gone.png"), go_on)  # as of packed data
+    assert f"predict.py --weights-path {pasted(folder)} --img-path IMAGE\n" in capsys.readouterr().out
     (line,) = (line for line in printed.splitlines() if "holds a run already" in line)
     goes_on = line.partition("of the former: ")[2][:-1]
     assert shell(goes_on) == ["--output-dir", str(folder), "--resume", "auto"]
