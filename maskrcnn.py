@@ -34,6 +34,7 @@ from train_utils.checkpoints.checkpoint import (
     load_file,
     model_from_checkpoint,
 )
+from train_utils.checkpoints.held_out import Scored
 from train_utils.checkpoints.run_folder import best_checkpoint
 from train_utils.checkpoints.weights_source import weights_file
 from train_utils.cli.device import pick_device
@@ -48,7 +49,7 @@ from train_utils.data.opening import DataSplits, refuse_no_image, refuse_one_ima
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
-from train_utils.evaluation.numbers import STAT_NAMES, write_record
+from train_utils.evaluation.numbers import STAT_NAMES
 from train_utils.io.files import make_folder, user_path
 from train_utils.io.version import __version__
 from train_utils.logs.callbacks import Functions
@@ -64,7 +65,7 @@ from train_utils.processes.distributed import World
 from train_utils.run.config import Augmentation, RunConfig
 from train_utils.run.defaults import fixed_range
 from train_utils.run.epochs import Additions
-from train_utils.run.evaluation import detections_per_image, measure, of_limits
+from train_utils.run.evaluation import detections_per_image, measure, write_measured
 from train_utils.run.loop import run as run_training
 
 __all__ = [
@@ -227,12 +228,13 @@ def validate(
     model = looking.looking(detector.model, detector.content)
     reading = Reading.of(model.config)
     if isinstance(data, Dataset):
-        data_set, about = data_set_of(data, detector.label_map, steady=True, reading=reading), {}
+        data_set = data_set_of(data, detector.label_map, steady=True, reading=reading)
+        scored = Scored(data_set, len(data_set), [])
         print(data_set.describe())
     else:
         scored, _ = open_split_of(detector.content, "val", {**given, "weights_path": source}, detector.label_map)
         reading = replace(reading, by_windows=looking.tile is not None)
-        data_set, about = scored.data_set.read_as(reading), scored.counts()
+        data_set = scored.data_set.read_as(reading)
     smallest = detector.content.get("smallest_scale")
     have_in_flight(model, len(data_set), options.get("batch_size"))
     result = measure(model, data_set, loading, World.single(detector.device), max_dets, smallest)
@@ -249,8 +251,9 @@ def validate(
     if output_dir is None and not report:
         return numbers
     folder = make_folder(user_path(output_dir or "."))
-    about |= of_limits(max_dets, result.limits)
-    numbers["files"] = write_record(folder, result.stats, about)
+    numbers["files"], notes = write_measured(folder, result, scored, max_dets)
+    for line in notes:
+        warnings.warn(in_python_words(line), stacklevel=3)
     if report:
         evaluated = Evaluated(source, result.stats, result.found.results, data_set, sorted(result.found.image_ids))
         limits = {"max_dets": max_dets, "limits": result.limits, "progress": detector.content.get("progress")}

@@ -4,10 +4,12 @@ Shapes: N images, C channels, H x W cells.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.convolution import Conv2d, Convolution
@@ -16,6 +18,7 @@ from backbone.tracing import is_traced
 
 NOTHING_KEPT = (), (), ()
 NORMS = ("frozen", "batch", "sync", "group")
+TOGETHER, UNCOUNTED, APART = "together", "uncounted", "apart"  # how a process takes part in a sync norm
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -67,6 +70,57 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """Batch norm over the images of all processes together, on GPUs. Each process waits for all others, in every pass.
+
+    part: TOGETHER; UNCOUNTED: the others don't wait in vain for a process that has no images of its own: what it
+    computes counts for nothing in means and variances, and is scaled by the running ones; APART: a pass of this process
+    alone, by its own means and variances, which changes no running one.
+    """
+
+    part = TOGETHER
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        """Normalises each channel by mean and variance over all counted values of all processes."""
+        if not self.training or (self.part == TOGETHER and x.numel()):
+            return super().forward(x)
+        if self.part == APART:
+            one_value = x.numel() <= x.shape[1]  # of each channel, or none: they have no variance
+            running = (self.running_mean, self.running_var) if one_value else (None, None)
+            return F.batch_norm(x, *running, self.weight, self.bias, not one_value, eps=self.eps)
+        running = self.running_mean.clone(), self.running_var.clone()  # the backward pass needs them as they are
+        own = F.batch_norm(x, *running, self.weight, self.bias, eps=self.eps)
+        return own + self._without_values(x).to(own.dtype)
+
+    def _without_values(self, x: Tensor) -> Tensor:
+        """Takes part in the exchanges of both passes without a value; returns a 0 that the loss has to depend on."""
+        running, momentum = (self.running_mean, self.running_var), self.momentum
+        before = [values.clone() for values in running]
+        self.momentum = 1.0  # the running ones become those of the other processes
+        try:
+            # torch sends zeros of the type it is given; the others send float32 where x is less
+            nothing = super().forward(x[:0].to(torch.promote_types(x.dtype, torch.float32)))
+        finally:
+            self.momentum = momentum
+        some = (self.running_var > 0).any()  # else no process had a value
+        for values, old in zip(running, before, strict=True):
+            values.copy_(torch.where(some, old.lerp(values, momentum), old))
+        return nothing.sum()
+
+
+@contextmanager
+def sync_norms(model: nn.Module, part: str) -> Iterator[None]:
+    """Lets this process's sync norms take part UNCOUNTED, or stay APART, within the context."""
+    layers = [module for module in model.modules() if isinstance(module, SyncBatchNorm)]
+    for layer in layers:
+        layer.part = part
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.part = TOGETHER
+
+
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
     """Returns norm(conv(x)); a frozen norm is folded into the convolution.
 
@@ -114,7 +168,7 @@ def norm_layer(kind: str, frozen_eps: float = 1e-5) -> Callable[[int], nn.Module
     layers = {
         "frozen": lambda channels: FrozenBatchNorm2d(channels, frozen_eps),
         "batch": nn.BatchNorm2d,
-        "sync": nn.SyncBatchNorm,
+        "sync": SyncBatchNorm,
         "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
     }
     if kind not in layers:

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system at once while that is asked for."""
+"""Freed memory goes back to the system at once while that is asked for, or when it is."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ SCRIPT = """
 import os, sys, torch
 from contextlib import nullcontext
 from pathlib import Path
-from train_utils.io.memory import returning_freed_memory
+from train_utils.io.memory import give_back_freed_memory, returning_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -26,9 +26,11 @@ def is_kept(where):
         blocks = [torch.ones(2**19) for _ in range(100)]  # 2 MiB each
         last = blocks.pop()
         blocks.clear()
+        if where == "given back":
+            give_back_freed_memory()
         return resident() - before > 2**26
 
-for where in ("outside", "inside", "after"):
+for where in ("outside", "inside", "after", "given back"):
     child = os.fork()  # a process of its own for each, which imports nothing again
     if child == 0:
         print(where, is_kept(where), flush=True)
@@ -40,4 +42,5 @@ for where in ("outside", "inside", "after"):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_freed_memory_is_returned():
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, text=True, capture_output=True)
-    assert done.stdout.splitlines() == ["outside True", "inside False", "after True"], done.stderr
+    expected = ["outside True", "inside False", "after True", "given back False"]
+    assert done.stdout.splitlines() == expected, done.stderr

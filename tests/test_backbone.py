@@ -11,7 +11,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm
 
 from backbone import BACKBONES, FrozenBatchNorm2d, InputError, build_backbone
 from backbone.feature_pyramid_network import FeaturePyramidNetwork
-from backbone.norm import conv_norm, norm_layer
+from backbone.norm import SyncBatchNorm, conv_norm, norm_layer
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 NORMS = {"frozen": TorchvisionFrozenBatchNorm2d, "batch": nn.BatchNorm2d}
@@ -174,7 +174,7 @@ class TestFrozenBatchNorm:
 
 @pytest.mark.parametrize(
     ("norm", "kind"),
-    [("batch", nn.BatchNorm2d), ("sync", nn.SyncBatchNorm), ("group", nn.GroupNorm), ("frozen", FrozenBatchNorm2d)],
+    [("batch", nn.BatchNorm2d), ("sync", SyncBatchNorm), ("group", nn.GroupNorm), ("frozen", FrozenBatchNorm2d)],
 )
 def test_every_norm_layer_of_the_body_is_of_the_kind_asked_for(norm, kind):
     with torch.device("meta"):

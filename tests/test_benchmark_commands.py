@@ -2,18 +2,24 @@
 
 import json
 import re
+import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 import train
 from benchmarks import compare_models, distributed, mini_masks, models
 from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
-from benchmarks.large_images import huge_image, slide, training
-from network_files import matching
+from benchmarks.large_images import borders, huge_image, perfect, slide, training
+from network_files import MaskRCNN, matching
+from network_files.operators.cropped_masks import CroppedMasks
 from tests import small_runs, tiny_model
 from tests.coco_folders import many, write
 from tests.tiny_model import write_checkpoint, write_coco
@@ -51,6 +57,44 @@ def test_of_many_discs_those_are_found_that_a_box_meets():
     half = [{"bbox": [*result["bbox"][:2], result["bbox"][2] * 0.4, result["bbox"][3]]} for result in results]
     outside = {"bbox": [290, 290, 9, 9]}  # of a square without a disc
     assert slide.found([*results[:7], results[0], half[8], outside], 300, 10) == 7
+
+
+def test_a_network_that_shows_what_is_drawn_finds_all_discs_in_tiles(tmp_path, capfd, monkeypatch):
+    for place, name in ((MaskRCNN, "forward"), (sys, "argv")):
+        monkeypatch.setattr(place, name, getattr(place, name))  # put back what the benchmark replaces
+    slide.draw(tmp_path / "slide300_12.png", 300, 12)
+
+    def run(path, program, words, folder):  # in this process
+        return perfect.main([*program[2:], "--img-path", str(path), "--output-dir", str(folder), *words])
+
+    monkeypatch.setattr(slide, "predict", run)
+    small = ["--form", "png", "--side", "300", "--objects", "12", "--tile", "128", "--keep", str(tmp_path)]
+    assert slide.main([*small, "--perfect"]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"^\d+ MiB with the first tile, \d+ MiB more at the peak$", out, re.M)
+    assert "12 detections, 12 of 12 discs found" in out and "all that --box-detections-per-img allows" not in out
+    shown = np.zeros((300, 300), bool)
+    for result in json.loads((tmp_path / "test_result.json").read_text()):
+        shown |= coco_mask.decode(result["segmentation"]) > 0
+    with Image.open(tmp_path / "slide300_12.png") as image:
+        drawn = np.asarray(image).max(2) > 40
+    assert (shown != drawn).sum() < 0.05 * drawn.sum()
+
+
+def test_borders_of_tiles_cost_a_network_without_fault_nothing(tmp_path, capfd):
+    data = ["--data-path", str(write_coco(tmp_path)), "--side", "40", "--images", "2", "--tile", "32", "--offsets", "3"]
+    assert borders.main(data) == 0
+    where, sums = capfd.readouterr().out.strip().split(": ")
+    assert where == "4 objects in 25 tiles of 32 pixels, overlap 0.25, 3 places, 12 in all"
+    assert sums == "0 lost, 0 more, 0 doubled, 0 cut"
+    square = [torch.zeros(30, 30, dtype=torch.uint8) for _ in range(5)]
+    for one, (x1, x2) in zip(square, [(0, 10), (0, 9), (1, 10), (15, 20), (0, 10)], strict=True):
+        one[:10, x1:x2] = 1
+    masks = CroppedMasks.from_masks(torch.stack(square))
+    assert borders.differences(masks[[1, 2]], masks[[0]]) == Counter({"doubled": 1, "cut": 1})
+    assert borders.differences(masks[[3]], masks[[0]]) == Counter({"lost": 1, "more": 1})
+    assert borders.differences(masks[[]], masks[[0]]) == Counter({"lost": 1})
+    assert borders.differences(masks[[0]], masks[[4]]) == Counter()
 
 
 def test_training_in_tiles_is_measured_beside_whole_mosaics(tmp_path, capfd, monkeypatch):

@@ -25,8 +25,10 @@ from train_utils.cli.device import pick_device, shared_world
 from train_utils.cli.flags import add_flags, add_model_flags, given_model, number, parse_bool
 from train_utils.cli.parser import Parser
 from train_utils.cli.suggestions import OTHER_WORDS
+from train_utils.prediction.pipeline import pace_of
 from train_utils.processes.distributed import World
 from train_utils.run.config import RunConfig, add_arguments
+from train_utils.run.defaults import default_workers
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
@@ -390,6 +392,20 @@ def test_a_busy_machine_is_said(monkeypatch, capsys):
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setattr(os, "getloadavg", lambda: (2 * cores - 0.5, 0, 0))
     assert busy.busy_line(world.device) is None and busy.busy_line(torch.device("cuda")) is None
+
+
+def test_loader_processes_follow_the_cores_that_the_job_may_use(monkeypatch):
+    """A shared machine gives a job some of its cores; its GPUs share them."""
+    cpu, gpu = World.single("cpu"), World.single("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for cores, beside_gpu, beside_cpu in (({3, 5, 6, 7, 8, 9}, 3, 2), ({1, 4}, 1, 0), (set(range(64)), 8, 2)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+        assert default_workers(gpu) == beside_gpu == pace_of(gpu.device, None, None).workers
+        assert default_workers(cpu) == beside_cpu
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert default_workers(gpu) == 5
 
 
 def test_how_threads_wait_is_set_unless_the_user_says():

@@ -16,6 +16,8 @@ from pycocotools.coco import COCO
 from backbone.errors import InputError
 from my_dataset_voc import VocDataset
 from network_files.operators.cropped_masks import CroppedMasks
+from tests.small_runs import call
+from tools import npy_to_coco
 from train_utils.data.formats import voc
 from train_utils.data.formats.voc_files import Classes, match_objects, read_class_ids, read_xml, voc_colours
 from train_utils.data.images import ImageError
@@ -182,7 +184,7 @@ def test_matching_finds_any_permutation(seed, count):
     assert partner.tolist() == np.argsort(order).tolist()
 
 
-def test_difficult_trains_normally_and_is_a_crowd_in_the_ground_truth(maker):
+def test_difficult_trains_normally_and_is_a_crowd_in_the_ground_truth(maker, capsys):
     maker.add(
         "a",
         [(1, DOG, (0, 0, 20, 20)), (2, CAT, (30, 30, 50, 50))],
@@ -204,6 +206,10 @@ def test_difficult_trains_normally_and_is_a_crowd_in_the_ground_truth(maker):
     assert truth["annotations"][1]["bbox"] == [30, 30, 20, 20]
     image, target = data[1]
     assert target["boxes"].shape == (0, 4) and len(target["masks"]) == len(target["labels"]) == 0
+    maker.list("val", ["a"])
+    assert call(npy_to_coco, maker.root, maker.root.parent / "json", "--dataset", "voc") == 0
+    assert open_data(maker.root.parent / "json").train.object_counts().tolist() == [2, 0]  # trained on here, too
+    assert "2 objects, 1 difficult object is like any other" in capsys.readouterr().out
 
 
 def test_void_and_background_do_not_vote_for_a_class(maker):
@@ -439,6 +445,13 @@ def test_bad_masks_are_named(maker):
         VocDataset(maker.root)
 
 
+def test_masks_of_0_and_255_are_vocs_void(maker):
+    maker.add("a", [(255, DOG, (0, 0, 20, 20))])
+    maker.list("val", ["a"])
+    with pytest.raises(InputError, match=r"skipped 1 instance that has the number 255, .*\(number them from 1\)"):
+        open_data(maker.root, drop_empty=True)
+
+
 def test_bad_lists_and_images_are_named(maker):
     maker.add("a", [(1, DOG, (0, 0, 20, 20))], []).add("b", [], []).add("c", [], []).add("d", [], [])
     Image.new("RGB", (11, 12)).save(maker.path("JPEGImages", "b"))
@@ -465,6 +478,8 @@ def test_bad_lists_and_images_are_named(maker):
 def test_images_of_another_format_and_turned_by_exif(maker):
     maker.add("a", [(1, DOG, (0, 0, 20, 20))], [])
     maker.path("JPEGImages", "a").rename(maker.folder / "JPEGImages" / "a.png")
+    for ending in ("csv", "json", "txt"):  # of other tools
+        (maker.folder / "JPEGImages" / f"a.{ending}").write_text("{}")
     assert VocDataset(maker.root)[0][0].shape == (3, *SIZE)
     exif = Image.Exif()
     exif[0x0112] = 6

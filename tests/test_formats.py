@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from train_utils.data.problems import MISTAKE, STOP, Collect
 from train_utils.evaluation.numbers import evaluate_results
 
 SIZE = (20, 30)  # height, width
+KNOW_BOUNDS = {"coco", "voc", "packed", "masks", "yolo", "labelme"}  # of masks, without decoding them
 OBJECTS = {  # image: (class number, x1, y1, x2, y2) each
     "train": {"1.png": [(1, 2, 3, 12, 15), (2, 14, 0, 30, 8)], "2.png": [], "3.png": [(2, 0, 0, 9, 20)]},
     "val": {"4.png": [(1, 5, 5, 25, 15)], "5.png": [(2, 1, 1, 8, 9), (1, 10, 2, 20, 18)]},
@@ -200,7 +202,7 @@ def test_every_format_is_tried():
     assert FORMATS.keys() == WRITERS.keys() - {"csv"}
 
 
-def test_samples(folder):
+def test_samples(folder, name):
     splits = open_data(folder)
     for split, images in OBJECTS.items():
         data = getattr(splits, split)
@@ -218,6 +220,9 @@ def test_samples(folder):
             assert target["area"].dtype == torch.float32 and target["iscrowd"].dtype == torch.uint8
             assert target["area"].tolist() == target["masks"].areas().tolist()
             assert target["masks"].boxes.tolist() == [list(row[1:]) for row in rows]
+            if name in KNOW_BOUNDS:
+                bounds = data.annotations.masks.bounds(data.annotations.objects(data.rows[i]), SIZE)
+                np.testing.assert_allclose(bounds, target["boxes"], atol=1e-3)
             assert target["image_id"] == data.image_id(i) and target["iscrowd"].tolist() == [0] * len(rows)
 
 
@@ -308,6 +313,26 @@ def test_it_is_packed_and_converted_and_scored_without_loss(folder, name, tmp_pa
                 assert torch.equal(image, image_too)
                 assert torch.equal(target["masks"].to_masks(), target_too["masks"].to_masks())
                 assert target["labels"].tolist() == target_too["labels"].tolist()
+
+
+BESIDE = {"labelme": "2 jsons", "yolo": "2 txt files", "masks": "2 mask files"}
+
+
+@pytest.mark.parametrize(("name", "files"), BESIDE.items())
+def test_folders_beside_the_splits_are_said_and_two_of_one_split_refused(folder, name, files):
+    (folder / "data.yaml").unlink(missing_ok=True)
+    shutil.copytree(folder / "val", folder / "extra")
+    splits = open_data(folder)
+    _, folders = splits.train.describe().split(f"not read: {files} outside the splits' folders, in ")
+    assert "extra" in folders
+    assert "not read" not in splits.val.describe() and numbers_of(splits.train) == [1, 2, 3]
+    (folder / "extra").rename(folder / "train_2")
+    with pytest.raises(InputError, match=r"several folders for train: train\S*, train_2\S*; give one as --data-path"):
+        open_data(folder)
+
+
+def numbers_of(data) -> list[int]:
+    return [data.image_id(i) for i in range(len(data))]
 
 
 def test_a_whole_is_left_to_the_sink_that_stops():

@@ -20,6 +20,7 @@ from tests.tiny_model import write_checkpoint, write_coco, write_images
 from train_utils.evaluation import tiled_model
 from train_utils.io.plain_text import counted
 from train_utils.prediction import pipeline
+from train_utils.prediction.kept import kept_file
 from train_utils.prediction.kept.growing_results import GrowingResults
 from train_utils.prediction.predictor import Predictor
 
@@ -208,7 +209,9 @@ def test_a_kill_within_a_large_image_loses_the_tiles_in_progress_alone(weights, 
     assert run("--resume") == 0 and len(looked) == 3 and written[0].read_bytes() == whole[0]
 
 
-def test_two_processes_with_one_json(tmp_path):
+@pytest.mark.parametrize("at_once", [1, 2000])
+def test_two_processes_with_one_json(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(kept_file, "WRITTEN_AT_ONCE", at_once)
     path = tmp_path / "test_result.json"
     with GrowingResults(path, {}, 2) as one, GrowingResults(path, {}, 2) as two:
         for at in (1, 0):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import random
 import signal
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from network_files.transform import padded_size
 from tests.coco_folders import many, write
 from train_utils.data import loaders
 from train_utils.data.images import ImageError
+from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.data.loaders import EvalLoader, TrainLoader, aspect_groups, global_batches, sample_rng, sample_seed
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
@@ -283,3 +285,28 @@ def test_evaluation_batches_are_dealt_whole(ranks):
         assert [batch.indices for batch in loader] == whole[rank::ranks]
         assert len(loader) == len(whole[rank::ranks])
         assert [batch.indices for batch in loader] == whole[rank::ranks]  # again
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Pairs with draws from all that a user's code may draw from."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        drawn = torch.rand(()), np.random.random(), random.random()  # noqa: NPY002
+        masks = torch.zeros(1, 8, 8, dtype=torch.bool)
+        masks[:, 2:6, 2:6] = True
+        target = {"boxes": torch.tensor([[2, 2, 6, 6]]), "labels": torch.tensor([1]), "masks": masks}
+        return torch.tensor(drawn)[:, None, None].expand(3, 8, 8), target
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_draws_of_a_torch_dataset_are_those_of_the_sample(workers):
+    def draws(epoch, first=0):
+        batches = train_loader(data_set_of(Drawing()), None, World(), 2, workers=workers).epoch(epoch, first)
+        return [image[:, 0, 0].tolist() for batch in batches for image in batch.images]
+
+    whole = draws(0)
+    assert draws(0, 2) == whole[4:] and len(set(np.ravel(whole))) == 18
+    assert set(np.ravel(draws(1))).isdisjoint(np.ravel(whole))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -103,6 +104,13 @@ def test_masks_are_the_file_bit_for_bit(tmp_path, kind):
     assert data.label_map.names == ("object",) and "coloured" not in data.describe()
 
 
+@pytest.mark.parametrize("dtype", ["i2", "i4", "f4"])
+def test_masks_of_a_compressed_big_endian_tiff(tmp_path, dtype):
+    pair(tmp_path, SAMPLE, ending="tif")
+    tifffile.imwrite(tmp_path / "masks" / "1.tif", SAMPLE.astype(dtype), byteorder=">", compression="zlib")
+    assert (masks_of(whole(tmp_path)) == expected(SAMPLE)).all()
+
+
 def test_each_colour_of_an_rgb_mask_is_an_object_and_vocs_outline_is_none(tmp_path):
     content = coloured(SAMPLE)
     content[0, :] = (224, 224, 192)
@@ -120,6 +128,10 @@ def test_the_outline_of_vocs_palette_is_no_object(tmp_path):
     content.putpalette([0] * 765 + [224, 224, 192])
     pair(tmp_path, content)
     assert len(masks_of(whole(tmp_path))) == 2
+    content.putdata(np.where(SAMPLE > 0, 255, 0).ravel().tolist())  # of masks of 0 and 255, none would be left
+    pair(tmp_path, content)
+    with pytest.raises(InputError, match=r"1\.png: its only value beside 0 is 255, .*; number objects from 1"):
+        whole(tmp_path)
 
 
 def separate(root, folder, image=SAMPLE):
@@ -262,6 +274,16 @@ def test_values_in_many_regions_are_classes_under_split_components(tmp_path):
     assert whole(tmp_path, split_components=True).label_map.names == ("cell", "dirt")
 
 
+def test_values_of_all_images_and_splits_make_classes_under_split_components(tmp_path):
+    for k in (1, 2):
+        pair(tmp_path, labels((k, 2, 3, 9, 9), (k, 12, 3, 15, 9)), name=str(k))
+    assert whole(tmp_path, split_components=True).class_counts() == {"class_1": 2, "class_2": 2}
+    for split, values in {"train": (1, 2), "val": (2, 2)}.items():
+        pair(tmp_path / "split" / split, labels((values[0], 2, 3, 9, 9), (values[1], 12, 3, 15, 9)), name=split)
+    splits = open_data(tmp_path / "split", split_components=True)
+    assert splits.label_map.names == ("class_1", "class_2") and splits.val.class_counts() == {"class_2": 2}
+
+
 def test_classes_are_the_folders_of_both_splits(tmp_path):
     for split, kinds in {"train": ("dog", "cat"), "val": ("eel", "dog")}.items():
         picture(tmp_path / split / "images" / "1.jpg")
@@ -335,6 +357,7 @@ def wrong(root, content, ending="png", **more):
     pair(root, content, name="2", folder="labels", ending=ending, **more)
 
 
+DEEP = np.repeat(SAMPLE[..., None].astype(np.uint16), 3, 2) + np.array([0, 0, 256], np.uint16)
 MISTAKES = {
     "jpeg": (lambda root: wrong(root, SAMPLE, "jpg"), r"2\.jpg: JPEG does not keep a mask's numbers; save it as PNG"),
     "size": (
@@ -388,6 +411,14 @@ MISTAKES = {
     "class map": (
         lambda root: (of_stem(root), save(root / "classes" / "1.png", np.ones((9, 8), np.uint8))),
         r"classes/1\.png: is 8x9; a class map has a class number for each pixel of the mask, which is 30x20",
+    ),
+    "deep colours": (
+        lambda root: (wrong(root, SAMPLE, "tif"), tifffile.imwrite(root / "labels/2.tif", DEEP, photometric="rgb")),
+        r"2\.tif: has colours of more than 8 bits, of which only the upper 8 would be read",
+    ),
+    "beside classes": (
+        lambda root: (wrong(root, SAMPLE), pair(root, SAMPLE, name="3", folder="labels/cat")),
+        r"labels/1\.tif: lies in no folder of a class, but the data has folders of classes \(cat\); put it into one",
     ),
     "colours": (
         lambda root: wrong(root, coloured(SAMPLE)),

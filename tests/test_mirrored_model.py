@@ -74,6 +74,7 @@ def test_commands_and_the_detector_average_over_the_flips_of_training(tmp_path, 
         trained_flips(own) == ((2,),)
         and LookingOptions(tta="flips").notes(content) == LookingOptions().notes(own) == []
     )
+    assert "(--augment f)" in LookingOptions(tta="flips").notes({**content, "augment_function": "f"})[0]
     detector.content["args"] = own["args"]
     with pytest.warns(UserWarning, match=r"^tta flips: mirrors left .* is not known \(augment my.py:f\)"):
         detector(image, tta="flips")

@@ -71,12 +71,29 @@ def test_sizes_follow_from_small_objects():
         assert size_for(objects).bounded == (shorter == 40)  # the others are of the objects, or of their images
         return fitted_size(model, objects)[0]
 
-    assert size(32, 256) == {"min_size": (256,), "max_size": 427}  # large enough as they are
+    assert size(32, 256) == {"min_size": (256,), "max_size": 512}  # large enough as they are
     assert size(12, 300)["min_size"] == (400 // 32 * 32,)
     assert size(2, 256)["min_size"] == (512,)  # enlarged twice at most
     assert size(50, 3000)["min_size"] == (800,) and size(50, 40)["min_size"] == (128,)
     assert size(32, 256, max_size=999)["max_size"] == 999
     assert size(32, 256, max_size=100) == {"min_size": (100,), "max_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("shape", "side", "model", "found", "said"),
+    [
+        ((256, 256), 8, {}, (512, 853), "853: images have a shorter side of 256 pixels in the middle, 512 after"),
+        ((375, 1242), 40, {}, (384, 1272), "40 pixels, 41 then"),
+        ((1000, 100), 20, {}, (128, 1280), "20 pixels, 25.6 then"),
+        ((1024, 2048), 40, {}, (800, 1333), "1024 pixels in the middle, 666 after resizing"),
+        ((375, 1242), 40, {"max_size": 640}, (384, 640), "40 pixels, 20.6 then"),
+        ((256, 256), 8, {"fixed_size": (128, 192)}, (512, 853), "effect beside fixed_size 128 192: images have a"),
+    ],
+)
+def test_the_sizes_that_are_said_are_those_after_resizing(shape, side, model, found, said):
+    objects = Objects(np.array([shape]), np.zeros(1, int), np.array([[0.0, 0, side, side]]), np.array([False]))
+    sizes, line = fitted_size(model, objects)
+    assert (*sizes["min_size"], sizes["max_size"]) == found and said in line
 
 
 def test_anchors_follow_from_the_objects_after_resizing(tmp_path):

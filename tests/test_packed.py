@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from network_files.config import ALL_PAGES
 from tests.coco_folders import annotation, coco, square, write
 from tests.faults.hostile_data import voc
 from tests.npy_folders import many
-from tests.small_runs import ROOT, call, differences, flags
+from tests.small_runs import call, differences, flags
 from tools import pack_dataset
 from train_utils.checkpoints.held_out import fingerprint
 from train_utils.data.formats.packed import TAIL, PackedRecords
@@ -104,11 +102,6 @@ def pascal(folder):
     return folder / "data"
 
 
-def run(*words):
-    command = [sys.executable, "-m", "tools.pack_dataset", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-
-
 def packed(data, out, *words):
     assert call(pack_dataset, data, out, *words) == 0
     return out
@@ -190,19 +183,19 @@ def test_a_packed_file_holds_no_files_to_keep_encoded(tmp_path, capsys):
     assert not (tmp_path / "two").exists()
 
 
-def test_the_command_names_what_it_leaves_out(tmp_path):
+def test_the_command_names_what_it_leaves_out(tmp_path, command):
     varied(tmp_path / "data")
     broken = tmp_path / "data" / "images" / "7.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    done = run(tmp_path / "data", tmp_path / "out")
-    assert done.returncode == 1 and f"left out: {broken}" in done.stderr
+    status, _, error = command(pack_dataset, tmp_path / "data", tmp_path / "out")
+    assert status == 1 and f"left out: {broken}" in error
     splits = open_data(tmp_path / "out")
     assert len(splits.train) + len(splits.val) == 3
     assert "1 unreadable image" in splits.train.describe() + splits.val.describe()
-    strict = run(tmp_path / "data", tmp_path / "strict", "--strict")
-    assert strict.returncode == 2 and str(broken) in strict.stderr and not (tmp_path / "strict").exists()
-    again = run(tmp_path / "data", tmp_path / "out")
-    assert again.returncode == 2 and "exists already" in again.stderr
+    status, _, error = command(pack_dataset, tmp_path / "data", tmp_path / "strict", "--strict")
+    assert status == 2 and str(broken) in error and not (tmp_path / "strict").exists()
+    status, _, error = command(pack_dataset, tmp_path / "data", tmp_path / "out")
+    assert status == 2 and "exists already" in error
 
 
 def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ Every line of Python in README.md, docs/python.md and docs/output.md runs, on sm
 import json
 import os
 import re
+import shutil
 import signal
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 import maskrcnn
 import network_files
 import train
+from network_files import InputError
 from tests.small_runs import ROOT, call, differences
 from tests.tiny_model import FEW, FIELDS, NAMES, tiny, write_coco
 from train_utils.data.augmentations.own import OwnAugmentation
@@ -147,8 +149,27 @@ def test_datasets_of_torch_are_trained_on_and_validated(folder, capsys):
     assert numbers["report"].exists() and [path.name for path in numbers["files"]] == [
         "record_mAP.txt",
         "record_mAP.json",
+        "detections.json",
     ]
     assert "Squares: 3 images (0 without objects), 3 objects of 2 classes" in capsys.readouterr().out
+    assert json.loads((own.folder / "args.json").read_text())["augment"] == "flipped (a Python function)"
+    for augment in (None, np.flip):
+        again = {**more, "augment": augment, "output_dir": own.folder, "resume": "auto"}
+        with pytest.raises(InputError, match="augmented by the Python function flipped before, and would be by the"):
+            maskrcnn.train(Squares(), Squares((2, 1)), **again)
+    assert call(train, "--data-path", folder / "data", "--output-dir", own.folder, "--resume", "auto") == 2
+    assert "before, and would be by the options now; give the same (maskrcnn.train(" in capsys.readouterr().err
+
+
+def test_a_resumed_run_needs_its_function(run, folder, capsys):
+    shutil.copytree(run.folder, folder / "function")
+    again = {"output_dir": folder / "function", "resume": "auto", "device": "cpu"}  # nothing is left to train
+    with pytest.raises(InputError, match="by the options before, and would be by the Python function flipped now"):
+        maskrcnn.train(folder / "data", augment=flipped, **again)
+    maskrcnn.train(folder / "data", augment=flipped, allow_changed=["augment"], **again)
+    said = capsys.readouterr().out
+    assert "changed: images are augmented by the Python function flipped, before by the options\n" in said
+    assert 'more epochs                    maskrcnn.train(..., resume="auto", epochs=2' in said
 
 
 def test_validation_gives_the_numbers_of_the_run(run, folder):

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from train_utils.run import evaluation, resume, step
 from train_utils.run.config import RunConfig, add_arguments
 from train_utils.run.defaults import resolve
 from train_utils.run.resume import _share_batch
+
+ENDED = ("--epochs", 1, "--allow-changed", "epochs")  # of a run of two: nothing is left to train
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +127,36 @@ def test_momentum_is_kept_where_another_torch_names_more_of_its_options(resumed,
     assert call(train, *bare) == 0
     one, two = (torch.load(tmp_path / name / "model_1.pth", weights_only=True)["model"] for name in ("run", "other"))
     assert same(one, two)
+
+
+def test_what_an_optimizer_or_a_recipe_stands_for_changes_with_it(resumed):
+    status, printed = resumed("--optimizer", "adamw", *ENDED, "optimizer")
+    assert status == 0 and "changed: --lr and --weight-decay: the usual of adamw, as no other was given\n" in printed
+    assert "adamw: learning rate 0.0001," in printed
+    status, printed = resumed("--optimizer", "adamw", "--lr", 0.003, *ENDED, "optimizer", "lr")
+    assert "changed: --weight-decay: the usual of adamw" in printed and "adamw: learning rate 0.003," in printed
+    status, printed = resumed("--recipe", "small", "--allow-changed", "recipe")
+    assert status == 2 and "--recipe small was usual before; it stands for other flags" in printed
+
+
+def test_a_run_that_is_set_back_has_its_own_best_again(cut, tmp_path, capsys):
+    first = torch.load(cut / "model_0.pth", weights_only=True)
+    shutil.copytree(cut, tmp_path / "run")
+    path, best, lowest = (tmp_path / "run" / f"model_{name}.pth" for name in (0, "best", "min_val_loss"))
+    save_checkpoint(path, {**first, "names": ["best", 0]})
+    for name in (best, lowest):
+        save_checkpoint(name, {**first, "epoch": 1})
+    words = ("--resume", path, *ENDED, "--device", "cpu")
+    assert call(train, *words) == 0
+    said = re.findall(r"set back to model_0.pth: (.*); that of the epochs left behind is (.*)", capsys.readouterr().out)
+    assert [line for line, _ in said] == [
+        "model_best.pth is that of model_0.pth again",
+        "model_min_val_loss.pth comes with the next better epoch",
+    ]
+    assert best.read_bytes() == path.read_bytes() and not lowest.exists()
+    assert [torch.load(best.parent / name, weights_only=True)["epoch"] for _, name in said] == [1, 1]
+    assert call(train, *words) == 0
+    assert "set back" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", [lambda c: c["progress"].pop("data"), lambda c: c.update(environment="cpu")])

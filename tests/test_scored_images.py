@@ -9,9 +9,14 @@ import torch
 
 import train
 import validation
+from network_files import MaskRCNNConfig
 from tests.coco_folders import coco, many, write
 from tests.small_runs import call, flags
 from tests.tiny_model import NAMES, write_checkpoint
+from train_utils.checkpoints.held_out import open_scored
+from train_utils.data.labels import LabelMap
+from train_utils.data.options import DataOptions
+from train_utils.prediction.runtimes.exported_model import describe
 
 CATEGORIES = [{"id": i, "name": name} for i, name in NAMES.items()]
 
@@ -91,6 +96,11 @@ def test_dropped_images_do_not_hide_the_training_data(tmp_path, trained, scored)
     weights = trained(path, "--drop-empty")
     shutil.move(tmp_path / "data", tmp_path / "moved")
     assert scored(weights, "--data-path", tmp_path / "moved")[1]["images"] == 2
+    content = torch.load(weights, weights_only=True)  # and so does what an exported file says of itself
+    config, label_map = MaskRCNNConfig.from_dict(content["config"]), LabelMap.from_dict(content["label_map"])
+    kept = json.loads(json.dumps(describe(config, label_map, content, 1)["content"]))
+    assert len(open_scored(DataOptions(tmp_path / "moved"), kept, asked=False).data_set) == 2
+    assert kept["progress"]["step"] == content["step"] and "curve" not in kept["progress"]
 
 
 def test_a_split_of_its_own_is_scored_as_before(tmp_path, scored):
@@ -134,6 +144,24 @@ def test_test_only_of_fewer_classes_than_training_keeps_the_checkpoints(tmp_path
     write(tmp_path / "test", coco(part["images"], part["annotations"], CATEGORIES[:1]), "instances_test.json")
     assert call(train, *flags(tmp_path / "test", tmp_path / "out", "--test-only", "--weights", weights)) == 0
     assert "3 classes" in capsys.readouterr().out
+
+
+def test_test_only_refuses_other_classes_as_validation_does(tmp_path, capsys):
+    weights, words = write_checkpoint(tmp_path / "w.pth"), flags("", tmp_path / "out", "--test-only")
+    words[words.index("none")] = weights
+    for categories, said in [
+        ([*CATEGORIES, {"id": 5, "name": "fig"}], "category 5 (fig) of image id 2 is not one of the 3 categories"),
+        ([{"id": c["id"], "name": f"other {c['name']}"} for c in CATEGORIES], "category 1 is 'circle', the data's is"),
+    ]:
+        content = many(10)
+        content["annotations"][1]["category_id"] = categories[-1]["id"]
+        words[1] = write(tmp_path / "data", {**content, "categories": categories}, "_annotations.coco.json", ".")
+        for script, arguments in ((train, words), (validation, ("--weights-path", weights, "--data-path", words[1]))):
+            assert call(script, *arguments) == 2
+            assert said in capsys.readouterr().err
+    torch.save(torch.load(weights, weights_only=True)["model"], weights)
+    words[1] = write(tmp_path / "data", many(10), "_annotations.coco.json", ".")
+    assert call(train, *words) == 2 and "is for 3 classes, not 1 (" in capsys.readouterr().err
 
 
 def test_results_are_scored_on_all_images_and_the_record_says_so(tmp_path, monkeypatch):

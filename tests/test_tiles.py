@@ -20,6 +20,7 @@ from network_files.operators.instance_masks import encode_cropped
 from tests.tiny_model import NAMES, tiny_model, write_checkpoint, write_coco, write_images
 from train_utils.data.labels import LabelMap
 from train_utils.data.tiles.tiling import Tiling
+from train_utils.evaluation import tiled_model
 from train_utils.evaluation.compact_masks import CompactMasks
 from train_utils.evaluation.tiled_model import TiledModel, joined, needed_in
 from train_utils.io.plain_text import counted
@@ -219,6 +220,9 @@ def mosaic(folder):
 def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, command):
     weights, path = write_checkpoint(tmp_path / "model.pth"), mosaic(tmp_path)
     monkeypatch.chdir(tmp_path)
+    given_back = []  # after the 4th and the 8th of 9 tiles, and after the joining
+    monkeypatch.setattr(tiled_model, "GIVEN_BACK", 4)
+    monkeypatch.setattr(tiled_model, "give_back_freed_memory", lambda: given_back.append(1))
     shared = ("--weights-path", weights, "--device", "cpu", "--score", 0.3)
     status, out, err = command(predict, *shared, "--img-path", path, "--tile", 96, "--overlap", 0.25)
     assert status == 0, err
@@ -227,6 +231,7 @@ def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, comman
     assert results and [result["score"] for result in results] == found.scores.tolist()
     assert [result["segmentation"] for result in results] == found.rle()
     assert found.masks[0].shape == (192, 192) and len(found.polygons()) == len(found)
+    assert len(given_back) == 2 * 3
 
     one = write_images(tmp_path / "one")[0]
     detector = maskrcnn.load(weights)
@@ -267,6 +272,21 @@ def test_without_a_detection_no_tile_is_drawn_at_full_size(tmp_path):
     image, found = torch.zeros(3, 64, 192), {"boxes": torch.zeros(0, 4)}
     said = large_drawings.draw_parts(predictor, found, image, None, None, tmp_path / "a.jpg")
     assert said == "an overview, without a tile at full size, as none has a detection"
+
+
+def test_a_tile_is_drawn_without_objects_of_which_it_has_a_part_of_the_box_alone():
+    crops = [torch.ones(20, 20), torch.zeros(5, 5), torch.ones(30, 30)]
+    corners = torch.tensor([[40, 40, 0, 0], [80, 80, 0, 0], [50, 50, 0, 0]])
+    masks = CroppedMasks.from_crops(crops, corners, (128, 128))
+    boxes = torch.tensor([[40.0, 40, 100, 100], [80, 80, 85, 85], [50, 50, 80, 80]])
+    found, drawn = {"boxes": boxes, "labels": torch.arange(3), "scores": torch.ones(3)}, []
+    predictor = SimpleNamespace(draw=lambda found, *rest: drawn.append(found) or (None, False))
+    where = [place for place, _ in large_drawings.parts(
+        predictor, found, torch.zeros(3, 128, 128), None, masks, Tiling(64, 0.0)
+    )]  # fmt: skip
+    assert where == [(64, 64)] and drawn[0]["labels"].tolist() == [1, 2]
+    assert drawn[0]["boxes"].tolist() == [[16, 16, 21, 21], [0, 0, 16, 16]]
+    assert drawn[0]["masks"].areas().tolist() == [0, 256]
 
 
 def test_the_fullest_tiles_are_those_with_most_detections():

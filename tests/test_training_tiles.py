@@ -1,6 +1,7 @@
 """Training on tiles of large images: what is cut, what an epoch has of it, and a run from start to prediction."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,8 +99,8 @@ def test_a_set_of_tiles_has_the_targets_counts_and_sizes_of_its_windows(large, m
     assert f"{int((tiles.annotations.iscrowd == 1).sum())} of which are less than 25%" in tiles.describe_cut()
 
 
-def test_tiles_show_an_object_whose_box_is_smaller_than_its_mask(tmp_path):
-    """Of polygons and of RLEs; the boxes of others stay as annotated."""
+def test_tiles_show_an_object_whose_box_is_smaller_than_its_mask(tmp_path, monkeypatch, capsys):
+    """Of polygons and of RLEs; the boxes of others stay as annotated. A terminal sees a bar meanwhile."""
     images = [{"id": i, "file_name": "a.png", "height": 100, "width": 200} for i in (1, 2)]
     objects = squares((10, 10, 20), (5, 5, 90), (100, 40, 50))
     objects[1] |= {"bbox": [10, 10, 20, 20]}
@@ -109,7 +110,9 @@ def test_tiles_show_an_object_whose_box_is_smaller_than_its_mask(tmp_path):
     write(tmp_path, coco(images, objects), "instances_train.json")
     write(tmp_path, coco(images, objects), "instances_val.json")
     whole = open_data(tmp_path).train
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     tiles = Tiles(whole, Tiling(64, 0.0), 0.5)
+    assert "masks in tiles" in capsys.readouterr().err
     for i in range(len(tiles)):
         image, (x1, y1, x2, y2) = tiles.place(i), tiles.window(i)
         masks = whole.target(image)["masks"].to_masks()[:, y1:y2, x1:x2]

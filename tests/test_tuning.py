@@ -1,6 +1,7 @@
 """What a run finds out by trying: --lr auto, --batch-size auto, a burst in the first steps."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.tiny_model import tiny
 from train_utils.checkpoints.checkpoint import load_file
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.opening import open_data
+from train_utils.run.config import RunConfig
 from train_utils.run.tuning import batches, bursts, rates
 
 
@@ -55,6 +57,15 @@ def test_a_rate_and_a_batch_that_fit_are_found(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert "the test of --lr auto: out of memory" in error and "(48x48, 48x48); try a smaller --batch-size" in error
     assert "--resume" not in error
+
+
+def test_a_batch_that_fits_keeps_the_global_one(monkeypatch):
+    world = SimpleNamespace(size=3, device=torch.device("cuda"), is_main=False, sum=lambda failed: failed)
+    config = batches.first_try(RunConfig.of({"batch_size": "auto"}), world)
+    monkeypatch.setattr(batches, "fits", lambda model, data_set, count, *_: count <= 2)
+    chosen, line = batches.fitting_batch(None, None, config, None, world)
+    assert config.global_batch(3) == chosen.global_batch(3) == 15
+    assert line == "batch_size: 1 (auto), accumulate_steps: 5: the largest images fit so; global batch 15"
 
 
 @pytest.mark.parametrize(

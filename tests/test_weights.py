@@ -180,7 +180,7 @@ class TestFiles:
         classifier = torchvision.models.resnet18(weights=None)
         path = tmp_path / "resnet18.pth"
         torch.save(classifier.state_dict(), path)
-        model = tiny()
+        model = tiny(backbone_width=64)
         rpn = model.rpn.head.conv[0][0].weight.clone()
         lines = load_weights(model, path)
         assert len(lines) == 1
@@ -189,7 +189,7 @@ class TestFiles:
         assert torch.equal(model.rpn.head.conv[0][0].weight, rpn)
 
     def test_a_partial_backbone_says_what_is_missing(self, shared_data):
-        model = tiny()
+        model = tiny(backbone_width=64)
         layer4 = model.backbone.body.layer4[0].conv1.weight.clone()
         path = shared_data / "weights" / "resnet18_stem_to_layer3.pth"
         lines = load_weights(model, path)

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from tests.test_deep_images import CASES
 from tests.tiny_model import write_checkpoint, write_coco
 from tools.doctor import finds
 from tools.doctor.report.found import Report
-from train_utils.data.images import read_image, windows
+from train_utils.data.images import read_image, take_dropped, windows
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.windows import Windows, open_image
 from train_utils.data.opening import open_data
@@ -53,6 +54,7 @@ def tiff(values, **options):
 
 
 TILED = {"tile": (32, 16), "compression": "zlib"}
+RGB_TILED = {"photometric": "rgb", **TILED}
 RGB, GREY = Reading(), Reading(1)
 ALL, GREY_ALL = Reading(value_range=(100, 3000)), Reading(1, value_range=(0, 9000))
 FILES = {
@@ -70,6 +72,13 @@ FILES = {
     "strips.tif": (tiff(DEEP, rowsperstrip=7), ALL),
     "planes.tif": (tiff(BANDS, photometric="rgb", planarconfig="separate", **TILED), Reading(5)),
     "RGB and more.tif": (tiff(np.moveaxis(BANDS, 0, 2), photometric="rgb", **TILED), RGB),
+    "RGB and one more.tif": (tiff(np.moveaxis(BANDS[:4], 0, 2), extrasamples=("unspecified",), **RGB_TILED), RGB),
+    "RGB and one more of 16 bits.tif": (tiff(np.stack([DEEP] * 4, 2), extrasamples=("unspecified",), **RGB_TILED), ALL),
+    "transparent.tif": (tiff(np.moveaxis(BANDS[:4], 0, 2), extrasamples=("unassalpha",), **RGB_TILED), RGB),
+    "opaque of 16 bits.tif": (
+        tiff(np.stack([DEEP] * 3 + [DEEP * 0 + 65535], 2), extrasamples=("unassalpha",), **RGB_TILED), ALL
+    ),
+    "transparent.png": (pillow(Image.fromarray(np.concatenate([COLOURS, COLOURS[..., :1]], 2)), "PNG"), RGB),
     "white is zero.tif": (tiff(DEEP, photometric="miniswhite", **TILED), ALL),
     "second page": (tiff(np.stack([DEEP, DEEP // 2]), photometric="minisblack", **TILED), ALL),
 }  # fmt: skip
@@ -96,7 +105,9 @@ def test_parts_are_those_of_the_whole(tmp_path, monkeypatch, name):
         path = path.with_suffix(".tif") if "." not in name else path
         path.write_bytes(content)
         path = f"{path}#1" if name == "second page" else path
+    take_dropped()
     expected = read_image(path, reading=reading)
+    said = take_dropped()
     found = pickle.loads(pickle.dumps(open_image(path, Reading(**{**vars(reading), "by_windows": True}))))
     assert isinstance(found, Windows) and found.shape == expected.shape
     _, height, width = expected.shape
@@ -108,6 +119,15 @@ def test_parts_are_those_of_the_whole(tmp_path, monkeypatch, name):
     small, means = found.overview(20), torch.nn.functional.avg_pool2d(expected[:, :k, :k].float()[None], k)[0, :, 0, 0]
     assert small.shape[1:] == (-(-height // k), -(-width // k)) and small.dtype == expected.dtype
     assert (small[:, 0, 0] - means).abs().max() <= (0.5 if small.dtype == torch.uint8 else 1e-6)
+    assert take_dropped() == said
+
+
+def test_five_bands_of_16_bits_are_refused_in_parts_too(tmp_path):
+    path = tmp_path / "1.tif"
+    path.write_bytes(tiff(np.stack([DEEP] * 5, 2), extrasamples=("unspecified",) * 2, **RGB_TILED))
+    for read in (read_image, lambda path, reading: open_image(path, replace(reading, by_windows=True))[:, :9, :9]):
+        with pytest.raises(InputError, match="has 5 channels, the model takes 3; give --channels 5"):
+            read(path, reading=ALL)
 
 
 def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
@@ -143,7 +163,11 @@ def test_commands_read_tiles_in_parts(tmp_path, monkeypatch, capsys):
     broken = data / "images" / "0.png"
     broken.write_bytes(broken.read_bytes()[:2000])  # its size can be read, but no tile
     with pytest.warns(UserWarning, match=r"not evaluated: .*0\.png: cannot be decoded"):
-        assert maskrcnn.validate(weights, data, **in_python)["images"] == 3
+        of_python = maskrcnn.validate(weights, data, **in_python, output_dir=tmp_path)
+    about = json.loads((tmp_path / "record_mAP.json").read_text())["about"]
+    assert of_python["images"] == about["images"] == 3 and (about["of"], about["unreadable"]) == (4, 1)
+    assert "0.png" in about["unreadable_images"][0] and about["results_left_out"] == 0
+    assert of_python["files"][-1].name == "detections.json"
     with pytest.raises(InputError, match=r"0\.png: cannot be decoded"):
         maskrcnn.validate(weights, data, strict=True, **in_python)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
@@ -194,7 +218,7 @@ def test_the_doctor_opens_what_training_in_tiles_opens(tmp_path, monkeypatch):
 
 
 def test_tiles_of_a_tiff_are_read_alone(tmp_path):
-    """A part reads the tiles that it lies in, and keeps few."""
+    """A part reads the tiles that it lies in; those above it are let go."""
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(DEEP, **TILED))
     image = Windows(str(path), ALL, True, DEEP.shape)
@@ -202,6 +226,8 @@ def test_tiles_of_a_tiff_are_read_alone(tmp_path):
     assert list(image._store.kept) == [0]
     image[:, 30:40, 10:20]
     assert sorted(image._store.kept) == [0, 1, 6, 7]
+    image[:, 64:70, 0:10]
+    assert list(image._store.kept) == [12] and image._store.room == windows.KEPT - 32 * 16 * DEEP.itemsize
 
 
 def test_a_file_is_decoded_once(tmp_path):

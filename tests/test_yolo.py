@@ -146,6 +146,15 @@ def test_missing_images_of_a_list_are_refused(tmp_path):
         open_data(tmp_path)
 
 
+def test_two_images_of_one_txt_are_refused(tmp_path):
+    make(tmp_path)
+    picture(tmp_path / "images" / "train" / "1.jpg")
+    with pytest.raises(
+        InputError, match=r"images/train/1\.jpg and images/train/1\.png have one name but for the ending"
+    ):
+        open_data(tmp_path)
+
+
 MISTAKES = {
     "0 0.1 0.1 0.5 0.1 0.5": r"1\.txt: line 1: has 5 numbers behind its class; x y of three corners",
     f"{TRIANGLE}\n0": r"1\.txt: line 2: has 0 numbers behind its class",
@@ -189,6 +198,7 @@ YAMLS = {
     "train: images/train\ntrain: images/val\n" + NAMES: r"line 2: train is there twice",
     "train: images/train\n\tval: x\n": r"line 2: begins with a tab",
     "train: images/train\nnames\n": r"line 2: is no entry",
+    "train: images/train\nkpt_shape: [4, 2]\n" + NAMES: r"data\.yaml: has kpt_shape: pose data .*; export polygons",
     "train: list.txt\n" + NAMES: r"list\.txt: line 1: \.\./x\.png leads out of",
 }
 

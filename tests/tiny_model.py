@@ -19,7 +19,7 @@ SIZES = [(48, 64), (64, 48), (48, 64), (40, 40)]  # (height, width)
 
 # What makes a model small, as fields of its config; FEW: what makes a step of it quick.
 FIELDS = {
-    "backbone": "resnet18", "fpn_channels": 16, "box_head_channels": 32, "mask_head_channels": 16,
+    "backbone": "resnet18", "backbone_width": 16, "fpn_channels": 16, "box_head_channels": 32, "mask_head_channels": 16,
     "mask_head_layers": 1, "min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 48, 64),
 }  # fmt: skip
 FEW = {

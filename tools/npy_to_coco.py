@@ -58,6 +58,7 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
     for each in (json_path.parent, folder):
         each.mkdir(exist_ok=True)
     content = data_set.ground_truth()
+    difficult = _with_own_crowds(content["annotations"], data_set)
     usable, placed, linked = set(), set(), 0
     for i in tqdm(range(len(data_set)), desc=name or "images", unit="image", disable=None):
         source = Path(file_of(data_set.file_name(i)))
@@ -84,10 +85,23 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
     ]
     write_text(json_path, json.dumps(content))
     notes = f", {counted(linked, 'image', 'are')} linked: training needs --follow-links" if linked else ""
+    notes += f", {counted(difficult, 'difficult object', 'are')} like any other" if difficult else ""
     objects = counted(len(content["annotations"]), "object")
     print(f"{json_path.relative_to(out)}: {counted(len(usable), 'image')}, {objects}{notes}")
     without = sum(data_set.skipped.get(reason, 0) for reason in (NO_ANNOTATION, NO_IMAGE))
     return len(data_set) - len(usable) + without
+
+
+def _with_own_crowds(annotations: list[dict], data_set: ImageDataset) -> int:
+    """Gives annotations of the ground truth, where all that is ignored is a crowd, the data's own iscrowd.
+
+    Returns how many it changes: VOC's difficult objects, which train like any other.
+    """
+    changed = 0
+    for annotation, crowd in zip(annotations, data_set.annotations.iscrowd[data_set.object_rows()[0]], strict=True):
+        changed += annotation["iscrowd"] != crowd
+        annotation["iscrowd"] = int(crowd)
+    return changed
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 A machine's speed drifts, so seconds of different runs say little: the ratio of medians taken by turns does.
 """
 
-import ctypes
 import gc
 import json
 import math
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from backbone.errors import InputError
+from train_utils.io.memory import give_back_freed_memory
 
 SIDES = ("ours", "theirs")
 HEADER = (
@@ -186,9 +186,7 @@ def _measure_memory(benchmark: Benchmark, settings: Settings, side: str, threads
 def release_freed_memory() -> None:
     """Hands back what glibc keeps of freed memory: a measurement would take it for unused."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_back_freed_memory()
 
 
 def resident_mib(field: str) -> float:

@@ -3,8 +3,10 @@
     python -m benchmarks.large_images.slide --form tif                         reading alone: of a tiled BigTIFF
     python -m benchmarks.large_images.slide --form png --weights-path W        predict.py in its place
     python -m benchmarks.large_images.slide --objects 50000 --weights-path save_weights      of many objects
+    python -m benchmarks.large_images.slide --objects 50000 --perfect          of many, all of which the network shows
 
-Memory is what the process takes at its peak above what it took before; of predict.py the whole, as the kernel counted.
+Memory is what the process takes at its peak above what it took before; of predict.py the whole, as the kernel counted,
+and with --perfect also what it took with the network and the first tile, which the rest is above.
 A disc is found where a detection's box meets its own by an IoU of 0.5.
 """
 
@@ -36,6 +38,7 @@ APART = 400  # pixels from a disc to the next, unless --objects says how many th
 RADII, OFFSET = (15, 40), 300  # pixels, where there is room: of discs, and from a square's corner to its disc
 MET = 0.5  # IoU of boxes
 OVERVIEW = 4000  # pixels a side
+ALL = 10_000  # detections of a tile, more than it has discs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--form", choices=("tif", "png", "jpg"), default="tif")
     parser.add_argument("--side", type=number(int, least=64), default=20_000, help="pixels")
     parser.add_argument("--objects", type=number(int, least=1), help="discs (default: one each 400 x 400 pixels)")
-    parser.add_argument("--weights-path", metavar="W", help="send it through predict.py with these weights")
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--weights-path", metavar="W", help="send it through predict.py with these weights")
+    network.add_argument("--perfect", action="store_true", help="likewise, with a network that shows what is drawn")
     parser.add_argument("--keep", metavar="FOLDER", help="where it is drawn, if it is not there (default: nowhere)")
     parser.add_argument("--tile", type=number(int, least=32), default=1024, help="pixels of a tile's side")
     parser.add_argument("--detections", type=number(int, least=1), default=100, help="of a tile, at most")
@@ -106,10 +111,10 @@ def read_all(path: Path, tile: int) -> None:
         print(f"an overview of {OVERVIEW}: {time.process_time() - start:.1f} s more, {peak() - before} MiB", flush=True)
 
 
-def predict(path: Path, weights: str, words: list[str], folder: Path) -> int:
-    """Runs predict.py on it and prints what it took; returns its exit status."""
-    command = [sys.executable, str(ROOT / "predict.py"), "--weights-path", weights, "--img-path", str(path)]
-    process = subprocess.Popen([*command, "--output-dir", str(folder), *words], cwd=ROOT)
+def predict(path: Path, program: list[str], words: list[str], folder: Path) -> int:
+    """Runs predict.py, as `program` calls it, on an image and prints what it took; returns its exit status."""
+    command = [sys.executable, *program, "--img-path", str(path), "--output-dir", str(folder), *words]
+    process = subprocess.Popen(command, cwd=ROOT)
     _, wait_status, used = os.wait4(process.pid, 0)  # of this process alone: drawing took more
     status = os.waitstatus_to_exitcode(wait_status)
     seconds = used.ru_utime + used.ru_stime
@@ -134,7 +139,8 @@ def found(results: list[dict], side: int, objects: int | None) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs it; returns predict.py's exit status, 0 without."""
     args = parse_args(argv)
-    words = ["--tile", str(args.tile), "--box-detections-per-img", str(args.detections), "--device", "cpu"]
+    most = ALL if args.perfect else args.detections
+    words = ["--tile", str(args.tile), "--box-detections-per-img", str(most), "--device", "cpu"]
     with tempfile.TemporaryDirectory() as room:
         folder = Path(args.keep or room)
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,8 +149,14 @@ def main(argv: list[str] | None = None) -> int:
             code = "import sys; from pathlib import Path; from benchmarks.large_images.slide import draw; "
             code += f"draw(Path(sys.argv[1]), {args.side}, {args.objects})"
             subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True)
-        if args.weights_path:
-            status = predict(path.resolve(), str(Path(args.weights_path).resolve()), words, folder.resolve())
+        program = []
+        if args.perfect:
+            about = [str(args.side), str(args.objects or 0), str(args.tile), str(folder.resolve() / "perfect.pth")]
+            program = ["-m", "benchmarks.large_images.perfect", *about]
+        elif args.weights_path:
+            program = [str(ROOT / "predict.py"), "--weights-path", str(Path(args.weights_path).resolve())]
+        if program:
+            status = predict(path.resolve(), program, words, folder.resolve())
             if status == 0:
                 results = json.loads((folder / "test_result.json").read_text())
                 met, count = found(results, args.side, args.objects), len(discs(args.side, args.objects)[0])

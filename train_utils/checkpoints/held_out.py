@@ -70,6 +70,27 @@ def open_scored(
     return Scored(data_set, whole, [*lines, f"AP is n/a: {cause}"] if cause else lines)
 
 
+def check_same_classes(weights_path: str | Path, label_map: LabelMap, data_set: ImageDataset, named: bool) -> None:
+    """Raises InputError unless the weights' labels are the data's; named: whether the weights' names are known."""
+    data_map = data_set.label_map
+    if data_map.num_labels != label_map.num_labels:
+        raise InputError(
+            f"{weights_path}: was trained for {counted(label_map.num_labels - 1, 'class')} (without "
+            f"background), the data has {data_map.num_labels - 1}; give the data's own weights"
+        )
+    if not named:
+        return
+    for category in data_set.ground_truth()["categories"]:
+        if not label_map.has_category(category["id"]):
+            continue  # nothing is annotated with it: else the data set would have refused the label map
+        name = label_map.name(label_map.to_label(category["id"]))
+        if name != category["name"]:
+            raise InputError(
+                f"{weights_path}: its category {category['id']} is {name!r}, the data's is "
+                f"{category['name']!r}; give the weights' own data (--label-json-path renames)"
+            )
+
+
 def options_of(args: Mapping[str, Any]) -> DataOptions:
     """Returns where the data of a checkpoint's training lies, of its args."""
     return DataOptions(**{name: args[name] for name in OF_TRAINING if args.get(name) is not None})

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from backbone.errors import InputError
 from network_files.weight_files.file_stamp import find_damage, saved_at
-from train_utils.checkpoints.checkpoint import copy_checkpoint
+from train_utils.checkpoints.checkpoint import copy_checkpoint, load_checkpoint
 from train_utils.checkpoints.run_lock import NAME, RunLock, busy, holder, launcher_name
 from train_utils.io.files import make_folder, missing_folders, user_path, write_text, writing
 from train_utils.io.plain_text import pasted, visible
@@ -108,6 +109,37 @@ def complete_names(folder: Path, path: Path, names: Iterable[int | str]) -> None
     for other in (checkpoint_path(folder, name) for name in names):
         if not other.exists() or saved_at(other) < saved_at(path):
             copy_checkpoint(path, other)
+
+
+def set_back(folder: Path, path: Path) -> list[str]:
+    """Brings the named checkpoints of a folder back to what they were when the one at `path` was saved; returns lines.
+
+    A run that goes on from an earlier epoch leaves later ones behind: their best, and the one of the lowest loss, stay
+    beside the others under the time at which they were saved. Nothing is done for a checkpoint of another folder.
+    """
+    lines = []
+    for named in (checkpoint_path(folder, name) for name in ("best", "min_val_loss")):
+        if path.parent.resolve() != folder.resolve() or not named.exists() or saved_at(named) <= saved_at(path):
+            continue
+        date = time.strftime("%Y%m%d-%H%M%S", time.localtime(saved_at(named) / 1e9))
+        left = named.with_name(f"{named.stem}_{date}.pth")
+        copy_checkpoint(named, left)
+        earlier = _earlier(folder, path, named.stem.removeprefix("model_"))
+        if earlier is None:
+            with writing(named):
+                named.unlink()
+        else:
+            copy_checkpoint(earlier, named)
+        now = f"is that of {earlier.name} again" if earlier else "comes with the next better epoch"
+        lines.append(f"set back to {path.name}: {named.name} {now}; that of the epochs left behind is {left.name}")
+    return lines
+
+
+def _earlier(folder: Path, path: Path, name: str) -> Path | None:
+    """Returns the epoch's checkpoint that had a name when the one at `path` was saved; None where it is not kept."""
+    found = [p for p in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", p.name)]
+    found = [p for p in sorted(found, key=_age_key, reverse=True) if saved_at(p) <= saved_at(path)]
+    return next((p for p in found if not find_damage(p) and name in load_checkpoint(p).get("names", ())), None)
 
 
 def _age_key(path: Path) -> tuple[int, bool, str]:

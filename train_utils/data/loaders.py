@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +32,10 @@ from backbone.errors import InputError
 from network_files import MaskRCNNConfig
 from network_files.transform import padded_size
 from train_utils.data.augmentations.common import REMOVED
+from train_utils.data.augmentations.own import seeded
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ImageError, take_dropped
+from train_utils.data.in_python.data_sets import Pairs
 from train_utils.data.objects import balance
 from train_utils.data.options import LoaderOptions
 from train_utils.data.tiles.cutting import Tiles
@@ -40,7 +43,7 @@ from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import continue_children, held_back
 
 # What a stream of random numbers is for; each draws from a generator of its own.
-MODEL, AUGMENTATION, ORDER, BALANCE, TILE = 0, 1, 2, 4, 5  # 3: run/step.py's
+MODEL, AUGMENTATION, ORDER, BALANCE, TILE, READING = 0, 1, 2, 4, 5, 6  # 3: run/step.py's
 Augment = Callable[[torch.Tensor, dict, torch.Generator], tuple[torch.Tensor, dict]]
 
 
@@ -200,15 +203,17 @@ class _Samples:
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | InputError:
         batch, dropped = Batch([], [], [], []), Counter()
         take_dropped()  # of images that others read
+        own = isinstance(self.ds, Pairs)  # whose own code may draw, from torch, numpy.random or random
         for epoch, index in keys:
             position = index % len(self.ds)
             try:
-                image, target = sample_of(self.ds, position, self.seed, epoch, index)
-                dropped += take_dropped()
-                if self.augment is not None:
-                    rng = sample_rng(self.seed, epoch, index, AUGMENTATION)
-                    image, target = self.augment(image, target, rng)
-                    take_dropped()  # of images whose objects are pasted: they count when their turn comes
+                with seeded(sample_rng(self.seed, epoch, index, READING)) if own else nullcontext():
+                    image, target = sample_of(self.ds, position, self.seed, epoch, index)
+                    dropped += take_dropped()
+                    if self.augment is not None:
+                        rng = sample_rng(self.seed, epoch, index, AUGMENTATION)
+                        image, target = self.augment(image, target, rng)
+                        take_dropped()  # of images whose objects are pasted: they count when their turn comes
             except InputError as error:
                 if self.strict or not isinstance(error, ImageError):
                     return error  # raised in the main process: a worker would add its traceback

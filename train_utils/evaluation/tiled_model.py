@@ -28,11 +28,13 @@ from train_utils.data.tiles.tiling import Size, Tiling
 from train_utils.evaluation.compact_masks import CompactMasks, code_of
 from train_utils.evaluation.limits import Limit, full_images, scale_of
 from train_utils.evaluation.mirrored_model import MirroredModel
+from train_utils.io.memory import give_back_freed_memory
 from train_utils.io.plain_text import counted
 
 AT_BORDER = 2.0  # pixels: a box that ends so near to a tile's border may go on beyond it
 SAME = 0.5  # IoU in the shared strip, from which on two masks are one object
 TILES_AT_ONCE = 8  # on a GPU
+GIVEN_BACK = 16  # tiles, after which freed memory is given back: what is kept of each lies between what is freed
 SHOWN_AFTER = 3.0  # seconds, from which on a bar says how many tiles are done
 PROPOSALS = ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test")
 MOST_PROPOSALS = 10_000  # of a tile
@@ -99,6 +101,8 @@ class TiledModel(nn.Module):
             losses, one = self._detect(image, target, all_need if needs is None else needs[i])
             found.append(one)
             self.counted += one["tiles"]
+            if int(one["tiles"][0]) > GIVEN_BACK:  # of the joining, before it is drawn by another thread
+                give_back_freed_memory()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value / len(images)
         return found if targets is None else (sums, found)
@@ -137,6 +141,8 @@ class TiledModel(nn.Module):
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0) + value * len(waiting)
                 waiting = []
+            if (t + 1) % GIVEN_BACK == 0:
+                give_back_freed_memory()
             if self.keeper is not None and not waiting:
                 self.keeper.keep(shown)
         seen = [t for t, one in enumerate(shown) if one is not None]

@@ -33,6 +33,17 @@ def returning_freed_memory() -> Iterator[None]:
         set_option(M_MMAP_THRESHOLD, LARGEST)  # where glibc itself ends up; it no longer adjusts the bound
 
 
+def give_back_freed_memory() -> None:
+    """Hands the system what the C library keeps of freed memory, of all threads, where it is glibc.
+
+    Small blocks that stay lie between large ones that are freed: these can't take the next large one, and the process
+    grows. A page that is given back costs time when it is used again, so this is for once in many large blocks.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 @contextmanager
 def explaining_lack_of_memory(what: str, advice: str) -> Iterator[None]:
     """Turns an allocation that fails into an InputError that says what was being done, and what helps."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from backbone.errors import InputError
 from train_utils.checkpoints.checkpoint import is_checkpoint
-from train_utils.checkpoints.held_out import OF_TRAINING, SHARE, Scored, open_scored
+from train_utils.checkpoints.held_out import OF_TRAINING, SHARE, Scored, check_same_classes, open_scored
 from train_utils.cli.flags import add_flags, given_settings
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
@@ -53,27 +51,6 @@ def open_split_of(
     check_same_classes(given["weights_path"], label_map, scored.data_set, named)
     print(*map(visible, scored.lines), sep="\n")
     return scored, trained
-
-
-def check_same_classes(weights_path: str | Path, label_map: LabelMap, data_set: ImageDataset, named: bool) -> None:
-    """Raises InputError unless the weights' labels are the data's; named: whether the weights' names are known."""
-    data_map = data_set.label_map
-    if data_map.num_labels != label_map.num_labels:
-        raise InputError(
-            f"{weights_path}: was trained for {counted(label_map.num_labels - 1, 'class')} (without "
-            f"background), the data has {data_map.num_labels - 1}; give the data's own weights"
-        )
-    if not named:
-        return
-    for category in data_set.ground_truth()["categories"]:
-        if not label_map.has_category(category["id"]):
-            continue  # nothing is annotated with it: else the data set would have refused the label map
-        name = label_map.name(label_map.to_label(category["id"]))
-        if name != category["name"]:
-            raise InputError(
-                f"{weights_path}: its category {category['id']} is {name!r}, the data's is "
-                f"{category['name']!r}; give the weights' own data (--label-json-path renames)"
-            )
 
 
 def notes_on_classes(data_set: ImageDataset) -> list[str]:

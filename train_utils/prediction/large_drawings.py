@@ -54,8 +54,11 @@ def parts(
         boxes = found["boxes"] - torch.tensor([x1, y1] * 2)
         boxes = boxes.clamp(min=0).minimum(torch.tensor([x2 - x1, y2 - y1] * 2))
         seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        near = masks[seen]
+        own = near.window(x1, y1, x2 - x1, y2 - y1)
+        there = (own.boxes[:, 2] > 0) | (near.boxes[:, 2] == 0)  # a box may be here without a pixel of its mask
+        seen, own = torch.nonzero(seen)[there, 0], own[there]
         here = {"boxes": boxes[seen], **{key: found[key][seen] for key in ("labels", "scores")}}
-        own = masks[seen].window(x1, y1, x2 - x1, y2 - y1)
         yield (x1, y1), predictor.draw({**here, "masks": own}, image[:, y1:y2, x1:x2], style, own)[0]
 
 

@@ -18,6 +18,7 @@ from train_utils.data.tiles.tiling import LEAST_SIDE, MOST_OVERLAP, OVERLAP, Til
 from train_utils.evaluation.mirrored_model import MirroredModel
 from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.prediction.runtimes.exported_model import WholeModel
+from train_utils.run.resume import FUNCTION
 
 AUTO, FLIPS = "auto", "flips"
 AUTO_SIDES, AUTO_MOST = 8, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
@@ -123,10 +124,12 @@ def trained_tiling(content: Mapping[str, Any]) -> Tiling | None:
 
 
 def augmented_by(content: Mapping[str, Any]) -> str | None:
-    """Returns the function of a user's that augmented in the training of a checkpoint, my_file.py:name, or None."""
+    """Returns the name of a user's function that augmented in the training of a checkpoint, or None."""
     args = content.get("args") if is_checkpoint(dict(content)) else None
-    augment = args.get("augment") if isinstance(args, dict) else None
-    return augment if isinstance(augment, str) and ".py:" in augment else None
+    if not isinstance(args, dict):
+        return None
+    names = content.get(FUNCTION), args.get("augment")  # of maskrcnn.train, and my_file.py:name
+    return names[0] or (names[1] if ".py:" in str(names[1]) else None)
 
 
 def trained_flips(content: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:

@@ -34,6 +34,7 @@ from train_utils.prediction.kept.growing_results import GrowingResults
 from train_utils.prediction.kept.kept_file import FIRST_TILE
 from train_utils.prediction.predictor import Predictor, alike, one_by_one
 from train_utils.prediction.runtimes.exported_model import have_in_flight
+from train_utils.processes.cores import usable_cores
 from train_utils.processes.distributed import World
 from train_utils.processes.in_flight import in_order
 
@@ -127,7 +128,7 @@ def pace_of(device: torch.device, batch_size: int | None, workers: int | None) -
     usual = workers is None
     if device.type == "cpu":
         return Pace(batch_size, workers or 0, 1, usual)
-    cores = max((os.cpu_count() or 1) // max(torch.cuda.device_count(), 1), 1)
+    cores = max(usable_cores() // max(torch.cuda.device_count(), 1), 1)
     return Pace(batch_size or BATCH, min(WORKERS, cores) if usual else workers, min(THREADS, cores), usual)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from train_utils.data.images.survey import LOOKED_AT, advise, spread
 from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
 from train_utils.io.plain_text import counted
+from train_utils.processes.cores import usable_cores
 from train_utils.processes.distributed import World
 from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig, model_fields
 from train_utils.run.schedule import lr_steps
@@ -305,8 +305,11 @@ def default_weights(backbone: str, variant: str | None) -> str:
 
 
 def default_workers(world: World) -> int:
-    """Returns the number of loader processes: on a CPU few, as the model needs the cores itself."""
-    cores = os.cpu_count() or 1
+    """Returns the number of loader processes: on a CPU few, as the model needs the cores itself.
+
+    Cores that this process may not use (`usable_cores`) don't count. A machine's GPUs share the cores.
+    """
+    cores = usable_cores()
     if world.device.type == "cpu":
         return 0 if cores <= 2 else 2
     return min(8, max(cores // max(torch.cuda.device_count(), 1), 1))

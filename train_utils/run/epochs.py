@@ -20,7 +20,8 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
 from train_utils.cli.console import start_of
-from train_utils.data.loaders import Augment, Batch, EvalLoader, TrainLoader
+from train_utils.data.augmentations.own import OwnAugmentation, name_of_function
+from train_utils.data.loaders import Batch, EvalLoader, TrainLoader
 from train_utils.data.objects.fitting import AUTO
 from train_utils.data.opening import DataSplits
 from train_utils.evaluation.advice import lines_on_fit
@@ -77,7 +78,7 @@ class Additions(NamedTuple):
     """
 
     splits: DataSplits | None = None
-    augment: Augment | None = None
+    augment: OwnAugmentation | None = None
     callbacks: tuple[Callback, ...] = ()
 
 
@@ -200,19 +201,20 @@ class Trainer:
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
             if self.run.additions.splits is None:
-                more = f"--epochs {2 * config.epochs} --allow-changed epochs"
-                go_on = resume_command(self.folder, config, self.world)
-                best = progress.best_ap
+                command = resume_command(self.folder, config, self.world)
+                more = f"{command} --epochs {2 * config.epochs} --allow-changed epochs"
+                if self.run.additions.augment is not None:  # no command has the function
+                    more = f'maskrcnn.train(..., resume="auto", epochs={2 * config.epochs}, allow_changed=["epochs"])'
                 flags = config.max_dets, config.follow_links
-                print_outcome(self.folder, best, self.splits.val, f"{go_on} {more}", *flags)
+                print_outcome(self.folder, progress.best_ap, self.splits.val, more, *flags)
             else:  # no command would find the images
                 self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
 
     def goes_on(self) -> str:
         """Returns how a run that was stopped goes on."""
         line = "--resume auto goes on from here"
-        if self.run.additions.splits is not None:  # no command would find the images
-            return line
+        if self.run.additions.splits is not None or self.run.additions.augment is not None:
+            return line  # no command would find the images, or the function
         return f"{line}: {resume_command(self.folder, self.config, self.world)}"
 
     def say_start(self) -> None:
@@ -375,7 +377,9 @@ class Trainer:
     def tell(self, numbers: StepNumbers | EpochNumbers) -> None:
         """Tells the callbacks of a step or an epoch, on the main process; with the first the folder holds a run."""
         if self.world.is_main and not self.has_args:
-            run_folders.write_args(self.folder, self.config.to_args())
+            function = name_of_function(self.run.additions.augment)
+            said = {} if function is None else {"augment": f"{function} (a Python function)"}
+            run_folders.write_args(self.folder, {**self.config.to_args(), **said})
             self.has_args = True
         for callback in self.callbacks:
             callback.on_step(numbers) if isinstance(numbers, StepNumbers) else callback.on_epoch(numbers)
@@ -431,6 +435,7 @@ class Trainer:
         )
         state["smallest_scale"] = self.smallest_scale  # for prediction
         state["data"] = self.run.states
+        state[resume.FUNCTION] = name_of_function(self.run.additions.augment)
         if path.exists():  # what it replaces stays, in case the new one's bits rot
             checkpoints.copy_checkpoint(path, previous)
         checkpoints.save_checkpoint(path, state)

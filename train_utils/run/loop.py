@@ -20,7 +20,7 @@ from network_files import MaskRCNN, create_model, load_weights
 from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, data_state, digests
-from train_utils.checkpoints.held_out import SHARE, Scored, fingerprint, open_scored
+from train_utils.checkpoints.held_out import SHARE, Scored, check_same_classes, fingerprint, open_scored
 from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.cli.busy import say_if_busy
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
@@ -65,6 +65,8 @@ def run(
         if world.device.type == "cpu":
             at_end.enter_context(returning_freed_memory())
         start = read_options(given, output_dir, world)
+        if start.checkpoint:
+            start.notes += resume.check_function(start.config, start.checkpoint, additions.augment)
         say = print if world.is_main else lambda *_, **__: None
         scored, splits, states = open_alike(start, given, additions, world, say)
         data = "" if scored else fingerprint(splits.train)
@@ -91,6 +93,8 @@ def run(
             config, about_batch = fitting_batch(model, splits.train, config, precision, world)
             this = replace(this, config=config)
             say(about_batch)
+        for line in world.on_main(run_folders.set_back, folder, start.path) if checkpoint else ():
+            say(visible(line))
         with StopSignal(world) as stop:
             Trainer(this, model, stop).fit()
         return folder
@@ -151,7 +155,7 @@ def open_alike(
     scored = None
     with world.main_first():
         if start.config.test_only:
-            scored = open_scored_alone(start.config, given, start.checkpoint or start.begun)
+            scored = open_scored_alone(start, given)
         splits, lines = described(scored) if scored else open_splits(start.config, additions.splits)
         classes = None if scored else splits.label_map.num_labels
         start.config, about_geometry = with_geometry(start.config, start.checkpoint, start.begun, classes)
@@ -233,15 +237,16 @@ def open_splits(config: RunConfig, splits: DataSplits | None = None) -> tuple[Da
     return splits, lines
 
 
-def open_scored_alone(config: RunConfig, given: Collection[str], content: dict[str, Any]) -> Scored:
-    """Returns the data that --test-only scores; content: of the weights' file."""
-    scored = open_scored(config, content, bool({*given} & {*SHARE}))
-    data_set = scored.data_set
-    if checkpoints.is_checkpoint(content):
-        saved = LabelMap.from_dict(content["label_map"])
-        if data_set.label_map.rows() <= saved.rows():  # of training data with more classes than the validation data
-            data_set = data_set.labelled(saved)
-    return scored._replace(data_set=data_set)
+def open_scored_alone(start: Start, given: Collection[str]) -> Scored:
+    """Returns the data that --test-only scores, in the classes of the weights; InputError where it has others."""
+    config, content, asked = start.config, start.checkpoint or start.begun, bool({*given} & {*SHARE})
+    if not checkpoints.is_checkpoint(content):
+        return open_scored(config, content, asked)
+    names = config.label_json_path
+    label_map = LabelMap.from_dict(content["label_map"]) if names is None else LabelMap.from_json(user_path(names))
+    scored = open_scored(config, content, asked, label_map)
+    check_same_classes(start.path or config.weights, label_map, scored.data_set, named=True)
+    return scored
 
 
 def described(scored: Scored) -> tuple[DataSplits, list[str]]:
@@ -272,7 +277,7 @@ def build_model(start: Start, label_map: LabelMap) -> tuple[MaskRCNN, list[str]]
         lines = [f"weights: none, random initialisation ({trained})"]
         if config.weights != "none":
             weights = weights_to_begin_from(config.weights)
-            lines = load_weights(model, weights, replace_predictors=True, content=begun or None)
+            lines = load_weights(model, weights, replace_predictors=not config.test_only, content=begun or None)
     else:
         saved = LabelMap.from_dict(checkpoint["label_map"])
         if saved != label_map:

@@ -23,6 +23,7 @@ from train_utils.checkpoints import data_state
 from train_utils.checkpoints.data_state import State
 from train_utils.cli.flags import given_model, settings_of
 from train_utils.data.augmentations.options import Augmentation
+from train_utils.data.augmentations.own import OwnAugmentation, name_of_function
 from train_utils.data.objects.fitting import AUTO, asks_for_fit
 from train_utils.data.opening import DataSplits
 from train_utils.io.files import user_path
@@ -34,7 +35,9 @@ from train_utils.run.defaults import is_auto, resolve_aliases
 from train_utils.run.schedule import reference_warmup
 from train_utils.run.state import reading_training_state
 
+FUNCTION = "augment_function"  # a checkpoint's entry: the name of the one given in Python, or None
 DATA = "data"  # what --allow-changed calls the images
+OF_OPTIMIZER = {"lr", "weight_decay"}  # whose usual values are each optimiser's own
 Checkpoint = dict[str, Any]
 
 
@@ -63,6 +66,11 @@ def take_over(
     before, here = checkpoint["args"], config.to_args()
     changed = {} if config.test_only else _changes(config, names, checkpoint)
     for name, (old, new) in changed.items():
+        if name == "recipe":
+            raise InputError(
+                f"--resume: --recipe {new} was {old} before; it stands for other flags, which the run keeps: "
+                "leave it out, and change those"
+            )
         if name not in allowed:
             flag = name.replace("_", "-")
             raise InputError(
@@ -75,10 +83,14 @@ def take_over(
         own |= _named(config, "place")
     if "augment" in changed:  # with all that it stands for
         names |= settings_of(Augmentation).keys()
+    lines = [f"changed: --{n.replace('_', '-')} {_text(old)} -> {_text(new)}" for n, (old, new) in changed.items()]
+    if "optimizer" in changed and (others := OF_OPTIMIZER - names):
+        names |= others
+        what = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
+        lines.append(f"changed: {what}: the usual of {config.optimizer}, as no other was given")
     config = config.with_args(before, before.keys() - names - own)
     if config.test_only:
         return config, []
-    lines = [f"changed: --{n.replace('_', '-')} {_text(old)} -> {_text(new)}" for n, (old, new) in changed.items()]
     config, shared = _share_batch(config, checkpoint, names, allowed, world)
     return config, lines + shared
 
@@ -172,6 +184,24 @@ def _share_batch(
     config = config.replaced({"batch_size": batch, "accumulate_steps": accumulate})
     same = (processes, micro) == (world.size, batch)
     return config, [] if same else [f"resumed with {how}: global batch {now}, before {total}"]
+
+
+def check_function(config: RunConfig, checkpoint: Checkpoint, augment: OwnAugmentation | None) -> list[str]:
+    """Returns a line where the function that augments is other than before. InputError where that is not allowed.
+
+    augment: the one given in Python, None: the options say how. Older checkpoints don't know theirs.
+    """
+    now = name_of_function(augment)
+    before = checkpoint.get(FUNCTION, now)
+    if config.test_only or before == now:
+        return []
+    said = [f"the Python function {name}" if name else "the options" for name in (before, now)]
+    if "augment" not in allowed_names(config):
+        raise InputError(
+            f"--resume: images were augmented by {said[0]} before, and would be by {said[1]} now; give the same "
+            '(maskrcnn.train(..., augment=function, resume="auto")), or --allow-changed augment as well'
+        )
+    return [f"changed: images are augmented by {said[1]}, before by {said[0]}"]
 
 
 @reading_training_state()

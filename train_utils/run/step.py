@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.errors import InputError
+from backbone.norm import UNCOUNTED, sync_norms
 from network_files.losses import LOSS_NAMES
 from network_files.operators.padded import HostCopy, waits_are_cheap
 from train_utils.data.loaders import Batch, TrainLoader, sample_seed
@@ -277,7 +278,10 @@ def forward_backward(
 
 
 def zero_weighted_step(state: TrainState, batch: Batch, world: World) -> HostCopy:
-    """Takes part in the exchange of gradients without an image: by a dummy image, weighted 0."""
+    """Takes part in the exchange of gradients without an image: by a dummy image, weighted 0.
+
+    Norms over all processes leave it out, and running means stay as they were.
+    """
     buffers = [buffer.clone() for buffer in state.model.buffers()]
     target = {
         "boxes": torch.zeros(0, 4),
@@ -287,7 +291,8 @@ def zero_weighted_step(state: TrainState, batch: Batch, world: World) -> HostCop
         "sample_seed": 0,
     }
     image = torch.zeros(state.model.config.channels, DUMMY_SIZE, DUMMY_SIZE, dtype=torch.uint8)
-    copy = forward_backward(state, batch._replace(images=[image], targets=[target]), world, 0.0)
+    with sync_norms(state.model, UNCOUNTED):
+        copy = forward_backward(state, batch._replace(images=[image], targets=[target]), world, 0.0)
     with torch.no_grad():
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
             buffer.copy_(before)

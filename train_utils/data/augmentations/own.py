@@ -79,6 +79,13 @@ class OwnAugmentation:
         return image, {**changed, REMOVED: removed} if removed > 0 else changed
 
 
+def name_of_function(augment: OwnAugmentation | None) -> str | None:
+    """Returns the name of a function that is given in Python, None where there is none."""
+    if augment is None:
+        return None
+    return getattr(augment.function, "__name__", type(augment.function).__name__)
+
+
 @contextlib.contextmanager
 def seeded(rng: Generator) -> Iterator[None]:
     """Lets torch, numpy.random and random draw what follows from the generator; afterwards all four are as before."""

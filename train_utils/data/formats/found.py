@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
 from train_utils.io.checksums import file_checksums
+from train_utils.io.plain_text import counted, visible
 
 SETTLED = 2 * 10**9  # nanoseconds after which another change of a file gets another time
 READ = 2**26  # bytes of files that are compared before what they gave is taken from the cache
@@ -184,6 +185,32 @@ def size_of(path: Path) -> tuple[int, int]:
     if height * width >= MOST_PIXELS:
         raise InputError(f"{path}: {width}x{height} is more than masks can have; cut it into parts")
     return height, width
+
+
+def one_of_each(found: Iterable[tuple[str, Path, Any]], root: Path) -> dict[str, Any]:
+    """Returns {"train" | "val": what is there} of (role, its folder, what is there); test stands for an absent val.
+
+    InputError where two folders have one role.
+    """
+    by_role: dict[str, list[tuple[Path, Any]]] = {}
+    for role, folder, what in found:
+        by_role.setdefault(role, []).append((folder, what))
+    by_role["val"] = by_role.get("val") or by_role.get("test", [])
+    chosen = {role: by_role[role] for role in ("train", "val") if by_role.get(role)}
+    for role, places in chosen.items():
+        if len(places) > 1:
+            folders = visible(", ".join(str(folder.relative_to(root)) for folder, _ in places))
+            raise InputError(
+                f"{root}: several folders for {role}: {folders}; give one as --data-path, take one out, or put what "
+                "they hold into one"
+            )
+    return {role: places[0][1] for role, places in chosen.items()}
+
+
+def note_unread(counts: Mapping[str, int], what: str) -> str:
+    """Returns a note on what lies beside the splits, {folder: files}; empty where there is nothing."""
+    total, folders = sum(counts.values()), sorted(name for name, count in counts.items() if count)
+    return f"not read: {counted(total, what)} outside the splits' folders, in {few(folders)}" if total else ""
 
 
 def refuse_links(folders: Iterable[Path], root: Path, options: DataOptions, problems: StopAtFirst) -> bool:

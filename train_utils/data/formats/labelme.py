@@ -10,6 +10,7 @@ import base64
 import binascii
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from train_utils.data.formats.found import (
     holds_coco,
     images_below,
     kept,
+    note_unread,
+    one_of_each,
     refuse_links,
     size_of,
     table_of,
@@ -62,11 +65,15 @@ ARC = 1.0  # pixels between the corners of a circle's polygon
 
 
 class Place(NamedTuple):
-    """Where a split lies: root, of the data; folder: of its jsons, at any depth; others: of the other splits."""
+    """Where a split lies: root, of the data; folder: of its jsons, at any depth; others: of the other splits.
+
+    note: what is not read of the data, "" where all is.
+    """
 
     root: Path
     folder: Path
     others: tuple[Path, ...] = ()
+    note: str = ""
 
 
 def recognises(path: Path) -> bool:
@@ -85,16 +92,23 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
     if not path.is_dir() or not any(_jsons_below(path)):
         raise InputError(f"{path}: no LabelMe data found; looked for a json beside each image")
     for base in (path, *folders_in(path)):
-        roles = {role_of(folder, base): folder for folder in folders_in(base) if any(_jsons_below(folder))}
-        if "val" not in roles and "test" in roles:
-            roles["val"] = roles["test"]
-        folders = {role: roles[role] for role in ("train", "val") if role in roles}
+        holding = [(role_of(folder, base), folder) for folder in folders_in(base) if any(_jsons_below(folder))]
+        folders = one_of_each(((role, folder, folder) for role, folder in holding), path)
         if folders:
-            return {
+            note = _beside(path, {folder for role, folder in holding if role != "all"})
+            places = {
                 role: Place(path, folder, tuple(other for other in folders.values() if other != folder))
                 for role, folder in folders.items()
             }
+            first = next(iter(places))
+            return places | {first: places[first]._replace(note=note)}
     return {"all": Place(path, path)}
+
+
+def _beside(root: Path, folders: set[Path]) -> str:
+    """Returns a note on the jsons that lie in none of the splits' folders."""
+    others = (path for path in _jsons_below(root) if folders.isdisjoint(path.parents) and _looks_like_one(path))
+    return note_unread(Counter(str(path.parent.relative_to(root.parent)) for path in others), "json")
 
 
 def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotations | None:
@@ -124,7 +138,8 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     if table is None:
         return None
     absent = [name not in images.embedded and not (place.root / name).is_file() for name in table.file_names()]
-    return replace(table, missing=np.array(absent, dtype=bool))
+    notes = (*filter(None, [place.note]), *table.notes)
+    return replace(table, missing=np.array(absent, dtype=bool), notes=notes)
 
 
 class LabelmeImages(ImageFiles):

@@ -15,7 +15,6 @@ used is skipped and counted, what was decided is noted. Everything but the image
 N instances of one image of H x W pixels, A instances in all.
 """
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from train_utils.data.masks import IndexImages, Ragged
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
 from train_utils.io.plain_text import of_several
+from train_utils.processes.cores import usable_cores
 
 UNUSED = {
     "label_json_path": "whose classes have names",
@@ -43,6 +43,7 @@ CLASS_FILES = (voc_files.CLASS_FILE, voc_files.LABEL_MAP)
 # skipped
 NO_CLASS = "instances without a class (neither XML object nor SegmentationClass)"
 LISTED_TWICE = "images listed twice"
+VOID_ALONE = "instances that have the number 255, which is void in VOC's masks (number them from 1)"
 # notes
 FROM_CLASS_MASK = "instances without an XML object (class from SegmentationClass)"
 CLASS_DIFFERS = "instances with another class in SegmentationClass than in the XML (XML's used)"
@@ -90,7 +91,7 @@ def read_list_table(folder: Path, list_name: str, problems: StopAtFirst = STOP) 
     files, missing, of_images = voc_files.find_images(folder, names)
     for mistake in of_images.mistakes(path, "name"):
         problems.mistake(mistake)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         scans = list(pool.map(lambda name: _scan_or_error(folder, name, classes), names))
     said = _report(source, folder, listed, dict(zip(names, scans, strict=True)), problems)
     sound = [i for i, scan in enumerate(scans) if isinstance(scan, Scan)]
@@ -214,6 +215,7 @@ def _scan(folder: Path, name: str, known: voc_files.Classes) -> Scan:
     classes[matched], difficult[matched] = xml.classes[partner[matched]], xml.difficult[partner[matched]]
     known = classes > 0
     skipped = {NO_MASK: int(len(xml.classes) - matched.sum()), NO_CLASS: int((~known).sum())}
+    skipped[VOID_ALONE] = int(not len(numbers) and bool((objects == voc_files.VOID).any()))
     notes = {
         FROM_CLASS_MASK: int((known & ~matched).sum()),
         CLASS_DIFFERS: int((matched & (by_mask > 0) & (by_mask != classes)).sum()),

@@ -19,6 +19,7 @@ from backbone.errors import InputError
 from train_utils.data.formats.coco.file_names import FileNames, nearest, settle_stems
 from train_utils.data.formats.coco.layout import files_in
 from train_utils.data.images import formats
+from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import read_json
 from train_utils.io.plain_text import brief, shown
 
@@ -175,11 +176,15 @@ def settle_names(folder: Path, path: Path, names: list[str]) -> FileNames:
 def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], FileNames]:
     """Returns the file name of each named image in JPEGImages, whatever its extension; whether it is missing; names.
 
-    A missing one is given as NAME.jpg: reading it fails, as reading a damaged image does.
+    A file that is no image by its extension counts where no image has its stem. A missing one is given as NAME.jpg:
+    reading it fails, as reading a damaged image does.
     """
     folder = folder / "JPEGImages"
     try:
-        by_name = {file.stem: file.name for file in sorted(folder.iterdir(), reverse=True)}
+        listed = sorted(folder.iterdir(), key=lambda file: (file.suffix.lower() in image_suffixes(), file.name))
+        by_name: dict[str, str] = {}
+        for file in listed:
+            by_name[file.stem] = file.name
     except OSError as error:
         raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
     files = settle_stems(names, by_name)

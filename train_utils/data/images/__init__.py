@@ -31,7 +31,16 @@ from train_utils.data.images.orientation import (
     turned_values,
 )
 from train_utils.data.images.pages import file_of, page_of
-from train_utils.data.images.reading import AS_STORED, USUAL, Reading, channel_axis, fitted, scaled, stacked
+from train_utils.data.images.reading import (
+    ANY_CHANNELS,
+    AS_STORED,
+    USUAL,
+    Reading,
+    channel_axis,
+    fitted,
+    scaled,
+    stacked,
+)
 from train_utils.data.images.tiff import described, is_tiff, no_such_page, read_tiff, tiff_pages
 from train_utils.io.silence import without_warnings
 
@@ -166,7 +175,7 @@ def _decoded(
     opened = functools.partial(Image.open, path if content is None else io.BytesIO(content), formats=formats())
     try:
         with opened() as image:
-            if not beyond_pillow(image) and not (reading.channels > 3 and _has_further(image)):
+            if not beyond_pillow(image) and not (reading.channels > 3 and has_further(image)):
                 return _of_pillow(image, opened, rotate, reading)
     except Image.UnidentifiedImageError:
         pass
@@ -174,8 +183,9 @@ def _decoded(
         path if content is None else bytes(content), tiff_in_words(path, content), reading
     )
     several = [PAGES] * (pages > 1 and reading.pages == FIRST_PAGE)
+    dropped = [TRANSPARENCY] * (is_dropped(raw, alpha, reading))
     raw = turned_values(fitted(raw, alpha, reading), UPRIGHT.get(orientation) if rotate else None)
-    return raw.transpose(1, 2, 0), several + [TRANSPARENCY] * (alpha and raw.shape[0] != reading.channels)
+    return raw.transpose(1, 2, 0), several + dropped
 
 
 def _of_pillow(
@@ -294,7 +304,7 @@ def take_dropped() -> Counter[str]:
     return taken
 
 
-def _has_further(image: Image.Image) -> bool:
+def has_further(image: Image.Image) -> bool:
     """Says whether a TIFF has more bands than Pillow gives."""
     return getattr(image, "tag_v2", {}).get(SAMPLES, 0) > len(image.getbands())
 
@@ -303,11 +313,24 @@ def _left_out(image: Image.Image, reading: Reading) -> list[str]:
     """Returns what is not used of an image whose first page is read; to be called last, as the page may change."""
     if reading.pages != FIRST_PAGE:
         return []
-    further = _has_further(image)
-    transparent = image.mode in ("RGBA", "LA", "PA") and reading.channels != len(image.getbands())
-    transparent = transparent and image.getchannel("A").getextrema()[0] < 255
+    unused = bands_left_out(image, reading)
     try:
         several = getattr(image, "is_animated", False)
     except Exception:  # decoders raise nearly anything on a damaged second page
         several = False
-    return [PAGES] * bool(several) + [TRANSPARENCY] * transparent + [CHANNELS] * further
+    return [PAGES] * bool(several) + unused
+
+
+def bands_left_out(image: Image.Image, reading: Reading) -> list[str]:
+    """Returns which bands are not used of a page that is decoded: transparency that is not opaque, further ones."""
+    further = has_further(image)
+    transparent = image.mode in ("RGBA", "LA", "PA") and reading.channels != len(image.getbands())
+    transparent = transparent and image.getextrema()[-1][0] < 255
+    return [TRANSPARENCY] * transparent + [CHANNELS] * further
+
+
+def is_dropped(raw: np.ndarray, alpha: bool, reading: Reading) -> bool:
+    """Says whether the last of raw channels [C, H, W] is transparency that is not opaque, and is not used."""
+    if not alpha or reading.channels in (ANY_CHANNELS, len(raw)):
+        return False
+    return bool((raw[-1] >> 8 * (raw.itemsize - 1) < 255).any()) if raw.dtype.kind == "u" else True

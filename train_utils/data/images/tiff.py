@@ -26,7 +26,7 @@ BIG_BIG_ENDIAN = b"MM\0+"  # whose header Pillow takes for a TIFF's: findings/pi
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", BIG_BIG_ENDIAN)  # the last two: BigTIFF
 WIDTH, HEIGHT, COMPRESSION, ORIENTATION = 256, 257, 259, 274
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # of SAMPLE_FORMAT
-TRANSPARENCY = (1, 2)  # of ExtraSamples
+OF_ALPHA = (1, 2)  # of ExtraSamples
 
 
 def is_tiff(start: bytes) -> bool:
@@ -72,7 +72,7 @@ def read_tiff(source: str | Path | bytes, what: str, reading: Reading, size_alon
         layers = [_layers(page, size) for page in chosen]
         raw = stacked(layers)  # [C, H, W]
         extra = getattr(chosen[0], "extrasamples", ()) or ()
-        alpha = len(chosen) == 1 and len(extra) > 0 and int(extra[-1]) in TRANSPARENCY
+        alpha = len(chosen) == 1 and len(extra) > 0 and int(extra[-1]) in OF_ALPHA
         return raw, alpha, orientation, len(pages)
 
 

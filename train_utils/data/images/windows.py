@@ -25,16 +25,22 @@ from torch.nn import functional as F
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, EACH_PAGE, FIRST_PAGE
 from train_utils.data.images import (
+    CHANNELS,
+    NARROWED,
     PAGES,
+    TRANSPARENCY,
     UPRIGHT,
     array_of,
     at_page,
+    bands_left_out,
     beyond_pillow,
     count_left_out,
     deep_page,
     go_to,
+    has_further,
     image_size,
     is_array,
+    is_dropped,
     loaded,
     naming,
     plain_values,
@@ -44,17 +50,17 @@ from train_utils.data.images import (
     turned_values,
     unguarded,
 )
-from train_utils.data.images.depth import WHITE_IS_ZERO, is_deep
+from train_utils.data.images.depth import WHITE_IS_ZERO, is_deep, is_narrowed
 from train_utils.data.images.pages import page_of
 from train_utils.data.images.reading import Reading, fitted, sample_step, scaled
-from train_utils.data.images.tiff import MAGIC, ORIENTATION, TRANSPARENCY, read_tiff
+from train_utils.data.images.tiff import MAGIC, OF_ALPHA, ORIENTATION, read_tiff
 
 LARGE = 2**25  # pixels: images of no more are read whole
 MOST_DECODED = 2**30  # pixels of a file that is decoded whole: 4 GB
 MOST = 2**31  # pixels of any: results count them in 32 bits
 MOST_OF_TILE = 2**25  # pixels of a TIFF's tile or strip: larger ones are no help
 RGB = 2  # of TIFF 6.0's photometric interpretations
-KEPT = 2**28  # bytes of a TIFF's decoded tiles that are kept for the parts beside
+KEPT = 2**28  # bytes of a TIFF's decoded tiles that are kept for the parts beside and below, at most
 ROWS_AT_ONCE = 2**22  # values that an overview is made of at a time
 Box = tuple[int, int, int, int]  # y1, x1, y2, x2
 
@@ -71,6 +77,7 @@ class Windows:
         self.shape, self.device = torch.Size((reading.channels, *size)), torch.device("cpu")
         self._opened: list[_Store] = []  # one, once a part is read; shared with what `to` returns
         self._counted = False  # whether what is said of its values has been counted
+        self._transparent = False  # whether transparency that is not used has been
 
     def __reduce__(self) -> tuple[type, tuple]:  # another process opens the file itself
         return Windows, (self.path, self.reading, self.rotate, tuple(self.shape[1:]))
@@ -116,6 +123,9 @@ class Windows:
 
     def _raw(self, box: Box) -> np.ndarray:
         raw, alpha = self._store.read(box)
+        if not self._transparent and is_dropped(raw, alpha, self.reading):
+            count_left_out([TRANSPARENCY])
+            self._transparent = True
         return fitted(raw, alpha, self.reading)  # [N, h, w]
 
     def _scaled(self, raw: np.ndarray) -> torch.Tensor:
@@ -190,7 +200,7 @@ def _store_of(path: str, rotate: bool, reading: Reading) -> _Store:
     except Image.UnidentifiedImageError:
         return _whole_tiff(file, rotate, reading)
     with image:
-        if beyond_pillow(image):
+        if beyond_pillow(image) or (reading.channels > 3 and has_further(image)):
             return _whole_tiff(file, rotate, reading)
         go_to(image, reading.page)
         if math.prod(image.size) > MOST_DECODED:
@@ -198,11 +208,15 @@ def _store_of(path: str, rotate: bool, reading: Reading) -> _Store:
                 f"its {math.prod(image.size):,} pixels would be decoded at once: save it as a tiled TIFF, which is "
                 "read in parts (pip install -r requirements-science.txt)"
             )
-        count_left_out([PAGES] * (reading.pages == FIRST_PAGE and bool(getattr(image, "is_animated", False))))
+        first, cut = reading.pages == FIRST_PAGE, [NARROWED] * is_narrowed(image)
+        count_left_out([PAGES] * (first and bool(getattr(image, "is_animated", False))) + cut)
         if is_deep(image):
+            count_left_out([CHANNELS] * (first and has_further(image)))
             raw, alpha, transpose = deep_page(image, functools.partial(at_page, opened, reading.page), rotate)
             return _Array(turned_values(raw, transpose), alpha)
-        return _Decoded(image, loaded(image, rotate), reading)
+        transpose = loaded(image, rotate)
+        count_left_out(bands_left_out(image, reading) if first else [])
+        return _Decoded(image, transpose, reading)
 
 
 def _whole_tiff(path: str, rotate: bool, reading: Reading) -> _Array:
@@ -264,6 +278,7 @@ def _tiff_store(path: str, reading: Reading, rotate: bool) -> _Store | None:
         tiff.close()
         return None
     count_left_out([PAGES] * (reading.pages == FIRST_PAGE and not all(page.is_reduced for page in tiff.pages[1:])))
+    count_left_out([CHANNELS] * (store.has_further and reading.pages == FIRST_PAGE))
     return store
 
 
@@ -272,7 +287,6 @@ class _TiffPage:
 
     def __init__(self, tiff: Any, reading: Reading) -> None:
         self.tiff, self.page, self.kept = tiff, tiff.pages[reading.page], OrderedDict()
-        self.wanted = reading.channels
         first = self.page
         tiled = (first.tilelength, first.tilewidth) if first.is_tiled else (first.rowsperstrip, first.imagewidth)
         self.high, self.wide = (min(a, b) for a, b in zip(tiled, (first.imagelength, first.imagewidth), strict=True))
@@ -281,6 +295,11 @@ class _TiffPage:
         self.down, self.across = math.ceil(first.imagelength / self.high), math.ceil(first.imagewidth / self.wide)
         self.planes = first.samplesperpixel if first.planarconfig == 2 else 1
         self.room = KEPT
+        extra = first.extrasamples
+        self.alpha = len(extra) > 0 and int(extra[-1]) in OF_ALPHA
+        colours = int(first.photometric) == RGB and reading.channels <= 3 and first.samplesperpixel > 3
+        as_pillow = first.dtype in (np.uint8, np.uint16) and (first.samplesperpixel == 4 or first.dtype == np.uint8)
+        self.has_further = colours and as_pillow and not (first.samplesperpixel == 4 and self.alpha)  # bands not used
         weakref.finalize(self, tiff.close)
 
     def is_plain(self, rotate: bool) -> bool:
@@ -303,6 +322,7 @@ class _TiffPage:
 
     def read(self, box: Box) -> tuple[np.ndarray, bool]:
         y1, x1, y2, x2 = box
+        self._forget(y1)
         page = self.page
         bands = page.samplesperpixel
         raw = np.zeros((bands, y2 - y1, x2 - x1), page.dtype.newbyteorder("="))
@@ -319,10 +339,13 @@ class _TiffPage:
                         raw[own, upper - y1 : lower - y1, first - x1 : last - x1] = part
         if int(page.photometric) == WHITE_IS_ZERO:
             raw = (1 << page.bitspersample) - 1 - raw
-        extra = page.extrasamples
-        if int(page.photometric) == RGB and self.wanted <= 3 and bands > 4:
-            return raw[:3], False
-        return raw, len(extra) > 0 and int(extra[-1]) in TRANSPARENCY
+        return (raw[:3], False) if self.has_further else (raw, self.alpha)
+
+    def _forget(self, y: int) -> None:
+        """Lets go of what lies above row y: parts are read row by row, and nothing of it is asked for again."""
+        for index in [i for i in self.kept if (i // self.across % self.down + 1) * self.high <= y]:
+            old = self.kept.pop(index)
+            self.room += 0 if old is None else old.nbytes
 
     def _tile(self, index: int) -> np.ndarray | None:
         """Returns a tile or strip, [C or 1, h, w]; None for one that the file leaves out."""

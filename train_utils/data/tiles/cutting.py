@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from tqdm import tqdm
 
 from network_files.operators.cropped_masks import CroppedMasks
 from train_utils.data.annotations import Annotations, clip_boxes
@@ -34,6 +35,10 @@ def cut_target(target: dict, window: Window) -> dict:
     which less than MIN_VISIBLE is in it are crowd regions. Whole ones keep box and area as annotated.
     """
     x1, y1, x2, y2 = window
+    places = cropped(target["masks"]).boxes  # tight
+    near = (places[:, :2] < torch.tensor([x2, y2])).all(1) & (places[:, 2:] > torch.tensor([x1, y1])).all(1)
+    if not near.all():  # a tile has few of an image's many objects
+        target = {**target, **{key: target[key][near] for key in PER_OBJECT}}
     masks = cropped(target["masks"])
     before, seen = masks.areas(), masks.window(x1, y1, x2 - x1, y2 - y1)
     area = seen.areas()  # [N]
@@ -178,7 +183,8 @@ def _holding(whole: ImageDataset) -> tuple[np.ndarray, int]:
     boxes = table.boxes
     if not hasattr(table.masks, "bounds"):
         return boxes, grown
-    for row, (height, width) in zip(whole.rows.tolist(), whole.sizes.tolist(), strict=True):
+    each = zip(whole.rows.tolist(), whole.sizes.tolist(), strict=True)
+    for row, (height, width) in tqdm(each, "masks in tiles", len(whole), unit="image", disable=None, leave=False):
         own = table.objects(row)
         low, high = np.split(np.clip(table.masks.bounds(own, (height, width)), 0, [width, height] * 2), 2, 1)
         corner, end = boxes[own, :2], boxes[own, :2] + boxes[own, 2:]

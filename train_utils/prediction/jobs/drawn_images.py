@@ -83,12 +83,12 @@ class DrawnImages(NamedTuple):
             return Finished(error=seen.read.error)
         at, size, style = seen.read.at, tuple(image.shape[-2:]), options.style
         path, target, masks = self.images[at], self.place(at), predictor.masks(found, size)
-        results, empty = predictor.results(found, at + 1, size, masks)
         large = is_large(size, predictor.tiled and predictor.tiled.tiling)
         drawn, reduced = predictor.draw(found, image, style, masks, *[OVERVIEW] * large)
         note = f" ({draw_parts(predictor, found, image, style, masks, target)})" if large else ""
         with files.atomic_file(target) as file:
             drawn.save(file, **QUALITY)
+        results, empty = predictor.results(found, at + 1, size, masks)  # not beside what drawing takes: they are many
         about = {"at": at, "image": str(path), "stamp": seen.read.stamp, "empty": empty}
         about["reduced"] = int(reduced and not large)
         about["unboxed"] = int(style.boxes and len(found["labels"]) > FEW)

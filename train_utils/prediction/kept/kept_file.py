@@ -19,6 +19,7 @@ from train_utils.io import unfinished
 from train_utils.io.files import open_to_append
 
 FIRST_TILE = "first_tile"  # what a line about tiles has
+WRITTEN_AT_ONCE = 2000  # values
 NAME = r"\.unfinished(?:-(\d+))?"  # behind the json's: of the first process of a call
 
 
@@ -120,10 +121,12 @@ class KeptFile:
 
     def keep(self, about: dict[str, Any], values: list) -> Place:
         """Appends a line; returns where its values lie."""
-        head, body = json.dumps(about).encode() + b"\t", json.dumps(values).encode()
+        head, step = json.dumps(about).encode() + b"\t", WRITTEN_AT_ONCE
         start = self.size() + len(head)
-        self._append(head + body + b"\n")
-        return Place(self.path, start, len(body))
+        for i in range(0, max(len(values), 1), step):  # the text of all results of an image may be large
+            part = json.dumps(values[i : i + step])[1:-1].encode()
+            self._append((b", " if i else head + b"[") + part + (b"" if i + step < len(values) else b"]\n"))
+        return Place(self.path, start, self.size() - 1 - start)
 
     def size(self) -> int:
         """Returns how many bytes it has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,13 @@ def describe(
     """Returns what an exported file says of itself, as plain values; batch: images at a time, None for any number.
 
     photo: the type of the images as they are that it takes, None: it takes prepared ones. content:
-    of the weights' file; of that what JSON has no form for is left out, as are the weights.
+    of the weights' file; of that what JSON has no form for is left out, as are the weights and the curve of the loss.
     """
     names = ["background", *(label_map.name(i) if label_map.has_label(i) else "" for i in range(1, config.num_classes))]
     about = {"format_version": 1, "names": names, "batch": batch, "photo": photo, "config": config.to_dict()}
     kept = {key: value for key, value in content.items() if _is_plain(value)}
+    if isinstance(progress := content.get("progress"), dict):  # by which the images of its training are known
+        kept["progress"] = {key: value for key, value in progress.items() if _is_plain(value) and value != math.inf}
     if is_checkpoint(dict(content)):
         kept |= {"config": about["config"], "model": None}  # a checkpoint still, whose weights are elsewhere
     return {**about, "label_map": label_map.to_dict(), "content": kept}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from backbone.errors import InputError
+from backbone.norm import APART, sync_norms
 from network_files import MaskRCNN
 from network_files.transform import resized_size
 from train_utils.data.dataset import ImageDataset
@@ -33,8 +34,8 @@ def fitting_batch(
 ) -> tuple[RunConfig, str]:
     """Returns the config with a batch that fits, and a line about it; the model is as before.
 
-    A step of the largest images with most objects is tried, and the batch halved while some process lacks memory.
-    InputError where not even one image fits.
+    A step of the largest images with most objects is tried; while some process lacks memory, of at most half as many,
+    a divisor of a process's images of a step. InputError where not even one image fits.
     """
     batch, whole = config.batch_size, config.batch_size * config.accumulate_steps
     while True:
@@ -45,7 +46,7 @@ def fitting_batch(
             break
         if batch == 1:
             raise InputError(f"batch_size auto: there is not enough memory for one image; {LESS_IN_TRAINING}")
-        batch //= 2
+        batch = max(size for size in range(1, batch // 2 + 1) if whole % size == 0)
     accumulate = whole // batch
     chosen = config.replaced({"batch_size": batch, "accumulate_steps": accumulate})
     return chosen, (
@@ -55,13 +56,16 @@ def fitting_batch(
 
 
 def fits(model: MaskRCNN, data_set: ImageDataset, count: int, config: RunConfig, precision: Precision) -> bool:
-    """Returns whether a step of the `count` heaviest images has the memory that it needs."""
+    """Returns whether a step of the `count` heaviest images has the memory that it needs.
+
+    Processes exchange nothing here: where one lacks memory, no other waits for what it would send.
+    """
     statistics, device = running_statistics(model), next(model.parameters()).device
     model.train()
     try:
         images, targets = heaviest(model, data_set, count).to(device)
         moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad] * MOMENTS[config.optimizer]
-        with precision.autocast():
+        with precision.autocast(), sync_norms(model, APART):
             losses = model(images, targets)
         sum(losses.values()).backward()
         return len(moments) > 0

@@ -13,6 +13,7 @@ nearly every file, or values in many regions), are refused until --split-compone
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +49,10 @@ from train_utils.data.masks import RLE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io.plain_text import counted, visible
+from train_utils.processes.cores import usable_cores
 
 UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
-CACHED = "masks 2"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "masks 3"  # to be raised when arrays, or what is checked or skipped, change
 ONE_CLASS = "object"
 EMPTY, NO_CLASS = "objects whose mask is empty", "objects without a class in the class map"
 PAGED = (".tif", ".tiff")  # files of masks that may have several pages
@@ -85,24 +87,34 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     files = [place.root / name for sample in samples for name in (sample.image, *_mask_names(sample))]
     if refuse_links(sorted({path.parent for path in files}), place.root, options, problems):
         return None
+    loose = next(
+        (mask.name for each in samples if not each.class_map for mask in each.masks if not mask.class_name), ""
+    )
+    if place.classes and loose:
+        raise InputError(
+            f"{place.root / loose}: lies in no folder of a class, but the data has folders of classes "
+            f"({npy_folder.few(list(place.classes))}); put it into one of them, or take the folders out"
+        )
+    others = [path for other in place.others for path in _files_of(other)] if options.split_components else []
     names = npy_folder.read_class_names(place.root, options.label_json_path)
     source = str(place.masks)
     content = kept(
         (CACHED, samples, left, names, place.classes, options.split_components),
-        files,
+        [*files, *others],
         problems,
         lambda: _read_files(place, (samples, left), names, options.split_components, problems),
     )
     used = set(content[1]["category_ids"].tolist())
-    categories = names or _own_names(place, used)
+    categories = names or _own_names(place, used, content[0]["several"])
     if unknown := used - categories.keys():
         problems.mistake(
             f"{source}: class {min(unknown)} of its objects is none of the {len(categories)} classes "
             f"{npy_folder.few(list(categories.values()))}; complete the list of names, or correct the masks"
         )
         return None
-    named = names is not None or used <= {1} or bool(place.classes)
-    return table_of(source, content, categories, MaskedImages(place.root, source), named=named)
+    named = names is not None or (used <= {1} and not content[0]["several"]) or bool(place.classes)
+    table = table_of(source, content, categories, MaskedImages(place.root, source), named=named)
+    return table and replace(table, notes=(*filter(None, [place.note]), *table.notes))
 
 
 class MaskedImages(ImageFiles):
@@ -118,18 +130,19 @@ def _mask_names(sample: Sample) -> Iterator[str]:
     yield from filter(None, [sample.class_map])
 
 
-def _own_names(place: Place, used: set[int]) -> dict[int, str]:
-    """Returns {class number: name} of data that has no list of names."""
+def _own_names(place: Place, used: set[int], several: bool) -> dict[int, str]:
+    """Returns {class number: name} of data that has no list of names; several: a value of any split is a class."""
     if place.classes:
         return dict(enumerate(place.classes, 1))
-    return {1: ONE_CLASS} if used <= {1} else {number: f"class_{number}" for number in sorted(used)}
+    return {1: ONE_CLASS} if used <= {1} and not several else {number: f"class_{number}" for number in sorted(used)}
 
 
 class Scan(NamedTuple):
     """What the masks of one image hold, and what may be amiss.
 
     objects: of each mask, with the class of each object (0: none). values, regions: of its label images, beside 0;
-    colours: how many of them have colours. empty: files of single objects without one.
+    colours: how many of them have colours. empty: files of single objects without one. kinds: the values of the label
+    images whose regions are objects.
     """
 
     size: tuple[int, int]
@@ -138,6 +151,7 @@ class Scan(NamedTuple):
     regions: int
     colours: int
     empty: list[MaskFile]
+    kinds: frozenset[int] = frozenset()
 
 
 def _read_files(
@@ -154,7 +168,7 @@ def _read_files(
         found.leave_out(why, files)
     numbers = _class_numbers(place, names)
     scans: list[tuple[Sample, Scan]] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         outcomes = pool.map(lambda sample: _scan_or_error(place.root, sample, numbers, split), samples)
         bar = tqdm(outcomes, total=len(samples), desc=place.masks.name, unit="image", disable=None, leave=False)
         for sample, outcome in zip(samples, bar, strict=True):
@@ -165,19 +179,42 @@ def _read_files(
     if why := _ambiguous([scan for _, scan in scans]) if split is None else "":
         sink.mistake(f"{place.masks}: {why}")
         scans = []
-    told_apart = place.classes or any(sample.class_map for sample in samples) or split
+    told_by_files = bool(place.classes) or any(sample.class_map for sample in samples)
+    told_apart = told_by_files or split
     if names and len(names) > 1 and not told_apart:
         sink.mistake(
             f"{place.root}: {len(names)} classes have names ({npy_folder.few(list(names.values()))}), but nothing says "
             "which object is of which; put the masks into a folder for each class, as masks/CLASS/7.png, or images of "
             "class numbers beside them, as classes/7.png"
         )
-    # Of regions the class is the value; where each image has but one, as 255, it says nothing.
-    one = split and not (names and len(names) > 1) and all(scan.values < 2 for _, scan in scans)
+    # Of regions the class is the value; where all images of all splits have but one, as 255, it says nothing.
+    kinds = frozenset().union(*(scan.kinds for _, scan in scans))
+    several = bool(split) and not told_by_files and (len(kinds) > 1 or _has_others(place, kinds))
+    one = split and not (names and len(names) > 1) and not several
     for sample, scan in scans:
         _add(found, sample, scan, bool(one))
     notes = [*_notes([scan for _, scan in scans], split), *_notes_on_pages([sample.image for sample, _ in scans])]
-    return found.values(notes=notes), found.arrays()
+    return found.values(notes=notes, several=several), found.arrays()
+
+
+def _files_of(place: Place) -> list[Path]:
+    """Returns the label images of another split; what is wrong with it is said where that is read."""
+    try:
+        return [place.root / mask.name for sample in samples_of(place)[0] for mask in sample.masks]
+    except InputError:
+        return []
+
+
+def _has_others(place: Place, kinds: frozenset[int]) -> bool:
+    """Returns whether the other splits' label images have other values beside 0 than these."""
+    for path in (path for other in place.others for path in _files_of(other)):
+        try:
+            labels, _ = read_labels(path)
+        except InputError:  # which reading that split says; of pages too
+            continue
+        if not kinds.issuperset(np.unique(labels[labels != 0]).tolist()):
+            return True
+    return False
 
 
 def _class_numbers(place: Place, names: dict[int, str] | None) -> dict[str, int]:
@@ -305,6 +342,8 @@ def _scan(root: Path, sample: Sample, numbers: dict[str, int], split: bool | Non
         else:
             objects, kinds, labels, counts = _objects_in(path, labels, coloured, split)
             scan = scan._replace(**{name: getattr(scan, name) + count for name, count in counts.items()})
+            if kinds is not None:
+                scan = scan._replace(kinds=scan.kinds.union(kinds.tolist()))
         if sample.class_map:
             kinds = _classes_in(root / sample.class_map, labels, objects.values)
         elif mask.class_name or kinds is None:

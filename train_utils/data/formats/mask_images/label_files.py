@@ -4,6 +4,7 @@ Numbers are the file's own: grey of 8, 16 or 32 bits, a palette's indices, 0 and
 colour is a number, black is 0. What would change numbers in silence is refused: lossy formats, alpha, several pages.
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.data.images import formats
+from train_utils.data.images.depth import deep_values, is_deep, is_narrowed
 from train_utils.data.images.pages import page_of
 from train_utils.io.silence import without_warnings
 
@@ -33,8 +35,10 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
         with image:
             image.seek(page or 0)
             _refuse(path, image, page)
-            image.load()
-            mode, pixels = image.mode, np.array(image)
+            mode = image.mode
+            again = functools.partial(Image.open, file, formats=formats())
+            pixels = deep_values(image, again)[0][0] if mode[0] in "IF" else np.array(image)
+            _refuse_negative(path, image, pixels)
             void = mode == "P" and (image.getpalette() or [])[3 * VOID : 3 * VOID + 3] == list(VOC_VOID)
     except InputError:
         raise
@@ -53,7 +57,13 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
     if mode == "F":
         return _whole(path, pixels), False
     if void:
-        pixels = np.where(pixels == VOID, 0, pixels)
+        rest = np.where(pixels == VOID, 0, pixels)
+        if pixels.any() and not rest.any():
+            raise InputError(
+                f"{path}: its only value beside 0 is 255, with the colour of the outlines in VOC's palette, which are "
+                "no object; number objects from 1"
+            )
+        pixels = rest
     if pixels.dtype.kind == "i":
         return pixels.view(np.uint32 if pixels.dtype.itemsize == 4 else np.uint16), False
     return pixels.astype(np.uint8 if pixels.dtype == bool else pixels.dtype.newbyteorder("="), copy=False), False
@@ -65,15 +75,24 @@ def _refuse(path: Path, image: Image.Image, page: int | None) -> None:
         raise InputError(
             f"{path}: {image.format} does not keep a mask's numbers; save it as PNG or TIFF from where it was drawn"
         )
+    if image.mode[0] not in "IF" and (is_deep(image) or is_narrowed(image)):
+        raise InputError(
+            f"{path}: has colours of more than 8 bits, of which only the upper 8 would be read; save it as grey of 16 "
+            "bits, a number for each object"
+        )
     if image.format == "TIFF":
         pages, tags = getattr(image, "n_frames", 1), image.tag_v2
         if pages > 1 and page is None:
             raise InputError(f"{path}: holds {pages} pages; a mask has one page, with a number for each object")
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode != "1":
             raise InputError(f"{path}: is saved with white as 0, which leaves open what is background; save it anew")
-        signed = tags.get(SAMPLE_FORMAT, (1,))
-        if SIGNED in (signed if isinstance(signed, tuple) else (signed,)) and np.asarray(image).min() < 0:
-            raise InputError(f"{path}: holds numbers below 0; objects are numbered from 1, 0 is background")
+
+
+def _refuse_negative(path: Path, image: Image.Image, pixels: np.ndarray) -> None:
+    """Raises InputError for signed numbers below 0; pixels: as decoded, unsigned ones of 32 bits are signed, too."""
+    signed = getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))
+    if SIGNED in (signed if isinstance(signed, tuple) else (signed,)) and pixels.min() < 0:
+        raise InputError(f"{path}: holds numbers below 0; objects are numbered from 1, 0 is background")
 
 
 def _whole(path: Path, pixels: np.ndarray) -> np.ndarray:

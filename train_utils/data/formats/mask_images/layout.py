@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from backbone.errors import InputError
 from train_utils.data.formats.coco.layout import ROLE, role_of
-from train_utils.data.formats.found import folders_in, images_in
+from train_utils.data.formats.found import folders_in, images_below, images_in, note_unread, one_of_each
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.io.plain_text import visible
 
@@ -41,7 +41,8 @@ LOOKED_FOR = (
 class Place(NamedTuple):
     """Where a split lies: root, of the data; kind: FOLDERS (of images and of masks), BESIDE or EACH (both the same).
 
-    classes: the folders of classes that any split has, sorted.
+    classes: the folders of classes that any split has, sorted; others: the other splits; note: what is not read of
+    the data, "" where all is.
     """
 
     root: Path
@@ -49,6 +50,8 @@ class Place(NamedTuple):
     images: Path
     masks: Path
     classes: tuple[str, ...] = ()
+    note: str = ""
+    others: tuple["Place", ...] = ()
 
 
 class MaskFile(NamedTuple):
@@ -69,19 +72,21 @@ class Sample(NamedTuple):
 
 def find_places(root: Path) -> dict[str, Place]:
     """Returns {"train" | "val" | "all": place}; empty where there is nothing of the kind."""
-    places: dict[str, Place] = {}
-    for role, found in _by_role(root).items():
-        places |= {role: found[0]} if found else {}
-    if "train" not in places and "val" not in places:
+    places = _by_role(root)
+    if not places:
         whole = _place_in(root, root)
         places = {"all": whole} if whole else {}
     named = sorted({name for place in places.values() for name in _class_folders(place)})
-    return {role: place._replace(classes=tuple(named)) for role, place in places.items()}
+    return {
+        role: place._replace(classes=tuple(named), others=tuple(each for each in places.values() if each is not place))
+        for role, place in places.items()
+    }
 
 
-def _by_role(root: Path) -> dict[str, list[Place]]:
-    """Returns the places of each role; a test set stands for a val set that there is not."""
-    found: dict[str, list[Place]] = {"train": [], "val": [], "test": []}
+def _by_role(root: Path) -> dict[str, Place]:
+    """Returns the place of each role, {"train" | "val": place}; the first notes what lies beside them."""
+    found: list[tuple[str, Place | None]] = []
+    others: list[Path] = []  # folders of no role that may hold masks
     parts: dict[tuple[str, str], dict[bool, Path]] = {}  # {(role, its word): {whether of masks: folder}}
     for folder in folders_in(root):
         role, rest = _role_and_rest(folder.name)
@@ -92,19 +97,27 @@ def _by_role(root: Path) -> dict[str, list[Place]]:
                     role, rest = _role_and_rest(inner.name)
                     if role != "all" and not rest:
                         parts.setdefault((role, inner.name), {}).setdefault(of_masks, inner)
+                    elif of_masks:
+                        others.append(inner)
+            else:
+                others.append(folder)
         elif not rest:
-            place = _place_in(folder, root)
-            found[role] += [place] if place else []
+            found.append((role, _place_in(folder, root)))
         elif rest in IMAGES or rest in MASKS:
             parts.setdefault((role, folder.name.replace(rest, "")), {}).setdefault(rest in MASKS, folder)
+        else:
+            others.append(folder)
     for (role, _), pair in sorted(parts.items()):
         if len(pair) == 2 and _has_images(pair[True]):
-            found[role].append(Place(root, FOLDERS, pair[False], pair[True]))
-    for role, places in found.items():
-        if len(places) > 1:
-            folders = ", ".join(str(place.images.relative_to(root)) for place in places)
-            raise InputError(f"{root}: several folders for {role}: {folders}; give one as --data-path, or take one out")
-    return {"train": found["train"], "val": found["val"] or found["test"]}
+            found.append((role, Place(root, FOLDERS, pair[False], pair[True])))
+    places = one_of_each(((role, place.images, place) for role, place in found if place), root)
+    if places:
+        first = next(iter(places))
+        inside = [place.masks for folder in others if folder.parent == root and (place := _place_in(folder, root))]
+        unread = [*(folder for folder in others if folder.parent != root), *inside]
+        counts = {str(folder.relative_to(root)): sum(1 for _ in images_below(folder)) for folder in unread}
+        places[first] = places[first]._replace(note=note_unread(counts, "mask file"))
+    return places
 
 
 def _role_and_rest(name: str) -> tuple[str, str]:

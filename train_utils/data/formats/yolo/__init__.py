@@ -30,6 +30,8 @@ from train_utils.data.formats.found import (
     holds_coco,
     images_below,
     kept,
+    note_unread,
+    one_of_each,
     refuse_links,
     size_of,
     table_of,
@@ -47,7 +49,7 @@ UNUSED = {
 }
 CACHED = "yolo 1"  # to be raised when arrays, or what is checked or skipped, change
 YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
-ENTRIES = ("path", "train", "val", "test", "names", "nc")
+ENTRIES = ("path", "train", "val", "test", "names", "nc", "kpt_shape")
 PAST = 0.05  # of the image's side: how far a corner may lie outside, where a mask is cut at the edge
 TWICE = "lines that are there twice"
 SAME = "train and val are the same images, so that validation scores what was trained on"
@@ -85,6 +87,11 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
             raise InputError(f"{path}: no YOLO data found; {LOOKED_FOR}")
         return places
     entries = read_yaml(yaml, ENTRIES)
+    if entries.get("kpt_shape"):
+        raise InputError(
+            f"{yaml}: has kpt_shape: pose data has boxes with keypoints, and no polygons; export polygons (YOLO "
+            "segmentation)"
+        )
     places = {}
     for role, words in {"train": ("train",), "val": ("val", "test")}.items():
         given = next((entries[word] for word in words if entries.get(word)), None)
@@ -115,7 +122,10 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     highest = int(content[1]["category_ids"].max(initial=0))
     categories = names or {number: f"class_{number}" for number in range(highest + 1)}
     table = table_of(source, content, categories, YoloImages(place.root, source), named=names is not None)
-    return table and replace(table, missing=np.array([name in absent for name in table.file_names()], dtype=bool))
+    if table is None:
+        return None
+    missing = np.array([name in absent for name in table.file_names()], dtype=bool)
+    return replace(table, missing=missing, notes=(*filter(None, [place.note]), *table.notes))
 
 
 class YoloImages(ImageFiles):
@@ -148,16 +158,20 @@ def _plain_places(root: Path) -> dict[str, Place]:
     """Returns the places of data without a data.yaml; empty where there is none."""
     if _holds_texts(root / "labels") and (root / "images").is_dir():
         return {"all": Place(root, "", (root / "images",))}
-    places = {}
+    found, unread = [], {}
     for folder in folders_in(root / "labels") if (root / "labels").is_dir() else folders_in(root):
         role = role_of(folder, folder.parent)
         pair = (root / "images" / folder.name, folder)
         pair = pair if folder.parent.name == "labels" else (folder / "images", folder / "labels")
-        if role != "all" and pair[0].is_dir() and _holds_texts(pair[1]):
-            places[role] = Place(root, "", (pair[0],))
-    if "val" not in places and "test" in places:
-        places["val"] = places["test"]
-    return {role: places[role] for role in ("train", "val") if role in places}
+        if role == "all":
+            unread[str(pair[1].relative_to(root))] = len(list(pair[1].glob("*.txt"))) * pair[0].is_dir()
+        elif pair[0].is_dir() and _holds_texts(pair[1]):
+            found.append((role, pair[1], Place(root, "", (pair[0],))))
+    places = one_of_each(found, root)
+    if places:
+        first = next(iter(places))
+        places[first] = places[first]._replace(note=note_unread(unread, "txt file"))
+    return places
 
 
 def _holds_texts(folder: Path) -> bool:
@@ -239,6 +253,14 @@ def _listed(place: Place) -> tuple[list[str], set[str]]:
                 absent.add(name)
     if not found:
         raise InputError(f"{' and '.join(map(str, place.lists))}: no image found; put them there")
+    by_stem: dict[str, str] = {}
+    for name in found:
+        other = by_stem.setdefault(os.path.splitext(name)[0], name)
+        if other != name:
+            raise InputError(
+                f"{place.root}: {visible(other)} and {visible(name)} have one name but for the ending, and so one txt; "
+                "rename one of them"
+            )
     return list(found), absent
 
 
@@ -312,7 +334,7 @@ def _read_files(
             f"{found.source}: all {lines} lines of its txt files are boxes of 4 numbers, as detectors use them; export "
             "polygons (YOLO segmentation)"
         )
-    notes = [place.note] * bool(place.note)
+    notes = []
     if texts < len(labels):
         notes.append(f"{counted(len(labels) - texts, 'image', 'have')} no txt, and so no objects")
     if past:
