@@ -45,7 +45,7 @@ from train_utils.data.augmentations.own import OwnAugmentation
 from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.data.labels import LabelMap
-from train_utils.data.opening import DataSplits, refuse_no_image, refuse_one_image, split_positions
+from train_utils.data.opening import DataSplits, refuse_no_image, refuse_single, split_positions
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
@@ -305,7 +305,7 @@ def splits_of(data: Dataset, val: Dataset | None, label_map: LabelMap | None, co
     label_map = train_set.label_map
     if val is not None:
         return DataSplits(train_set, data_set_of(val, label_map, True, reading), label_map)
-    refuse_one_image(train_set.source, train_set)
+    refuse_single(train_set.source, train_set)
     halves = split_positions(train_set, config.val_fraction, config.seed)
     splits = DataSplits(*(train_set.subset(positions) for positions in halves), label_map)
     for role, part in splits.by_role().items():

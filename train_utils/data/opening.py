@@ -54,14 +54,13 @@ def open_data(
     path, module, places = find_places(wanted, split)
     if split != "val" and not {"train", "all"} & places.keys():
         raise InputError(f"{path}: no training data beside the validation data; a part named train is needed")
-    if "val" not in places:  # training data alone is divided, as a whole without a name is
-        places = dict(zip(["all"], places.values(), strict=True))
+    places = undivided(places)
     if split is not None:
         places = {role: place for role, place in places.items() if role in (split, "all")}
     parts = read_parts(module, places, wanted, label_map)
     if "all" in parts:
         if split is None:
-            refuse_one_image(path, parts["all"])
+            refuse_single(path, parts["all"])
         halves = split_positions(parts["all"], wanted.val_fraction, wanted.seed)
         train, val = (parts["all"].subset(positions) for positions in halves)
         parts = {"train": train, "val": val} if split is None else {split: train if split == "train" else val}
@@ -81,11 +80,16 @@ def open_data(
     return DataSplits(parts.get("train"), parts.get("val"), next(iter(parts.values())).label_map)
 
 
-def refuse_one_image(source: str | Path, whole: ImageDataset) -> None:
-    """Raises InputError for data to be divided that have one image."""
+def undivided(places: dict[str, Any]) -> dict[str, Any]:
+    """Returns {role: place}; training data alone is "all": it is divided, as a whole without a name is."""
+    return places if "val" in places else dict(zip(["all"], places.values(), strict=True))
+
+
+def refuse_single(path: str | Path, whole: ImageDataset) -> None:
+    """Raises InputError for data that cannot be divided."""
     if len(whole) == 1:
         raise InputError(
-            f"{source}: has one image, which cannot be divided into training and validation data: give validation "
+            f"{path}: has one image, which cannot be divided into training and validation data: give validation "
             "data beside it, or at least two images"
         )
 
