@@ -113,6 +113,8 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     of_masks = stats
     if options.boundary and "segm" in found:
         of_masks = with_borders(stats, truth, found["segm"], options)
+    if options.boundary and "segm" not in found:
+        notes = [*notes, "--boundary: the results have no masks, so there are no borders to score"]
     images = len({result["image_id"] for results in found.values() for result in results})
     read |= {"boxes": len(found["bbox"]), "masks": len(found.get("segm", [])), "of_images": images}
     say_replaced(output_dir)

@@ -84,6 +84,10 @@ def test_a_file_finds_what_the_model_finds(exported):
         assert one.rle() == other.rle()
 
 
+def test_a_data_yaml_names_data_and_an_image_does_not():
+    assert tool.is_data("d/data.yaml") and tool.is_data("d/data.json") and not tool.is_data("d/1.png")
+
+
 def test_a_file_knows_what_its_checkpoint_knows(exported):
     model, file = exported
     assert file.names == model.names and file.model.config == model.model.config
