@@ -10,8 +10,9 @@ from my_dataset_coco import CocoDataset
 from tests.coco_folders import annotation, coco, square
 from train_utils.data.formats.coco import packer as annotation_packer
 from train_utils.data.formats.coco import reading as coco_annotations
-from train_utils.data.formats.coco.polygon_text import TAKEN_OUT, take_out
+from train_utils.data.formats.coco.polygon_text import take_out
 from train_utils.data.formats.coco.reading import read_annotations
+from train_utils.data.formats.coco.rle_text import with_counts
 from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, pack_polygons, unpack_polygon
 from train_utils.io import json_stream
 
@@ -103,6 +104,7 @@ def read_both_ways(path, monkeypatch, streamed=True):
             if one_by_one:
                 patch.setattr(annotation_packer._Plain, "take", lambda self, annotations, _: annotations)
                 patch.setattr(annotation_packer, "take_out", lambda text: None)
+                patch.setattr(annotation_packer, "with_counts", lambda text: None)
             raw = None if streamed else json.loads(path.read_text())
             try:
                 results.append(read_annotations(path, raw=raw))
@@ -204,7 +206,7 @@ def test_numbers_of_a_text_are_those_of_json(number, place):
     annotations, polygons = taken
     starts = np.cumsum([0, *polygons.lengths]).tolist()
     for i, entry in enumerate(annotations):
-        if entry["segmentation"] is TAKEN_OUT:
+        if entry["segmentation"] is json_stream.NAN:
             parts = [polygons.hundredths[starts[r] : starts[r + 1]] / 100 for r in (2 * i, 2 * i + 1)]
             entry["segmentation"] = [part.tolist() for part in parts]
             assert polygons.parsed(i) == entry["segmentation"]
@@ -230,6 +232,69 @@ def test_a_text_is_not_taken_where_it_may_say_something_else(other):
     plain = '{"id": 1, "segmentation": [[1,2,3,4,5,6]]}'
     assert take_out(f"{plain}, {plain}") is not None
     assert take_out(f"{plain}, {other}, {plain}") is None
+
+
+RLES = [[100, 50, 600], [0, 750], [750], [0, 1, 7, 10, 99, 3, 630], [3.0, 747], ["3", 747]]
+
+
+@pytest.mark.parametrize("spelling", [{}, {"separators": (",", ":")}, {"indent": 1}])
+def test_rles_from_text_equal_single_annotations(tmp_path, monkeypatch, spelling):
+    rng, taken = np.random.default_rng(0), []
+    forms = [{"segmentation": {"size": [25, 30], "counts": counts}, "image_id": 5} for counts in RLES * 3]
+    forms += [{}, {"segmentation": [[1 / 3, 2, 3, 4, 5, 6.5]]}]
+    annotations = some(rng, forms, 120)
+
+    def noted(text):
+        found = with_counts(text)
+        taken.append(found is not None)
+        return found
+
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(IMAGES, annotations), **spelling))
+    monkeypatch.setattr(json_stream, "PORTION", 300)
+    monkeypatch.setattr(annotation_packer, "with_counts", noted)
+    assert_same(*read_both_ways(path, monkeypatch))
+    assert (sum(taken) > 10) == ("indent" not in spelling) and not all(taken)
+    wrong = annotation(**{"i": 7, "segmentation": {"size": [25, 30], "counts": [3, 748]}, "image_id": 5})
+    path.write_text(json.dumps(coco(IMAGES, [*annotations, wrong, {"id": 8}]), **spelling))
+    batch, single = read_both_ways(path, monkeypatch)
+    assert batch == single and "annotation 7: RLE does not fit its size" in batch
+
+
+@pytest.mark.parametrize("between", [",", ", "])
+def test_counts_of_a_text_are_those_of_json(between):
+    rng = np.random.default_rng(0)
+    counts = [[int(rng.integers(10 ** rng.integers(1, 8))) for _ in range(n)] for n in (1, 5, 200)]
+    counts += [[0], [9_999_999, 1_000_000, 10, 9, 0]]
+    rles = ({"id": i, "segmentation": {"size": [3, 4], "counts": own}} for i, own in enumerate(counts))
+    text = (
+        ",\n".join(json.dumps(rle, separators=(between, ": ")) for rle in rles) + ', {"id": 9, "segmentation": [[1]]}'
+    )
+    *found, last = with_counts(text)
+    assert last == json.loads(f"[{text}]")[-1] and [entry["id"] for entry in found] == [0, 1, 2, 3, 4]
+    assert [entry["segmentation"]["counts"].tolist() for entry in found] == counts
+
+
+OTHER_COUNTS = "-1 01 00 1.0 1e2 12345678 +1 1/2 1:2 x \u00e9 null [2] 1,,2 1;2".split()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(f'{{"segmentation": {{"counts": [3,{count},3]}}}}' for count in OTHER_COUNTS),
+        '{"segmentation": {"counts": []}}',
+        '{"segmentation": {"counts": [1,2}}',
+        '{"segmentation": {"counts": [1,2]]}}',
+        '{"segmentation": {"counts": [1], "counts": [2]}}',
+        '{"segmentation": {"of": {"counts": [1,2]}}}',
+        '{"counts": [1,2]}',
+        '{"area": NaN}',
+    ],
+)
+def test_counts_are_not_taken_where_they_may_be_something_else(other):
+    plain = '{"id": 1, "segmentation": {"counts": [1,22,333]}}'
+    assert with_counts(f"{plain}, {plain}") is not None
+    assert with_counts(f"{plain}, {other}, {plain}") is None
 
 
 @pytest.mark.parametrize("form", range(len(WRONG)))

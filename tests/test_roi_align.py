@@ -6,7 +6,7 @@ from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
 
 from network_files.operators.boxes import GEOMETRIES, HALF_PIXEL, TORCHVISION
-from network_files.operators.roi_align import FeatureTable, bilinear_taps, roi_align, roi_levels
+from network_files.operators.roi_align import AT_ONCE, FeatureTable, bilinear_taps, roi_align, roi_levels
 from tests.plain_loops import slow_bilinear, slow_roi_align
 
 STRIDES = (4, 8, 16, 32)
@@ -127,6 +127,32 @@ def test_channels_last_input_and_output():
     found = roi_align(FeatureTable(maps), rois, image, level, 7)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found, roi_align(FeatureTable([m.contiguous() for m in maps]), rois, image, level, 7))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_without_a_gradient_each_level_is_read_where_its_map_lies(geometry):
+    """Bit for bit as from one table; a map that is not channels-last is copied."""
+    maps = [m.contiguous(memory_format=torch.channels_last) for m in pyramid(128, 192, 8, torch.float32)]
+    rois = random_rois(3 * AT_ONCE, 128, 192, torch.float32)
+    image, level = torch.arange(len(rois)) % 2, roi_levels(4 * rois, 4) % 4
+    table, whole = FeatureTable(maps, geometry=geometry), FeatureTable(maps, geometry=geometry)
+    assert (
+        [part.data_ptr() for part in table.parts]
+        == [m.data_ptr() for m in maps]
+        == [m.data_ptr() for m in table.maps()]
+    )
+    assert len(whole.rows) == sum(len(part) for part in table.parts) and whole.parts == ()
+    found = roi_align(table, rois, image, level, 7)
+    assert set(level.tolist()) == {0, 1, 2, 3} and found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, roi_align(whole, rois, image, level, 7)) and "rows" not in vars(table)
+    assert torch.equal(
+        found, roi_align(FeatureTable([m.contiguous() for m in maps], geometry=geometry), rois, image, level, 7)
+    )
+    with_gradient = FeatureTable([m.requires_grad_() for m in maps], geometry=geometry)
+    assert with_gradient.parts == () and torch.equal(found, roi_align(with_gradient, rois, image, level, 7))
+    with torch.no_grad():
+        assert FeatureTable(maps).parts
+    assert roi_align(table, rois[:0], image[:0], level[:0], 7).shape == (0, 8, 7, 7)
 
 
 @pytest.mark.parametrize("size", [7, 14])

@@ -4,7 +4,7 @@
     python -m benchmarks profile --size 480 640 --images 2
 
 One thread, after a pass that warms up. Each operator's own time counts for the function of ours that it runs in, else
-for its kind. The backward pass is outside of our functions: its operators count by their kinds.
+for its kind. The backward pass is outside of nearly all of them: its operators count by their kinds.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 from torch.autograd.profiler_util import FunctionEvent
 
+from backbone import convolution
 from benchmarks.harness import Settings, describe_machine
 from benchmarks.models import Case, prepare_inference, prepare_training
 from network_files import mask_rcnn, matching, roi_heads, rpn
@@ -28,6 +29,7 @@ from train_utils.cli.parser import Parser
 
 # what is told apart -> the functions of it
 PARTS = {
+    "convolutions": [(convolution, "weight_gradient")],
     "NMS": [(rpn, "nms_of_rows"), (detections, "nms_of_rows")],
     "RoIAlign": [(roi_heads, "roi_align")],
     "matching, sampling": [(matching, "match_boxes"), (matching, "sample_balanced")],

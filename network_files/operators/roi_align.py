@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbone.tracing import is_traced
 from network_files.operators.boxes import HALF_PIXEL, TORCHVISION, box_area
 from network_files.operators.padded import constant, waits_are_cheap
 from network_files.operators.sparse_rows import SparseRows
+
+AT_ONCE = 64  # RoIs whose features are gathered at once where the table is in parts: a few MiB
 
 
 def bilinear_taps(position: Tensor, length: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -50,7 +53,8 @@ class FeatureTable(SparseRows):
 
     maps: one [N, C, H, W] per level, best channels-last (the table is then one copy); strides: pixels between the
     cells of each level. `rows` [sum N H W, C] holds level by level, image by image, the cells along map rows, as
-    `dtype` (None: that of the maps). geometry: where a cell has its value.
+    `dtype` (None: that of the maps). geometry: where a cell has its value. For maps without a gradient a CPU, which
+    may gather level by level, makes no copy: `parts` are each level's rows, in the memory of channels-last maps.
     """
 
     def __init__(
@@ -61,16 +65,20 @@ class FeatureTable(SparseRows):
         geometry: str = TORCHVISION,
     ) -> None:
         channels = maps[0].shape[1]
-        super().__init__(torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype or m.dtype) for m in maps]))
-        self.channels, self.strides, self.geometry = channels, strides, geometry
+        parts = [m.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype or m.dtype) for m in maps]
+        super().__init__(*parts)
+        with_grad = torch.is_grad_enabled() and any(m.requires_grad for m in maps)
+        if with_grad or is_traced(maps[0]) or not waits_are_cheap(maps[0].device):
+            _ = self.rows  # joined at once
+        self.channels, self.strides, self.geometry, self.dtype = channels, strides, geometry, parts[0].dtype
         self.shapes = [(m.shape[0], *m.shape[2:]) for m in maps]  # N, H, W of each level
-        starts = itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0)
-        places = tuple((start, h * w, w, h) for start, (_, h, w) in zip(starts, self.shapes, strict=False))
+        self.starts = list(itertools.accumulate((n * h * w for n, h, w in self.shapes), initial=0))
+        places = tuple((start, h * w, w, h) for start, (_, h, w) in zip(self.starts, self.shapes, strict=False))
         self._places = constant(places, maps[0])  # [L, 4]: first row, cells, width, height of each level
 
     def maps(self) -> list[Tensor]:
         """Returns the maps again, [N, C, H, W] per level: views, channels-last."""
-        parts = self.rows.split([n * h * w for n, h, w in self.shapes])
+        parts = self.parts or self.rows.split([n * h * w for n, h, w in self.shapes])
         return [part.view(*shape, -1).permute(0, 3, 1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def locate(self, level: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,10 +127,31 @@ def roi_align(
     down, across = (len(rois), output_size, 1, taps, 1), (len(rois), 1, output_size, 1, taps)
     index = rows.view(down) + x_cell.reshape(across)  # [K, S, S, 2 R, 2 R]
     weight = y_weight.reshape(down) * x_weight.reshape(across) / sampling_ratio**2
-    weight = weight.flatten().to(table.rows.dtype)
+    weight = weight.flatten().to(table.dtype)
     index = index.flatten().int()  # half the bytes to sort in the backward pass
+    shape = len(rois), output_size, output_size, table.channels
+    if table.parts:
+        return _from_parts(table, level, index, weight, shape).permute(0, 3, 1, 2)
     few = sparse_grad and waits_are_cheap(rois.device)  # else the rows in use are not known
     rows, index = table.sparse(index) if few else (table.rows, index)
-    bags = torch.arange(0, len(index), taps**2, dtype=index.dtype, device=index.device)  # where each begins
-    pooled = F.embedding_bag(index, rows, bags, per_sample_weights=weight, mode="sum")  # [K S S, C]
-    return pooled.view(len(rois), output_size, output_size, table.channels).permute(0, 3, 1, 2)
+    return _weighted_sums(rows, index, weight, taps**2).view(shape).permute(0, 3, 1, 2)
+
+
+def _weighted_sums(rows: Tensor, index: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Returns the weighted sum of the rows of each `count` successive indices: index, weight [B count] -> [B, C]."""
+    bags = torch.arange(0, len(index), count, dtype=index.dtype, device=index.device)  # where each begins
+    return F.embedding_bag(index, rows, bags, per_sample_weights=weight, mode="sum")
+
+
+def _from_parts(table: FeatureTable, level: Tensor, index: Tensor, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Gathers from each level's rows, some RoIs at a time, what `_weighted_sums` does from all rows: [K, S, S, C]."""
+    rois, bins, channels = shape[0], shape[1] * shape[2], shape[3]
+    pooled = weight.new_empty(rois, bins, channels)
+    index, weight = (t.view(rois, -1) for t in (index, weight)) if rois else (index, weight)
+    for i, (rows, start) in enumerate(zip(table.parts, table.starts, strict=False)):
+        for some in (level == i).nonzero()[:, 0].split(AT_ONCE):
+            if len(some):
+                own = index.index_select(0, some).sub_(start).flatten()
+                sums = _weighted_sums(rows, own, weight.index_select(0, some).flatten(), index.shape[1] // bins)
+                pooled.index_copy_(0, some, sums.view(-1, bins, channels))
+    return pooled.view(shape)

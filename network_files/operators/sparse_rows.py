@@ -6,21 +6,34 @@ alone, which waits in a list until autograd has summed the gradients of all othe
 R rows of C channels, U of them used.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from network_files.operators.padded import waits_are_cheap
+from network_files.operators.padded import cat_parts, waits_are_cheap
 
 Waiting = list[tuple[Tensor, Tensor]]  # (int64 [U], gradient of these rows [U, C]) of each sparse read
 
 
 class SparseRows:
-    """rows [R, C]: to be read whole as `rows`, or in part by `sparse`."""
+    """rows [R, C]: to be read whole as `rows`, or in part by `sparse`.
 
-    def __init__(self, rows: Tensor) -> None:
+    parts: the rows of several tables, [R_i, C] each, until `rows` is read, which joins them; none from then on.
+    """
+
+    def __init__(self, *parts: Tensor) -> None:
         self._waiting: Waiting = []
-        self.rows: Tensor = _AddWaiting.apply(rows, self._waiting)
+        self.parts: tuple[Tensor, ...] | None = parts
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """All rows in one table."""
+        if self.parts is None:
+            raise AttributeError("the rows are released")
+        rows, self.parts = cat_parts(self.parts), ()
+        return _AddWaiting.apply(rows, self._waiting)
 
     def sparse(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the rows that an index (int64, any shape) reads, each once: [U, C]; and the index into these.
@@ -35,7 +48,8 @@ class SparseRows:
 
     def release(self) -> None:
         """Lets the memory of the rows go, after the last read."""
-        del self.rows
+        self.parts = None
+        self.__dict__.pop("rows", None)
 
 
 class _SparseRead(torch.autograd.Function):

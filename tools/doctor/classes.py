@@ -93,7 +93,10 @@ def look_at_classes(tables: dict[str, Table], finds: Finds) -> dict[str, dict[st
         if len(group) > 1:
             names = ", ".join(f"{label_map.name(label)!r} (category {label_map.to_category(label)})" for label in group)
             finds.add(ALIKE, f"{sources}: {names}")
-    return {label_map.name(label): {split: int(count[label]) for split, count in counts.items()} for label in labels}
+    return {
+        label_map.distinct_name(label): {split: int(count[label]) for split, count in counts.items()}
+        for label in labels
+    }
 
 
 def look_across(tables: dict[str, Table], finds: Finds) -> None:

@@ -19,6 +19,7 @@ BLANK = re.compile(r"[ \t\n\r]*")
 FOLLOWS = re.compile(r"[ \t\n\r]*,[ \t\n\r]*\{")
 Scan = Callable[[str, int], tuple[Any, int]]  # text and where a value begins -> the value and where it ends
 PLAIN: Scan = JSONDecoder().scan_once
+(NAN,), _ = PLAIN("[NaN]", 0)  # the object that it reads each NaN as
 
 
 class Unusual(Exception):

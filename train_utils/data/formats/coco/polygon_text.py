@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train_utils.io.json_stream import Unusual, object_of, plain_objects
+from train_utils.io.json_stream import NAN, Unusual, object_of, plain_objects
 
 SEGMENTATION = re.compile(r'"segmentation"[ \t\n\r]*:[ \t\n\r]*\[\[([^\]]*(?:\], ?\[[^\]]*)*)\]\]')
 IN_ITS_PLACE = '"segmentation":NaN'
-TAKEN_OUT = object()  # what that NaN is read as
-COMMA, LAST_OF_POLYGON, LAST_OF_ALL = b",\1\0"  # what ends a number, in place of "," "],[" "]]"
+COMMA, LAST_OF_POLYGON, LAST_OF_ALL = b",\1\0"  # what ends a number, in place of "," "]" "]]"
+BRACKET, BETWEEN = ord("]"), len("],[")
 DOT, ZERO = b".0"
 LONGEST = len("655.35")
 CAREFUL = JSONDecoder(object_pairs_hook=object_of).scan_once
@@ -49,7 +49,7 @@ class Polygons(NamedTuple):
 
 
 def take_out(text: str) -> tuple[list[dict], Polygons] | None:
-    """Returns the annotations that a text lists, and the polygons that are `TAKEN_OUT` of them: all that are plain.
+    """Returns the annotations that a text lists, and the polygons in whose place they have NAN: all that are plain.
 
     None where that is not certain (`plain_objects`), or where most annotations have none.
     """
@@ -57,12 +57,13 @@ def take_out(text: str) -> tuple[list[dict], Polygons] | None:
         return None
     pieces = SEGMENTATION.split(text)
     rest, spelt = IN_ITS_PLACE.join(pieces[::2]), pieces[1::2]
-    once = iter([TAKEN_OUT] * len(spelt))  # for another NaN it has nothing left
-    found = plain_objects(rest, JSONDecoder(parse_constant=lambda name: next(once)).scan_once)
+    if not spelt or rest.count("NaN") > len(spelt):  # another NaN would count as one that was put there
+        return None
+    found = plain_objects(rest)
     if found is None or found[1] < len(rest) or 2 * len(spelt) < len(found[0]):
         return None
     annotations = found[0]
-    owners = [i for i, entry in enumerate(annotations) if entry.get("segmentation") is TAKEN_OUT]
+    owners = [i for i, entry in enumerate(annotations) if entry.get("segmentation") is NAN]
     if len(owners) < len(spelt):  # the others are somewhere within annotations
         return None
     polygons = _read(spelt, np.array(owners))
@@ -76,11 +77,17 @@ def take_out(text: str) -> tuple[list[dict], Polygons] | None:
 
 def _read(spelt: list[str], owners: np.ndarray) -> Polygons:
     """Reads what stands between the outer brackets of each segmentation."""
-    joined = "\0".join(spelt).replace("], [", "\1").replace("],[", "\1").replace(", ", ",") + "\0"
-    text = np.frombuffer(b"0" * LONGEST + joined.encode("ascii", "replace"), np.uint8)
+    joined = "\0".join(spelt) + "\0"
+    if " " in joined:
+        joined = joined.replace("], [", "],[").replace(", ", ",")
+    text = np.frombuffer(bytearray(b"0" * LONGEST + joined.encode("ascii", "replace")), np.uint8)
+    brackets = np.flatnonzero(text == BRACKET)
+    text[brackets], text[brackets + 1] = LAST_OF_POLYGON, BRACKET  # one end for the three characters between polygons
     ends = np.flatnonzero(text[LONGEST:] < DOT) + LONGEST  # [M], at a minus and at blanks too
     kinds = text[ends]
-    hundredths, right = _numbers(text, ends)
+    starts = np.concatenate(([LONGEST], ends[:-1] + 1))
+    starts[np.searchsorted(ends, brackets) + 1] += BETWEEN - 1
+    hundredths, right = _numbers(text, starts, ends)
     right &= (kinds == COMMA) | (kinds <= LAST_OF_POLYGON)
     last = np.flatnonzero(kinds <= LAST_OF_POLYGON)  # [R] each polygon's last number
     last_polygon = np.flatnonzero(kinds[last] == LAST_OF_ALL)  # [K] each segmentation's
@@ -90,19 +97,17 @@ def _read(spelt: list[str], owners: np.ndarray) -> Polygons:
     return Polygons(spelt, hundredths, lengths, counts, plain, owners)
 
 
-def _numbers(text: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns numbers in hundredths, uint16 [M], and whether each is one of two decimals at most, bool [M].
 
-    text: bytes, of which LONGEST come before the first number; ends int64 [M]: where each number ends, and after one
-    more byte the next begins.
+    text: bytes, of which LONGEST come before the first number; starts, ends int64 [M]: where each number is.
     """
     last, second, third = text[ends - 1], text[ends - 2], text[ends - 3]  # [M] each, counted from the end
     one = second == DOT  # so many decimals
     two = (third == DOT) & ~one
     point = ends - (one * np.uint8(2) + two * np.uint8(3))  # where the whole part ends
-    start = np.concatenate(([LONGEST], ends[:-1] + 1))
-    digits = point - start  # of the whole part
-    right = (digits == 1) | (digits > 1) & (digits <= 3) & (text[start] != ZERO)
+    digits = point - starts  # of the whole part
+    right = (digits == 1) | (digits > 1) & (digits <= 3) & (text[starts] != ZERO)
     total = np.zeros(len(ends), np.uint32)
     for weight, there, character in (
         (10_000, digits > 2, text[point - 3]),

@@ -85,14 +85,17 @@ def numbers_of(values: Any, what: str) -> np.ndarray:
 
 
 def rle_counts(rle: dict, size: tuple[int, int]) -> bytes:
-    """Returns the counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W)."""
+    """Returns the counts of an RLE, compressed or not, as a compressed string; checked against `size` (H, W).
+
+    rle: as json has it; its counts may be an array too.
+    """
     given, counts = rle.get("size"), rle.get("counts")
     if given is None or list(numbers_of(given, "RLE size")) != list(size):
         raise InputError(f"RLE is for a size of {given} (height, width), but the image's is {list(size)}")
     if isinstance(counts, str):
         counts = counts.encode(errors="surrogatepass")
         runs = decode_counts(counts)
-    elif isinstance(counts, list):
+    elif isinstance(counts, list | np.ndarray):
         runs = numbers_of(counts, "RLE counts")
     else:
         raise InputError("RLE has no counts")
@@ -103,8 +106,8 @@ def rle_counts(rle: dict, size: tuple[int, int]) -> bytes:
             f"RLE does not fit its size: its runs cover {runs.sum():.0f} pixels, {size[0]} x {size[1]} "
             f"are {size[0] * size[1]}"
         )
-    if isinstance(counts, list):
-        whole = {"size": list(size), "counts": runs.astype(np.int64).tolist()}
+    if not isinstance(counts, bytes):
+        whole = {"size": list(size), "counts": runs.astype(np.uint32)}  # of a list pycocotools would make an array
         counts = coco_mask.frPyObjects(whole, *size)["counts"]
     return counts
 
