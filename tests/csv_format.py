@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from network_files.operators.cropped_masks import CroppedMasks
-from train_utils.data.annotations import NO_ID, Annotations, ImageFiles
+from train_utils.data.annotations import Annotations, ImageFiles
 from train_utils.data.images import image_size
 from train_utils.data.labels import LabelMap
-from train_utils.data.masks import Ragged, encoded
+from train_utils.data.masks import NO_ID, Ragged, encoded
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 

@@ -18,7 +18,7 @@ from train_utils.run.evaluation import evaluate
 from train_utils.run.optimization import Precision, TrainState, build_optimizer, build_schedule
 from train_utils.run.step import train_one_epoch
 
-STEPS = 20
+STEPS = 12
 
 
 def small_model(num_classes):

@@ -1,6 +1,7 @@
 """Benchmarks that run whole commands: a huge image through validation.py, ranks beside one rank. Made small."""
 
 import json
+import os
 import re
 import sys
 import time
@@ -22,6 +23,7 @@ from network_files import MaskRCNN, matching
 from network_files.operators.cropped_masks import CroppedMasks
 from tests import small_runs, tiny_model
 from tests.coco_folders import many, write
+from tests.faults.processes import end_all, start_rank
 from tests.tiny_model import write_checkpoint, write_coco
 from train_utils.data.images import windows
 from train_utils.data.opening import open_data
@@ -31,7 +33,8 @@ pytestmark = pytest.mark.slow
 SMALL = ["--backbone", "resnet18", "--min-size", "32", "--max-size", "64"]
 
 
-def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
+def test_a_huge_image_is_validated_and_measured(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(huge_image, "subprocess", SimpleNamespace(Popen=small_runs.Forked))
     options = ["--width", "96", "--height", "64", "--objects", "4", "--detections", "3", *SMALL]
     assert huge_image.main([*options, "--keep", str(tmp_path)]) == 0
     out = capfd.readouterr().out
@@ -41,6 +44,12 @@ def test_a_huge_image_is_validated_and_measured(tmp_path, capfd):
 
 
 def test_a_slide_is_read_in_parts(tmp_path, capfd, monkeypatch):
+    def run_code(command, cwd, **_):
+        assert command[1] == "-c"
+        (tmp_path / "code.py").write_text(command[2])
+        assert small_runs.Forked([command[0], tmp_path / "code.py", *command[3:]], cwd).wait() == 0
+
+    monkeypatch.setattr(slide, "subprocess", SimpleNamespace(Popen=small_runs.Forked, run=run_code))
     monkeypatch.setattr(windows, "LARGE", 1000)
     small = ["--side", "300", "--keep", str(tmp_path)]
     assert slide.main([*small, "--form", "tif"]) == 0
@@ -145,11 +154,19 @@ def test_mini_masks_are_measured(tmp_path, capfd):
     assert len(mini) == 7 and 0 <= float(mini[4]) <= float(mini[5]) <= 1
 
 
-def test_ranks_are_timed_beside_one_rank(tmp_path, capfd):
-    data = write(tmp_path, many(6))
+def test_ranks_are_timed_beside_one_rank(tmp_path, monkeypatch):
+    data, log = write(tmp_path, many(6)), tmp_path / "log"
     model = tiny_model.flags_of(**tiny_model.FIELDS | tiny_model.FEW)
+
+    def start(command, env):
+        assert command[1:3] == ["-m", "benchmarks.distributed"]
+        given = {name: env[name] for name in env if env[name] != os.environ.get(name)}
+        rank = start_rank(command[2], command[3:], given, log)
+        return SimpleNamespace(wait=lambda: end_all([rank])[0])
+
+    monkeypatch.setattr(distributed, "subprocess", SimpleNamespace(Popen=start))
     assert distributed.main(["--data-path", str(data), "--turns", "1", "--steps", "1", *model]) == 0
-    head, *lines = capfd.readouterr().out.splitlines()[-4:]
+    head, *lines = log.read_text().splitlines()[-4:]
     assert "resnet18, 64 px, batch size 1 per rank, 2 ranks of one thread" in head
     assert [line[:22].strip() for line in lines] == list(distributed.MODES) and "1.00 x one rank" in lines[0]
 
@@ -168,7 +185,9 @@ def test_models_are_timed_beside_one_another(tmp_path, capfd):
 def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(matching, "draw", matching.draw)  # put back what the benchmark replaces
     out = tmp_path / "gpu.json"
-    monkeypatch.setattr(models, "cpu_has_bf16", lambda: True)  # emulated, it is as right
+    monkeypatch.setattr(models, "cpu_has_bf16", lambda: True)  # emulated, it is as right, and slow
+    few = {"min_size": 32, "max_size": 64, "box_batch_size_per_image": 4, "rpn_post_nms_top_n_train": 20}
+    monkeypatch.setattr(gpu, "TINY", gpu.TINY | few)
     some = ["v1 float64", "resume", "mixed", "CUDA graphs", "profile"]
     words = ["--device", "cpu", "--tiny", "--repeats", "1", "--seconds", "9999", "--out", str(out)]
     assert gpu.main([*words, "--parts", *some]) == 0

@@ -21,14 +21,18 @@ from tests.faults import catalogue, fuzz
 from tests.npy_folders import add, rectangles
 from tests.npy_folders import many as many_npy
 from tests.small_runs import call
+from tests.test_yolo import TRIANGLE
+from tests.test_yolo import pair as yolo_pair
 from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
-from tools.doctor import duplicates, finds, images, looks, page, statistics
+from tools.doctor import classes, duplicates, finds, images, looks, page, statistics
+from tools.doctor.opening import open_all
 from tools.doctor.table import outlines, table_of
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.objects import anchors
 from train_utils.data.opening import open_data
+from train_utils.data.options import DataOptions
 from train_utils.io import array_cache as annotation_cache
 from train_utils.io.plain_text import of_several
 
@@ -616,6 +620,57 @@ def test_other_layouts(run, tmp_path):
     status, _, _, found = run(tmp_path / "images")
     assert status == 2 and len(texts(found, "error")) == 1 and "no data set found" in found["error"]
     assert texts(found, "warning") == [f"{tmp_path / 'images' / 'x.png'}: the file is empty"]
+
+
+def test_data_of_another_format_that_is_divided(run, tmp_path):
+    dot = "0 0.5 0.5 0.51 0.5 0.51 0.51"
+    for i in range(3):
+        yolo_pair(
+            tmp_path / "d" / "images" / "train", tmp_path / "d" / "labels" / "train", str(i), f"{TRIANGLE}\n{dot}"
+        )
+    (tmp_path / "d" / "images" / "train" / "x.png").write_bytes((tmp_path / "d/images/train/0.png").read_bytes())
+    (tmp_path / "d" / "data.yaml").write_text("train: images/train\nnames: [cell]\n")
+    _, out, _, found = run(tmp_path / "d")
+    assert "  all: 1 image has no txt, and so no objects\n" in out and "as there are 3 images to train on" in out
+    assert f"{tmp_path}/d/images/train: object 2 of image 0 (cell): a box of 0.4 x 0.2 pixels" in texts(
+        found, "warning"
+    )
+    assert "--fix" not in json.dumps(found["finds"])
+
+
+def test_what_training_does_not_open_is_not_said_to_open(tmp_path):
+    write(tmp_path / "val", many(2), "annotations/instances_val2017.json", "val2017")
+    assert "no training data beside" in open_all(DataOptions(tmp_path / "val"), finds.Finds()).verdict
+    write(tmp_path / "one", many(1))
+    assert "has one image, which cannot be divided" in open_all(DataOptions(tmp_path / "one"), finds.Finds()).verdict
+
+
+def test_each_image_of_one_name_is_compared(tmp_path):
+    content = many(1)
+    content["images"] = [{**content["images"][0], "id": i, "file_name": f"{i}/1.png"} for i in (1, 2)]
+    write(tmp_path, content, "annotations/instances_train2017.json", "train2017")
+    write(tmp_path, many(1), "annotations/instances_val2017.json", "val2017")
+    write_image(tmp_path / "train2017" / "2" / "1.png", value=9)
+    tables = {split: table_of(part) for split, part in open_data(tmp_path).by_role().items()}
+    classes.look_across(tables, found := finds.Finds())
+    assert [find.text for find in found[classes.SAME_IMAGE]] == [
+        f"{tmp_path}/train2017/1/1.png (train) and {tmp_path}/val2017/1.png (val)"
+    ]
+
+
+def test_classes_of_one_name_and_lvis_images_by_their_addresses(run, tmp_path):
+    content = many(6)
+    content["categories"] = [{"id": i, "name": "thing"} for i in (1, 2)]
+    for i, one in enumerate(content["annotations"]):
+        one["category_id"] = 1 + i % 3 // 2
+    path = write(tmp_path / "d", content, image_dir="train2017")
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    path.write_text(json.dumps(content))
+    _, out, _, found = run(tmp_path / "d", "--fix", tmp_path / "fixed")
+    assert found["classes"] == {"thing (category 1)": {"all": 4}, "thing (category 2)": {"all": 2}}
+    assert "each image has a file_name in the copy" in out
+    assert len(open_data(tmp_path / "fixed", image_dir=str(tmp_path / "d"), val_fraction=0, split="train").train) == 6
 
 
 def test_photos_in_voc_layout_disagree_with_their_masks(run, shared_data):

@@ -17,7 +17,7 @@ from train_utils.processes.watch import Watch
 def outcomes(tmp_path_factory):
     """(one process that accumulates over 2 micro-batches, 2 ranks), run at the same time."""
     folder = tmp_path_factory.mktemp("ranks")
-    data = make_shapes(folder / "shapes", train=40, val=5, size=48)
+    data = make_shapes(folder / "shapes", train=2 * rank_program.STEPS, val=5, size=48)
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     runs = [(data, folder / "one.pt", 2, {})]
     runs += [(data, folder / "two.pt", 1, {"RANK": rank, "LOCAL_RANK": rank, **place}) for rank in ("0", "1")]
@@ -30,9 +30,9 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process_with_accumulation(outcomes):
-    """In float64 over 20 steps; that the sums agree also shows that both drew the same anchors and RoIs."""
+    """In float64 over some steps; that the sums agree also shows that both drew the same anchors and RoIs."""
     one, two = outcomes
-    assert len(one["losses"]) == len(two["losses"]) == 20
+    assert len(one["losses"]) == len(two["losses"]) == rank_program.STEPS
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-9, abs=1e-12)
     torch.testing.assert_close(one["parameters"], two["parameters"], rtol=1e-9, atol=1e-12)

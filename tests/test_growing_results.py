@@ -82,7 +82,11 @@ def images_of(path):
     return list(dict.fromkeys(result["image_id"] for result in json.loads(path.read_text())))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("runs", "number"),
+    [("folder", signal.SIGINT), ("folder", signal.SIGTERM), ("folder", signal.SIGHUP), ("json", signal.SIGTERM)],
+    indirect=["runs"],
+)
 def test_a_signal_loses_no_complete_image(runs, number, capsys):
     assert runs() == 0
     whole, said = runs.result.read_bytes(), capsys.readouterr().out.splitlines()[-1]

@@ -17,18 +17,18 @@ LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "lo
 # Initialisations that are left out where all weights are loaded: they take longer than the forward pass.
 DRAWN = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "trunc_normal_")
 SMALL = {
-    "min_size": 96,
-    "max_size": 144,
+    "min_size": 64,
+    "max_size": 96,
     "rpn_post_nms_top_n_train": 60,
     "rpn_post_nms_top_n_test": 20,
     "box_batch_size_per_image": 8,
-    "box_detections_per_img": 8,
+    "box_detections_per_img": 4,
 }
-# one with images large enough that RoIs reach P4; anchors that fit small images for v2
+# one with an image large enough that RoIs reach P4; anchors that fit small images for v2
 CASES = {
     "v1": {"backbone": "resnet50", "variant": "v1"},
     "v1-large": {"backbone": "resnet18", "variant": "v1", "min_size": 224, "max_size": 320},
-    "v2": {"backbone": "resnet50", "variant": "v2", "anchor_sizes": (8, 16, 32, 64, 128)},
+    "v2": {"backbone": "resnet18", "variant": "v2", "anchor_sizes": (8, 16, 32, 64, 128)},
 }
 
 
@@ -38,6 +38,11 @@ def photos(samples):
     return [(image.float() / 255, target) for image, target in samples]
 
 
+def count_of(case):
+    """How many images: convolutions in float64 take long."""
+    return 1 if case == "v1-large" else 2
+
+
 @pytest.fixture(scope="module")
 def live_states(photos):
     """Case -> state dict, built when first asked for."""
@@ -45,7 +50,7 @@ def live_states(photos):
 
     def get(case):
         if case not in states:
-            states[case] = oracle.live_state(photos[:2], **SMALL | CASES[case])
+            states[case] = oracle.live_state(photos[: count_of(case)], **SMALL | CASES[case])
         return states[case]
 
     return get
@@ -79,10 +84,10 @@ def assert_same_detections(ours, theirs, tolerance=1e-6):
 @pytest.mark.parametrize("case", CASES)
 def test_detections_equal_torchvision(case, photos, live_states):
     theirs, ours = model_pair(case, live_states(case))
-    images, _ = float64(photos[:2])
+    images, _ = float64(photos[: count_of(case)])
     with torch.no_grad():
         expected, found = theirs.eval()(images), ours.eval()(images)
-    assert min(len(e["scores"]) for e in expected) >= 8
+    assert min(len(e["scores"]) for e in expected) >= 4
     assert len(set().union(*(e["labels"].tolist() for e in expected))) >= 3
     assert_same_detections(found, expected)
 
@@ -397,7 +402,8 @@ class TestDropout:
 
     @pytest.mark.parametrize("variant", ["v1", "v2"])
     def test_works_in_training_alone_on_box_and_mask_heads(self, variant):
-        model = tiny(norm="frozen", variant=variant, dropout=0.5)
+        fields = {"norm": "frozen", "variant": variant, "box_score_thresh": 0.0}
+        model = tiny(dropout=0.5, **fields)
         seen, image = target(OBJECTS, sample_seed=5), noise_image()
         model.train()
         a, b = model([image], [seen]), model([image], [seen])
@@ -407,7 +413,7 @@ class TestDropout:
         first = model([image], [seen])
         torch.manual_seed(4)
         assert all(torch.equal(v, first[k]) for k, v in model([image], [seen]).items())
-        plain = tiny(norm="frozen", variant=variant)
+        plain = tiny(**fields)
         plain.load_state_dict(model.state_dict())
         expected, found = plain.eval()([image]), model.eval()([image])
         assert len(found[0]["scores"]) and torch.equal(found[0]["scores"], expected[0]["scores"])

@@ -8,7 +8,9 @@ import time
 import pytest
 import torch
 
-from tests.faults.processes import children, end_all, finished_steps, launch, lives, start_all, wait_for
+import train_multi_GPU
+from tests.faults.processes import children, end_all, finished_steps, lives, start_all, start_nodes, wait_for
+from tests.small_runs import flags
 from train_utils.checkpoints.run_folder import newest_checkpoint
 from train_utils.data.formats.shapes import make_shapes
 
@@ -49,7 +51,8 @@ def test_a_stuck_rank_that_hosts_the_store_holds_no_other(data, tmp_path):
 
 def test_ranks_do_not_outlive_their_launcher(data, tmp_path):
     run = tmp_path / "run"
-    launcher = launch(data, run, *MANY, log=tmp_path / "log")
+    size = {"started": 1, "nodes": 1, "ranks": 2}
+    (launcher,) = start_nodes(train_multi_GPU, *flags(data, run, *MANY), log=tmp_path / "log", **size)
     try:
         assert wait_for(lambda: finished_steps(run) > 1)
         ranks = children(launcher.pid)

@@ -66,6 +66,7 @@ def test_what_tiles_show_of_an_object_is_all_of_it_and_small_parts_are_ignored(l
     for x1, y1, x2, y2 in windows:
         cut = cut_target(whole, (x1, y1, x2, y2))
         masks = cut["masks"].to_masks()
+        assert len(masks) == int(whole["masks"].to_masks()[:, y1:y2, x1:x2].flatten(1).any(1).sum())
         tight = CroppedMasks.from_masks(masks)
         assert torch.equal(cut["boxes"], tight.boxes.float()) and torch.equal(cut["area"], tight.areas().float())
         for mask, area, crowd in zip(masks, cut["area"].tolist(), cut["iscrowd"].tolist(), strict=True):

@@ -46,7 +46,7 @@ def test_a_node_that_was_killed_returns(place):
     port = free_port()
 
     def start():
-        return start_nodes(train_multi_GPU, *words, log="log", nodes=1, restarts=2, port=port)[0]
+        return start_nodes(train_multi_GPU, *words, log="log", started=1, restarts=2, port=port)[0]
 
     host = start()
     assert wait_for(lambda: answers(port))  # where the nodes meet

@@ -116,6 +116,7 @@ def test_a_newer_run_beside_the_one_that_is_taken_is_told(tmp_path, monkeypatch,
 
 def test_a_training_begins_from_the_best_of_a_run_folder(tmp_path, capsys):
     data, best = write_coco(tmp_path / "data"), run_folder(tmp_path / "run", "D")
+    write_checkpoint(best.with_name("model_0.pth"), width=8)  # saved later
     words = [w for w in flags(data, tmp_path / "out", "--test-only") if w not in ("--ema",)]
     words[words.index("--backbone-width") + 1] = "8"
     words[words.index("none")] = str(best.parent)

@@ -60,6 +60,7 @@ LAYOUTS = {
     "outside": "path: /nowhere\ntrain: ../images/train\nval: ../images/val\n",
     "backslashes": "train: images\\train\nval: images\\val\n",
     "txt": "train: train.txt\nval: [val.txt]\n",
+    "windows": "train: C:\\Users\\me\\d\\images\\train\nval: /home/me/d/images/val\n",
     "test": "train: images/train\ntest: images/val\n",
 }
 
@@ -70,9 +71,34 @@ def test_where_splits_are(tmp_path, layout):
     (tmp_path / "train.txt").write_text("./images/train/1.png\n\n")
     (tmp_path / "val.txt").write_text("images/val/2.png")
     assert find_data(DataOptions(tmp_path))[1] == find_data(DataOptions(tmp_path / "data.yaml"))[1] == "yolo"
+    (tmp_path / "labels" / "train" / "1.txt").rename(tmp_path / "labels" / "train" / "1.TXT")
     for path in (tmp_path, tmp_path / "data.yaml"):
         splits = open_data(path)
+        assert splits.train.object_counts().tolist() == [1]
+        assert ("of another machine is" in splits.val.describe()) == (layout == "windows")
         assert numbers(splits) == [1, 2] and splits.label_map.names == ("cell", "dirt")
+
+
+def test_what_lies_outside_the_yamls_folder_is_named(tmp_path):
+    make(tmp_path / "data")
+    (tmp_path / "cfg").mkdir()
+    yaml, disk = tmp_path / "cfg" / "data.yaml", tmp_path / "disk"
+    yaml.write_text("path: ../data\ntrain: images/train\n" + NAMES)
+    with pytest.raises(
+        InputError, match=r"images/train is \S*/data/images/train, outside of .*; put the yaml into the"
+    ):
+        open_data(yaml)
+    (tmp_path / "data" / "images").rename(disk)
+    (tmp_path / "data" / "images").symlink_to(disk)
+    with pytest.raises(InputError, match=r"images/train is a link out of .*; give --follow-links"):
+        open_data(tmp_path / "data")
+    assert numbers(open_data(tmp_path / "data", follow_links=True)) == [1, 2]
+
+
+def test_folders_in_capitals_are_to_be_renamed(tmp_path):
+    pair(tmp_path / "Images", tmp_path / "Labels")
+    with pytest.raises(InputError, match="Images and Labels hold YOLO data; call them images and labels"):
+        open_data(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["images/{}", "{}/images"])

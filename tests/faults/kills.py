@@ -21,7 +21,7 @@ RUNS = {
 }
 IN_A_SAVE = ("replace", "fsync", "link")  # calls of os
 CALLS = 10  # a run has more of these calls
-SHORT = {"2 workers, saved each step": 2, "4 ranks": 1}  # kills of the short version
+SHORT = {"2 workers, saved each step": 2, "2 ranks": 1}  # kills of the short version
 MOST = 6  # kills of one run, after which it may end
 
 

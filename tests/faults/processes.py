@@ -1,6 +1,8 @@
 """Training processes with a fault in them, forked from one that has everything imported (it starts in no time)."""
 
+import ctypes
 import errno
+import importlib
 import multiprocessing
 import os
 import signal
@@ -27,6 +29,7 @@ import validation  # noqa: F401
 from tests.small_runs import ROOT, flags
 from train_utils.cli.command import run_command
 from train_utils.data import loaders
+from train_utils.data.loaders import PR_SET_PDEATHSIG
 from train_utils.io import files
 from train_utils.run import epochs as trainer
 from train_utils.run import evaluation, optimization, step
@@ -82,6 +85,13 @@ def start_all(data, folder, *more, log, size=1, fault=None, faulty=0):
     ]
 
 
+def start_rank(name, words, place, log, fault=None):
+    """The process of one rank of a command, the module `name`, in the working folder; place: torchrun's variables."""
+    process = context().Process(target=_run_rank, args=(name, words, place, str(log), os.getcwd(), fault))
+    process.start()
+    return process
+
+
 def start_ranks(script, *words, log, size, last=(), fault=None):
     """The processes of a command in the working folder, whose output is appended to `log`.
 
@@ -92,28 +102,31 @@ def start_ranks(script, *words, log, size, last=(), fault=None):
     for rank in range(size):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         own = [*map(str, words), *map(str, last if rank == size - 1 else ())]
-        arguments = script.__name__, own, place, str(log), os.getcwd(), fault if rank == size - 1 else None
-        processes.append(context().Process(target=_run_rank, args=arguments))
-        processes[-1].start()
+        processes.append(start_rank(script.__name__, own, place, log, fault if rank == size - 1 else None))
     return processes
 
 
 def launch(data, folder, *more, log, restarts=0):
-    """torchrun with 2 ranks of train_multi_GPU.py: a process, as `start` gives it, whose ranks are real ones."""
+    """torchrun with 2 ranks of train_multi_GPU.py: a process, as `start` gives it, whose ranks are real ones.
+
+    Each imports everything anew, after a restart too; those of `start_nodes` are forked.
+    """
     words = ["--standalone", f"--max-restarts={restarts}", "--nproc_per_node=2", str(ROOT / "train_multi_GPU.py")]
     process = context().Process(target=_launch, args=(words + flags(data, folder, *more), str(log)))
     process.start()
     return process
 
 
-def start_nodes(script, *words, log, nodes=2, restarts=0, port=None):
-    """Launchers of one rank each, as torchrun --nnodes on so many machines; their output is appended to `log`.
+def start_nodes(script, *words, log, started=2, nodes=2, ranks=1, restarts=0, port=None):
+    """Launchers of so many ranks each, as torchrun --nnodes on so many machines; their output is appended to `log`.
 
-    They meet by c10d on `port` of the loopback interface. Ranks are forked, where torchrun would start them anew.
+    started: how many of the launchers to start. They meet by c10d on `port` of the loopback interface. Ranks are
+    forked, where torchrun would start them anew.
     """
     port, processes = port or free_port(), []
-    arguments = script.__name__, list(map(str, words)), str(log), os.getcwd(), f"127.0.0.1:{port}", restarts
-    for _ in range(nodes):
+    how = {"min_nodes": nodes, "max_nodes": nodes, "nproc_per_node": ranks, "max_restarts": restarts}
+    arguments = script.__name__, list(map(str, words)), str(log), os.getcwd(), f"127.0.0.1:{port}", how
+    for _ in range(started):
         processes.append(context().Process(target=_run_node, args=arguments))
         processes[-1].start()
     return processes
@@ -137,7 +150,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def wait_for(condition, timeout=60.0):
+def wait_for(condition, timeout=180.0):
     """Whether condition() came true in time."""
     until = time.monotonic() + timeout
     while not condition():
@@ -187,6 +200,8 @@ def _launch(arguments, log):
 
 def _run_rank(script, words, place, log, folder, fault):
     _detach(log)
+    if sys.platform == "linux":  # torch has what it forks end with the launcher; torchrun's ranks do so by themselves
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
     os.chdir(folder)
     os.environ.update({key: str(value) for key, value in place.items()})
     if fault:
@@ -195,16 +210,17 @@ def _run_rank(script, words, place, log, folder, fault):
         act = lambda: (wait_for(kept), os.kill(os.getpid(), signal.SIGKILL))  # noqa: E731
         _replace(getattr(sys.modules[module], owner), name, count, act)
     sys.argv = [f"{script}.py", *words]
-    sys.exit(run_command(sys.modules[script].main))
+    trainer.write_curves = lambda *_: None
+    sys.exit(run_command(importlib.import_module(script).main))
 
 
-def _run_node(script, words, log, folder, endpoint, restarts):
+def _run_node(script, words, log, folder, endpoint, size):
     _detach(log)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # findings/torch_node_returns.sh
-    how = {"start_method": "fork", "local_addr": "127.0.0.1", "monitor_interval": 0.1, "max_restarts": restarts}
+    how = {"start_method": "fork", "local_addr": "127.0.0.1", "monitor_interval": 0.1}
     how["rdzv_configs"] = {"keep_alive_interval": 1, "keep_alive_max_attempt": 2, "join_timeout": 100}
-    config = LaunchConfig(2, 2, 1, run_id="test", rdzv_backend="c10d", rdzv_endpoint=endpoint, **how)
+    config = LaunchConfig(run_id="test", rdzv_backend="c10d", rdzv_endpoint=endpoint, **size, **how)
     try:
         elastic_launch(config, _run_rank)(script, words, {}, log, folder, None)
     except (ChildFailedError, SignalException) as error:

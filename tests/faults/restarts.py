@@ -5,9 +5,10 @@ import random
 import signal
 import time
 
+import train_multi_GPU
 from tests.faults import Outcome, progress
-from tests.faults.processes import children, end_all, finished_steps, launch, lives, start_all, wait_for
-from tests.small_runs import differences
+from tests.faults.processes import children, end_all, finished_steps, launch, lives, start_all, start_nodes, wait_for
+from tests.small_runs import differences, flags
 from train_utils.data.formats.shapes import make_shapes
 
 WHAT = "kill -9 of a rank: the others leave within 10 s, torchrun starts all again, training goes on"
@@ -20,7 +21,12 @@ def run(full, folder):
     data = make_shapes(folder / "shapes", train=12, val=2, size=48)
     more = ("--batch-size", 1, "--epochs", epochs, "--log-steps", "--save-every-steps", 1, "--keep", 2)
     uncut = start_all(data, folder / "uncut", *more, log=folder / "uncut.log", size=2)
-    cut = launch(data, folder / "cut", *more, log=folder / "cut.log", restarts=kills + 5)
+    log, restarts = folder / "cut.log", kills + 5
+    if full:
+        cut = launch(data, folder / "cut", *more, log=log, restarts=restarts)
+    else:
+        words, how = flags(data, folder / "cut", *more), {"started": 1, "nodes": 1, "ranks": 2, "restarts": restarts}
+        (cut,) = start_nodes(train_multi_GPU, *words, log=log, **how)
     good, slowest = 0, 0.0
     for kill in range(kills):
         before = finished_steps(folder / "cut")

@@ -120,9 +120,9 @@ def on_length(images: int, resized: tuple[int, int], backbone: str) -> list[str]
     batch, epochs = USUAL["batch_size"], default_epochs(images)
     steps = epochs * steps_per_epoch(images, batch)
     shown = f"{counted(steps, 'step')} of {counted(batch, 'image')}"
+    there = f"{'is' if images == 1 else 'are'} {counted(images, 'image')}"
     lines = [
-        f"train.py makes {counted(epochs, 'epoch')}, as there are {counted(images, 'image')} to train on: {shown} "
-        "(--epochs, --batch-size)"
+        f"train.py makes {counted(epochs, 'epoch')}, as there {there} to train on: {shown} (--epochs, --batch-size)"
     ]
     needed, each = (step_memory(count, resized) / 2**30 for count in (batch, batch + 1))
     of = "ResNet-50" if backbone == "resnet50" else f"ResNet-50, {backbone} differs"

@@ -28,6 +28,7 @@ TITLES = {  # of the commonest messages, by how they begin
     r"\S+ images are not read": "images of a format that is not read",
 }
 ADVICE = {"annotation id is duplicated": "--fix numbers them anew, and drops those that are the same."}  # by title
+BY_FIX = re.compile(r"(?:; |, and with |, so | \()--fix [^.:)]*\)?")  # of an advice
 VALUES = re.compile(
     r"(?P<kept>neither 0 nor 1|'[a-z_]+'(?= is missing))|'[^']*'|\"[^\"]*\"|[^\s()]*/[^\s()]+"
     r"|\[[^\]]*\]|[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b"
@@ -59,6 +60,7 @@ class Finds:
 
     def __init__(self, also: "Finds | None" = None) -> None:
         self._also = also
+        self.fixable = True  # whether --fix takes the data
         self._of: dict[Kind, list[Find]] = {}
         self._counts: Counter[Kind] = Counter()
 
@@ -101,10 +103,19 @@ class Finds:
         """Returns the texts of the finds of a severity."""
         return [find.text for kind, found in self._of.items() if kind.severity == severity for find in found]
 
+    def advice(self, kind: Kind) -> str:
+        """Returns what to do about a kind, without --fix where it does not take the data."""
+        return kind.advice if self.fixable else BY_FIX.sub("", kind.advice)
+
     def to_list(self) -> list[dict]:
         """Returns plain values for json."""
         return [
-            {**kind._asdict(), "count": count, "finds": [find._asdict() for find in self._of[kind]]}
+            {
+                **kind._asdict(),
+                "advice": self.advice(kind),
+                "count": count,
+                "finds": [find._asdict() for find in self._of[kind]],
+            }
             for kind, count in self.counts()
         ]
 

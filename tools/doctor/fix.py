@@ -22,7 +22,7 @@ from tools.doctor.looks import SHARES, look_at_all
 from tools.doctor.opening import NO_TRAINING, Opened, open_all
 from tools.doctor.table import in_tiles, table_of
 from train_utils.data.formats import coco
-from train_utils.data.formats.coco.checks import coco_lists
+from train_utils.data.formats.coco.checks import coco_lists, named
 from train_utils.data.formats.coco.file_names import image_folder
 from train_utils.data.formats.coco.layout import listed_names
 from train_utils.data.labels import read_json
@@ -55,6 +55,10 @@ def write(
     fixed, folders = {}, {}
     for split, path in jsons.items():
         raw, notes = coco_lists(read_json(path), path)
+        images = list(map(named, raw["images"]))
+        if images != raw["images"]:
+            remarks.append(f"{path}: each image has a file_name in the copy, which is the end of its coco_url")
+        raw = {**raw, "images": images}
         remarks += [f"{path}: {note}; the copy has a list" for note in notes]
         folders[split], bounds = image_folder(places[split][1], path, options.image_dir, listed_names(raw["images"]))
         own: list[Change] = []

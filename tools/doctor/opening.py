@@ -14,7 +14,7 @@ from train_utils.data.demands import report_missing, without_objects
 from train_utils.data.formats import FORMATS, voc
 from train_utils.data.formats.coco.packer import UNCHECKED
 from train_utils.data.links import links_out_of
-from train_utils.data.opening import find_places, format_of, read_parts
+from train_utils.data.opening import find_places, format_of, read_parts, refuse_single, undivided
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import MISSING, MISTAKE, SKIP, Collect, Problem
 from train_utils.io.files import user_path
@@ -52,24 +52,31 @@ def open_all(options: DataOptions, finds: Finds) -> Opened:
         raise InputError(f"{path}: no such file or folder")
     layout = options.dataset if options.dataset in FORMATS else format_of(path)
     splits, places, images = {}, {}, []
+    finds.fixable = layout == "coco"
     collect = Collect(lambda problem: _keep(problem, layout, finds))
     try:
         _, module, places = find_places(options, "train" if path.is_file() else None)
+        places = undivided(places)
         splits = read_parts(module, places, options, problems=collect)
+        if "all" in splits:
+            refuse_single(path, splits["all"])
     except InputError as error:
         collect.mistake(error)
     for split, part in splits.items():
         report_missing(part, collect.of(split))
         if split != "val" and (cause := without_objects(part)):
             collect.of(split).mistake(f"{part.source}: nothing to learn: {cause}")
+    verdict = collect.first
     if places and not {"train", "all"} & places.keys():
-        finds.add(NO_TRAINING, f"{path}: no training data beside the validation data")
+        lacking = f"{path}: no training data beside the validation data"
+        finds.add(NO_TRAINING, lacking)
+        verdict = verdict or lacking
     if not places and path.is_dir():
         images = _images_alone(path, options.follow_links, finds)
     is_other_file = path.is_file() and path.suffix.lower() != ".json"
     if options.dataset == "auto" and layout == "coco" and not splits and (not places or is_other_file):
         layout = "no known layout"
-    return Opened(path, "images" if images else layout, splits, collect.first, images)
+    return Opened(path, "images" if images else layout, splits, verdict, images)
 
 
 def _keep(problem: Problem, layout: str, finds: Finds) -> None:

@@ -136,7 +136,7 @@ def finds_section(finds: Finds) -> Section:
             more = len(listed) - LISTED
             content = [
                 tag("summary", tag("b", f"{count:,} ", class_=CLASS[severity]), of_several(count, kind.title)),
-                tag("p", kind.advice) if kind.advice else "",
+                tag("p", finds.advice(kind)) if kind.advice else "",
                 tag("ul", *(tag("li", find.text) for find in listed[:LISTED])),
                 note(f"and {more:,} more: check_data.json lists them") if more > 0 else "",
             ]

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from train_utils.data.annotations import NO_ID
 from train_utils.data.dataset import ImageDataset
-from train_utils.data.masks import HUNDREDTHS, POLYGON, RLE, PolygonsAndRle
+from train_utils.data.masks import HUNDREDTHS, NO_ID, POLYGON, RLE, PolygonsAndRle
 from train_utils.data.tiles.cutting import Tiles
 from train_utils.data.tiles.tiling import TrainingTiles
 
@@ -56,7 +55,8 @@ class Table(NamedTuple):
     def name(self, k: int) -> str:
         """Returns what a message calls object k."""
         where = self.where(k)
-        number = f"annotation {where['annotation']}" if where["annotation"] is not None else "an object"
+        place = k - int(np.searchsorted(self.image, self.image[k])) + 1  # in its image, from 1
+        number = f"object {place}" if where["annotation"] is None else f"annotation {where['annotation']}"
         name = self.data_set.label_map.name(int(self.labels[k]))
         return f"{self.data_set.source}: {number} of image {where['image']} ({name})"
 

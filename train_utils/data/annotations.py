@@ -28,7 +28,6 @@ DTYPES = {
     "annotation_ids": np.int64, "category_ids": np.int64, "iscrowd": np.uint8, "boxes": np.float64,
     "areas": np.float64, "kinds": np.uint8, "first_part": np.int64, "part_bytes": np.uint8, "part_first": np.int64,
 }  # fmt: skip
-NO_ID = -(2**63)  # an annotation without id; no id is that low
 
 
 class ImageSource(Protocol):

@@ -162,7 +162,7 @@ class ImageDataset:
         inside[self.rows] = True
         chosen = np.repeat(inside, np.diff(table.first)) & (table.iscrowd == crowd)
         ids, counts = np.unique(table.category_ids[chosen], return_counts=True)
-        names = [self.label_map.name(self.label_map.to_label(i)) for i in ids.tolist()]
+        names = [self.label_map.distinct_name(self.label_map.to_label(i)) for i in ids.tolist()]
         return dict(zip(names, counts.tolist(), strict=True))
 
     def lacking_classes(self) -> dict[str, dict[str, int | str]]:
@@ -178,7 +178,9 @@ class ImageDataset:
         for category, left_out in table.skipped_of.items():
             kept = int((table.category_ids == category).sum())
             if left_out > kept and self.label_map.has_category(category):
-                mostly[self.label_map.name(self.label_map.to_label(category))] = f"{left_out} of {left_out + kept}"
+                mostly[self.label_map.distinct_name(self.label_map.to_label(category))] = (
+                    f"{left_out} of {left_out + kept}"
+                )
         return {CROWDS_ALONE: alone, MANY_CROWDS: many, MOSTLY_SKIPPED: mostly}
 
     def with_given_ids(self, results: list[dict], of: int | None = None) -> list[dict]:

@@ -97,6 +97,11 @@ class LabelMap:
         row = self._row_of.get(label)
         return "N/A" if row is None else self.names[row]
 
+    def distinct_name(self, label: int) -> str:
+        """Returns the name of a label, with its category where another class has the same name."""
+        name = self.name(label)
+        return name if self.names.count(name) < 2 else f"{name} (category {self.to_category(label)})"
+
     def labels(self) -> list[int]:
         """Returns the labels in use, without background and gaps."""
         return list(self._labels)

@@ -19,6 +19,7 @@ from network_files.operators.instance_masks import encode_crop
 from train_utils.data.rle import cropped_masks
 from train_utils.io.checksums import part_checksums
 
+NO_ID = -(2**63)  # an annotation without id; no id is that low
 POLYGON, RLE, HUNDREDTHS = 0, 1, 2  # HUNDREDTHS: polygons whose numbers are k / 100, k in 0..65535, as COCO's are
 LONGEST_OUTLINE = 2_000_000  # pixels: pycocotools takes 80 bytes and more for each
 FAR = 10  # times the image's longer side: polygons that reach farther count as broken
@@ -143,8 +144,10 @@ class PolygonsAndRle:
             return {"size": list(size), "counts": parts[0]}
         polygons = [unpack_polygon(self.kinds[k], part) for part in parts]
         if outline(polygons, size) > LONGEST_OUTLINE:
+            number = int(self.annotation_ids[k])
+            named = f"object {k + 1}" if number == NO_ID else f"annotation {number}"
             raise InputError(
-                f"{self.source}: annotation {self.annotation_ids[k]}: its polygons go to and fro for more "
+                f"{self.source}: {named}: its polygons go to and fro for more "
                 f"than {LONGEST_OUTLINE} pixels; draw it anew, or take it out"
             )
         return rasterise(polygons, size)

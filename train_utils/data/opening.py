@@ -54,17 +54,13 @@ def open_data(
     path, module, places = find_places(wanted, split)
     if split != "val" and not {"train", "all"} & places.keys():
         raise InputError(f"{path}: no training data beside the validation data; a part named train is needed")
-    if "val" not in places:  # training data alone is divided, as a whole without a name is
-        places = dict(zip(["all"], places.values(), strict=True))
+    places = undivided(places)
     if split is not None:
         places = {role: place for role, place in places.items() if role in (split, "all")}
     parts = read_parts(module, places, wanted, label_map)
     if "all" in parts:
-        if split is None and len(parts["all"]) == 1:
-            raise InputError(
-                f"{path}: has one image, which cannot be divided into training and validation data: give validation "
-                "data beside it, or at least two images"
-            )
+        if split is None:
+            refuse_single(path, parts["all"])
         halves = split_positions(parts["all"], wanted.val_fraction, wanted.seed)
         train, val = (parts["all"].subset(positions) for positions in halves)
         parts = {"train": train, "val": val} if split is None else {split: train if split == "train" else val}
@@ -77,13 +73,32 @@ def open_data(
             note = f"{counted(dropped, 'image')} without objects left out (--drop-empty)"
             parts["train"] = parts["train"].noted(note)
     for role, part in parts.items():
-        if not len(part):
-            use = {"train": "training", "val": "validation"}[role]
-            raise InputError(f"{path}: no image is left for {use}; check --val-fraction and --drop-empty")
+        refuse_no_image(path, role, part)
         report_missing(part)
         if wanted.strict:
             refuse_skips(part)
     return DataSplits(parts.get("train"), parts.get("val"), next(iter(parts.values())).label_map)
+
+
+def undivided(places: dict[str, Any]) -> dict[str, Any]:
+    """Returns {role: place}; training data alone is "all": it is divided, as a whole without a name is."""
+    return places if "val" in places else dict(zip(["all"], places.values(), strict=True))
+
+
+def refuse_single(path: str | Path, whole: ImageDataset) -> None:
+    """Raises InputError for data that cannot be divided."""
+    if len(whole) == 1:
+        raise InputError(
+            f"{path}: has one image, which cannot be divided into training and validation data: give validation "
+            "data beside it, or at least two images"
+        )
+
+
+def refuse_no_image(source: str | Path, role: str, part: ImageDataset) -> None:
+    """Raises InputError for a part of data ("train" or "val") without an image."""
+    if not len(part):
+        use = {"train": "training", "val": "validation"}[role]
+        raise InputError(f"{source}: no image is left for {use}; check --val-fraction and --drop-empty")
 
 
 def find_places(options: DataOptions, split: str | None = None) -> tuple[Path, ModuleType, dict[str, Any]]:

@@ -27,6 +27,7 @@ def data_lines(report: Report) -> list[str]:
             f"{counted(int(counts.sum()), 'object')} of {of_classes}, "
             f"{counted(int(table.crowd.sum()), 'crowd region')}"
         )
+        lines += [f"{split}: {note}" for note in data_set.annotations.notes]
         if isinstance(report.shown[split], Tiles):
             lines.append(f"{split}: {report.shown[split].describe_cut()}")
     return [*lines, *report.fitted] or [f"{counted(len(report.opened.images), 'image')} without annotations"] * bool(

@@ -23,6 +23,7 @@ from train_utils.data.images import ImageError, image_size
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.images.pages import stem_of, without_suffix
 from train_utils.data.links import links_out_of
+from train_utils.data.masks import NO_ID
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io import array_cache
@@ -96,7 +97,7 @@ class Found:
         parts = [part for found in objects for part in found.parts]
         arrays = {
             "first": np.cumsum([0, *map(len, self.objects)]),
-            "annotation_ids": np.arange(1, len(objects) + 1),
+            "annotation_ids": np.full(len(objects), NO_ID),
             "category_ids": np.array([found.category for found in objects]),
             "iscrowd": np.zeros(len(objects)),
             "areas": np.array([found.area for found in objects]),

@@ -54,7 +54,7 @@ UNUSED = {
     "split_components": "which has a shape for each object",
     **dict.fromkeys(("image_dir", "year"), "whose jsons say where images are"),
 }
-CACHED = "labelme 1"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "labelme 2"  # to be raised when arrays, or what is checked or skipped, change
 POLYGONS = ("polygon", "oriented_rectangle", "rotation", "", None)  # version 3 has no type; rotation: X-AnyLabeling's
 NO_AREA = ("point", "points", "line", "linestrip")
 NOT_ONE, LINES = "json files that are not LabelMe's", "points and lines, which have no area"
@@ -77,13 +77,17 @@ class Place(NamedTuple):
 
 
 def recognises(path: Path) -> bool:
-    """Returns whether the first json of a folder, or of the folders in it, is LabelMe's."""
+    """Returns whether LabelMe's jsons are among the first of a folder, or of the folders in it."""
     if not path.is_dir():
         return False
-    inner = folders_in(path)
+    inner, looked_at = folders_in(path), 0
     for folder in [path, *inner, *(deeper for each in inner for deeper in folders_in(each))]:
-        if jsons := sorted(name for name in os.listdir(folder) if name.endswith(".json")):
-            return any(_looks_like_one(folder / name) for name in jsons[:3]) and not holds_coco(path)
+        jsons = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+        if any(_looks_like_one(folder / name) for name in jsons[:3]):
+            return not holds_coco(path)
+        looked_at += bool(jsons)
+        if looked_at == 3:
+            break
     return False
 
 
@@ -156,8 +160,12 @@ class LabelmeImages(ImageFiles):
         """Reads the file, or what the json has in its place."""
         if name not in self.embedded:
             return super().read(row, name, size, reading)
+        return read_image(self.image_dir / self.jsons[name], content=self.content(name), reading=reading)
+
+    def content(self, name: str) -> bytes | None:
+        """Returns the file that a json has in its place, None of an image that is a file."""
         path = self.image_dir / self.jsons[name]
-        return read_image(path, content=_embedded(path, read_json(path)), reading=reading)
+        return _embedded(path, read_json(path)) if name in self.embedded else None
 
     def claim(self, name: str, size: tuple[int, int], image_id: int | str) -> str:
         """Returns the size that the json says."""
@@ -376,6 +384,8 @@ def _image_name(root: Path, path: Path, content: dict) -> tuple[str, bool]:
     if not isinstance(given, str) or not given.strip() or "\0" in given or not is_text(given):
         raise InputError(f"{path}: imagePath {brief(given)} is not a file name")
     text = given.replace("\\", "/")
+    if os.path.basename(text) in ("", ".", ".."):
+        raise InputError(f"{path}: imagePath {brief(given)} is not a file name")
     tries = [path.parent / text, path.parent / os.path.basename(text)]
     inside = [each for each in map(os.path.abspath, tries) if is_inside(each, os.path.abspath(root))]
     there = next((each for each in inside if os.path.isfile(each)), None)

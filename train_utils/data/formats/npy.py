@@ -29,7 +29,7 @@ from train_utils.data.formats.coco.segmentation import overlaps
 from train_utils.data.formats.found import kept
 from train_utils.data.images import ImageError, image_size
 from train_utils.data.links import links_out, links_out_of
-from train_utils.data.masks import RLE
+from train_utils.data.masks import NO_ID, RLE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
 from train_utils.io.plain_text import counted
@@ -247,7 +247,7 @@ def _pack(
     table = np.array(kept, dtype=np.float64).reshape(-1, 7)  # [A, 7]
     arrays = {
         "first": np.cumsum([0, *per_image]),
-        "annotation_ids": np.arange(1, len(kept) + 1),
+        "annotation_ids": np.full(len(kept), NO_ID),
         "category_ids": table[:, 0],
         "iscrowd": table[:, 1],
         "areas": table[:, 2].copy(),

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backbone.errors import InputError
-from train_utils.data.annotations import NO_ID, Annotations, ImageFiles
+from train_utils.data.annotations import Annotations, ImageFiles
 from train_utils.data.formats import voc_files
 from train_utils.data.labels import LabelMap
 from train_utils.data.links import links_out, links_out_of
-from train_utils.data.masks import IndexImages, Ragged
+from train_utils.data.masks import NO_ID, IndexImages, Ragged
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_MASK, STOP, StopAtFirst
 from train_utils.io.plain_text import of_several

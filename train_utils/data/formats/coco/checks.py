@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from backbone.errors import InputError
-from train_utils.data.annotations import NO_ID
 from train_utils.data.formats.coco.other_data import other_json
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
+from train_utils.data.masks import NO_ID
 from train_utils.data.problems import Id, StopAtFirst
 from train_utils.io.plain_text import brief, counted, shown, visible
 

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from backbone.errors import InputError
-from train_utils.data.annotations import NO_ID
 from train_utils.data.formats.coco.checks import annotation_id, as_id, box_alone, check_annotation, id_of, number_of
 from train_utils.data.formats.coco.polygon_text import Polygons, take_out
 from train_utils.data.formats.coco.rle_text import with_counts
 from train_utils.data.formats.coco.segmentation import Skip
-from train_utils.data.masks import FAR, HUNDREDTHS, POLYGON, is_hundredths
+from train_utils.data.masks import FAR, HUNDREDTHS, NO_ID, POLYGON, is_hundredths
 from train_utils.data.problems import STOP, StopAtFirst
 from train_utils.io.plain_text import brief, shown
 

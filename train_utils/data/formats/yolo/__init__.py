@@ -20,7 +20,7 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, ImageFiles
 from train_utils.data.formats import npy_folder
-from train_utils.data.formats.coco.layout import is_inside, role_of
+from train_utils.data.formats.coco.layout import files_in, is_inside, role_of
 from train_utils.data.formats.coco.segmentation import Skip, box_of, overlaps, read_segmentation
 from train_utils.data.formats.found import (
     NOT_IMAGE,
@@ -37,6 +37,7 @@ from train_utils.data.formats.found import (
     table_of,
 )
 from train_utils.data.formats.yolo.data_yaml import Value, read_yaml
+from train_utils.data.links import ADVICE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_SEGMENTATION, StopAtFirst
 from train_utils.io.files import read_text
@@ -47,7 +48,7 @@ UNUSED = {
     "split_components": "which has a polygon for each object",
     **dict.fromkeys(("image_dir", "year"), "whose data.yaml says where images are"),
 }
-CACHED = "yolo 1"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "yolo 2"  # to be raised when arrays, or what is checked or skipped, change
 YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 ENTRIES = ("path", "train", "val", "test", "names", "nc", "kpt_shape")
 PAST = 0.05  # of the image's side: how far a corner may lie outside, where a mask is cut at the edge
@@ -96,11 +97,19 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
     for role, words in {"train": ("train",), "val": ("val", "test")}.items():
         given = next((entries[word] for word in words if entries.get(word)), None)
         if given is not None:
-            places[role] = Place(root, str(yaml), tuple(_resolved(root, yaml, entries, role, given)))
+            found = list(_resolved((root, yaml), entries, role, given))
+            if not options.follow_links:
+                _refuse_outside(root, yaml, role, found)
+            moved = [
+                f"{role}: {visible(text)} of another machine is {path}"
+                for text, path in found
+                if _is_whole(text) and os.path.normpath(text) != os.path.abspath(path)
+            ]
+            places[role] = Place(root, str(yaml), tuple(path for _, path in found), "; ".join(moved))
     if not places:
         raise InputError(f"{yaml}: names neither train nor val; write where the images are, as train: images/train")
-    if len(places) == 2 and places["train"] == places["val"]:
-        places["val"] = places["val"]._replace(note=SAME)
+    if len(places) == 2 and places["train"].lists == places["val"].lists:
+        places["val"] = places["val"]._replace(note="; ".join(filter(None, [places["val"].note, SAME])))
     return places
 
 
@@ -109,7 +118,7 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     names = _class_names(place)
     source = str(place.lists[0]) if len(place.lists) == 1 else place.yaml
     images, absent = _listed(place)
-    labels = {image: _label_file(image) for image in images}
+    labels = _in_capitals(place.root, {image: _label_file(image) for image in images})
     folders = sorted({(place.root / name).parent for name in [*images, *labels.values()]})
     if refuse_links(filter(os.path.isdir, folders), place.root, options, problems):
         return None
@@ -156,6 +165,10 @@ def _is_data(path: Path) -> bool:
 
 def _plain_places(root: Path) -> dict[str, Place]:
     """Returns the places of data without a data.yaml; empty where there is none."""
+    by_name = {path.name.casefold(): path.name for path in folders_in(root)}
+    images, labels = by_name.get("images"), by_name.get("labels")
+    if images and labels and (images, labels) != ("images", "labels") and _holds_texts(root / labels):
+        raise InputError(f"{root}: {images} and {labels} hold YOLO data; call them images and labels")
     if _holds_texts(root / "labels") and (root / "images").is_dir():
         return {"all": Place(root, "", (root / "images",))}
     found, unread = [], {}
@@ -202,13 +215,29 @@ def _class_names(place: Place) -> dict[int, str] | None:
     return {int(number): visible(name) for number, name in rows}
 
 
-def _resolved(root: Path, yaml: Path, entries: dict[str, Value], role: str, given: Value) -> Iterator[Path]:
-    """Yields the folders and txt files of a split, all inside the data's folder.
+def _is_whole(text: str) -> bool:
+    """Returns whether a path is absolute, on Linux or on Windows."""
+    return text.startswith("/") or text[1:2] == ":"
 
-    `path` counts where it is inside it; else, as on another machine, the yaml's folder stands for it. Roboflow's
-    ../train/images is train/images beside the yaml, as Ultralytics takes it.
+
+def _refuse_outside(root: Path, yaml: Path, role: str, found: list[tuple[str, Path]]) -> None:
+    """Raises InputError for a folder or txt file that a link takes out of the data's folder."""
+    for text, path in found:
+        if not is_inside(os.path.realpath(path), os.path.realpath(root)):
+            raise InputError(f"{yaml}: {role}: {visible(text)} is a link out of {root}; {ADVICE}")
+
+
+def _resolved(
+    place: tuple[Path, Path], entries: dict[str, Value], role: str, given: Value
+) -> Iterator[tuple[str, Path]]:
+    """Yields (as it is given, where it is) of the folders and txt files of a split, all inside the data's folder.
+
+    place: that folder and the yaml. `path` counts where it is inside; else, as on another machine, the yaml's folder
+    stands for it, and for the beginning of a whole path. Roboflow's ../train/images is train/images beside the yaml,
+    as Ultralytics takes it.
     """
-    base, home = entries.get("path") or ".", os.path.realpath(root)
+    root, yaml = place
+    base, home = entries.get("path") or ".", os.path.abspath(root)
     if not isinstance(base, str) or isinstance(given, dict):
         raise InputError(f"{yaml}: {role} must be a folder, a txt file, or a list of these, and path a folder")
     for text in given if isinstance(given, list) else [given]:
@@ -217,13 +246,21 @@ def _resolved(root: Path, yaml: Path, entries: dict[str, Value], role: str, give
         while stripped.startswith("../"):
             stripped = stripped[3:]
         tries = [root / base / text, root / text, root / stripped]
-        fitting = [path for path in tries if is_inside(os.path.realpath(path), home) and path.exists()]
+        parts = text.split("/") if _is_whole(text) else []
+        ends = [root / "/".join(parts[k:]) for k in range(1, len(parts)) if parts[k]]
+        fitting = [path for path in (*tries, *ends) if is_inside(os.path.abspath(path), home) and path.exists()]
+        outside = [os.path.normpath(path) for path in tries if path.exists()]
+        if outside and not fitting:
+            raise InputError(
+                f"{yaml}: {role}: {visible(text)} is {outside[0]}, outside of {root}, and nothing outside the yaml's "
+                "folder is read; put the yaml into the folder of the data"
+            )
         if not fitting:
             raise InputError(
                 f"{yaml}: {role}: {visible(text)} is not there; looked for "
                 f"{' and '.join(dict.fromkeys(os.path.normpath(path) for path in tries))} inside {root}"
             )
-        yield Path(os.path.normpath(fitting[0]))
+        yield text, Path(os.path.normpath(fitting[0]))
 
 
 def _listed(place: Place) -> tuple[list[str], set[str]]:
@@ -276,6 +313,14 @@ def _label_file(image: str) -> str:
         last = len(parts) - 2 - parts[-2::-1].index("images")
         parts[last] = "labels"
     return str(Path(*parts))
+
+
+def _in_capitals(root: Path, labels: dict[str, str]) -> dict[str, str]:
+    """Returns {image: its txt file}, where only 7.TXT is there that one."""
+    folders = {os.path.dirname(name) for name in labels.values()}
+    found = {os.path.join(folder, name) for folder in folders for name in files_in(root / folder)}
+    others = {name[:-4] + ".txt": name for name in found if name.endswith(".TXT")}
+    return {image: others.get(name, name) if name not in found else name for image, name in labels.items()}
 
 
 def _without_image(place: Place, labels: dict[str, str]) -> list[str]:
