@@ -45,7 +45,7 @@ from train_utils.data.augmentations.own import OwnAugmentation
 from train_utils.data.images.reading import Reading
 from train_utils.data.in_python.data_sets import data_set_of
 from train_utils.data.labels import LabelMap
-from train_utils.data.opening import DataSplits, split_positions
+from train_utils.data.opening import DataSplits, refuse_no_image, refuse_single, split_positions
 from train_utils.data.options import DataOptions, LoaderOptions
 from train_utils.evaluation.limits import MAX_DETS, record_of
 from train_utils.evaluation.mistakes import IMAGES, Evaluated, write_report
@@ -169,6 +169,7 @@ def train(
     given = {**options, **options_of(data), **({"augment": augment} if isinstance(augment, str) else {})}
     if options.get("test_only"):
         raise InputError("test_only: validate(weights, data) measures without training")
+    refuse_ignored(data, options, () if val is not None else ("val_fraction",))
     own = sorted(options.keys() & {f.name for f in fields(Augmentation)})
     if callable(augment) and own:
         raise InputError(f"{', '.join(own)}: augment takes the place of the built-in augmentation; give one of them")
@@ -210,11 +211,13 @@ def validate(
     fields of MaskRCNNConfig.
     """
     given, loading = {**options, **options_of(data)}, LoaderOptions(**given_settings(LoaderOptions, options))
+    max_dets = RunConfig(max_dets=MAX_DETS if max_dets is None else max_dets).max_dets  # of the flag's bounds
     model_options, device = given_model(options), options.get("device")
     looking = LookingOptions(**given_settings(LookingOptions, options))
     known = {*model_options, *settings_of(LoaderOptions), *settings_of(LookingOptions), *OF_DATA, "device"}
     if unknown := given.keys() - known:
         raise InputError(no_such(unknown, known, "validate"))
+    refuse_ignored(data, options)
     if isinstance(weights, Detector):
         if model_options or device is not None or names is not None:
             raise InputError("a detector has its settings already; give device, names and the model's options to load")
@@ -236,6 +239,7 @@ def validate(
     have_in_flight(model, len(data_set), options.get("batch_size"))
     result = measure(model, data_set, loading, World.single(detector.device), max_dets, smallest)
     for line in [
+        *looking.notes(detector.content),
         *(f"not evaluated: {name}" for name in result.found.skipped),
         *(limit.line for limit in result.limits),
     ]:
@@ -278,6 +282,22 @@ def options_of(data: Data | None) -> dict[str, Any]:
     return {"data_path": str(data)}
 
 
+def refuse_ignored(data: Data | None, options: Mapping[str, Any], used: Sequence[str] = ()) -> None:
+    """Raises InputError for options that data leaves without effect: it says them otherwise, or has no files.
+
+    used: the options of files that a torch Dataset has a use for, beside seed and strict.
+    """
+    said, usual = options_of(data), DataOptions()
+    twice = [name for name, value in said.items() if name in options and str(options[name]) != str(value)]
+    if twice:
+        raise InputError(f"{', '.join(twice)}: data says another value; give one of them")
+    if not isinstance(data, Dataset):
+        return
+    names = settings_of(DataOptions).keys() & options.keys() - {"seed", "strict", *used}
+    if ignored := sorted(name for name in names if options[name] != getattr(usual, name)):
+        raise InputError(f"{', '.join(ignored)}: without effect, as data is a torch Dataset; leave it out")
+
+
 def splits_of(data: Dataset, val: Dataset | None, label_map: LabelMap | None, config: RunConfig) -> DataSplits:
     """Returns the data sets of torch Datasets; without val a share of data is held out, as of a folder without one."""
     reading = Reading(config.value("channels") or 3, value_range=fixed_range(config.value("value_range")))
@@ -285,5 +305,9 @@ def splits_of(data: Dataset, val: Dataset | None, label_map: LabelMap | None, co
     label_map = train_set.label_map
     if val is not None:
         return DataSplits(train_set, data_set_of(val, label_map, True, reading), label_map)
+    refuse_single(train_set.source, train_set)
     halves = split_positions(train_set, config.val_fraction, config.seed)
-    return DataSplits(*(train_set.subset(positions) for positions in halves), label_map)
+    splits = DataSplits(*(train_set.subset(positions) for positions in halves), label_map)
+    for role, part in splits.by_role().items():
+        refuse_no_image(train_set.source, role, part)
+    return splits

@@ -90,7 +90,8 @@ def predictor_of(options: PredictOptions, least_score: float, world: World) -> P
     """Returns the model with what the options say about its detections."""
     model, label_map, content = load_model(options, world.device)
     with world.one_voice():
-        print(about_weights(options.weights_file, content, label_map), *filter(None, [filled_up(model)]), sep="\n")
+        notes = [*filter(None, [filled_up(model)]), *map(visible, options.notes(content))]
+        print(about_weights(options.weights_file, content, label_map), *notes, sep="\n")
     model = options.looking(model, content, options.mask_threshold)
     if isinstance(model, TiledModel):
         model.bar = world.is_main

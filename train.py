@@ -12,7 +12,7 @@ them. SIGTERM and Ctrl-C finish the step, save, and leave with exit status 143 a
 
 import sys
 
-from train_utils.cli.command import run_command
+from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.device import pick_device
 from train_utils.cli.parser import Parser
 from train_utils.processes.distributed import World
@@ -20,12 +20,13 @@ from train_utils.run.config import USED_MOST, RunConfig, add_arguments
 from train_utils.run.loop import run
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = Parser(description=__doc__, first=USED_MOST)
     add_arguments(parser)
     given = parser.given()
-    run(given, World.single(pick_device(RunConfig.of(given).device)))
+    ended = run(given, World.single(pick_device(RunConfig.of(given).device)))
+    return ended if isinstance(ended, int) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -11,24 +11,25 @@ Writes to ./multi_train (--output-dir). `python train_multi_GPU.py --help` lists
 
 import sys
 
-from train_utils.cli.command import run_command
+from train_utils.cli.command import EXIT_OK, run_command
 from train_utils.cli.parser import Parser
 from train_utils.processes.distributed import World
 from train_utils.run.config import USED_MOST, RunConfig, add_arguments
 from train_utils.run.loop import run
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = Parser(description=__doc__, first=USED_MOST)
     add_arguments(parser)
     given = parser.given()
     config = RunConfig.of(given)
     world = World.from_environment(config.device, config.dist_timeout)
     try:
-        run(given, world, output_dir="./multi_train")
+        ended = run(given, world, output_dir="./multi_train")
     finally:
         world.close()
+    return ended if isinstance(ended, int) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@
 
 Laws: nothing is changed in place; the i-th box, label, mask, area and crowd flag always belong to one object;
 a flip applied twice is the identity, and so is every augmentation without strength. Where masks change other than by
-flips and turns, boxes and areas are those of their pixels.
+flips and turns, boxes and areas are those of their pixels; but large-scale jitter and Expand move the boxes that are
+annotated, and the first clips them and keeps an object of which a pixel is left, as the paper's does.
 
 Here are flips, large-scale jitter and photometric jitter; other families are in train_utils/data/augmentations.
 """

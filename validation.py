@@ -113,6 +113,8 @@ def score_detections(options: ValidationOptions, given: dict[str, Any]) -> int:
     of_masks = stats
     if options.boundary and "segm" in found:
         of_masks = with_borders(stats, truth, found["segm"], options)
+    if options.boundary and "segm" not in found:
+        notes = [*notes, "--boundary: the results have no masks, so there are no borders to score"]
     images = len({result["image_id"] for results in found.values() for result in results})
     read |= {"boxes": len(found["bbox"]), "masks": len(found.get("segm", [])), "of_images": images}
     say_replaced(output_dir)
@@ -189,7 +191,8 @@ def score_model(options: ValidationOptions, given: dict[str, Any], world: World)
     loading = LoaderOptions(**given_settings(LoaderOptions, given))
     with world.main_first():
         model, label_map, content = load_model(options, world.device)
-        print(about_weights(options.weights_file, content, label_map), *filter(None, [filled_up(model)]), sep="\n")
+        notes = [*filter(None, [filled_up(model)]), *map(visible, options.notes(content))]
+        print(about_weights(options.weights_file, content, label_map), *notes, sep="\n")
         scored, _ = open_split_of(content, "val", {**given, "weights_path": options.weights_file}, label_map)
     tiled = options.tile is not None
     data_set = scored.data_set.read_as(replace(Reading.of(model.config), by_windows=tiled))

@@ -31,14 +31,20 @@ def pasted(mask, box, size, geometry):
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["maskrcnn"])
 config, least = about["config"], float(sys.argv[3]) if sys.argv[3:] else 0.5
+if config["channels"] != 3 or config["value_range"] or about["photo"] or about["batch"] not in (1, None):
+    sys.exit(f"{sys.argv[1]}: takes other than one prepared RGB image of 8 bits, which is all that this script makes")
 photo = np.asarray(ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB"), np.float32).transpose(2, 0, 1) / 255
 _, H, W = photo.shape
 scale = min(config["min_size"][-1] / min(H, W), config["max_size"] / max(H, W))
 h, w = max(int(H * scale), 1), max(int(W * scale), 1)
+if config["fixed_size"]:  # in place of min_size and max_size
+    high, wide = config["fixed_size"]
+    h, w = (high, max(W * high // H, 1)) if H * wide > high * W else (max(H * wide // W, 1), wide)
+high, wide = config["fixed_size"] or (side + -side % config["size_divisible"] for side in (h, w))
 mean, std = (np.float32(config[key])[:, None, None] for key in ("image_mean", "image_std"))
 image = sampled((photo - mean) / std, (np.arange(h) + 0.5) * H / h - 0.5, 1)
 image = sampled(image, (np.arange(w) + 0.5) * W / w - 0.5, 2)
-image = np.pad(image, ((0, 0), (0, -h % 32), (0, -w % 32)))[None].astype(np.float32)
+image = np.pad(image, ((0, 0), (0, high - h), (0, wide - w)))[None].astype(np.float32)
 boxes, labels, scores, masks, _ = session.run(None, {"images": image, "sizes": np.float32([[h, w]])})
 boxes = boxes * np.float32([W / w, H / h, W / w, H / h])
 for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True):

@@ -25,7 +25,7 @@ from tests.test_yolo import TRIANGLE
 from tests.test_yolo import pair as yolo_pair
 from tests.tiny_model import write_checkpoint, write_coco, write_images
 from tools import check_data, pack_dataset
-from tools.doctor import duplicates, finds, images, looks, page, statistics
+from tools.doctor import classes, duplicates, finds, images, looks, page, statistics
 from tools.doctor.opening import open_all
 from tools.doctor.table import outlines, table_of
 from train_utils.data.dataset import ImageDataset
@@ -643,6 +643,19 @@ def test_what_training_does_not_open_is_not_said_to_open(tmp_path):
     assert "no training data beside" in open_all(DataOptions(tmp_path / "val"), finds.Finds()).verdict
     write(tmp_path / "one", many(1))
     assert "has one image, which cannot be divided" in open_all(DataOptions(tmp_path / "one"), finds.Finds()).verdict
+
+
+def test_each_image_of_one_name_is_compared(tmp_path):
+    content = many(1)
+    content["images"] = [{**content["images"][0], "id": i, "file_name": f"{i}/1.png"} for i in (1, 2)]
+    write(tmp_path, content, "annotations/instances_train2017.json", "train2017")
+    write(tmp_path, many(1), "annotations/instances_val2017.json", "val2017")
+    write_image(tmp_path / "train2017" / "2" / "1.png", value=9)
+    tables = {split: table_of(part) for split, part in open_data(tmp_path).by_role().items()}
+    classes.look_across(tables, found := finds.Finds())
+    assert [find.text for find in found[classes.SAME_IMAGE]] == [
+        f"{tmp_path}/train2017/1/1.png (train) and {tmp_path}/val2017/1.png (val)"
+    ]
 
 
 def test_classes_of_one_name_and_lvis_images_by_their_addresses(run, tmp_path):

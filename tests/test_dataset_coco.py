@@ -81,6 +81,11 @@ def test_each_form_of_segmentation(tmp_path):
     assert ds[0][1]["iscrowd"].tolist() == [0, 0, 0, 1]
 
 
+def test_a_polygon_as_a_list_of_points_is_told_how_to_be_written(tmp_path):
+    ds = open_one(tmp_path, annotation(1), annotation(2, segmentation=[[2, 3], [12, 3], [12, 13]]))
+    assert "skipped 1 annotation whose polygon is a list of points (write each as one list: [[x1, y1," in ds.describe()
+
+
 def test_what_is_missing_is_computed(tmp_path):
     mask = mask_of((slice(4, 9), slice(10, 17)))
     ds = open_one(

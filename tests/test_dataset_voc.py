@@ -273,7 +273,7 @@ def test_folders_and_years(tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="bare: not VOC data: looked for ImageSets/Segmentation"):
         names(tmp_path / "bare")
-    with pytest.raises(InputError, match=r"val.txt.*lists there: train"):
+    with pytest.raises(InputError, match=r"val.txt.*lists there: train; write one, a name of an image each line"):
         VocDataset(tmp_path, list_name="val")
 
 
@@ -439,6 +439,12 @@ def test_bad_masks_are_named(maker):
     instance.unlink()
     with pytest.raises(InputError, match="SegmentationObject.a.png: no such mask"):
         VocDataset(maker.root)
+    instance.parent.rmdir()
+    with pytest.raises(
+        InputError, match="SegmentationObject: no such folder; masks that number the objects are needed"
+    ):
+        VocDataset(maker.root)
+    instance.parent.mkdir()
     instance.write_bytes(good)
     Image.new("P", (9, 9)).save(classes)
     with pytest.raises(InputError, match="SegmentationClass.a.png: its size differs"):

@@ -124,7 +124,7 @@ def test_scaling():
     take_dropped()
     read_image("i", content=content)
     assert take_dropped() == {"depth": 1}
-    for values, why in ((GREY.astype(np.float32), "exceed 0..1"), (np.full((2, 3), np.nan, np.float32), "not finite")):
+    for values, why in ((GREY.astype(np.float32), "exceed 0..1"), (np.full((2, 3), np.nan, np.float32), "finite: put")):
         with pytest.raises(ImageError, match=why):
             read_image("i", content=tiff(values))
 
@@ -388,6 +388,16 @@ def test_what_a_format_gives_as_8_bits_alone_is_said(form, deep, tmp_path):
     for content, said in ((saved(form), {}), (deep, {"narrowed": 1})):
         (path := tmp_path / "image").write_bytes(content)
         assert read_image(path).dtype == torch.uint8
+        assert take_dropped() == said
+
+
+def test_transparent_colours_of_a_palette_are_counted_where_they_are_used(tmp_path):
+    take_dropped()
+    for index, said in ((1, {"transparency": 1}), (7, {})):
+        image = Image.fromarray(np.eye(9, dtype=np.uint8))
+        image.putpalette([0, 0, 0, 255, 0, 0])
+        image.save(tmp_path / "p.png", transparency=index)
+        read_image(tmp_path / "p.png")
         assert take_dropped() == said
 
 

@@ -131,6 +131,10 @@ def test_results_of_categories_that_the_data_lacks_are_left_out_and_counted(run,
     about = json.loads(Path("record_mAP.json").read_text())["about"]["results"]
     assert about["left_out"] == {"categories": {"77": 2, "78": 1, "'x'": 1}, "images": 1}
     assert (about["by_file_name"], about["boxes"], about["of_images"]) == (0, len(results()), 4)
+    boxes = [{**result, "bbox": [2, 2, 9, 9]} for result in results()]
+    Path("submission.json").write_text(json.dumps([{k: v for k, v in r.items() if k != "segmentation"} for r in boxes]))
+    _, out, _ = run("--detections", "submission.json", "--data-path", data, "--boundary")
+    assert "--boundary: the results have no masks, so there are no borders to score\n" in out
 
 
 @pytest.mark.parametrize(

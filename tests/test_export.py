@@ -5,13 +5,15 @@ import io
 import json
 import logging
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import onnx
@@ -80,6 +82,10 @@ def test_a_file_finds_what_the_model_finds(exported):
         assert len(one) == len(other) > 5 and one.names == other.names
         assert torch.allclose(one.boxes, other.boxes, atol=1e-3) and torch.allclose(one.scores, other.scores, atol=1e-5)
         assert one.rle() == other.rle()
+
+
+def test_a_data_yaml_names_data_and_an_image_does_not():
+    assert tool.is_data("d/data.yaml") and tool.is_data("d/data.json") and not tool.is_data("d/1.png")
 
 
 def test_a_file_knows_what_its_checkpoint_knows(exported):
@@ -202,6 +208,36 @@ def test_forty_lines_run_it_without_torch(folder):
     assert done.stdout.splitlines() == expected and expected
 
 
+def test_the_script_follows_a_fixed_size_and_refuses_other_images(folder, tmp_path, capsys):
+    file, path = onnx.load(folder / "model.onnx"), tmp_path / "other.onnx"
+    (entry,) = file.metadata_props
+    about = json.loads(entry.value)
+
+    def said(image, config, **more):
+        entry.value = json.dumps({**about, **more, "config": {**about["config"], **config}})
+        onnx.save(file, path)
+        with patch.object(sys, "argv", ["run_onnx.py", str(path), str(image), "0.05"]):
+            runpy.run_path(str(ROOT / "docs" / "run_onnx.py"))
+        return [float(x) for x in re.findall(r"-?\d+\.\d+", capsys.readouterr().out)]
+
+    for name, config in ((0, {"fixed_size": [64, 160]}), (1, {"fixed_size": [64, 160]}), (0, {"size_divisible": 64})):
+        image = folder / "data" / "images" / f"{name}.png"
+        printed = said(image, config)
+        results = maskrcnn.load(path)(image, score=0.05)
+        rows = zip(results.scores.tolist(), results.boxes.tolist(), strict=True)
+        assert (
+            printed == pytest.approx([x for score, box in rows for x in (score, *box)], abs=0.06) and len(results) > 5
+        )
+    for config, more in (
+        ({"channels": 5}, {}),
+        ({"value_range": [0, 99]}, {}),
+        ({}, {"batch": 2}),
+        ({}, {"photo": "uint8"}),
+    ):
+        with pytest.raises(SystemExit, match="takes other than one prepared RGB image of 8 bits"):
+            said(image, config, **more)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -247,6 +283,17 @@ def test_a_file_that_finds_other_things_is_not_written(folder, tmp_path):
             with pytest.raises(InputError, match=f"{name}: not written, as it finds other things .*: boxes differ by"):
                 detector.export(tmp_path / name, batch=None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_takes_paths_and_folders(folder, tmp_path, monkeypatch):
+    detector, seen = maskrcnn.load(folder / "model.pth", "cpu"), []
+    monkeypatch.setattr("train_utils.prediction.detector.export_model", lambda *given: seen.append(given[4]) or Mock())
+    images = folder / "data" / "images"
+    for check in (str(images), [images / "0.png", torch.rand(3, 8, 8)], images / "0.png", ()):
+        detector.export(tmp_path / "m.onnx", check=check)
+    assert [len(given) for given in seen] == [4, 2, 1, 0] and seen[0][0].shape == seen[2][0].shape == (3, 48, 64)
+    with pytest.raises(InputError, match="^check nowhere: no such file or folder"):
+        detector.export(tmp_path / "m.onnx", check="nowhere")
 
 
 def test_the_command_says_each_stage_takes_a_folder_of_images_and_leaves_no_empty_folder(folder, tmp_path, command):
@@ -434,6 +481,7 @@ def test_8_bits_are_calibrated_on_images_that_show_something(monkeypatch):
     model, nothing, something = tiny_model(), torch.zeros(3, 32, 32), torch.rand(3, 32, 32)
     calibration = int8._Calibration(model, [nothing, something, nothing])
     assert calibration.get_next()["images"].shape == (1, 3, 64, 64) and calibration.get_next() is None
+    assert int8._Calibration(model, [something], 2).get_next()["images"].shape == (2, 3, 64, 64)  # of --batch 2
     with pytest.raises(InputError, match="int8: the model finds nothing in 2 images to calibrate on"):
         int8._Calibration(model, [nothing, nothing])
 

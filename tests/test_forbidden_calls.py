@@ -53,8 +53,8 @@ def dotted(node) -> str:
 
 def forbidden(source: str) -> list[str]:
     """What is forbidden in a module's text: "name of the call" or "name(keyword=value)" each."""
-    found, aliases = [], {}
-    for node in ast.walk(ast.parse(source)):
+    found, aliases, nodes = [], {}, list(ast.walk(ast.parse(source)))
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = getattr(node, "module", None)
             for alias in node.names:
@@ -62,7 +62,7 @@ def forbidden(source: str) -> list[str]:
                 aliases[alias.asname or alias.name] = whole
                 if whole.split(".")[0] in MODULES:
                     found.append(f"import {whole}")
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Call):
             found += _of_call(node, aliases)
         elif isinstance(node, ast.ClassDef):  # a class of one's own derived from it

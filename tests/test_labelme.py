@@ -10,6 +10,8 @@ from PIL import Image
 
 from backbone.errors import InputError
 from tests.coco_folders import coco, write
+from tests.small_runs import call
+from tools import npy_to_coco, pack_dataset
 from train_utils.data.formats import found, labelme
 from train_utils.data.images import ImageError
 from train_utils.data.opening import find_data, open_data
@@ -153,6 +155,16 @@ def test_the_image_within_the_json_stands_for_a_missing_file(tmp_path):
         data[1]
 
 
+def test_images_within_jsons_are_converted_and_packed(tmp_path):
+    for name in "12":
+        content = png(np.full((*SIZE, 3), 70, np.uint8))
+        make(tmp_path / "data", shape(), name=name, image=None, imageData=content)
+    assert call(npy_to_coco, tmp_path / "data", tmp_path / "json", "--dataset", "labelme") == 0
+    assert whole(tmp_path / "json").image(0).unique().tolist() == [70]
+    assert call(pack_dataset, tmp_path / "data", tmp_path / "pack", "--keep-encoded") == 0
+    assert open_data(tmp_path / "pack").train.image(0).unique().tolist() == [70]
+
+
 def test_leftovers_are_counted_and_missing_images_refused(tmp_path):
     make(tmp_path, shape())
     (tmp_path / "settings.json").write_text('{"a": 1}')
@@ -201,6 +213,7 @@ def test_mistakes_name_the_json_and_the_shape(tmp_path, case):
 
 JSONS = {
     "path": ({"imagePath": None}, r"1\.json: imagePath None is not a file name"),
+    "no file": ({"imagePath": "../.."}, r"1\.json: imagePath '\.\./\.\.' is not a file name"),
     "size": ({"imageHeight": 0}, r"1\.json: a size of 60x0; correct it"),
     "twice": ({"imagePath": "2.png"}, r"2\.json: 2\.png is annotated in .*1\.json too; take one of them out"),
     "nothing": ({"shapes": []}, r"none of its 1 jsons has a shape with an area; nothing can be learnt"),
@@ -215,6 +228,12 @@ def test_mistakes_of_a_json_name_it(tmp_path, case):
         make(tmp_path, shape(), name="2")
     with pytest.raises(InputError, match=message):
         whole(tmp_path, dataset="labelme")
+
+
+def test_another_json_above_hides_nothing(tmp_path):
+    make(tmp_path / "all", shape())
+    (tmp_path / "classes.json").write_text("{}")
+    assert find_data(DataOptions(tmp_path))[1] == "labelme" and len(whole(tmp_path)) == 1
 
 
 def test_what_is_other_data_is_left_to_others(tmp_path):

@@ -204,7 +204,16 @@ def test_layouts_with_and_without_a_split(tmp_path, layout):
         assert len(data) == 1 and (masks_of(data) == expected(SAMPLE)).all() and data[0][0].shape == (3, *SIZE)
 
 
-@pytest.mark.parametrize("names", [("images/{}", "masks/{}"), ("images_{}", "masks_{}"), ("{}_images", "{}_masks")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images/{}", "masks/{}"),
+        ("Images/{}", "MASKS/{}"),
+        ("Images_{}", "Masks_{}"),
+        ("images_{}", "masks_{}"),
+        ("{}_images", "{}_masks"),
+    ],
+)
 def test_splits_below_and_in_the_names_of_folders(tmp_path, names):
     for number, split in enumerate(("train", "val"), 1):
         folders = [tmp_path / name.format(split) for name in names]
@@ -266,7 +275,9 @@ CLASSES = labels(*((1 + k % 2, 3 * k, 2, 3 * k + 2, 9) for k in range(8)))
 
 def test_values_in_many_regions_are_classes_under_split_components(tmp_path):
     pair(tmp_path, CLASSES)
-    with pytest.raises(InputError, match=r"8 separate regions have the 2 values of 1 image, .*--split-components"):
+    with pytest.raises(
+        InputError, match=r"8 separate regions have the 2 values of 1 image, .*nearest neighbour.*--split-components"
+    ):
         whole(tmp_path)
     data = whole(tmp_path, split_components=True)
     assert data.target(0)["labels"].tolist() == [1, 2] * 4 and data.label_map.names == ("class_1", "class_2")
@@ -442,6 +453,13 @@ def test_links_out_of_the_data_need_a_flag(tmp_path):
     with pytest.raises(InputError, match="labels/1.tif leads out of the data by a link"):
         whole(tmp_path / "data")
     assert len(whole(tmp_path / "data", follow_links=True)) == 1
+
+
+def test_folders_in_other_capitals(tmp_path):
+    pair(tmp_path, SAMPLE)
+    (tmp_path / "images").rename(tmp_path / "Images")
+    (tmp_path / "masks").rename(tmp_path / "Masks")
+    assert (masks_of(whole(tmp_path)) == expected(SAMPLE)).all()
 
 
 def test_what_is_no_mask_image_is_left_to_others(tmp_path):

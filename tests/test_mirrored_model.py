@@ -69,6 +69,15 @@ def test_commands_and_the_detector_average_over_the_flips_of_training(tmp_path, 
     assert trained_flips({**content, "args": {"horizontal_flip": 0.0, "vertical_flip": 0.1}}) == ((1,),)
     with pytest.raises(InputError, match="--tta flips: training mirrored no image"):
         trained_flips({**content, "args": {"horizontal_flip": 0.0}})
+    own = {**content, "args": {"horizontal_flip": 0.0, "vertical_flip": 0.0, "augment": "my.py:f"}}
+    assert (
+        trained_flips(own) == ((2,),)
+        and LookingOptions(tta="flips").notes(content) == LookingOptions().notes(own) == []
+    )
+    assert "(--augment f)" in LookingOptions(tta="flips").notes({**content, "augment_function": "f"})[0]
+    detector.content["args"] = own["args"]
+    with pytest.warns(UserWarning, match=r"^tta flips: mirrors left .* is not known \(augment my.py:f\)"):
+        detector(image, tta="flips")
     with pytest.raises(InputError, match="tta 'scales' is not known"):
         detector(image, tta="scales")
     exported = torch.nn.Identity()

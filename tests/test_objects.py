@@ -76,6 +76,7 @@ def test_sizes_follow_from_small_objects():
     assert size(2, 256)["min_size"] == (512,)  # enlarged twice at most
     assert size(50, 3000)["min_size"] == (800,) and size(50, 40)["min_size"] == (128,)
     assert size(32, 256, max_size=999)["max_size"] == 999
+    assert size(32, 256, max_size=100) == {"min_size": (100,), "max_size": 100}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,9 @@ def test_the_sizes_that_are_said_are_those_after_resizing(shape, side, model, fo
 def test_anchors_follow_from_the_objects_after_resizing(tmp_path):
     write(tmp_path, rare())  # squares of 10 pixels
     data = open_data(tmp_path, val_fraction=0, split="train").train
-    model, (line,) = fitted({"min_size": (80,), "max_size": 400, "anchor_sizes": "auto"}, data)
+    model, (line,) = fitted(
+        {"min_size": (80,), "max_size": 400, "anchor_sizes": "auto", "value_range": ("auto",)}, data
+    )
     assert 20 in model["anchor_sizes"] and "100.0% by IoU 0.5" in line and "of 15 training objects; 32 64" in line
     model, lines = fitted({"min_size": ("auto",), "anchor_sizes": ("auto",)}, data)
     assert model["min_size"] == (128,) and any(28 <= size <= 36 for size in model["anchor_sizes"])

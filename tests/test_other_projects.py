@@ -108,11 +108,22 @@ def test_flags_of_validation(monkeypatch, words, name, value):
         ),
         ("--dist-url tcp://localhost:1234", False, "--dist-url tcp://localhost:1234: left aside"),
         ("--dist-url tcp://host --test-only --start-epoch 26", False, "--dist-url tcp://host: left aside"),
+        (
+            "--lr-steps 1 --lr-gamma 0.5 --lr-schedule cosine",
+            False,
+            "--lr-steps --lr-gamma: without effect, the rate falls along a cosine",
+        ),
+        ("--ema-decay 0.9", True, "--ema-decay: without effect, it is of --ema"),
+        ("--jitter-scale 0.5 1", False, "--jitter-scale: without effect, it is of --large-scale-jitter"),
+        ("--overlap 0.1 --tile-negatives 3", False, "--overlap --tile-negatives: without effect, there is no --tile"),
+        ("--optimizer adamw --momentum 0.5", False, "--momentum: without effect, adamw has its own"),
+        ("--box-head-convs 2", False, "--box-head-convs: without effect, the box head of --variant v1 has none"),
     ],
 )
 def test_what_contradicts_is_told(words, resumed, said):
     config, _ = with_length(resolve(parsed_for_training(words.split()), ONE), 8, 2)
-    (line,) = without_effect(config, ONE, resumed)
+    given = {word[2:].replace("-", "_") for word in words.split() if word.startswith("--")}
+    (line,) = without_effect(config, ONE, resumed, given)
     assert line.startswith(said)
 
 

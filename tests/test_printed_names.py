@@ -98,16 +98,18 @@ def test_the_next_commands_of_a_run_are_quoted(data, tmp_path, capsys):
         with prepare_run_folder(folder).lock:
             write_args(folder, {})
     (folder / "model_0.pth").touch()
-    go_on = resume_command(folder, RunConfig(), SimpleNamespace(size=1))
-    print_outcome(folder, 0.5, open_data(data, split="val").val, go_on, 300)
+    go_on = resume_command(folder, RunConfig(follow_links=True), SimpleNamespace(size=1))
+    print_outcome(folder, 0.5, open_data(data, split="val").val, go_on, 300, True)
     printed = capsys.readouterr().out
     assert not CONTROL.search(printed.replace("\n", ""))
     lines = [line.partition(" python ")[2] for line in printed.splitlines() if " python " in line]
     image = open_data(data, split="val").val.file_name(0)
     weights = ["--weights-path", str(folder)]
     assert shell(lines[1]) == ["predict.py", *weights, "--img-path", image] and Path(image).exists()
-    assert shell(lines[0]) == ["validation.py", *weights, "--max-dets", "300", "--report"]
-    assert shell(lines[2]) == ["train.py", "--output-dir", str(folder), "--resume", "auto"]
+    assert shell(lines[0]) == ["validation.py", *weights, "--max-dets", "300", "--follow-links", "--report"]
+    assert shell(lines[2]) == ["train.py", "--output-dir", str(folder), "--resume", "auto", "--follow-links"]
+    print_outcome(folder, 0.5, SimpleNamespace(file_name=lambda i: "gone.png"), go_on)  # as of packed data
+    assert f"predict.py --weights-path {pasted(folder)} --img-path IMAGE\n" in capsys.readouterr().out
     (line,) = (line for line in printed.splitlines() if "holds a run already" in line)
     goes_on = line.partition("of the former: ")[2][:-1]
     assert shell(goes_on) == ["--output-dir", str(folder), "--resume", "auto"]

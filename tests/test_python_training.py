@@ -130,6 +130,14 @@ def test_an_own_augmentation_draws_from_the_generator_of_the_sample():
             OwnAugmentation(wrong)(image, target, torch.Generator())
 
 
+def test_an_id_that_is_no_number_is_left_out():
+    for given, ids in (("abc", [0, 1, 2]), (torch.tensor([7, 8]), [0, 1, 2]), (None, [0, 1, 2])):
+        data_set = data_set_of(Squares(image_id=given))
+        assert [data_set.image_id(i) for i in range(3)] == ids and data_set[1][1]["image_id"] == 1
+    one = data_set_of(Squares((1,), image_id=torch.tensor([7])))
+    assert one.image_id(0) == one[0][1]["image_id"] == 7
+
+
 def test_datasets_of_torch_are_trained_on_and_validated(folder, capsys):
     more = {"names": ["cat", "dog"], "augment": flipped, "epochs": 1, **OPTIONS}
     own = maskrcnn.train(Squares(), Squares((2, 1)), output_dir=folder / "own", **more)
@@ -200,6 +208,14 @@ def test_validation_gives_the_numbers_of_the_run(run, folder):
         ),
         ({"data": Squares((1, 1)), "val": Squares((2,))}, r"^Squares\[0\]: label 2: it must be 1 to 1"),
         ({"data": maskrcnn.DataOptions("nowhere", year="2012")}, "^nowhere: no such"),
+        ({"data": Squares((1,))}, "^Squares: has one image, which cannot be divided"),
+        ({"data": Squares(), "val_fraction": 0}, "^Squares: no image is left for validation; check val_fraction"),
+        (
+            {"data": Squares(), "drop_empty": True, "dataset": "voc", "year": None},
+            "^dataset, drop_empty: without effect, as data is a torch Dataset",
+        ),
+        ({"data": Squares(), "val": Squares(), "val_fraction": 0.3}, "^val_fraction: without effect"),
+        ({"data": "nowhere", "data_path": "elsewhere"}, "^data_path: data says another value"),
     ],
 )
 def test_what_is_wrong_is_named_in_pythons_words(given, said, tmp_path):
@@ -214,6 +230,9 @@ def test_what_validation_cannot_use_is_named(run):
         ({"score": 1}, "^score: validate has no such option"),
         ({"min_size": 64}, "a detector has its settings already"),
         ({"data": Squares((1, 4))}, r"^Squares\[1\]: label 4: it must be 1 to 3"),
+        ({"data": Squares(), "val_fraction": 0.3}, "^val_fraction: without effect"),
+        ({"max_dets": "x"}, "^max_dets: 'x' is not a whole number of at least 10"),
+        ({"max_dets": 0}, "^max_dets: 0 is not a whole number of at least 10"),
     ):
         with pytest.raises(ValueError, match=said):
             maskrcnn.validate(detector, **given)

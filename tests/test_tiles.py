@@ -159,6 +159,17 @@ def test_what_reaches_into_another_tile_needs_a_mask_whatever_its_score(t, boxes
     assert torch.equal(seen[0], found["boxes"] + torch.tensor([40 * t, 0] * 2))  # in the image
 
 
+@pytest.mark.parametrize(("left", "right"), [(30, 67), (26, 66), (30, 70)])
+def test_an_object_in_two_pieces_is_not_the_piece_that_a_tile_has_alone(left, right):
+    """A tile that ends in the gap has one piece, which no border cuts, farther from its border than the whole is."""
+    tiles, masks = torch.tensor([[0, 0, 60, 50], [20, 0, 80, 50], [40, 0, 100, 50]]), torch.zeros(1, 50, 100)
+    masks[0, 10:20, left : left + 20] = masks[0, 10:20, right : right + 8] = 1
+    masks, one = masks.to(torch.uint8), torch.ones(1)
+    result = joined(seen_in_tiles(masks, one.long(), one, tiles), tiles, (50, 100))
+    whole = CroppedMasks.from_masks(masks)
+    assert by_object(result) == by_object({"boxes": whole.boxes.float(), "labels": one.long(), "masks": whole})
+
+
 def test_two_objects_of_a_tile_are_never_joined():
     tiles = torch.tensor([[0, 0, 60, 50], [40, 0, 100, 50]])
     left = found_in([[30, 10, 60, 20], [30, 12, 60, 22]], [1, 1], [0.9, 0.8], (50, 60))

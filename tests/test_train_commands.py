@@ -15,12 +15,13 @@ import validation
 from network_files import MaskRCNNConfig
 from tests.faults.processes import end_all, launch, start_all, wait_for
 from tests.small_runs import ROOT, call, differences, flags, start
+from tests.tiny_model import tiny
 from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.run import epochs as trainer
 from train_utils.run.config import LR_PER_IMAGE, RunConfig, add_arguments
-from train_utils.run.defaults import BUILT_IN_MODEL, resolve
+from train_utils.run.defaults import BUILT_IN_MODEL, resolve, with_network
 from train_utils.run.reports import about_speed
 from train_utils.run.schedule import with_length
 
@@ -241,6 +242,32 @@ def test_unreadable_images_are_skipped_and_counted(shapes, tmp_path, capsys):
     output = capsys.readouterr()
     assert "000000000001.png" in output.err.splitlines()[-1]
     assert "an epoch has 6 of 8 images, others each time: the rest would not fill a batch\n" in output.out
+    of_weights = ["--data-path", data, "--weights", tmp_path / "run", "--device", "cpu", "--workers", 0]
+    assert call(train, *of_weights, "--test-only", "--output-dir", tmp_path / "tested") == 1  # an image is skipped
+    output = capsys.readouterr()
+    assert "skipped: " in output.err and f"network: as in --weights {tmp_path / 'run'}: anchor_sizes 4 8" in output.out
+    assert json.loads((tmp_path / "tested" / "record_mAP.json").read_text())["about"]["images"] == 1
+    assert call(train, *of_weights, "--fpn-channels", 32, "--output-dir", tmp_path / "other") == 2
+    assert "it was made with fpn_channels 16" in capsys.readouterr().err
+
+
+def test_a_run_from_a_checkpoint_has_its_network():
+    weights = {"norm": "batch", "mask_head_layers": 1, "aspect_ratios": (0.5, 2.0), "min_size": (64,), "channels": 5}
+    model = tiny(3, **weights)
+    content = {"format_version": 1, "model": model.state_dict(), "config": model.config.to_dict(), "label_map": {}}
+    config, (line,) = with_network(RunConfig.of({"weights": "w", "mask_head_layers": 4}), content)
+    shaped = {"backbone": "resnet18", "fpn_channels": 16, "aspect_ratios": (0.5, 2.0), "mask_head_layers": 4}
+    assert shaped.items() <= config.model.items() and not {"norm", "min_size", "channels"} & config.model.keys()
+    assert (
+        line.startswith("network: as in --weights w: aspect_ratios 0.5 2.0, backbone resnet18, ")
+        and "min_size" not in line
+    )
+    content["config"]["norm"] = "sync"  # on several GPUs
+    tested, _ = with_network(RunConfig.of({"weights": "w", "test_only": True, "max_size": 99}), content)
+    whole = {"min_size": (64,), "anchor_sizes": model.config.anchor_sizes, "max_size": 99, "norm": "batch"}
+    assert whole.items() <= tested.model.items() and not {"geometry", "channels"} & tested.model.keys()
+    for other in ({}, model.state_dict()):
+        assert with_network(RunConfig.of({"weights": "w"}), other)[1] == []
 
 
 def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_batch(shapes, tmp_path, capsys):

@@ -53,6 +53,10 @@ def test_a_rate_and_a_batch_that_fit_are_found(tmp_path, monkeypatch, capsys):
     assert "there is not enough memory for one image" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     assert call(train, *flags(data, tmp_path / "none", "--lr", "most")) == 2
+    assert call(train, *flags(data, tmp_path / "none", *more, "--lr", "auto")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the test of --lr auto: out of memory" in error and "(48x48, 48x48); try a smaller --batch-size" in error
+    assert "--resume" not in error
 
 
 def test_a_batch_that_fits_keeps_the_global_one(monkeypatch):

@@ -95,6 +95,12 @@ def test_what_lies_outside_the_yamls_folder_is_named(tmp_path):
     assert numbers(open_data(tmp_path / "data", follow_links=True)) == [1, 2]
 
 
+def test_folders_in_capitals_are_to_be_renamed(tmp_path):
+    pair(tmp_path / "Images", tmp_path / "Labels")
+    with pytest.raises(InputError, match="Images and Labels hold YOLO data; call them images and labels"):
+        open_data(tmp_path)
+
+
 @pytest.mark.parametrize("form", ["images/{}", "{}/images"])
 def test_data_without_a_yaml(tmp_path, form):
     for number, split in enumerate(("train", "test"), 1):

@@ -24,6 +24,12 @@ def open_splits(options: DataOptions) -> dict[str, ImageDataset]:
     return {"" if role == "all" else role: part for role, part in parts.items()}
 
 
+def content_in_annotations(data_set: ImageDataset, i: int) -> bytes | None:
+    """Returns the file of image i where the annotations hold it, as LabelMe's jsons may; None where it is one."""
+    source = data_set.annotations.images
+    return source.content(data_set.annotations.file_name(data_set.rows[i])) if hasattr(source, "content") else None
+
+
 def place_image(source: str | Path, target: Path, link: bool) -> bool:
     """Copies an image, or links it: hard where that can be, else by a symbolic link; returns whether by the latter."""
     if not link:

@@ -149,10 +149,10 @@ def eight_bits(options: ExportOptions, content: dict[str, Any], label_map: Label
 
 
 def is_data(place: str) -> bool:
-    """Returns whether --check names data: a json, or a folder that is not one of images alone."""
+    """Returns whether --check names data: a json, a data.yaml, or a folder that is not one of images alone."""
     path = user_path(place)
     if not path.is_dir():
-        return path.suffix.lower() == ".json"
+        return path.suffix.lower() in (".json", ".yaml", ".yml")
     images = any(file.suffix.lower() in image_suffixes() for file in path.iterdir())
     return not images or bool(DATA_FORMATS[format_of(path)].find_splits(path, DataOptions(place), None))
 

@@ -21,17 +21,18 @@ from tqdm import tqdm
 
 from backbone.errors import InputError
 from backbone.settings import setting
-from tools.conversion import open_splits, place_image
+from tools.conversion import content_in_annotations, open_splits, place_image
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.npy_folder import NO_ANNOTATION, NO_IMAGE
-from train_utils.data.images import ImageError, image_size
+from train_utils.data.images import ImageError, image_size, read_image
 from train_utils.data.images.pages import file_of, page_of
 from train_utils.data.options import DataOptions
 from train_utils.io.files import new_folder, user_path, write_text
 from train_utils.io.plain_text import counted, visible
+from train_utils.io.unfinished import new_file
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
     for i in tqdm(range(len(data_set)), desc=name or "images", unit="image", disable=None):
         source = Path(file_of(data_set.file_name(i)))
         try:
-            image_size(data_set.file_name(i))
+            inner = content_in_annotations(data_set, i)
+            if inner is None:
+                image_size(data_set.file_name(i))
+            else:
+                read_image(source, content=inner)
         except ImageError as error:
             print(f"not converted: {error}", file=sys.stderr, flush=True)
             continue
@@ -73,7 +78,11 @@ def write_split(out: Path, name: str, data_set: ImageDataset, link: bool) -> int
             target = target.with_name(source.name)
         if target not in placed:
             target.parent.mkdir(parents=True, exist_ok=True)
-            linked += place_image(source, target, link)
+            if inner is None:
+                linked += place_image(source, target, link)
+            else:
+                with new_file(target) as file:
+                    file.write(inner)
             placed.add(target)
     numbered = all(isinstance(data_set.given_id(i), int) for i in range(len(data_set)))
     new_ids = {image["id"]: image["id"] if numbered else n for n, image in enumerate(content["images"], 1)}

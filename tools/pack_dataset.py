@@ -28,6 +28,7 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from backbone.settings import setting
 from network_files import CroppedMasks
+from tools.conversion import content_in_annotations
 from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, run_command
 from train_utils.cli.flags import add_flags
 from train_utils.cli.parser import Parser
@@ -73,11 +74,19 @@ def encoded(data_set: ImageDataset, i: int) -> tuple[bytes, int]:
     """Returns (bytes of image i's file, how they are turned to become the image); of a page an .npy file's."""
     path, image = data_set.file_name(i), data_set.read_as(OF_ANY_FILE).image(i)
     file, page = page_of(path)
-    content = Path(file).read_bytes() if page is None else as_array(path)
+    content = content_in_annotations(data_set, i)
+    if content is None:
+        content = Path(file).read_bytes() if page is None else as_array(path)
     for kind in (UPRIGHT, AS_STORED):
         if torch.equal(read_image(file, kind == UPRIGHT, content, OF_ANY_FILE), image):
             return content, kind
     raise InputError(f"{path}: changed while it was packed; pack the data set again")
+
+
+def size_of_file(data_set: ImageDataset, i: int) -> int:
+    """Returns the bytes of image i's file, or of what the annotations hold in its place."""
+    content = content_in_annotations(data_set, i)
+    return Path(file_of(data_set.file_name(i))).stat().st_size if content is None else len(content)
 
 
 def as_array(path: str) -> bytes:
@@ -174,7 +183,7 @@ def pack(data_set: ImageDataset, path: Path, keep_encoded: bool = False, strict:
     if keep_encoded and isinstance(data_set.annotations.images, PackedRecords):
         raise InputError(f"--keep-encoded: {data_set.source} is packed already; give the data that it was packed from")
     need = (
-        sum(Path(file_of(data_set.file_name(i))).stat().st_size for i in range(len(data_set)))
+        sum(size_of_file(data_set, i) for i in range(len(data_set)))
         if keep_encoded
         else (3 * int(data_set.sizes.prod(dim=1).sum()))
     )

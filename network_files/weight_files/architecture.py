@@ -17,6 +17,11 @@ RESNETS = {
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
+# the fields of MaskRCNNConfig, beside num_classes and channels, that weights have their names and shapes from
+OF_SHAPES = (
+    "backbone", "variant", "backbone_width", "norm", "fpn_channels", "aspect_ratios", "box_roi_size",
+    "box_head_channels", "box_head_convs", "mask_head_channels", "mask_head_layers",
+)  # fmt: skip
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
 STEMS = ("backbone.body.conv1.weight", "backbone.body.features.0.0.weight")  # of a ResNet and of a MobileNet
 # a key that one MobileNet has and the other has not

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from backbone import InputError
+from network_files.config import MaskRCNNConfig
 from network_files.mask_rcnn import MaskRCNN
 from network_files.operators.boxes import TORCHVISION
-from network_files.weight_files.architecture import describe, of_classes, state_of, stem_of
+from network_files.weight_files.architecture import OF_SHAPES, describe, of_classes, state_of, stem_of
 from network_files.weight_files.torch_file import read_torch_file
 
 SITE = "https://download.pytorch.org/models/"
@@ -184,7 +185,7 @@ def _load(model: MaskRCNN, content: dict, name: str, replace_predictors: bool) -
     replaced = [] if backbone_only else _drop_predictors(model, state, own, name, replace_predictors)
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
     about_stem = _fit_stem(state, own)
-    _check_fit(state, own, replaced, name, backbone_only)
+    _check_fit(state, own, replaced, name, backbone_only, _other_fields(model.config, content))
     model.load_state_dict(state, strict=False)
     return [*_report(state, own, replaced, name, backbone_only), *about_stem]
 
@@ -243,7 +244,17 @@ def _drop_predictors(model: MaskRCNN, state: dict, own: dict, name: str, replace
     return dropped
 
 
-def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_only: bool) -> None:
+def _other_fields(config: MaskRCNNConfig, content: Mapping) -> str:
+    """Returns the fields that a checkpoint was made with, and this model is not; of other content which to look at."""
+    theirs, ours = content.get("config"), config.to_dict()
+    shaping = [name for name in OF_SHAPES if name != "norm"] if isinstance(theirs, dict) else []
+    names = [name for name in shaping if theirs.get(name, ours[name]) != ours[name]]
+    values = (theirs[name] if isinstance(theirs[name], list) else [theirs[name]] for name in names)
+    other = [f"{name} {' '.join(map(str, value))[:40]}" for name, value in zip(names, values, strict=True)]
+    return f"it was made with {', '.join(other)}" if other else "check backbone, variant, backbone_width"
+
+
+def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_only: bool, advice: str) -> None:
     shapes = [key for key in state if key in own and state[key].shape != own[key].shape]
     foreign = [key for key in state if key not in own]
     # torchvision's ImageNet files lack nothing, a partial file lacks stages; a detector must be whole
@@ -261,7 +272,7 @@ def _check_fit(state: dict, own: dict, replaced: list[str], name: str, backbone_
         raise InputError(
             f"{name}: holds {describe(state)}, which does not fit this model, {describe(own)} "
             f"({len(shapes)} shapes differ, {len(foreign)} keys unknown, {len(missing)} missing; "
-            f"{str((example or ['it'])[0])[:100]} {what}): check backbone, variant, backbone_width"
+            f"{str((example or ['it'])[0])[:100]} {what}): {advice}"
         )
 
 

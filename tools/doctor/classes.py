@@ -104,12 +104,16 @@ def look_across(tables: dict[str, Table], finds: Finds) -> None:
     if not {"train", "val"} <= tables.keys():
         return
     train, val = (tables[split].data_set for split in ("train", "val"))
-    of_name = {name: i for i, name in enumerate(_base_names(train))}
+    of_name = defaultdict(list)
+    for i, name in enumerate(_base_names(train)):
+        of_name[name].append(Path(train.file_name(i)))
     for j, name in enumerate(_base_names(val)):
         if name not in of_name:
             continue
-        other, path = Path(train.file_name(of_name[name])), Path(val.file_name(j))
-        if path == other or _same_content(path, other):
+        others, path = of_name[name], Path(val.file_name(j))
+        same = next((each for each in others if path == each or _same_content(path, each)), None)
+        other = same or others[-1]
+        if same:
             finds.add(SAME_IMAGE, f"{other} (train) and {path} (val)", "val", val.given_id(j))
         else:
             finds.add(SAME_NAME, f"{other} (train) and {path} (val)", "val", val.given_id(j))

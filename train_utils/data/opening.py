@@ -73,9 +73,7 @@ def open_data(
             note = f"{counted(dropped, 'image')} without objects left out (--drop-empty)"
             parts["train"] = parts["train"].noted(note)
     for role, part in parts.items():
-        if not len(part):
-            use = {"train": "training", "val": "validation"}[role]
-            raise InputError(f"{path}: no image is left for {use}; check --val-fraction and --drop-empty")
+        refuse_no_image(path, role, part)
         report_missing(part)
         if wanted.strict:
             refuse_skips(part)
@@ -87,13 +85,20 @@ def undivided(places: dict[str, Any]) -> dict[str, Any]:
     return places if "val" in places else dict(zip(["all"], places.values(), strict=True))
 
 
-def refuse_single(path: Path, whole: ImageDataset) -> None:
+def refuse_single(path: str | Path, whole: ImageDataset) -> None:
     """Raises InputError for data that cannot be divided."""
     if len(whole) == 1:
         raise InputError(
             f"{path}: has one image, which cannot be divided into training and validation data: give validation "
             "data beside it, or at least two images"
         )
+
+
+def refuse_no_image(source: str | Path, role: str, part: ImageDataset) -> None:
+    """Raises InputError for a part of data ("train" or "val") without an image."""
+    if not len(part):
+        use = {"train": "training", "val": "validation"}[role]
+        raise InputError(f"{source}: no image is left for {use}; check --val-fraction and --drop-empty")
 
 
 def find_places(options: DataOptions, split: str | None = None) -> tuple[Path, ModuleType, dict[str, Any]]:

@@ -281,7 +281,8 @@ def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor
     - Two detections of neighbours are one object where their masks agree in the shared strip by an IoU of SAME. Pairs
       of one class go first, then those of higher IoU; a tile has at most one part of an object; of two classes only
       parts that are cut join.
-    - Of an object that is whole in several tiles, the detection farthest from its tile's borders stays as it is. Of
+    - Of an object that is whole in several tiles, the detection farthest from its tile's borders stays as it is, if its
+      tile holds what the others show: of an object in pieces a tile may have one piece, and that whole. Of
       others masks and boxes are united, with class and score of the part with the highest score.
     """
     parts = _Parts(found, tiles, size)
@@ -289,7 +290,7 @@ def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor
     corners, boxes, codes, places, leaders = parts.boxes.tolist(), [], [], [], []
     for members in _objects(_pairs(parts, keep), parts, keep):
         if not any(parts.is_cut[i] for i in members):
-            members = [max(members, key=parts.margin_of.__getitem__)]
+            members = _whole(parts, members, corners)
         leaders.append(max(members, key=parts.score_of.__getitem__))
         code, place = _united(parts, members)
         codes.append(code)
@@ -304,6 +305,20 @@ def joined(found: Sequence[dict], tiles: Tensor, size: Size) -> dict[str, Tensor
         "scores": parts.scores[leaders][order],
         "masks": masks[order],
     }
+
+
+def _whole(parts: _Parts, members: Sequence[int], boxes: Sequence[Sequence[float]]) -> Sequence[int]:
+    """Returns which of an object's parts, none of which is cut, stays; boxes: of all parts, in the image.
+
+    It is the one farthest from its tile's borders, of those whose tiles hold what the others show: of an object in two
+    pieces a tile may have one alone, and all of that. Where no tile holds all, the parts are united.
+    """
+    x1, y1, x2, y2 = zip(*(boxes[i] for i in members), strict=True)
+    low, high = torch.tensor([min(x1), min(y1)]) + AT_BORDER, torch.tensor([max(x2), max(y2)]) - AT_BORDER
+    tiles = parts.tiles[[parts.tile_of[i] for i in members]]  # [n, 4]
+    holds = ((tiles[:, :2] <= low) & (tiles[:, 2:] >= high)).all(1).tolist()
+    holding = [i for i, all_there in zip(members, holds, strict=True) if all_there]
+    return [max(holding, key=parts.margin_of.__getitem__)] if holding else members
 
 
 def _margins(boxes: Tensor, tiles: Tensor, size: Size) -> Tensor:

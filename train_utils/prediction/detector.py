@@ -69,20 +69,23 @@ class Detector:
         path: str | Path,
         format: str | None = None,
         batch: int | None = 1,
-        check: Iterable[Any] = (),
+        check: str | Path | Iterable[Any] = (),
         postprocess: str | None = None,
     ) -> dict[str, Any]:
         """Writes the model as a file of a runtime, proven on drawn images and on those of check.
 
         path: .onnx, .pt2, or a new folder for OpenVINO; format: onnx, openvino or torch_export, None: by the
-        path; batch: images at a time, None for any number; check: images as for a call; postprocess: "uint8" or "float"
-        puts resize and paste into the file, which then takes an image as it is. Returns the largest differences between
-        the detections of both. Raises InputError, and leaves no file, above 0.01 pixels, 0.0001 in scores or 0.001 in
-        masks; `load` opens the file.
+        path; batch: images at a time, None for any number; check: images as for a call, a path, a folder or a glob;
+        postprocess: "uint8" or "float" puts resize and paste into the file, which then takes an image as it is. Returns
+        the largest differences between the detections of both. Raises InputError, and leaves no file, above 0.01
+        pixels, 0.0001 in scores or 0.001 in masks; `load` opens the file.
         """
         with speaking_python():
             reading = Reading.of(self.model.config)
-            images = [image_of(value, f"image {i}", reading) for i, value in enumerate(check)]
+            given = [check] if isinstance(check, str | Path) else check
+            found = ([value] if not isinstance(value, str | Path) else _files(value) for value in given)
+            values = itertools.chain.from_iterable(found)
+            images = [image_of(value, f"image {i}", reading) for i, value in enumerate(values)]
             export = Export(user_path(path), format or format_of(path), batch, photo=postprocess)
             return export_model(self.model, self.label_map, self.content, export, images).record()
 
@@ -170,8 +173,8 @@ class Detector:
                         predictor.recall(of_image)
                     yield from some
                     bar.update(len(some) + len(left_out))
-        for limit in predictor.limits():
-            warnings.warn(in_python_words(limit.line), stacklevel=3)
+        for line in [*wanted.looking.notes(self.content), *(limit.line for limit in predictor.limits())]:
+            warnings.warn(in_python_words(line), stacklevel=3)
 
     def _looked(
         self, predictor: Predictor, wanted: Wanted, some: list[tuple[int, Any, torch.Tensor | ImageError]]
@@ -216,6 +219,11 @@ class Detector:
         few = ", ".join(self.names[:4]) + (", ..." if len(self.names) > 4 else "")
         classes = f"{counted(len(self.names), 'class')}: {few}"
         return f"Detector({config.backbone} {config.variant}, {classes}; {self.device})"
+
+
+def _files(place: str | Path) -> list[Path]:
+    """Returns the images that a path, a folder or a glob names."""
+    return [path for path in find_images([str(place)], flag="--check") if not is_video(path)]
 
 
 def _source(value: Any, number: int) -> str:

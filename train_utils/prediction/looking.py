@@ -18,6 +18,7 @@ from train_utils.data.tiles.tiling import LEAST_SIDE, MOST_OVERLAP, OVERLAP, Til
 from train_utils.evaluation.mirrored_model import MirroredModel
 from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.prediction.runtimes.exported_model import WholeModel
+from train_utils.run.resume import FUNCTION
 
 AUTO, FLIPS = "auto", "flips"
 AUTO_SIDES, AUTO_MOST = 8, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels
@@ -54,6 +55,13 @@ class LookingOptions(TileOptions):
         "it had --vertical-flip",
         choices=(FLIPS,),
     )
+
+    def notes(self, content: Mapping[str, Any]) -> list[str]:
+        """Returns a line where it is not known which mirror images training had; content: of the weights' file."""
+        own = augmented_by(content)
+        if self.tta is None or own is None:
+            return []
+        return [f"--tta {self.tta}: mirrors left and right; whether training did is not known (--augment {own})"]
 
     def looking(
         self, model: nn.Module, content: Mapping[str, Any], mask_threshold: float = 0.5
@@ -115,17 +123,26 @@ def trained_tiling(content: Mapping[str, Any]) -> Tiling | None:
     return TrainingTiles(**{name: value for name, value in named.items() if value is not None}).tiling
 
 
-def trained_flips(content: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
-    """Returns the axes of the mirror images that the training of a checkpoint had; of other weights left and right.
+def augmented_by(content: Mapping[str, Any]) -> str | None:
+    """Returns the name of a user's function that augmented in the training of a checkpoint, or None."""
+    args = content.get("args") if is_checkpoint(dict(content)) else None
+    if not isinstance(args, dict):
+        return None
+    names = content.get(FUNCTION), args.get("augment")  # of maskrcnn.train, and my_file.py:name
+    return names[0] or (names[1] if ".py:" in str(names[1]) else None)
 
-    content: of the weights' file. Raises InputError where training had none.
+
+def trained_flips(content: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Returns the axes of the mirror images that the training of a checkpoint had.
+
+    Left and right where it is not known; content: of the weights' file. Raises InputError where training had none.
     """
     args = content.get("args") if is_checkpoint(dict(content)) else None
     named = given_settings(Augmentation, args) if isinstance(args, dict) else {}
     axes = [axis for axis, name in ((2, "horizontal_flip"), (1, "vertical_flip")) if named.get(name)]
     if named.get("quarter_turns"):
         axes = [2, 1]
-    if "horizontal_flip" not in named:
+    if "horizontal_flip" not in named or augmented_by(content) is not None:
         axes = [2]
     if not axes:
         raise InputError(

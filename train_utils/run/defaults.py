@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES, EACH_PAGE, MaskRCNNConfig, as_value_range
 from network_files.operators.boxes import HALF_PIXEL, HALF_PIXEL_MASKS, TORCHVISION
+from network_files.weight_files.architecture import OF_SHAPES
 from network_files.weight_files.weights import COCO, COCO_CLASSES, IMAGENET, PUBLISHED, classes_of, holds_heads
-from train_utils.checkpoints.checkpoint import is_checkpoint, load_file
+from train_utils.checkpoints.checkpoint import fitting_settings, is_checkpoint, load_file
 from train_utils.checkpoints.weights_source import FROM_NAMES, weights_to_begin_from
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images.pages import page_of
@@ -24,7 +25,7 @@ from train_utils.data.opening import DataSplits
 from train_utils.io.plain_text import counted
 from train_utils.processes.cores import usable_cores
 from train_utils.processes.distributed import World
-from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig
+from train_utils.run.config import LR_ADAMW, LR_PER_IMAGE, REFERENCE, WEIGHT_DECAY, RunConfig, model_fields
 from train_utils.run.schedule import lr_steps
 
 # What a model takes of image files: how they are read, and how their values become 0..1.
@@ -121,10 +122,10 @@ def resolve_aliases(config: RunConfig, usual_epochs: int | None) -> RunConfig:
     return config
 
 
-def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
+def without_effect(config: RunConfig, world: World, resumed: bool, given: Collection[str] = ()) -> list[str]:
     """Returns lines that say which flags of a resolved config have no effect.
 
-    resumed: there is a checkpoint to go on from.
+    resumed: there is a checkpoint to go on from; given: the names of the options that were given.
     """
     lines = []
     if resumed and config.start_epoch:
@@ -138,13 +139,52 @@ def without_effect(config: RunConfig, world: World, resumed: bool) -> list[str]:
         lines.append(f"--world-size {config.world_size}: left aside, torchrun started {counted(world.size, 'process')}")
     if config.dist_url not in (None, "env://"):
         lines.append(f"--dist-url {config.dist_url}: left aside, torchrun decides where processes meet")
-    return lines
+    return lines if config.test_only else lines + _idle(config, given)
+
+
+def _idle(config: RunConfig, given: Collection[str]) -> list[str]:
+    """Returns a line for each group of options given that act beside another one alone, which a training lacks."""
+    alone = [
+        (("lr_steps", "lr_step_size", "lr_gamma"), config.lr_schedule == "steps", "the rate falls along a cosine"),
+        (("ema_decay",), config.ema, "it is of --ema"),
+        (("jitter_scale",), config.large_scale_jitter is not None, "it is of --large-scale-jitter"),
+        (("overlap", "tile_negatives"), config.tile is not None, "there is no --tile"),
+        (("momentum",), config.optimizer == "sgd", "adamw has its own"),
+        (("box_head_convs",), config.value("variant") == "v2", "the box head of --variant v1 has none"),
+    ]
+    found = [([name for name in names if name in given], why) for names, acts, why in alone if not acts]
+    flags = [(" ".join(f"--{name.replace('_', '-')}" for name in names), why) for names, why in found if names]
+    return [f"{named}: without effect, {why}" for named, why in flags]
 
 
 def content_of(weights: str | Path) -> dict[str, Any]:
     """Returns what is in the file that --weights names; {} where it names none."""
     path = weights_to_begin_from(weights)
     return load_file(path) if path not in FROM_NAMES and Path(path).is_file() else {}
+
+
+def with_network(config: RunConfig, begun: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+    """Returns a config with the network of the checkpoint that --weights names, where none is given, and a line on it.
+
+    To train from it, these are the fields that its weights have their shapes from; for --test-only all that a model is
+    evaluated with. Geometry, channels and values of images follow later. begun: `content_of` --weights.
+    """
+    own = begun.get("config") if is_checkpoint(begun) else None
+    if not isinstance(own, dict):
+        return config, []
+    own = {**own, "norm": "batch"} if own.get("norm") == "sync" else own  # the same in evaluation, on a CPU too
+    fitting_settings(config.weights, own, {}, begun["model"])
+    names = model_fields() - {"geometry", *OF_FILES, *OF_VALUES} if config.test_only else {*OF_SHAPES}
+    names -= {"norm"} if own.get("norm") != "group" and not config.test_only else set()
+    theirs = {name: _tuple_of(own[name]) for name in names if own.get(name) is not None and name not in config.model}
+    usual = MaskRCNNConfig()
+    other = [f"{name} {_words(theirs[name])}" for name in sorted(theirs) if theirs[name] != getattr(usual, name)]
+    line = f"network: as in --weights {config.weights}: {', '.join(other)}"
+    return config.filled(theirs), [line] if other else []
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def with_geometry(

@@ -164,7 +164,10 @@ class Trainer:
     def choose_rate(self) -> None:
         """Finds the rate of --lr auto, before the first step."""
         steps = self.loader.steps_per_epoch
-        rate, line = range_test(self.state, self.loader, self.world, usual_rate(self.config, self.world))
+        try:
+            rate, line = range_test(self.state, self.loader, self.world, usual_rate(self.config, self.world))
+        except OutOfMemory as error:
+            raise explain_lack_of_memory(error, self.splits.train) from error
         self.config = self.config.replaced({"lr": rate})
         self.run = replace(self.run, config=self.config)
         set_rate(self.state, rate)
@@ -202,7 +205,8 @@ class Trainer:
                 more = f"{command} --epochs {2 * config.epochs} --allow-changed epochs"
                 if self.run.additions.augment is not None:  # no command has the function
                     more = f'maskrcnn.train(..., resume="auto", epochs={2 * config.epochs}, allow_changed=["epochs"])'
-                print_outcome(self.folder, progress.best_ap, self.splits.val, more, config.max_dets)
+                flags = config.max_dets, config.follow_links
+                print_outcome(self.folder, progress.best_ap, self.splits.val, more, *flags)
             else:  # no command would find the images
                 self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
 
@@ -227,7 +231,8 @@ class Trainer:
             self.say(f"an epoch has {used} of {whole} {what}, others each time: the rest would not fill a batch")
         if config.data_path is not None and self.run.additions.splits is None:
             lines = lines_on_fit(self.splits.train, self.state.model.config)
-            check = f"{start_of('tools.check_data')} {pasted(config.data_path)}"
+            links = ["--follow-links"] if config.follow_links else []
+            check = f"{start_of('tools.check_data')} {pasted(config.data_path, *links)}"
             for line in [*lines, *[f"{check} has the numbers, and the flags that fit"][: len(lines)]]:
                 self.say(visible(line))
         if config.amp and dtype == torch.float32:

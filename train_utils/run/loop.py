@@ -23,6 +23,7 @@ from train_utils.checkpoints.data_state import State, data_state, digests
 from train_utils.checkpoints.held_out import SHARE, Scored, check_same_classes, fingerprint, open_scored
 from train_utils.checkpoints.weights_source import weights_to_begin_from
 from train_utils.cli.busy import say_if_busy
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
 from train_utils.data.demands import refuse_nothing_to_learn, without_objects
 from train_utils.data.in_python.data_sets import Pairs
 from train_utils.data.labels import LabelMap, check_num_classes
@@ -41,7 +42,7 @@ from train_utils.processes.distributed import World
 from train_utils.processes.stop_signal import StopSignal
 from train_utils.run import resume
 from train_utils.run.config import RunConfig
-from train_utils.run.defaults import content_of, resolve, with_geometry, with_images, without_effect
+from train_utils.run.defaults import content_of, resolve, with_geometry, with_images, with_network, without_effect
 from train_utils.run.epochs import Additions, Run, Trainer
 from train_utils.run.evaluation import measure, write_measured
 from train_utils.run.optimization import Precision, amp_dtype
@@ -54,8 +55,8 @@ NOTHING_MORE = Additions()
 
 def run(
     given: dict[str, Any], world: World, output_dir: str = "./save_weights", additions: Additions = NOTHING_MORE
-) -> Path | None:
-    """Trains (with test_only: evaluates) as the options say; returns the run folder (with test_only None).
+) -> Path | int:
+    """Trains (with test_only: evaluates) as the options say; returns the run folder (with test_only the exit status).
 
     given: the options of RunConfig and fields of MaskRCNNConfig that were given; output_dir: where these have none.
     Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
@@ -86,8 +87,7 @@ def run(
             model.compile_parts()
         if scored:
             scored = scored._replace(data_set=splits.val)  # read as the model takes its images
-            test(this, model, scored, user_path(config.output_dir or output_dir))
-            return None
+            return test(this, model, scored, user_path(config.output_dir or output_dir))
         if start.fit_batch:
             precision = Precision(world.device, amp_dtype(world.device, config.amp))
             config, about_batch = fitting_batch(model, splits.train, config, precision, world)
@@ -111,6 +111,7 @@ class Start:
     chosen: dict[str, Any]  # fields of the model's config that precede the checkpoint's
     begun: dict[str, Any]  # `content_of` --weights
     fit_batch: bool  # --batch-size auto
+    given: frozenset[str] = frozenset()  # the names of the options that were given
 
 
 def read_options(given: dict[str, Any], output_dir: str, world: World) -> Start:
@@ -129,6 +130,10 @@ def read_options(given: dict[str, Any], output_dir: str, world: World) -> Start:
     if fit_batch:
         config = first_try(config, world)
     chosen = config.model
+    with world.main_first():
+        begun = {} if checkpoint or config.weights is None else content_of(config.weights)
+    config, about_network = with_network(config, begun)
+    notes += about_network
     config = resolve(config, world)
     if world.is_main:
         print(visible(intention(config, world, path)), flush=True)
@@ -136,9 +141,8 @@ def read_options(given: dict[str, Any], output_dir: str, world: World) -> Start:
     with world.main_first():
         if config.own and not config.test_only:
             augmentation_of(config)
-        begun = {} if checkpoint else content_of(config.weights)
     choose_evaluator()
-    return Start(config, notes, path, checkpoint, chosen, begun, fit_batch)
+    return Start(config, notes, path, checkpoint, chosen, begun, fit_batch, frozenset(given))
 
 
 def open_alike(
@@ -180,7 +184,7 @@ def follow_data(start: Start, splits: DataSplits, world: World, say: Callable[..
         start.notes += [*about_sizes, *about_length]
         if config.balance is not None:
             start.notes.append(balance.describe(splits.train, config.balance, samples))
-    start.notes += without_effect(config, world, start.checkpoint is not None)
+    start.notes += without_effect(config, world, start.checkpoint is not None, start.given)
     check_num_classes(config.num_classes, splits.label_map)
     start.config, splits, lines = with_images(config, splits, start.checkpoint, start.begun, world)
     say(*map(visible, lines), sep="\n", end="\n" * bool(lines))
@@ -294,8 +298,11 @@ def build_model(start: Start, label_map: LabelMap) -> tuple[MaskRCNN, list[str]]
     return model, [about, *lines]
 
 
-def test(run: Run, model: MaskRCNN, scored: Scored, folder: Path) -> None:
-    """Prints the COCO numbers (--test-only), of the averaged weights where the checkpoint has them, and writes them."""
+def test(run: Run, model: MaskRCNN, scored: Scored, folder: Path) -> int:
+    """Prints the COCO numbers (--test-only) and writes them; returns the exit status.
+
+    They are of the averaged weights where the checkpoint has them.
+    """
     if run.checkpoint and "ema" in run.checkpoint:
         model.load_state_dict(run.checkpoint["ema"])
     run.world.on_main(folder_to_write, folder)  # rather now than after hours
@@ -311,3 +318,4 @@ def test(run: Run, model: MaskRCNN, scored: Scored, folder: Path) -> None:
         run.say(limit.line)
     paths, notes = run.world.on_main(write_measured, folder, result, scored, max_dets)
     run.say(*notes, f"written: {' '.join(visible(str(path)) for path in paths)}", sep="\n")
+    return run.world.on_main(lambda: EXIT_SOME_UNUSABLE if result.found.skipped else EXIT_OK)

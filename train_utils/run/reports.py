@@ -17,6 +17,7 @@ from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from train_utils.cli.console import script_path, start_of
 from train_utils.data.dataset import ImageDataset
+from train_utils.data.images.pages import file_of
 from train_utils.data.labels import LabelMap
 from train_utils.evaluation.limits import MAX_DETS
 from train_utils.io.files import atomic_file
@@ -114,9 +115,12 @@ def explain_lack_of_memory(error: OutOfMemory, data_set: ImageDataset) -> InputE
     """Returns the error that names the images of the step."""
     names = [data_set.file_name(index) for batch in error.batches for index in batch.indices]
     sizes = ", ".join(f"{i.shape[-1]}x{i.shape[-2]}" for batch in error.batches for i in batch.images)
+    what, then = f"training step {error.step}", ", then --resume auto"
+    if error.step < 0:  # nothing is saved yet
+        what, then = "the test of --lr auto", ""
     return InputError(
-        f"training step {error.step}: out of memory ({first_line(error.__cause__)}) on {', '.join(names)} ({sizes}); "
-        f"{LESS_IN_TRAINING}, then --resume auto"
+        f"{what}: out of memory ({first_line(error.__cause__)}) on {', '.join(names)} ({sizes}); "
+        f"{LESS_IN_TRAINING}{then}"
     )
 
 
@@ -154,15 +158,22 @@ def resume_command(folder: Path, config: RunConfig, world: World) -> str:
         processes = os.environ.get("LOCAL_WORLD_SIZE", world.size)
         start = f"torchrun --nproc_per_node={processes} {script_path(script)}"
     device = [] if config.device == "auto" else ["--device", config.device]
-    return f"{start} {pasted('--output-dir', folder, '--resume', 'auto', *device)}"
+    links = ["--follow-links"] if config.follow_links else []  # a checkpoint does not say it
+    return f"{start} {pasted('--output-dir', folder, '--resume', 'auto', *device, *links)}"
 
 
 def print_outcome(
-    folder: Path, best_ap: float, val_set: ImageDataset, more_epochs: str, max_dets: int = MAX_DETS
+    folder: Path,
+    best_ap: float,
+    val_set: ImageDataset,
+    more_epochs: str,
+    max_dets: int = MAX_DETS,
+    follow_links: bool = False,
 ) -> None:
     """Prints the last lines of a run: which file holds what, and what to do next.
 
-    more_epochs: the command that trains further; max_dets: of --max-dets, which the numbers were made with.
+    more_epochs: the command that trains further; max_dets, follow_links: of --max-dets and --follow-links, which the
+    numbers were made with.
     """
     best, lowest = folder / "model_best.pth", folder / "model_min_val_loss.pth"
     reached = "n/a, as the validation images have no object" if best_ap < 0 else f"{best_ap:.4f}"
@@ -179,9 +190,12 @@ def print_outcome(
         print("  model_min_val_loss.pth              weights with the lowest validation loss")
     print("  loss_and_lr*.png, losses*.png, mAP*.png    curves")
     print(f"  tensorboard/                        tensorboard --logdir {pasted(folder / 'tensorboard')}")
-    weights, image = pasted("--weights-path", folder), pasted("--img-path", val_set.file_name(0))
+    shown = val_set.file_name(0)  # of packed data: where it lay then
+    weights = pasted("--weights-path", folder)
+    image = pasted("--img-path", shown if os.path.exists(file_of(shown)) else "IMAGE")
     print("next, with the best checkpoint of that folder:")
     counted_as = f" --max-dets {max_dets}" if max_dets != MAX_DETS else ""
+    counted_as += " --follow-links" if follow_links else ""
     print(f"  numbers, a page of mistakes    {start_of('validation')} {weights}{counted_as} --report")
     print(f"  objects in images              {start_of('predict')} {weights} {image}")
     print(f"  more epochs                    {more_epochs}")

@@ -155,7 +155,10 @@ def read_list(folder: Path, list_name: str) -> list[str]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         found = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise InputError(f"{path}: cannot read this list of images ({error.strerror}); lists there: {found}") from error
+        raise InputError(
+            f"{path}: cannot read this list of images ({error.strerror}); lists there: {found}; "
+            "write one, a name of an image each line"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file") from error
     names = [line for line in lines if line]
@@ -205,6 +208,9 @@ def read_index_image(path: Path, colours: Colours | None = None) -> np.ndarray:
         with Image.open(path, formats=formats()) as image:
             mode, indices = image.mode, np.array(image)
     except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            needed = "masks that number the objects are needed there, SegmentationClass alone does not tell them apart"
+            raise InputError(f"{path.parent}: no such folder; {needed}") from error
         raise InputError(f"{path}: no such mask, though its image is in the list") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise InputError(f"{path}: cannot read this mask ({error})") from error

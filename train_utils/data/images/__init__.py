@@ -326,7 +326,16 @@ def bands_left_out(image: Image.Image, reading: Reading) -> list[str]:
     further = has_further(image)
     transparent = image.mode in ("RGBA", "LA", "PA") and reading.channels != len(image.getbands())
     transparent = transparent and image.getextrema()[-1][0] < 255
+    if image.mode == "P" and "transparency" in image.info and reading.channels not in (ANY_CHANNELS, 4):
+        transparent = _shows_through(image)
     return [TRANSPARENCY] * transparent + [CHANNELS] * further
+
+
+def _shows_through(image: Image.Image) -> bool:
+    """Returns whether pixels of an image with a palette have a colour that is not opaque."""
+    given, counts = image.info["transparency"], image.histogram()
+    clear = [given] if isinstance(given, int) else [i for i, alpha in enumerate(given) if alpha < 255]
+    return any(counts[i] for i in clear)
 
 
 def is_dropped(raw: np.ndarray, alpha: bool, reading: Reading) -> bool:

@@ -115,7 +115,7 @@ def _places(raw: np.ndarray) -> Iterator[tuple[int, slice]]:
 def _range_of(raw: np.ndarray, reading: Reading) -> tuple[float, float]:
     """Returns the values that become 0 and 1. ValueError where they are unknown, or a value is not finite."""
     if raw.dtype.kind == "f" and not all(np.isfinite(raw[place]).all() for place in _places(raw)):
-        raise ValueError("its values are not finite")
+        raise ValueError("its values are not finite: put numbers in place of NaN and infinity")
     if reading.unscaled:
         return 0.0, 1.0
     value_range = reading.value_range

@@ -184,8 +184,15 @@ def target_of(target: Any, size: tuple[int, int], name: str, classes: int = ANY_
         }
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error).removeprefix("image ")) from error
-    more = {"image_id": int(target["image_id"])} if "image_id" in target else {}
-    return given | more
+    return given | (_id_of(target["image_id"]) if "image_id" in target else {})
+
+
+def _id_of(value: Any) -> dict[str, int]:
+    """Returns an image id as an entry; {} for what is no number, such as a file's name: images are then counted."""
+    try:
+        return {"image_id": int(value)}
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return {}
 
 
 def _plain(value: Any) -> Tensor | CroppedMasks:

@@ -29,7 +29,7 @@ def fitted(model: dict[str, Any], data_set: ImageDataset) -> tuple[dict[str, Any
     """Returns a model's fields with numbers in place of AUTO, and a line about each."""
     model, lines, objects = dict(model), [], objects_of(data_set)
     for name in asks_for_fit(model):
-        given = {k: v for k, v in model.items() if k not in asks_for_fit(model)}
+        given = {k: v for k, v in model.items() if k not in ("value_range", *asks_for_fit(model))}  # not known yet
         found, line = (fitted_size if name == "min_size" else fitted_anchors)(given, objects)
         model |= found
         lines.append(line)
@@ -73,10 +73,11 @@ def size_for(objects: Objects) -> Fit:
 def fitted_size(model: dict[str, Any], objects: Objects) -> tuple[dict[str, Any], str]:
     """Returns min_size by `size_for`, and max_size where it is not given, and a line about them."""
     fit = size_for(objects)
-    found = {"min_size": (fit.size,), "max_size": model.get("max_size") or fit.longest}
+    size = min(fit.size, model.get("max_size") or fit.size)
+    found = {"min_size": (size,), "max_size": model.get("max_size") or fit.longest}
     config = MaskRCNNConfig.from_dict({"num_classes": 2, **model, **found})
-    side = min(resized_size(*fit.typical, fit.size, config.max_size, config.fixed_size))
-    said = f"min_size: {fit.size} (auto), max_size: {config.max_size}"
+    side = min(resized_size(*fit.typical, size, config.max_size, config.fixed_size))
+    said = f"min_size: {size} (auto), max_size: {config.max_size}"
     if config.fixed_size:
         said = "min_size: auto is without effect beside fixed_size {} {}".format(*config.fixed_size)
     return found, (

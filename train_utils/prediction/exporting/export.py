@@ -50,18 +50,13 @@ def trace(model: MaskRCNN, batch: int | None) -> torch.export.ExportedProgram:
     """Returns the core of a model as a program, whose sides may be any multiples of 32; batch: images, None: any."""
     height, width = (32 * torch.export.Dim(name, min=1, max=MOST) for name in ("height", "width"))
     count = batch or 2  # a 1 would be taken for a constant
-    images = torch.zeros(count, channels_of(model), *EXAMPLE)
+    images = torch.zeros(count, model.config.channels, *EXAMPLE)
     sizes = torch.tensor([EXAMPLE] * count, dtype=torch.float32)
     of_batch = {} if batch else {0: torch.export.Dim("batch", min=1, max=1024)}
     shapes = {**of_batch, 2: height, 3: width}, of_batch
     # sides of 1 cell are sides like others: the trace makes no rule that there be more
     with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):
         return torch.export.export(CoreGraph(model).eval(), (images, sizes), dynamic_shapes=shapes, strict=False)
-
-
-def channels_of(model: MaskRCNN) -> int:
-    """Returns the channels of the images that a model takes."""
-    return next(model.backbone.parameters()).shape[1]
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def export_model(
     about = describe(model.config, label_map, content, export.batch, export.photo)
     names = ("torch", *(name for name in PACKAGES.get(export.format, ()) if name != "onnxscript"))
     about["versions"] = {"maskrcnn": __version__, **{name: version(name) for name in names}}
-    images = [*images, *check_images(channels_of(model), min(model.config.min_size[-1], model.config.max_size))]
+    images = [*images, *check_images(model.config.channels, min(model.config.min_size[-1], model.config.max_size))]
     proofs, stage = [], say or (lambda line: None)
 
     def proven(run: Run) -> str:
@@ -154,7 +149,7 @@ def export_model(
         if export.int8 is not None:
             stage(f"calibrating 8 bits on {counted(len(export.int8.images), 'image')}")
             with unfinished_folder(export.path.parent) as room:
-                whole = quantised(whole, model, export.int8.images, room)
+                whole = quantised(whole, model, export.int8.images, room, export.batch or 1)
         return with_whole_image(whole, model.config, export.photo) if export.photo else whole
 
     def in_torch() -> torch.export.ExportedProgram:

@@ -67,8 +67,11 @@ class Int8:
         return Scores(self.score(model), self.score(exported))
 
 
-def quantised(onnx_model: Any, model: MaskRCNN, images: Sequence[Tensor], room: Path) -> Any:
-    """Returns an onnx.ModelProto in 8 bits; images [C, H, W]: to calibrate with; room: a folder to work in."""
+def quantised(onnx_model: Any, model: MaskRCNN, images: Sequence[Tensor], room: Path, at_once: int = 1) -> Any:
+    """Returns an onnx.ModelProto in 8 bits; images [C, H, W]: to calibrate with; room: a folder to work in.
+
+    at_once: images that the model takes, which each is repeated for.
+    """
     names = "onnx", "onnxruntime", "onnxruntime.quantization"
     onnx, onnxruntime, quantization = (optional_package(name, "int8") for name in names)
     onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of weights that it has replaced itself
@@ -78,7 +81,7 @@ def quantised(onnx_model: Any, model: MaskRCNN, images: Sequence[Tensor], room: 
     quantization.quantize_static(
         room / "float.onnx",
         room / "model.onnx",
-        _Calibration(model, images),
+        _Calibration(model, images, at_once),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
         nodes_to_exclude=_in_float(onnx_model),
@@ -103,19 +106,19 @@ def _in_float(onnx_model: Any) -> list[str]:
 class _Calibration:
     """What onnxruntime reads calibration images from: one batch after another, None at the end."""
 
-    def __init__(self, model: MaskRCNN, images: Sequence[Tensor]) -> None:
+    def __init__(self, model: MaskRCNN, images: Sequence[Tensor], at_once: int = 1) -> None:
         cpu = torch.device("cpu")
         telling = [image for image in images if len(detect(model, [image], cpu)[0]["boxes"])]
         if not telling:
             raise InputError(
                 f"int8: the model finds nothing in {counted(len(images), 'image')} to calibrate on; give others"
             )
-        self.batches = self._batches(model, telling)
+        self.batches = self._batches(model, telling, at_once)
 
     @staticmethod
-    def _batches(model: MaskRCNN, images: Sequence[Tensor]) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(model: MaskRCNN, images: Sequence[Tensor], at_once: int) -> Iterator[dict[str, np.ndarray]]:
         for image in tqdm(images, desc="calibration", unit="image", disable=None):
-            batch = model.transform.batch([image], None, False, torch.float32)
+            batch = model.transform.batch([image] * at_once, None, False, torch.float32)
             yield {"images": batch.images.contiguous().numpy(), "sizes": np.float32(batch.sizes)}
 
     def get_next(self) -> dict[str, np.ndarray] | None:

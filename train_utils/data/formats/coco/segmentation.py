@@ -36,6 +36,8 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[int, li
         raise Skip("annotations with a polygon of an odd number of values")
     # fewer than 3 points have no area (and pycocotools takes 4 numbers for a box)
     parts = [points for points in parts if len(points) >= 6]
+    if not parts and len(segmentation) >= 3 and all(isinstance(p, list) and len(p) == 2 for p in segmentation):
+        raise Skip("annotations whose polygon is a list of points (write each as one list: [[x1, y1, x2, y2, ...]])")
     if not parts:
         raise Skip("annotations whose polygons have fewer than 3 points")
     points = np.concatenate(parts).reshape(-1, 2)

@@ -259,7 +259,8 @@ def _ambiguous(scans: list[Scan]) -> str:
     if several and regions >= MANY_REGIONS * values:
         return (
             f"{regions} separate regions have the {counted(values, 'value')} of {counted(len(scans), 'image')}, which "
-            f"do not number objects (are they classes, or were they blurred when they were scaled?); {SPLIT} of the "
+            f"do not number objects (are they classes, or were they blurred when they were scaled? then "
+            f"scale them anew, by nearest neighbour); {SPLIT} of the "
             f"class that its value is, or {BY_VALUE}"
         )
     return ""

@@ -116,6 +116,7 @@ def _colours(path: Path, pixels: np.ndarray, mode: str) -> tuple[np.ndarray, boo
     count = len(np.unique(numbers))
     if count > MOST_COLOURS:
         raise InputError(
-            f"{path}: has {count} colours, as a picture has; a mask has a colour or number for each object"
+            f"{path}: has {count} colours, as a picture has; a mask has a colour or number for each object; "
+            "save it so, and scale masks by nearest neighbour"
         )
     return numbers, True

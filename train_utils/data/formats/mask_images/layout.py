@@ -91,8 +91,8 @@ def _by_role(root: Path) -> dict[str, Place]:
     for folder in folders_in(root):
         role, rest = _role_and_rest(folder.name)
         if role == "all":
-            of_masks = folder.name in MASKS
-            if of_masks or folder.name in IMAGES:
+            of_masks = _is_one(folder.name, MASKS)
+            if of_masks or _is_one(folder.name, IMAGES):
                 for inner in folders_in(folder):
                     role, rest = _role_and_rest(inner.name)
                     if role != "all" and not rest:
@@ -103,8 +103,8 @@ def _by_role(root: Path) -> dict[str, Place]:
                 others.append(folder)
         elif not rest:
             found.append((role, _place_in(folder, root)))
-        elif rest in IMAGES or rest in MASKS:
-            parts.setdefault((role, folder.name.replace(rest, "")), {}).setdefault(rest in MASKS, folder)
+        elif _is_one(rest, (*IMAGES, *MASKS)):
+            parts.setdefault((role, folder.name.replace(rest, "")), {}).setdefault(_is_one(rest, MASKS), folder)
         else:
             others.append(folder)
     for (role, _), pair in sorted(parts.items()):
@@ -132,14 +132,27 @@ def _role_and_rest(name: str) -> tuple[str, str]:
 def _place_in(folder: Path, root: Path) -> Place | None:
     """Returns how a folder holds images and masks, None where it does not."""
     folders = {path.name: path for path in folders_in(folder)}
-    images = [folders[word] for word in IMAGES if word in folders]
-    masks = [folders[word] for word in MASKS if word in folders and _has_images(folders[word])]
+    images = list(_named(folders, IMAGES))
+    masks = list(filter(_has_images, _named(folders, MASKS)))
     if images and masks:
         return Place(root, FOLDERS, images[0], masks[0])
     if any(_pairs_beside(folder)):
         return Place(root, BESIDE, folder, folder)
     each = any(_pair_of_folders(inner) for inner in folders.values())
     return Place(root, EACH, folder, folder) if each else None
+
+
+def _is_one(name: str, words: tuple[str, ...]) -> bool:
+    """Returns whether a name is one of some words, in any capitals."""
+    return name.casefold() in map(str.casefold, words)
+
+
+def _named(folders: dict[str, Path], words: tuple[str, ...]) -> Iterator[Path]:
+    """Yields the folders that have these names, in the words' order; in other capitals where none has the word's."""
+    others = {name.casefold(): path for name, path in folders.items()}
+    for word in words:
+        if path := folders.get(word) or others.get(word.casefold()):
+            yield path
 
 
 def _pair_of_folders(folder: Path) -> tuple[Path, Path] | None:

@@ -165,6 +165,10 @@ def _is_data(path: Path) -> bool:
 
 def _plain_places(root: Path) -> dict[str, Place]:
     """Returns the places of data without a data.yaml; empty where there is none."""
+    by_name = {path.name.casefold(): path.name for path in folders_in(root)}
+    images, labels = by_name.get("images"), by_name.get("labels")
+    if images and labels and (images, labels) != ("images", "labels") and _holds_texts(root / labels):
+        raise InputError(f"{root}: {images} and {labels} hold YOLO data; call them images and labels")
     if _holds_texts(root / "labels") and (root / "images").is_dir():
         return {"all": Place(root, "", (root / "images",))}
     found, unread = [], {}
