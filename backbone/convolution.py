@@ -25,7 +25,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves."""
-        plain = is_traced(x) or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+        cpu = x.device.type == "cpu"  # some other types of device know no autocast
+        plain = not cpu or is_traced(x) or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
         geometry = self.stride, self.padding, self.dilation
         if not plain and by_products(x, self.weight, geometry, self.groups):
             return Convolution.apply(x, self.weight, None, self.bias, geometry, self.groups)
