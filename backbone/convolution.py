@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from backbone.tracing import is_traced
-
 # With AVX2 alone oneDNN is slow at the weight gradient of large channels-last maps: of a ResNet-50's 3x3 convolutions
 # it makes 4 to 17 billion multiplications a second on a core whose products make 26 to 36 (torch 2.14, AMD EPYC), of
 # maps of 32 x 32 cells 24 beside 26. With AVX-512 it was not found slow.
@@ -25,10 +23,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves."""
-        cpu = x.device.type == "cpu"  # some other types of device know no autocast
-        plain = not cpu or is_traced(x) or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
         geometry = self.stride, self.padding, self.dilation
-        if not plain and by_products(x, self.weight, geometry, self.groups):
+        if torch.is_grad_enabled() and by_products(x, self.weight, geometry, self.groups):
             return Convolution.apply(x, self.weight, None, self.bias, geometry, self.groups)
         return super().forward(x)
 
