@@ -19,6 +19,7 @@ from benchmarks import compare_models, distributed, mini_masks, models
 from benchmarks.data_formats import __main__ as formats_of_data
 from benchmarks.device import gpu
 from benchmarks.large_images import borders, huge_image, perfect, slide, training
+from benchmarks.recipes import dense_images
 from network_files import MaskRCNN, matching
 from network_files.operators.cropped_masks import CroppedMasks
 from tests import small_runs, tiny_model
@@ -104,6 +105,34 @@ def test_borders_of_tiles_cost_a_network_without_fault_nothing(tmp_path, capfd):
     assert borders.differences(masks[[3]], masks[[0]]) == Counter({"lost": 1, "more": 1})
     assert borders.differences(masks[[]], masks[[0]]) == Counter({"lost": 1})
     assert borders.differences(masks[[0]], masks[[4]]) == Counter()
+
+
+def test_dense_images_are_drawn_and_trained_on(tmp_path, capfd, monkeypatch):
+    """Each cap's mask is what is seen of it, none is hidden, and the metric counts as many as an image may have."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        flags = tiny_model.train_flags(backbone_width=16)
+        return SimpleNamespace(returncode=small_runs.call(train, *command[2:], *flags, "--workers", "0"))
+
+    monkeypatch.setattr(dense_images, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(dense_images, "SIDE", 96)
+    monkeypatch.setattr(dense_images, "OBJECTS", (9, 12))
+    words = ["--output-dir", str(tmp_path), "--images", "2", "--epochs", "1"]
+    assert dense_images.main([*words, "--draw"]) == 0 and not commands
+    assert dense_images.main(words) == 0
+    assert re.search(r"^epoch 0: box AP -?[\d.]+, mask AP -?[\d.]+$", capfd.readouterr().out, re.M)
+    assert commands[0][-4:] == ["--box-detections-per-img", "300", "--max-dets", "300"]
+    data = open_data(tmp_path / "data").train
+    for i in range(2):
+        _, target = data[i]
+        masks = target["masks"].to_masks()
+        x1, y1, x2, y2 = target["boxes"].long().unbind(1)
+        assert 3 <= len(masks) <= 12 and int(masks.sum(0).max()) == 1
+        assert all(
+            mask.sum() >= 0.2 * (c - a) * (d - b) for mask, a, b, c, d in zip(masks, x1, y1, x2, y2, strict=True)
+        )
 
 
 def test_training_in_tiles_is_measured_beside_whole_mosaics(tmp_path, capfd, monkeypatch):

@@ -115,7 +115,9 @@ def main(argv: list[str] | None = None) -> int:
             status, row, seconds = train(data, folder / f"run{k}", [*shared, *words])
             if status:
                 return status
-            print(f"{name}: mask AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}, {round(seconds)} s of CPU time", flush=True)
+            print(
+                f"{name}: mask AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}, {round(seconds)} s of CPU time", flush=True
+            )
     return 0
 
 

@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def drawn(seed: int, side: int = SIDE) -> tuple[Image.Image, np.ndarray]:
+def drawn(seed: int, side: int) -> tuple[Image.Image, np.ndarray]:
     """Returns an image and which cap each of its pixels shows, int32 [side, side], 0: soil.
 
     A later cap lies over others. The more caps, the smaller they are: they cover about half of any image.
@@ -89,7 +89,7 @@ def draw(folder: Path, images: int) -> None:
         make_folder(folder / f"{split}2017")
         rows, annotations = [], []
         for at in range(count):
-            image, shown = drawn(start + at)
+            image, shown = drawn(start + at, SIDE)
             image.save(folder / f"{split}2017" / f"{at + 1:012}.png")
             rows.append({"id": at + 1, "file_name": f"{at + 1:012}.png", "height": SIDE, "width": SIDE})
             annotations += objects_of(shown, at + 1, len(annotations) + 1)
