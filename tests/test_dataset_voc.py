@@ -19,7 +19,14 @@ from network_files.operators.cropped_masks import CroppedMasks
 from tests.small_runs import call
 from tools import npy_to_coco
 from train_utils.data.formats import voc
-from train_utils.data.formats.voc_files import Classes, match_objects, read_class_ids, read_xml, voc_colours
+from train_utils.data.formats.voc_files import (
+    Classes,
+    find_images,
+    match_objects,
+    read_class_ids,
+    read_xml,
+    voc_colours,
+)
 from train_utils.data.images import ImageError
 from train_utils.data.opening import open_data
 from train_utils.io.plain_text import of_several
@@ -487,6 +494,12 @@ def test_images_of_another_format_and_turned_by_exif(maker):
     for ending in ("csv", "json", "txt"):  # of other tools
         (maker.folder / "JPEGImages" / f"a.{ending}").write_text("{}")
     assert VocDataset(maker.root)[0][0].shape == (3, *SIZE)
+    files = {"a": ["a.npy", "a.json", "a.zip"], "b": ["b.png", "b.jpg", "b.npy"], "c": ["c.zip"]}
+    for name in sum(files.values(), []):
+        (maker.folder / "JPEGImages" / name).write_text("")
+    (maker.folder / "JPEGImages" / "a.png").rename(maker.folder / "a.png")
+    assert find_images(maker.folder, list(files))[0] == ["a.npy", "b.jpg", "c.zip"]
+    (maker.folder / "a.png").rename(maker.folder / "JPEGImages" / "a.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", SIZE[::-1]).save(maker.folder / "JPEGImages" / "a.png", "jpeg", exif=exif)

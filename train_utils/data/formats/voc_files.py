@@ -18,7 +18,7 @@ from PIL import Image
 from backbone.errors import InputError
 from train_utils.data.formats.coco.file_names import FileNames, nearest, settle_stems
 from train_utils.data.formats.coco.layout import files_in
-from train_utils.data.images import formats
+from train_utils.data.images import ARRAY_SUFFIX, formats
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import read_json
 from train_utils.io.plain_text import brief, shown
@@ -179,15 +179,13 @@ def settle_names(folder: Path, path: Path, names: list[str]) -> FileNames:
 def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], FileNames]:
     """Returns the file name of each named image in JPEGImages, whatever its extension; whether it is missing; names.
 
-    A file that is no image by its extension counts where no image has its stem. A missing one is given as NAME.jpg:
-    reading it fails, as reading a damaged image does.
+    Of files of one stem the first image by its name counts, else a .npy file, else another. A missing one is given as
+    NAME.jpg: reading it fails, as reading a damaged image does.
     """
     folder = folder / "JPEGImages"
     try:
-        listed = sorted(folder.iterdir(), key=lambda file: (file.suffix.lower() in image_suffixes(), file.name))
-        by_name: dict[str, str] = {}
-        for file in listed:
-            by_name[file.stem] = file.name
+        listed = sorted(sorted(folder.iterdir(), reverse=True), key=_likeness)
+        by_name = {file.stem: file.name for file in listed}  # of several the last
     except OSError as error:
         raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
     files = settle_stems(names, by_name)
@@ -197,6 +195,12 @@ def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], 
         like = nearest(names[0], [folder])
         raise InputError(f"{folder}: holds none of the {len(names)} images of the list (as {names[0]}{like})")
     return [file or f"{name}.jpg" for file, name in zip(found, names, strict=True)], missing, files
+
+
+def _likeness(file: Path) -> tuple[bool, bool]:
+    """Returns a key that sorts images last, by their extension, and .npy files before them."""
+    suffix = file.suffix.lower()
+    return suffix in image_suffixes(), suffix == ARRAY_SUFFIX
 
 
 def read_index_image(path: Path, colours: Colours | None = None) -> np.ndarray:
