@@ -13,12 +13,11 @@ from backbone.settings import Settings, setting
 from network_files import MaskRCNN, MaskRCNNConfig
 from train_utils.checkpoints.checkpoint import is_checkpoint
 from train_utils.cli.flags import given_settings
-from train_utils.data.augmentations.options import Augmentation
+from train_utils.data.augmentations.options import FUNCTION, Augmentation
 from train_utils.data.tiles.tiling import LEAST_SIDE, MOST_OVERLAP, OVERLAP, Tiling, TrainingTiles
 from train_utils.evaluation.mirrored_model import MirroredModel
 from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.prediction.runtimes.exported_model import WholeModel
-from train_utils.run.resume import FUNCTION
 
 AUTO, FLIPS = "auto", "flips"
 AUTO_SIDES, AUTO_MOST = 8, 1024  # of an automatic tile as the network sees it: sides of a training image, pixels

@@ -20,6 +20,7 @@ from train_utils.checkpoints import checkpoint as checkpoints
 from train_utils.checkpoints import run_folder as run_folders
 from train_utils.checkpoints.data_state import State, rewritten
 from train_utils.cli.console import start_of
+from train_utils.data.augmentations.options import FUNCTION
 from train_utils.data.augmentations.own import OwnAugmentation, name_of_function
 from train_utils.data.loaders import Batch, EvalLoader, TrainLoader
 from train_utils.data.objects.fitting import AUTO
@@ -435,7 +436,7 @@ class Trainer:
         )
         state["smallest_scale"] = self.smallest_scale  # for prediction
         state["data"] = self.run.states
-        state[resume.FUNCTION] = name_of_function(self.run.additions.augment)
+        state[FUNCTION] = name_of_function(self.run.additions.augment)
         if path.exists():  # what it replaces stays, in case the new one's bits rot
             checkpoints.copy_checkpoint(path, previous)
         checkpoints.save_checkpoint(path, state)

@@ -22,7 +22,7 @@ from network_files import MaskRCNNConfig
 from train_utils.checkpoints import data_state
 from train_utils.checkpoints.data_state import State
 from train_utils.cli.flags import given_model, settings_of
-from train_utils.data.augmentations.options import Augmentation
+from train_utils.data.augmentations.options import FUNCTION, Augmentation
 from train_utils.data.augmentations.own import OwnAugmentation, name_of_function
 from train_utils.data.objects.fitting import AUTO, asks_for_fit
 from train_utils.data.opening import DataSplits
@@ -35,7 +35,6 @@ from train_utils.run.defaults import is_auto, resolve_aliases
 from train_utils.run.schedule import reference_warmup
 from train_utils.run.state import reading_training_state
 
-FUNCTION = "augment_function"  # a checkpoint's entry: the name of the one given in Python, or None
 DATA = "data"  # what --allow-changed calls the images
 OF_OPTIMIZER = {"lr", "weight_decay"}  # whose usual values are each optimiser's own
 Checkpoint = dict[str, Any]

@@ -18,6 +18,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+FUNCTION = "augment_function"  # a checkpoint's entry: the name of the one given in Python, or None
+
 
 @dataclass(frozen=True)
 class Augmentation(Settings):
