@@ -88,6 +88,8 @@ CASES = {
     "RGB, compressed": (tiff(HWC.astype(">u2"), photometric="rgb", compression="zlib"), RGB),
     "RGB, tiled BigTIFF": (tiff(HWC, photometric="rgb", tile=(16, 32), bigtiff=True), RGB),
     "bands that are no colours": (tiff(HWC, planarconfig="contig"), RGB),
+    "bands that are no colours, planar": (tiff(RGB, photometric="minisblack", planarconfig="separate"), RGB),
+    "the same, compressed": (tiff(RGB, photometric="minisblack", planarconfig="separate", compression="zlib"), RGB),
     "PNG": (png(GREY[..., None], 0), GREY),
     "RGB PNG": (png(HWC, 2), RGB),
     "RGBA PNG": (png(np.concatenate([HWC, HWC[..., :1]], 2), 6), RGB),

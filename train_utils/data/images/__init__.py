@@ -175,7 +175,7 @@ def _decoded(
     opened = functools.partial(Image.open, path if content is None else io.BytesIO(content), formats=formats())
     try:
         with opened() as image:
-            if not beyond_pillow(image) and not (reading.channels > 3 and has_further(image)):
+            if not beyond_pillow(image, reading):
                 return _of_pillow(image, opened, rotate, reading)
     except Image.UnidentifiedImageError:
         pass
@@ -259,9 +259,16 @@ def at_page(opened: functools.partial, page: int) -> Image.Image:
     return image
 
 
-def beyond_pillow(image: Image.Image) -> bool:
-    """Says whether Pillow decodes an image wrongly: bands of 16 bits one after another, compressed."""
+def beyond_pillow(image: Image.Image, reading: Reading) -> bool:
+    """Says whether Pillow decodes a TIFF wrongly, or leaves out bands that are asked for.
+
+    Wrongly: bands of 16 bits one after another, compressed. Of bands one after another that are no colours it gives the
+    first as a grey image; of the same bands interleaved none, so that all are read.
+    """
     separate = getattr(image, "tag_v2", {}).get(PLANAR) == SEPARATE
+    first_alone = separate and len(image.getbands()) == 1 and image.mode != "P"
+    if has_further(image) and (first_alone or reading.channels > 3):
+        return True
     return separate and image.mode[0] not in "IF" and tiles(image)[0].codec_name == "libtiff" and is_deep(image)
 
 

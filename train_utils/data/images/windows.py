@@ -200,7 +200,7 @@ def _store_of(path: str, rotate: bool, reading: Reading) -> _Store:
     except Image.UnidentifiedImageError:
         return _whole_tiff(file, rotate, reading)
     with image:
-        if beyond_pillow(image) or (reading.channels > 3 and has_further(image)):
+        if beyond_pillow(image, reading):
             return _whole_tiff(file, rotate, reading)
         go_to(image, reading.page)
         if math.prod(image.size) > MOST_DECODED:
