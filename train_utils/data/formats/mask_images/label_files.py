@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.data.images import formats
-from train_utils.data.images.depth import deep_values, is_deep, is_narrowed
+from train_utils.data.images.depth import deep_values, is_deep, is_narrowed, is_sparse
 from train_utils.data.images.pages import page_of
 from train_utils.io.silence import without_warnings
 
@@ -84,6 +84,8 @@ def _refuse(path: Path, image: Image.Image, page: int | None) -> None:
         pages, tags = getattr(image, "n_frames", 1), image.tag_v2
         if pages > 1 and page is None:
             raise InputError(f"{path}: holds {pages} pages; a mask has one page, with a number for each object")
+        if is_sparse(image):
+            raise InputError(f"{path}: leaves out tiles without a value (GDAL's SPARSE_OK); save it with all of them")
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode != "1":
             raise InputError(f"{path}: is saved with white as 0, which leaves open what is background; save it anew")
 
