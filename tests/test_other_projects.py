@@ -117,6 +117,12 @@ def test_flags_of_validation(monkeypatch, words, name, value):
         ("--jitter-scale 0.5 1", False, "--jitter-scale: without effect, it is of --large-scale-jitter"),
         ("--overlap 0.1 --tile-negatives 3", False, "--overlap --tile-negatives: without effect, there is no --tile"),
         ("--optimizer adamw --momentum 0.5", False, "--momentum: without effect, adamw has its own"),
+        (
+            "--lr 0.002",
+            False,
+            "--lr 0.002: of sgd, as the built-in data's adamw has its own rate; to keep it: --optimizer adamw "
+            "--lr-schedule cosine --warmup-iters 30",
+        ),
         ("--box-head-convs 2", False, "--box-head-convs: without effect, the box head of --variant v1 has none"),
     ],
 )
@@ -142,7 +148,7 @@ def test_what_cannot_be_meant_is_an_error(tmp_path, capsys, words, said):
 
 def test_steps_of_the_built_in_data_end_with_its_epochs():
     config = resolve(parsed_for_training(["--lr-step-size", "2"]), ONE)
-    assert (config.epochs, config.lr_steps) == (4, (2,))  # what a resumed run will make of it
+    assert (config.epochs, config.lr_steps) == (6, (2, 4))  # what a resumed run will make of it
 
 
 def test_a_run_that_starts_with_a_later_epoch(tmp_path, capsys):

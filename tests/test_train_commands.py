@@ -319,7 +319,7 @@ def resolved(*arguments, size=1):
 def test_what_is_not_given_follows_from_the_data_and_the_backbone():
     built_in = resolved()
     assert (built_in.weights, built_in.norm, built_in.trainable_layers) == ("none", "batch", 5)
-    assert (built_in.optimizer, built_in.lr, built_in.lr_schedule) == ("adamw", 1e-3, "cosine")
+    assert (built_in.optimizer, built_in.lr, built_in.lr_schedule) == ("adamw", 1.5e-3, "cosine")
     small = RunConfig.of(BUILT_IN_MODEL).to_args()
     assert all(getattr(built_in, name) == small[name] for name in BUILT_IN_MODEL)
     own = resolved("--data-path", "d", "--batch-size", "4", "--accumulate-steps", "3", size=2)
@@ -332,7 +332,7 @@ def test_what_is_not_given_follows_from_the_data_and_the_backbone():
 
 def test_published_weights_fit_the_model_of_the_built_in_data():
     bodies = resolved("--weights", "imagenet")
-    assert (bodies.backbone, bodies.backbone_width, bodies.fpn_channels) == ("resnet18", None, 64)
+    assert (bodies.backbone, bodies.backbone_width, bodies.fpn_channels) == ("resnet18", None, BUILT_IN_MODEL["fpn_channels"])
     whole = resolved("--pretrain", "True")
     assert (whole.backbone, whole.backbone_width, whole.fpn_channels) == ("resnet50", None, None)
     assert resolved("--weights", "mine.pth").backbone_width == BUILT_IN_MODEL["backbone_width"]

@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         raise InputError(f"no setting is called {unknown[0]}; there are {', '.join(SETTINGS)}")
     with processes(argv, args.settings) as started:
-        report(f"{what}, 2 images of 128x128, the machine as it is", measured(started, args.turns))
+        report(f"{what}, 2 images as the built-in data's, the machine as it is", measured(started, args.turns))
         if args.beside:
             beside = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(args.beside)]
             try:

@@ -32,13 +32,15 @@ from train_utils.run.schedule import lr_steps
 OF_FILES = ("channels", "pages")
 OF_VALUES = ("value_range", "image_mean", "image_std")
 
-# Without --data-path: a model small enough for the built-in data and two CPU cores.
+# Without --data-path: a model small enough for the built-in data and two CPU cores. In the same time larger images of
+# fewer channels, and more of them a step, came to a mask AP of 0.74, where 128 pixels, 32 and 64 channels and 4 images
+# came to 0.70.
 BUILT_IN_MODEL = dict(
     backbone="resnet18",
-    backbone_width=32,
-    fpn_channels=64,
-    min_size=(128,),
-    max_size=128,
+    backbone_width=16,
+    fpn_channels=32,
+    min_size=(192,),
+    max_size=192,
     anchor_sizes=(16, 32, 64, 128, 256),
     rpn_pre_nms_top_n_train=200,
     rpn_pre_nms_top_n_test=200,
@@ -49,8 +51,8 @@ BUILT_IN_MODEL = dict(
     mask_head_channels=64,
     mask_head_layers=2,
 )
-BUILT_IN_RUN = dict(epochs=4, batch_size=4)
-BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1e-3, lr_schedule="cosine", warmup_iters=50)
+BUILT_IN_RUN = dict(epochs=6, batch_size=8)
+BUILT_IN_OPTIMIZER = dict(optimizer="adamw", lr=1.5e-3, lr_schedule="cosine", warmup_iters=30)
 USUAL = dict(batch_size=2, optimizer="sgd", lr_schedule="steps", backbone="resnet50")
 
 
@@ -139,7 +141,14 @@ def without_effect(config: RunConfig, world: World, resumed: bool, given: Collec
         lines.append(f"--world-size {config.world_size}: left aside, torchrun started {counted(world.size, 'process')}")
     if config.dist_url not in (None, "env://"):
         lines.append(f"--dist-url {config.dist_url}: left aside, torchrun decides where processes meet")
-    return lines if config.test_only else lines + _idle(config, given)
+    if config.test_only:
+        return lines
+    chosen = resumed or "lr" not in given or "optimizer" in given or config.optimizer != "sgd"
+    if config.data_path is None and config.recipe != REFERENCE and not chosen:
+        own = "--optimizer {optimizer} --lr-schedule {lr_schedule} --warmup-iters {warmup_iters}"
+        own = own.format(**BUILT_IN_OPTIMIZER)
+        lines.append(f"--lr {config.lr}: of sgd, as the built-in data's adamw has its own rate; to keep it: {own}")
+    return lines + _idle(config, given)
 
 
 def _idle(config: RunConfig, given: Collection[str]) -> list[str]:
