@@ -195,12 +195,14 @@ def test_too_large_frames_and_other_codecs_are_refused(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_a_folder_of_images_and_videos(run, tmp_path):
+def test_a_folder_of_images_and_videos(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("train_utils.prediction.predictor.FEW", 0)
     write_images(tmp_path / "in")
     clip(tmp_path / "in" / "clip.avi", codec="mpeg4", frames=3)
     status, out, err = run("--img-path", "in", "--output-dir", "out", "--score", 0, "--box-detections-per-img", 1)
     assert status == 0, err
     assert "4 images have 1 detection, all that" in out and "3 frames have 1 detection, all that" in out
+    assert "3 frames are drawn without boxes around masks, with more than 0 objects in a frame\n" in out
     names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "clip.mp4", "test_result.json"]
     assert sorted(path.name for path in Path("out").iterdir()) == names
     assert "in/clip.avi: 3 frames in " in out and "frames/s -> out/clip.mp4" in out
