@@ -14,7 +14,7 @@ Ctrl-C leaves what is done, whole, a kill leaves it in test_result.json.unfinish
 --write coco, labelme, yolo, masks or voc makes a data set of images and detections, to be corrected and trained on.
 The last line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a
 ResNet-50 some 3 s on a CPU with 2 cores. `torchrun --nproc_per_node=8 predict.py ...` shares the images among 8 GPUs.
-Exit status 1: finished, but some images could not be read (they are named); --strict makes that an error.
+Exit status 1: finished, but some images could not be read: they are named; 2: none could, or with --strict one not.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def test_what_is_no_video_is_named(run, tmp_path, content, said):
         content = clip(tmp_path / "whole.mp4").read_bytes().partition(b"moov")[0]
     (tmp_path / "a.mp4").write_bytes(content)
     status, out, err = run("--img-path", "a.mp4")
-    assert status == 1 and err == f"not predicted: a.mp4: {err.split('a.mp4: ')[1]}" and said in err
+    assert status == 2 and err == f"not predicted: a.mp4: {err.split('a.mp4: ')[1]}" and said in err
     assert "0 of 1 image predicted, 1 could not be read" in out and not list(tmp_path.glob("test_result*"))
     assert run("--img-path", "a.mp4", "--strict")[0] == 2
 

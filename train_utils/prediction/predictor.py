@@ -20,7 +20,7 @@ from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.transform import padded_size
-from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.shown import shown
@@ -289,4 +289,6 @@ class Predictor:
         for limit in self.limits():
             print(limit.line)
         print(f"{images - unreadable:,} of {counted(images, 'image')} predicted{partly}{note}")
+        if unreadable == images > 0:
+            return EXIT_WRONG_INPUT
         return EXIT_SOME_UNUSABLE if unreadable or self.in_part else EXIT_OK
