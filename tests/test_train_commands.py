@@ -12,7 +12,7 @@ import torch
 import predict
 import train
 import validation
-from network_files import MaskRCNNConfig
+from network_files import InputError, MaskRCNNConfig
 from tests.faults.processes import end_all, launch, start_all, wait_for
 from tests.small_runs import ROOT, call, differences, flags, start
 from tests.tiny_model import tiny
@@ -261,7 +261,10 @@ def test_a_run_from_a_checkpoint_has_its_network():
     assert (
         line.startswith("network: as in --weights w: aspect_ratios 0.5 2.0, backbone resnet18, ")
         and "min_size" not in line
+        and "mask_head_layers" not in line  # which was given
     )
+    with pytest.raises(InputError, match="w: does not fit its own settings"):
+        with_network(RunConfig.of({"weights": "w"}), {**content, "config": {**content["config"], "fpn_channels": 32}})
     content["config"]["norm"] = "sync"  # on several GPUs
     tested, _ = with_network(RunConfig.of({"weights": "w", "test_only": True, "max_size": 99}), content)
     whole = {"min_size": (64,), "anchor_sizes": model.config.anchor_sizes, "max_size": 99, "norm": "batch"}
