@@ -109,6 +109,8 @@ def predict_images(options: PredictOptions, world: World) -> int:
     if options.write:
         world.on_main(check_classes, options.write, predictor.label_map)
     drawn = DrawnImages(options, predictor, images, *world.on_main(places_of, options, images))
+    if options.every > 1 and not drawn.has_videos and world.is_main:
+        print(f"--every {options.every}: without effect, there is no video")
     say_if_busy(world, None if drawn.has_videos else len(images))
     refuse_other_work(world, options.asked(), predictor.model, predictor.label_map)
     path = options.folder / f"{RESULT_NAME}.json"
