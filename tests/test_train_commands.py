@@ -225,6 +225,7 @@ def test_many_options_at_once(shapes, tmp_path, capsys):
     assert call(train, *flags(shapes, tmp_path / "run", *more)) == 0
     output = capsys.readouterr().out
     assert "adamw: learning rate 1e-09, global batch 4" in output and "stopping early" in output
+    assert " --resume auto --device cpu --epochs 18 --allow-changed epochs --early-stop 2\n" in output
     assert torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["config"]["trainable_layers"] == 3
 
 
@@ -242,6 +243,9 @@ def test_unreadable_images_are_skipped_and_counted(shapes, tmp_path, capsys):
     output = capsys.readouterr()
     assert "000000000001.png" in output.err.splitlines()[-1]
     assert "an epoch has 6 of 8 images, others each time: the rest would not fill a batch\n" in output.out
+    assert call(train, *run, "--strict", "--batch-size", 3, "--accumulate-steps", 2) == 2
+    said = "a step has 4 images, all that there are, where the global batch is 6, which the usual --lr is for: give a"
+    assert said in capsys.readouterr().out and "a step has" not in output.out
     of_weights = ["--data-path", data, "--weights", tmp_path / "run", "--device", "cpu", "--workers", 0]
     assert call(train, *of_weights, "--test-only", "--output-dir", tmp_path / "tested") == 1  # an image is skipped
     output = capsys.readouterr()
