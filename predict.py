@@ -14,7 +14,7 @@ Ctrl-C leaves what is done, whole, a kill leaves it in test_result.json.unfinish
 --write coco, labelme, yolo, masks or voc makes a data set of images and detections, to be corrected and trained on.
 The last line writes every detection for every image of a COCO json, ready for pycocotools. A 640x480 photo takes a
 ResNet-50 some 3 s on a CPU with 2 cores. `torchrun --nproc_per_node=8 predict.py ...` shares the images among 8 GPUs.
-Exit status 1: finished, but some images could not be read (they are named); --strict makes that an error.
+Exit status 1: finished, but some images could not be read: they are named; 2: none could, or with --strict one not.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ def predict_images(options: PredictOptions, world: World) -> int:
     if options.write:
         world.on_main(check_classes, options.write, predictor.label_map)
     drawn = DrawnImages(options, predictor, images, *world.on_main(places_of, options, images))
+    if options.every > 1 and not drawn.has_videos and world.is_main:
+        print(f"--every {options.every}: without effect, there is no video")
     say_if_busy(world, None if drawn.has_videos else len(images))
     refuse_other_work(world, options.asked(), predictor.model, predictor.label_map)
     path = options.folder / f"{RESULT_NAME}.json"

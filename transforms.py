@@ -10,7 +10,7 @@
 Laws: nothing is changed in place; the i-th box, label, mask, area and crowd flag always belong to one object;
 a flip applied twice is the identity, and so is every augmentation without strength. Where masks change other than by
 flips and turns, boxes and areas are those of their pixels; but large-scale jitter and Expand move the boxes that are
-annotated, and the first clips them and keeps an object of which a pixel is left, as the paper's does.
+annotated, where no pixel is cut off, and the first keeps an object of which a pixel is left, as the paper's does.
 
 Here are flips, large-scale jitter and photometric jitter; other families are in train_utils/data/augmentations.
 """
@@ -38,6 +38,7 @@ from train_utils.data.augmentations.common import (
     on_masks,
     top_of,
     uniform,
+    with_masks,
 )
 from train_utils.data.augmentations.occlusion import CopyPaste, Cutout
 from train_utils.data.augmentations.options import Augmentation, with_preset
@@ -171,8 +172,10 @@ class LargeScaleJitter:
 
     The image first fits the square (longest side = size), then is scaled by a factor drawn evenly from
     `scale`. A larger image is cut at a random place, a smaller one is padded at the right and bottom with
-    `fill` (bytes, RGB). Boxes are clipped to the cut. An object is dropped, with all its entries, where no mask
-    pixel is left, or less than `min_side` pixels of its box in either direction. `area` is the mask's new area.
+    `fill` (bytes, RGB). Of an object that loses pixels to the cut, the box is that of the others, as in Detectron2's
+    recipes with this jitter: the clipped one may reach over much that is another object's. An object is dropped, with
+    all its entries, where no mask pixel is left, or less than `min_side` pixels of its box in either direction. `area`
+    is the mask's new area.
     """
 
     def __init__(
@@ -212,13 +215,13 @@ class LargeScaleJitter:
         (height, width), (new_height, new_width) = original, resized
         scale = torch.tensor([new_width / width, new_height / height] * 2)
         boxes = target["boxes"] * scale - torch.tensor([left, top] * 2, dtype=torch.float32)
-        boxes = boxes.clamp(0, self.size)  # [N, 4]
-        sides = boxes[:, 2:] - boxes[:, :2]  # [N, 2]
-        masks = on_masks(target["masks"], lambda m: m.resize(resized).window(left, top, self.size, self.size))
-        area = cropped(masks).areas()  # [N]
-        keep = (sides >= self.min_side).all(dim=1) & (area > 0)
-        changed = {**target, "boxes": boxes, "masks": masks, "area": area.float()}
-        return kept(changed, keep)
+        whole = cropped(target["masks"]).resize(resized)
+        masks = whole.window(left, top, self.size, self.size)
+        area = masks.areas()  # [N]
+        moved = {**target, "boxes": boxes.clamp(0, self.size), "area": area.float()}
+        changed = with_masks(moved, masks, changed=area < whole.areas())
+        sides = changed["boxes"][:, 2:] - changed["boxes"][:, :2]  # [N, 2]
+        return kept(changed, (sides >= self.min_side).all(dim=1) & (area > 0))
 
     def __repr__(self) -> str:
         return f"LargeScaleJitter(size={self.size}, scale={self.scale})"

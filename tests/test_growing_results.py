@@ -22,7 +22,9 @@ from train_utils.io.plain_text import counted
 from train_utils.prediction import pipeline
 from train_utils.prediction.kept import kept_file
 from train_utils.prediction.kept.growing_results import GrowingResults
+from train_utils.prediction.kept.kept_file import Lines
 from train_utils.prediction.predictor import Predictor
+from train_utils.prediction.tally import Tally
 
 IMAGES = 4
 
@@ -158,14 +160,24 @@ def test_an_error_keeps_what_is_complete_and_one_line(runs, capsys):
     assert runs("--resume") == 0 and len(runs.seen) == 3
 
 
-def test_what_earlier_images_count_for_is_not_forgotten(runs, capsys):
+def test_what_earlier_images_count_for_is_not_forgotten(runs, capsys, monkeypatch):
     Path("data/images/3.png").write_bytes(b"")
     limit = ("--box-detections-per-img", 2)
     assert runs(*limit) == 1
     said = [line for line in capsys.readouterr().out.splitlines() if " images " in line]
     assert runs(*limit, cut=3, act=stop) == 130
     capsys.readouterr()
+    older = runs.unfinished.with_name(runs.unfinished.name + "-2")  # of a version that had one size a line
+    older.write_bytes(re.sub(rb'"sizes": \[\[(.*?), 1\]\]', rb'"size": \1', runs.unfinished.read_bytes()))
+    assert b'"size": [48, 64]' in older.read_bytes()
+    stamped, stamp, tallied = [], pipeline.stamp_of, Tally()
+    for line in Lines(older):
+        tallied.add(line.about)
+    assert tallied.sizes == {(48, 64): 1, (64, 48): 1}
+    monkeypatch.setattr(pipeline, "stamp_of", lambda path: stamped.append(str(path)) or stamp(path))
     assert runs(*limit, "--resume") == 1
+    older.unlink()
+    assert [sum(name in path for path in stamped) for name in ("0.png", "1.png")] == [1, 1]  # of both files
     lines = [line for line in capsys.readouterr().out.splitlines() if " images " in line]
     assert lines[1:] == said and "3 images have 2 detections" in said[0] and "1 could not be read" in said[1]
 

@@ -180,7 +180,7 @@ def test_a_folder_keeps_every_image_and_names_the_broken_ones(run, tmp_path):
     assert len({r["image_id"] for r in results}) == len({r["file_name"] for r in results}) == 6
     Path("test_result.json").write_text("[1]")
     status, out, _ = run("--img-path", tmp_path / "in" / "broken.jpg", "--write", "coco", "--order", "uncertain")
-    assert status == 1 and "0 of 1 image predicted" in out
+    assert status == 2 and "0 of 1 image predicted" in out
     assert "test_result.json: not written, as no image was predicted; that of an earlier call stays" in out
     assert Path("test_result.json").read_text() == "[1]"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "test_result.json"]

@@ -25,6 +25,7 @@ from train_utils.cli.parser import Parser
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.processes.distributed import World
 from train_utils.run import evaluation, resume, step
+from train_utils.run import loop as train_loop
 from train_utils.run.config import RunConfig, add_arguments
 from train_utils.run.defaults import resolve
 from train_utils.run.resume import _share_batch
@@ -139,24 +140,40 @@ def test_what_an_optimizer_or_a_recipe_stands_for_changes_with_it(resumed):
     assert status == 2 and "--recipe small was usual before; it stands for other flags" in printed
 
 
-def test_a_run_that_is_set_back_has_its_own_best_again(cut, tmp_path, capsys):
+def test_a_run_that_is_set_back_has_its_own_best_again_and_goes_on_from_there(cut, tmp_path, capsys, monkeypatch):
     first = torch.load(cut / "model_0.pth", weights_only=True)
     shutil.copytree(cut, tmp_path / "run")
-    path, best, lowest = (tmp_path / "run" / f"model_{name}.pth" for name in (0, "best", "min_val_loss"))
+    path, best, lowest, later, last = (
+        tmp_path / "run" / f"model_{name}.pth" for name in (0, "best", "min_val_loss", 1, 2)
+    )
     save_checkpoint(path, {**first, "names": ["best", 0]})
-    for name in (best, lowest):
-        save_checkpoint(name, {**first, "epoch": 1})
+    for name in (best, lowest, later, last):
+        names = [name.stem.removeprefix("model_"), "best", "min_val_loss"]
+        save_checkpoint(name, {**first, "epoch": 1, "names": names, "progress": {**first["progress"], "best_ap": 0.9}})
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    last.write_bytes(damaged)
     words = ("--resume", path, *ENDED, "--device", "cpu")
-    assert call(train, *words) == 0
-    said = re.findall(r"set back to model_0.pth: (.*); that of the epochs left behind is (.*)", capsys.readouterr().out)
-    assert [line for line, _ in said] == [
-        "model_best.pth is that of model_0.pth again",
-        "model_min_val_loss.pth comes with the next better epoch",
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut"):
+        patch.setattr(train_loop.Trainer, "fit", fail)
+        call(train, *words)
+    said = re.findall(r"set back to model_0.pth: (.*)", capsys.readouterr().out)
+    dates = [re.search(r"_[\d-]+.pth$", line)[0] for line in said]
+    assert [line.removesuffix(date) for line, date in zip(said, dates, strict=True)] == [
+        "of the epochs left behind 1 checkpoint stays under the time of saving: model_1.pth is model_1",
+        "model_best.pth is that of model_0.pth again; that of the epochs left behind is model_best",
+        "model_min_val_loss.pth comes with the next better epoch; that of the epochs left behind is model_min_val_loss",
     ]
-    assert best.read_bytes() == path.read_bytes() and not lowest.exists()
-    assert [torch.load(best.parent / name, weights_only=True)["epoch"] for _, name in said] == [1, 1]
-    assert call(train, *words) == 0
-    assert "set back" not in capsys.readouterr().out
+    assert best.read_bytes() == path.read_bytes() and not lowest.exists() and not later.exists() and last.exists()
+    left = [path.with_name(f"model_{name}{date}") for name, date in zip((1, "best"), dates, strict=False)]
+    assert [torch.load(name, weights_only=True)["epoch"] for name in left] == [1, 1]
+    assert call(train, "--output-dir", path.parent, "--resume", "auto", *ENDED, "--device", "cpu") == 0
+    out, err = capsys.readouterr()
+    assert f"resuming from {best}" not in out and f"resuming from {path}" in out and f"{last} is damaged" in err
+    assert "set back" not in out
+    assert call(train, "--resume", left[0], *ENDED, "--device", "cpu") == 0  # and forward again
+    assert f"resuming from {left[0]}" in capsys.readouterr().out
+    assert torch.load(best, weights_only=True)["epoch"] == torch.load(later, weights_only=True)["epoch"] == 1
 
 
 @pytest.mark.parametrize("damage", [lambda c: c["progress"].pop("data"), lambda c: c.update(environment="cpu")])

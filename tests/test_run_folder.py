@@ -161,7 +161,10 @@ def test_a_restart_after_resuming_a_file_goes_on_from_the_newest(tmp_path, resta
         save_checkpoint(checkpoint_path(tmp_path, epoch), content())
     assert prepare(None, tmp_path / "model_0.pth") == (tmp_path, tmp_path / "model_0.pth")
     restarted()
-    assert prepare(None, tmp_path / "model_0.pth") == (tmp_path, tmp_path / "model_1.pth")
+    assert prepare(None, tmp_path / "model_0.pth") == (tmp_path, tmp_path / "model_0.pth")  # it has saved nothing yet
+    save_checkpoint(checkpoint_path(tmp_path, 1), content())
+    for _ in range(2):
+        assert prepare(None, tmp_path / "model_0.pth") == (tmp_path, tmp_path / "model_1.pth")
 
 
 def test_a_restart_goes_on_with_the_latest_run_of_its_launcher(tmp_path, restarted):

@@ -248,6 +248,12 @@ def test_predict_and_the_detector_join_tiles_alike(tmp_path, monkeypatch, comman
     detector = maskrcnn.load(weights)
     assert torch.equal(detector(one, tile=500).scores, detector(one).scores)  # one tile is the image
 
+    words = ("--overlap", 0.3, "--tile-empty", -1, "--every", 2)
+    said = command(predict, *shared, "--img-path", one, *words)[1]
+    assert "--overlap --tile-empty: without effect, there is no --tile\n" in said
+    assert "--every 2: without effect, there is no video\n" in said
+    with pytest.warns(UserWarning, match="^overlap: without effect, there is no tile"):
+        detector(one, overlap=0.3)
     assert command(predict, *shared, "--img-path", path, "--tile", "large")[0] == 2
     bare = tmp_path / "bare.pth"
     torch.save(detector.model.state_dict(), bare)

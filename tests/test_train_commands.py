@@ -12,7 +12,7 @@ import torch
 import predict
 import train
 import validation
-from network_files import MaskRCNNConfig
+from network_files import InputError, MaskRCNNConfig
 from tests.faults.processes import end_all, launch, start_all, wait_for
 from tests.small_runs import ROOT, call, differences, flags, start
 from tests.tiny_model import tiny
@@ -225,6 +225,7 @@ def test_many_options_at_once(shapes, tmp_path, capsys):
     assert call(train, *flags(shapes, tmp_path / "run", *more)) == 0
     output = capsys.readouterr().out
     assert "adamw: learning rate 1e-09, global batch 4" in output and "stopping early" in output
+    assert " --resume auto --device cpu --epochs 18 --allow-changed epochs --early-stop 2\n" in output
     assert torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["config"]["trainable_layers"] == 3
 
 
@@ -242,6 +243,9 @@ def test_unreadable_images_are_skipped_and_counted(shapes, tmp_path, capsys):
     output = capsys.readouterr()
     assert "000000000001.png" in output.err.splitlines()[-1]
     assert "an epoch has 6 of 8 images, others each time: the rest would not fill a batch\n" in output.out
+    assert call(train, *run, "--strict", "--batch-size", 3, "--accumulate-steps", 2) == 2
+    said = "a step has 4 images, all that there are, where the global batch is 6, which the usual --lr is for: give a"
+    assert said in capsys.readouterr().out and "a step has" not in output.out
     of_weights = ["--data-path", data, "--weights", tmp_path / "run", "--device", "cpu", "--workers", 0]
     assert call(train, *of_weights, "--test-only", "--output-dir", tmp_path / "tested") == 1  # an image is skipped
     output = capsys.readouterr()
@@ -261,7 +265,10 @@ def test_a_run_from_a_checkpoint_has_its_network():
     assert (
         line.startswith("network: as in --weights w: aspect_ratios 0.5 2.0, backbone resnet18, ")
         and "min_size" not in line
+        and "mask_head_layers" not in line  # which was given
     )
+    with pytest.raises(InputError, match="w: does not fit its own settings"):
+        with_network(RunConfig.of({"weights": "w"}), {**content, "config": {**content["config"], "fpn_channels": 32}})
     content["config"]["norm"] = "sync"  # on several GPUs
     tested, _ = with_network(RunConfig.of({"weights": "w", "test_only": True, "max_size": 99}), content)
     whole = {"min_size": (64,), "anchor_sizes": model.config.anchor_sizes, "max_size": 99, "norm": "batch"}

@@ -233,6 +233,23 @@ def test_large_scale_jitter_drops_a_box_without_its_pixels():
 
 
 @pytest.mark.parametrize("cropped", [True, False])
+def test_large_scale_jitter_gives_a_cut_object_the_box_of_what_is_seen(cropped):
+    """An L: where its foot is cut off, the box is no wider than its stem; an uncut one keeps the annotated box."""
+    masks = torch.zeros(2, 60, 60, dtype=torch.uint8)
+    masks[0, 5:45, 5:10] = masks[0, 40:45, 5:55] = 1
+    masks[1, 20:22, 30:34] = 1
+    annotated = torch.tensor([[5.0, 5, 55, 45], [29.5, 19.5, 34.5, 22.5]])
+    target = {"boxes": annotated, "labels": torch.tensor([1, 2]), "area": torch.zeros(2)}
+    target["masks"] = CroppedMasks.from_masks(masks) if cropped else masks
+    jitter, image = LargeScaleJitter(60, scale=(1, 1)), torch.zeros(3, 60, 60)
+    assert torch.equal(jitter(image, target, generator())[1]["boxes"], annotated)
+    jitter.size = 30
+    new = jitter._cut_target(target, (60, 60), (60, 60), 10, 8)
+    assert new["boxes"].tolist() == [[0, 0, 2, 30], [21.5, 9.5, 26.5, 12.5]]
+    assert new["area"].tolist() == [60, 8] and torch.equal(tight_boxes(dense(new))[0], new["boxes"][0])
+
+
+@pytest.mark.parametrize("cropped", [True, False])
 def test_expand_puts_the_image_on_a_larger_canvas(cropped):
     places = []
     for seed in range(12):

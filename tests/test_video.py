@@ -150,7 +150,7 @@ def test_what_is_no_video_is_named(run, tmp_path, content, said):
         content = clip(tmp_path / "whole.mp4").read_bytes().partition(b"moov")[0]
     (tmp_path / "a.mp4").write_bytes(content)
     status, out, err = run("--img-path", "a.mp4")
-    assert status == 1 and err == f"not predicted: a.mp4: {err.split('a.mp4: ')[1]}" and said in err
+    assert status == 2 and err == f"not predicted: a.mp4: {err.split('a.mp4: ')[1]}" and said in err
     assert "0 of 1 image predicted, 1 could not be read" in out and not list(tmp_path.glob("test_result*"))
     assert run("--img-path", "a.mp4", "--strict")[0] == 2
 
@@ -195,12 +195,14 @@ def test_too_large_frames_and_other_codecs_are_refused(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_a_folder_of_images_and_videos(run, tmp_path):
+def test_a_folder_of_images_and_videos(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("train_utils.prediction.predictor.FEW", 0)
     write_images(tmp_path / "in")
     clip(tmp_path / "in" / "clip.avi", codec="mpeg4", frames=3)
     status, out, err = run("--img-path", "in", "--output-dir", "out", "--score", 0, "--box-detections-per-img", 1)
     assert status == 0, err
     assert "4 images have 1 detection, all that" in out and "3 frames have 1 detection, all that" in out
+    assert "3 frames are drawn without boxes around masks, with more than 0 objects in a frame\n" in out
     names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "clip.mp4", "test_result.json"]
     assert sorted(path.name for path in Path("out").iterdir()) == names
     assert "in/clip.avi: 3 frames in " in out and "frames/s -> out/clip.mp4" in out

@@ -3,26 +3,29 @@
 import glob
 import itertools
 import json
+import math
 import os
 import re
 import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backbone.errors import InputError
 from network_files.weight_files.file_stamp import find_damage, saved_at
 from train_utils.checkpoints.checkpoint import copy_checkpoint, load_checkpoint
-from train_utils.checkpoints.run_lock import NAME, RunLock, busy, holder, launcher_name
+from train_utils.checkpoints.run_lock import BEGUN, NAME, RunLock, busy, holder, launcher_name, restarts
 from train_utils.io.files import make_folder, missing_folders, user_path, write_text, writing
-from train_utils.io.plain_text import pasted, visible
+from train_utils.io.plain_text import counted, pasted, visible
 from train_utils.io.unfinished import clear_leftovers
 
 CHECKPOINT_NAME = re.compile(r"model_(\d+|best|min_val_loss|previous)\.pth")
+BEST = {"best": "best_ap", "min_val_loss": "lowest_val_loss"}  # name -> what progress knows of it
+LASTING = re.compile(r"model_(\d+|best|min_val_loss)(_\d{8}-\d{6})?\.pth")  # also of epochs left behind
 BEFORE_STEPS = (NAME, "steps.jsonl", "tensorboard")  # what is in the folder of a run that has not done a step
 MOST_RUNS = 4  # that a message names
 
@@ -111,35 +114,63 @@ def complete_names(folder: Path, path: Path, names: Iterable[int | str]) -> None
             copy_checkpoint(path, other)
 
 
-def set_back(folder: Path, path: Path) -> list[str]:
-    """Brings the named checkpoints of a folder back to what they were when the one at `path` was saved; returns lines.
+def set_back(folder: Path, path: Path, progress: Mapping[str, Any]) -> list[str]:
+    """Brings a folder back to what it was when the checkpoint at `path` was saved; returns lines that say so.
 
-    A run that goes on from an earlier epoch leaves later ones behind: their best, and the one of the lowest loss, stay
-    beside the others under the time at which they were saved. Nothing is done for a checkpoint of another folder.
+    A run that goes on from an earlier epoch leaves later ones behind: their checkpoints stay beside the others under
+    the time at which they were saved, so that --resume auto does not take one of them; a damaged epoch keeps its name.
+    model_best.pth and model_min_val_loss.pth are those that the checkpoint's progress knows. Nothing is done for a
+    checkpoint of another folder.
     """
-    lines = []
-    for named in (checkpoint_path(folder, name) for name in ("best", "min_val_loss")):
-        if path.parent.resolve() != folder.resolve() or not named.exists() or saved_at(named) <= saved_at(path):
-            continue
-        date = time.strftime("%Y%m%d-%H%M%S", time.localtime(saved_at(named) / 1e9))
-        left = named.with_name(f"{named.stem}_{date}.pth")
-        copy_checkpoint(named, left)
-        earlier = _earlier(folder, path, named.stem.removeprefix("model_"))
-        if earlier is None:
-            with writing(named):
-                named.unlink()
-        else:
+    if path.parent.resolve() != folder.resolve():
+        return []
+    found = [p for p in folder.glob("model_*.pth") if CHECKPOINT_NAME.fullmatch(p.name)]
+    left = {old: _left_behind(old) for old in sorted(found, key=_age_key) if saved_at(old) > saved_at(path)}
+    left = {old: new for old, new in left.items() if _name_of(old) in BEST or not find_damage(old)}
+    for old, new in left.items():  # the newest last: a run that is killed before goes on with it, as if not set back
+        with writing(old):
+            os.replace(old, new)
+    begin, lines = f"set back to {path.name}:", []
+    if epochs := [old for old in left if _name_of(old) not in BEST]:
+        more = f", {epochs[-1].name} {left[epochs[-1]].name}" * (len(epochs) > 1)
+        what = f"{counted(len(epochs), 'checkpoint', 'stay')} under the time of saving"
+        lines.append(f"{begin} of the epochs left behind {what}: {epochs[0].name} is {left[epochs[0]].name}{more}")
+    for name, measure in BEST.items():
+        named = checkpoint_path(folder, name)
+        if named.exists() or not 0 <= (value := progress.get(measure, -1.0)) < math.inf:
+            earlier = None
+        elif earlier := _earlier(folder, path, name, value):
             copy_checkpoint(earlier, named)
         now = f"is that of {earlier.name} again" if earlier else "comes with the next better epoch"
-        lines.append(f"set back to {path.name}: {named.name} {now}; that of the epochs left behind is {left.name}")
+        if named in left:
+            lines.append(f"{begin} {named.name} {now}; that of the epochs left behind is {left[named].name}")
+        elif earlier:
+            lines.append(f"{begin} {named.name} {now}")
     return lines
 
 
-def _earlier(folder: Path, path: Path, name: str) -> Path | None:
-    """Returns the epoch's checkpoint that had a name when the one at `path` was saved; None where it is not kept."""
-    found = [p for p in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", p.name)]
-    found = [p for p in sorted(found, key=_age_key, reverse=True) if saved_at(p) <= saved_at(path)]
-    return next((p for p in found if not find_damage(p) and name in load_checkpoint(p).get("names", ())), None)
+def _name_of(path: Path) -> str:
+    return path.stem.removeprefix("model_")
+
+
+def _left_behind(path: Path) -> Path:
+    """Returns what a checkpoint of epochs left behind is called."""
+    date = time.strftime("%Y%m%d-%H%M%S", time.localtime(saved_at(path) / 1e9))
+    return path.with_name(f"{path.stem}_{date}.pth")
+
+
+def _earlier(folder: Path, path: Path, name: str, value: float) -> Path | None:
+    """Returns the checkpoint that had a name of BEST when the one at `path` was saved; None where it is not kept.
+
+    value: its measure, by which it is known beside those of other epochs that were left behind.
+    """
+    found = [p for p in sorted(folder.glob("model_*.pth"), key=_age_key, reverse=True) if LASTING.fullmatch(p.name)]
+    for other in found:
+        if saved_at(other) <= saved_at(path) and not find_damage(other):
+            content = load_checkpoint(other)
+            if name in content.get("names", ()) and content["progress"].get(BEST[name]) == value:
+                return other
+    return None
 
 
 def _age_key(path: Path) -> tuple[int, bool, str]:
@@ -152,15 +183,16 @@ def find_checkpoint(
 ) -> Path | None:
     """Returns the checkpoint that a run continues from: with "auto" the newest of its folder, if any; writes nothing.
 
-    A run that torchrun has restarted continues from the folder of its first start, whatever `resume` is. Raises
-    InputError if `resume` is a path that does not exist or is damaged, or all checkpoints are damaged.
+    A run that torchrun has restarted continues from the folder of its first start, whatever `resume` is, once it has
+    saved there. Raises InputError if `resume` is a path that does not exist or is damaged, or all checkpoints are
+    damaged.
     """
     folder = _chosen(output_dir, default)
     own = _folder_of_restarted(folder, resume)
     if own is not None:
         found = newest_checkpoint(own)
-        if found is not None or resume in (None, "auto"):
-            return found
+        if resume in (None, "auto") or (found is not None and saved_at(found) >= holder(own).get(BEGUN, 0)):
+            return found  # else it is of before the first start, which has saved nothing yet
     if resume is None:
         return None
     if str(resume) == "auto":
@@ -215,7 +247,7 @@ def _chosen(output_dir: str | Path | None, default: str | Path) -> Path:
 
 def _folder_of_restarted(folder: Path, resume: str | Path | None) -> Path | None:
     """Returns, after a restart by torchrun, the folder of its first start, of all that these flags can lead to."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+    if restarts() == 0:
         return None
     places = [folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*")]
     if resume is not None and str(resume) != "auto":

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,7 @@ except ImportError:  # Windows
     fcntl = None
 
 NAME = ".lock"
+BEGUN = "begun"  # when the first start of its launcher took it, in nanoseconds since 1970
 
 
 class RunLock:
@@ -53,12 +55,16 @@ class RunLock:
         if not is_at(file.fileno(), path):  # its holder has just removed it
             file.close()
             return None
+        file.seek(0)
+        before, launcher = _who(file.read()), launcher_name()
+        again = restarts() > 0 and before.get("launcher") == launcher
         with writing(path):
             who = {
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
-                "launcher": launcher_name(),
+                "launcher": launcher,
                 "since": datetime.datetime.now().isoformat(" ", "seconds"),
+                BEGUN: before.get(BEGUN, 0) if again else time.time_ns(),
             }
             file.truncate(0)
             file.write(json.dumps(who).encode())
@@ -75,6 +81,11 @@ def _lock_file(file: BinaryIO) -> None:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
 
+def restarts() -> int:
+    """Returns how often torchrun has restarted this process; 0 without torchrun."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 def launcher_name() -> str | None:
     """Returns what the processes of one torchrun share over its restarts; None without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
@@ -85,10 +96,17 @@ def holder(folder: Path) -> dict:
     """Reads what the last run that locked `folder` wrote about itself; empty if none did."""
     path = folder / NAME
     try:
-        content = {} if path.is_symlink() or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {} if path.is_symlink() or not path.is_file() else _who(path.read_bytes())
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def _who(content: bytes) -> dict:
+    try:
+        who = json.loads(content)
+    except ValueError:
+        return {}
+    return who if isinstance(who, dict) else {}
 
 
 def busy(folder: Path) -> str:

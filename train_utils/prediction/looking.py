@@ -56,11 +56,15 @@ class LookingOptions(TileOptions):
     )
 
     def notes(self, content: Mapping[str, Any]) -> list[str]:
-        """Returns a line where it is not known which mirror images training had; content: of the weights' file."""
-        own = augmented_by(content)
-        if self.tta is None or own is None:
-            return []
-        return [f"--tta {self.tta}: mirrors left and right; whether training did is not known (--augment {own})"]
+        """Returns lines on what has no effect, and on what of training is not known; content: of the weights' file."""
+        given = {"--overlap": self.overlap is not None, "--tile-empty": self.tile_empty != 0}
+        idle = " ".join(name for name, is_given in given.items() if is_given and self.tile is None)
+        lines = [f"{idle}: without effect, there is no --tile"] if idle else []
+        if self.tta is not None and (own := augmented_by(content)) is not None:
+            lines.append(
+                f"--tta {self.tta}: mirrors left and right; whether training did is not known (--augment {own})"
+            )
+        return lines
 
     def looking(
         self, model: nn.Module, content: Mapping[str, Any], mask_threshold: float = 0.5

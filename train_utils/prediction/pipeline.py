@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -185,11 +186,13 @@ def predict_and_keep(work: Work, predictor: Predictor, kept: GrowingResults, pac
 
 def _take_up(kept: GrowingResults, predictor: Predictor, work: Work) -> None:
     """Takes up what an earlier call has kept of images that are as they were, and whose drawings are there."""
+    stamp_at = cache(lambda at: stamp_of(work.source.name(at)))  # several calls may have kept it
+    is_drawn = cache(work.is_drawn)
 
     def is_current(at: int, about: dict[str, Any]) -> bool:
         if at >= kept.of or about["image"] != str(work.source.name(at)):
             return False
-        return about["stamp"] == stamp_of(work.source.name(at)) and (FIRST_TILE in about or work.is_drawn(at))
+        return about["stamp"] == stamp_at(at) and (FIRST_TILE in about or is_drawn(at))
 
     for about in kept.resume(is_current):
         predictor.recall(about)

@@ -20,7 +20,7 @@ from network_files.operators.boxes import scale_boxes
 from network_files.operators.cropped_masks import CroppedMasks
 from network_files.operators.instance_masks import mask_probs_to_bool
 from network_files.transform import padded_size
-from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE
+from train_utils.cli.command import EXIT_OK, EXIT_SOME_UNUSABLE, EXIT_WRONG_INPUT
 from train_utils.data.images import ImageError, take_dropped
 from train_utils.data.images.reading import Reading
 from train_utils.data.images.shown import shown
@@ -202,6 +202,10 @@ class Predictor:
         drawn = draw_detections(resized(image, fits), *instances, self.label_map.name, style)
         return drawn, style.magnify < wanted or fits != size
 
+    def is_unboxed(self, found: dict, style: Style) -> bool:
+        """Returns whether `draw` leaves out boxes that the style has, as the objects are more than FEW."""
+        return style.boxes and len(found["labels"]) > FEW
+
     def counted(self, found: dict) -> str:
         """Returns how many of each class were found: "12 person, 3 chair"; "nothing" for none."""
         counts = Counter(map(self.label_map.name, found["labels"].tolist()))
@@ -271,8 +275,9 @@ class Predictor:
                 smaller = f"{counted(tally.reduced, what, 'are')} drawn smaller"
                 print(f"{smaller}: a JPEG has at most {LONGEST:,} pixels a side")
             if tally.unboxed:
-                of = f"with more than {FEW} objects in an image (json and data sets have them)"
-                print(f"{counted(tally.unboxed, what, 'are')} drawn without boxes around masks, {of}")
+                of = "an image (json and data sets have them)" if what == "image" else "a frame"
+                unboxed = f"{counted(tally.unboxed, what, 'are')} drawn without boxes around masks"
+                print(f"{unboxed}, with more than {FEW} objects in {of}")
         if every.sizes and (every.best is None or every.best[0] < self.least_score):
             print(self._nothing_found(every.best))
         left_out = ", ".join(f"{count} {why}" for why, count in every.left_out.items() if count)
@@ -284,4 +289,6 @@ class Predictor:
         for limit in self.limits():
             print(limit.line)
         print(f"{images - unreadable:,} of {counted(images, 'image')} predicted{partly}{note}")
+        if unreadable == images > 0:
+            return EXIT_WRONG_INPUT
         return EXIT_SOME_UNUSABLE if unreadable or self.in_part else EXIT_OK

@@ -20,17 +20,20 @@ class Tally:
     tiles: int = 0  # that images were cut into
     empty_tiles: int = 0  # of these left out as empty
     reduced: int = 0  # images that are drawn smaller than asked for
-    unboxed: int = 0  # images that are drawn without boxes, as they have more objects than FEW
+    unboxed: int = 0  # images that are drawn without boxes: `Predictor.is_unboxed`
     empty: int = 0  # detections whose mask has no pixel
     foreign: int = 0  # detections of classes that the data lacks
     left_out: Counter[str] = field(default_factory=Counter)  # detections, by why
     dropped: Counter[str] = field(default_factory=Counter)  # `take_dropped`'s
 
     def add(self, counted: Mapping[str, Any]) -> None:
-        """Counts an image, or several: values by the sums' names, as `plain` gives them; what is not there is 0."""
+        """Counts an image, or several: values by the sums' names, as `plain` gives them; what is not there is 0.
+
+        What earlier versions have kept of an image has its "size" in place of sizes.
+        """
         best = [tuple(best) for best in (self.best, counted.get("best")) if best]
         self.best = max(best, key=lambda one: one[0], default=None)
-        for size, count in counted.get("sizes", ()):
+        for size, count in counted.get("sizes", [(counted["size"], 1)] if "size" in counted else ()):
             self.sizes[tuple(size)] += count
         for name, own in vars(self).items():
             if isinstance(own, int):

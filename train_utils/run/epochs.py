@@ -183,7 +183,7 @@ class Trainer:
         self.board.run(progress.step, command, flags=config.to_args(), model=self.state.model.config.to_dict())
         with closing(self.board):  # also of a run that stops, or fails: it logs what the last step measured
             for epoch in range(progress.epochs_done, config.epochs):
-                if config.early_stop and progress.epochs_since_best >= config.early_stop:
+                if self.has_stalled():
                     what = "better mask AP" if progress.best_ap >= 0 else "lower validation loss"
                     self.say(f"stopping early: no {what} for {counted(progress.epochs_since_best, 'epoch')}")
                     break
@@ -202,14 +202,20 @@ class Trainer:
         if self.world.is_main:
             run_folders.checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
             if self.run.additions.splits is None:
-                command = resume_command(self.folder, config, self.world)
-                more = f"{command} --epochs {2 * config.epochs} --allow-changed epochs"
+                epochs, patience = 2 * config.epochs, 2 * progress.epochs_since_best
+                more = f"{resume_command(self.folder, config, self.world)} --epochs {epochs} --allow-changed epochs"
+                more += f" --early-stop {patience}" * self.has_stalled()
                 if self.run.additions.augment is not None:  # no command has the function
-                    more = f'maskrcnn.train(..., resume="auto", epochs={2 * config.epochs}, allow_changed=["epochs"])'
+                    stop = f", early_stop={patience}" * self.has_stalled()
+                    more = f'maskrcnn.train(..., resume="auto", epochs={epochs}, allow_changed=["epochs"]{stop})'
                 flags = config.max_dets, config.follow_links
                 print_outcome(self.folder, progress.best_ap, self.splits.val, more, *flags)
             else:  # no command would find the images
                 self.say(f"done: best mask AP {progress.best_ap:.4f}, in {self.folder}")
+
+    def has_stalled(self) -> bool:
+        """Returns whether --early-stop ends the run here."""
+        return bool(self.config.early_stop) and self.progress.epochs_since_best >= self.config.early_stop
 
     def goes_on(self) -> str:
         """Returns how a run that was stopped goes on."""
@@ -227,9 +233,14 @@ class Trainer:
             f"{str(dtype).removeprefix('torch.')} on {self.world.size} x {self.world.device.type}"
         )
         whole = self.loader.samples
+        what = "images" if config.tile is None else "tiles"
         if whole > (used := steps * self.global_batch):
-            what = "images" if config.tile is None else "tiles"
             self.say(f"an epoch has {used} of {whole} {what}, others each time: the rest would not fill a batch")
+        if whole < self.global_batch:
+            self.say(
+                f"a step has {whole} {what}, all that there are, where the global batch is {self.global_batch}, which "
+                "the usual --lr is for: give a smaller --batch-size or fewer --accumulate-steps"
+            )
         if config.data_path is not None and self.run.additions.splits is None:
             lines = lines_on_fit(self.splits.train, self.state.model.config)
             links = ["--follow-links"] if config.follow_links else []

@@ -93,10 +93,12 @@ def run(
             config, about_batch = fitting_batch(model, splits.train, config, precision, world)
             this = replace(this, config=config)
             say(about_batch)
-        for line in world.on_main(run_folders.set_back, folder, start.path) if checkpoint else ():
-            say(visible(line))
         with StopSignal(world) as stop:
-            Trainer(this, model, stop).fit()
+            trainer = Trainer(this, model, stop)
+            if checkpoint:  # not before all fits: a run that is refused leaves the folder as it was
+                for line in world.on_main(run_folders.set_back, folder, start.path, checkpoint["progress"]):
+                    say(visible(line))
+            trainer.fit()
         return folder
 
 

@@ -20,7 +20,6 @@ from train_utils.prediction.large_drawings import OVERVIEW, QUALITY, draw_parts,
 from train_utils.prediction.pipeline import Finished, Pace, Read, Seen, Source, Work
 from train_utils.prediction.predictor import Predictor
 from train_utils.show import video
-from train_utils.show.captions import FEW
 
 
 class DrawnImages(NamedTuple):
@@ -91,7 +90,7 @@ class DrawnImages(NamedTuple):
         results, empty = predictor.results(found, at + 1, size, masks)  # not beside what drawing takes: they are many
         about = {"at": at, "image": str(path), "stamp": seen.read.stamp, "empty": empty}
         about["reduced"] = int(reduced and not large)
-        about["unboxed"] = int(style.boxes and len(found["labels"]) > FEW)
+        about["unboxed"] = int(predictor.is_unboxed(found, style))
         said = [f"{visible(str(path))}: {line}" for line in (predictor.describe(found) if options.verbose else ())]
         counts = predictor.counted(found)
         said.append(f"{visible(str(path))}: {counts} in {seen.seconds:.2f} s -> {visible(str(target) + note)}")

@@ -46,8 +46,10 @@ def predict_video(
     tally, style = Tally(), replace(options.style, magnify=options.magnify or 1)  # a video keeps its size
 
     def annotate(image: torch.Tensor) -> Image.Image:
-        drawn, reduced = predictor.draw(predictor.detect(image, tally), image, style)
+        found = predictor.detect(image, tally)
+        drawn, reduced = predictor.draw(found, image, style)
         tally.reduced += reduced
+        tally.unboxed += predictor.is_unboxed(found, style)
         return drawn
 
     with StopSignal(World.single(predictor.device)) as stop:
