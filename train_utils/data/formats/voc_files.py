@@ -17,7 +17,7 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.data.formats.coco.file_names import FileNames, nearest, settle_stems
-from train_utils.data.formats.coco.layout import files_in
+from train_utils.data.formats.coco.layout import files_in, role_of
 from train_utils.data.images import ARRAY_SUFFIX, formats
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import read_json
@@ -133,6 +133,28 @@ def read_class_ids(folder: Path) -> dict[str, int]:
     return class_ids
 
 
+def find_lists(folder: Path) -> dict[str, str]:
+    """Returns {"train" | "val": name of the list}; "all": the only list of a folder that has none of these, as CVAT's.
+
+    A list is known by the word in its name, as Train.txt; test stands for a val that there is not. InputError where
+    several could be meant.
+    """
+    names = sorted(path.stem for path in list_path(folder, "*").parent.glob("*.txt"))
+    roles: dict[str, list[str]] = {}
+    for name in names:
+        roles.setdefault(role_of(Path(name)), []).append(name)
+    whole, test = roles.pop("all", []), roles.pop("test", [])
+    roles.setdefault("val", test)
+    found = {role: [name for name in several if name == role] or several for role, several in roles.items() if several}
+    found = found or {"all": whole}
+    for role, several in found.items():
+        if len(several) != 1:
+            listed = ", ".join(f"{name}.txt" for name in several) or "no list of images"
+            role = "train" if role == "all" else role
+            raise InputError(f"{list_path(folder, '*').parent}: holds {listed}; call the one that is meant {role}.txt")
+    return {role: several[0] for role, several in found.items()}
+
+
 def list_path(folder: Path, list_name: str) -> Path:
     """Returns the file of one list."""
     return folder / "ImageSets" / "Segmentation" / f"{list_name}.txt"
@@ -187,7 +209,7 @@ def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], 
         listed = sorted(sorted(folder.iterdir(), reverse=True), key=_likeness)
         by_name = {file.stem: file.name for file in listed}  # of several the last
     except OSError as error:
-        raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
+        raise InputError(f"{folder}: cannot list the images ({error.strerror}); put them there") from error
     files = settle_stems(names, by_name)
     found = [by_name.get(files.renamed.get(name, name)) for name in names]
     missing = [name is None for name in found]
