@@ -20,7 +20,7 @@ from train_utils.data.formats.coco.file_names import FileNames, nearest, settle_
 from train_utils.data.formats.coco.layout import files_in, role_of
 from train_utils.data.images import ARRAY_SUFFIX, formats
 from train_utils.data.images.file_formats import image_suffixes
-from train_utils.data.labels import read_json
+from train_utils.data.labels import read_json, trimmed
 from train_utils.io.plain_text import brief, shown
 
 CLASS_FILE, LABEL_MAP = "pascal_voc_indices.json", "labelmap.txt"
@@ -130,7 +130,7 @@ def read_class_ids(folder: Path) -> dict[str, int]:
     valid = all(type(number) is int and 0 < number < VOID for number in class_ids.values())
     if not class_ids or not valid or len(set(class_ids.values())) < len(class_ids):
         raise InputError(f"{path}: class numbers must be different whole numbers from 1 to 254")
-    return class_ids
+    return {trimmed(name): number for name, number in class_ids.items()}
 
 
 def find_lists(folder: Path) -> dict[str, str]:

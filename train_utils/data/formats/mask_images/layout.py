@@ -23,6 +23,7 @@ from train_utils.data.formats.coco.layout import ROLE, role_of
 from train_utils.data.formats.found import folders_in, images_below, images_in, note_unread, one_of_each
 from train_utils.data.formats.npy_folder import few
 from train_utils.data.images.file_formats import image_suffixes
+from train_utils.data.labels import note_on_blanks, trimmed
 from train_utils.io.plain_text import counted, visible
 
 IMAGES = ("images", "image", "imgs", "img", "PNGImages", "JPEGImages")
@@ -81,7 +82,11 @@ def find_places(root: Path) -> dict[str, Place]:
     if not places:
         whole = _place_in(root, root)
         places = {"all": whole} if whole else {}
-    named = sorted({name for place in places.values() for name in _class_folders(place)})
+    folders = sorted({name for place in places.values() for name in _class_folders(place)})
+    named = sorted(set(map(trimmed, folders)))
+    if notes := note_on_blanks(folders):
+        first = next(iter(places))
+        places[first] = places[first]._replace(note="; ".join(filter(None, [places[first].note, *notes])))
     mapped = any(map(_is_mapped, places.values()))
     places = {role: place._replace(classes=tuple(named), mapped=mapped) for role, place in places.items()}
     return {
@@ -313,7 +318,8 @@ def _of_one_folder(place: Place, image_dir: Path, mask_dir: Path, left: dict[str
     below = mask_dir.relative_to(place.root)
     files = [MaskFile(str(below / mask)) for mask in masks.values()]
     for folder in folders_in(mask_dir):
-        files += [MaskFile(str(below / folder.name / mask), folder.name) for mask in images_in(folder).values()]
+        class_name = trimmed(folder.name)
+        files += [MaskFile(str(below / folder.name / mask), class_name) for mask in images_in(folder).values()]
     maps_dir = _class_maps_of(place.root, mask_dir)
     class_map = images_in(maps_dir).get(stem, "") if maps_dir else ""
     class_map = str((maps_dir / class_map).relative_to(place.root)) if class_map else ""
@@ -369,13 +375,13 @@ def _by_stem(
             if image is None:
                 left[NO_IMAGE].append(os.path.join(class_name, name))
                 continue
-            known = any(mask.class_name == class_name for mask in masks[image])
+            known = any(mask.class_name == trimmed(class_name) for mask in masks[image])
             if numbered and (image in separate or not known):
                 separate.add(image)
             elif known or numbered:
                 others = " and ".join([os.path.basename(mask.name) for mask in masks[image]] + [name])
                 raise InputError(f"{mask_dir}: {others} are both masks of {images[image]}; take one of them out")
-            masks[image].append(MaskFile(str(below / class_name / name), class_name))
+            masks[image].append(MaskFile(str(below / class_name / name), trimmed(class_name)))
     maps = images_in(maps_dir) if maps_dir and maps_dir.is_dir() else {}
     left[NO_MASK_FILE] += [images[stem] for stem, files in masks.items() if not files and stem not in separate]
     return [

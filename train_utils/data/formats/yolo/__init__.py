@@ -37,6 +37,7 @@ from train_utils.data.formats.found import (
     table_of,
 )
 from train_utils.data.formats.yolo.data_yaml import Value, read_yaml
+from train_utils.data.labels import note_on_blanks, trimmed
 from train_utils.data.links import ADVICE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_SEGMENTATION, StopAtFirst
@@ -115,7 +116,7 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
 
 def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotations | None:
     """Reads one split; None where nothing of it is sound (and `problems` collects)."""
-    names = _class_names(place)
+    names, notes = _class_names(place)
     source = str(place.lists[0]) if len(place.lists) == 1 else place.yaml
     images, absent = _listed(place)
     labels = _in_capitals(place.root, {image: _label_file(image) for image in images})
@@ -134,7 +135,7 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     if table is None:
         return None
     missing = np.array([name in absent for name in table.file_names()], dtype=bool)
-    return replace(table, missing=missing, notes=(*filter(None, [place.note]), *table.notes))
+    return replace(table, missing=missing, notes=(*filter(None, [place.note]), *notes, *table.notes))
 
 
 class YoloImages(ImageFiles):
@@ -191,11 +192,11 @@ def _holds_texts(folder: Path) -> bool:
     return folder.is_dir() and any(folder.glob("*.txt"))
 
 
-def _class_names(place: Place) -> dict[int, str] | None:
-    """Returns {class number from 0: name}; None where nothing names them."""
+def _class_names(place: Place) -> tuple[dict[int, str] | None, tuple[str, ...]]:
+    """Returns ({class number from 0: name}, None where nothing names them; notes on the names)."""
     if not place.yaml:
         names = npy_folder.read_class_names(place.root)
-        return names and {number - 1: name for number, name in names.items()}
+        return names and {number - 1: name for number, name in names.items()}, ()
     entries = read_yaml(Path(place.yaml), ENTRIES)
     given, count = entries.get("names"), entries.get("nc")
     if given is None and count is None:
@@ -203,7 +204,7 @@ def _class_names(place: Place) -> dict[int, str] | None:
     if count is not None and not (isinstance(count, str) and count.isdecimal() and 0 < int(count) < 10_000):
         raise InputError(f"{place.yaml}: nc {brief(count)} is no number of classes; correct it, or take it out")
     if given is None:
-        return {number: f"class_{number}" for number in range(int(count))}
+        return {number: f"class_{number}" for number in range(int(count))}, ()
     rows = list(given.items()) if isinstance(given, dict) else list(enumerate(given if isinstance(given, list) else ()))
     for number, name in rows:
         if not str(number).isdecimal() or not name:
@@ -212,7 +213,7 @@ def _class_names(place: Place) -> dict[int, str] | None:
         raise InputError(f"{place.yaml}: names is no list of names; write names: [first, second, ...]")
     if count is not None and int(count) != len(rows):
         raise InputError(f"{place.yaml}: nc is {count}, but names has {counted(len(rows), 'class')}; make them agree")
-    return {int(number): visible(name) for number, name in rows}
+    return {int(number): visible(trimmed(name)) for number, name in rows}, note_on_blanks(name for _, name in rows)
 
 
 def _is_whole(text: str) -> bool:
