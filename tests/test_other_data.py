@@ -124,6 +124,8 @@ def test_a_key_that_is_not_the_id_is_named(tmp_path):
         ({"x.json": json.dumps([{"id": 1, "data": {}, "annotations": []}])}, "x.json is Label Studio's own json"),
         ({"annotations.xml": "<?xml version='1.0'?><annotations>"}, "annotations.xml is CVAT's XML: export it there"),
         ({"1.xml": "<annotation><object/>"}, "1.xml is VOC's XML, which has boxes alone: masks are needed"),
+        ({"1.xml": "<annotation><object><polygon/>"}, "1.xml is LabelMe's older XML, as CVAT writes it: export"),
+        ({"1.json": json.dumps({"item": {}, "annotations": []})}, "1.json is Darwin's json of one image (V7): export"),
         ({"export.zip": "PK"}, "export.zip is an archive: unpack it, and give the folder"),
         ({"gt/1.png": None, "pictures/1.png": None}, "gt/ holds images, perhaps masks: call it masks/"),
         (
