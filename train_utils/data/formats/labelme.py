@@ -135,7 +135,8 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     categories = dict(enumerate(values["labels"], 1))
     source = str(place.folder)
     if not categories:
-        problems.mistake(f"{source}: none of its {len(jsons)} jsons has a shape with an area; nothing can be learnt")
+        none = f"none of its {counted(len(jsons), 'json')} has a shape with an area"
+        problems.mistake(f"{source}: {none}; nothing can be learnt")
         return None
     images = LabelmeImages(place.root, source, dict(values["jsons"]), frozenset(values["embedded"]))
     table = table_of(source, content, categories, images)

@@ -21,7 +21,7 @@ from train_utils.data.formats.coco.layout import files_in, role_of
 from train_utils.data.images import ARRAY_SUFFIX, formats
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import read_json, trimmed
-from train_utils.io.plain_text import brief, shown
+from train_utils.io.plain_text import brief, counted, shown
 
 CLASS_FILE, LABEL_MAP = "pascal_voc_indices.json", "labelmap.txt"
 VOID = 255
@@ -215,7 +215,8 @@ def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], 
     missing = [name is None for name in found]
     if all(missing) and not files.ambiguous:
         like = nearest(names[0], [folder])
-        raise InputError(f"{folder}: holds none of the {len(names)} images of the list (as {names[0]}{like})")
+        listed = counted(len(names), "image")
+        raise InputError(f"{folder}: holds none of the {listed} of the list (as {names[0]}{like})")
     return [file or f"{name}.jpg" for file, name in zip(found, names, strict=True)], missing, files
 
 

@@ -12,6 +12,7 @@ from train_utils.data.formats.coco.other_data import other_file
 from train_utils.data.formats.coco.reading import read_annotations
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
+from train_utils.io.plain_text import counted
 
 UNUSED = {"label_json_path": "whose classes have names", "split_components": "which has a mask for each object"}
 
@@ -52,7 +53,7 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     table = read_annotations(json_path, find_images, options.follow_links, problems)
     if table is not None and len(table) and table.missing.all():
         problems.mistake(
-            f"{json_path}: none of its {len(table)} images (as {table.file_name(0)}"
+            f"{json_path}: none of its {counted(len(table), 'image')} (as {table.file_name(0)}"
             f"{nearest(table.file_name(0), [table.images.image_dir])}) is in {table.images.image_dir}; "
             "check --image-dir"
         )

@@ -109,7 +109,7 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     categories = names or _own_names(place, used, content[0]["several"])
     if unknown := used - categories.keys():
         problems.mistake(
-            f"{source}: class {min(unknown)} of its objects is none of the {len(categories)} classes "
+            f"{source}: class {min(unknown)} of its objects is none of the {counted(len(categories), 'class')} "
             f"{npy_folder.few(list(categories.values()))}; complete the list of names, or correct the masks"
         )
         return None
@@ -253,7 +253,7 @@ def _class_numbers(place: Place, names: dict[int, str] | None) -> dict[str, int]
     foreign = [name for name in place.classes if name not in numbers]
     if foreign:
         raise InputError(
-            f"{place.masks}: its folder {visible(foreign[0])} is none of the {len(names)} classes "
+            f"{place.masks}: its folder {visible(foreign[0])} is none of the {counted(len(names), 'class')} "
             f"{npy_folder.few(list(names.values()))}; rename it, or complete the list of names"
         )
     return numbers
@@ -280,8 +280,8 @@ def _ambiguous(scans: list[Scan]) -> str:
     if several and len(binary) >= NEARLY * len(several):
         most = max(scan.regions for scan in binary)
         return (
-            f"{len(binary)} of {len(scans)} images have masks of one value beside 0, in up to {most} separate regions: "
-            f"they say where objects are, not which; {SPLIT}, or {BY_VALUE}"
+            f"{len(binary)} of {counted(len(scans), 'image', 'have')} masks of one value beside 0, in up to {most} "
+            f"separate regions: they say where objects are, not which; {SPLIT}, or {BY_VALUE}"
         )
     values, regions = sum(scan.values for scan in scans), sum(scan.regions for scan in scans)
     if several and regions >= MANY_REGIONS * values:

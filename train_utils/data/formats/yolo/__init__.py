@@ -429,8 +429,8 @@ def _numbers(where: str, line: str, names: dict[int, str] | None) -> tuple[int, 
         raise InputError(f"{where}: class {words[0]} is no whole number from 0; correct it")
     if names is not None and int(category) not in names:
         raise InputError(
-            f"{where}: class {int(category)} is none of the {len(names)} classes, {min(names)} to {max(names)} "
-            f"({npy_folder.few(list(names.values()))}); complete the names, or correct the line"
+            f"{where}: class {int(category)} is none of the {counted(len(names), 'class')}, {min(names)} to "
+            f"{max(names)} ({npy_folder.few(list(names.values()))}); complete the names, or correct the line"
         )
     if len(corners) % 2 or len(corners) in (0, 2):
         raise InputError(
