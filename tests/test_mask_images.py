@@ -550,6 +550,17 @@ def test_what_is_no_mask_image_is_left_to_others(tmp_path):
         open_data(tmp_path, dataset="masks")
 
 
+def test_masks_beside_what_another_format_reads_are_said(tmp_path):
+    for name in "12":
+        pair(tmp_path, SAMPLE, name=name)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    note = "not read: what --dataset masks would read of the same folder"
+    assert [note in part.describe() for part in open_data(tmp_path)[:2]] == [True, True]
+    assert "not read" not in open_data(tmp_path, dataset="yolo").train.describe()
+    assert open_data(tmp_path, dataset="masks").train.class_counts() == {"object": 3}
+
+
 def test_a_coco_json_counts_before_masks_beside_its_images(tmp_path):
     write(tmp_path, coco())
     picture(tmp_path / "images" / "1.jpg")
