@@ -231,6 +231,8 @@ def test_the_doctor_names_each(tmp_path, capsys):
 
 YAMLS = {
     "train: images/nowhere\n" + NAMES: r"data\.yaml: train: images/nowhere is not there; looked for .*images/nowhere",
+    "train: images/train\nval: valid\n" + NAMES: r"val: valid is not there; .*; without val in the yaml a share of the",
+    "train: images/train\nval: empty\n" + NAMES: r"empty: no image found; put them there, or take it out of the yaml",
     "train: ../../../etc\n" + NAMES: r"data\.yaml: train: \.\./\.\./\.\./etc is not there",
     "test: []\nkpt: 1\n": r"data\.yaml: has no names of the classes",
     "train: images/train\n": r"data\.yaml: has no names of the classes",
@@ -253,8 +255,18 @@ YAMLS = {
 def test_mistakes_of_a_yaml_name_it(tmp_path, text):
     make(tmp_path / "data", text)
     (tmp_path / "data" / "list.txt").write_text("../x.png\n")
+    (tmp_path / "data" / "empty").mkdir()
     with pytest.raises(InputError, match=YAMLS[text]):
         open_data(tmp_path / "data", dataset="yolo")
+
+
+def test_a_class_of_boxes_alone_is_a_class_without_names(tmp_path):
+    make(tmp_path, text=TRIANGLE + "\n2 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").unlink()
+    splits = open_data(tmp_path)
+    assert splits.label_map.names == ("class_0", "class_1", "class_2")
+    truth = splits.train.ground_truth(unmasked=True)
+    assert {a["category_id"] for a in truth["annotations"]} <= {c["id"] for c in truth["categories"]}
 
 
 def test_a_yaml_that_names_classes_alone_needs_folders(tmp_path):

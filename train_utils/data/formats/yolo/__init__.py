@@ -57,6 +57,7 @@ ROLES = {  # the entries that say where a split is, the first that is there coun
     "val": ("val", "valid", "validation", "Val", "Valid", "Validation", "test", "Test"),
 }
 ENTRIES = ("path", *ROLES["train"], *ROLES["val"], "names", "nc", "kpt_shape")
+LEAVE_OUT = {"train": "", "val": "; without val in the yaml a share of the training images is held out"}
 TXT = "*.[tT][xX][tT]"
 PAST = 0.05  # of the image's side: how far a corner may lie outside, where a mask is cut at the edge
 TWICE = "lines that are there twice"
@@ -137,7 +138,8 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
         problems,
         lambda: _read_files(place, Found(source, problems), labels, names, absent),
     )
-    highest = int(content[1]["category_ids"].max(initial=0))
+    unmasked = (category for _, category, *_ in content[0]["unmasked"])
+    highest = max(int(content[1]["category_ids"].max(initial=0)), *unmasked, 0)
     categories = names or {number: f"class_{number}" for number in range(highest + 1)}
     table = table_of(source, content, categories, YoloImages(place.root, source), named=names is not None)
     if table is None:
@@ -268,6 +270,7 @@ def _resolved(
             raise InputError(
                 f"{yaml}: {role}: {visible(text)} is not there; looked for "
                 f"{' and '.join(dict.fromkeys(os.path.normpath(path) for path in tries))} inside {root}"
+                f"{LEAVE_OUT[role]}"
             )
         yield text, Path(os.path.normpath(fitting[0]))
 
@@ -302,7 +305,10 @@ def _listed(place: Place) -> tuple[list[str], set[str], tuple[str, ...]]:
             if name in files.absent and name not in files.renamed:
                 absent.add(name)
     if not found:
-        raise InputError(f"{' and '.join(map(str, place.lists))}: no image found; put them there")
+        raise InputError(
+            f"{' and '.join(map(str, place.lists))}: no image found; put them there, or take it out of the yaml: "
+            "without val a share of the training images is held out"
+        )
     by_stem: dict[str, str] = {}
     for name in found:
         other = by_stem.setdefault(os.path.splitext(name)[0], name)
