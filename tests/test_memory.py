@@ -1,5 +1,7 @@
 """A lack of memory is reported with what was being done and advice that fits; drawings do not grow with the image."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
@@ -48,6 +50,26 @@ def test_what_was_being_done_is_named_with_advice_that_fits(
     assert error.startswith("error: ") and "(Unable to allocate 9 GiB)" in error
     assert doing in error and advice in error
     assert function.endswith("accumulate_gradients") or not any(flag in error for flag in TRAINING)
+
+
+def test_only_with_recompute_a_cpu_hands_freed_memory_back_at_once(tmp_path, monkeypatch):
+    data, steps = write_coco(tmp_path / "data"), []
+
+    def returning():
+        context = ExitStack()
+        context.callback(steps.append, "returned")
+        return context
+
+    def step(*_):
+        steps.append("step")
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr("train_utils.run.loop.returning_freed_memory", returning)
+    monkeypatch.setattr("train_utils.run.step.accumulate_gradients", step)
+    for more in ((), ("--recompute", "--norm", "group")):
+        words = (*SMALL, "--data-path", data, "--epochs", 1, "--output-dir", tmp_path / f"run{len(more)}", *more)
+        assert call(train, *words) == 2
+    assert steps == ["step", "step", "returned"]
 
 
 @pytest.mark.parametrize("size", [(6000, 4), (4, 6000), (2000, 3000), (40, 60)])

@@ -86,7 +86,7 @@ def measure_step(objects: int, size: int, repeats: int, sender: Connection) -> N
     optimizer = build_optimizer(model, "sgd", 1e-9)
     image, target = torch.randint(0, 256, (3, size, size), dtype=torch.uint8), target_of(objects, size)
 
-    @returning_freed_memory()
+    @returning_freed_memory()  # so that the peak is that of what lives at the same time
     def step() -> None:
         optimizer.zero_grad()
         sum(model([image], [target]).values()).backward()

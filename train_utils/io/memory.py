@@ -20,7 +20,8 @@ def returning_freed_memory() -> Iterator[None]:
     """Lets glibc map each LARGE block by itself within the context, so that it returns to the system when it is freed.
 
     By default glibc raises that bound to LARGEST as blocks are freed, and keeps smaller blocks: activations of one
-    layer leave holes that another's do not fit into. With another C library nothing happens.
+    layer leave holes that another's do not fit into. But each page that was returned is cleared anew when it is
+    wanted: a training step took 1.2 to 1.5 times as long. With another C library nothing happens.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is None:

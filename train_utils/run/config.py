@@ -169,7 +169,9 @@ class Running(Settings):
         MAX_DETS, "detections of a class in an image that AP, and so the best checkpoint, counts", least=10, metavar="N"
     )
     recompute: bool = setting(
-        False, "less memory for more time: compute the backbone's activations twice", resume="free"
+        False,
+        "less memory for more time: compute the backbone's activations twice, on a CPU hand back freed memory at once",
+        resume="free",
     )
     compile: bool = setting(False, "torch.compile: faster steps after a slow start; needs a C++ compiler")
 

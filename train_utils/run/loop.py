@@ -62,8 +62,6 @@ def run(
     Raises InputError for wrong input; SystemExit(128 + signal) after SIGTERM or SIGINT, all being saved.
     """
     with ExitStack() as at_end:
-        if world.device.type == "cpu":
-            at_end.enter_context(returning_freed_memory())
         start = read_options(given, output_dir, world)
         if start.checkpoint:
             start.notes += resume.check_function(start.config, start.checkpoint, additions.augment)
@@ -83,6 +81,8 @@ def run(
         model.to(world.device)
         if config.recompute:
             model.recompute_activations()
+            if world.device.type == "cpu":
+                at_end.enter_context(returning_freed_memory())
         if config.compile:
             model.compile_parts()
         if scored:
