@@ -25,7 +25,17 @@ from tests.coco_folders import annotation, coco
 from tests.small_runs import call
 from tests.tiny_model import FIELDS, train_flags, write_checkpoint
 from tools import check_data, pack_dataset
-from train_utils.data.images import ImageError, depth, image_size, page_count, read_image, refuse, take_dropped
+from train_utils.data.formats.mask_images.label_files import read_labels
+from train_utils.data.images import (
+    ImageError,
+    depth,
+    image_size,
+    page_count,
+    raw_values,
+    read_image,
+    refuse,
+    take_dropped,
+)
 from train_utils.data.images import reading as reading_of
 from train_utils.data.images.depth import is_narrowed
 from train_utils.data.images.reading import USUAL, Reading
@@ -88,6 +98,8 @@ CASES = {
     "RGB, compressed": (tiff(HWC.astype(">u2"), photometric="rgb", compression="zlib"), RGB),
     "RGB, tiled BigTIFF": (tiff(HWC, photometric="rgb", tile=(16, 32), bigtiff=True), RGB),
     "bands that are no colours": (tiff(HWC, planarconfig="contig"), RGB),
+    "bands that are no colours, planar": (tiff(RGB, photometric="minisblack", planarconfig="separate"), RGB),
+    "the same, compressed": (tiff(RGB, photometric="minisblack", planarconfig="separate", compression="zlib"), RGB),
     "PNG": (png(GREY[..., None], 0), GREY),
     "RGB PNG": (png(HWC, 2), RGB),
     "RGBA PNG": (png(np.concatenate([HWC, HWC[..., :1]], 2), 6), RGB),
@@ -100,6 +112,29 @@ def test_values_are_those_of_the_file(content, expected):
     """Pillow alone gives noise, black, a negative or the upper bytes for most of these, or no image."""
     image = read_image("an image", content=content, reading=RAW)
     assert image.dtype == torch.float32 and (image.numpy() == np.broadcast_to(expected, (3, 5, 7))).all()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_sparse_tiff_has_zeros_where_tiles_are_left_out(tmp_path, compression):
+    """GDAL leaves out tiles without a value; Pillow decodes the file's header in their place."""
+    path, first = tmp_path / "a.tif", np.full((16, 16), 7, np.uint8)
+    like = {"shape": (32, 32), "dtype": np.uint8, "tile": (16, 16), "compression": compression}
+    tifffile.imwrite(path, iter([first, None, None, first]), photometric="minisblack", **like)
+    expected = np.kron(np.eye(2, dtype=np.uint8), first)
+    assert (read_image(path).numpy() == expected).all() and (raw_values(path) == expected).all()
+    with pytest.raises(InputError, match=r"a.tif: leaves out tiles without a value \(GDAL's SPARSE_OK\); save it"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("bits", [np.uint8, np.float64])  # Pillow, tifffile
+def test_smaller_copies_are_no_pages(tmp_path, bits):
+    """As GDAL's overviews and cloud optimised GeoTIFFs have them."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for step, kind in ((1, 0), (2, 1), (4, 1)):
+            file.write(np.ones((40 // step, 48 // step), bits), subfiletype=kind, photometric="minisblack")
+    take_dropped()
+    read_image(tmp_path / "a.tif")
+    assert page_count(tmp_path / "a.tif") == 1 and take_dropped() == {}
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))

@@ -104,11 +104,23 @@ def test_masks_are_the_file_bit_for_bit(tmp_path, kind):
     assert data.label_map.names == ("object",) and "coloured" not in data.describe()
 
 
-@pytest.mark.parametrize("dtype", ["i2", "i4", "f4"])
+@pytest.mark.parametrize("dtype", ["i2", "i4", "f4", "i8", "f8"])  # Pillow does not know the last two
 def test_masks_of_a_compressed_big_endian_tiff(tmp_path, dtype):
     pair(tmp_path, SAMPLE, ending="tif")
     tifffile.imwrite(tmp_path / "masks" / "1.tif", SAMPLE.astype(dtype), byteorder=">", compression="zlib")
     assert (masks_of(whole(tmp_path)) == expected(SAMPLE)).all()
+
+
+def test_more_objects_than_8_bits_number_are_said(tmp_path):
+    """OpenCV writes 255 for each number above it: the last object then lies in several regions."""
+    numbers = np.kron(np.arange(300).reshape(15, 20), np.pad(np.ones((2, 2), np.int64), 1))
+    for content, said in ((numbers.clip(max=255).astype(np.uint8), True), (numbers.astype(np.uint16), False)):
+        picture(tmp_path / "images" / "1.jpg", content.shape)
+        save(tmp_path / "masks" / "1.png", content)
+        note = (
+            "1 mask of 8 bits, such as masks/1.png, with 255 in up to 45 regions: were more than 255 objects saved in"
+        )
+        assert (note in whole(tmp_path).describe()) == said
 
 
 def test_each_colour_of_an_rgb_mask_is_an_object_and_vocs_outline_is_none(tmp_path):

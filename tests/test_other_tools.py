@@ -3,16 +3,20 @@
 Only torchvision is installed for tests. The others are stood in for by what they check and call, of the versions named.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 import maskrcnn
 from tests.tiny_model import SIZES, tiny_model, write_checkpoint, write_images
 from train_utils.data.augmentations.own import OwnAugmentation
+from train_utils.data.in_python.data_sets import data_set_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*box_detections_per_img allows")
 SIZE = SIZES[0]
@@ -109,6 +113,22 @@ def test_v2_transforms_as_an_augmentation(pixels, target):
     two, _ = own(image, target, torch.Generator().manual_seed(1))
     assert torch.equal(one, two) and changed["boxes"].tolist() == [[34, 4, 58, 20], [4, 22, 34, 40]]
     assert type(one) is type(changed["boxes"]) is torch.Tensor
+
+
+def test_torchvisions_coco_detection(tmp_path):
+    """Its wrapper gives an image without annotations a target of an image_id alone."""
+    paths = write_images(tmp_path / "images")[:2]
+    images = [
+        {"id": i, "file_name": path.name, "height": h, "width": w}
+        for i, (path, (h, w)) in enumerate(zip(paths, SIZES, strict=False), 5)
+    ]
+    square = {"segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]], "bbox": [2, 2, 8, 8], "area": 64, "iscrowd": 0}
+    one = {"images": images, "annotations": [{"id": 1, "image_id": 5, "category_id": 3, **square}]}
+    (tmp_path / "a.json").write_text(json.dumps({**one, "categories": [{"id": 3, "name": "square"}]}))
+    keys = ("image_id", "boxes", "labels", "masks", "iscrowd")
+    pairs = wrap_dataset_for_transforms_v2(CocoDetection(tmp_path / "images", tmp_path / "a.json"), target_keys=keys)
+    data = data_set_of(pairs)
+    assert [len(data.target(i)["labels"]) for i in range(2)] == [1, 0] and data.target(0)["area"] == 64
 
 
 def test_v2_transforms_of_results(results):

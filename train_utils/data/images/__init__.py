@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from network_files.config import ALL_PAGES, EACH_PAGE, FIRST_PAGE
-from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed, tiles
+from train_utils.data.images.depth import PLANAR, SAMPLES, SEPARATE, deep_values, is_deep, is_narrowed, is_sparse, tiles
 from train_utils.data.images.file_formats import ImageError, formats, naming
 from train_utils.data.images.orientation import (
     TURNING,
@@ -30,7 +30,7 @@ from train_utils.data.images.orientation import (
     stored_orientation,
     turned_values,
 )
-from train_utils.data.images.pages import file_of, page_of
+from train_utils.data.images.pages import file_of, full_pages, has_further_pages, page_of
 from train_utils.data.images.reading import (
     ANY_CHANNELS,
     AS_STORED,
@@ -117,11 +117,14 @@ def image_size(path: str | Path, rotate: bool = True, guarded: bool = True) -> t
 
 
 def page_count(path: str | Path) -> int:
-    """Returns the pages of an image file; 1 where they cannot be counted, which reading it explains."""
+    """Returns the pages of an image file; 1 where they cannot be counted, which reading it explains.
+
+    Smaller copies that follow the pages of a TIFF, and masks of them, are none.
+    """
     try:
         with without_warnings:
             with Image.open(path, formats=formats()) as image:
-                return int(getattr(image, "n_frames", 1))
+                return full_pages(image)
     except Image.UnidentifiedImageError:
         return tiff_pages(path)
     except Exception:  # decoders raise nearly anything on hostile bytes
@@ -175,7 +178,7 @@ def _decoded(
     opened = functools.partial(Image.open, path if content is None else io.BytesIO(content), formats=formats())
     try:
         with opened() as image:
-            if not beyond_pillow(image) and not (reading.channels > 3 and has_further(image)):
+            if not beyond_pillow(image, reading):
                 return _of_pillow(image, opened, rotate, reading)
     except Image.UnidentifiedImageError:
         pass
@@ -259,9 +262,16 @@ def at_page(opened: functools.partial, page: int) -> Image.Image:
     return image
 
 
-def beyond_pillow(image: Image.Image) -> bool:
-    """Says whether Pillow decodes an image wrongly: bands of 16 bits one after another, compressed."""
+def beyond_pillow(image: Image.Image, reading: Reading) -> bool:
+    """Says whether Pillow decodes a TIFF wrongly, or leaves out bands that are asked for.
+
+    Wrongly: bands of 16 bits one after another, compressed; tiles that the file leaves out. Of bands one after another
+    that are no colours it gives the first as a grey image; of the same bands interleaved none, so that all are read.
+    """
     separate = getattr(image, "tag_v2", {}).get(PLANAR) == SEPARATE
+    first_alone = separate and len(image.getbands()) == 1 and image.mode != "P"
+    if (is_sparse(image) and image.mode != "P") or has_further(image) and (first_alone or reading.channels > 3):
+        return True
     return separate and image.mode[0] not in "IF" and tiles(image)[0].codec_name == "libtiff" and is_deep(image)
 
 
@@ -314,11 +324,7 @@ def _left_out(image: Image.Image, reading: Reading) -> list[str]:
     if reading.pages != FIRST_PAGE:
         return []
     unused = bands_left_out(image, reading)
-    try:
-        several = getattr(image, "is_animated", False)
-    except Exception:  # decoders raise nearly anything on a damaged second page
-        several = False
-    return [PAGES] * bool(several) + unused
+    return [PAGES] * has_further_pages(image) + unused
 
 
 def bands_left_out(image: Image.Image, reading: Reading) -> list[str]:

@@ -18,6 +18,7 @@ from train_utils.data.images.reading import ROWS, room_for
 
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, SAMPLE_FORMAT = 258, 262, 277, 284, 339  # tags of TIFF 6.0
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANAR
+STRIP_OFFSETS, TILE_OFFSETS = 273, 324  # tags; 0, where the header is, stands for a part that the file leaves out
 ONE_BAND = {(16, 1): "I;16", (16, 2): "I;16S", (32, 1): "I;32", (32, 2): "I;32S", (32, 3): "F;32F"}  # bits, format
 # Where a header has the bits of the first channel, from a mark on: JPEG 2000 (ISO 15444-1, A.5.1, less 1), AVIF's pixi
 AT = {"JPEG2000": (b"\xff\x51", 40), "AVIF": (b"pixi", 9)}
@@ -42,6 +43,12 @@ def tiles(image: Image.Image) -> list[Tile]:
 def is_deep(image: Image.Image) -> bool:
     """Says whether the file of an image, which is not decoded yet, has more than 8 bits a channel."""
     return image.mode[0] in "IF" or _bits(image) > 8 or (bool(image.tile) and ";16" in _raw_mode(tiles(image)[0]))
+
+
+def is_sparse(image: Image.Image) -> bool:
+    """Says whether a TIFF leaves out strips or tiles, as GDAL those without a value; Pillow gives noise for them."""
+    tags = getattr(image, "tag_v2", {})
+    return any(0 in np.atleast_1d(tags.get(offsets, 1)) for offsets in (STRIP_OFFSETS, TILE_OFFSETS))
 
 
 def is_narrowed(image: Image.Image) -> bool:

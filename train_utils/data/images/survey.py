@@ -21,7 +21,7 @@ from network_files.transform import OUTSIDE
 from train_utils.data.dataset import ImageDataset
 from train_utils.data.images import ARRAY_SUFFIX, ImageError, formats, page_count
 from train_utils.data.images.depth import is_deep
-from train_utils.data.images.pages import file_of, page_of
+from train_utils.data.images.pages import file_of, has_further_pages, page_of
 from train_utils.data.images.reading import ANY_CHANNELS, USUAL, Reading, sample_of
 from train_utils.io.plain_text import counted
 from train_utils.io.silence import without_warnings
@@ -75,7 +75,7 @@ def _of_header(path: str) -> tuple[bool, bool]:
     try:
         with without_warnings:
             with Image.open(path, formats=formats()) as image:
-                return is_deep(image), bool(getattr(image, "is_animated", False))
+                return is_deep(image), has_further_pages(image)
     except Image.UnidentifiedImageError:  # a TIFF that Pillow does not read has mostly more
         return path.lower().endswith((".tif", ".tiff")), False
     except Exception:  # reading the image says what is wrong

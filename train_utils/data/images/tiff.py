@@ -19,6 +19,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 from backbone.errors import InputError
 from network_files.config import ALL_PAGES
 from train_utils.data.images.depth import BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, SAMPLES, SEPARATE, WHITE_IS_ZERO
+from train_utils.data.images.pages import COPY_OR_MASK
 from train_utils.data.images.reading import Reading, stacked
 from train_utils.io.plain_text import counted
 
@@ -80,7 +81,7 @@ def tiff_pages(path: str | Path) -> int:
     """Returns the pages of a TIFF that Pillow does not read; 1 where they cannot be counted."""
     try:
         with importlib.import_module("tifffile").TiffFile(path) as tiff:
-            return len(tiff.pages)
+            return max((i for i, page in enumerate(tiff.pages, 1) if not page.subfiletype & COPY_OR_MASK), default=1)
     except Exception:  # reading it says what is wrong; without tifffile too
         return 1
 

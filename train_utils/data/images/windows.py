@@ -51,7 +51,7 @@ from train_utils.data.images import (
     unguarded,
 )
 from train_utils.data.images.depth import WHITE_IS_ZERO, is_deep, is_narrowed
-from train_utils.data.images.pages import page_of
+from train_utils.data.images.pages import has_further_pages, page_of
 from train_utils.data.images.reading import Reading, fitted, sample_step, scaled
 from train_utils.data.images.tiff import MAGIC, OF_ALPHA, ORIENTATION, read_tiff
 
@@ -200,7 +200,7 @@ def _store_of(path: str, rotate: bool, reading: Reading) -> _Store:
     except Image.UnidentifiedImageError:
         return _whole_tiff(file, rotate, reading)
     with image:
-        if beyond_pillow(image) or (reading.channels > 3 and has_further(image)):
+        if beyond_pillow(image, reading):
             return _whole_tiff(file, rotate, reading)
         go_to(image, reading.page)
         if math.prod(image.size) > MOST_DECODED:
@@ -209,7 +209,7 @@ def _store_of(path: str, rotate: bool, reading: Reading) -> _Store:
                 "read in parts (pip install -r requirements-science.txt)"
             )
         first, cut = reading.pages == FIRST_PAGE, [NARROWED] * is_narrowed(image)
-        count_left_out([PAGES] * (first and bool(getattr(image, "is_animated", False))) + cut)
+        count_left_out([PAGES] * (first and has_further_pages(image)) + cut)
         if is_deep(image):
             count_left_out([CHANNELS] * (first and has_further(image)))
             raw, alpha, transpose = deep_page(image, functools.partial(at_page, opened, reading.page), rotate)

@@ -145,13 +145,20 @@ def _table(name: str, rows: list[tuple], label_map: LabelMap, images: _Read) -> 
 
 
 def pair_of(pairs: Any, i: int, classes: int = ANY_LABEL, reading: Reading = USUAL) -> tuple[Tensor, dict]:
-    """Returns pair i of a torch Dataset in the form of `ImageDataset`. InputError where it has another one."""
+    """Returns pair i of a torch Dataset in the form of `ImageDataset`. InputError where it has another one.
+
+    A target of an image_id alone is of an image without objects: so torchvision's wrapped CocoDetection has them.
+    """
     name = f"{type(pairs).__name__}[{i}]"
     pair = pairs[i]
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         raise InputError(f"{name}: must be a pair (image, target), as torchvision's detection models take it")
     image = image_of(pair[0], name, reading)
-    return image, target_of(pair[1], tuple(image.shape[1:]), name, classes)
+    target, size = pair[1], tuple(image.shape[1:])
+    if isinstance(target, Mapping) and set(target) == {"image_id"}:
+        nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, *size, dtype=torch.uint8)
+        target = {**target, **dict(zip(("boxes", "labels", "masks"), nothing, strict=True))}
+    return image, target_of(target, size, name, classes)
 
 
 def target_of(target: Any, size: tuple[int, int], name: str, classes: int = ANY_LABEL) -> dict:

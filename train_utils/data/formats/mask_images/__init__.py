@@ -52,10 +52,11 @@ from train_utils.io.plain_text import counted, visible
 from train_utils.processes.cores import usable_cores
 
 UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
-CACHED = "masks 4"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "masks 5"  # to be raised when arrays, or what is checked or skipped, change
 ONE_CLASS = "object"
 EMPTY, NO_CLASS = "objects whose mask is empty", "objects without a class in the class map"
 PAGED = (".tif", ".tiff")  # files of masks that may have several pages
+LAST, FULL = 255, 200  # the highest number of 8 bits; of a file with as many numbers it may be several objects
 NEARLY = 0.9  # of the files with several regions: as many have one value where masks are binary
 MANY_REGIONS = 3  # for each value: objects have one or two, classes and blurred masks have many
 SPLIT = "give --split-components to read each connected region (8 neighbours) as an object"
@@ -143,8 +144,8 @@ class Scan(NamedTuple):
     """What the masks of one image hold, and what may be amiss.
 
     objects: of each mask, with the class of each object (0: none). values, regions: of its label images, beside 0;
-    colours: how many of them have colours. empty: files of single objects without one. kinds: the values of the label
-    images whose regions are objects.
+    colours: how many of them have colours; shared: the regions of 255, less one, where 8 bits are used up. empty: files
+    of single objects without one. kinds: the values of the label images whose regions are objects.
     """
 
     size: tuple[int, int]
@@ -154,6 +155,7 @@ class Scan(NamedTuple):
     colours: int
     empty: list[MaskFile]
     kinds: frozenset[int] = frozenset()
+    shared: int = 0
 
 
 def _read_files(
@@ -304,6 +306,12 @@ def _notes(scans: list[Scan], split: bool | None) -> list[str]:
         ]
     elif colours:
         notes = [f"{counted(colours, 'mask', 'are')} coloured: each colour but black is an object"]
+    if full := [scan for scan in scans if scan.shared]:
+        regions, masks = max(scan.shared for scan in full) + 1, counted(len(full), "mask")
+        notes.append(
+            f"{masks} of 8 bits, such as {full[0].objects[0][0].name}, with {LAST} in up to {regions} regions: were "
+            f"more than {LAST} objects saved in 8 bits, as OpenCV does with numbers of 32? Then save them with 16"
+        )
     return notes
 
 
@@ -391,7 +399,9 @@ def _objects_in(
     runs = find_runs(labels)
     values = len(np.unique(runs.values))
     if not split:
-        counts = {"values": values, "regions": len(np.unique(regions_of(runs, len(labels)))), "colours": int(coloured)}
+        regions = np.unique(regions_of(runs, len(labels)))
+        last = int((runs.values[regions] == LAST).sum()) if values >= FULL and labels.dtype == np.uint8 else 0
+        counts = {"values": values, "regions": len(regions), "colours": int(coloured), "shared": max(last - 1, 0)}
         return objects_of(runs, labels.shape), None, labels, counts
     if coloured and values > 1:
         raise InputError(f"{path}: has {values} colours, where --split-components needs numbers of classes; save it so")

@@ -1,23 +1,29 @@
 """A mask file -> a label image: a number for each pixel, 0 for background.
 
-Numbers are the file's own: grey of 8, 16 or 32 bits, a palette's indices, 0 and 1 of a bitmap. Of an RGB file each
+Numbers are the file's own: grey of 8, 16, 32 or 64 bits, a palette's indices, 0 and 1 of a bitmap. Of an RGB file each
 colour is a number, black is 0. What would change numbers in silence is refused: lossy formats, alpha, several pages.
 """
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from backbone.errors import InputError
-from train_utils.data.images import formats
-from train_utils.data.images.depth import deep_values, is_deep, is_narrowed
+from train_utils.data.images import formats, tiff_in_words
+from train_utils.data.images.depth import deep_values, is_deep, is_narrowed, is_sparse
+from train_utils.data.images.file_formats import naming
 from train_utils.data.images.pages import page_of
+from train_utils.data.images.reading import AS_STORED
+from train_utils.data.images.tiff import read_tiff
+from train_utils.io.plain_text import counted
 from train_utils.io.silence import without_warnings
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 VOC_VOID, VOID = (224, 224, 192), 255  # colour and index of the outlines in VOC's palette, which are no object
+MOST = 2**32 - 1  # the highest number
 MOST_COLOURS = 4096  # a picture has more, instances that are coloured by hand or by a tool have fewer
 PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO, SIGNED = 262, 339, 0, 2  # TIFF 6.0: tags and their values
 BOMB = "has far more pixels than a mask; scale it down with its image, or take it out"
@@ -44,6 +50,8 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such mask") from error
+    except Image.UnidentifiedImageError as error:
+        return _of_tifffile(path, file, page, error), False
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: {BOMB}") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
@@ -69,6 +77,24 @@ def read_labels(path: Path) -> tuple[np.ndarray, bool]:
     return pixels.astype(np.uint8 if pixels.dtype == bool else pixels.dtype.newbyteorder("="), copy=False), False
 
 
+def _of_tifffile(path: Path, file: str, page: int | None, error: Exception) -> np.ndarray:
+    """Returns a label image of a TIFF that Pillow does not know: of 64 bits, as numpy numbers; uint32 [H, W].
+
+    error: of Pillow, for files that are none. Raises InputError without tifffile, or where its numbers are not whole.
+    """
+    try:
+        what = tiff_in_words(file)
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{path}: this mask cannot be read ({error}); save it again as PNG or TIFF") from error
+    with naming(path):
+        layers, _, _, pages = read_tiff(file, what, replace(AS_STORED, page=page or 0))
+    if len(layers) != 1 or (pages > 1 and page is None):
+        raise InputError(f"{path}: {what}, of {counted(pages, 'page')}; a mask has one, with a number for each object")
+    if layers.dtype.kind in "iu" and (layers.min() < 0 or layers.max() > MOST):
+        raise InputError(f"{path}: holds numbers from {layers.min()} to {layers.max()}; objects are numbered from 1")
+    return _whole(path, layers[0]) if layers.dtype.kind == "f" else layers[0].astype(np.uint32)
+
+
 def _refuse(path: Path, image: Image.Image, page: int | None) -> None:
     """Raises InputError for a file whose numbers are not those that were saved; page: the one that is named."""
     if image.format not in LOSSLESS:
@@ -84,6 +110,8 @@ def _refuse(path: Path, image: Image.Image, page: int | None) -> None:
         pages, tags = getattr(image, "n_frames", 1), image.tag_v2
         if pages > 1 and page is None:
             raise InputError(f"{path}: holds {pages} pages; a mask has one page, with a number for each object")
+        if is_sparse(image):
+            raise InputError(f"{path}: leaves out tiles without a value (GDAL's SPARSE_OK); save it with all of them")
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode != "1":
             raise InputError(f"{path}: is saved with white as 0, which leaves open what is background; save it anew")
 
