@@ -379,7 +379,7 @@ def test_missing_and_broken_images_are_image_errors(tmp_path):
 
 def test_categories_outside_a_given_label_map(tmp_path):
     path = write(tmp_path, coco())
-    with pytest.raises(InputError, match=r"category 1 \(thing\) of image id 1 is not one of the 1 categories"):
+    with pytest.raises(InputError, match=r"category 1 \(thing\) of image id 1 is not one of the 1 category of"):
         CocoDataset(path, tmp_path / "images", label_map=LabelMap.from_categories({4: "other"}))
     ds = CocoDataset(path, tmp_path / "images", label_map=LabelMap([7], [1], ["thing"]))
     assert ds[0][1]["labels"].tolist() == [7]

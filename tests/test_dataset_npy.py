@@ -318,7 +318,7 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path):
 def test_none_with_a_partner(tmp_path):
     many(tmp_path, 1)
     (tmp_path / "images" / "1.png").rename(tmp_path / "images" / "image1.png")
-    with pytest.raises(InputError, match="none of its 1 .npy files has the name of one of the 1 images"):
+    with pytest.raises(InputError, match="none of its 1 .npy file has the name of one of the 1 image in"):
         whole(tmp_path)
 
 
@@ -333,7 +333,7 @@ def test_class_names(tmp_path):
     with pytest.raises(InputError, match="a.json: its names are not those of .*classes.txt"):
         whole(tmp_path, label_json_path=tmp_path / "a.json")
     (tmp_path / "classes.txt").write_text("cat\n")
-    with pytest.raises(InputError, match=r"annotations/1.npy: label 2 is none of the 1 classes cat;"):
+    with pytest.raises(InputError, match=r"annotations/1.npy: label 2 is none of the 1 class cat;"):
         whole(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\n\ndog\n")
     with pytest.raises(InputError, match="classes.txt: line 2 is empty"):

@@ -284,6 +284,37 @@ def test_folders_and_years(tmp_path):
         VocDataset(tmp_path, list_name="val")
 
 
+@pytest.mark.parametrize(
+    "names, train, val",
+    [
+        (["default"], "default", "default"),
+        (["train"], "train", "train"),
+        (["Train", "Validation", "Test", "other"], "Train", "Validation"),
+        (["train", "test"], "train", "test"),
+        (["train", "train_aug", "trainval", "val", "val_small"], "train", "val"),
+    ],
+)
+def test_lists_of_other_names(maker, names, train, val):
+    """As CVAT and Datumaro write them; one list is divided."""
+    for name in "abc":
+        maker.add(name, [(1, DOG, (0, 0, 9, 9))], [])
+    (maker.folder / "ImageSets/Segmentation/train.txt").unlink()
+    for name in names:
+        maker.list(name, ["a", "b", "c"])
+    splits = open_data(maker.root)
+    assert [Path(part.source).stem for part in splits.by_role().values()] == [train, val]
+    assert len(splits.train) + len(splits.val) == (3 if train == val else 6)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["train_a", "train_b", "val"], []])
+def test_lists_that_leave_open_which_is_meant(maker, names):
+    for name in names:
+        maker.list(name, ["a"])
+    listed = ", ".join(f"{name}.txt" for name in names if name != "val") or "no list of images"
+    with pytest.raises(InputError, match=f"Segmentation: holds {listed}; call the one that is meant train.txt"):
+        open_data(maker.root)
+
+
 def test_classes_are_pascals_or_the_folders_own(maker):
     maker.add("a", [(1, 9, (0, 0, 20, 20)), (2, 4, (30, 30, 50, 50))], [("nucleus", (1, 1, 20, 20))])
     with pytest.raises(InputError, match=r"a.xml: object 1: class 'nucleus' is not in pascal_voc_indices.json; for"):
@@ -484,7 +515,7 @@ def test_bad_lists_and_images_are_named(maker):
         with pytest.raises(InputError, match=f"train.txt: .*{message}"):
             VocDataset(maker.root)
     maker.list("train", ["d"])
-    with pytest.raises(InputError, match="JPEGImages: holds none of the 1 images"):
+    with pytest.raises(InputError, match="JPEGImages: holds none of the 1 image of"):
         VocDataset(maker.root)
 
 

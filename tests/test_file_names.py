@@ -41,6 +41,7 @@ def opened(path, **options):
         ("images\\a.png", "images/a.png"),
         ("C:\\data\\export\\a.png", "images/a.png"),
         ("\\\\server\\share\\a.png", "images/a.png"),
+        ("..\\..\\label-studio\\media\\upload\\4\\a.png", "images/a.png"),
         ("/data/export/a.png", "images/a.png"),
         ("export/a.png", "images/a.png"),
         ("/data/export/train/a.png", "images/train/a.png"),
@@ -138,7 +139,7 @@ def voc(root, listed, image="a", mask="a"):
 )
 def test_names_in_a_list_of_voc_data(tmp_path, listed, image, mask):
     voc(tmp_path, [listed, "b"], image, mask)
-    data = open_data(tmp_path, "train").train
+    data = open_data(tmp_path, "train", val_fraction=0).train
     assert [data.file_name(i).rsplit("/", 1)[1] for i in range(2)] == [f"{image}.jpg", "b.jpg"]
     assert [data[i][1]["boxes"].tolist() for i in range(2)] == [[[2, 3, 22, 13]], [[2, 3, 12, 13]]]
     assert (

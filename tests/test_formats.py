@@ -315,6 +315,34 @@ def test_it_is_packed_and_converted_and_scored_without_loss(folder, name, tmp_pa
                 assert target["labels"].tolist() == target_too["labels"].tolist()
 
 
+@pytest.mark.parametrize("name", ["coco", "voc", "npy", "masks", "yolo", "labelme"])
+def test_blanks_at_the_ends_of_class_names(folder, name):
+    """They make no other class; where names tell classes, or a file holds them in quotes, they are said."""
+    before = open_data(folder)
+    for path in [*folder.glob("**/*.json"), *folder.glob("*.yaml"), *folder.glob("*.txt")]:
+        if "train" not in str(path.relative_to(folder)):
+            text = path.read_text()
+            for quote in ("'", '"', "\n"):
+                text = text.replace(f"class 1{quote}", f"class 1 \u00a0{quote}")
+            path.write_text(text)
+    splits = open_data(folder)
+    assert splits.label_map == before.label_map and splits.label_map.names == ("class 1", "class 2")
+    assert splits.val.class_counts() == before.val.class_counts()
+    said = "1 class name is read without blanks at the ends, as 'class 1 \\xa0'" in splits.val.describe()
+    assert said == (name in ("coco", "yolo", "labelme"))
+
+
+def test_blanks_at_the_ends_of_folders_of_classes(tmp_path):
+    for split, ending in {"train": "", "val": " "}.items():
+        write_images(tmp_path / split / "images", ["1.png"])
+        for kind in ("a", "b"):
+            (tmp_path / split / "masks" / (kind + ending)).mkdir(parents=True)
+            Image.fromarray(np.eye(*SIZE, dtype=np.uint8)).save(tmp_path / split / "masks" / (kind + ending) / "1.png")
+    splits = open_data(tmp_path)
+    assert splits.val.class_counts() == splits.train.class_counts() == {"a": 1, "b": 1}
+    assert "2 class names are read without blanks at the ends, as 'a '" in splits.train.describe()
+
+
 BESIDE = {"labelme": "2 jsons", "yolo": "2 txt files", "masks": "2 mask files"}
 
 

@@ -216,7 +216,7 @@ JSONS = {
     "no file": ({"imagePath": "../.."}, r"1\.json: imagePath '\.\./\.\.' is not a file name"),
     "size": ({"imageHeight": 0}, r"1\.json: a size of 60x0; correct it"),
     "twice": ({"imagePath": "2.png"}, r"2\.json: 2\.png is annotated in .*1\.json too; take one of them out"),
-    "nothing": ({"shapes": []}, r"none of its 1 jsons has a shape with an area; nothing can be learnt"),
+    "nothing": ({"shapes": []}, r"none of its 1 json has a shape with an area; nothing can be learnt"),
 }
 
 

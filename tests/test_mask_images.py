@@ -346,6 +346,40 @@ def test_a_class_map_says_the_class_of_most_pixels(tmp_path, layout):
         whole(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["{0}/masks {0}/Classes", "masks/{0} Classes/{0}", "masks_{0} classes_{0}"])
+def test_class_maps_of_all_splits_name_the_classes(tmp_path, form):
+    """One split has class 1 alone, one no object, and the folders lie in each way there is."""
+    masks, maps = form.split()
+    for split, other in {"train": 1, "val": 2, "test": 1}.items():
+        picture(tmp_path / masks.replace("masks", "images").format(split) / "1.jpg")
+        save(tmp_path / masks.format(split) / "1.png", labels((1, 2, 2, 9, 9), (2, 9, 2, 12, 9)))
+        save(tmp_path / maps.format(split) / "1.png", labels((1, 2, 2, 9, 9), (other, 9, 2, 12, 9)))
+    splits = open_data(tmp_path)
+    assert splits.label_map.names == ("class_1", "class_2")
+    assert splits.train.class_counts() == {"class_1": 2} and splits.val.class_counts() == {"class_1": 1, "class_2": 1}
+    save(tmp_path / masks.format("train") / "1.png", labels())
+    assert open_data(tmp_path).label_map.names == ("class_1", "class_2")
+
+
+def test_objects_without_a_class_map_beside_others_are_refused(tmp_path):
+    for name in "123":
+        pair(tmp_path, labels(*[(1, 2, 2, 9, 9)][: name < "3"]), name=name)
+    save(tmp_path / "classes" / "1.png", labels((2, 2, 2, 9, 9)))
+    with pytest.raises(InputError, match=r"masks/2\.png: 1 image has objects, but no class map"):
+        whole(tmp_path)
+    save(tmp_path / "classes" / "2.png", labels((1, 2, 2, 9, 9)))
+    assert whole(tmp_path).class_counts() == {"class_1": 1, "class_2": 1}
+
+
+def test_files_tell_classes_under_split_components_too(tmp_path):
+    for kind in "ab":
+        pair(tmp_path, labels((1, 2, 2, 5, 5), (1, 8, 2, 11, 5)), folder=f"masks/{kind}")
+    assert whole(tmp_path, split_components=True).class_counts() == {"a": 2, "b": 2}
+    pair(tmp_path / "maps", labels((1, 2, 2, 5, 5), (1, 8, 2, 11, 5)))
+    save(tmp_path / "maps" / "classes" / "1.png", labels((1, 2, 2, 5, 5), (2, 8, 2, 11, 5)))
+    assert whole(tmp_path / "maps", split_components=True).class_counts() == {"class_1": 1, "class_2": 1}
+
+
 def test_a_list_of_one_name_names_the_class_and_one_of_several_needs_classes(tmp_path):
     of_stem(tmp_path)
     (tmp_path / "classes.txt").write_text("cell\n")
@@ -366,6 +400,45 @@ def test_images_without_a_mask_file_are_left_out_and_said_and_empty_masks_are_ne
     assert data.first_skipped == {"images without a mask file": "2.png", "mask files without an image": "4.png"}
     with pytest.raises(InputError, match="--strict: 1 image without a mask file"):
         whole(tmp_path, strict=True)
+
+
+def test_an_image_beside_others_and_their_masks_is_left_out_and_said(tmp_path):
+    beside(tmp_path)
+    picture(tmp_path / "2.png")
+    (tmp_path / "1_classes.txt").write_text("no image")
+    assert whole(tmp_path).first_skipped == {"images without a mask file": "2.png"}
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/train"])
+def test_a_second_folder_of_masks_is_said(tmp_path, form):
+    pair(tmp_path, SAMPLE, folder="masks")
+    pair(tmp_path, labels(), folder="labels")
+    for name in ("images", "masks", "labels") if form != "{}" else ():
+        (tmp_path / name / "1").mkdir()
+        [file.rename(tmp_path / name / "1" / file.name) for file in (tmp_path / name).iterdir() if file.is_file()]
+        (tmp_path / name / "1").rename(tmp_path / form.format(name))
+    data = whole(tmp_path)
+    assert (masks_of(data) == expected(SAMPLE)).all()
+    assert f"not read: 1 file in {form.format('labels')}, beside {form.format('images')} and" in data.describe()
+
+
+def test_masks_in_folders_as_the_images_are(tmp_path):
+    for folder, value in {"a": 1, "a/b": 2, "c": 3}.items():
+        picture(tmp_path / "images" / folder / "1.jpg")
+        save(tmp_path / "masks" / folder / "1.png", labels((value, 2, 3, 9, 9)))
+        save(tmp_path / "classes" / folder / "1.png", labels((value, 2, 3, 9, 9)))
+    picture(tmp_path / "images" / "d" / "1.jpg")
+    data = whole(tmp_path)
+    assert data.class_counts() == {"class_1": 1, "class_2": 1, "class_3": 1}
+    assert data.first_skipped == {"images without a mask file": "d/1.jpg"} and len({*map(data.given_id, range(3))}) == 3
+
+
+@pytest.mark.parametrize("ending", ["-labelled", "-labels", "_Mask", "-mask", "_labeled"])
+@pytest.mark.parametrize("folder", [".", "masks"])
+def test_endings_of_masks(tmp_path, folder, ending):
+    picture(tmp_path / ("." if folder == "." else "images") / "slide [x=0,y=0,w=30,h=20].tif")
+    save(tmp_path / folder / f"slide [x=0,y=0,w=30,h=20]{ending}.png", SAMPLE)
+    assert (masks_of(whole(tmp_path)) == expected(SAMPLE)).all()
 
 
 def test_empty_files_of_single_objects_are_skipped_and_counted(tmp_path):
@@ -487,6 +560,17 @@ def test_what_is_no_mask_image_is_left_to_others(tmp_path):
     assert not mask_images.recognises(tmp_path)
     with pytest.raises(InputError, match="no mask images found; looked for images/ with masks/"):
         open_data(tmp_path, dataset="masks")
+
+
+def test_masks_beside_what_another_format_reads_are_said(tmp_path):
+    for name in "12":
+        pair(tmp_path, SAMPLE, name=name)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    note = "not read: what --dataset masks would read of the same folder"
+    assert [note in part.describe() for part in open_data(tmp_path)[:2]] == [True, True]
+    assert "not read" not in open_data(tmp_path, dataset="yolo").train.describe()
+    assert open_data(tmp_path, dataset="masks").train.class_counts() == {"object": 3}
 
 
 def test_a_coco_json_counts_before_masks_beside_its_images(tmp_path):

@@ -41,12 +41,32 @@ def test_an_export_for_each_split(tmp_path):
 def test_of_several_folders_the_split_itself_is_taken(tmp_path):
     for folder, count in (("train", 3), ("valid", 2), ("valid-mini", 1)):
         write(tmp_path / folder, "_annotations.coco.json", count)
-    assert [len(part) for part in open_data(tmp_path)[:2]] == [3, 2]
+    splits = open_data(tmp_path)
+    assert [len(part) for part in splits[:2]] == [3, 2]
+    assert splits.train.describe().endswith("not read: 1 json beside it, valid-mini/_annotations.coco.json")
     (tmp_path / "valid").rename(tmp_path / "valid-large")
     with pytest.raises(InputError) as error:
         open_data(tmp_path)
     listed = "valid-large/_annotations.coco.json, valid-mini/_annotations.coco.json"
     assert f"{tmp_path}: cannot choose between {listed}; give one as --data-path" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["train", "val", "test"], None),
+        (["train", "val", "more"], "1 json beside it, more.json"),
+        (["train", "test"], "1 json beside it, test.json"),
+        (["train2014", "train2017", "val2017"], "1 json beside it, train2014.json"),
+    ],
+)
+def test_jsons_beside_those_that_are_read_are_said(tmp_path, names, said):
+    for name in names:
+        write(tmp_path, f"{name}.json", 2)
+    notes = [part.annotations.notes for part in open_data(tmp_path).by_role().values()]
+    assert notes[0] == ((f"not read: {said}",) if said else ())
+    assert said is None or notes[1] == (notes[0] if len(names) == 2 else ())  # which both are of one json
+    assert said != "1 json beside it, train2014.json" or not open_data(tmp_path, year="2017").train.annotations.notes
 
 
 @pytest.mark.parametrize("by_id", [("annotations",), ("images", "annotations", "categories")])
@@ -104,6 +124,8 @@ def test_a_key_that_is_not_the_id_is_named(tmp_path):
         ({"x.json": json.dumps([{"id": 1, "data": {}, "annotations": []}])}, "x.json is Label Studio's own json"),
         ({"annotations.xml": "<?xml version='1.0'?><annotations>"}, "annotations.xml is CVAT's XML: export it there"),
         ({"1.xml": "<annotation><object/>"}, "1.xml is VOC's XML, which has boxes alone: masks are needed"),
+        ({"1.xml": "<annotation><object><polygon/>"}, "1.xml is LabelMe's older XML, as CVAT writes it: export"),
+        ({"1.json": json.dumps({"item": {}, "annotations": []})}, "1.json is Darwin's json of one image (V7): export"),
         ({"export.zip": "PK"}, "export.zip is an archive: unpack it, and give the folder"),
         ({"gt/1.png": None, "pictures/1.png": None}, "gt/ holds images, perhaps masks: call it masks/"),
         (

@@ -10,11 +10,12 @@ import torch
 import train
 import validation
 from network_files import MaskRCNNConfig
-from tests.coco_folders import coco, many, write
+from tests.coco_folders import coco, many, write, write_image
 from tests.small_runs import call, flags
 from tests.tiny_model import NAMES, write_checkpoint
-from train_utils.checkpoints.held_out import open_scored
+from train_utils.checkpoints.held_out import open_scored, was_divided
 from train_utils.data.labels import LabelMap
+from train_utils.data.opening import find_places
 from train_utils.data.options import DataOptions
 from train_utils.prediction.runtimes.exported_model import describe
 
@@ -101,6 +102,18 @@ def test_dropped_images_do_not_hide_the_training_data(tmp_path, trained, scored)
     kept = json.loads(json.dumps(describe(config, label_map, content, 1)["content"]))
     assert len(open_scored(DataOptions(tmp_path / "moved"), kept, asked=False).data_set) == 2
     assert kept["progress"]["step"] == content["step"] and "curve" not in kept["progress"]
+
+
+def test_divided_data_is_known_again_by_where_it_lies(tmp_path):
+    for folder in ("images", "masks"):
+        write_image(tmp_path / "masks" / folder / "1.png")
+    for i, name in enumerate(("train", "test")):
+        ten(tmp_path / "coco", 10 * i + 1, f"{name}.json", "images")
+    paths = {tmp_path / "masks": tmp_path / "masks", tmp_path / "coco": tmp_path / "coco" / "train.json"}
+    for trained_on, scored_now in paths.items():
+        places = find_places(DataOptions(scored_now), "val")[2]
+        assert was_divided({"data_path": str(trained_on)}, places)
+        assert not was_divided({"data_path": str(tmp_path / "nowhere")}, places)
 
 
 def test_a_split_of_its_own_is_scored_as_before(tmp_path, scored):

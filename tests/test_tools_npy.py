@@ -201,8 +201,8 @@ def test_mistakes_are_named(command, tmp_path, monkeypatch):
     for tool, words, told in (
         (coco_to_npy, [path, tmp_path / "data"], "data: exists already"),
         (coco_to_npy, [path, out, "--classes", "dog"], "--classes dog: the data has thing"),
-        (coco_to_npy, [empty, out, "--balanced"], "none of its 1 images shows a class to choose by"),
-        (coco_to_npy, [empty, out, "--classes", "thing"], "none of its 1 images shows a class to choose by"),
+        (coco_to_npy, [empty, out, "--balanced"], "none of its 1 image shows a class to choose by"),
+        (coco_to_npy, [empty, out, "--classes", "thing"], "none of its 1 image shows a class to choose by"),
         (coco_to_npy, [tmp_path / "none", out], "no such file"),
         (npy_to_coco, [tmp_path / "none", out], "no such folder"),
         (npy_to_coco, [tmp_path / "data", out], "images_train/ with annotations_train/"),

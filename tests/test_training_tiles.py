@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import maskrcnn
 import train
@@ -16,6 +17,7 @@ from maskrcnn import load
 from network_files.operators.cropped_masks import CroppedMasks
 from tests.coco_folders import annotation, coco, write
 from tests.small_runs import call, differences, flags
+from tests.tiny_model import tiny_model
 from tools.doctor.report import writing
 from tools.doctor.report.found import Report
 from tools.doctor.report.options import Options
@@ -26,14 +28,16 @@ from train_utils.data.dataset import ImageDataset
 from train_utils.data.formats.shapes import make_shapes
 from train_utils.data.images import windows
 from train_utils.data.labels import LabelMap
-from train_utils.data.loaders import TrainLoader
+from train_utils.data.loaders import EvalLoader, TrainLoader
 from train_utils.data.masks import some_crops
 from train_utils.data.opening import open_data
 from train_utils.data.options import LoaderOptions
 from train_utils.data.tiles.cutting import Tiles, cut_target
 from train_utils.data.tiles.tiling import Tiling
+from train_utils.evaluation.tiled_model import TiledModel
 from train_utils.prediction.looking import tiling_of
 from train_utils.processes.distributed import World
+from train_utils.run.evaluation import evaluate
 
 
 def squares(*corners_and_sides: tuple[int, int, int]) -> list[dict]:
@@ -150,6 +154,20 @@ def test_an_epoch_has_each_tile_with_objects_and_others_in_proportion_alike_for_
         )
     moved = [{entry[0][0]: entry[2]["boxes"].tolist() for entry in epoch} for epoch in one]
     assert any(moved[0][i] != moved[1][i] for i in moved[0].keys() & moved[1].keys())
+
+
+def test_an_image_whose_tiles_are_all_empty_has_no_part_in_the_mean_loss(tmp_path):
+    images = [{"id": i, "file_name": f"{i}.png", "height": 40, "width": 80} for i in (1, 2)]
+    write(tmp_path, coco(images, squares((10, 10, 20))))
+    noise = np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "images" / "1.png")  # 2 is grey all over
+    both = open_data(tmp_path, "val", val_fraction=1.0).val
+    model, world = TiledModel(tiny_model(), Tiling(48, scale=1.0), losses=True), World(0, 1, 0, torch.device("cpu"))
+    losses = []
+    for data in (both, both.subset([0])):
+        loader = EvalLoader(data, world, LoaderOptions(), model.config)
+        losses.append(evaluate(model, loader, data, world).losses)
+    assert losses[0] == losses[1] and losses[0]["loss_mask"] > 0
 
 
 def test_a_run_on_tiles_resumes_bit_for_bit_and_its_checkpoint_remembers_them(tmp_path, monkeypatch, capsys):

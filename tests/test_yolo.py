@@ -63,6 +63,10 @@ LAYOUTS = {
     "txt": "train: train.txt\nval: [val.txt]\n",
     "windows": "train: C:\\Users\\me\\d\\images\\train\nval: /home/me/d/images/val\n",
     "test": "train: images/train\ntest: images/val\n",
+    "other words": "Train: images/train\nvalid: images/val\n",
+    "none": "",
+    "older CVAT's txt": "train: cvat.txt\nval: images/val\n",
+    "a txt of another machine": "train: images/train\nval: colab.txt\n",
 }
 
 
@@ -71,12 +75,16 @@ def test_where_splits_are(tmp_path, layout):
     make(tmp_path, LAYOUTS[layout] + NAMES)
     (tmp_path / "train.txt").write_text("./images/train/1.png\n\n")
     (tmp_path / "val.txt").write_text("images/val/2.png")
+    (tmp_path / "cvat.txt").write_text("data/images/train/1.png\r\n")
+    (tmp_path / "colab.txt").write_text("/content/data/images/val/2.png\n")
     assert find_data(DataOptions(tmp_path))[1] == find_data(DataOptions(tmp_path / "data.yaml"))[1] == "yolo"
     (tmp_path / "labels" / "train" / "1.txt").rename(tmp_path / "labels" / "train" / "1.TXT")
     for path in (tmp_path, tmp_path / "data.yaml"):
         splits = open_data(path)
         assert splits.train.object_counts().tolist() == [1]
         assert ("of another machine is" in splits.val.describe()) == (layout == "windows")
+        told = "1 file name differs" in splits.train.describe() + splits.val.describe()
+        assert told == (layout in ("older CVAT's txt", "a txt of another machine"))
         assert numbers(splits) == [1, 2] and splits.label_map.names == ("cell", "dirt")
 
 
@@ -223,8 +231,10 @@ def test_the_doctor_names_each(tmp_path, capsys):
 
 YAMLS = {
     "train: images/nowhere\n" + NAMES: r"data\.yaml: train: images/nowhere is not there; looked for .*images/nowhere",
+    "train: images/train\nval: valid\n" + NAMES: r"val: valid is not there; .*; without val in the yaml a share of the",
+    "train: images/train\nval: empty\n" + NAMES: r"empty: no image found; put them there, or take it out of the yaml",
     "train: ../../../etc\n" + NAMES: r"data\.yaml: train: \.\./\.\./\.\./etc is not there",
-    NAMES: r"data\.yaml: names neither train nor val",
+    "test: []\nkpt: 1\n": r"data\.yaml: has no names of the classes",
     "train: images/train\n": r"data\.yaml: has no names of the classes",
     "train: images/train\nnc: 3\n" + NAMES: r"data\.yaml: nc is 3, but names has 2 classes",
     "train: images/train\nnc: x\n": r"nc 'x' is no number of classes",
@@ -245,8 +255,25 @@ YAMLS = {
 def test_mistakes_of_a_yaml_name_it(tmp_path, text):
     make(tmp_path / "data", text)
     (tmp_path / "data" / "list.txt").write_text("../x.png\n")
+    (tmp_path / "data" / "empty").mkdir()
     with pytest.raises(InputError, match=YAMLS[text]):
         open_data(tmp_path / "data", dataset="yolo")
+
+
+def test_a_class_of_boxes_alone_is_a_class_without_names(tmp_path):
+    make(tmp_path, text=TRIANGLE + "\n2 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").unlink()
+    splits = open_data(tmp_path)
+    assert splits.label_map.names == ("class_0", "class_1", "class_2")
+    truth = splits.train.ground_truth(unmasked=True)
+    assert {a["category_id"] for a in truth["annotations"]} <= {c["id"] for c in truth["categories"]}
+
+
+def test_a_yaml_that_names_classes_alone_needs_folders(tmp_path):
+    picture(tmp_path / "pictures" / "1.png")
+    (tmp_path / "data.yaml").write_text(NAMES)
+    with pytest.raises(InputError, match=r"data\.yaml: names neither train nor val; write where the images are"):
+        open_data(tmp_path)
 
 
 def test_what_a_yaml_may_hold(tmp_path):

@@ -141,7 +141,7 @@ def write_split(out: Path, name: str, data_set: ImageDataset, labels: dict[int, 
     chosen = choose(classes_of, options.classes is None, options.limit, options.balanced, options.seed)
     if not chosen:
         raise InputError(
-            f"{data_set.source}: none of its {len(data_set)} images shows a class to choose by; give "
+            f"{data_set.source}: none of its {counted(len(data_set), 'image')} shows a class to choose by; give "
             "other --classes, leave --balanced out, or convert the other split's json alone"
         )
     folders = [out / f"{kind}_{name}".rstrip("_") for kind in ("images", "annotations")]

@@ -48,7 +48,7 @@ def write(
             "files that are named by hand"
         )
     places = coco.find_splits(opened.path, options, None)
-    jsons = {split: path for split, (path, _) in places.items()}
+    jsons = {split: place.json for split, place in places.items()}
     changes: list[Change] = []
     remarks: list[str] = []
     spared: list[str] = []  # splits that stay as they are
@@ -60,7 +60,7 @@ def write(
             remarks.append(f"{path}: each image has a file_name in the copy, which is the end of its coco_url")
         raw = {**raw, "images": images}
         remarks += [f"{path}: {note}; the copy has a list" for note in notes]
-        folders[split], bounds = image_folder(places[split][1], path, options.image_dir, listed_names(raw["images"]))
+        folders[split], bounds = image_folder(places[split].root, path, options.image_dir, listed_names(raw["images"]))
         own: list[Change] = []
         with no_collection():  # of what a large json is made of
             uncrowd = options.crowd_as_objects or all_crowds(raw["annotations"])

@@ -57,7 +57,7 @@ def open_scored(
             of_training = {name: trained[name] for name in SHARE if trained.get(name) is not None}
             options = replace(options, **of_training)
         train, val = split_positions(data_set, options.val_fraction, options.seed)
-        if asked or _was_divided(trained, places) or _are_its_images(content, trained, data_set.subset(train)):
+        if asked or was_divided(trained, places) or _are_its_images(content, trained, data_set.subset(train)):
             data_set = data_set.subset(val)
             if not len(data_set):
                 raise InputError(f"{path}: no image is left for validation; check --val-fraction")
@@ -96,7 +96,7 @@ def options_of(args: Mapping[str, Any]) -> DataOptions:
     return DataOptions(**{name: args[name] for name in OF_TRAINING if args.get(name) is not None})
 
 
-def _was_divided(trained: Mapping[str, Any], places: Mapping[str, Any]) -> bool:
+def was_divided(trained: Mapping[str, Any], places: Mapping[str, Any]) -> bool:
     """Returns whether training divided the data of one of these places; False where that is gone."""
     try:
         theirs = find_places(options_of(trained))[2] if trained else {}
@@ -106,7 +106,11 @@ def _was_divided(trained: Mapping[str, Any], places: Mapping[str, Any]) -> bool:
 
 
 def _resolved(place: Any) -> Any:
-    return tuple(map(_resolved, place)) if isinstance(place, tuple) else Path(place).resolve()
+    """Returns a place with whole paths, and without what is only said about it."""
+    if isinstance(place, tuple):
+        place = place._replace(note="") if hasattr(place, "note") else place
+        return tuple(map(_resolved, place))
+    return Path(place).resolve() if isinstance(place, str | Path) else place
 
 
 def _are_its_images(content: Mapping[str, Any], trained: Mapping[str, Any], data_set: ImageDataset) -> bool:

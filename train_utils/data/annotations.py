@@ -20,6 +20,7 @@ from train_utils.data.images.reading import USUAL, Reading
 from train_utils.data.images.windows import open_image
 from train_utils.data.labels import LabelMap
 from train_utils.data.masks import MaskSource, PolygonsAndRle, Ragged
+from train_utils.io.plain_text import counted
 
 # The arrays of a table whose masks are polygons and RLEs, as a cache keeps them.
 DTYPES = {
@@ -193,7 +194,8 @@ def check_labels(table: Annotations, label_map: LabelMap) -> None:
         if not label_map.has_category(category):
             k = int((table.category_ids == category).argmax())
             row = int(np.searchsorted(table.first, k, side="right")) - 1
+            known = counted(len(label_map), "category")
             raise InputError(
                 f"{table.source}: category {category} ({table.categories[category]}) of image id {table.given_id(row)} "
-                f"is not one of the {len(label_map)} categories of the label map; use data with the same categories"
+                f"is not one of the {known} of the label map; use data with the same categories"
             )

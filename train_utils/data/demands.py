@@ -17,7 +17,7 @@ def report_missing(data_set: ImageDataset, problems: StopAtFirst = STOP) -> None
     first = rows[0]
     folder, name = os.path.split(data_set.file_name(first))
     summary = (
-        f"{data_set.source}: {len(rows)} of its {len(data_set)} image files are missing, the first "
+        f"{data_set.source}: {len(rows)} of its {counted(len(data_set), 'image file', 'are')} missing, the first "
         f"is {data_set.file_name(first)} (image id {data_set.given_id(first)}){nearest(name, [folder])}; "
         "put them there, or take them out of the list"
     )

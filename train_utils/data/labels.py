@@ -9,7 +9,7 @@ from typing import Any
 
 from backbone.errors import InputError
 from train_utils.io.json_stream import RepeatedKey, no_collection, object_of
-from train_utils.io.plain_text import visible
+from train_utils.io.plain_text import brief, counted, visible
 
 COCO_NAMES_FILE = Path(__file__).with_name("coco91_indices.json")
 
@@ -31,7 +31,7 @@ class LabelMap:
     ) -> None:
         self._labels = tuple(int(label) for label in labels)
         self.category_ids = tuple(int(i) for i in category_ids)
-        self.names = tuple(visible(str(name)) for name in names)
+        self.names = tuple(visible(trimmed(str(name))) for name in names)
         self.given = dict(given or {})
         if not len(self._labels) == len(self.category_ids) == len(self.names):
             raise InputError("label map: labels, category ids and names differ in number")
@@ -135,6 +135,18 @@ class LabelMap:
 
     def __repr__(self) -> str:
         return f"LabelMap({len(self)} categories, num_labels={self.num_labels})"
+
+
+def trimmed(name: str) -> str:
+    """Returns a class name without blanks at its ends, which nobody sees; one of blanks alone stays."""
+    return name.strip() or name
+
+
+def note_on_blanks(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns a note on the names, as the data has them, that `trimmed` changes; empty where there are none."""
+    changed = [name for name in dict.fromkeys(names) if trimmed(name) != name]
+    names_are = counted(len(changed), "class name", "are")
+    return (f"{names_are} read without blanks at the ends, as {brief(changed[0])}",) if changed else ()
 
 
 def match_names(categories: dict[int, str], known: dict[int, str], source: str, of_known: str) -> dict[int, int]:

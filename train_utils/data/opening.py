@@ -163,12 +163,29 @@ def read_parts(
             continue
         if table is not None:
             parts[role] = ImageDataset(crowds_as_objects(table) if options.crowd_as_objects else table)
+    if parts and (note := _note_on_formats(module, options)):
+        first = next(iter(parts))
+        parts[first] = parts[first].noted(note)
     try:
         label_map = label_map or _common_labels(list(parts.values()))
         return {role: part.labelled(label_map) for role, part in parts.items()}
     except InputError as error:
         problems.mistake(error)
         return parts
+
+
+def _note_on_formats(module: ModuleType, options: DataOptions) -> str:
+    """Returns a note on what other formats would read of a folder whose format was found; empty where none would.
+
+    COCO's is not asked, as it recognises everything; beside COCO jsons no other counts.
+    """
+    path = user_path(options.data_path) if options.data_path and options.dataset == "auto" else None
+    if path is None or not path.is_dir():
+        return ""
+    others = [name for name, other in FORMATS.items() if other not in (module, FORMATS["coco"])]
+    others = [name for name in others if FORMATS[name].recognises(path)]
+    flags = " or ".join(f"--dataset {name}" for name in others)
+    return f"not read: what {flags} would read of the same folder" if others else ""
 
 
 def crowds_as_objects(table: Annotations) -> Annotations:

@@ -26,7 +26,7 @@ from train_utils.io.unfinished import clear_leftovers, rename, unfinished_file
 
 MAGIC = b"maskrcnn annotations"
 FIRST = 2 * ALIGNED  # bytes of the line with the checksum
-FORMAT = 5  # to be raised when arrays, or what is checked or skipped, change
+FORMAT = 6  # to be raised when arrays, or what is checked or skipped, change
 WORTHWHILE = 2**23  # bytes of json
 KEPT = 8
 SUFFIX = ".annotations"

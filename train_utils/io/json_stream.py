@@ -54,6 +54,18 @@ def plain_objects(text: str, scan: Scan = PLAIN) -> tuple[list[dict], int] | Non
     return (found, end) if {*map(type, found)} == {dict} and _has_all_keys(found, text, end) else None
 
 
+def objects_without(text: str, pattern: re.Pattern, key: str) -> tuple[list[dict], list[str]] | None:
+    """Parses the objects that a text lists, NAN in place of each value of a key that a pattern finds.
+
+    Returns them, and the text of the pattern's group each time. None where it finds nothing, or where it is not certain
+    that these are all of the text (`plain_objects`), and that no other NaN is there, which would count as one of them.
+    """
+    pieces = pattern.split(text)
+    rest, spelt = f'"{key}":NaN'.join(pieces[::2]), pieces[1::2]
+    found = plain_objects(rest) if spelt and rest.count("NaN") == len(spelt) else None
+    return None if found is None or found[1] < len(rest) else (found[0], spelt)
+
+
 def _has_all_keys(found: list[dict], text: str, end: int) -> bool:
     """Returns whether the objects, and those right in them, certainly have as many keys as text[:end]."""
     keys, colons = sum(map(len, found)), text.count(":", 0, end)

@@ -63,7 +63,8 @@ def counted(count: int, what: str, verb: str = "") -> str:
     """Returns "1 object", "1,000 objects", "2 classes"; with the verb "are" "1 object is", "2 objects are"."""
     if count == 1:
         return f"1 {what} {OF_ONE.get(verb, f'{verb}s')}" if verb else f"1 {what}"
-    return f"{count:,} {what}{'es' if what.endswith(('s', 'x')) else 's'}{f' {verb}' if verb else ''}"
+    plural = f"{what[:-1]}ies" if what.endswith("ry") else f"{what}{'es' if what.endswith(('s', 'x')) else 's'}"
+    return f"{count:,} {plural}{f' {verb}' if verb else ''}"
 
 
 def of_several(count: int, what: str) -> str:

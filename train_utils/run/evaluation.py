@@ -48,7 +48,8 @@ class Found(NamedTuple):
 
     image_ids: list[int]
     results: list[dict]  # COCO result dicts, of both box and mask
-    loss_sums: dict[str, float]  # over these images
+    loss_sums: dict[str, float]  # over those of these images that have losses
+    with_losses: int  # how many have: all but those whose tiles are all empty, at which the model does not look
     skipped: list[str]  # images that could not be read: they are left out of the numbers
     dropped: Counter[str]  # what reading left out of images
 
@@ -58,7 +59,7 @@ class EvalResult:
     """One evaluation: `stats` and `losses` are the same on every rank, of the rest only rank 0 has all."""
 
     stats: dict[str, IouTypeResult]  # "bbox", "segm"
-    losses: dict[str, float]  # mean over the images
+    losses: dict[str, float]  # mean over the images that the model looked at
     found: Found
     samples: list[tuple]  # (image, target, detection), on the CPU
     seconds: float
@@ -126,6 +127,7 @@ def evaluate_batch(
     # A CPU takes them one by one: its kernels round differently for another number of images. Tiles are batches.
     one_by_one = device.type == "cpu" or isinstance(model, TiledModel)
     at_once, loss_sums, seen, skipped = 1 if one_by_one else max(len(images), 1), {}, [], []
+    with_losses = 0
     for i in range(0, len(images), at_once):
         try:
             losses, here = model(images[i : i + at_once], targets[i : i + at_once], paste_masks=False)
@@ -136,6 +138,7 @@ def evaluate_batch(
             continue
         seen += zip(batch.images[i : i + at_once], batch.targets[i : i + at_once], here, strict=True)
         names = [name for name in LOSS_NAMES if name in losses]  # an exported file has none
+        with_losses += len(here) * bool(names)
         values = torch.stack([losses[name] for name in names]).tolist() if names else []  # the host waits once
         for name, value in zip(names, values, strict=True):
             loss_sums[name] = loss_sums.get(name, 0.0) + value * len(here)
@@ -143,7 +146,7 @@ def evaluate_batch(
     sizes = [tuple(image.shape[-2:]) for image, _, _ in seen]
     results = to_coco_results([found for _, _, found in seen], image_ids, sizes, label_map, model.config.geometry)
     dropped = batch.dropped + take_dropped()  # of what is read in parts
-    return Found(image_ids, results, loss_sums, batch.skipped + skipped, dropped), seen
+    return Found(image_ids, results, loss_sums, with_losses, batch.skipped + skipped, dropped), seen
 
 
 def detections_per_image(model: MaskRCNN | TiledModel) -> int | None:
@@ -153,7 +156,8 @@ def detections_per_image(model: MaskRCNN | TiledModel) -> int | None:
 
 def joined(parts: Iterable[Found]) -> Found:
     """Returns what was found in all the images of the parts."""
-    whole = Found([], [], {}, [], Counter())
+    parts = list(parts)
+    whole = Found([], [], {}, sum(part.with_losses for part in parts), [], Counter())
     for part in parts:
         whole.image_ids.extend(part.image_ids)
         whole.results.extend(part.results)
@@ -177,7 +181,7 @@ def summarize(
         raise InputError(f"none of the {len(data_set)} validation images could be read; the first: {found.skipped[0]}")
     truth = data_set.ground_truth(unmasked=True)
     stats = evaluate_results(truth, found.results, image_ids=image_ids, max_dets=max_dets)
-    losses = {name: value / len(image_ids) for name, value in found.loss_sums.items()}
+    losses = {name: value / found.with_losses for name, value in found.loss_sums.items()}
     limits = limits_met(truth, found.results, set(image_ids), max_dets, per_image)
     return stats, losses, limits + dropped_limits(found.dropped)
 

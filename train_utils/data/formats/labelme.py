@@ -43,7 +43,7 @@ from train_utils.data.formats.found import (
 from train_utils.data.formats.npy_folder import NO_ANNOTATION
 from train_utils.data.images import ImageError, read_image
 from train_utils.data.images.reading import USUAL, Reading
-from train_utils.data.labels import read_json
+from train_utils.data.labels import note_on_blanks, read_json, trimmed
 from train_utils.data.masks import RLE, rasterise, unpack_polygon
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import StopAtFirst
@@ -54,7 +54,7 @@ UNUSED = {
     "split_components": "which has a shape for each object",
     **dict.fromkeys(("image_dir", "year"), "whose jsons say where images are"),
 }
-CACHED = "labelme 2"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "labelme 3"  # to be raised when arrays, or what is checked or skipped, change
 POLYGONS = ("polygon", "oriented_rectangle", "rotation", "", None)  # version 3 has no type; rotation: X-AnyLabeling's
 NO_AREA = ("point", "points", "line", "linestrip")
 NOT_ONE, LINES = "json files that are not LabelMe's", "points and lines, which have no area"
@@ -135,7 +135,8 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     categories = dict(enumerate(values["labels"], 1))
     source = str(place.folder)
     if not categories:
-        problems.mistake(f"{source}: none of its {len(jsons)} jsons has a shape with an area; nothing can be learnt")
+        none = f"none of its {counted(len(jsons), 'json')} has a shape with an area"
+        problems.mistake(f"{source}: {none}; nothing can be learnt")
         return None
     images = LabelmeImages(place.root, source, dict(values["jsons"]), frozenset(values["embedded"]))
     table = table_of(source, content, categories, images)
@@ -206,14 +207,14 @@ def _read_files(
     jsons, pictures = files
     found = Found(place.folder, problems)
     images: dict[str, tuple[Entry, Path]] = {}
-    labels: set[str] = set()
+    given: set[str] = set()  # labels as they stand in the jsons
     for path in tqdm(jsons, desc=place.folder.name, unit="file", disable=None, leave=False):
         try:
             content = read_json(path)
             if not _is_labelme(content):
                 found.leave_out(NOT_ONE, [str(path.relative_to(place.root))])
                 continue
-            labels |= _labels_of(content)
+            given |= _labels_of(content)
             image = _entry_of(place.root, path, content, found)
             if image.name in images:
                 raise InputError(
@@ -223,17 +224,18 @@ def _read_files(
         except InputError as error:
             problems.mistake(error, image=path.stem)
     for path in others:
-        labels |= _labels_in(path)
-    numbers = {label: number for number, label in enumerate(sorted(labels), 1)}
+        given |= _labels_in(path)
+    labels = sorted(set(map(trimmed, given)) - set(IGNORED))
+    numbers = {label: number for number, label in enumerate(labels, 1)}
     for image, _ in images.values():
         found.add(image.name, image.size, [of._replace(category=numbers[label]) for label, of in image.objects])
     without = sorted(str(path.relative_to(place.root)) for path in pictures)
     found.leave_out(NO_ANNOTATION, [name for name in without if name not in images])
     values = found.values(
-        labels=sorted(labels),
+        labels=labels,
         jsons=[[name, str(path.relative_to(place.root))] for name, (_, path) in images.items()],
         embedded=[name for name, (image, _) in images.items() if image.embedded],
-        notes=_notes(images),
+        notes=[*note_on_blanks(sorted(given)), *_notes(images)],
     )
     return values, found.arrays()
 
@@ -257,9 +259,9 @@ def _labels_in(path: Path) -> set[str]:
 
 
 def _labels_of(content: dict) -> set[str]:
-    """Returns the labels of a json's shapes that have an area."""
+    """Returns the labels of a json's shapes that have an area, as they stand there."""
     shapes = [shape for shape in content["shapes"] if isinstance(shape, dict) and isinstance(shape.get("label"), str)]
-    return {shape["label"] for shape in shapes if shape.get("shape_type") not in NO_AREA} - set(IGNORED)
+    return {shape["label"] for shape in shapes if shape.get("shape_type") not in NO_AREA}
 
 
 def _entry_of(root: Path, path: Path, content: dict, found: Found) -> Entry:
@@ -291,7 +293,7 @@ def _label(shape: Any) -> tuple[str, int | str | None]:
         raise InputError(f"its label {brief(label)} is no name of a class; give it one")
     if group is not None and type(group) not in (int, str):
         raise InputError(f"its group_id {brief(group)} is no number")
-    return label, group
+    return trimmed(label), group
 
 
 def _part(shape: dict, size: tuple[int, int]) -> tuple[int, list[bytes]]:

@@ -82,8 +82,8 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
         label = next(i for i in table.category_ids[table.objects(row)].tolist() if i not in table.categories)
         problems.mistake(
             f"{annotation_dir / Path(table.file_name(row)).stem}.npy: label {label} is none of the "
-            f"{len(table.categories)} classes {npy_folder.few(list(table.categories.values()))}; complete the list of "
-            "names, or correct the label",
+            f"{counted(len(table.categories), 'class')} {npy_folder.few(list(table.categories.values()))}; complete "
+            "the list of names, or correct the label",
             image=table.given_id(row),
         )
     return None

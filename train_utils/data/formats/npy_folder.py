@@ -21,7 +21,7 @@ from train_utils.data.formats.npy_file import read_npy
 from train_utils.data.images.file_formats import image_suffixes
 from train_utils.data.labels import LabelMap
 from train_utils.io.files import user_path
-from train_utils.io.plain_text import brief, visible
+from train_utils.io.plain_text import brief, counted, visible
 
 SPLITS = {"train": ("_train", ""), "val": ("_val", "_valid", "_test")}
 IMAGES, ANNOTATIONS = ("images", "image"), ("annotations", "annotation")
@@ -99,8 +99,8 @@ def pair_files(
     pairs = [(images[stem], annotations[stem]) for stem in _sorted(images.keys() & annotations.keys())]
     if not pairs:
         raise InputError(
-            f"{annotation_dir}: none of its {len(annotations)} .npy files has the name of one of the "
-            f"{len(images)} images in {image_dir}; 7.npy belongs to 7.jpg"
+            f"{annotation_dir}: none of its {counted(len(annotations), '.npy file')} has the name of one of the "
+            f"{counted(len(images), 'image')} in {image_dir}; 7.npy belongs to 7.jpg"
         )
     left = {
         NO_ANNOTATION: [images[stem] for stem in _sorted(images.keys() - annotations.keys())],

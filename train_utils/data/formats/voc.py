@@ -1,6 +1,6 @@
 """Pascal VOC's segmentation data -> a table.
 
-    FOLDER/VOC2012/ImageSets/Segmentation/train.txt   names of the images, one per line
+    FOLDER/VOC2012/ImageSets/Segmentation/train.txt   names of the images, one per line; default.txt: all, to be split
     FOLDER/VOC2012/JPEGImages/NAME.jpg
     FOLDER/VOC2012/SegmentationObject/NAME.png        instance numbers; 0 is background, 255 void
     FOLDER/VOC2012/SegmentationClass/NAME.png         class numbers; may be missing
@@ -60,9 +60,9 @@ def recognises(path: Path) -> bool:
 
 
 def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str, tuple[Path, str]]:
-    """Returns {"train", "val": (folder of the year, name of the list)}."""
+    """Returns {"train" | "val" | "all": (folder of the year, name of the list)}."""
     folder = voc_files.find_voc_folder(path, options.year)
-    return {name: (folder, name) for name in ("train", "val")}
+    return {role: (folder, name) for role, name in voc_files.find_lists(folder).items()}
 
 
 def read(place: tuple[Path, str], options: DataOptions, problems: StopAtFirst) -> Annotations | None:

@@ -17,11 +17,11 @@ from PIL import Image
 
 from backbone.errors import InputError
 from train_utils.data.formats.coco.file_names import FileNames, nearest, settle_stems
-from train_utils.data.formats.coco.layout import files_in
+from train_utils.data.formats.coco.layout import files_in, role_of
 from train_utils.data.images import ARRAY_SUFFIX, formats
 from train_utils.data.images.file_formats import image_suffixes
-from train_utils.data.labels import read_json
-from train_utils.io.plain_text import brief, shown
+from train_utils.data.labels import read_json, trimmed
+from train_utils.io.plain_text import brief, counted, shown
 
 CLASS_FILE, LABEL_MAP = "pascal_voc_indices.json", "labelmap.txt"
 VOID = 255
@@ -130,7 +130,29 @@ def read_class_ids(folder: Path) -> dict[str, int]:
     valid = all(type(number) is int and 0 < number < VOID for number in class_ids.values())
     if not class_ids or not valid or len(set(class_ids.values())) < len(class_ids):
         raise InputError(f"{path}: class numbers must be different whole numbers from 1 to 254")
-    return class_ids
+    return {trimmed(name): number for name, number in class_ids.items()}
+
+
+def find_lists(folder: Path) -> dict[str, str]:
+    """Returns {"train" | "val": name of the list}; "all": the only list of a folder that has none of these, as CVAT's.
+
+    A list is known by the word in its name, as Train.txt; test stands for a val that there is not. InputError where
+    several could be meant.
+    """
+    names = sorted(path.stem for path in list_path(folder, "*").parent.glob("*.txt"))
+    roles: dict[str, list[str]] = {}
+    for name in names:
+        roles.setdefault(role_of(Path(name)), []).append(name)
+    whole, test = roles.pop("all", []), roles.pop("test", [])
+    roles.setdefault("val", test)
+    found = {role: [name for name in several if name == role] or several for role, several in roles.items() if several}
+    found = found or {"all": whole}
+    for role, several in found.items():
+        if len(several) != 1:
+            listed = ", ".join(f"{name}.txt" for name in several) or "no list of images"
+            role = "train" if role == "all" else role
+            raise InputError(f"{list_path(folder, '*').parent}: holds {listed}; call the one that is meant {role}.txt")
+    return {role: several[0] for role, several in found.items()}
 
 
 def list_path(folder: Path, list_name: str) -> Path:
@@ -187,13 +209,14 @@ def find_images(folder: Path, names: list[str]) -> tuple[list[str], list[bool], 
         listed = sorted(sorted(folder.iterdir(), reverse=True), key=_likeness)
         by_name = {file.stem: file.name for file in listed}  # of several the last
     except OSError as error:
-        raise InputError(f"{folder}: cannot list the images ({error.strerror})") from error
+        raise InputError(f"{folder}: cannot list the images ({error.strerror}); put them there") from error
     files = settle_stems(names, by_name)
     found = [by_name.get(files.renamed.get(name, name)) for name in names]
     missing = [name is None for name in found]
     if all(missing) and not files.ambiguous:
         like = nearest(names[0], [folder])
-        raise InputError(f"{folder}: holds none of the {len(names)} images of the list (as {names[0]}{like})")
+        listed = counted(len(names), "image")
+        raise InputError(f"{folder}: holds none of the {listed} of the list (as {names[0]}{like})")
     return [file or f"{name}.jpg" for file, name in zip(found, names, strict=True)], missing, files
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from backbone.errors import InputError
 from train_utils.data.formats.coco.other_data import other_json
 from train_utils.data.formats.coco.segmentation import Skip, box_of, finite, overlaps, read_segmentation
+from train_utils.data.labels import trimmed
 from train_utils.data.masks import NO_ID
 from train_utils.data.problems import Id, StopAtFirst
 from train_utils.io.plain_text import brief, counted, shown, visible
@@ -121,7 +122,7 @@ def _check_category(category: Any, known: Container[int]) -> tuple[int, str]:
         raise InputError(f"category {brief(category.get('name'))}: {error}") from error
     if number in known:
         raise InputError(f"category id {brief(category['id'])} is duplicated")
-    name = visible(str(category.get("name", number)))
+    name = visible(trimmed(str(category.get("name", number))))
     if not is_text(name):
         raise InputError(f"category id {number}: name {name[:80]!a} is not text")
     return number, name

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +113,9 @@ def settle(names: list[str], folder: str | Path, root: str | Path) -> FileNames:
     slashed = {name: name.replace("\\", "/") for name in absent if "\\" in name}
     renamed = {name: other for name, other in slashed.items() if is_file(folder, other, root)}
     taken = {os.path.normpath(name) for name in {*names, *renamed.values()} - set(absent)}
-    others = {name: parts for name in absent if name not in renamed and (parts := _parts(name))}
-    found = _look_for(others, folder, taken, may_be_cut=len(absent) == len(set(names)) and not renamed)
+    may_be_cut = len(absent) == len(set(names)) and not renamed
+    others = {name: parts for name in absent if name not in renamed and (parts := _parts(name, may_be_cut))}
+    found = _look_for(others, folder, taken, may_be_cut)
     clear, ambiguous = _one_to_one(found)
     return FileNames({**renamed, **clear}, ambiguous, frozenset(absent))
 
@@ -166,9 +167,13 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", text.casefold())
 
 
-def _parts(name: str) -> Parts:
-    """Returns the folded parts of a path of any system, without its drive; none where it goes upwards."""
+def _parts(name: str, may_be_cut: bool = False) -> Parts:
+    """Returns the folded parts of a path of any system, without its drive; none where it goes upwards.
+
+    may_be_cut: leave out .. at its beginning, as in paths from the place of a program, which Label Studio writes.
+    """
     parts = [part for part in re.split(r"[\\/]+", re.sub(r"^[A-Za-z]:", "", name)) if part not in ("", ".")]
+    parts = list(dropwhile(lambda part: part == "..", parts)) if may_be_cut else parts
     return () if ".." in parts else tuple(map(folded, parts))
 
 

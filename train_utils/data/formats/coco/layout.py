@@ -15,6 +15,7 @@ from pathlib import Path
 
 from backbone.errors import InputError
 from train_utils.data.images import image_size
+from train_utils.io.plain_text import counted, visible
 
 ROLE = re.compile(r"(?<![a-z])(train|training|val|valid|validation|minival|test)(?![a-z])")
 ROLES = {"training": "train", "valid": "val", "validation": "val", "minival": "val"}
@@ -51,6 +52,18 @@ def find_jsons(root: Path, year: str | int | None = None) -> dict[str, Path]:
         listed = ", ".join(str(path.relative_to(root)) for path in found)
         raise InputError(f"{root}: several jsons, none named train or val: {listed}; give one as --data-path")
     return {}
+
+
+def note_on_others(root: Path, chosen: dict[str, Path], year: str | int | None = None) -> str:
+    """Returns a note on the jsons beside those that `find_jsons` returns for a folder; empty where there are none.
+
+    A test json is meant to be left beside train's and val's.
+    """
+    others = [path for path in jsons_in(root) if path not in chosen.values() and str(year or "") in path.stem]
+    others = [path for path in others if "val" not in chosen or role_of(path, root) != "test"]
+    names = [str(path.relative_to(root)) for path in others]
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"not read: {counted(len(names), 'json')} beside it, {visible(listed)}" if names else ""
 
 
 def jsons_in(root: Path) -> list[Path]:

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train_utils.io.json_stream import NAN, Unusual, object_of, plain_objects
+from train_utils.io.json_stream import NAN, Unusual, object_of, objects_without
 
 SEGMENTATION = re.compile(r'"segmentation"[ \t\n\r]*:[ \t\n\r]*\[\[([^\]]*(?:\], ?\[[^\]]*)*)\]\]')
-IN_ITS_PLACE = '"segmentation":NaN'
 COMMA, LAST_OF_POLYGON, LAST_OF_ALL = b",\1\0"  # what ends a number, in place of "," "]" "]]"
 BRACKET, BETWEEN = ord("]"), len("],[")
 DOT, ZERO = b".0"
@@ -51,18 +50,14 @@ class Polygons(NamedTuple):
 def take_out(text: str) -> tuple[list[dict], Polygons] | None:
     """Returns the annotations that a text lists, and the polygons in whose place they have NAN: all that are plain.
 
-    None where that is not certain (`plain_objects`), or where most annotations have none.
+    None where that is not certain (`objects_without`), or where most annotations have none.
     """
     if "\1" in text or "\0" in text:
         return None
-    pieces = SEGMENTATION.split(text)
-    rest, spelt = IN_ITS_PLACE.join(pieces[::2]), pieces[1::2]
-    if not spelt or rest.count("NaN") > len(spelt):  # another NaN would count as one that was put there
+    found = objects_without(text, SEGMENTATION, "segmentation")
+    if found is None or 2 * len(found[1]) < len(found[0]):
         return None
-    found = plain_objects(rest)
-    if found is None or found[1] < len(rest) or 2 * len(spelt) < len(found[0]):
-        return None
-    annotations = found[0]
+    annotations, spelt = found
     owners = [i for i, entry in enumerate(annotations) if entry.get("segmentation") is NAN]
     if len(owners) < len(spelt):  # the others are somewhere within annotations
         return None

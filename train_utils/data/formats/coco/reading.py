@@ -20,7 +20,7 @@ from train_utils.data.formats.coco.file_names import FileNames, settle
 from train_utils.data.formats.coco.layout import image_path, listed_names, size_reader
 from train_utils.data.formats.coco.packer import Packer
 from train_utils.data.formats.coco.segmentation import NO_SEGMENTATION
-from train_utils.data.labels import read_json
+from train_utils.data.labels import note_on_blanks, read_json
 from train_utils.data.links import links_out
 from train_utils.data.masks import Ragged
 from train_utils.data.problems import STOP, StopAtFirst
@@ -106,7 +106,7 @@ def _from_index(path: str | Path, content: str) -> Annotations | None:
 
 
 def _table(path: str | Path, values: dict, arrays: dict[str, np.ndarray], notes: tuple[str, ...] = ()) -> Annotations:
-    return polygon_table(path, values, arrays, ImageFiles("", str(path)), notes=notes)
+    return polygon_table(path, values, arrays, ImageFiles("", str(path)), notes=(*values["notes"], *notes))
 
 
 def _read_in_batches(path: str | Path, file: BinaryIO, seen: Callable[[bytes], object]) -> tuple[dict, dict]:
@@ -139,16 +139,21 @@ def _read_in_batches(path: str | Path, file: BinaryIO, seen: Callable[[bytes], o
         raise Unusual("a category that is not listed")
     if packer.repeated_ids():
         raise Unusual("a duplicated id")
-    return _packed_values(categories, given, images, packer)
+    return _packed_values(listed, (categories, given), images, packer)
 
 
 def _packed_values(
-    categories: dict[int, str], given: dict[int, str | int], images: list[tuple], packer: Packer
+    listed: list, categories: tuple[dict[int, str], dict[int, str | int]], images: list[tuple], packer: Packer
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """Returns (plain values as json has them, DTYPES' arrays): what a table is made of, and the cache keeps."""
+    """Returns (plain values as json has them, DTYPES' arrays): what a table is made of, and the cache keeps.
+
+    listed: the json's categories; categories: what `check_categories` makes of them.
+    """
+    names = (str(category.get("name", "")) for category in listed if isinstance(category, dict))
     values = {
-        "categories": list(categories.items()),
-        "given": list(given.items()),
+        "categories": list(categories[0].items()),
+        "given": list(categories[1].items()),
+        "notes": note_on_blanks(names),
         "skipped": packer.skipped,
         "first_skipped": packer.first_skipped,
         "skipped_of": list(packer.skipped_of.items()),
@@ -196,7 +201,7 @@ def _read_item_by_item(
         )
     if problems.collects and not (images and categories):
         return None, folder, root, files
-    values = _packed_values(categories, given, images, packer)
+    values = _packed_values(listed_categories, (categories, given), images, packer)
     return _table(path, *values, notes=(*notes, *files.notes())), folder, root, files
 
 

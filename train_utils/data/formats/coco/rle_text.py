@@ -8,10 +8,9 @@ import re
 
 import numpy as np
 
-from train_utils.io.json_stream import NAN, plain_objects
+from train_utils.io.json_stream import NAN, objects_without
 
 COUNTS = re.compile(r'"counts"[ \t\n\r]*:[ \t\n\r]*\[([^\]]*)\]')
-IN_ITS_PLACE = '"counts":NaN'
 COMMA, LAST = b",\0"  # what ends a count, in place of "," "]"
 ZERO = ord("0")
 WORD = 8  # bytes: a count has fewer digits
@@ -24,20 +23,17 @@ STEPS = ((8, 10, 0x00FF00FF00FF00FF), (16, 100, 0x0000FFFF0000FFFF), (32, 10_000
 def with_counts(text: str) -> list[dict] | None:
     """Returns the annotations that a text lists, the counts of their uncompressed RLEs as int64 arrays.
 
-    None where it has no such RLE, or where that is not certain (`plain_objects`).
+    None where it has no such RLE, or where that is not certain (`objects_without`).
     """
     if '"counts"' not in text or "\0" in text:
         return None
-    pieces = COUNTS.split(text)
-    rest, spelt = IN_ITS_PLACE.join(pieces[::2]), pieces[1::2]
-    if not spelt or rest.count("NaN") > len(spelt):  # another NaN would count as one that was put there
-        return None
-    found, counts = plain_objects(rest), _read(spelt)
-    if found is None or found[1] < len(rest) or counts is None:
+    found = objects_without(text, COUNTS, "counts")
+    counts = None if found is None else _read(found[1])
+    if counts is None:
         return None
     segmentations = [entry.get("segmentation") for entry in found[0]]
     rles = [rle for rle in segmentations if type(rle) is dict and rle.get("counts") is NAN]
-    if len(rles) < len(spelt):  # the others are somewhere else
+    if len(rles) < len(counts):  # the others are somewhere else
         return None
     for rle, own in zip(rles, counts, strict=True):
         rle["counts"] = own

@@ -52,7 +52,7 @@ from train_utils.io.plain_text import counted, visible
 from train_utils.processes.cores import usable_cores
 
 UNUSED = dict.fromkeys(("image_dir", "year"), "which is found by the names of its folders")
-CACHED = "masks 4"  # to be raised when arrays, or what is checked or skipped, change
+CACHED = "masks 5"  # to be raised when arrays, or what is checked or skipped, change
 ONE_CLASS = "object"
 EMPTY, NO_CLASS = "objects whose mask is empty", "objects without a class in the class map"
 PAGED = (".tif", ".tiff")  # files of masks that may have several pages
@@ -96,11 +96,12 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
             f"{place.root / loose}: lies in no folder of a class, but the data has folders of classes "
             f"({npy_folder.few(list(place.classes))}); put it into one of them, or take the folders out"
         )
-    others = [path for other in place.others for path in _files_of(other)] if options.split_components else []
+    told_elsewhere = place.mapped or options.split_components
+    others = [path for other in place.others for path in _files_of(other)] if told_elsewhere else []
     names = npy_folder.read_class_names(place.root, options.label_json_path)
     source = str(place.masks)
     content = kept(
-        (CACHED, samples, left, names, place.classes, options.split_components),
+        (CACHED, samples, left, names, place.classes, place.mapped, options.split_components),
         [*files, *others],
         problems,
         lambda: _read_files(place, (samples, left), names, options.split_components, problems),
@@ -109,7 +110,7 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
     categories = names or _own_names(place, used, content[0]["several"])
     if unknown := used - categories.keys():
         problems.mistake(
-            f"{source}: class {min(unknown)} of its objects is none of the {len(categories)} classes "
+            f"{source}: class {min(unknown)} of its objects is none of the {counted(len(categories), 'class')} "
             f"{npy_folder.few(list(categories.values()))}; complete the list of names, or correct the masks"
         )
         return None
@@ -135,7 +136,8 @@ def _own_names(place: Place, used: set[int], several: bool) -> dict[int, str]:
     """Returns {class number: name} of data that has no list of names; several: a value of any split is a class."""
     if place.classes:
         return dict(enumerate(place.classes, 1))
-    return {1: ONE_CLASS} if used <= {1} and not several else {number: f"class_{number}" for number in sorted(used)}
+    one = used <= {1} and not several
+    return {1: ONE_CLASS} if one else {number: f"class_{number}" for number in sorted(used or {1})}
 
 
 class Scan(NamedTuple):
@@ -181,7 +183,7 @@ def _read_files(
     if why := _ambiguous([scan for _, scan in scans]) if split is None else "":
         sink.mistake(f"{place.masks}: {why}")
         scans = []
-    told_by_files = bool(place.classes) or any(sample.class_map for sample in samples)
+    told_by_files = bool(place.classes) or place.mapped
     told_apart = told_by_files or split
     if names and len(names) > 1 and not told_apart:
         sink.mistake(
@@ -189,26 +191,52 @@ def _read_files(
             "which object is of which; put the masks into a folder for each class, as masks/CLASS/7.png, or images of "
             "class numbers beside them, as classes/7.png"
         )
-    # Of regions the class is the value; where all images of all splits have but one, as 255, it says nothing.
-    kinds = frozenset().union(*(scan.kinds for _, scan in scans))
-    several = bool(split) and not told_by_files and (len(kinds) > 1 or _has_others(place, kinds))
-    one = split and not (names and len(names) > 1) and not several
+    if place.mapped and (lacking := [sample for sample, scan in scans if _lacks_map(sample, scan)]):
+        sink.mistake(
+            f"{place.root / lacking[0].masks[0].name}: {counted(len(lacking), 'image', 'have')} objects, but no class "
+            "map, as others have, this one first; put it into the folder of class maps, or take that out"
+        )
+    several = _several_classes(place, [scan for _, scan in scans], bool(split))
+    one = split and not told_by_files and not (names and len(names) > 1) and not several
     for sample, scan in scans:
         _add(found, sample, scan, bool(one))
     notes = [*_notes([scan for _, scan in scans], split), *_notes_on_pages([sample.image for sample, _ in scans])]
     return found.values(notes=notes, several=several), found.arrays()
 
 
+def _lacks_map(sample: Sample, scan: Scan) -> bool:
+    """Returns whether neither a class map nor a folder says the class of an image's objects."""
+    return not sample.class_map and any(classes and not mask.class_name for mask, _, classes in scan.objects)
+
+
+def _several_classes(place: Place, scans: list[Scan], split: bool) -> bool:
+    """Returns whether a value of any split is a class: one of a class map beside 1, or one of several of regions.
+
+    Of regions the class is the value; where all images of all splits have but one, as 255, it says nothing.
+    """
+    if place.mapped:
+        used = {category for scan in scans for _, _, classes in scan.objects for category in classes}
+        return not used <= {0, 1} or _has_others(place, frozenset({1}))
+    kinds = frozenset().union(*(scan.kinds for scan in scans))
+    return split and not place.classes and (len(kinds) > 1 or _has_others(place, kinds))
+
+
 def _files_of(place: Place) -> list[Path]:
-    """Returns the label images of another split; what is wrong with it is said where that is read."""
+    """Returns the files of another split whose values may be classes; what is wrong with them is said where it is read.
+
+    They are its class maps, where there are any, else its label images.
+    """
     try:
-        return [place.root / mask.name for sample in samples_of(place)[0] for mask in sample.masks]
+        samples = samples_of(place)[0]
     except InputError:
         return []
+    if place.mapped:
+        return [place.root / sample.class_map for sample in samples if sample.class_map]
+    return [place.root / mask.name for sample in samples for mask in sample.masks]
 
 
 def _has_others(place: Place, kinds: frozenset[int]) -> bool:
-    """Returns whether the other splits' label images have other values beside 0 than these."""
+    """Returns whether the other splits' files have other values beside 0 than these."""
     for path in (path for other in place.others for path in _files_of(other)):
         try:
             labels, _ = read_labels(path)
@@ -227,7 +255,7 @@ def _class_numbers(place: Place, names: dict[int, str] | None) -> dict[str, int]
     foreign = [name for name in place.classes if name not in numbers]
     if foreign:
         raise InputError(
-            f"{place.masks}: its folder {visible(foreign[0])} is none of the {len(names)} classes "
+            f"{place.masks}: its folder {visible(foreign[0])} is none of the {counted(len(names), 'class')} "
             f"{npy_folder.few(list(names.values()))}; rename it, or complete the list of names"
         )
     return numbers
@@ -254,8 +282,8 @@ def _ambiguous(scans: list[Scan]) -> str:
     if several and len(binary) >= NEARLY * len(several):
         most = max(scan.regions for scan in binary)
         return (
-            f"{len(binary)} of {len(scans)} images have masks of one value beside 0, in up to {most} separate regions: "
-            f"they say where objects are, not which; {SPLIT}, or {BY_VALUE}"
+            f"{len(binary)} of {counted(len(scans), 'image', 'have')} masks of one value beside 0, in up to {most} "
+            f"separate regions: they say where objects are, not which; {SPLIT}, or {BY_VALUE}"
         )
     values, regions = sum(scan.values for scan in scans), sum(scan.regions for scan in scans)
     if several and regions >= MANY_REGIONS * values:

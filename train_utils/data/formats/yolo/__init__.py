@@ -20,6 +20,7 @@ from tqdm import tqdm
 from backbone.errors import InputError
 from train_utils.data.annotations import Annotations, ImageFiles
 from train_utils.data.formats import npy_folder
+from train_utils.data.formats.coco.file_names import FileNames, settle
 from train_utils.data.formats.coco.layout import files_in, is_inside, role_of
 from train_utils.data.formats.coco.segmentation import Skip, box_of, overlaps, read_segmentation
 from train_utils.data.formats.found import (
@@ -37,6 +38,7 @@ from train_utils.data.formats.found import (
     table_of,
 )
 from train_utils.data.formats.yolo.data_yaml import Value, read_yaml
+from train_utils.data.labels import note_on_blanks, trimmed
 from train_utils.data.links import ADVICE
 from train_utils.data.options import DataOptions
 from train_utils.data.problems import NO_SEGMENTATION, StopAtFirst
@@ -50,7 +52,13 @@ UNUSED = {
 }
 CACHED = "yolo 2"  # to be raised when arrays, or what is checked or skipped, change
 YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
-ENTRIES = ("path", "train", "val", "test", "names", "nc", "kpt_shape")
+ROLES = {  # the entries that say where a split is, the first that is there counts
+    "train": ("train", "Train"),
+    "val": ("val", "valid", "validation", "Val", "Valid", "Validation", "test", "Test"),
+}
+ENTRIES = ("path", *ROLES["train"], *ROLES["val"], "names", "nc", "kpt_shape")
+LEAVE_OUT = {"train": "", "val": "; without val in the yaml a share of the training images is held out"}
+TXT = "*.[tT][xX][tT]"
 PAST = 0.05  # of the image's side: how far a corner may lie outside, where a mask is cut at the edge
 TWICE = "lines that are there twice"
 SAME = "train and val are the same images, so that validation scores what was trained on"
@@ -94,7 +102,7 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
             "segmentation)"
         )
     places = {}
-    for role, words in {"train": ("train",), "val": ("val", "test")}.items():
+    for role, words in ROLES.items():
         given = next((entries[word] for word in words if entries.get(word)), None)
         if given is not None:
             found = list(_resolved((root, yaml), entries, role, given))
@@ -106,6 +114,8 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
                 if _is_whole(text) and os.path.normpath(text) != os.path.abspath(path)
             ]
             places[role] = Place(root, str(yaml), tuple(path for _, path in found), "; ".join(moved))
+    if not places:  # as supervision writes it
+        places = {role: place._replace(yaml=str(yaml)) for role, place in _plain_places(root).items()}
     if not places:
         raise InputError(f"{yaml}: names neither train nor val; write where the images are, as train: images/train")
     if len(places) == 2 and places["train"].lists == places["val"].lists:
@@ -115,9 +125,9 @@ def find_splits(path: Path, options: DataOptions, split: str | None) -> dict[str
 
 def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotations | None:
     """Reads one split; None where nothing of it is sound (and `problems` collects)."""
-    names = _class_names(place)
+    names, notes = _class_names(place)
     source = str(place.lists[0]) if len(place.lists) == 1 else place.yaml
-    images, absent = _listed(place)
+    images, absent, found_by_name = _listed(place)
     labels = _in_capitals(place.root, {image: _label_file(image) for image in images})
     folders = sorted({(place.root / name).parent for name in [*images, *labels.values()]})
     if refuse_links(filter(os.path.isdir, folders), place.root, options, problems):
@@ -128,13 +138,14 @@ def read(place: Place, options: DataOptions, problems: StopAtFirst) -> Annotatio
         problems,
         lambda: _read_files(place, Found(source, problems), labels, names, absent),
     )
-    highest = int(content[1]["category_ids"].max(initial=0))
+    unmasked = (category for _, category, *_ in content[0]["unmasked"])
+    highest = max(int(content[1]["category_ids"].max(initial=0)), *unmasked, 0)
     categories = names or {number: f"class_{number}" for number in range(highest + 1)}
     table = table_of(source, content, categories, YoloImages(place.root, source), named=names is not None)
     if table is None:
         return None
     missing = np.array([name in absent for name in table.file_names()], dtype=bool)
-    return replace(table, missing=missing, notes=(*filter(None, [place.note]), *table.notes))
+    return replace(table, missing=missing, notes=(*filter(None, [place.note]), *found_by_name, *notes, *table.notes))
 
 
 class YoloImages(ImageFiles):
@@ -177,7 +188,7 @@ def _plain_places(root: Path) -> dict[str, Place]:
         pair = (root / "images" / folder.name, folder)
         pair = pair if folder.parent.name == "labels" else (folder / "images", folder / "labels")
         if role == "all":
-            unread[str(pair[1].relative_to(root))] = len(list(pair[1].glob("*.txt"))) * pair[0].is_dir()
+            unread[str(pair[1].relative_to(root))] = len(list(pair[1].glob(TXT))) * pair[0].is_dir()
         elif pair[0].is_dir() and _holds_texts(pair[1]):
             found.append((role, pair[1], Place(root, "", (pair[0],))))
     places = one_of_each(found, root)
@@ -188,14 +199,14 @@ def _plain_places(root: Path) -> dict[str, Place]:
 
 
 def _holds_texts(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob("*.txt"))
+    return folder.is_dir() and any(folder.glob(TXT))
 
 
-def _class_names(place: Place) -> dict[int, str] | None:
-    """Returns {class number from 0: name}; None where nothing names them."""
+def _class_names(place: Place) -> tuple[dict[int, str] | None, tuple[str, ...]]:
+    """Returns ({class number from 0: name}, None where nothing names them; notes on the names)."""
     if not place.yaml:
         names = npy_folder.read_class_names(place.root)
-        return names and {number - 1: name for number, name in names.items()}
+        return names and {number - 1: name for number, name in names.items()}, ()
     entries = read_yaml(Path(place.yaml), ENTRIES)
     given, count = entries.get("names"), entries.get("nc")
     if given is None and count is None:
@@ -203,7 +214,7 @@ def _class_names(place: Place) -> dict[int, str] | None:
     if count is not None and not (isinstance(count, str) and count.isdecimal() and 0 < int(count) < 10_000):
         raise InputError(f"{place.yaml}: nc {brief(count)} is no number of classes; correct it, or take it out")
     if given is None:
-        return {number: f"class_{number}" for number in range(int(count))}
+        return {number: f"class_{number}" for number in range(int(count))}, ()
     rows = list(given.items()) if isinstance(given, dict) else list(enumerate(given if isinstance(given, list) else ()))
     for number, name in rows:
         if not str(number).isdecimal() or not name:
@@ -212,7 +223,7 @@ def _class_names(place: Place) -> dict[int, str] | None:
         raise InputError(f"{place.yaml}: names is no list of names; write names: [first, second, ...]")
     if count is not None and int(count) != len(rows):
         raise InputError(f"{place.yaml}: nc is {count}, but names has {counted(len(rows), 'class')}; make them agree")
-    return {int(number): visible(name) for number, name in rows}
+    return {int(number): visible(trimmed(name)) for number, name in rows}, note_on_blanks(name for _, name in rows)
 
 
 def _is_whole(text: str) -> bool:
@@ -259,14 +270,16 @@ def _resolved(
             raise InputError(
                 f"{yaml}: {role}: {visible(text)} is not there; looked for "
                 f"{' and '.join(dict.fromkeys(os.path.normpath(path) for path in tries))} inside {root}"
+                f"{LEAVE_OUT[role]}"
             )
         yield text, Path(os.path.normpath(fitting[0]))
 
 
-def _listed(place: Place) -> tuple[list[str], set[str]]:
-    """Returns (the images of a split, below the root; those of them that a txt names and that are not there)."""
+def _listed(place: Place) -> tuple[list[str], set[str], tuple[str, ...]]:
+    """Returns (the images of a split, below the root; those of them that a txt names and that are not there; notes)."""
     found: dict[str, None] = {}
-    absent = set()
+    absent: set[str] = set()
+    notes: list[str] = []
     for path in place.lists:
         if path.is_dir():
             names = sorted(
@@ -274,24 +287,28 @@ def _listed(place: Place) -> tuple[list[str], set[str]]:
             )
             found |= dict.fromkeys(names)
             continue
-        for number, line in enumerate(read_text(path).splitlines(), 1):
-            text = line.strip().replace("\\", "/")
-            if not text:
-                continue
-            tries = [path.parent / text, place.root / text]
-            inside = [each for each in tries if is_inside(os.path.abspath(each), os.path.abspath(place.root))]
-            if not inside:
+        texts = {line.strip(): number for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()}
+        names = {text: _in_root(place.root, path.parent, text) for text in texts}
+        files = FileNames({}, {}, frozenset())
+        if not all(name and (place.root / name).is_file() for name in names.values()):
+            files = settle([name or text for text, name in names.items()], place.root, place.root)
+        for mistake in files.mistakes(path, "name"):
+            raise InputError(mistake)
+        notes += files.notes()
+        for text, name in names.items():
+            if (settled := files.renamed.get(name or text, name)) is None:
                 raise InputError(
-                    f"{path}: line {number}: {visible(text)} leads out of {place.root}; nothing outside the data is "
-                    "read: write paths that begin in the list's folder"
+                    f"{path}: line {texts[text]}: {visible(text)} leads out of {place.root}; nothing outside the data "
+                    "is read: write paths that begin in the list's folder"
                 )
-            there = next((each for each in inside if each.is_file()), None)
-            name = os.path.relpath(there or inside[0], place.root)
-            found[name] = None
-            if there is None:
+            found[settled] = None
+            if name in files.absent and name not in files.renamed:
                 absent.add(name)
     if not found:
-        raise InputError(f"{' and '.join(map(str, place.lists))}: no image found; put them there")
+        raise InputError(
+            f"{' and '.join(map(str, place.lists))}: no image found; put them there, or take it out of the yaml: "
+            "without val a share of the training images is held out"
+        )
     by_stem: dict[str, str] = {}
     for name in found:
         other = by_stem.setdefault(os.path.splitext(name)[0], name)
@@ -300,7 +317,19 @@ def _listed(place: Place) -> tuple[list[str], set[str]]:
                 f"{place.root}: {visible(other)} and {visible(name)} have one name but for the ending, and so one txt; "
                 "rename one of them"
             )
-    return list(found), absent
+    return list(found), absent, tuple(notes)
+
+
+def _in_root(root: Path, folder: Path, text: str) -> str | None:
+    """Returns an image of a list in `folder` as seen from the root, where it is there, else where it would be.
+
+    None for one outside of the root.
+    """
+    text = text.replace("\\", "/")
+    tries = [os.path.abspath(base / text) for base in (folder, root)]
+    inside = [each for each in tries if is_inside(each, os.path.abspath(root))]
+    there = next(filter(os.path.isfile, inside), next(iter(inside), None))
+    return there and os.path.relpath(there, os.path.abspath(root))
 
 
 def _by_number(name: str) -> tuple[str, int, int, str]:
@@ -330,7 +359,7 @@ def _without_image(place: Place, labels: dict[str, str]) -> list[str]:
     taken, folders = set(labels.values()), {os.path.dirname(name) for name in labels.values()}
     if not all(path.is_dir() for path in place.lists):
         return []
-    texts = [os.path.join(folder, path.name) for folder in folders for path in (place.root / folder).glob("*.txt")]
+    texts = [os.path.join(folder, path.name) for folder in folders for path in (place.root / folder).glob(TXT)]
     return sorted(name for name in texts if name not in taken and os.path.basename(name) != npy_folder.CLASS_FILE)
 
 
@@ -406,8 +435,8 @@ def _numbers(where: str, line: str, names: dict[int, str] | None) -> tuple[int, 
         raise InputError(f"{where}: class {words[0]} is no whole number from 0; correct it")
     if names is not None and int(category) not in names:
         raise InputError(
-            f"{where}: class {int(category)} is none of the {len(names)} classes, {min(names)} to {max(names)} "
-            f"({npy_folder.few(list(names.values()))}); complete the names, or correct the line"
+            f"{where}: class {int(category)} is none of the {counted(len(names), 'class')}, {min(names)} to "
+            f"{max(names)} ({npy_folder.few(list(names.values()))}); complete the names, or correct the line"
         )
     if len(corners) % 2 or len(corners) in (0, 2):
         raise InputError(
