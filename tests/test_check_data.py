@@ -406,7 +406,7 @@ def test_the_model_is_the_checkpoints_or_the_built_in_ones(run, tmp_path, monkey
     both(tmp_path / "data" / "shapes", data)
     monkeypatch.chdir(tmp_path)
     _, out, _, found = run("data/shapes")
-    assert "(--min-size 128 --max-size 128 --anchor-sizes 16 32 64 128 256 --aspect-ratios 0.5 1 2)" in out
+    assert "(--min-size 192 --max-size 192 --anchor-sizes 16 32 64 128 256 --aspect-ratios 0.5 1 2)" in out
     assert "train: 12 images (0 without objects), 12 objects of 2 classes (1 of them with objects)" in out
     checkpoint = write_checkpoint(tmp_path / "W.pth")
     _, out, _, found = run("data/shapes", "--weights-path", checkpoint, "--max-size", 77)

@@ -418,7 +418,7 @@ def test_kept_for_the_next_time(tmp_path, monkeypatch):
     np.save(data / "annotations" / "2.npy", rectangles((1, 2, 3, 12, 15)))
     os.utime(data / "annotations" / "2.npy", ns=(found.st_atime_ns, found.st_mtime_ns))  # of the same size and date
     assert len(whole(data)) == 4 and len(read) == 4
-    monkeypatch.setattr(found_objects, "os", SimpleNamespace(stat=without_change_times))
+    monkeypatch.setattr(found_objects, "os", SimpleNamespace(stat=without_change_times, scandir=os.scandir))
     whole(data)
     content = bytearray((data / "annotations" / "2.npy").read_bytes())
     content[-1] ^= 1

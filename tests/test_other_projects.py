@@ -79,7 +79,7 @@ def test_flags_of_training(words, name, value):
     for spelled in spellings(words):
         config, _ = with_length(resolve(parsed_for_training(spelled), ONE), 8, 2)
         assert config.to_args()[name] == value
-        late = "--lr-steps 7 12: without effect, the unit is epochs and the run has 4"
+        late = "--lr-steps 7 12: without effect, the unit is epochs and the run has 6"
         assert without_effect(config, ONE, False) == ([late] if words == "--lr-steps 7 12" else [])
 
 

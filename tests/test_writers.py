@@ -25,8 +25,9 @@ TARGETS = {  # which argument
     "torch.save": 1, "torch.export.save": 1,
 }  # fmt: skip
 ALLOWED = {  # file -> what it may do, and why
-    # checkpoints that are not kept, by their exact names; TensorBoard's folder within one that a failed run has made
-    "train_utils/checkpoints/run_folder.py": {"unlink", "rmtree"},
+    # checkpoints that are not kept, by their exact names, or that get a name of their own as the run left them behind;
+    # TensorBoard's folder within one that a failed run has made
+    "train_utils/checkpoints/run_folder.py": {"unlink", "os.replace", "rmtree"},
     "train_utils/run/epochs.py": {"unlink"},  # model_previous.pth
     "train_utils/io/array_cache.py": {"unlink"},  # indexes, by exact name and content
     "train_utils/prediction/large_drawings.py": {"unlink"},  # tiles of an earlier call, by the form of their names
