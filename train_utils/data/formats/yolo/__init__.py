@@ -306,8 +306,8 @@ def _listed(place: Place) -> tuple[list[str], set[str], tuple[str, ...]]:
                 absent.add(name)
     if not found:
         raise InputError(
-            f"{' and '.join(map(str, place.lists))}: no image found; put them there, or take it out of the yaml: "
-            "without val a share of the training images is held out"
+            f"{' and '.join(map(str, place.lists))}: no image found; put them there, or take it out of the yaml, "
+            "if it is val's: a share of the training images is then held out"
         )
     by_stem: dict[str, str] = {}
     for name in found:
